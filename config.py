@@ -1,0 +1,149 @@
+"""The settings: one frozen object, and the only reader of the environment.
+
+A value that is missing or wrong ends the command at its start, with one line that names the variable and
+never shows what it holds.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PLACEHOLDER_WORDS = re.compile("placeholder|replace|changeme|example|yoursecret|signingsecret", re.IGNORECASE)
+MIN_SECRET_BYTES = 16  # Svix draws 24 and accepts 24 to 64; its own published test vector has 18.
+
+
+class SettingsError(Exception):
+    """The environment cannot be used; the message is one line per variable and holds no value."""
+
+    retryable = False
+
+
+def decode_signing_secret(secret: str) -> bytes:
+    """Return the key inside a `whsec_` secret.
+
+    Raises ValueError when the secret is malformed, or is a placeholder that somebody forgot to replace.
+    """
+    prefix, _, encoded = secret.partition("_")
+    if prefix != "whsec" or not encoded:
+        raise ValueError("must begin with whsec_ (Clerk dashboard, Webhooks, the endpoint, Signing Secret)")
+    if PLACEHOLDER_WORDS.search(encoded):
+        raise ValueError("is a placeholder: put the endpoint's own signing secret there")
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        raise ValueError("is malformed: copy the whole signing secret, it is base64 after whsec_") from None
+    if len(key) < MIN_SECRET_BYTES:
+        raise ValueError("is cut short: copy the whole signing secret")
+    if len(set(key)) < MIN_SECRET_BYTES // 2:
+        raise ValueError("is a placeholder: put the endpoint's own signing secret there")
+    return key
+
+
+def _split_secrets(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(part for part in re.split(r"[\s,]+", value) if part)
+
+
+def _check_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    for secret in secrets:
+        decode_signing_secret(secret.get_secret_value())
+    return secrets
+
+
+def _check_url(*schemes: str) -> AfterValidator:
+    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+
+    def check(value: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(value.get_secret_value())
+            _ = parts.port
+        except ValueError:
+            raise ValueError("is no URL that can be read") from None
+        if parts.scheme not in schemes:
+            raise ValueError(f"must begin with {wanted}")
+        return value
+
+    return AfterValidator(check)
+
+
+PostgresUrl = Annotated[SecretStr, _check_url("postgres", "postgresql")]
+RedisUrl = Annotated[SecretStr, _check_url("redis", "rediss", "unix")]
+Secrets = Annotated[
+    tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets), AfterValidator(_check_secrets)
+]
+
+
+class Settings(BaseSettings):
+    """Everything the environment decides. Each field is the variable of the same name in upper case."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    clerk_webhook_signing_secret: Secrets = ()
+    database_url: PostgresUrl | None = None
+    database_url_unpooled: PostgresUrl | None = None
+    redis_url: RedisUrl | None = None
+    clerk_secret_key: SecretStr | None = None
+    clerk_api_url: str = "https://api.clerk.com"
+    clerk_instance_id: str | None = None
+
+    port: int = Field(8000, ge=0, le=65535)
+    web_workers: int = Field(2, ge=1, le=64)
+    max_body_bytes: int = Field(1024 * 1024, ge=1024)
+
+    db_pool_size: int = Field(5, ge=1, le=200)
+    db_max_overflow: int = Field(5, ge=0, le=200)
+    db_pool_timeout: float = Field(10, gt=0, le=300, description="s")
+
+    batch_size: int = Field(100, ge=1, le=500)
+    user_deletion: Literal["delete", "anonymize"] = "delete"
+    role_source: Literal["metadata", "none"] = "metadata"
+    role_metadata_key: str = Field("role", min_length=1)
+    organization_source: Literal["metadata", "none"] = "metadata"
+    organization_metadata_key: str = Field("organization", min_length=1)
+    event_retention_days: int = Field(30, ge=1)
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["console", "json"] = "console"
+    console_password: SecretStr | None = None
+
+    @property
+    def signing_keys(self) -> tuple[bytes, ...]:
+        """The keys of every configured signing secret, in their order."""
+        return tuple(decode_signing_secret(s.get_secret_value()) for s in self.clerk_webhook_signing_secret)
+
+
+def load(*required: str, **overrides: Any) -> Settings:
+    """Read the settings from the environment and, in development, from `.env`.
+
+    `required` names the fields that the command cannot do without; `overrides` replace what the environment
+    says. Raises SettingsError naming every variable that is missing or wrong.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError("; ".join(sorted(set(_problems(error))))) from None
+    missing = [name.upper() for name in required if not getattr(settings, name)]
+    if missing:
+        raise SettingsError("; ".join(f"{name} is not set" for name in missing))
+    return settings
+
+
+def _problems(error: ValidationError) -> Iterable[str]:
+    for problem in error.errors(include_input=False, include_context=False, include_url=False):
+        variable = str(problem["loc"][0]).upper()
+        message = problem["msg"].removeprefix("Value error, ")
+        separator = " " if message.startswith(("is ", "must ")) else ": "
+        yield f"{variable}{separator}{message}"
