@@ -1,0 +1,227 @@
+"""The way to PostgreSQL: a pool of connections, transactions that are retried, statements sent together."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar, cast
+
+import psycopg
+import structlog
+import tenacity
+from sqlalchemy import Connection, Engine, Executable, create_engine, event, text
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
+
+from config import Settings, SettingsError
+from db.errors import is_transient, loses_connection, sqlstate, translate
+
+RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, and its connections die with it.
+CONNECT_TIMEOUT_S = 5
+LOCK_TIMEOUT = "10s"
+STATEMENT_TIMEOUT = "30s"
+ATTEMPTS = 6
+MAX_PAUSE_S = 1.0
+
+T = TypeVar("T")
+log = structlog.get_logger("db")
+
+
+class PoolState(NamedTuple):
+    """The pool now, and what has happened to it since the process began."""
+
+    size: int
+    in_use: int
+    overflow: int
+    checkouts: int
+    timeouts: int
+    invalidated: int
+
+
+class Pipeline:
+    """Sends statements without waiting for the answers of those before: one round trip for all of them.
+
+    PostgreSQL still runs them one after the other, and each sees what was committed when it began.
+    https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
+    """
+
+    def __init__(self, driver: psycopg.Connection[Any]) -> None:
+        self._driver = driver
+
+    def send(self, statement: Executable, **parameters: object) -> psycopg.Cursor[Any]:
+        """Queue `statement`. Reading from the cursor waits for its answer and for all sent before."""
+        sql, defaults = _compile(statement)
+        return self._driver.cursor().execute(cast("Any", sql), {**defaults, **parameters})
+
+    def commit(self) -> None:
+        """Send COMMIT with what is still queued, and wait for it all."""
+        self._driver.commit()
+
+
+class Database:
+    """A pool of connections, and the one way to run a transaction on it."""
+
+    def __init__(self, settings: Settings, *, unpooled: bool = False, attempts: int = ATTEMPTS) -> None:
+        self.engine = _engine(settings, unpooled=unpooled)
+        self._attempts = attempts
+        self._counts: Counter[str] = Counter()
+        _watch_pool(self.engine, self._counts)
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` returns, having committed it in one transaction.
+
+        `work` is run again, on a fresh connection, when the error may heal within seconds; it must be
+        repeatable. Raises DatabaseUnavailable or ChangeRefused.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=MAX_PAUSE_S),
+            stop=tenacity.stop_after_attempt(self._attempts),
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        try:
+            return cast("T", retrying(self._attempt, work))
+        except PoolTimeout as error:
+            self._counts["timeouts"] += 1
+            log.warning("pool exhausted", **self.pool_state()._asdict())
+            raise translate(error) from None
+        except (psycopg.Error, SQLAlchemyError) as error:
+            raise translate(error) from None
+
+    def run_pipeline(self, work: Callable[[Pipeline], T]) -> T:
+        """Do as `run` does, with a `work` that sends its statements through a Pipeline."""
+
+        def piped(connection: Connection) -> T:
+            with _pipeline(connection) as pipeline:
+                result = work(pipeline)
+                pipeline.commit()
+                return result
+
+        return self.run(piped)
+
+    def ping(self) -> None:
+        """Raise DatabaseUnavailable unless the database answers. One attempt, no retry."""
+        try:
+            with self.engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        except (psycopg.Error, SQLAlchemyError) as error:
+            raise translate(error) from None
+
+    def pool_state(self) -> PoolState:
+        """Return the pool's numbers."""
+        pool = cast("QueuePool", self.engine.pool)
+        return PoolState(
+            size=pool.size(),
+            in_use=pool.checkedout(),
+            overflow=max(0, pool.overflow()),
+            checkouts=self._counts["checkouts"],
+            timeouts=self._counts["timeouts"],
+            invalidated=self._counts["invalidated"],
+        )
+
+    def dispose(self) -> None:
+        """Close every idle connection."""
+        self.engine.dispose()
+
+    def _attempt(self, work: Callable[[Connection], T]) -> T:
+        try:
+            with self.engine.begin() as connection:
+                return work(connection)
+        except (psycopg.Error, SQLAlchemyError) as error:
+            if loses_connection(error):
+                # What killed one connection has most likely killed its idle siblings.
+                self._counts["invalidated"] += 1
+                self.engine.dispose()
+            raise
+
+
+def postgres_url(settings: Settings, *, unpooled: bool = False) -> URL:
+    """Return the URL to connect to; the unpooled one falls back to the other.
+
+    Raises SettingsError when neither is set, or the URL cannot be read.
+    """
+    secret = (settings.database_url_unpooled if unpooled else None) or settings.database_url
+    if secret is None:
+        raise SettingsError("DATABASE_URL is not set")
+    try:
+        return make_url(secret.get_secret_value()).set(drivername="postgresql+psycopg")
+    except (ArgumentError, ValueError):
+        raise SettingsError("DATABASE_URL is no URL that can be read") from None
+
+
+def _engine(settings: Settings, *, unpooled: bool) -> Engine:
+    return create_engine(
+        postgres_url(settings, unpooled=unpooled),
+        pool_size=settings.db_pool_size,
+        max_overflow=settings.db_max_overflow,
+        pool_timeout=settings.db_pool_timeout,
+        pool_recycle=RECYCLE_S,
+        pool_use_lifo=True,  # a quiet pool lets its surplus connections grow old and be recycled
+        hide_parameters=True,
+        use_native_hstore=False,  # would cost a round trip for every new connection
+        connect_args={
+            "prepare_threshold": None,  # PgBouncer in transaction mode hands each transaction another server
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": "clerk-sync",
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
+        },
+    )
+
+
+def _watch_pool(engine: Engine, counts: "Counter[str]") -> None:
+    @event.listens_for(engine, "checkout")
+    def checked_out(*_: object) -> None:
+        counts["checkouts"] += 1
+
+    @event.listens_for(engine, "invalidate")
+    def invalidated(*_: object) -> None:
+        counts["invalidated"] += 1
+        log.info("connection invalidated")
+
+    @event.listens_for(engine, "connect")
+    def connected(*_: object) -> None:
+        pool = cast("QueuePool", engine.pool)
+        if pool.overflow() > 0:
+            log.info("pool overflows", size=pool.size(), overflow=pool.overflow())
+
+
+def _log_retry(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning(
+        "database retry",
+        attempt=state.attempt_number,
+        sqlstate=sqlstate(error) if error else None,
+        pause_ms=round(state.upcoming_sleep * 1000),
+    )
+
+
+@contextmanager
+def _pipeline(connection: Connection) -> Iterator[Pipeline]:
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    with driver.pipeline():
+        pipeline = Pipeline(driver)
+        for name, value in (("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", STATEMENT_TIMEOUT)):
+            # As connection options PgBouncer refuses them, as session settings it loses them.
+            pipeline.send(_SET_LOCAL, name=name, value=value)
+        yield pipeline
+
+
+_SET_LOCAL = text("SELECT set_config(:name, :value, true)")
+
+
+@lru_cache(maxsize=256)
+def _compile(statement: Executable) -> tuple[str, dict[str, Any]]:
+    compiled = cast("Any", statement).compile(dialect=cast("Any", PGDialect_psycopg)())
+    return str(compiled), dict(compiled.params)
+
+
+def columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:
+    """Turn rows into the lists that `unnest` takes, one per column; `width` columns also without any row."""
+    return [[row[i] for row in rows] for i in range(width)]

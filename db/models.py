@@ -1,0 +1,94 @@
+"""The tables. `users` is what applications read; the other two are this sync's own."""
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Index,
+    String,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from db.address import EMAIL_PATTERN
+
+TIMESTAMPTZ = DateTime(timezone=True)
+
+
+class Base(DeclarativeBase):
+    """The declarative base; its metadata is what the migrations must arrive at."""
+
+
+class User(Base):
+    """One row per user that Clerk has: what applications read and join on by `clerk_id`."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        UniqueConstraint("clerk_id", name="idx_users_clerk_id"),
+        UniqueConstraint("email", name="idx_users_email"),
+        CheckConstraint(f"email ~ '{EMAIL_PATTERN}'", name="email_format"),
+        CheckConstraint("role IN ('admin', 'user')", name="role_known"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, server_default=text("gen_random_uuid()"))
+    clerk_id: Mapped[str] = mapped_column(String(255))
+    email: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(String(255))
+    organization: Mapped[str | None] = mapped_column(String(255))
+    role: Mapped[str] = mapped_column(String(50), server_default="user")
+    created_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    last_login_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+
+
+class UserSync(Base):
+    """The sync's memory of one Clerk id, kept for good: what is newest, and whether the user was deleted.
+
+    A version is two columns in ms. Once `deleted_at` is set, nothing personal is left in the row.
+    """
+
+    __tablename__ = "user_sync"
+    __table_args__ = (
+        # The greatest claim on an address is the last entry of its run in this index.
+        Index(
+            "idx_user_sync_claim",
+            "claimed_email",
+            "claim_updated_at",
+            "claim_observed_at",
+            text('clerk_id COLLATE "C"'),
+            postgresql_where=text("claimed_email IS NOT NULL"),
+        ),
+    )
+
+    clerk_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    profile_updated_at: Mapped[int | None] = mapped_column(BigInteger)
+    profile_observed_at: Mapped[int | None] = mapped_column(BigInteger)
+    claimed_email: Mapped[str | None] = mapped_column(String(255))
+    claim_updated_at: Mapped[int | None] = mapped_column(BigInteger)
+    claim_observed_at: Mapped[int | None] = mapped_column(BigInteger)
+    last_login_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    deleted_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+
+
+class WebhookEvent(Base):
+    """The ledger: one row per delivery applied, written in the transaction of its effect."""
+
+    __tablename__ = "webhook_events"
+    __table_args__ = (
+        Index("idx_webhook_events_applied_at", "applied_at"),
+        Index("idx_webhook_events_clerk_id", "clerk_id", "applied_at"),
+    )
+
+    svix_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    type: Mapped[str] = mapped_column(Text)
+    clerk_id: Mapped[str] = mapped_column(String(255))
+    event_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    received_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+    applied_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
+    outcome: Mapped[str] = mapped_column(Text)

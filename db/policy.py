@@ -1,0 +1,22 @@
+"""What the deployment decided about the columns of `users`."""
+
+from typing import NamedTuple
+
+from config import Settings
+
+
+class Policy(NamedTuple):
+    """Whether a deleted user's row stays without personal data, and which columns this sync writes."""
+
+    anonymize: bool = False
+    owns_role: bool = True
+    owns_organization: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Policy":
+        """Return the policy that USER_DELETION, ROLE_SOURCE and ORGANIZATION_SOURCE state."""
+        return cls(
+            anonymize=settings.user_deletion == "anonymize",
+            owns_role=settings.role_source != "none",
+            owns_organization=settings.organization_source != "none",
+        )

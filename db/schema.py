@@ -1,0 +1,64 @@
+"""The schema's revision: which one the database is at, and the way up and down."""
+
+from enum import StrEnum
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+import migrations
+from db.engine import Database
+
+
+class SchemaState(StrEnum):
+    """How the database's schema stands to this code."""
+
+    CURRENT = "current"
+    MISSING = "missing"  # no migration has run
+    OLD = "old"
+    NEWER = "newer"  # a revision that this code does not know
+
+
+def upgrade(database: Database, revision: str = "head") -> None:
+    """Run every migration up to `revision`. Of two at once the second waits and then does nothing."""
+    database.run(lambda connection: command.upgrade(_config(connection), revision))
+
+
+def downgrade(database: Database, revision: str) -> None:
+    """Take migrations back, down to `revision`; `base` is before the first."""
+    database.run(lambda connection: command.downgrade(_config(connection), revision))
+
+
+def revision(database: Database) -> str | None:
+    """Return the revision that the database is at; None when no migration has run."""
+    return database.run(lambda connection: MigrationContext.configure(connection).get_current_revision())
+
+
+def head() -> str:
+    """Return the newest revision that this code knows."""
+    return str(_script().get_current_head())
+
+
+def state(database: Database) -> SchemaState:
+    """Compare the database with this code."""
+    found = revision(database)
+    if found is None:
+        return SchemaState.MISSING
+    if found == head():
+        return SchemaState.CURRENT
+    known = {script.revision for script in _script().walk_revisions()}
+    return SchemaState.OLD if found in known else SchemaState.NEWER
+
+
+def _script() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    return config

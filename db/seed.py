@@ -1,0 +1,33 @@
+"""Made-up users for development."""
+
+from db import users
+from db.change import EmailClaim, Profile, UserChange, Version
+from db.engine import Database
+from db.ledger import Incoming, Outcome
+from db.policy import Policy
+
+NAMES = ("Ada Lovelace", "Grace Hopper", "Alan Turing", "Katherine Johnson", "Edsger Dijkstra")
+BEGINNING = 1_735_689_600_000  # 2025-01-01
+DAY_MS = 24 * 3600 * 1000
+CHUNK = 500
+
+
+def seed_users(database: Database, count: int) -> int:
+    """Add `count` users, the same ones each time; return how many were not there yet."""
+    changes = [_user(i) for i in range(count)]
+    added = 0
+    for start in range(0, count, CHUNK):
+        batch = [Incoming(change, None, "seed", None, 0) for change in changes[start : start + CHUNK]]
+        added += users.apply(database, batch, Policy()).count(Outcome.APPLIED)
+    return added
+
+
+def _user(i: int) -> UserChange:
+    created_at = BEGINNING + i * DAY_MS // 24
+    version = Version(created_at, created_at)
+    return UserChange(
+        f"user_seed{i:06}",
+        Profile(version, created_at, NAMES[i % len(NAMES)], None, "admin" if i % 10 == 0 else "user"),
+        EmailClaim(version, f"user{i}@example.com"),
+        created_at + DAY_MS if i % 3 else None,
+    )

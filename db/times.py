@@ -1,0 +1,15 @@
+"""Whole milliseconds since the epoch, as Clerk counts, and PostgreSQL's timestamps."""
+
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_datetime(ms: int) -> datetime:
+    """Return the moment `ms` milliseconds after the epoch, exactly (a float would round it)."""
+    return _EPOCH + timedelta(milliseconds=ms)
+
+
+def to_ms(moment: datetime) -> int:
+    """Return the whole milliseconds since the epoch at `moment`."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)

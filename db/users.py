@@ -1,0 +1,172 @@
+"""The one function that writes users: a batch of changes becomes rows, in one transaction.
+
+What is stored is read as a change, merged with what came by the same merge as everywhere, and written back.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from db import sql
+from db.change import UserChange, Version, placeholder_address
+from db.claims import Rival, winners
+from db.engine import Database, Pipeline, columns
+from db.ledger import Incoming, Outcome, record
+from db.policy import Policy
+from db.state import SyncRow, Target, UserRow, fold, stored_change, sync_row, target
+
+
+class Stored(NamedTuple):
+    """What the tables hold of a batch's users, and of whoever else its addresses concern."""
+
+    sync: dict[str, SyncRow]
+    users: dict[str, UserRow]
+    contested: frozenset[str]
+    rivals: list[Rival]
+    holders: list[UserRow]
+
+
+def apply(database: Database, batch: Sequence[Incoming], policy: Policy) -> list[Outcome]:
+    """Merge `batch` into the tables and record it in the ledger; return what each change did, in order.
+
+    1. Lock the users' rows in `user_sync`, in one order, then the addresses concerned, in one order.
+    2. Read what is stored; each statement sees what others had committed when its locks were granted.
+    3. Merge, and decide who has each address.
+    4. Lock the rows of `users` to be written, in one order, and write.
+
+    Two round trips, whatever the size of the batch. Killed anywhere, nothing or everything is done. Raises
+    DatabaseUnavailable or ChangeRefused.
+    """
+    if not batch:
+        return []
+    return database.run_pipeline(partial(_apply, batch=batch, policy=policy))
+
+
+def _apply(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy) -> list[Outcome]:
+    stored = _lock_and_read(pipeline, batch)
+    before = {
+        clerk_id: stored_change(row, stored.users.get(clerk_id), policy)
+        for clerk_id, row in stored.sync.items()
+    }
+    known, outcomes = fold(before, batch, policy)
+    _write_users(pipeline, known, stored, policy)
+    _write_sync(pipeline, known, stored.sync)
+    record(pipeline, batch, outcomes)
+    return outcomes
+
+
+def _lock_and_read(pipeline: Pipeline, batch: Sequence[Incoming]) -> Stored:
+    ids = sorted({incoming.change.clerk_id for incoming in batch})
+    changes = [incoming.change for incoming in batch if _concerns_address(incoming.change)]
+    concerned = sorted({change.clerk_id for change in changes})
+    addresses = sorted({change.email.address for change in changes if change.email and change.email.address})
+
+    pipeline.send(sql.add_sync_rows(), ids=ids)
+    sync = pipeline.send(sql.lock_sync_rows(), ids=ids)
+    if concerned:
+        pipeline.send(sql.lock_addresses(), ids=concerned, addresses=addresses)
+    users = pipeline.send(sql.read_users(), ids=ids)
+    rivals: list[Any] = []
+    holders: list[Any] = []
+    if concerned:
+        rival_cursor = pipeline.send(sql.read_rivals(), ids=concerned, addresses=addresses, all_ids=ids)
+        holder_cursor = pipeline.send(sql.read_holders(), ids=concerned, addresses=addresses)
+        rivals, holders = rival_cursor.fetchall(), holder_cursor.fetchall()
+
+    sync_rows = {row[0]: SyncRow(*row) for row in sync.fetchall()}
+    claimed = {sync_rows[clerk_id].claimed_email for clerk_id in concerned} - {None}
+    return Stored(
+        sync_rows,
+        {row[0]: UserRow(*row) for row in users.fetchall()},
+        frozenset({*addresses, *(address for address in claimed if address)}),
+        [Rival(row[0], row[1], Version(row[2], row[3]), row[4]) for row in rivals],
+        [UserRow(*row) for row in holders],
+    )
+
+
+def _concerns_address(change: UserChange) -> bool:
+    """Say whether a change can move an address: a new claim, a row that appears, or one that goes."""
+    return change.profile is not None or change.email is not None or change.deleted_at is not None
+
+
+def _write_users(pipeline: Pipeline, known: dict[str, UserChange], stored: Stored, policy: Policy) -> None:
+    holder_of = winners(known.values(), stored.rivals, stored.contested)
+    targets = _targets(known, stored, holder_of, policy)
+    gone = sorted(stored.users.keys() - targets.keys())
+    changed = [t for clerk_id, t in targets.items() if t.row != stored.users.get(clerk_id)]
+    released = _released(stored, holder_of)
+    granted = _granted(stored.rivals, holder_of)
+    touched = {*gone, *(t.row.clerk_id for t in changed), *(c for c, _ in (*released, *granted))}
+    if not touched:
+        return
+    pipeline.send(sql.lock_users(), ids=sorted(touched))
+    # PostgreSQL checks uniqueness row by row: an address is let go before another takes it.
+    if gone:
+        pipeline.send(sql.delete_users(), ids=gone)
+    _set_emails(pipeline, released)
+    _write_rows(pipeline, changed, stored.users)
+    _set_emails(pipeline, granted)
+
+
+def _targets(
+    known: dict[str, UserChange], stored: Stored, holder_of: dict[str, str], policy: Policy
+) -> dict[str, Target]:
+    emails = {clerk_id: address for address, clerk_id in holder_of.items()}
+    targets = {}
+    for clerk_id, change in known.items():
+        email = _email(change, emails, stored)
+        found = target(change, stored.users.get(clerk_id), email, policy)
+        if found is not None:
+            targets[clerk_id] = found
+    return targets
+
+
+def _email(change: UserChange, emails: dict[str, str], stored: Stored) -> str | None:
+    """Return the address that a user is to have, None when it stays.
+
+    It stays where nothing in the batch concerns it: its lock is not held then, and another transaction may
+    be giving it away or handing it over right now.
+    """
+    claimed = change.email.address if change.email and change.deleted_at is None else None
+    if claimed is not None and claimed not in stored.contested:
+        return None
+    return emails.get(change.clerk_id) or placeholder_address(change.clerk_id)
+
+
+def _released(stored: Stored, holder_of: dict[str, str]) -> list[tuple[str, str]]:
+    """Return who holds an address that is another's now, each with the placeholder instead."""
+    holders = {row.clerk_id: row for row in (*stored.holders, *stored.users.values())}
+    return [
+        (row.clerk_id, placeholder_address(row.clerk_id))
+        for row in holders.values()
+        if holder_of.get(row.email, row.clerk_id) != row.clerk_id
+    ]
+
+
+def _granted(rivals: Sequence[Rival], holder_of: dict[str, str]) -> list[tuple[str, str]]:
+    """Return who outside the batch gets an address that was let go."""
+    return [
+        (rival.clerk_id, rival.address)
+        for rival in rivals
+        if holder_of[rival.address] == rival.clerk_id and rival.current != rival.address
+    ]
+
+
+def _set_emails(pipeline: Pipeline, emails: list[tuple[str, str]]) -> None:
+    if emails:
+        sql.send_rows(pipeline, sql.set_emails(), columns(emails, 2))
+
+
+def _write_rows(pipeline: Pipeline, targets: list[Target], stored: dict[str, UserRow]) -> None:
+    old = [(*t.row, *t[1:]) for t in targets if t.row.clerk_id in stored]
+    new = [t.row for t in targets if t.row.clerk_id not in stored]
+    if old:
+        sql.send_rows(pipeline, sql.update_users(), columns(old, len(UserRow._fields) + 3))
+    if new:
+        sql.send_rows(pipeline, sql.insert_users(), columns(new, len(UserRow._fields)))
+
+
+def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> None:
+    rows = [row for change in known.values() if (row := sync_row(change)) != stored[row.clerk_id]]
+    if rows:
+        sql.send_rows(pipeline, sql.update_sync_rows(), columns(rows, len(SyncRow._fields)))

@@ -1,0 +1,1 @@
+"""The schema's history. `clerk-sync db upgrade` applies what is missing."""
