@@ -1,0 +1,22 @@
+"""What can be wrong with a delivery.
+
+    EventError
+    ├── NotJson          the body is no JSON at all: refused at the door
+    └── Unreadable       genuine, but it cannot be understood: waits in the failed jobs
+
+Both carry `retryable`: no waiting heals an event.
+"""
+
+
+class EventError(Exception):
+    """A delivery that cannot be used. The message holds no personal data."""
+
+    retryable = False
+
+
+class NotJson(EventError):
+    """The body is no JSON in UTF-8, or is nested too deeply to be read."""
+
+
+class Unreadable(EventError):
+    """The event cannot be understood; the message says which part."""
