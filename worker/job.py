@@ -1,0 +1,36 @@
+"""The function that every job names.
+
+This project's own worker does not call it: it applies whole batches. Any other RQ worker does, one job at a
+time and with the same effect.
+"""
+
+from datetime import UTC, datetime
+from functools import cache
+
+from rq import get_current_job
+
+from config import Settings, load
+from db import users
+from db.engine import Database
+from db.policy import Policy
+from db.times import to_ms
+from worker.batch import incoming
+from worker.events import MetadataKeys
+
+
+def apply_delivery(body: str) -> str:
+    """Apply one delivery and return its outcome.
+
+    Raises EventError, DatabaseUnavailable or ChangeRefused; RQ retries each as the job says.
+    """
+    job = get_current_job()
+    received = job.created_at if job else datetime.now(UTC)
+    settings, database = _process_wide()
+    change = incoming(job.id if job else None, body, to_ms(received), MetadataKeys.of(settings))
+    return users.apply(database, [change], Policy.of(settings))[0].value
+
+
+@cache
+def _process_wide() -> tuple[Settings, Database]:
+    settings = load("database_url")
+    return settings, Database(settings)

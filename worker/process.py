@@ -1,0 +1,235 @@
+"""The worker process: an RQ worker that takes, applies and finishes many jobs at a time.
+
+To RQ's tools it is one of theirs: it registers, beats, obeys `rq suspend` and shutdown commands, and leaves
+jobs, registries and results as RQ does. What differs is the loop. A job is at any moment in the queue, in
+this worker's held list, or in a registry; each step between is one script in Redis or one transaction:
+
+1. Settle what the last batch did and take the next, in one round trip.
+2. Apply it, in one transaction.
+3. Killed in between, the held list is given back by another worker after SILENT_AFTER_S, and applying again
+   changes nothing: applying is a merge.
+
+What is the deployment's trouble, not the event's, fails no job: the batch goes back to the queue, and the
+worker says what it waits for and waits.
+"""
+
+import json
+import time
+from collections import Counter
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue, worker_registration
+from rq.worker import SimpleWorker
+
+from config import Settings
+from db import ledger, schema, users
+from db.engine import Database
+from db.errors import DatabaseError, DatabaseUnavailable
+from db.policy import Policy
+from worker import batch
+from worker.events import MetadataKeys
+from worker.keeper import Duty, Keeper
+from worker.queue import Failed, Finished, HeldJobs, TakenJob, worker_redis
+from worker.retries import DueRetries
+from worker.rq_layout import QUEUE, WORKER_REPORT
+from worker.stop import StopSignal
+
+log = structlog.get_logger("worker")
+
+WAIT_S = 1  # for a job; a stop signal is seen after that long at the latest
+SUSPENDED_PAUSE_S = 1
+WORKER_TTL_S = 30
+BEAT_EVERY_S = 3
+REAP_EVERY_S = 5
+SCHEDULE_EVERY_S = 2
+MAINTENANCE_EVERY_S = 60
+PRUNE_EVERY_S = 3600
+FIRST_PAUSE_S = 0.25
+MAX_PAUSE_S = 10.0
+
+
+class BatchWorker(SimpleWorker):
+    """RQ's worker with a loop of our own: see this module."""
+
+    def __init__(self, settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> None:
+        queue = Queue(QUEUE, connection=redis, serializer="json")
+        super().__init__([queue], connection=redis, serializer="json", worker_ttl=WORKER_TTL_S)
+        self.settings = settings
+        self.database = database
+        self.held = HeldJobs(redis, self.name)
+        self.stopping = stopping
+        self.waiting_for: str | None = None
+        self._retries = DueRetries(queue)
+        self._done: list[Finished | Failed] = []
+        self._is_busy = False
+        self._pause_s = FIRST_PAUSE_S
+        policy = Policy.of(settings)
+        self._apply = partial(users.apply, database, policy=policy)
+        self._keys = MetadataKeys.of(settings)
+
+    def work(self, *_args: Any, **_kwargs: Any) -> bool:
+        """Take and apply batches until told to stop; then settle what is in hand and give back the rest."""
+        self.register_birth()
+        self.subscribe()
+        keeper = Keeper(self._duties())
+        keeper.start()
+        log.info("worker started", worker=self.name, batch_size=self.settings.batch_size)
+        try:
+            self._await_database()
+            while not self.stopping.requested:
+                self._turn()
+        finally:
+            keeper.stop()
+            self._leave()
+        return True
+
+    def _turn(self) -> None:
+        """Settle the last batch, take the next, process it. Trouble with either server is waited out."""
+        try:
+            jobs = self.held.finish_and_take(self._done, self.settings.batch_size)
+            self._done = []
+            if jobs is None:
+                self.stopping.wait(SUSPENDED_PAUSE_S)
+            elif jobs:
+                self._done = self._process(jobs)
+            else:
+                self._is_busy = False
+                self.held.wait(WAIT_S)
+            self._pause_s = FIRST_PAUSE_S
+        except DatabaseUnavailable as error:
+            self._put_back(error)
+        except RedisError as error:
+            self._pause("Redis", f"Redis does not answer ({type(error).__name__})")
+
+    def _process(self, jobs: list[TakenJob]) -> list[Finished | Failed]:
+        began = time.perf_counter()
+        self.waiting_for = None
+        self._is_busy = True
+        done = batch.process(jobs, self._keys, self._apply)
+        outcomes = Counter("failed" if isinstance(item, Failed) else item.outcome for item in done)
+        log.info("batch", jobs=len(jobs), ms=round((time.perf_counter() - began) * 1000, 1), **outcomes)
+        for item in done:
+            if isinstance(item, Failed):
+                log.error("job failed", svix_id=item.job.id, reason=item.reason, retries=item.retryable)
+        return done
+
+    def _put_back(self, error: DatabaseUnavailable) -> None:
+        """Give the batch back, as no event is at fault, and wait until the database can take it."""
+        try:
+            self.held.give_back()
+        except RedisError:
+            # It stays under this worker's name, and the next take begins with it.
+            log.warning("batch not given back", worker=self.name)
+        self._pause("database", str(error))
+        self._await_database()
+
+    def _await_database(self) -> None:
+        while not self.stopping.requested:
+            reason = database_trouble(self.database)
+            if reason is None:
+                return
+            self._pause("database", reason)
+
+    def _pause(self, what: str, reason: str) -> None:
+        """Wait a while, longer each time in a row, and say what for."""
+        self.waiting_for = what
+        log.warning("waiting", what=what, reason=reason, pause_s=self._pause_s)
+        self.stopping.wait(self._pause_s)
+        self._pause_s = min(self._pause_s * 2, MAX_PAUSE_S)
+
+    def _leave(self) -> None:
+        try:
+            self.held.finish_and_take(self._done, 0)
+            self.held.leave()
+            self._retries.stop()
+            self.teardown()
+        except RedisError as error:
+            log.warning("left without a word: Redis does not answer", error=type(error).__name__)
+        log.info("worker stopped", worker=self.name)
+
+    def _duties(self) -> list[Duty]:
+        return [
+            Duty("beat", BEAT_EVERY_S, self._beat),
+            Duty("reap", REAP_EVERY_S, self._reap),
+            Duty("schedule", SCHEDULE_EVERY_S, self._retries.enqueue_due),
+            Duty("maintenance", MAINTENANCE_EVERY_S, self.clean_registries),
+            Duty("prune", PRUNE_EVERY_S, self._prune),
+        ]
+
+    def _beat(self) -> None:
+        self.held.beat()
+        with self.connection.pipeline() as pipeline:
+            self.heartbeat(pipeline=pipeline)
+            self.set_state("busy" if self._is_busy else "idle", pipeline=pipeline)
+            pipeline.hset(self.key, WORKER_REPORT, json.dumps(self._report()))
+            is_new = pipeline.execute()[0]
+        if is_new:  # the hash had expired: this process was frozen, or Redis has lost it
+            with self.connection.pipeline() as pipeline:
+                pipeline.hset(self.key, mapping=self.serialize())
+                worker_registration.register(self, pipeline)
+                pipeline.execute()
+
+    def _report(self) -> dict[str, object]:
+        return {"waiting_for": self.waiting_for, "pool": self.database.pool_state()._asdict()}
+
+    def _reap(self) -> None:
+        count = self.held.reap()
+        if count:
+            log.warning("took back what a dead worker held", jobs=count)
+
+    def _prune(self) -> None:
+        count = ledger.prune(self.database, timedelta(days=self.settings.event_retention_days))
+        if count:
+            log.info("ledger pruned", rows=count)
+
+    def _pubsub_exception_handler(self, exc: Exception, *_: object) -> None:
+        # RQ's own ends the thread on a time-out, and then the worker obeys no command any more.
+        log.debug("command channel lost", error=type(exc).__name__)
+        self.stopping.wait(2)
+
+
+def run(settings: Settings) -> None:
+    """Run one worker until SIGTERM or SIGINT. Waits for Redis, the database and the migrations."""
+    stopping = StopSignal()
+    stopping.listen()
+    database = Database(settings)
+    redis = worker_redis(settings)
+    try:
+        if _await_redis(redis, stopping):
+            BatchWorker(settings, redis, database, stopping).work()
+    finally:
+        database.dispose()
+        redis.close()
+
+
+def database_trouble(database: Database) -> str | None:
+    """Return why the database cannot take changes now, as a line that says what to do; None when it can.
+
+    A schema newer than this code is no trouble: while a new version is being deployed, the old one goes on.
+    """
+    try:
+        state = schema.state(database)
+    except DatabaseError as error:
+        return str(error)
+    if state in {schema.SchemaState.MISSING, schema.SchemaState.OLD}:
+        return f"the schema is {state.value}: run clerk-sync db upgrade"
+    return None
+
+
+def _await_redis(redis: Redis, stopping: StopSignal) -> bool:
+    pause_s = FIRST_PAUSE_S
+    while not stopping.requested:
+        try:
+            redis.ping()
+        except RedisError as error:
+            log.warning("waiting", what="Redis", reason=f"Redis does not answer ({type(error).__name__})")
+            stopping.wait(pause_s)
+            pause_s = min(pause_s * 2, MAX_PAUSE_S)
+        else:
+            return True
+    return False

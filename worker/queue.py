@@ -1,0 +1,330 @@
+"""The queue of deliveries in Redis: enqueue, take, finish, fail, give back. To RQ it is one of its own."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeVar, cast
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.commands.core import Script
+from redis.exceptions import NoScriptError, RedisError
+from redis.retry import Retry
+
+from config import Settings, SettingsError
+from worker import rq_layout as rq
+from worker import scripts
+
+INTAKE_TIMEOUT_S = 1.5
+WORKER_TIMEOUT_S = 15.0
+_Json = TypeVar("_Json", list[Any], dict[str, Any])
+
+HOLDERS_KEY = "clerk-sync:holders"
+HELD_PREFIX = "clerk-sync:held:"
+LAST_RECEIVED_KEY = "clerk-sync:last-received"
+ENCODING_ERRORS = "surrogateescape"  # any id that somebody put on the queue can be named again
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+SILENT_AFTER_S = 15  # a worker beats every few seconds; after this long it is taken for dead
+FORGET_AFTER_S = 24 * 3600
+
+
+class QueueUnavailable(Exception):
+    """Redis did not take or give a job. Waiting helps."""
+
+    retryable = True
+
+
+class Answer(StrEnum):
+    """What became of a delivery at the queue."""
+
+    QUEUED = "queued"
+    DUPLICATE = "duplicate"
+    REQUEUED = "requeued"
+
+
+class Delivery(NamedTuple):
+    """A verified delivery; `description` is its type and Clerk id only, `received_at` is in ms."""
+
+    svix_id: str
+    body: str
+    description: str
+    received_at: int
+
+
+class TakenJob(NamedTuple):
+    """A job that this worker holds, as RQ stores it."""
+
+    id: str
+    data: bytes
+    created_at: str
+    retries_left: int
+    retry_intervals: tuple[int, ...]
+    meta: dict[str, Any]
+
+
+class Finished(NamedTuple):
+    """A job that is done, and what became of its delivery."""
+
+    job: TakenJob
+    outcome: str
+
+
+class Failed(NamedTuple):
+    """A job that could not be done. `reason` and `traceback` hold no personal data."""
+
+    job: TakenJob
+    reason: str
+    traceback: str
+    retryable: bool
+
+
+class DeliveryQueue:
+    """The receiver's side of the queue."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self._enqueue = redis.register_script(scripts.ENQUEUE)
+
+    def enqueue(self, delivery: Delivery) -> Answer:
+        """Store the delivery and return what it was, once Redis has confirmed it. One round trip.
+
+        Raises QueueUnavailable when Redis cannot be reached, is too slow, or refuses (full, read-only).
+        """
+        received = datetime.fromtimestamp(delivery.received_at / 1000, UTC)
+        try:
+            answer = self._enqueue(
+                keys=[
+                    rq.JOB_PREFIX + delivery.svix_id,
+                    rq.QUEUE_KEY,
+                    rq.QUEUES_KEY,
+                    rq.FAILED_KEY,
+                    LAST_RECEIVED_KEY,
+                ],
+                args=[
+                    delivery.svix_id,
+                    delivery.received_at,
+                    *rq.job_fields(delivery.body, delivery.description, received),
+                ],
+            )
+        except RedisError as error:
+            raise QueueUnavailable(f"Redis did not take the job ({type(error).__name__})") from None
+        return _ANSWERS[cast("int", answer)]
+
+    def ping(self) -> None:
+        """Raise QueueUnavailable unless Redis answers and would take a write."""
+        try:
+            self.redis.set(f"{LAST_RECEIVED_KEY}:probe", 1, ex=60)
+        except RedisError as error:
+            raise QueueUnavailable(f"Redis takes no writes ({type(error).__name__})") from None
+
+
+_ANSWERS = {0: Answer.DUPLICATE, 1: Answer.QUEUED, 2: Answer.REQUEUED}
+
+
+class HeldJobs:
+    """A worker's side of the queue: the jobs that it holds under its name.
+
+    Every method raises redis.RedisError when Redis does not answer, and may then simply be called again: what
+    had been done is not done twice.
+    """
+
+    def __init__(self, redis: Redis, worker: str) -> None:
+        self.redis = redis
+        self.worker = worker
+        self._held_key = HELD_PREFIX + worker
+        self._worker_key = rq.WORKER_PREFIX + worker
+        self._beat = redis.register_script(scripts.BEAT)
+        self._take = redis.register_script(scripts.TAKE)
+        self._finish = redis.register_script(scripts.FINISH)
+        self._fail = redis.register_script(scripts.FAIL)
+        self._give_back = redis.register_script(scripts.GIVE_BACK)
+        self._reap = redis.register_script(scripts.REAP)
+
+    def finish_and_take(self, done: Sequence[Finished | Failed], limit: int) -> list[TakenJob] | None:
+        """Settle what is done and take up to `limit` ready jobs, all in one round trip.
+
+        Returns None when `rq suspend` has stopped the workers. Nothing is taken with a `limit` of 0.
+        """
+        try:
+            taken = self._settle_and_take(done, limit)
+        except NoScriptError:  # Redis was restarted, and has forgotten the scripts
+            for script in (self._take, self._finish, self._fail):
+                self.redis.script_load(script.script)
+            taken = self._settle_and_take(done, limit)
+        return None if taken is None else [_taken_job(fields) for fields in taken]
+
+    def _settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> Any:
+        with self.redis.pipeline(transaction=False) as pipeline:
+            self._send_finished(pipeline, [item for item in done if isinstance(item, Finished)])
+            for item in done:
+                if isinstance(item, Failed):
+                    self._send_failed(pipeline, item)
+            self._send_take(pipeline, limit)
+            return pipeline.execute()[-1]
+
+    def wait(self, timeout_s: int) -> bool:
+        """Wait for a job, and hold it; return whether one came."""
+        moved = self.redis.blmove(rq.QUEUE_KEY, self._held_key, timeout_s, "LEFT", "RIGHT")
+        return moved is not None
+
+    def give_back(self) -> int:
+        """Put what is held back to the front of the queue, in its order; return how many."""
+        return cast(
+            "int",
+            self._give_back(
+                keys=[self._held_key, rq.QUEUE_KEY, rq.STARTED_KEY], args=[self.worker, rq.JOB_PREFIX]
+            ),
+        )
+
+    def beat(self) -> None:
+        """Say that this worker lives, so that nobody takes over what it holds."""
+        self._beat(keys=[HOLDERS_KEY], args=[self.worker])
+
+    def leave(self) -> None:
+        """Give back what is held and end this worker's membership."""
+        self.give_back()
+        self.redis.zrem(HOLDERS_KEY, self.worker)
+
+    def reap(self) -> int:
+        """Give back what workers hold that have been silent for SILENT_AFTER_S; return how many jobs."""
+        return cast(
+            "int",
+            self._reap(
+                keys=[HOLDERS_KEY, rq.QUEUE_KEY, rq.STARTED_KEY],
+                args=[SILENT_AFTER_S, FORGET_AFTER_S, rq.JOB_PREFIX, HELD_PREFIX],
+            ),
+        )
+
+    def _send_take(self, pipeline: Any, limit: int) -> None:
+        _send(
+            pipeline,
+            self._take,
+            keys=[rq.QUEUE_KEY, self._held_key, HOLDERS_KEY, rq.STARTED_KEY, rq.SUSPENDED_KEY],
+            args=[self.worker, limit, MAX_BATCH_BYTES, _now(), rq.JOB_PREFIX],
+        )
+
+    def _send_finished(self, pipeline: Any, done: Sequence[Finished]) -> None:
+        if not done:
+            return
+        results = {outcome: rq.encode_result(outcome) for outcome in {item.outcome for item in done}}
+        jobs = [part for item in done for part in (item.job.id, results[item.outcome])]
+        _send(
+            pipeline,
+            self._finish,
+            keys=[self._held_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key],
+            args=[self.worker, _now(), rq.RESULT_TTL_S, rq.JOB_PREFIX, rq.RESULT_PREFIX, *jobs],
+        )
+
+    def _send_failed(self, pipeline: Any, failed: Failed) -> None:
+        job = failed.job
+        exc_info, exc_string = rq.encode_exception(failed.traceback)
+        due = _retry_due(job) if failed.retryable else None
+        _send(
+            pipeline,
+            self._fail,
+            keys=[
+                self._held_key,
+                rq.STARTED_KEY,
+                rq.FAILED_KEY if due is None else rq.SCHEDULED_KEY,
+                self._worker_key,
+                rq.RESULT_PREFIX + job.id,
+                rq.JOB_PREFIX + job.id,
+            ],
+            args=[
+                job.id,
+                self.worker,
+                _now(),
+                rq.FAILURE_TTL_S,
+                "" if due is None else int(due.timestamp()),
+                json.dumps(failure_meta(job.meta, failed.reason)),
+                exc_info,
+                exc_string,
+            ],
+        )
+
+
+def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Return a job's `meta` after one more failure: reason, attempts, first and last failure."""
+    now = _now()
+    return {
+        **meta,
+        "reason": reason,
+        "attempts": int(meta.get("attempts", 0)) + 1,
+        "first_failed_at": meta.get("first_failed_at", now),
+        "failed_at": now,
+    }
+
+
+def intake(settings: Settings) -> DeliveryQueue:
+    """Return the receiver's queue."""
+    return DeliveryQueue(impatient_redis(settings))
+
+
+def impatient_redis(settings: Settings) -> Redis:
+    """Return a client for whoever must answer soon: no retries, short time-outs. Clerk delivers again."""
+    return Redis.from_url(
+        redis_url(settings),
+        socket_timeout=INTAKE_TIMEOUT_S,
+        socket_connect_timeout=INTAKE_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        encoding_errors=ENCODING_ERRORS,
+    )
+
+
+def worker_redis(settings: Settings) -> Redis:
+    """Return a patient client for workers and commands: it retries for some seconds by itself."""
+    return Redis.from_url(
+        redis_url(settings),
+        socket_timeout=WORKER_TIMEOUT_S,
+        socket_connect_timeout=5,
+        socket_keepalive=True,
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=1, base=0.05), 5),
+        encoding_errors=ENCODING_ERRORS,
+    )
+
+
+def redis_url(settings: Settings) -> str:
+    """Return the URL of Redis. Raises SettingsError when it is not set."""
+    if settings.redis_url is None:
+        raise SettingsError("REDIS_URL is not set")
+    return settings.redis_url.get_secret_value()
+
+
+def _send(pipeline: Any, script: Script, keys: Sequence[str], args: Sequence[Any]) -> None:
+    # Script.__call__ asks Redis whether it knows the script before each pipeline: a round trip more.
+    pipeline.evalsha(script.sha, len(keys), *keys, *args)
+
+
+def _taken_job(fields: Sequence[bytes]) -> TakenJob:
+    id_, data, created_at, retries_left, retry_intervals, meta = fields
+    intervals = _json(retry_intervals, list)
+    return TakenJob(
+        id_.decode(errors="surrogateescape"),
+        data,
+        created_at.decode(errors="replace"),
+        int(retries_left) if retries_left.isdigit() else 0,
+        tuple(interval for interval in intervals if isinstance(interval, int)),
+        _json(meta, dict),
+    )
+
+
+def _json(text: bytes, kind: type[_Json]) -> _Json:
+    """Return the JSON value of that kind, empty for anything else: somebody else may have written the job."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return kind()
+    return value if isinstance(value, kind) else kind()
+
+
+def _retry_due(job: TakenJob) -> datetime | None:
+    if job.retries_left <= 0 or not job.retry_intervals:
+        return None
+    index = max(len(job.retry_intervals) - job.retries_left, 0)
+    return datetime.now(UTC) + timedelta(seconds=job.retry_intervals[index])
+
+
+def _now() -> str:
+    return rq.timestamp(datetime.now(UTC))

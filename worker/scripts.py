@@ -1,0 +1,167 @@
+"""The Lua scripts that move jobs. Each is atomic: a process killed at any instruction leaves no job nowhere.
+
+A job's id is at any moment in one of: the queue's list, the held list of one worker, or a registry of RQ. Its
+hash says the same in `status`. Key names and hash fields are RQ's own (see `worker.rq_layout`), so that RQ's
+tools read and move the same jobs.
+"""
+
+# One round trip from the receiver: a new delivery is queued; one whose job failed is queued anew; one that is
+# known is a duplicate. 0 duplicate, 1 queued, 2 requeued, -1 the queue is at its limit.
+ENQUEUE = """
+local job, queue, queues, failed, received = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local id, now_ms = ARGV[1], ARGV[2]
+local known = redis.call('HMGET', job, 'data', 'status')
+local answer = 1
+if known[1] then
+  local status = known[2]
+  if status ~= 'failed' and status ~= 'stopped' and status ~= 'canceled' then
+    redis.call('SET', received, now_ms)
+    return 0
+  end
+  answer = 2
+end
+redis.call('HSET', job, unpack(ARGV, 3))
+redis.call('HDEL', job, 'exc_info')
+redis.call('PERSIST', job)
+if answer == 2 then
+  redis.call('ZREM', failed, id)
+end
+redis.call('RPUSH', queue, id)
+redis.call('SADD', queues, queue)
+redis.call('SET', received, now_ms)
+return answer
+"""
+
+# Say that a worker lives, by Redis's own clock: those of the machines may differ.
+BEAT = """
+redis.call('ZADD', KEYS[1], redis.call('TIME')[1], ARGV[1])
+"""
+
+# Fill the worker's held list up to a number of jobs or bytes, mark its jobs started, and return them. What is
+# held already comes first: after a lost answer the same call returns the same jobs.
+TAKE = """
+local queue, held, holders, started, suspended = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local worker, limit, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local now, job_prefix = ARGV[4], ARGV[5]
+redis.call('ZADD', holders, redis.call('TIME')[1], worker)
+if redis.call('EXISTS', suspended) == 1 then
+  return false
+end
+local ids = redis.call('LRANGE', held, 0, -1)
+local jobs, bytes, i = {}, 0, 0
+while #jobs < limit and bytes < max_bytes do
+  i = i + 1
+  local id = ids[i]
+  if not id then
+    id = redis.call('LMOVE', queue, held, 'LEFT', 'RIGHT')
+    if not id then break end
+  end
+  local key = job_prefix .. id
+  local job = redis.call('HMGET', key, 'data', 'created_at', 'retries_left', 'retry_intervals', 'meta')
+  if job[1] then
+    redis.call('HSET', key, 'status', 'started', 'started_at', now, 'last_heartbeat', now,
+               'worker_name', worker)
+    redis.call('PERSIST', key)
+    redis.call('ZADD', started, '+inf', id .. ':' .. worker)
+    bytes = bytes + #job[1]
+    jobs[#jobs + 1] = {id, job[1], job[2] or '', job[3] or '', job[4] or '', job[5] or ''}
+  else
+    redis.call('LREM', held, 0, id)
+  end
+end
+return jobs
+"""
+
+# Mark jobs finished, those that this worker still holds: one that was given to another in between is the
+# other's to finish. The counts go to the worker's own hash, as RQ keeps them.
+FINISH = """
+local held, started, finished, worker_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local worker, now, ttl, job_prefix, result_prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local expires = tonumber(redis.call('TIME')[1]) + ttl
+local done = 0
+for i = 6, #ARGV, 2 do
+  local id, result = ARGV[i], ARGV[i + 1]
+  if redis.call('LREM', held, 0, id) > 0 then
+    local key = job_prefix .. id
+    redis.call('HSET', key, 'status', 'finished', 'ended_at', now)
+    redis.call('EXPIRE', key, ttl)
+    redis.call('ZREM', started, id .. ':' .. worker)
+    redis.call('ZADD', finished, expires, id)
+    redis.call('XADD', result_prefix .. id, 'MAXLEN', 10, '*', 'type', '1', 'worker_name', worker,
+               'return_value', result)
+    redis.call('EXPIRE', result_prefix .. id, ttl)
+    done = done + 1
+  end
+end
+if done > 0 and redis.call('EXISTS', worker_key) == 1 then
+  redis.call('HINCRBY', worker_key, 'successful_job_count', done)
+end
+return done
+"""
+
+# Put one job that this worker still holds into the failed registry, or, when `due` is not empty, into the
+# scheduled one with a retry less.
+FAIL = """
+local held, started, registry, worker_key, results = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local key, id, worker, now, ttl, due = KEYS[6], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+if redis.call('LREM', held, 0, id) == 0 then
+  return 0
+end
+redis.call('ZREM', started, id .. ':' .. worker)
+redis.call('HSET', key, 'ended_at', now, 'meta', ARGV[6])
+if due ~= '' then
+  redis.call('HSET', key, 'status', 'scheduled')
+  redis.call('HINCRBY', key, 'retries_left', -1)
+  redis.call('ZADD', registry, due, id)
+else
+  redis.call('HSET', key, 'status', 'failed', 'exc_info', ARGV[7])
+  redis.call('EXPIRE', key, ttl)
+  redis.call('ZADD', registry, redis.call('TIME')[1] + ttl, id)
+  redis.call('XADD', results, 'MAXLEN', 10, '*', 'type', '2', 'worker_name', worker, 'exc_string', ARGV[8])
+  redis.call('EXPIRE', results, ttl)
+end
+if redis.call('EXISTS', worker_key) == 1 then
+  redis.call('HINCRBY', worker_key, 'failed_job_count', 1)
+end
+return 1
+"""
+
+# Put what a worker holds back to the front of the queue, in its order. Used by the worker itself, and by the
+# others once it has not been heard of for too long.
+_GIVE_BACK = """
+local function give_back(held, queue, started, worker, job_prefix)
+  local count = 0
+  while true do
+    local id = redis.call('LMOVE', held, queue, 'RIGHT', 'LEFT')
+    if not id then return count end
+    redis.call('ZREM', started, id .. ':' .. worker)
+    if redis.call('EXISTS', job_prefix .. id) == 1 then
+      redis.call('HSET', job_prefix .. id, 'status', 'queued')
+    end
+    count = count + 1
+  end
+end
+"""
+
+GIVE_BACK = (
+    _GIVE_BACK
+    + """
+return give_back(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2])
+"""
+)
+
+REAP = (
+    _GIVE_BACK
+    + """
+local holders, queue, started = KEYS[1], KEYS[2], KEYS[3]
+local silent_after, forget_after, job_prefix, held_prefix = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local now = tonumber(redis.call('TIME')[1])
+local count = 0
+for _, worker in ipairs(redis.call('ZRANGEBYSCORE', holders, '-inf', now - silent_after)) do
+  count = count + give_back(held_prefix .. worker, queue, started, worker, job_prefix)
+end
+-- A worker that was frozen, not killed, may wake and take again. Its name is kept long past that.
+redis.call('ZREMRANGEBYSCORE', holders, '-inf', now - forget_after)
+return count
+"""
+)
