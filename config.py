@@ -11,10 +11,21 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PLACEHOLDER_WORDS = re.compile("placeholder|replace|changeme|example|yoursecret|signingsecret", re.IGNORECASE)
+API_KEY = re.compile("[!-~]+")
+DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
+DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 MIN_SECRET_BYTES = 16  # Svix draws 24 and accepts 24 to 64; its own published test vector has 18.
 
 
@@ -73,11 +84,46 @@ def _check_url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_api_key(value: SecretStr) -> SecretStr:
+    # It becomes a header: what does not fit into one would be quoted by the error that says so.
+    if not API_KEY.fullmatch(value.get_secret_value()):
+        raise ValueError("is malformed: copy the whole secret key (Clerk dashboard, API keys)")
+    return value
+
+
+def _check_api_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is no URL that can be read") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must begin with https:// or http:// and name a host")
+    return value.rstrip("/").removesuffix("/v1")
+
+
+def _read_duration(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = DURATION.fullmatch(value.strip())
+    if found is None:
+        raise ValueError("must be a number of seconds, or like 90s, 30m, 6h or 1d")
+    return float(found[1]) * DURATION_UNITS[found[2]]
+
+
+def _read_percent(value: object) -> object:
+    return value.strip().removesuffix("%") if isinstance(value, str) else value
+
+
 PostgresUrl = Annotated[SecretStr, _check_url("postgres", "postgresql")]
 RedisUrl = Annotated[SecretStr, _check_url("redis", "rediss", "unix")]
 Secrets = Annotated[
     tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets), AfterValidator(_check_secrets)
 ]
+ApiKey = Annotated[SecretStr, AfterValidator(_check_api_key)]
+ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
+Duration = Annotated[float, BeforeValidator(_read_duration)]
+Percent = Annotated[float, BeforeValidator(_read_percent)]
 
 
 class Settings(BaseSettings):
@@ -95,8 +141,8 @@ class Settings(BaseSettings):
     database_url: PostgresUrl | None = None
     database_url_unpooled: PostgresUrl | None = None
     redis_url: RedisUrl | None = None
-    clerk_secret_key: SecretStr | None = None
-    clerk_api_url: str = "https://api.clerk.com"
+    clerk_secret_key: ApiKey | None = None
+    clerk_api_url: ApiUrl = "https://api.clerk.com"
     clerk_instance_id: str | None = None
 
     port: int = Field(8000, ge=0, le=65535)
@@ -108,16 +154,28 @@ class Settings(BaseSettings):
     db_pool_timeout: float = Field(10, gt=0, le=300, description="s")
 
     batch_size: int = Field(100, ge=1, le=500)
+    shutdown_seconds: float = Field(25, gt=0, le=600, description="s")
     user_deletion: Literal["delete", "anonymize"] = "delete"
     role_source: Literal["metadata", "none"] = "metadata"
     role_metadata_key: str = Field("role", min_length=1)
-    organization_source: Literal["metadata", "none"] = "metadata"
+    organization_source: Literal["metadata", "membership", "none"] = "metadata"
     organization_metadata_key: str = Field("organization", min_length=1)
     event_retention_days: int = Field(30, ge=1)
+    silence_alarm_minutes: float | None = Field(None, gt=0)
+    reconcile_every: Duration | None = Field(None, ge=1, description="s")
+    reconcile_max_delete: Percent = Field(5, ge=0, le=100, description="%")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"
     console_password: SecretStr | None = None
+    pull_token: SecretStr | None = None
+
+    @field_validator("reconcile_every", "pull_token")
+    @classmethod
+    def _needs_the_api(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None and info.data.get("clerk_secret_key") is None:
+            raise ValueError("is set, and needs CLERK_SECRET_KEY, which is not")
+        return value
 
     @property
     def signing_keys(self) -> tuple[bytes, ...]:

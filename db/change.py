@@ -4,8 +4,8 @@ A change is never executed, it is merged: whatever the order, the repetition and
 a function of the set of changes. All times are whole milliseconds since the epoch.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from typing import NamedTuple, TypeVar
 
 PLACEHOLDER_DOMAIN = "placeholder.invalid"
 DELETED_NAME = "Deleted user"
@@ -39,10 +39,29 @@ class EmailClaim(NamedTuple):
     address: str | None
 
 
+class Organization(NamedTuple):
+    """What is said of an organization: its newest name, and when it was deleted, which is final."""
+
+    id: str
+    version: Version | None = None
+    name: str | None = None
+    deleted_at: int | None = None
+
+
+class Membership(NamedTuple):
+    """A user's membership of an organization. Once ended it stays so: who joins again gets another id."""
+
+    id: str
+    organization_id: str
+    joined_at: int
+    ended_at: int | None = None
+
+
 class UserChange(NamedTuple):
     """What one or more deliveries say about one user; None where they say nothing.
 
-    `login_at` is the latest sign-in and `deleted_at` the earliest deletion, both ms.
+    `login_at` is the latest sign-in and `deleted_at` the earliest deletion, both ms. `memberships` and the
+    `organizations` that they name are ordered by id.
     """
 
     clerk_id: str
@@ -50,6 +69,11 @@ class UserChange(NamedTuple):
     email: EmailClaim | None = None
     login_at: int | None = None
     deleted_at: int | None = None
+    memberships: tuple[Membership, ...] = ()
+    organizations: tuple[Organization, ...] = ()
+
+
+_Known = TypeVar("_Known", Organization, Membership)
 
 
 def merge(a: UserChange, b: UserChange) -> UserChange:
@@ -65,7 +89,33 @@ def merge(a: UserChange, b: UserChange) -> UserChange:
         _newer_claim(a.email, b.email),
         _present(max, a.login_at, b.login_at),
         _present(min, a.deleted_at, b.deleted_at),
+        merge_by_id(merge_memberships, a.memberships, b.memberships),
+        merge_by_id(merge_organizations, a.organizations, b.organizations),
     )
+
+
+def merge_organizations(a: Organization, b: Organization) -> Organization:
+    """Return what both say of one organization together, as `merge` does for users."""
+    named = max(a, b, key=lambda it: (it.version is not None, it.version or (), _none_first(it.name)))
+    return named._replace(deleted_at=_present(min, a.deleted_at, b.deleted_at))
+
+
+def merge_memberships(a: Membership, b: Membership) -> Membership:
+    """Return what both say of one membership together, as `merge` does for users."""
+    joined = max(a, b, key=lambda it: (it.joined_at, it.organization_id))
+    return joined._replace(ended_at=_present(min, a.ended_at, b.ended_at))
+
+
+def merge_by_id(
+    merge_two: Callable[[_Known, _Known], _Known], a: Collection[_Known], b: Collection[_Known]
+) -> tuple[_Known, ...]:
+    """Return both collections as one, ordered by id; what has the same id in both is merged."""
+    if not a and not b:
+        return ()
+    found = {item.id: item for item in a}
+    for item in b:
+        found[item.id] = merge_two(found[item.id], item) if item.id in found else item
+    return tuple(found[id_] for id_ in sorted(found))
 
 
 def placeholder_address(clerk_id: str) -> str:

@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
 import psycopg
 import structlog
 import tenacity
-from sqlalchemy import Connection, Engine, Executable, create_engine, event, text
+from sqlalchemy import Connection, Engine, Executable, create_engine, event, func, select, text, true
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -21,8 +21,12 @@ from db.errors import is_transient, loses_connection, sqlstate, translate
 
 RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, and its connections die with it.
 CONNECT_TIMEOUT_S = 5
-LOCK_TIMEOUT = "10s"
-STATEMENT_TIMEOUT = "30s"
+# What a frozen process holds must be free again while it sleeps: others wait for its locks.
+TRANSACTION_LIMITS = {
+    "lock_timeout": "10s",
+    "statement_timeout": "30s",
+    "idle_in_transaction_session_timeout": "10s",
+}
 ATTEMPTS = 6
 MAX_PAUSE_S = 1.0
 
@@ -55,10 +59,6 @@ class Pipeline:
         """Queue `statement`. Reading from the cursor waits for its answer and for all sent before."""
         sql, defaults = _compile(statement)
         return self._driver.cursor().execute(cast("Any", sql), {**defaults, **parameters})
-
-    def commit(self) -> None:
-        """Send COMMIT with what is still queued, and wait for it all."""
-        self._driver.commit()
 
 
 class Database:
@@ -97,9 +97,7 @@ class Database:
 
         def piped(connection: Connection) -> T:
             with _pipeline(connection) as pipeline:
-                result = work(pipeline)
-                pipeline.commit()
-                return result
+                return work(pipeline)
 
         return self.run(piped)
 
@@ -205,15 +203,24 @@ def _log_retry(state: tenacity.RetryCallState) -> None:
 @contextmanager
 def _pipeline(connection: Connection) -> Iterator[Pipeline]:
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with driver.pipeline():
-        pipeline = Pipeline(driver)
-        for name, value in (("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", STATEMENT_TIMEOUT)):
+    driver.autocommit = True  # psycopg waits for the answers to a BEGIN and a COMMIT of its own
+    try:
+        with driver.pipeline():
+            driver.execute("BEGIN")
+            pipeline = Pipeline(driver)
             # As connection options PgBouncer refuses them, as session settings it loses them.
-            pipeline.send(_SET_LOCAL, name=name, value=value)
-        yield pipeline
+            pipeline.send(_limits())
+            yield pipeline
+            driver.execute("COMMIT")
+    finally:
+        if not driver.closed:
+            driver.rollback()
+            driver.autocommit = False
 
 
-_SET_LOCAL = text("SELECT set_config(:name, :value, true)")
+@cache
+def _limits() -> Executable:
+    return select(*(func.set_config(name, value, true()) for name, value in TRANSACTION_LIMITS.items()))
 
 
 @lru_cache(maxsize=256)

@@ -16,7 +16,19 @@ DATA_CLASSES = ("22", "23")
 UNIQUE_VIOLATION = "23505"
 # Connection exceptions, transaction rollbacks, too many connections, lock not available, cancelled or shut
 # down: https://www.postgresql.org/docs/current/errcodes-appendix.html
-TRANSIENT = ("08", "40", "53300", "55P03", "57014", "57P01", "57P02", "57P03", "57P05", UNIQUE_VIOLATION)
+TRANSIENT = (
+    "08",
+    "25P03",
+    "40",
+    "53300",
+    "55P03",
+    "57014",
+    "57P01",
+    "57P02",
+    "57P03",
+    "57P05",
+    UNIQUE_VIOLATION,
+)
 
 
 class DatabaseError(Exception):
@@ -41,7 +53,7 @@ class ChangeRefused(DatabaseError):
 
 def sqlstate(error: BaseException) -> str | None:
     """Return the SQLSTATE of an error of psycopg or SQLAlchemy; None when the server sent none."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
+    cause = _cause(error)
     return cause.sqlstate if isinstance(cause, psycopg.Error) else None
 
 
@@ -54,14 +66,13 @@ def is_transient(error: BaseException) -> bool:
     state = sqlstate(error)
     if state is not None:
         return state.startswith(TRANSIENT)
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
+    return isinstance(_cause(error), psycopg.OperationalError | psycopg.InterfaceError)
 
 
 def loses_connection(error: BaseException) -> bool:
     """Say whether the connection that raised `error` is gone, and most likely its siblings in the pool."""
     state = sqlstate(error)
-    return is_transient(error) if state is None else state.startswith(("08", "57P0"))
+    return is_transient(error) if state is None else state.startswith(("08", "25P03", "57P0"))
 
 
 def translate(error: psycopg.Error | SQLAlchemyError) -> DatabaseError:
@@ -69,6 +80,9 @@ def translate(error: psycopg.Error | SQLAlchemyError) -> DatabaseError:
     if isinstance(error, PoolTimeout):
         return DatabaseUnavailable("every connection of the pool is in use (DB_POOL_SIZE, DB_MAX_OVERFLOW)")
     state = sqlstate(error)
+    if state is None and isinstance(_cause(error), psycopg.DataError):
+        # The driver's own: a NUL in a text, or a stored date beyond the year 9999.
+        return ChangeRefused("the change holds or meets a value that cannot be represented", retryable=False)
     if state is None:
         return DatabaseUnavailable("no connection to the database (DATABASE_URL)")
     what = f"{_name(state)} (SQLSTATE {state}{_constraint(error)})"
@@ -76,6 +90,10 @@ def translate(error: psycopg.Error | SQLAlchemyError) -> DatabaseError:
         message = f"the database refused the change: {what}"
         return ChangeRefused(message, retryable=state == UNIQUE_VIOLATION)
     return DatabaseUnavailable(f"the database cannot take changes now: {what}")
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    return error.orig if isinstance(error, DBAPIError) else error
 
 
 def _name(state: str) -> str:
@@ -86,6 +104,6 @@ def _name(state: str) -> str:
 
 
 def _constraint(error: BaseException) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) else error
+    cause = _cause(error)
     name = cause.diag.constraint_name if isinstance(cause, psycopg.Error) else None
     return f", constraint {name}" if name else ""

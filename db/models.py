@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from db.address import EMAIL_PATTERN
@@ -76,6 +78,34 @@ class UserSync(Base):
     deleted_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
 
 
+class OrganizationSync(Base):
+    """The sync's memory of one organization, with ORGANIZATION_SOURCE=membership."""
+
+    __tablename__ = "organization_sync"
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(255))
+    name_updated_at: Mapped[int | None] = mapped_column(BigInteger)
+    name_observed_at: Mapped[int | None] = mapped_column(BigInteger)
+    deleted_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+
+
+class MembershipSync(Base):
+    """The sync's memory of one membership; gone with its user."""
+
+    __tablename__ = "membership_sync"
+    __table_args__ = (
+        Index("idx_membership_sync_clerk_id", "clerk_id"),
+        Index("idx_membership_sync_organization_id", "organization_id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    clerk_id: Mapped[str] = mapped_column(String(255))
+    organization_id: Mapped[str] = mapped_column(String(255))
+    joined_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+    ended_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+
+
 class WebhookEvent(Base):
     """The ledger: one row per delivery applied, written in the transaction of its effect."""
 
@@ -92,3 +122,17 @@ class WebhookEvent(Base):
     received_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
     applied_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
     outcome: Mapped[str] = mapped_column(Text)
+
+
+class SyncProgress(Base):
+    """How far a long task is that reads all of Clerk's users; ids and counts, nothing personal.
+
+    It stands beside what the task has written, so that a database that is emptied or restored never lacks
+    what its progress says is there.
+    """
+
+    __tablename__ = "sync_progress"
+
+    task: Mapped[str] = mapped_column(String(50), primary_key=True)
+    state: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    saved_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())

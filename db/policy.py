@@ -6,11 +6,15 @@ from config import Settings
 
 
 class Policy(NamedTuple):
-    """Whether a deleted user's row stays without personal data, and which columns this sync writes."""
+    """Whether a deleted user's row stays without personal data, and which columns this sync writes.
+
+    `owns_organization` is about the profile; with `follows_memberships` the column is written from those.
+    """
 
     anonymize: bool = False
     owns_role: bool = True
     owns_organization: bool = True
+    follows_memberships: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> "Policy":
@@ -18,5 +22,6 @@ class Policy(NamedTuple):
         return cls(
             anonymize=settings.user_deletion == "anonymize",
             owns_role=settings.role_source != "none",
-            owns_organization=settings.organization_source != "none",
+            owns_organization=settings.organization_source == "metadata",
+            follows_memberships=settings.organization_source == "membership",
         )

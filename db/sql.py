@@ -16,6 +16,7 @@ from sqlalchemy import (
     CompoundSelect,
     Executable,
     Integer,
+    Select,
     String,
     Text,
     and_,
@@ -25,13 +26,16 @@ from sqlalchemy import (
     cast,
     column,
     delete,
+    false,
     func,
     insert,
     literal,
     not_,
+    or_,
     select,
     true,
     union,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -39,10 +43,11 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
 from db.engine import Pipeline
-from db.models import TIMESTAMPTZ, User, UserSync, WebhookEvent
+from db.models import TIMESTAMPTZ, MembershipSync, OrganizationSync, User, UserSync, WebhookEvent
 
 # Any two integers do, as long as nobody else in the database locks by the same first one.
 ADDRESS_LOCK = 0x636C6572
+ORGANIZATION_LOCK = 0x636C656F
 
 SYNC_COLUMNS: dict[str, TypeEngine[Any]] = {
     "clerk_id": String(),
@@ -162,6 +167,103 @@ def lock_users() -> Executable:
 
 
 @cache
+def lock_users_and_members() -> Executable:
+    """Lock the rows of `ids` and of the members of organizations in `changed`, as `lock_users` does."""
+    return (
+        select(User.clerk_id)
+        .where(or_(User.clerk_id == any_(_array("ids")), User.clerk_id.in_(_members())))
+        .order_by(User.clerk_id.collate("C"))
+        .with_for_update()
+    )
+
+
+@cache
+def lock_organizations() -> Executable:
+    """Lock the organizations in `changed`, and share those that the users in `ids` are members of."""
+    changed = func.unnest(_array("changed")).table_valued("id", name="incoming").render_derived()
+    both = union_all(
+        select(changed.c.id, true().label("alone")),
+        select(MembershipSync.organization_id, false()).where(MembershipSync.clerk_id == any_(_array("ids"))),
+    ).subquery()
+    keys = (
+        select(func.hashtext(both.c.id).label("key"), func.bool_or(both.c.alone).label("alone"))
+        .group_by("key")
+        .order_by("key")
+        .offset(0)
+        .subquery()
+    )
+    namespace = cast(literal(ORGANIZATION_LOCK), Integer)
+    alone = cast(func.pg_advisory_xact_lock(namespace, keys.c.key), Text)
+    shared = cast(func.pg_advisory_xact_lock_shared(namespace, keys.c.key), Text)
+    return select(func.count(case((keys.c.alone, alone), else_=shared))).select_from(keys)
+
+
+@cache
+def read_organizations() -> Executable:
+    """Return what is stored of the organizations in `ids`."""
+    return select(*OrganizationSync.__table__.columns).where(OrganizationSync.id == any_(_array("ids")))
+
+
+@cache
+def read_memberships() -> Executable:
+    """Return what is stored of the memberships of the users in `ids`, ordered by id."""
+    return (
+        select(*MembershipSync.__table__.columns)
+        .where(MembershipSync.clerk_id == any_(_array("ids")))
+        .order_by(MembershipSync.id.collate("C"))
+    )
+
+
+@cache
+def write_organizations() -> Executable:
+    """Insert or replace rows of `organization_sync`."""
+    return _insert_or_replace(OrganizationSync.__table__)
+
+
+@cache
+def write_memberships() -> Executable:
+    """Insert or replace rows of `membership_sync`."""
+    return _insert_or_replace(MembershipSync.__table__)
+
+
+@cache
+def delete_memberships() -> Executable:
+    """Delete the memberships of the users in `ids`."""
+    return delete(MembershipSync).where(MembershipSync.clerk_id == any_(_array("ids")))
+
+
+@cache
+def set_organizations() -> Executable:
+    """Set the organization of the users in `ids` and of the members of the organizations in `changed`."""
+    joined_last = (
+        select(OrganizationSync.name)
+        .join(MembershipSync, MembershipSync.organization_id == OrganizationSync.id)
+        .where(
+            MembershipSync.clerk_id == UserSync.clerk_id,
+            MembershipSync.ended_at.is_(None),
+            OrganizationSync.deleted_at.is_(None),
+            OrganizationSync.name.is_not(None),
+        )
+        .order_by(MembershipSync.joined_at.desc(), MembershipSync.id.collate("C").desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    found = (
+        select(UserSync.clerk_id, joined_last.label("name"))
+        .where(
+            UserSync.deleted_at.is_(None),
+            or_(UserSync.clerk_id == any_(_array("ids")), UserSync.clerk_id.in_(_members())),
+        )
+        .subquery("found")
+    )
+    return (
+        update(User)
+        .where(User.clerk_id == found.c.clerk_id, User.organization.is_distinct_from(found.c.name))
+        .values(organization=found.c.name)
+    )
+
+
+@cache
 def set_emails() -> Executable:
     """Set c1, the address, for the users in c0."""
     source = _rows({"clerk_id": String(), "email": String()})
@@ -219,6 +321,20 @@ def record_events() -> Executable:
     )
 
 
+def _insert_or_replace(table: Any) -> Executable:
+    """Insert rows of all columns of `table`, whose first is the key, or replace what is there."""
+    names = [each.name for each in table.columns]
+    source = _rows({each.name: each.type for each in table.columns})
+    statement = upsert(table).from_select(names, select(*(source.c[name] for name in names)))
+    return statement.on_conflict_do_update(
+        index_elements=names[:1], set_={name: statement.excluded[name] for name in names[1:]}
+    )
+
+
+def _members() -> Select[str]:
+    return select(MembershipSync.clerk_id).where(MembershipSync.organization_id == any_(_array("changed")))
+
+
 def _array(name: str) -> BindParameter[Sequence[str]]:
     return bindparam(name, type_=ARRAY(String()))
 
@@ -229,7 +345,7 @@ def _rows(types: dict[str, TypeEngine[Any]]) -> TableValuedAlias:
     return func.unnest(*arrays).table_valued(*named, name="src").render_derived()
 
 
-def _contested() -> CompoundSelect[tuple[str]]:
+def _contested() -> CompoundSelect[str]:
     incoming = func.unnest(_array("addresses")).table_valued("address", name="incoming").render_derived()
     return union(
         select(incoming.c.address),

@@ -8,6 +8,8 @@ from db.change import (
     DEFAULT_ROLE,
     DELETED_NAME,
     EmailClaim,
+    Membership,
+    Organization,
     Profile,
     UserChange,
     Version,
@@ -16,7 +18,7 @@ from db.change import (
 )
 from db.ledger import Incoming, Outcome
 from db.policy import Policy
-from db.times import to_datetime, to_ms
+from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
 
 # A row that this sync has not written, as in a table older than the sync, is older than every event.
 UNVERSIONED = Version(-1, -1)
@@ -56,7 +58,9 @@ class Target(NamedTuple):
     keeps_organization: bool
 
 
-def stored_change(sync: SyncRow, user: UserRow | None, policy: Policy) -> UserChange:
+def stored_change(
+    sync: SyncRow, user: UserRow | None, memberships: tuple[Membership, ...], policy: Policy
+) -> UserChange:
     """Return what the two rows of a user say; a missing row of `users` counts as no profile."""
     logins = [moment for moment in (sync.last_login_at, user and user.last_login_at) if moment]
     return UserChange(
@@ -64,22 +68,38 @@ def stored_change(sync: SyncRow, user: UserRow | None, policy: Policy) -> UserCh
         None if user is None else _stored_profile(sync, user, policy),
         _stored_claim(sync, user),
         to_ms(max(logins)) if logins else None,
-        None if sync.deleted_at is None else to_ms(sync.deleted_at),
+        maybe_ms(sync.deleted_at),
+        memberships,
     )
 
 
 def fold(
     known: dict[str, UserChange], batch: Sequence[Incoming], policy: Policy
 ) -> tuple[dict[str, UserChange], list[Outcome]]:
-    """Merge the batch into what is known; return what is known then, and what each change did."""
+    """Merge the batch into what is known; return what is known then, and what each change did.
+
+    What a change says of organizations is merged elsewhere, and counts as applied.
+    """
     known = {clerk_id: settle(change, policy) for clerk_id, change in known.items()}
     outcomes = []
     for incoming in batch:
-        before = known[incoming.change.clerk_id]
-        after = settle(merge(before, incoming.change), policy)
-        known[before.clerk_id] = after
-        outcomes.append(_outcome(incoming.change, changed=after != before))
+        if isinstance(incoming.change, Organization):
+            outcomes.append(Outcome.APPLIED if policy.follows_memberships else Outcome.IGNORED)
+            continue
+        change = _own_part(incoming.change, policy)
+        before = known[change.clerk_id]
+        after = settle(merge(before, change), policy)
+        known[change.clerk_id] = after
+        outcomes.append(_outcome(change, changed=after != before))
     return known, outcomes
+
+
+def _own_part(change: UserChange, policy: Policy) -> UserChange:
+    if not change.organizations and (policy.follows_memberships or not change.memberships):
+        return change
+    return change._replace(
+        organizations=(), memberships=change.memberships if policy.follows_memberships else ()
+    )
 
 
 def settle(change: UserChange, policy: Policy) -> UserChange:
@@ -103,8 +123,8 @@ def sync_row(change: UserChange) -> SyncRow:
         change.email and change.email.address,
         claim and claim.updated_at,
         claim and claim.observed_at,
-        _moment(change.login_at),
-        _moment(change.deleted_at),
+        maybe_datetime(change.login_at),
+        maybe_datetime(change.deleted_at),
     )
 
 
@@ -126,7 +146,7 @@ def target(change: UserChange, stored: UserRow | None, email: str | None, policy
         stored.organization if stored and keeps_organization else profile.organization,
         stored.role if stored and keeps_role else profile.role,
         to_datetime(profile.created_at),
-        _moment(change.login_at),
+        maybe_datetime(change.login_at),
     )
     return Target(row, email is None, keeps_role, keeps_organization)
 
@@ -151,10 +171,6 @@ def _stored_claim(sync: SyncRow, user: UserRow | None) -> EmailClaim | None:
 
 def _version(updated_at: int | None, observed_at: int | None) -> Version:
     return UNVERSIONED if updated_at is None or observed_at is None else Version(updated_at, observed_at)
-
-
-def _moment(ms: int | None) -> datetime | None:
-    return None if ms is None else to_datetime(ms)
 
 
 def _outcome(change: UserChange, *, changed: bool) -> Outcome:

@@ -13,3 +13,13 @@ def to_datetime(ms: int) -> datetime:
 def to_ms(moment: datetime) -> int:
     """Return the whole milliseconds since the epoch at `moment`."""
     return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def maybe_datetime(ms: int | None) -> datetime | None:
+    """Return the moment, or None for none."""
+    return None if ms is None else to_datetime(ms)
+
+
+def maybe_ms(moment: datetime | None) -> int | None:
+    """Return the milliseconds, or None for none."""
+    return None if moment is None else to_ms(moment)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from db import sql
-from db.change import UserChange, Version, placeholder_address
+from db import memberships, sql
+from db.change import Membership, UserChange, Version, placeholder_address
 from db.claims import Rival, winners
 from db.engine import Database, Pipeline, columns
 from db.ledger import Incoming, Outcome, record
@@ -24,12 +24,27 @@ class Stored(NamedTuple):
     contested: frozenset[str]
     rivals: list[Rival]
     holders: list[UserRow]
+    roster: memberships.Roster | None
+
+    def memberships(self, clerk_id: str) -> tuple[Membership, ...]:
+        """Return what is stored of a user's memberships."""
+        return self.roster.memberships.get(clerk_id, ()) if self.roster else ()
+
+
+class Writes(NamedTuple):
+    """What is to be written to `users`: rows that go or change, addresses let go and handed over."""
+
+    gone: list[str]
+    changed: list[Target]
+    released: list[tuple[str, str]]
+    granted: list[tuple[str, str]]
 
 
 def apply(database: Database, batch: Sequence[Incoming], policy: Policy) -> list[Outcome]:
     """Merge `batch` into the tables and record it in the ledger; return what each change did, in order.
 
-    1. Lock the users' rows in `user_sync`, in one order, then the addresses concerned, in one order.
+    1. Lock the users' rows in `user_sync`, in one order, then the addresses concerned, in one order, then
+       the organizations.
     2. Read what is stored; each statement sees what others had committed when its locks were granted.
     3. Merge, and decide who has each address.
     4. Lock the rows of `users` to be written, in one order, and write.
@@ -43,28 +58,35 @@ def apply(database: Database, batch: Sequence[Incoming], policy: Policy) -> list
 
 
 def _apply(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy) -> list[Outcome]:
-    stored = _lock_and_read(pipeline, batch)
+    stored = _lock_and_read(pipeline, batch, policy)
     before = {
-        clerk_id: stored_change(row, stored.users.get(clerk_id), policy)
+        clerk_id: stored_change(row, stored.users.get(clerk_id), stored.memberships(clerk_id), policy)
         for clerk_id, row in stored.sync.items()
     }
     known, outcomes = fold(before, batch, policy)
-    _write_users(pipeline, known, stored, policy)
+    writes = _decide(known, stored, policy)
+    roster = stored.roster and memberships.decide(stored.roster, known, batch)
+    _lock_users(pipeline, writes, roster)
+    _write_users(pipeline, writes, stored)
     _write_sync(pipeline, known, stored.sync)
+    if roster:
+        memberships.write(pipeline, roster)
     record(pipeline, batch, outcomes)
     return outcomes
 
 
-def _lock_and_read(pipeline: Pipeline, batch: Sequence[Incoming]) -> Stored:
-    ids = sorted({incoming.change.clerk_id for incoming in batch})
-    changes = [incoming.change for incoming in batch if _concerns_address(incoming.change)]
-    concerned = sorted({change.clerk_id for change in changes})
-    addresses = sorted({change.email.address for change in changes if change.email and change.email.address})
+def _lock_and_read(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy) -> Stored:
+    changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
+    ids = sorted({change.clerk_id for change in changes})
+    moving = [change for change in changes if _concerns_address(change)]
+    concerned = sorted({change.clerk_id for change in moving})
+    addresses = sorted({change.email.address for change in moving if change.email and change.email.address})
 
     pipeline.send(sql.add_sync_rows(), ids=ids)
     sync = pipeline.send(sql.lock_sync_rows(), ids=ids)
     if concerned:
         pipeline.send(sql.lock_addresses(), ids=concerned, addresses=addresses)
+    asked = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
     users = pipeline.send(sql.read_users(), ids=ids)
     rivals: list[Any] = []
     holders: list[Any] = []
@@ -74,13 +96,14 @@ def _lock_and_read(pipeline: Pipeline, batch: Sequence[Incoming]) -> Stored:
         rivals, holders = rival_cursor.fetchall(), holder_cursor.fetchall()
 
     sync_rows = {row[0]: SyncRow(*row) for row in sync.fetchall()}
-    claimed = {sync_rows[clerk_id].claimed_email for clerk_id in concerned} - {None}
+    claimed = {sync_rows[clerk_id].claimed_email for clerk_id in concerned}
     return Stored(
         sync_rows,
         {row[0]: UserRow(*row) for row in users.fetchall()},
         frozenset({*addresses, *(address for address in claimed if address)}),
         [Rival(row[0], row[1], Version(row[2], row[3]), row[4]) for row in rivals],
         [UserRow(*row) for row in holders],
+        memberships.read(asked) if asked else None,
     )
 
 
@@ -89,23 +112,35 @@ def _concerns_address(change: UserChange) -> bool:
     return change.profile is not None or change.email is not None or change.deleted_at is not None
 
 
-def _write_users(pipeline: Pipeline, known: dict[str, UserChange], stored: Stored, policy: Policy) -> None:
+def _decide(known: dict[str, UserChange], stored: Stored, policy: Policy) -> Writes:
     holder_of = winners(known.values(), stored.rivals, stored.contested)
     targets = _targets(known, stored, holder_of, policy)
-    gone = sorted(stored.users.keys() - targets.keys())
-    changed = [t for clerk_id, t in targets.items() if t.row != stored.users.get(clerk_id)]
-    released = _released(stored, holder_of)
-    granted = _granted(stored.rivals, holder_of)
-    touched = {*gone, *(t.row.clerk_id for t in changed), *(c for c, _ in (*released, *granted))}
-    if not touched:
-        return
-    pipeline.send(sql.lock_users(), ids=sorted(touched))
+    return Writes(
+        gone=sorted(stored.users.keys() - targets.keys()),
+        changed=[t for clerk_id, t in targets.items() if t.row != stored.users.get(clerk_id)],
+        released=_released(stored, holder_of),
+        granted=_granted(stored.rivals, holder_of),
+    )
+
+
+def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.RosterWrites | None) -> None:
+    touched = {*writes.gone, *(t.row.clerk_id for t in writes.changed)}
+    touched |= {clerk_id for clerk_id, _ in (*writes.released, *writes.granted)}
+    if roster:
+        changed = [organization.id for organization in roster.organizations]
+        ids = sorted(touched.union(roster.concerned))
+        pipeline.send(sql.lock_users_and_members(), ids=ids, changed=changed)
+    elif touched:
+        pipeline.send(sql.lock_users(), ids=sorted(touched))
+
+
+def _write_users(pipeline: Pipeline, writes: Writes, stored: Stored) -> None:
     # PostgreSQL checks uniqueness row by row: an address is let go before another takes it.
-    if gone:
-        pipeline.send(sql.delete_users(), ids=gone)
-    _set_emails(pipeline, released)
-    _write_rows(pipeline, changed, stored.users)
-    _set_emails(pipeline, granted)
+    if writes.gone:
+        pipeline.send(sql.delete_users(), ids=writes.gone)
+    _set_emails(pipeline, writes.released)
+    _write_rows(pipeline, writes.changed, stored.users)
+    _set_emails(pipeline, writes.granted)
 
 
 def _targets(
