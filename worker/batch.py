@@ -4,12 +4,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from db.change import Organization, UserChange
 from db.errors import ChangeRefused, DatabaseUnavailable
 from db.ledger import Incoming, Outcome
 from db.times import to_ms
-from worker.changes import change_of
+from worker.changes import change_of, organization_of
 from worker.errors import EventError
-from worker.events import MetadataKeys, parse
+from worker.events import MetadataKeys, OrganizationSeen, parse
 from worker.queue import Failed, Finished, TakenJob
 from worker.rq_layout import ForeignJobError, decode_call, parse_timestamp
 
@@ -48,7 +49,11 @@ def _parse(job: TakenJob, keys: MetadataKeys) -> Parsed | Failed:
 def incoming(svix_id: str | None, body: str, received_ms: int, keys: MetadataKeys) -> Incoming:
     """Return the change that a delivery's body makes. Raises Unreadable."""
     event = parse(body, keys)
-    return Incoming(change_of(event, received_ms), svix_id, event.type, event.happened_at, received_ms)
+    if isinstance(event, OrganizationSeen):
+        change: UserChange | Organization = organization_of(event, received_ms)
+    else:
+        change = change_of(event, received_ms)
+    return Incoming(change, svix_id, event.type, event.happened_at, received_ms)
 
 
 def _apply(parsed: Sequence[Parsed], apply: Apply) -> list[Finished | Failed]:

@@ -3,9 +3,19 @@
 import re
 
 from db.address import storable_address
-from db.change import DEFAULT_ROLE, EmailClaim, Profile, UserChange, Version, merge
+from db.change import DEFAULT_ROLE, EmailClaim, Membership, Organization, Profile, UserChange, Version, merge
 from worker.errors import Unreadable
-from worker.events import ClerkUser, Event, SessionSeen, UserDeleted, UserSaved
+from worker.events import (
+    ClerkMembership,
+    ClerkOrganization,
+    ClerkUser,
+    MembershipSeen,
+    OrganizationSeen,
+    SessionSeen,
+    UserDeleted,
+    UserEvent,
+    UserSaved,
+)
 
 MAX_TEXT = 255
 UNNAMED = "Unnamed user"
@@ -13,20 +23,30 @@ ROLES = frozenset({"admin", "user"})
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def change_of(event: Event, received_at: int) -> UserChange:
+def organization_of(event: OrganizationSeen, received_at: int) -> Organization:
+    """Return what `event` says about its organization; `received_at` (ms) as in `change_of`."""
+    organization = _organization(event.organization, event.happened_at)
+    if event.deleted:
+        return organization._replace(deleted_at=_first(event.happened_at, received_at))
+    return organization
+
+
+def change_of(event: UserEvent, received_at: int) -> UserChange:
     """Return what `event` says about its user.
 
-    `received_at` (ms) stands in for the time of a deletion that does not say when it happened. Raises
+    `received_at` (ms) stands in for the time of an end that does not say when it happened. Raises
     Unreadable for a session that tells neither when the user signed in nor who the user is.
     """
     match event:
         case UserSaved():
             return user_change(event.user, event.happened_at)
         case UserDeleted():
-            deleted_at = received_at if event.happened_at is None else event.happened_at
-            return UserChange(event.user_id, deleted_at=deleted_at)
+            return UserChange(event.user_id, deleted_at=_first(event.happened_at, received_at))
         case SessionSeen():
             return _session_change(event)
+        case MembershipSeen():
+            ended_at = _first(event.happened_at, received_at) if event.ended else None
+            return _member(event.user_id, event.membership, event.happened_at, ended_at)
 
 
 def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
@@ -41,7 +61,10 @@ def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
         user.role if user.role in ROLES else DEFAULT_ROLE,
     )
     email = EmailClaim(version, _address(user.email)) if user.email_known else None
-    return UserChange(user.id, profile, email, user.last_sign_in_at)
+    change = UserChange(user.id, profile, email, user.last_sign_in_at)
+    for membership in user.memberships:
+        change = merge(change, _member(user.id, membership, observed_at, None))
+    return change
 
 
 def display_name(user: ClerkUser) -> str:
@@ -65,6 +88,28 @@ def _session_change(session: SessionSeen) -> UserChange:
         return login
     observed_at = session.updated_at if session.happened_at is None else session.happened_at
     return merge(login, user_change(session.user, observed_at))
+
+
+def _member(
+    user_id: str, membership: ClerkMembership, observed_at: int | None, ended_at: int | None
+) -> UserChange:
+    organization = _organization(membership.organization, observed_at)
+    joined_at = _first(membership.created_at, observed_at, 0)
+    return UserChange(
+        user_id,
+        memberships=(Membership(membership.id, organization.id, joined_at, ended_at),),
+        organizations=(organization,),
+    )
+
+
+def _organization(organization: ClerkOrganization, observed_at: int | None) -> Organization:
+    name = _shown(organization.name)
+    if name is None:
+        return Organization(organization.id)
+    updated_at = _first(organization.updated_at, observed_at, 0)
+    return Organization(
+        organization.id, Version(updated_at, _first(observed_at, updated_at)), name[:MAX_TEXT]
+    )
 
 
 def _shown(text: str | None) -> str | None:

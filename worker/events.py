@@ -6,7 +6,8 @@ type says nothing, and only what no user can do without (the id) makes an event 
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from config import Settings
@@ -14,8 +15,24 @@ from worker.errors import NotJson, Unreadable
 
 CLERK_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 EARLIEST_IN_MS = 100_000_000_000  # Clerk's own examples give the envelope's timestamp in seconds.
-LATEST = 253_402_300_799_999  # The end of the year 9999, the last that a datetime can hold.
+LATEST = 253_402_214_400_000  # A day before the year 10000, which no datetime holds, in any time zone.
 MAX_INT_DIGITS = 400
+
+
+class ClerkOrganization(NamedTuple):
+    """An organization as a payload shows it."""
+
+    id: str
+    updated_at: int | None
+    name: str | None
+
+
+class ClerkMembership(NamedTuple):
+    """A user's membership of an organization as a payload shows it."""
+
+    id: str
+    created_at: int | None
+    organization: ClerkOrganization
 
 
 class ClerkUser(NamedTuple):
@@ -32,6 +49,7 @@ class ClerkUser(NamedTuple):
     email: str | None
     role: str | None
     organization: str | None
+    memberships: tuple[ClerkMembership, ...] = ()
 
 
 class Envelope(NamedTuple):
@@ -72,14 +90,38 @@ class SessionSeen(NamedTuple):
     user: ClerkUser | None
 
 
-Event = UserSaved | UserDeleted | SessionSeen
+class MembershipSeen(NamedTuple):
+    """A user joined an organization, is a member of it, or, when `ended`, no longer is."""
+
+    type: str
+    happened_at: int | None
+    user_id: str
+    membership: ClerkMembership
+    ended: bool
+
+
+class OrganizationSeen(NamedTuple):
+    """An organization was changed or, when `deleted`, deleted."""
+
+    type: str
+    happened_at: int | None
+    organization: ClerkOrganization
+    deleted: bool
+
+
+UserEvent = UserSaved | UserDeleted | SessionSeen | MembershipSeen
+Event = UserEvent | OrganizationSeen
 
 
 class MetadataKeys(NamedTuple):
-    """The keys of `public_metadata` for role and organization; None where the application owns the column."""
+    """Where a user's role and organization stand.
+
+    The keys of `public_metadata`, None where something else says it; and whether memberships do.
+    """
 
     role: str | None = "role"
     organization: str | None = "organization"
+    memberships: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> "MetadataKeys":
@@ -87,6 +129,7 @@ class MetadataKeys(NamedTuple):
         return cls(
             settings.role_metadata_key if settings.role_source == "metadata" else None,
             settings.organization_metadata_key if settings.organization_source == "metadata" else None,
+            settings.organization_source == "membership",
         )
 
 
@@ -110,13 +153,20 @@ def decode(body: bytes) -> Any:
         raise NotJson("body is not UTF-8") from None
 
 
-def summarize(envelope: object) -> Summary:
-    """Return what the receiver routes and describes a decoded body by."""
+def handled_types(settings: Settings) -> tuple[str, ...]:
+    """Return the types that are queued; all others are acknowledged and let go."""
+    if settings.organization_source == "membership":
+        return (*HANDLED_TYPES, *ORGANIZATION_TYPES)
+    return HANDLED_TYPES
+
+
+def summarize(envelope: object, types: Collection[str] | None = None) -> Summary:
+    """Return what the receiver routes and describes a decoded body by; `types` are those to be queued."""
     if not isinstance(envelope, dict):
         return Summary(None, None, None, None)
     type_ = _text(envelope, "type")
     data = envelope.get("data")
-    handled = None if type_ is None else type_ in _PARSERS
+    handled = None if type_ is None else type_ in (HANDLED_TYPES if types is None else types)
     return Summary(type_, handled, _subject(type_, data) if handled else None, _text(envelope, "instance_id"))
 
 
@@ -158,6 +208,7 @@ def parse_user(data: dict[str, Any], keys: MetadataKeys) -> ClerkUser:
         email,
         _text(metadata, keys.role),
         _text(metadata, keys.organization),
+        _memberships(data) if keys.memberships else (),
     )
 
 
@@ -184,6 +235,40 @@ def _session_seen(envelope: Envelope, data: dict[str, Any], keys: MetadataKeys) 
     )
 
 
+def _membership_seen(envelope: Envelope, data: dict[str, Any], _keys: MetadataKeys) -> Event:
+    user = data.get("public_user_data")
+    user_id = _clerk_id(user if isinstance(user, dict) else {}, "user_id", "data.public_user_data")
+    membership = _membership(data)
+    return MembershipSeen(*envelope, user_id, membership, envelope.type == "organizationMembership.deleted")
+
+
+def _organization_seen(envelope: Envelope, data: dict[str, Any], _keys: MetadataKeys) -> Event:
+    return OrganizationSeen(*envelope, _organization(data, "data"), envelope.type == "organization.deleted")
+
+
+def _memberships(user: dict[str, Any]) -> tuple[ClerkMembership, ...]:
+    """Return those memberships in a user's JSON that can be read."""
+    entries = user.get("organization_memberships")
+    found = []
+    for entry in entries if isinstance(entries, list) else ():
+        with suppress(Unreadable):
+            found.append(_membership(entry if isinstance(entry, dict) else {}))
+    return tuple(found)
+
+
+def _membership(data: dict[str, Any]) -> ClerkMembership:
+    organization = data.get("organization")
+    return ClerkMembership(
+        _clerk_id(data, "id"),
+        _time(data.get("created_at")),
+        _organization(organization if isinstance(organization, dict) else {}, "data.organization"),
+    )
+
+
+def _organization(data: dict[str, Any], place: str) -> ClerkOrganization:
+    return ClerkOrganization(_clerk_id(data, "id", place), _time(data.get("updated_at")), _text(data, "name"))
+
+
 _PARSERS: dict[str, Callable[[Envelope, dict[str, Any], MetadataKeys], Event]] = {
     "user.created": _user_saved,
     "user.updated": _user_saved,
@@ -193,9 +278,15 @@ _PARSERS: dict[str, Callable[[Envelope, dict[str, Any], MetadataKeys], Event]] =
     "session.ended": _session_seen,
     "session.removed": _session_seen,
     "session.revoked": _session_seen,
+    "organizationMembership.created": _membership_seen,
+    "organizationMembership.updated": _membership_seen,
+    "organizationMembership.deleted": _membership_seen,
+    "organization.updated": _organization_seen,
+    "organization.deleted": _organization_seen,
 }
 
-HANDLED_TYPES = tuple(_PARSERS)
+HANDLED_TYPES = tuple(type_ for type_ in _PARSERS if not type_.startswith("organization"))
+ORGANIZATION_TYPES = tuple(type_ for type_ in _PARSERS if type_.startswith("organization"))
 
 
 def _email(data: dict[str, Any]) -> tuple[bool, str | None]:
@@ -206,7 +297,8 @@ def _email(data: dict[str, Any]) -> tuple[bool, str | None]:
     entries = [entry for entry in entries if isinstance(entry, dict)]
     primary_id = data.get("primary_email_address_id")
     if primary_id in (None, ""):
-        return True, next((_text(entry, "email_address") for entry in entries if _is_verified(entry)), None)
+        addresses = (_text(entry, "email_address") for entry in entries if _is_verified(entry))
+        return True, next((address for address in addresses if address is not None), None)
     for entry in entries:
         if entry.get("id") == primary_id:
             return True, _text(entry, "email_address")
@@ -221,14 +313,18 @@ def _is_verified(entry: dict[str, Any]) -> bool:
 def _subject(type_: str | None, data: object) -> str | None:
     if type_ is None or not isinstance(data, dict):
         return None
-    clerk_id = data.get("user_id" if type_.startswith("session.") else "id")
+    if type_.startswith("organizationMembership."):
+        data = data.get("public_user_data")
+        if not isinstance(data, dict):
+            return None
+    clerk_id = data.get("id" if type_.startswith(("user.", "organization.")) else "user_id")
     return clerk_id if _is_clerk_id(clerk_id) else None
 
 
-def _clerk_id(data: dict[str, Any], key: str) -> str:
+def _clerk_id(data: dict[str, Any], key: str, place: str = "data") -> str:
     clerk_id = data.get(key)
     if not _is_clerk_id(clerk_id):
-        raise Unreadable(f"the event's data.{key} is no Clerk id")
+        raise Unreadable(f"the event's {place}.{key} is no Clerk id")
     return str(clerk_id)
 
 
@@ -242,9 +338,8 @@ def _text(data: dict[str, Any], key: str | None) -> str | None:
 
 
 def _envelope_time(value: object) -> int | None:
-    if isinstance(value, int | float) and 0 <= value < EARLIEST_IN_MS:
-        return _time(value * 1000)
-    return _time(value)
+    time = _time(value)
+    return time * 1000 if time is not None and time < EARLIEST_IN_MS else time
 
 
 def _time(value: object) -> int | None:
@@ -256,14 +351,22 @@ def _time(value: object) -> int | None:
 
 def _read(text: str) -> Any:
     try:
-        try:
-            return _DECODER.decode(text)
-        except json.JSONDecodeError:
-            raise NotJson("body is not JSON") from None
-        except ValueError:
-            return _LONG_NUMBERS_DECODER.decode(text)
+        return _DECODER.decode(text)
+    except json.JSONDecodeError:
+        raise NotJson("body is not JSON") from None
     except RecursionError:
         raise NotJson("body is nested too deeply") from None
+    except ValueError:
+        return _read_long_numbers(text)
+
+
+def _read_long_numbers(text: str) -> Any:
+    # Python refuses to read integers of more than 4,300 digits. No field of ours is that long, and one such
+    # number in somebody's metadata must not lose the user.
+    try:
+        return _LONG_NUMBERS_DECODER.decode(text)
+    except (json.JSONDecodeError, RecursionError):
+        raise NotJson("body is not JSON") from None
 
 
 def _refuse_constant(name: str) -> None:
@@ -271,8 +374,6 @@ def _refuse_constant(name: str) -> None:
 
 
 def _long_int(digits: str) -> int | float:
-    # Python refuses to read integers of more than 4,300 digits. No field of ours is that long, and one such
-    # number in somebody's metadata must not lose the user.
     return int(digits) if len(digits) <= MAX_INT_DIGITS else float("inf")
 
 

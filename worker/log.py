@@ -8,7 +8,7 @@ from structlog.typing import EventDict, Processor
 
 from config import Settings
 
-CHATTY = ("rq.worker", "rq.scheduler", "alembic.runtime.migration")
+CHATTY = ("rq.worker", "rq.scheduler", "alembic")
 
 
 def configure(settings: Settings) -> None:

@@ -14,10 +14,11 @@ worker says what it waits for and waits.
 """
 
 import json
+import os
 import time
-from collections import Counter
 from datetime import timedelta
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import structlog
@@ -34,10 +35,12 @@ from db.policy import Policy
 from worker import batch
 from worker.events import MetadataKeys
 from worker.keeper import Duty, Keeper
+from worker.metrics import FLUSH_EVERY_S, Metrics
 from worker.queue import Failed, Finished, HeldJobs, TakenJob, worker_redis
 from worker.retries import DueRetries
 from worker.rq_layout import QUEUE, WORKER_REPORT
 from worker.stop import StopSignal
+from worker.tally import Tally
 
 log = structlog.get_logger("worker")
 
@@ -49,6 +52,7 @@ REAP_EVERY_S = 5
 SCHEDULE_EVERY_S = 2
 MAINTENANCE_EVERY_S = 60
 PRUNE_EVERY_S = 3600
+OVERDUE_LOOK_S = 0.5
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 10.0
 
@@ -69,7 +73,9 @@ class BatchWorker(SimpleWorker):
         self._is_busy = False
         self._pause_s = FIRST_PAUSE_S
         policy = Policy.of(settings)
-        self._apply = partial(users.apply, database, policy=policy)
+        self._metrics = Metrics()
+        self._tally = Tally(self._metrics)
+        self._apply = self._tally.watching(partial(users.apply, database, policy=policy))
         self._keys = MetadataKeys.of(settings)
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
@@ -107,15 +113,13 @@ class BatchWorker(SimpleWorker):
             self._pause("Redis", f"Redis does not answer ({type(error).__name__})")
 
     def _process(self, jobs: list[TakenJob]) -> list[Finished | Failed]:
-        began = time.perf_counter()
         self.waiting_for = None
         self._is_busy = True
+        self._tally.took(len(jobs))
         done = batch.process(jobs, self._keys, self._apply)
-        outcomes = Counter("failed" if isinstance(item, Failed) else item.outcome for item in done)
-        log.info("batch", jobs=len(jobs), ms=round((time.perf_counter() - began) * 1000, 1), **outcomes)
         for item in done:
             if isinstance(item, Failed):
-                log.error("job failed", svix_id=item.job.id, reason=item.reason, retries=item.retryable)
+                self._tally.failed(item)
         return done
 
     def _put_back(self, error: DatabaseUnavailable) -> None:
@@ -146,6 +150,7 @@ class BatchWorker(SimpleWorker):
         try:
             self.held.finish_and_take(self._done, 0)
             self.held.leave()
+            self._flush()
             self._retries.stop()
             self.teardown()
         except RedisError as error:
@@ -155,6 +160,7 @@ class BatchWorker(SimpleWorker):
     def _duties(self) -> list[Duty]:
         return [
             Duty("beat", BEAT_EVERY_S, self._beat),
+            Duty("flush", FLUSH_EVERY_S, self._flush),
             Duty("reap", REAP_EVERY_S, self._reap),
             Duty("schedule", SCHEDULE_EVERY_S, self._retries.enqueue_due),
             Duty("maintenance", MAINTENANCE_EVERY_S, self.clean_registries),
@@ -177,6 +183,10 @@ class BatchWorker(SimpleWorker):
     def _report(self) -> dict[str, object]:
         return {"waiting_for": self.waiting_for, "pool": self.database.pool_state()._asdict()}
 
+    def _flush(self) -> None:
+        self._tally.saw_pool(self.database.pool_state())
+        self._metrics.flush(self.connection)
+
     def _reap(self) -> None:
         count = self.held.reap()
         if count:
@@ -193,10 +203,14 @@ class BatchWorker(SimpleWorker):
         self.stopping.wait(2)
 
 
-def run(settings: Settings) -> None:
-    """Run one worker until SIGTERM or SIGINT. Waits for Redis, the database and the migrations."""
-    stopping = StopSignal()
+def run(settings: Settings, parent: int | None = None) -> None:
+    """Run one worker until SIGTERM or SIGINT. Waits for Redis, the database and the migrations.
+
+    With `parent`, a process id, it also ends when that process does.
+    """
+    stopping = StopSignal(parent)
     stopping.listen()
+    Thread(target=_end_when_overdue, args=(stopping, settings.shutdown_seconds), daemon=True).start()
     database = Database(settings)
     redis = worker_redis(settings)
     try:
@@ -233,3 +247,11 @@ def _await_redis(redis: Redis, stopping: StopSignal) -> bool:
         else:
             return True
     return False
+
+
+def _end_when_overdue(stopping: StopSignal, limit_s: float) -> None:
+    """End a process that cannot finish what it has in hand. Another worker takes it back: nothing is lost."""
+    while stopping.since_s() < limit_s:
+        time.sleep(OVERDUE_LOOK_S)
+    log.error("not finished in time, ending all the same", limit_s=limit_s)
+    os._exit(1)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
 from redis import Redis
@@ -78,6 +79,11 @@ class Failed(NamedTuple):
     traceback: str
     retryable: bool
 
+    @property
+    def has_retry(self) -> bool:
+        """Whether it is tried again by itself."""
+        return self.retryable and self.job.retries_left > 0 and len(self.job.retry_intervals) > 0
+
 
 class DeliveryQueue:
     """The receiver's side of the queue."""
@@ -99,6 +105,7 @@ class DeliveryQueue:
                     rq.QUEUE_KEY,
                     rq.QUEUES_KEY,
                     rq.FAILED_KEY,
+                    rq.CANCELED_KEY,
                     LAST_RECEIVED_KEY,
                 ],
                 args=[
@@ -219,7 +226,7 @@ class HeldJobs:
     def _send_failed(self, pipeline: Any, failed: Failed) -> None:
         job = failed.job
         exc_info, exc_string = rq.encode_exception(failed.traceback)
-        due = _retry_due(job) if failed.retryable else None
+        due = _retry_due(job) if failed.has_retry else None
         _send(
             pipeline,
             self._fail,
@@ -247,10 +254,11 @@ class HeldJobs:
 def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
     """Return a job's `meta` after one more failure: reason, attempts, first and last failure."""
     now = _now()
+    attempts = meta.get("attempts")
     return {
         **meta,
         "reason": reason,
-        "attempts": int(meta.get("attempts", 0)) + 1,
+        "attempts": attempts + 1 if isinstance(attempts, int) else 1,
         "first_failed_at": meta.get("first_failed_at", now),
         "failed_at": now,
     }
@@ -299,29 +307,36 @@ def _send(pipeline: Any, script: Script, keys: Sequence[str], args: Sequence[Any
 
 def _taken_job(fields: Sequence[bytes]) -> TakenJob:
     id_, data, created_at, retries_left, retry_intervals, meta = fields
-    intervals = _json(retry_intervals, list)
     return TakenJob(
         id_.decode(errors="surrogateescape"),
         data,
         created_at.decode(errors="replace"),
-        int(retries_left) if retries_left.isdigit() else 0,
-        tuple(interval for interval in intervals if isinstance(interval, int)),
-        _json(meta, dict),
+        int(retries_left) if retries_left.isdigit() and len(retries_left) < 10 else 0,
+        _intervals(retry_intervals),
+        _json(meta, dict) if meta else {},
     )
+
+
+@lru_cache(maxsize=16)
+def _intervals(text: bytes) -> tuple[int, ...]:
+    # Nearly every job has the same: parsed once, not once a job.
+    return tuple(interval for interval in _json(text, list) if _is_interval(interval))
+
+
+def _is_interval(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= rq.FAILURE_TTL_S
 
 
 def _json(text: bytes, kind: type[_Json]) -> _Json:
     """Return the JSON value of that kind, empty for anything else: somebody else may have written the job."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return kind()
     return value if isinstance(value, kind) else kind()
 
 
-def _retry_due(job: TakenJob) -> datetime | None:
-    if job.retries_left <= 0 or not job.retry_intervals:
-        return None
+def _retry_due(job: TakenJob) -> datetime:
     index = max(len(job.retry_intervals) - job.retries_left, 0)
     return datetime.now(UTC) + timedelta(seconds=job.retry_intervals[index])
 

@@ -23,6 +23,7 @@ STARTED_KEY = f"rq:wip:{QUEUE}"
 FINISHED_KEY = f"rq:finished:{QUEUE}"
 FAILED_KEY = f"rq:failed:{QUEUE}"
 SCHEDULED_KEY = f"rq:scheduled:{QUEUE}"
+CANCELED_KEY = f"rq:canceled:{QUEUE}"
 SUSPENDED_KEY = "rq:suspended"
 WORKERS_KEY = f"rq:workers:{QUEUE}"
 JOB_PREFIX = "rq:job:"
@@ -35,6 +36,12 @@ class ForeignJobError(Exception):
     """A job on the queue does not call this project's function with a delivery's body."""
 
     retryable = False
+
+
+def keys_beside(job_id: str) -> tuple[str, ...]:
+    """Return the keys that RQ may keep about a job beside its hash."""
+    job = JOB_PREFIX + job_id
+    return (RESULT_PREFIX + job_id, f"{job}:dependents", f"{JOB_PREFIX}:{job_id}:dependencies")
 
 
 def timestamp(moment: datetime) -> str:
@@ -85,7 +92,7 @@ def decode_call(data: bytes) -> str:
     except (ValueError, RecursionError):
         raise ForeignJobError("the job's data is not what this queue holds") from None
     match call:
-        case [function, None, [str(body)], {}] if function == JOB_FUNCTION:
+        case [function, None, [str(body)], dict(keywords)] if function == JOB_FUNCTION and not keywords:
             return body
         case _:
             raise ForeignJobError("the job does not call this queue's function")

@@ -6,9 +6,10 @@ tools read and move the same jobs.
 """
 
 # One round trip from the receiver: a new delivery is queued; one whose job failed is queued anew; one that is
-# known is a duplicate. 0 duplicate, 1 queued, 2 requeued, -1 the queue is at its limit.
+# known is a duplicate. 0 duplicate, 1 queued, 2 requeued.
 ENQUEUE = """
-local job, queue, queues, failed, received = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local job, queue, queues = KEYS[1], KEYS[2], KEYS[3]
+local failed, canceled, received = KEYS[4], KEYS[5], KEYS[6]
 local id, now_ms = ARGV[1], ARGV[2]
 local known = redis.call('HMGET', job, 'data', 'status')
 local answer = 1
@@ -25,6 +26,7 @@ redis.call('HDEL', job, 'exc_info')
 redis.call('PERSIST', job)
 if answer == 2 then
   redis.call('ZREM', failed, id)
+  redis.call('ZREM', canceled, id)
 end
 redis.call('RPUSH', queue, id)
 redis.call('SADD', queues, queue)
@@ -67,13 +69,14 @@ while #jobs < limit and bytes < max_bytes do
     jobs[#jobs + 1] = {id, job[1], job[2] or '', job[3] or '', job[4] or '', job[5] or ''}
   else
     redis.call('LREM', held, 0, id)
+    redis.call('ZREM', started, id .. ':' .. worker)
   end
 end
 return jobs
 """
 
 # Mark jobs finished, those that this worker still holds: one that was given to another in between is the
-# other's to finish. The counts go to the worker's own hash, as RQ keeps them.
+# other's to finish, and one that was deleted stays so. The counts go to the worker's own hash, as RQ does it.
 FINISH = """
 local held, started, finished, worker_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local worker, now, ttl, job_prefix, result_prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
@@ -83,13 +86,15 @@ for i = 6, #ARGV, 2 do
   local id, result = ARGV[i], ARGV[i + 1]
   if redis.call('LREM', held, 0, id) > 0 then
     local key = job_prefix .. id
-    redis.call('HSET', key, 'status', 'finished', 'ended_at', now)
-    redis.call('EXPIRE', key, ttl)
     redis.call('ZREM', started, id .. ':' .. worker)
-    redis.call('ZADD', finished, expires, id)
-    redis.call('XADD', result_prefix .. id, 'MAXLEN', 10, '*', 'type', '1', 'worker_name', worker,
-               'return_value', result)
-    redis.call('EXPIRE', result_prefix .. id, ttl)
+    if redis.call('EXISTS', key) == 1 then
+      redis.call('HSET', key, 'status', 'finished', 'ended_at', now)
+      redis.call('EXPIRE', key, ttl)
+      redis.call('ZADD', finished, expires, id)
+      redis.call('XADD', result_prefix .. id, 'MAXLEN', 10, '*', 'type', '1', 'worker_name', worker,
+                 'return_value', result)
+      redis.call('EXPIRE', result_prefix .. id, ttl)
+    end
     done = done + 1
   end
 end
@@ -108,6 +113,9 @@ if redis.call('LREM', held, 0, id) == 0 then
   return 0
 end
 redis.call('ZREM', started, id .. ':' .. worker)
+if redis.call('EXISTS', key) == 0 then
+  return 0
+end
 redis.call('HSET', key, 'ended_at', now, 'meta', ARGV[6])
 if due ~= '' then
   redis.call('HSET', key, 'status', 'scheduled')
@@ -165,3 +173,69 @@ redis.call('ZREMRANGEBYSCORE', holders, '-inf', now - forget_after)
 return count
 """
 )
+
+# A failed job that is to be replayed or discarded: what is not failed (any more) is left alone, and an entry
+# of the registry without such a job behind it goes. 0 gone, 1 not failed any more, else the script goes on.
+_IF_FAILED = """
+local job, failed, id = KEYS[1], KEYS[2], ARGV[1]
+local known = redis.call('HMGET', job, 'data', 'status')
+redis.call('ZREM', failed, id)
+if not known[1] then
+  return 0
+end
+if known[2] ~= 'failed' and known[2] ~= 'stopped' then
+  return 1
+end
+"""
+
+# Put one failed job back into the queue, with all its retries.
+REPLAY = (
+    _IF_FAILED
+    + """
+local queue, queues, now, intervals, retries = KEYS[3], KEYS[4], ARGV[2], ARGV[3], ARGV[4]
+redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now, 'started_at', '', 'ended_at', '',
+           'worker_name', '', 'retry_intervals', intervals, 'retries_left', retries)
+redis.call('HDEL', job, 'exc_info')
+redis.call('PERSIST', job)
+redis.call('RPUSH', queue, id)
+redis.call('SADD', queues, queue)
+return 2
+"""
+)
+
+# Delete one failed job and all that RQ keeps about it.
+DISCARD = (
+    _IF_FAILED
+    + """
+redis.call('DEL', job, unpack(KEYS, 3))
+return 2
+"""
+)
+
+# Add what a process has counted since it last did, once, however often it has to be sent: KEYS[2] holds the
+# number of the last such parcel from this process. After the counts come the latest moments of something.
+ADD_COUNTS = """
+local totals, sent, number, counts = KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2])
+if redis.call('GET', sent) == number then
+  return 0
+end
+redis.call('SET', sent, number, 'EX', 3600)
+for i = 3, 2 + 2 * counts, 2 do
+  redis.call('HINCRBYFLOAT', totals, ARGV[i], ARGV[i + 1])
+end
+for i = 3 + 2 * counts, #ARGV, 2 do
+  if (tonumber(redis.call('HGET', totals, ARGV[i])) or 0) < tonumber(ARGV[i + 1]) then
+    redis.call('HSET', totals, ARGV[i], ARGV[i + 1])
+  end
+end
+return 1
+"""
+
+# Count one attempt; a limited number of them in each window of time. Returns how many there were.
+COUNT_ATTEMPT = """
+local count = redis.call('INCR', KEYS[1])
+if count == 1 then
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+end
+return count
+"""

@@ -1,5 +1,6 @@
 """How a process is told to stop."""
 
+import os
 import signal
 import time
 from types import FrameType
@@ -10,11 +11,24 @@ SLICE_S = 0.2
 class StopSignal:
     """Becomes `requested` on SIGTERM or SIGINT; what is in hand is finished first.
 
-    A plain flag: a threading.Event can deadlock when its `set` interrupts its own `wait`.
+    With `parent`, a process id, the end of that process is such a signal too. A plain number behind it: a
+    threading.Event can deadlock when its `set` interrupts its own `wait`.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, parent: int | None = None) -> None:
+        self._parent = parent
+        self._requested_at: float | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+        if self._requested_at is None and self._parent not in (None, os.getppid()):
+            self._requested_at = time.monotonic()
+        return self._requested_at is not None
+
+    def since_s(self) -> float:
+        """Return how long ago the stop was requested; 0 when it was not."""
+        return 0.0 if self._requested_at is None else time.monotonic() - self._requested_at
 
     def listen(self) -> None:
         """Take the signals over. To be called in the main thread."""
@@ -28,4 +42,5 @@ class StopSignal:
             time.sleep(min(left, SLICE_S))
 
     def _request(self, _signum: int, _frame: FrameType | None) -> None:
-        self.requested = True
+        if self._requested_at is None:
+            self._requested_at = time.monotonic()
