@@ -1,0 +1,142 @@
+"""`send`: sign a delivery and make it, as Clerk would."""
+
+import time
+from typing import BinaryIO, NamedTuple, Self
+
+import click
+import httpx
+
+from cli import samples
+from config import load
+from web.webhook import PATH
+
+TIMEOUT_S = 15  # Svix waits as long for an answer.
+
+
+class NotDelivered(Exception):
+    """Nobody answered the delivery."""
+
+    retryable = True
+
+
+class Answer(NamedTuple):
+    """What the receiver answered: the HTTP status, and its word for what became of the delivery."""
+
+    http_status: int
+    word: str
+
+    @property
+    def is_success(self) -> bool:
+        """Whether Svix would be content; else it delivers again."""
+        return httpx.codes.is_success(self.http_status)
+
+    def __str__(self) -> str:
+        return f"{self.http_status} {self.word}"
+
+
+def _check_url(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
+    if url is None:
+        return None
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        raise click.BadParameter("is no URL that can be read") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise click.BadParameter("must begin with http:// or https://, and name a host")
+    return url
+
+
+def _check_svix_id(_context: click.Context, _parameter: click.Parameter, svix_id: str | None) -> str | None:
+    if svix_id and not (svix_id.isascii() and svix_id.isprintable()):
+        raise click.BadParameter("a header holds printable ASCII only")
+    return svix_id
+
+
+class Sender:
+    """Svix's side of a delivery: signs with one key and posts to one URL, whatever proxy is set."""
+
+    def __init__(self, url: str, key: bytes) -> None:
+        self._url = url
+        self._key = key
+        self._client = httpx.Client(trust_env=False, timeout=TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def deliver(self, svix_id: str, body: bytes, *, age_s: int = 0) -> Answer:
+        """Post `body`, signed as it was `age_s` seconds ago, and return the answer. Raises NotDelivered."""
+        headers = samples.signed_headers(self._key, svix_id, int(time.time()) - age_s, body)
+        try:
+            response = self._client.post(self._url, content=body, headers=headers)
+        except httpx.TransportError as error:
+            raise NotDelivered(_explain(error, _place(self._url))) from None
+        return Answer(response.status_code, _word(response))
+
+
+@click.command()
+@click.argument("type_", metavar="TYPE", required=False)
+@click.option("--url", callback=_check_url, help=f"Where to.  [default: http://127.0.0.1:$PORT{PATH}]")
+@click.option("--file", type=click.File("rb"), help="Send the bytes of this file; TYPE may be left out then.")
+@click.option("--user-id", "clerk_id", help="Whom the sample is about.  [default: somebody new]")
+@click.option("--svix-id", callback=_check_svix_id, help="Id of the delivery; a used one makes a redelivery.")
+def send(
+    type_: str | None, url: str | None, file: BinaryIO | None, clerk_id: str | None, svix_id: str | None
+) -> int:
+    """Sign a sample event of TYPE and deliver it, as Clerk would.
+
+    It is signed with the first secret of CLERK_WEBHOOK_SIGNING_SECRET. Exit status 1 when it is not taken.
+    """
+    _check_usage(type_, file, clerk_id)
+    settings = load("clerk_webhook_signing_secret")
+    now = time.time_ns() // 1_000_000
+    if file:
+        what, body = file.name, file.read()
+    else:
+        what, body = _sample(str(type_), clerk_id, now, settings.clerk_instance_id)
+    svix_id = svix_id or samples.new_id("msg", now)
+    with Sender(url or f"http://127.0.0.1:{settings.port}{PATH}", settings.signing_keys[0]) as sender:
+        answer = sender.deliver(svix_id, body)
+    click.echo(f"{answer}: {what}, delivery {svix_id}")
+    return 0 if answer.is_success else 1
+
+
+def _check_usage(type_: str | None, file: BinaryIO | None, clerk_id: str | None) -> None:
+    if file and clerk_id:
+        raise click.UsageError("a file is sent as it is: --user-id does not go with --file")
+    if not file and type_ not in samples.TYPES:
+        raise click.BadParameter(f"choose one of {', '.join(samples.TYPES)}", param_hint="TYPE")
+
+
+def _sample(type_: str, clerk_id: str | None, now: int, instance_id: str | None) -> tuple[str, bytes]:
+    """Return what is sent, in words and in bytes."""
+    clerk_id = clerk_id or samples.new_clerk_id(type_, now)
+    event = samples.sample(type_, clerk_id, now, instance_id or samples.INSTANCE)
+    return f"{type_} of {clerk_id}", samples.encode(event)
+
+
+def _explain(error: httpx.TransportError, place: str) -> str:
+    match error:
+        case httpx.ConnectError():
+            return f"nothing answers at {place}: start clerk-sync dev or clerk-sync web"
+        case httpx.TimeoutException():
+            return f"{place} did not answer within {TIMEOUT_S} s"
+        case _:
+            return f"{place} did not answer ({type(error).__name__})"
+
+
+def _place(url: str) -> str:
+    """Return scheme, host and port: the rest of a URL may hold a password."""
+    parsed = httpx.URL(url)
+    return f"{parsed.scheme}://{parsed.netloc.decode()}"
+
+
+def _word(response: httpx.Response) -> str:
+    try:
+        answer = response.json()
+    except ValueError:
+        return response.reason_phrase
+    word = answer.get("status") or answer.get("error") if isinstance(answer, dict) else None
+    return " ".join(word.split()) if isinstance(word, str) else response.reason_phrase

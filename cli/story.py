@@ -1,0 +1,167 @@
+"""The deliveries that the demo plays: an hour of Clerk's, with some late, twice or in the wrong order."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from cli import samples
+from cli.samples import HOUR, MINUTE, Json
+
+NAMES: dict[str, Json] = {
+    "ann": {"first_name": "Ann", "last_name": "Archer"},
+    "ben": {"first_name": "Ben", "last_name": "Baker"},
+    "cat": {"username": "catriona"},
+    "dan": {"first_name": "Dan", "last_name": "Draper"},
+    "eva": {"first_name": "Eva", "last_name": "Ellis"},
+    "fay": {"first_name": "Fay", "last_name": "Fisher"},
+    "gus": {"first_name": "Gus", "last_name": "Glover"},
+    "hal": {"first_name": "Hal", "last_name": "Hunter"},
+    "ivy": {"first_name": "Ivy", "last_name": "Irons"},
+    "jon": {"first_name": "Jon", "last_name": "Jensen"},
+    "kim": {"first_name": "Kim", "last_name": "Keller"},
+}
+
+
+class Step(NamedTuple):
+    """One delivery. `age_s` is how long ago it was signed; what is not readable will fail as a job."""
+
+    line: str
+    svix_id: str
+    body: bytes
+    is_forged: bool = False
+    age_s: int = 0
+    is_readable: bool = True
+
+
+class Story:
+    """An hour in the life of a few users, whose ids and addresses bear the tag of one run."""
+
+    def __init__(self, tag: str, now: int, instance_id: str) -> None:
+        """`now` is in ms: the story ends then."""
+        self._tag = tag
+        self._began = now - HOUR
+        self._instance_id = instance_id
+
+    @property
+    def clerk_ids(self) -> list[str]:
+        """The Clerk ids of everybody who occurs."""
+        return [self.clerk_id(name) for name in NAMES]
+
+    def clerk_id(self, name: str) -> str:
+        """Return the Clerk id of that name."""
+        return f"user_{name}{self._tag}"
+
+    def steps(self) -> list[Step]:
+        """Return every delivery, in the order of their arrival."""
+        chapters = (
+            self._ordinary_days,
+            self._an_address_handed_over,
+            self._late_and_out_of_order,
+            self._deletions,
+            self._sign_ins,
+            self._what_is_not_believed,
+        )
+        return [step for chapter in chapters for step in chapter()]
+
+    def _ordinary_days(self) -> Iterator[Step]:
+        yield self._signs_up("Ann signs up", "ann")
+        yield self._session("Ann signs in", "ann", 5)
+        signed_in = self._changes("Ann's profile says so too", "ann", 5, last_sign_in_at=self._at(5))
+        yield signed_in
+        yield signed_in._replace(line="the same delivery again")
+        yield signed_in._replace(line="and once more")
+        phone = samples.phone_entry("+12015550123", self._began)
+        yield self._signs_up(
+            "Ben signs up with a phone number only",
+            "ben",
+            email=None,
+            phone_numbers=[phone],
+            primary_phone_number_id=phone["id"],
+        )
+        yield self._session("Ben signs in", "ben", 6)
+        yield self._signs_up("Cat signs up with a username and no name", "cat")
+        yield self._session("Cat signs in", "cat", 7)
+        yield self._changes("Cat becomes an admin of Acme", "cat", 8, public_metadata=_acme("admin"))
+
+    def _an_address_handed_over(self) -> Iterator[Step]:
+        team = self._address("team")
+        yield self._signs_up("Dan signs up with the team's address", "dan", email=team)
+        yield self._signs_up("Eva signs up with her own", "eva")
+        yield self._changes("Eva takes over the team's: comes first", "eva", 21, email=team)
+        yield self._changes("Dan had let it go by then: comes second", "dan", 20)
+
+    def _late_and_out_of_order(self) -> Iterator[Step]:
+        yield self._changes("Fay joins Acme: comes first", "fay", 15, public_metadata=_acme("user"))
+        yield self._signs_up("Fay signs up: comes second", "fay")
+        yield self._session("Fay signs out", "fay", 12, "ended")
+        yield self._signs_up("Ivy signs up", "ivy")
+        yield self._changes("Ivy leaves Acme again", "ivy", 45)
+        yield self._changes(
+            "Ivy had joined Acme before: comes late", "ivy", 30, public_metadata=_acme("user")
+        )
+        yield self._session("Ivy signs in", "ivy", 50)
+        yield self._session("Ivy's sign-in half an hour before: late", "ivy", 20)
+
+    def _deletions(self) -> Iterator[Step]:
+        yield self._signs_up("Gus signs up", "gus")
+        yield self._session("Gus signs in", "gus", 10)
+        deletion = self._deleted("Gus is deleted", "gus", 40)
+        yield deletion
+        yield deletion._replace(line="the same delivery again")
+        yield self._session("Gus's session is revoked with that", "gus", 10, "revoked")
+        yield self._changes("a change of Gus from before: too late", "gus", 35)
+        yield self._deleted("Hal is deleted: comes first", "hal", 42)
+        yield self._signs_up("Hal signs up: comes second", "hal")
+
+    def _sign_ins(self) -> Iterator[Step]:
+        yield self._signs_up("Jon signs up", "jon")
+        yield self._session("Jon signs in", "jon", 9)
+        staff = {"sub": self.clerk_id("staff")}
+        yield self._session("support signs in as Jon: no login of his", "jon", 55, actor=staff)
+        yield self._session("support signs out", "jon", 55, "ended", actor=staff)
+        yield self._session("Kim signs in: comes first", "kim", 11)
+        yield self._signs_up("Kim signs up: comes second", "kim")
+        yield self._session("Kim's browser drops the session", "kim", 11, "removed")
+
+    def _what_is_not_believed(self) -> Iterator[Step]:
+        forged = self._changes("a stranger makes Ben an admin", "ben", 58, public_metadata=_acme("admin"))
+        yield forged._replace(is_forged=True)
+        yield self._signs_up("Ann signs up: signed an hour ago", "ann")._replace(age_s=3600)
+        entry = {"id": samples.new_id("wait", self._began), "object": "waitlist_entry", "status": "pending"}
+        yield self._step("somebody joins a waiting list: no matter", "waitlistEntry.created", entry)
+        nobody = self._person("ann", 59) | {"id": None}
+        unreadable = self._step("a user without an id: will fail as a job", "user.updated", nobody)
+        yield unreadable._replace(is_readable=False)
+
+    def _signs_up(self, line: str, name: str, **fields: Any) -> Step:
+        return self._step(line, "user.created", self._person(name, 0, **fields))
+
+    def _changes(self, line: str, name: str, minute: int, **fields: Any) -> Step:
+        return self._step(line, "user.updated", self._person(name, minute, **fields))
+
+    def _session(self, line: str, name: str, minute: int, status: str = "created", **fields: Any) -> Step:
+        state = "active" if status == "created" else status
+        session = samples.session(self.clerk_id(name), self._at(minute), status=state, **fields)
+        return self._step(line, f"session.{status}", session)
+
+    def _deleted(self, line: str, name: str, minute: int) -> Step:
+        return self._step(line, "user.deleted", samples.deleted(self.clerk_id(name)), self._at(minute))
+
+    def _step(self, line: str, type_: str, data: Json, at: int | None = None) -> Step:
+        at = at or data.get("updated_at", self._began) + 15
+        event = samples.event(type_, data, at, self._instance_id)
+        return Step(line, samples.new_id("msg", at), samples.encode(event))
+
+    def _person(self, name: str, minute: int, **fields: Any) -> Json:
+        """Return a user as they are at that minute; all have signed up in the first."""
+        profile = {"email": self._address(name), "updated_at": self._at(minute) + 24, **NAMES[name], **fields}
+        return samples.user(self.clerk_id(name), self._began, **profile)
+
+    def _address(self, name: str) -> str:
+        return f"{name}{self._tag}@example.com"
+
+    def _at(self, minute: int) -> int:
+        return self._began + minute * MINUTE
+
+
+def _acme(role: str) -> Json:
+    return {"role": role, "organization": "Acme"}

@@ -1,0 +1,288 @@
+import json
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+from svix.webhooks import Webhook
+
+from cli import samples
+from cli.main import main
+from cli.servers import free_port
+from config import decode_signing_secret
+from db.change import UserChange
+from db.ledger import Incoming
+from tests.conftest import SECRET, MakeSettings
+from tests.stack import Stack, wait_until
+from tests.storable import assert_storable
+from web.signature import verify
+from worker.batch import incoming
+from worker.events import HANDLED_TYPES, MetadataKeys
+
+NOW = 1_767_261_600_000
+OTHER_SECRET = "whsec_plJ3nmyCDGBKInavdOK15jsl"
+RunCli = Callable[..., tuple[int, str, str]]
+
+
+class Request(NamedTuple):
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Receiver(HTTPServer):
+    """Keeps what is posted to it and answers as told."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[Request] = []
+        self.answer = (202, b'{"status":"queued"}')
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append(Request(self.path, headers, body))
+        status, answer = self.server.answer
+        self.send_response(status)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        thread = Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
+    """Run `clerk-sync send` and return its exit status, its output and its errors."""
+    monkeypatch.setenv("CLERK_WEBHOOK_SIGNING_SECRET", f"{SECRET},{OTHER_SECRET}")
+
+    def send(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["send", *arguments])
+        output = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, output.out, output.err
+
+    return send
+
+
+def sampled(type_: str, clerk_id: str) -> Incoming:
+    """Return what a sample that is sent at NOW says."""
+    body = samples.encode(samples.sample(type_, clerk_id, NOW)).decode()
+    return incoming("msg_1", body, NOW, MetadataKeys())
+
+
+def test_every_type_is_delivered_and_applied(
+    make_settings: MakeSettings,
+    database_url: str,
+    tmp_path: Path,
+    run: RunCli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = make_settings(port=free_port(), web_workers=1)
+    monkeypatch.setenv("PORT", str(settings.port))
+    clerk_id = samples.new_id("user", NOW)
+    with (
+        psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection,
+        Stack(settings, tmp_path) as stack,
+    ):
+
+        def row() -> Any:
+            found = connection.execute(
+                "SELECT role, last_login_at FROM users WHERE clerk_id = %s", [clerk_id]
+            )
+            return found.fetchone()
+
+        def applied() -> Any:
+            return connection.execute("SELECT count(*) FROM webhook_events").fetchone()
+
+        def send(type_: str, count: int) -> None:
+            assert run(type_, "--user-id", clerk_id)[0] == 0
+            wait_until(lambda: applied() == (count,), 20, stack.logs)
+
+        send("user.created", 1)
+        assert row() == ("user", None)
+        send("user.updated", 2)
+        assert row() == ("admin", None)
+        for count, type_ in enumerate((t for t in HANDLED_TYPES if t.startswith("session.")), start=3):
+            send(type_, count)
+        role, last_login_at = row()
+        assert role == "admin", "a session's user is as old as the sign-up"
+        assert last_login_at is not None
+        send("user.deleted", count + 1)
+        assert row() is None
+        assert run("user.created", "--svix-id", "msg_1")[0] == 0
+        assert run("user.created", "--svix-id", "msg_1")[1].startswith("200 duplicate: user.created of user_")
+        forged = run("user.created", "--svix-id", "not:allowed")
+        assert forged[0] == 1
+        assert forged[1].startswith("400 the signature is missing or not valid: ")
+
+
+def test_there_is_a_sample_of_every_type_that_is_handled() -> None:
+    assert samples.TYPES == HANDLED_TYPES
+
+
+@pytest.mark.parametrize("type_", HANDLED_TYPES)
+def test_a_sample_is_understood_and_about_the_user_that_was_named(type_: str) -> None:
+    understood = sampled(type_, "user_1")
+    change = understood.change
+    assert isinstance(change, UserChange)
+    assert understood.type == type_
+    assert understood.event_at == NOW
+    assert change.clerk_id == "user_1"
+    assert_storable(change)
+    if change.email:
+        assert str(change.email.address).endswith("@example.com")
+
+
+def test_samples_about_one_user_fit_together() -> None:
+    clerk_id = samples.new_id("user", NOW - samples.DAY)
+    said = [sampled(type_, clerk_id).change for type_ in HANDLED_TYPES]
+    changes = [change for change in said if isinstance(change, UserChange)]
+    profiles = [change.profile for change in changes if change.profile]
+    claims = [change.email for change in changes if change.email]
+    assert len(profiles) == len(claims) == len(HANDLED_TYPES) - 1
+    assert {(profile.name, profile.created_at) for profile in profiles} == {
+        (profiles[0].name, NOW - samples.DAY)
+    }
+    assert len({claim.address for claim in claims}) == 1
+
+
+def test_an_id_tells_when_it_was_made() -> None:
+    made = samples.new_id("user", NOW + 345)
+    assert len(made) == len("user_") + 27
+    assert samples.made_at(made, NOW + 1000) == NOW
+    assert samples.made_at(made, NOW - 1000) == samples.LONG_AGO, "none is made in the future"
+    assert samples.made_at("user_1", NOW) == samples.LONG_AGO
+
+
+def test_the_delivery_is_signed_as_svix_signs(run: RunCli, receiver: Receiver) -> None:
+    assert run("user.created", "--url", f"{receiver.url}/webhooks/clerk", "--svix-id", "msg_1")[0] == 0
+    path, headers, body = receiver.requests[0]
+    assert path == "/webhooks/clerk"
+    assert headers["svix-id"] == "msg_1"
+    assert headers["content-type"] == "application/json"
+    Webhook(SECRET).verify(body, headers)
+    with pytest.raises(Exception, match="No matching signature found"):
+        Webhook(OTHER_SECRET).verify(body, headers)
+
+
+@pytest.mark.parametrize("content", [b'{ "b" : 1,\r\n\t"a": "\xc3\xa9" }\n', b"\xff\x00 no JSON", b""])
+def test_a_file_is_sent_byte_by_byte(run: RunCli, receiver: Receiver, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "payload.json"
+    file.write_bytes(content)
+    assert run("--url", receiver.url, "--file", str(file))[0] == 0
+    assert run("organization.created", "--url", receiver.url, "--file", str(file))[0] == 0
+    keys = [decode_signing_secret(SECRET)]
+    for request in receiver.requests:
+        assert request.body == content
+        assert verify(request.body, request.headers, keys, time.time()) == request.headers["svix-id"]
+
+
+def test_without_a_user_id_each_sample_is_about_somebody_new(run: RunCli, receiver: Receiver) -> None:
+    for _ in range(2):
+        run("session.created", "--url", receiver.url)
+    sessions = [json.loads(request.body)["data"] for request in receiver.requests]
+    assert len({session["user_id"] for session in sessions}) == 2
+    assert len({session["user"]["email_addresses"][0]["email_address"] for session in sessions}) == 2
+    assert len({request.headers["svix-id"] for request in receiver.requests}) == 2
+
+
+def test_a_sample_comes_from_the_instance_that_is_expected(
+    run: RunCli, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLERK_INSTANCE_ID", "ins_mine")
+    run("user.created", "--url", receiver.url)
+    assert json.loads(receiver.requests[0].body)["instance_id"] == "ins_mine"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "word"),
+    [
+        ((200, b'{"status":"duplicate"}'), 0, "200 duplicate: "),
+        ((400, b'{"error":"the body\\nis not JSON"}'), 1, "400 the body is not JSON: "),
+        ((503, b'{"error":"not now"}'), 1, "503 not now: "),
+        ((502, b"<html>"), 1, "502 Bad Gateway: "),
+        ((302, b"[]"), 1, "302 Found: "),
+        ((200, b'{"status":[1]}'), 0, "200 OK: "),
+    ],
+)
+def test_the_answer_is_one_line_and_the_exit_status(
+    run: RunCli, receiver: Receiver, answer: tuple[int, bytes], status: int, word: str
+) -> None:
+    receiver.answer = answer
+    code, output, errors = run("user.created", "--url", receiver.url)
+    assert (code, output.count("\n"), errors) == (status, 1, "")
+    assert output.startswith(word)
+
+
+def test_a_receiver_that_is_not_there_is_one_line_without_a_password(run: RunCli) -> None:
+    port = free_port()
+    assert run("user.created", "--url", f"http://me:hidden@127.0.0.1:{port}/x?key=hidden") == (
+        1,
+        "",
+        f"clerk-sync: nothing answers at http://127.0.0.1:{port}: start clerk-sync dev or clerk-sync web\n",
+    )
+
+
+def test_a_proxy_that_is_set_is_not_asked(
+    run: RunCli, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    assert run("user.created", "--url", receiver.url)[0] == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("user.invited",), ("organization.created",)])
+def test_a_type_that_is_not_known_is_wrong_usage_and_names_those_that_are(
+    run: RunCli, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CLERK_WEBHOOK_SIGNING_SECRET")
+    code, _, errors = run(*arguments)
+    assert code == 2
+    assert all(type_ in errors for type_ in HANDLED_TYPES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("user.created", "--url", "ftp://127.0.0.1"),
+        ("user.created", "--url", "127.0.0.1:8000"),
+        ("user.created", "--url", "http://"),
+        ("user.created", "--url", "http://[::1"),
+        ("user.created", "--svix-id", "msg_\n"),
+        ("user.created", "--svix-id", "msg_é"),
+        ("--file", "/nowhere/payload.json"),
+        ("--file", "/dev/null", "--user-id", "user_1"),
+    ],
+)
+def test_what_cannot_be_sent_is_wrong_usage(run: RunCli, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments)[0] == 2
+
+
+def test_without_a_secret_the_line_names_the_variable(run: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLERK_WEBHOOK_SIGNING_SECRET")
+    assert run("user.created") == (1, "", "clerk-sync: CLERK_WEBHOOK_SIGNING_SECRET is not set\n")
