@@ -8,7 +8,9 @@ class DueRetries:
     """Does what RQ's scheduler does, in one worker at a time: whoever has RQ's scheduler lock."""
 
     def __init__(self, queue: Queue) -> None:
-        self._scheduler = RQScheduler([queue], connection=queue.connection, serializer=queue.serializer)
+        self._scheduler = RQScheduler(
+            [queue], connection=queue.connection, serializer=queue.serializer, logging_level="WARNING"
+        )
 
     def enqueue_due(self) -> None:
         """Enqueue what is due, if this worker has the lock or can get it."""
