@@ -1,0 +1,44 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+INSTALL := -e '.[dev]' -c constraints.txt
+# trust whom the machine trusts, as pip does
+export UV_SYSTEM_CERTS ?= true
+
+.PHONY: help setup run test check clean
+
+help: ## Show what there is to make
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: $(STAMP) ## Make .venv and install everything into it
+
+# uv where it is there (it also finds or fetches a Python), plain venv and pip where not
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into .venv, this takes a minute the first time"
+	@if command -v uv >/dev/null; then \
+		{ test -x $(BIN)/python || uv venv --quiet --python '>=3.11' .venv; } && \
+		uv pip install --quiet --python $(BIN)/python $(INSTALL); \
+	else \
+		{ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+			{ echo "This needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }; } && \
+		$(PYTHON) -m venv .venv && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL); \
+	fi
+	@touch $@
+
+run: setup ## Run it all here with sample deliveries: PostgreSQL, Redis, receiver, worker
+	@$(BIN)/clerk-sync dev --demo
+
+test: setup ## Run the tests; they start their own servers
+	@$(BIN)/python -m pytest
+
+check: setup ## Run all that must pass before a change is taken: style, types, imports, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+clean: ## Remove what can be made again: .venv and caches, not the data in .data
+	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

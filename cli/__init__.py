@@ -1,0 +1,1 @@
+"""The `clerk-sync` command: thin faces of what the storeys below do."""

@@ -1,0 +1,84 @@
+"""`clerk-sync`: the group of commands, and the one line that a failure becomes."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from worker import log
+
+COMMANDS = {
+    "backfill": ("cli.backfill", "backfill"),
+    "db": ("cli.database", "db"),
+    "dev": ("cli.dev", "dev"),
+    "events": ("cli.events", "events"),
+    "failed": ("cli.failed", "failed"),
+    "pull": ("cli.pull", "pull"),
+    "reconcile": ("cli.reconcile", "reconcile"),
+    "send": ("cli.send", "send"),
+    "status": ("cli.status", "status"),
+    "web": ("cli.serve", "web"),
+    "worker": ("cli.serve", "worker"),
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is called: `clerk-sync web` need not load what `dev` needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names, in the order of the help."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Return the command of that name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="clerk-sync", prog_name="clerk-sync")
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+def cli(debug: bool) -> None:
+    """Keep the users table in PostgreSQL equal to Clerk."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command. Exit status: 0 done, 1 failed or drift found, 2 wrong usage."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    log.silence()
+    try:
+        status: Any = cli.main(given, prog_name="clerk-sync", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        status = end.exit_code
+    except click.Abort:
+        status = _fail("stopped", 1)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        status = _fail(describe(error), 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def describe(error: Exception) -> str:
+    """Return the line that a user sees. Only errors of our own carry a text that is safe to show."""
+    if hasattr(error, "retryable"):
+        return str(error)
+    return f"unexpected {type(error).__name__} (see it with --debug)"
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo(f"clerk-sync: {message}", err=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

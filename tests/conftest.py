@@ -1,0 +1,221 @@
+"""Real servers for every test: started here, or given by TEST_DATABASE_URL and TEST_REDIS_URL."""
+
+import itertools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+
+import config
+from cli.process import POLL, Process
+from cli.servers import (
+    ENVIRONMENT,
+    HOST,
+    PostgresServer,
+    RedisServer,
+    free_port,
+    let_pass,
+    port_in_use,
+    unprivileged_account,
+)
+from db import schema
+from db.engine import Database
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+MakeSettings = Callable[..., config.Settings]
+
+
+class GivenServer(NamedTuple):
+    """A server that somebody else runs for us."""
+
+    url: str
+
+
+@pytest.fixture(autouse=True)
+def _nobodys_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings of whoever runs it."""
+    for field in config.Settings.model_fields:
+        monkeypatch.delenv(field, raising=False)
+        monkeypatch.delenv(field.upper(), raising=False)
+    monkeypatch.setitem(config.Settings.model_config, "env_file", None)
+
+
+@pytest.fixture
+def server_directory() -> Iterator[Path]:
+    """A short directory for servers: pytest closes its own to the account that they run as under root."""
+    directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def _session_directory() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(_session_directory: Path) -> Iterator[PostgresServer | GivenServer]:
+    """The PostgreSQL that `database_url` clones its databases in; `url` is a direct one."""
+    pooled = os.environ.get("TEST_DATABASE_URL")
+    if pooled:
+        yield GivenServer(os.environ.get("TEST_DATABASE_URL_UNPOOLED") or pooled)
+        return
+    server = PostgresServer(_session_directory / "postgres", free_port(), durable=False)
+    server.start()
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture(scope="session")
+def redis_server(_session_directory: Path) -> Iterator[RedisServer | GivenServer]:
+    """The Redis that `redis_url` takes its logical databases from."""
+    given = os.environ.get("TEST_REDIS_URL")
+    if given:
+        yield GivenServer(given)
+        return
+    server = RedisServer(_session_directory / "redis", free_port(), durable=False)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _pooler_url(
+    postgres_server: PostgresServer | GivenServer, _session_directory: Path
+) -> Iterator[str | None]:
+    """What stands between the tests and PostgreSQL: TEST_PGBOUNCER=1 starts a PgBouncer there."""
+    if isinstance(postgres_server, GivenServer):
+        yield os.environ["TEST_DATABASE_URL"]
+    elif os.environ.get("TEST_PGBOUNCER") == "1":
+        process, url = _start_pgbouncer(_session_directory / "pgbouncer", postgres_server)
+        yield url
+        process.end()
+    else:
+        yield None
+
+
+def _start_pgbouncer(directory: Path, server: PostgresServer) -> tuple[Process, str]:
+    """Start PgBouncer in transaction mode; it reaches every database of the server by its own name."""
+    found = shutil.which("pgbouncer")
+    if found is None:
+        raise pytest.UsageError("TEST_PGBOUNCER=1 needs pgbouncer on the PATH")
+    directory.mkdir()
+    account = unprivileged_account(directory)
+    if account:
+        os.chown(directory, *account)
+        let_pass(directory, account)
+    port = free_port()
+    settings = directory / "pgbouncer.ini"
+    settings.write_text(
+        f"[databases]\n* = host={HOST} port={server.port} user=postgres\n"
+        f"[pgbouncer]\nlisten_addr = {HOST}\nlisten_port = {port}\nunix_socket_dir =\n"
+        "auth_type = any\npool_mode = transaction\n"
+    )
+    process = Process("PgBouncer", directory / "pid")
+    process.launch(
+        [Path(found), settings], env=ENVIRONMENT, cwd=directory, log=directory / "log", account=account
+    )
+    deadline = time.monotonic() + 10
+    while not port_in_use(port):
+        assert process.running, (directory / "log").read_text()
+        assert time.monotonic() < deadline, "PgBouncer does not listen"
+        time.sleep(POLL)
+    return process, f"postgresql://postgres@{HOST}:{port}/postgres"
+
+
+@pytest.fixture(scope="session")
+def _admin(postgres_server: PostgresServer | GivenServer) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(postgres_server.url, autocommit=True, prepare_threshold=None) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def _template(_admin: psycopg.Connection, postgres_server: PostgresServer | GivenServer) -> Iterator[str]:
+    """A database that is migrated once and cloned for every test."""
+    name = f"clerk_sync_test_{os.getpid()}"
+    _admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        database = Database(
+            config.load(_env_file=None, database_url=_with_database(postgres_server.url, name))
+        )
+        schema.upgrade(database)
+        database.dispose()
+        yield name
+    finally:
+        _drop(_admin, name)
+
+
+@pytest.fixture(scope="session")
+def _numbers() -> Iterator[int]:
+    return itertools.count(1)
+
+
+@pytest.fixture
+def database_url_unpooled(
+    _admin: psycopg.Connection,
+    _template: str,
+    _numbers: Iterator[int],
+    postgres_server: PostgresServer | GivenServer,
+) -> Iterator[str]:
+    """A fresh, migrated database, reached without a pooler; dropped after the test."""
+    name = f"{_template}_{next(_numbers)}"
+    _admin.execute(
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(_template))
+    )
+    yield _with_database(postgres_server.url, name)
+    _drop(_admin, name)
+
+
+@pytest.fixture
+def database_url(database_url_unpooled: str, _pooler_url: str | None) -> str:
+    """The same database as `database_url_unpooled`, through the pooler if there is one."""
+    if _pooler_url is None:
+        return database_url_unpooled
+    return _with_database(_pooler_url, urlsplit(database_url_unpooled).path.removeprefix("/"))
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer | GivenServer, _numbers: Iterator[int]) -> str:
+    """An empty logical database: the one that TEST_REDIS_URL names, else each of Redis's sixteen in turn."""
+    url = redis_server.url
+    if isinstance(redis_server, RedisServer):
+        url = urlsplit(url)._replace(path=f"/{next(_numbers) % 16}").geturl()
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture
+def make_settings(request: pytest.FixtureRequest) -> MakeSettings:
+    """Build settings for this test's own database and Redis; keywords replace or add fields.
+
+    A server is only started, and a database only made, when the field that names it is not replaced.
+    """
+
+    def make(**overrides: Any) -> config.Settings:
+        for field in ("database_url", "database_url_unpooled", "redis_url"):
+            if field not in overrides:
+                overrides[field] = request.getfixturevalue(field)
+        overrides.setdefault("clerk_webhook_signing_secret", SECRET)
+        return config.load(_env_file=None, **overrides)
+
+    return make
+
+
+def _with_database(url: str, name: str) -> str:
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+def _drop(admin: psycopg.Connection, name: str) -> None:
+    admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -1,0 +1,40 @@
+"""The storeys that import-linter cannot see: `config` is one file, and the environment has one reader."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STOREYS = ("cli", "web", "worker", "db")
+
+
+def test_config_imports_no_storey() -> None:
+    assert not _imported(ROOT / "config.py") & set(STOREYS)
+
+
+def test_only_config_reads_the_environment() -> None:
+    readers = [
+        path.relative_to(ROOT)
+        for storey in STOREYS
+        for path in (ROOT / storey).rglob("*.py")
+        if {"environ", "getenv"} & _attributes(path)
+    ]
+    assert readers == []
+
+
+def test_the_top_level_holds_what_convention_puts_there() -> None:
+    expected = {"cli", "config.py", "db", "docs", "migrations", "pyproject.toml", "tests", "web", "worker"}
+    assert expected <= {path.name for path in ROOT.iterdir()}
+
+
+def _imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def _attributes(path: Path) -> set[str]:
+    return {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
