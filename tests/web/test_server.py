@@ -1,0 +1,452 @@
+"""The receiver as it runs in production: its processes, over real HTTP."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cli.servers import HOST, RedisServer, free_port
+from tests.clerk import svix_id
+from tests.conftest import SECRET, GivenServer
+from tests.jobs import RqView
+from tests.web.conftest import NO_DATABASE
+from tests.web.deliveries import FORGERY, PATH, genuine, signed
+
+ROOT = Path(__file__).parents[2]
+SLOW_CLIENTS = 100
+DEADLINE_S = 20
+
+
+class Answer(NamedTuple):
+    """What the receiver answered."""
+
+    status: int
+    json: object
+    headers: http.client.HTTPMessage
+
+
+class Receiver:
+    """`clerk-sync web` in a process of its own."""
+
+    def __init__(self, redis_url: str, log: Path, port: int) -> None:
+        self.port = port
+        self.log = log
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+            "DATABASE_URL": NO_DATABASE,
+            "REDIS_URL": redis_url,
+            "PORT": str(port),
+            "WEB_WORKERS": "2",
+            "LOG_FORMAT": "json",
+        }
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cli.main", "web"],
+                cwd=log.parent,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> "Receiver":
+        try:
+            wait_until(self._answers)
+        except BaseException:
+            self.process.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        with suppress(OSError, http.client.HTTPException):
+            return self.request("GET", "/health/live").status == 200
+        return False
+
+    def children(self) -> set[int]:
+        """Return the process ids of the serving processes."""
+        listed = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True
+        ).stdout
+        rows = [line.split() for line in listed.splitlines()]
+        return {
+            int(pid) for pid, ppid, stat in rows if int(ppid) == self.process.pid and not stat.startswith("Z")
+        }
+
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection((HOST, self.port), DEADLINE_S)
+
+    def request(
+        self, method: str, path: str, content: object = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Send a request on a connection of its own."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=DEADLINE_S)
+        try:
+            connection.request(method, path, content, headers or {})  # type: ignore[arg-type]  # str, bytes, iterable
+            return _read(connection.getresponse())
+        finally:
+            connection.close()
+
+    def deliver(self, content: bytes | None = None, id_: str | None = None) -> Answer:
+        """Send a genuine delivery."""
+        content = genuine() if content is None else content
+        return self.request("POST", PATH, content, signed(content, id_=id_))
+
+    def lines(self) -> list[dict[str, object]]:
+        """Return what it has logged."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+def _read(response: http.client.HTTPResponse) -> Answer:
+    text = response.read()
+    return Answer(response.status, json.loads(text) if text else None, response.headers)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def shared(
+    redis_server: RedisServer | GivenServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Receiver]:
+    """A running receiver for tests that do not end it, on a database of Redis that other tests empty."""
+    with Receiver(redis_server.url, tmp_path_factory.mktemp("web") / "log", free_port()) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def start(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Receiver]]:
+    """Start receivers; they are stopped after the test."""
+    with ExitStack() as stack:
+
+        def start_one(url: str = redis_url, port: int | None = None) -> Receiver:
+            log = tmp_path / f"{time.monotonic_ns()}.log"
+            return stack.enter_context(Receiver(url, log, port or free_port()))
+
+        yield start_one
+
+
+@pytest.fixture
+def receiver(start: Callable[..., Receiver]) -> Receiver:
+    """A running receiver of the test's own."""
+    return start()
+
+
+def request_of(content: bytes, id_: str | None = None, *, length: int | None = None) -> tuple[bytes, bytes]:
+    """Return head and body of a genuine delivery."""
+    fields = {
+        **signed(content, id_=id_),
+        "host": "localhost",
+        "content-length": str(len(content) if length is None else length),
+    }
+    lines = [f"POST {PATH} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    return "\r\n".join(lines).encode(), content
+
+
+def first_line(connection: socket.socket) -> bytes:
+    return connection.recv(65536).split(b"\r\n")[0]
+
+
+def test_deliveries_are_taken_on_one_connection_after_another(shared: Receiver) -> None:
+    ids = [svix_id() for _ in range(20)]
+    connection = http.client.HTTPConnection(HOST, shared.port, timeout=DEADLINE_S)
+    for id_ in ids:
+        connection.request("POST", PATH, genuine(), signed(id_=id_))
+        answer = _read(connection.getresponse())
+        assert (answer.status, answer.json) == (202, {"status": "queued"})
+    connection.close()
+    assert {str(shared.deliver(id_=id_).json) for id_ in ids} == {"{'status': 'duplicate'}"}
+
+
+def test_a_chunked_delivery_is_taken(shared: Receiver) -> None:
+    content = genuine()
+    answer = shared.request("POST", PATH, iter([content[:100], content[100:]]), signed(content))
+    assert (answer.status, answer.json) == (202, {"status": "queued"})
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_comes(shared: Receiver) -> None:
+    head, _ = request_of(genuine(), length=2 * 1024 * 1024)
+    with shared.connect() as connection:
+        connection.sendall(head)
+        assert first_line(connection) == b"HTTP/1.1 413 Payload Too Large"
+    assert shared.deliver().status == 202
+
+
+def test_a_chunked_body_that_is_too_large_is_refused_before_it_ends(shared: Receiver) -> None:
+    head, _ = request_of(genuine())
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    with shared.connect() as connection:
+        connection.sendall(head.replace(b"content-length: ", b"transfer-encoding: chunked\r\nx-length: "))
+        connection.sendall(chunk * 17)
+        assert first_line(connection) == b"HTTP/1.1 413 Payload Too Large"
+    assert shared.deliver().status == 202
+
+
+def test_a_client_that_asks_first_is_told_to_go_on(shared: Receiver) -> None:
+    head, content = request_of(genuine())
+    with shared.connect() as connection:
+        connection.sendall(head.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\n\r\n"))
+        assert first_line(connection) == b"HTTP/1.1 100 Continue"
+        connection.sendall(content)
+        assert first_line(connection) == b"HTTP/1.1 202 Accepted"
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"[" * 50_000 + b"]" * 50_000, 400),
+        (b"[" * 900 + b"]" * 900, 202),
+        (b'{"type":"user.created","data":' + b"9" * 6000 + b"}", 202),
+        (b"\xff", 400),
+    ],
+    ids=["50,000 deep", "900 deep", "6,000 digits", "not UTF-8"],
+)
+def test_json_that_is_hard_to_read_ends_no_process(shared: Receiver, content: bytes, status: int) -> None:
+    before = shared.children()
+    assert [shared.deliver(content).status for _ in range(8)] == [status] * 8
+    assert shared.children() == before
+
+
+POST = f"POST {PATH} HTTP/1.1\r\nHost: x\r\n".encode()
+ODD_REQUESTS = {
+    "percent without hex": b"GET /%zz%1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "percent, not UTF-8": b"GET /%ff%fe%00 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "path, not ASCII": b"GET /\xfc HTTP/1.1\r\nHost: x\r\n\r\n",
+    "path with NUL": b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "path of 70,000": b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "length negative": POST + b"Content-Length: -1\r\n\r\n",
+    "length no number": POST + b"Content-Length: abc\r\n\r\n",
+    "length with sign": POST + b"Content-Length: +5\r\n\r\nabcde",
+    "length beyond 64 bits": POST + b"Content-Length: 99999999999999999999999\r\n\r\n",
+    "length of 63 bits": POST + b"Content-Length: 9223372036854775807\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+    "length and chunked": POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    "unknown encoding": POST + b"Transfer-Encoding: gzip\r\n\r\n",
+    "chunked not last": POST + b"Transfer-Encoding: chunked, identity\r\n\r\n",
+    "chunk no number": POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n",
+    "unknown expectation": POST + b"Expect: 200-maybe\r\nContent-Length: 2\r\n\r\n{}",
+    "no body": POST + b"\r\n",
+    "HEAD": f"HEAD {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+    "CONNECT": b"CONNECT a:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "unknown method": b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "bad host": b"GET / HTTP/1.1\r\nHost: :::[\r\n\r\n",
+    "host, not ASCII": b"GET / HTTP/1.1\r\nHost: xn--\xfc\r\n\r\n",
+    "host with a bad port": b"GET / HTTP/1.1\r\nHost: x:99999999\r\n\r\n",
+    "header with NUL": POST + b"svix-id: a\x00b\r\nContent-Length: 0\r\n\r\n",
+    "headers, not ASCII": POST
+    + b"svix-id: \xe9\r\nsvix-timestamp: \xb2\r\nsvix-signature: v1,\xff\r\nContent-Length: 0\r\n\r\n",
+    "header of 1 MB": POST + b"X: " + b"a" * 1_000_000 + b"\r\n\r\n",
+    "500 headers": POST + b"X: a\r\n" * 500 + b"Content-Length: 0\r\n\r\n",
+    "HTTP/1.0": b"GET / HTTP/1.0\r\n\r\n",
+    "HTTP/0.9": b"GET /\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": bytes.fromhex("160301020001fc0303") + b"a" * 50,
+    "absolute URL": b"GET http://u:p@evil/health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+    "bad absolute URL": b"GET http://[::1/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "WebSocket": POST.replace(b"POST", b"GET") + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    "bad form": POST + b"Content-Type: multipart/form-data; boundary=\xff\r\nContent-Length: 3\r\n\r\nabc",
+    "bad cookie": b"GET / HTTP/1.1\r\nHost: x\r\nCookie: session=\xff;;=\r\n\r\n",
+    "junk": b"\xff\xfe\r\n\r\n",
+}
+
+
+def test_odd_requests_are_answered_below_500_and_end_no_process(shared: Receiver) -> None:
+    before = shared.children()
+    statuses = {name: _status(shared, raw) for name, raw in ODD_REQUESTS.items()}
+    assert {name: status for name, status in statuses.items() if status >= 500} == {}
+    assert shared.children() == before
+    assert shared.deliver().status == 202
+
+
+def _status(receiver: Receiver, raw: bytes) -> int:
+    """Return the status of the answer; 0 when the connection is closed without one."""
+    with receiver.connect() as connection, suppress(ConnectionError):
+        connection.sendall(raw)
+        line = first_line(connection)
+        return int(line.split()[1]) if line else 0
+    return 0
+
+
+def test_a_client_that_leaves_half_way_does_no_harm(shared: Receiver) -> None:
+    head, content = request_of(genuine())
+    for raw in (head[:50], head, head + content[:100]):
+        with shared.connect() as connection:
+            connection.sendall(raw)
+    assert shared.deliver().status == 202
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_hundred_clients_that_send_a_byte_a_second_block_nobody(shared: Receiver, part: str) -> None:
+    head, content = request_of(genuine())
+    raw, begin = head + content, len(head) if part == "body" else 1
+    with slow_clients(shared, raw, begin):
+        for _ in range(20):
+            started = time.monotonic()
+            assert shared.deliver().status == 202
+            assert time.monotonic() - started < 2
+
+
+@contextmanager
+def slow_clients(receiver: Receiver, raw: bytes, begin: int) -> Iterator[None]:
+    stop = threading.Event()
+
+    def drip(connections: list[socket.socket]) -> None:
+        sent = begin
+        while not stop.wait(1):
+            for connection in connections:
+                connection.sendall(raw[sent : sent + 1])
+            sent += 1
+
+    with ExitStack() as stack:
+        connections = [stack.enter_context(receiver.connect()) for _ in range(SLOW_CLIENTS)]
+        for connection in connections:
+            connection.sendall(raw[:begin])
+        thread = threading.Thread(target=drip, args=(connections,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(DEADLINE_S)
+
+
+def test_a_redis_that_hangs_holds_nobody_for_long(start: Callable[..., Receiver]) -> None:
+    with socket.create_server((HOST, 0), backlog=200) as silent:
+        receiver = start(f"redis://{HOST}:{silent.getsockname()[1]}/0")
+        answers: list[tuple[int, float]] = []
+
+        def deliver() -> None:
+            started = time.monotonic()
+            status = receiver.deliver().status
+            answers.append((status, time.monotonic() - started))
+
+        _together(deliver, 40)
+    assert {status for status, _ in answers} == {503}
+    assert len(answers) == 40
+    assert max(seconds for _, seconds in answers) < 5
+
+
+def test_a_process_that_is_killed_is_replaced(receiver: Receiver) -> None:
+    before = receiver.children()
+    killed = min(before)
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: len(receiver.children() - {killed}) == 2)
+    for _ in range(20):
+        assert receiver.deliver().status == 202
+
+
+def test_sigterm_finishes_what_is_in_hand(receiver: Receiver, rq: RqView) -> None:
+    id_ = svix_id()
+    head, content = request_of(genuine(), id_)
+    with receiver.connect() as connection:
+        connection.sendall(head + content[:100])
+        assert receiver.deliver().status == 202
+        receiver.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        connection.sendall(content[100:])
+        assert first_line(connection) == b"HTTP/1.1 202 Accepted"
+    assert receiver.process.wait(DEADLINE_S) == 0
+    assert rq.places(id_) == ["queue"]
+
+
+def test_sigterm_under_load_loses_nothing_that_was_accepted(receiver: Receiver, rq: RqView) -> None:
+    accepted: list[str] = []
+
+    def deliver_until_it_is_gone() -> None:
+        with suppress(OSError, http.client.HTTPException):
+            while True:
+                id_ = svix_id()
+                if receiver.deliver(id_=id_).status == 202:
+                    accepted.append(id_)
+
+    stopping = threading.Timer(1, receiver.process.terminate)
+    stopping.start()
+    _together(deliver_until_it_is_gone, 8)
+    assert receiver.process.wait(DEADLINE_S) == 0
+    assert len(accepted) > 8
+    assert set(accepted) <= set(rq.queue.get_job_ids())
+
+
+def test_sigterm_does_not_wait_for_clients_that_never_end(receiver: Receiver) -> None:
+    head, _ = request_of(genuine())
+    with receiver.connect() as in_head, receiver.connect() as in_body, receiver.connect():
+        in_head.sendall(head[:50])
+        in_body.sendall(head)
+        assert receiver.deliver().status == 202
+        started = time.monotonic()
+        receiver.process.terminate()
+        assert receiver.process.wait(DEADLINE_S) == 0
+        assert time.monotonic() - started < 10
+
+
+def test_processes_whose_parent_was_killed_end(receiver: Receiver) -> None:
+    children = receiver.children()
+    receiver.process.kill()
+    receiver.process.wait(DEADLINE_S)
+    wait_until(lambda: not any(_alive(pid) for pid in children))
+
+
+def _alive(pid: int) -> bool:
+    ran = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return ran.stdout.strip() not in ("", "Z")
+
+
+def test_a_port_that_is_taken_ends_the_command_with_one_line(
+    receiver: Receiver, redis_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "second.log"
+    second = Receiver(redis_url, log, receiver.port)
+    assert second.process.wait(DEADLINE_S) == 1
+    assert log.read_text() == f"clerk-sync: cannot listen on port {receiver.port}: Address already in use\n"
+    assert receiver.deliver().status == 202
+
+
+def test_the_log_has_a_line_for_each_delivery_and_no_other(receiver: Receiver) -> None:
+    id_ = svix_id()
+    receiver.deliver(id_=id_)
+    forged = receiver.request("POST", PATH, genuine(), {**signed(), "svix-signature": "v1,q7Zx"})
+    assert (forged.status, forged.json) == (400, FORGERY)
+    receiver.request("GET", "/q7Zx?q7Zx")
+    receiver.process.terminate()
+    receiver.process.wait(DEADLINE_S)
+    queued, refused = receiver.lines()
+    assert (queued["event"], queued["status"], queued["svix_id"]) == ("delivery", "queued", id_)
+    assert (refused["event"], refused["status"], refused["reason"]) == ("delivery", "forged", "mismatch")
+    assert "q7Zx" not in receiver.log.read_text()
+
+
+def _together(work: Callable[[], None], count: int) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()

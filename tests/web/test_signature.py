@@ -1,0 +1,238 @@
+"""What is believed to come from Clerk: what Svix's own library believes too, and no header breaks it."""
+
+import base64
+import time
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from svix.webhooks import Webhook, WebhookVerificationError
+
+from config import decode_signing_secret
+from tests.conftest import SECRET
+from web.signature import HEADERS, TOLERANCE_S, Forged, Reason, verify
+
+KEY = decode_signing_secret(SECRET)
+OTHER_KEY = b"another key of twenty-four"
+ID, SENT, BODY = "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
+VALID = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+KEYS = st.binary(min_size=16, max_size=64)
+IDS = st.from_regex(r"[A-Za-z0-9_-]{1,255}", fullmatch=True)
+BODIES = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def sign(secret: str, id_: str, at: datetime, text: str) -> str:
+    """Return the signature that Svix's own library makes, `v1,<base64>`."""
+    return Webhook(secret).sign(id_, at, text)
+
+
+def headers(id_: str = ID, timestamp: str = str(SENT), signature: str = VALID) -> dict[str, str]:
+    return dict(zip(HEADERS, (id_, timestamp, signature), strict=True))
+
+
+def reason(given: dict[str, str], *, now_s: float = SENT, body: bytes = BODY) -> Reason:
+    with pytest.raises(Forged) as forged:
+        verify(body, given, [KEY], now_s)
+    return forged.value.reason
+
+
+@pytest.mark.parametrize(
+    ("secret", "id_", "sent", "body", "signature"),
+    [
+        (
+            "whsec_plJ3nmyCDGBKInavdOK15jsl",
+            "msg_loFOjxBNrRLzqYUf",
+            1731705121,
+            b'{"event_type":"ping","data":{"success":true}}',
+            "v1,rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0=",
+        ),
+        (SECRET, ID, SENT, BODY, VALID),
+    ],
+)
+def test_svix_published_examples_are_genuine(
+    secret: str, id_: str, sent: int, body: bytes, signature: str
+) -> None:
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    assert verify(body, headers(id_, str(sent), signature), [key], sent) == id_
+
+
+@given(key=KEYS, id_=IDS, body=BODIES, age_s=st.integers(-290, 290))
+def test_what_svix_signs_is_genuine(key: bytes, id_: str, body: str, age_s: int) -> None:
+    sent = datetime.fromtimestamp(int(time.time()) - age_s, UTC)
+    signature = sign("whsec_" + base64.b64encode(key).decode(), id_, sent, body)
+    signed = headers(id_, str(int(sent.timestamp())), signature)
+    assert verify(body.encode(), signed, [OTHER_KEY, key], time.time()) == id_
+
+
+@given(
+    field=st.sampled_from([*HEADERS, "body"]),
+    position=st.integers(min_value=0),
+    character=st.sampled_from("0Aa_-+/=,.9"),
+)
+def test_one_changed_character_is_a_forgery_to_us_and_to_svix(
+    field: str, position: int, character: str
+) -> None:
+    sent = datetime.now(UTC)
+    signed = headers(timestamp=str(int(sent.timestamp())), signature=sign(SECRET, ID, sent, "{}"))
+    parts = {**signed, "body": "{}"}
+    original = parts[field]
+    position %= len(original)
+    parts[field] = original[:position] + character + original[position + 1 :]
+    if parts[field] == original or _means_the_same(parts[field], original):
+        return
+    body = parts.pop("body")
+    with pytest.raises(Forged):
+        verify(body.encode(), parts, [KEY], time.time())
+    with pytest.raises((WebhookVerificationError, ValueError)):
+        Webhook(SECRET).verify(body, parts)
+
+
+def _means_the_same(one: str, other: str) -> bool:
+    """Whether two signatures differ only in bits that base64 leaves over: Svix decodes, we compare text."""
+    try:
+        return one[:3] == other[:3] == "v1," and base64.b64decode(one[3:]) == base64.b64decode(other[3:])
+    except ValueError:
+        return False
+
+
+@given(
+    id_=st.one_of(st.just(ID), st.text()),
+    timestamp=st.one_of(st.just(str(SENT)), st.text(), st.integers().map(str)),
+    entries=st.lists(st.one_of(st.just(VALID), st.text(), st.just("v1,"), st.text().map("v1,{}".format))),
+    separator=st.sampled_from([" ", "  ", "\t", ",", ""]),
+    body=st.one_of(st.just(BODY), st.binary()),
+)
+def test_no_header_text_does_anything_but_prove_or_fail(
+    id_: str, timestamp: str, entries: list[str], separator: str, body: bytes
+) -> None:
+    try:
+        proven = verify(body, headers(id_, timestamp, separator.join(entries)), [KEY], SENT)
+    except Forged:
+        return
+    assert (proven, id_, timestamp, body) == (ID, ID, str(SENT), BODY)
+    assert VALID in separator.join(entries)
+
+
+@given(st.dictionaries(st.one_of(st.sampled_from(HEADERS), st.text()), st.text()))
+def test_no_set_of_headers_does_anything_but_fail(given: dict[str, str]) -> None:
+    assert reason(given) in set(Reason)
+
+
+@pytest.mark.parametrize("missing", HEADERS)
+def test_a_missing_or_empty_header_is_named_so(missing: str) -> None:
+    assert reason({name: value for name, value in headers().items() if name != missing}) is Reason.MISSING
+    assert reason({**headers(), missing: ""}) is Reason.MISSING
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+        "v1",
+        "v1,",
+        ",",
+        ", ,",
+        " ",
+        "v1 ,g0hM",
+        "v1a,MCowBQYDK2VwAyEA",
+        "v2,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+        "V1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+        "v1:g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+        "\u028b1,ü",
+        "\x00",
+    ],
+)
+def test_a_signature_header_without_an_entry_is_malformed(signature: str) -> None:
+    assert reason(headers(signature=signature)) is Reason.MALFORMED
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "v1,AAAA",
+        "v1,not base64 at all!",
+        "v1,g0hM9SsE",
+        "v1,=",
+        "v1,ü",
+        "v1,\udcff",
+        "v1,g0hM,9SsE",
+        VALID + ",",
+        VALID.replace("v1,", "v1,,"),
+        VALID.lower(),
+        VALID.replace("v1,", "v1a,") + " v1,AAAA",
+    ],
+)
+def test_an_entry_that_does_not_match_is_a_mismatch(signature: str) -> None:
+    assert reason(headers(signature=signature)) is Reason.MISMATCH
+
+
+@pytest.mark.parametrize(
+    "other", ["v1,AAAA", "v1", "v1,a,b", "v1,ü", "v1,!", "v1a,MCow", ",", "\x00", " ", "v1,"]
+)
+def test_a_valid_entry_counts_beside_any_other(other: str) -> None:
+    for signature in (f"{other} {VALID}", f"{VALID} {other}", f"{other}  {VALID} ", f" {VALID}\t{other}"):
+        assert verify(BODY, headers(signature=signature), [KEY], SENT) == ID
+
+
+def test_any_of_several_keys_may_have_signed() -> None:
+    assert verify(BODY, headers(), [OTHER_KEY, KEY], SENT) == ID
+    assert verify(BODY, headers(), [KEY, OTHER_KEY], SENT) == ID
+    with pytest.raises(Forged):
+        verify(BODY, headers(), [OTHER_KEY], SENT)
+    with pytest.raises(Forged):
+        verify(BODY, headers(), [], SENT)
+
+
+@pytest.mark.parametrize("drift_s", [-TOLERANCE_S, -1, 0, 0.9, TOLERANCE_S])
+def test_five_minutes_either_way_are_tolerated(drift_s: float) -> None:
+    assert verify(BODY, headers(), [KEY], SENT + drift_s) == ID
+
+
+@pytest.mark.parametrize("drift_s", [-TOLERANCE_S - 0.001, TOLERANCE_S + 0.001, 86_400, -86_400])
+def test_more_than_five_minutes_either_way_are_stale(drift_s: float) -> None:
+    assert reason(headers(), now_s=SENT + drift_s) is Reason.STALE
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [
+        "now",
+        "-1",
+        f"+{SENT}",
+        f" {SENT}",
+        f"{SENT}\n",
+        f"{SENT}.0",
+        "1.6e9",
+        "0x60",
+        "1_614_265_330",
+        "".join(chr(0xFF10 + int(digit)) for digit in str(SENT)),  # digits of full width
+        "\u0663",
+        "nan",
+        "inf",
+        "9" * 5000,
+        "\x00",
+    ],
+)
+def test_a_timestamp_is_nothing_but_digits(timestamp: str) -> None:
+    assert reason(headers(timestamp=timestamp)) is Reason.MALFORMED
+
+
+@pytest.mark.parametrize(
+    "id_", ["msg id", "msg.id", "msg:id", "msg/id", "msg\n", " msg", "mésg", "\x00", "m" * 256, "{}", "%00"]
+)
+def test_an_id_that_cannot_name_a_job_is_refused_even_when_signed(id_: str) -> None:
+    signature = sign(SECRET, id_, datetime.fromtimestamp(SENT, UTC), BODY.decode())
+    assert reason(headers(id_=id_, signature=signature)) is Reason.MALFORMED
+
+
+def test_the_longest_id_is_taken() -> None:
+    id_ = "m" * 255
+    signature = sign(SECRET, id_, datetime.fromtimestamp(SENT, UTC), BODY.decode())
+    assert verify(BODY, headers(id_=id_, signature=signature), [KEY], SENT) == id_
+
+
+def test_the_error_says_no_more_than_the_reason() -> None:
+    with pytest.raises(Forged, match=r"^mismatch$"):
+        verify(b"", headers(), [KEY], SENT)

@@ -1,0 +1,357 @@
+"""What the receiver answers to a delivery, and what it then has put on the queue."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from redis import Redis
+from structlog.testing import capture_logs
+from werkzeug.test import TestResponse
+
+from tests.clerk import ANN, body, session, session_event, svix_id, user, user_event
+from tests.conftest import SECRET
+from tests.jobs import RqView
+from tests.web.conftest import MakeClient
+from tests.web.deliveries import FORGERY, PATH, genuine, signed
+from worker.events import HANDLED_TYPES
+from worker.queue import Failed, HeldJobs
+
+OTHER_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+MARK = "q7Zx"  # stands for whatever is personal: no line of the log may hold it
+
+
+def deliver(client: FlaskClient, content: bytes | None = None, **attempt: Any) -> TestResponse:
+    content = genuine() if content is None else content
+    return client.post(PATH, data=content, headers=signed(content, **attempt))
+
+
+def fail(redis: Redis, id_: str) -> None:
+    holder = HeldJobs(redis, "a-worker")
+    (taken,) = holder.finish_and_take([], 1) or []
+    assert taken.id == id_
+    holder.finish_and_take([Failed(taken, "unreadable", "", retryable=False)], 0)
+
+
+@pytest.mark.parametrize("type_", HANDLED_TYPES)
+def test_a_genuine_event_is_queued_as_it_came(client: FlaskClient, rq: RqView, type_: str) -> None:
+    data = session() if type_.startswith("session.") else user()
+    content, id_ = body(user_event(type_, data)), svix_id()
+    before_ms = time.time() * 1000 - 1
+    answer = deliver(client, content, id_=id_)
+    assert (answer.status_code, answer.json) == (202, {"status": "queued"})
+    job = rq.job(id_)
+    assert job.args == [content.decode()]
+    assert job.description == f"{type_} {ANN}"
+    assert job.created_at is not None
+    assert before_ms <= job.created_at.timestamp() * 1000 <= time.time() * 1000
+    assert rq.places(id_) == ["queue"]
+
+
+def test_a_body_is_signed_and_kept_to_the_byte(client: FlaskClient, rq: RqView) -> None:
+    content = (
+        '{ "type":"user.created",\r\n\t"data": {"id":"user_1", "first_name":"Zoë \\u0000 \\ud800 🎈"} }\n'
+    )
+    id_ = svix_id()
+    assert deliver(client, content.encode(), id_=id_).status_code == 202
+    assert rq.job(id_).args == [content]
+
+
+def test_the_same_delivery_again_is_a_duplicate(client: FlaskClient, rq: RqView) -> None:
+    id_ = svix_id()
+    deliver(client, id_=id_, age_s=200)
+    answer = deliver(client, id_=id_)
+    assert (answer.status_code, answer.json) == (200, {"status": "duplicate"})
+    assert rq.places(id_) == ["queue"]
+
+
+def test_a_delivery_whose_job_failed_is_queued_anew(client: FlaskClient, rq: RqView, redis: Redis) -> None:
+    id_ = svix_id()
+    deliver(client, id_=id_)
+    fail(redis, id_)
+    assert rq.places(id_) == ["failed"]
+    answer = deliver(client, id_=id_)
+    assert (answer.status_code, answer.json) == (202, {"status": "requeued"})
+    assert rq.places(id_) == ["queue"]
+
+
+@pytest.mark.parametrize(
+    "type_", ["email.created", "organization.created", "", "user.created ", "x" * 5000, "\ud800\n"]
+)
+def test_a_type_that_is_not_handled_is_ignored(client: FlaskClient, redis: Redis, type_: str) -> None:
+    answer = deliver(client, body({"type": type_, "data": {"id": "ema_1"}, "object": "event"}))
+    assert (answer.status_code, answer.json) == (200, {"status": "ignored"})
+    assert redis.dbsize() == 0
+
+
+def test_any_of_several_secrets_may_have_signed(make_client: MakeClient) -> None:
+    client = make_client(clerk_webhook_signing_secret=f"{OTHER_SECRET}, {SECRET}")
+    assert deliver(client).status_code == 202
+    assert deliver(client, secret=OTHER_SECRET).status_code == 202
+
+
+def without(name: str) -> Callable[[dict[str, str]], dict[str, str]]:
+    return lambda headers: {key: value for key, value in headers.items() if key != name}
+
+
+def replacing(name: str, value: str) -> Callable[[dict[str, str]], dict[str, str]]:
+    return lambda headers: {**headers, name: value}
+
+
+FORGERIES: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {
+    "no headers": lambda _: {},
+    "no id": without("svix-id"),
+    "no timestamp": without("svix-timestamp"),
+    "no signature": without("svix-signature"),
+    "another id": replacing("svix-id", "msg_another"),
+    "an id with a dot": replacing("svix-id", "msg.another"),
+    "an id with 256 characters": replacing("svix-id", "m" * 256),
+    "another timestamp": lambda headers: {
+        **headers,
+        "svix-timestamp": str(int(headers["svix-timestamp"]) - 1),
+    },
+    "no number": replacing("svix-timestamp", "now"),
+    "another signature": replacing("svix-signature", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
+    "no comma": replacing("svix-signature", "v1"),
+    "two commas": replacing("svix-signature", "v1,a,b"),
+    "bad base64": replacing("svix-signature", "v1,!!!"),
+    "spaces": replacing("svix-signature", "  "),
+    "not ASCII": replacing("svix-signature", "v1,\xfc"),
+    "signed by another": lambda headers: {**headers, **signed(secret=OTHER_SECRET, id_=headers["svix-id"])},
+    "too old": lambda headers: signed(id_=headers["svix-id"], age_s=301),
+    "from the future": lambda headers: signed(id_=headers["svix-id"], age_s=-302),
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_every_forgery_is_refused_in_the_same_words(
+    client: FlaskClient, redis: Redis, forge: Callable[[dict[str, str]], dict[str, str]]
+) -> None:
+    content = genuine()
+    answer = client.post(PATH, data=content, headers=forge(signed(content)))
+    assert (answer.status_code, answer.json) == (400, FORGERY)
+    assert redis.dbsize() == 0
+
+
+def test_a_changed_body_is_a_forgery(client: FlaskClient) -> None:
+    content = genuine()
+    answer = client.post(PATH, data=content + b" ", headers=signed(content))
+    assert (answer.status_code, answer.json) == (400, FORGERY)
+
+
+def test_a_malformed_entry_beside_the_valid_one_does_no_harm(client: FlaskClient) -> None:
+    content = genuine()
+    headers = signed(content)
+    headers["svix-signature"] = f"v1,!!! v1 v1,a,b  v1a,MCow {headers['svix-signature']} "
+    assert client.post(PATH, data=content, headers=headers).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"{}{}",
+        b"{'type': 'user.created'}",
+        b'{"type": NaN}',
+        b'{"type": "user.created", "data": "\x00"}',
+        b"\xef\xbb\xbf{}",
+        b'{"type": "\xff"}',
+        "{}".encode("utf-16"),
+        b"[" * 50_000 + b"]" * 50_000,
+        b'{"data": ' + b"9" * 6000 + b",}",
+        b'{"data":' * 50_000 + b"1" + b"}" * 50_000,
+    ],
+    ids=lambda content: repr(content[:30]),
+)
+def test_what_is_not_json_is_refused_even_when_signed(
+    client: FlaskClient, redis: Redis, content: bytes
+) -> None:
+    answer = deliver(client, content)
+    assert (answer.status_code, answer.json) == (400, {"error": "the body is not JSON"})
+    assert redis.dbsize() == 0
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        [],
+        "user.created",
+        1,
+        None,
+        {},
+        {"type": None},
+        {"type": 7, "data": {"id": ANN}},
+        {"type": ["user.created"]},
+        {"type": {"user.created": 1}},
+    ],
+    ids=repr,
+)
+def test_genuine_json_that_nobody_understands_is_queued(
+    client: FlaskClient, rq: RqView, event: object
+) -> None:
+    id_ = svix_id()
+    answer = deliver(client, body(event), id_=id_)
+    assert (answer.status_code, answer.json) == (202, {"status": "queued"})
+    assert rq.job(id_).description == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "data", [None, [], "user_1", {}, {"id": None}, {"id": 5}, {"id": "zoë@example.com"}], ids=repr
+)
+def test_a_handled_type_without_a_clerk_id_is_described_by_its_type(
+    client: FlaskClient, rq: RqView, data: object
+) -> None:
+    id_ = svix_id()
+    assert deliver(client, body({"type": "user.updated", "data": data}), id_=id_).status_code == 202
+    assert rq.job(id_).description == "user.updated"
+
+
+def test_numbers_of_any_length_and_deep_metadata_are_queued(client: FlaskClient) -> None:
+    metadata = b"[" * 800 + b"9" * 6000 + b"]" * 800
+    content = genuine().replace(b'"public_metadata":', b'"deep":' + metadata + b',"public_metadata":', 1)
+    assert deliver(client, content).status_code == 202
+
+
+def test_events_of_another_instance_are_ignored_with_a_warning(make_client: MakeClient, redis: Redis) -> None:
+    client = make_client(clerk_instance_id="ins_ours")
+    with capture_logs() as lines:
+        answer = deliver(client, body(user_event(instance_id="ins_theirs")))
+    assert (answer.status_code, answer.json) == (200, {"status": "ignored"})
+    assert redis.dbsize() == 0
+    assert (lines[0]["log_level"], lines[0]["foreign_instance"]) == ("warning", "ins_theirs")
+
+
+@pytest.mark.parametrize("instance_id", ["ins_ours", None, 5, ""])
+def test_events_that_name_our_instance_or_none_are_queued(
+    make_client: MakeClient, instance_id: object
+) -> None:
+    client = make_client(clerk_instance_id="ins_ours")
+    status = deliver(client, body(user_event(instance_id=instance_id))).status_code
+    assert status == (200 if instance_id == "" else 202)
+
+
+def test_a_body_of_the_greatest_size_is_taken_and_one_byte_more_is_not(make_client: MakeClient) -> None:
+    client = make_client(max_body_bytes=4096)
+    content = genuine().ljust(4096)
+    assert deliver(client, content).status_code == 202
+    answer = deliver(client, content + b" ")
+    assert (answer.status_code, answer.json) == (413, {"error": "the body is too large"})
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
+def test_only_post_is_allowed(client: FlaskClient, method: str) -> None:
+    answer = client.open(PATH, method=method)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert answer.mimetype == "application/json"
+    assert method == "HEAD" or answer.json == {"error": "Method Not Allowed"}
+
+
+@pytest.mark.parametrize("path", ["/", "/webhooks", f"{PATH}/", f"/{PATH}", "/static/x", "/%ff", "/%00"])
+def test_an_unknown_path_is_404_in_json(client: FlaskClient, path: str) -> None:
+    answer = client.post(path, data=genuine(), headers=signed())
+    assert (answer.status_code, answer.json) == (404, {"error": "Not Found"})
+
+
+def test_without_redis_clerk_is_asked_to_deliver_again(make_client: MakeClient) -> None:
+    client = make_client(redis_url="redis://127.0.0.1:1/0")
+    assert_asked_again(client)
+
+
+def test_a_redis_that_hangs_is_not_waited_for(make_client: MakeClient) -> None:
+    with redis_that_answers(None) as url:
+        assert_asked_again(make_client(redis_url=url))
+
+
+@pytest.mark.parametrize(
+    "reply", [b"-READONLY You can't write against a read only replica.\r\n", b":7\r\n", b"\x00"]
+)
+def test_whatever_redis_answers_clerk_is_asked_to_deliver_again(
+    make_client: MakeClient, reply: bytes
+) -> None:
+    with redis_that_answers(reply) as url:
+        assert_asked_again(make_client(redis_url=url))
+
+
+def assert_asked_again(client: FlaskClient) -> None:
+    started = time.monotonic()
+    answer = deliver(client)
+    assert time.monotonic() - started < 5
+    assert answer.status_code == 503
+    assert answer.is_json
+    assert 0 < int(answer.headers["Retry-After"]) <= 60
+
+
+@contextmanager
+def redis_that_answers(reply: bytes | None) -> Iterator[str]:
+    """Give the URL of a server that answers everything with `reply`, or nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_answer, args=(server, reply))
+        thread.start()
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+def _answer(server: socket.socket, reply: bytes | None) -> None:
+    connections = []
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            break
+        connections.append(connection)
+        while reply is not None and connection.recv(65536):
+            connection.sendall(reply)
+    for connection in connections:
+        connection.close()
+
+
+def test_a_delivery_leaves_one_line_with_ids_and_nothing_else(make_client: MakeClient) -> None:
+    client, id_ = make_client(), svix_id()
+    with capture_logs() as lines:
+        deliver(client, id_=id_)
+    (line,) = lines
+    assert line.pop("ms") > 0
+    assert line == {
+        "event": "delivery",
+        "log_level": "info",
+        "status": "queued",
+        "svix_id": id_,
+        "type": "user.created",
+        "clerk_id": ANN,
+    }
+
+
+def test_no_line_holds_anything_personal_or_forged(client: FlaskClient) -> None:
+    marked = user(email=f"{MARK}@example.com", first_name=MARK, username=MARK, public_metadata={MARK: MARK})
+    forged = {"svix-id": MARK, "svix-timestamp": str(int(time.time())), "svix-signature": f"v1,{MARK}"}
+    with capture_logs() as lines:
+        deliver(client, body(user_event("user.created", marked)))
+        deliver(client, body(user_event(f"{MARK}\n{MARK}", marked)))
+        deliver(client, body(user_event("user.updated", {**marked, "id": f"{MARK}@example.com"})))
+        deliver(client, body({"type": [MARK], "data": MARK}))
+        deliver(client, MARK.encode())
+        client.post(PATH, data=MARK, headers=forged)
+        client.post(PATH, data=MARK * 1_000_000, headers=forged)
+        client.get(f"/{MARK}?{MARK}")
+    assert [line["status"] for line in lines] == [
+        "queued",
+        "ignored",
+        "queued",
+        "queued",
+        "not_json",
+        "forged",
+        "too_large",
+    ]
+    assert MARK not in repr(lines)
+
+
+def test_an_impersonated_session_is_described_by_its_user(client: FlaskClient, rq: RqView) -> None:
+    id_ = svix_id()
+    deliver(client, body(session_event(data=session(actor={"sub": "user_staff"}))), id_=id_)
+    assert rq.job(id_).description == f"session.created {ANN}"

@@ -1,0 +1,1 @@
+"""The receiver: a delivery is verified, put on the queue, and answered."""

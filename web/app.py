@@ -1,0 +1,63 @@
+"""The Flask application: the receiver, the health pages, the metrics and the console, put together."""
+
+from multiprocessing.util import Finalize
+
+import structlog
+from flask import Flask, json
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
+
+from config import Settings
+from web import console, health, metrics, webhook
+from worker import log
+from worker.metrics import Flusher, Metrics
+from worker.queue import intake
+
+_log = structlog.get_logger()
+
+
+def start(settings: Settings) -> Flask:
+    """Return the application for one process of the server: logging is set up too."""
+    log.configure(settings)
+    counts = Metrics()
+    flusher = Flusher(settings, counts)
+    flusher.start()
+    Finalize(None, flusher.stop, exitpriority=0)  # a forked process runs these and not what atexit has
+    return create_app(settings, counts)
+
+
+def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
+    """Return the application. It connects to Redis when the first delivery comes, not before.
+
+    What it counts goes to `counts`, and from there to the totals at the latest when somebody asks for them.
+    """
+    counts = Metrics() if counts is None else counts
+    app = Flask("web", static_folder=None)
+    app.url_map.merge_slashes = False  # A redirect would tell Clerk that the delivery failed.
+    queue = intake(settings)
+    app.register_blueprint(webhook.blueprint(settings, queue, counts))
+    app.register_blueprint(health.blueprint(settings, queue))
+    app.register_blueprint(metrics.blueprint(settings, counts))
+    if settings.pull_token:
+        from web import pull  # noqa: PLC0415 - loads an HTTP client, which the receiver does without
+
+        app.register_blueprint(pull.blueprint(settings, settings.pull_token.get_secret_value()))
+    if settings.console_password:
+        app.register_blueprint(console.blueprint(settings, settings.console_password))
+    app.register_error_handler(HTTPException, _say_in_json)
+    app.register_error_handler(Exception, _ask_to_come_again)
+    return app
+
+
+def _say_in_json(error: HTTPException) -> Response:
+    response = error.get_response()
+    response.content_type = "application/json"
+    response.set_data(json.dumps({"error": error.name}))
+    return response
+
+
+def _ask_to_come_again(error: Exception) -> ResponseReturnValue:
+    # Only the class is logged: a message may hold what was in the delivery.
+    _log.error("unexpected error", error=type(error).__name__)
+    return {"error": "not now"}, 503, {"Retry-After": str(webhook.RETRY_AFTER_S)}

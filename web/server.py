@@ -1,0 +1,89 @@
+"""The production server: granian, with a process for each of WEB_WORKERS.
+
+Why granian, and what was measured: docs/decisions/001-which-wsgi-server.md.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from functools import partial
+
+from flask import Flask
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+
+from config import Settings
+from web.app import start
+
+ADDRESS = "0.0.0.0"  # noqa: S104 - Clerk comes from outside
+BACKLOG = 1024
+CONNECTIONS_PER_PROCESS = 512
+HEADER_TIMEOUT_MS = 75_000  # Also how long a connection may idle: load balancers commonly allow 60 s.
+HEADER_LIMIT_BYTES = 64 * 1024
+STOP_TIMEOUT_S = 8  # A delivery takes 5 s at most, and a container is killed 10 s after its SIGTERM.
+PARENT_CHECK_S = 1.0
+
+
+class CannotListen(Exception):
+    """The port cannot be had; the message says why."""
+
+    retryable = False
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in hand and return.
+
+    A process that dies is replaced; one that dies again within seconds ends the server with SystemExit(1).
+    Raises CannotListen when the port is taken.
+    """
+    _check_port(settings.port)
+    server = Granian(
+        "web",
+        address=ADDRESS,
+        port=settings.port,
+        interface=Interfaces.WSGI,
+        workers=settings.web_workers,
+        # A body that trickles in holds its thread. So there may be one for every connection; they are started
+        # when there is work for them, and end when there is none.
+        blocking_threads=CONNECTIONS_PER_PROCESS,
+        backpressure=CONNECTIONS_PER_PROCESS,
+        backlog=BACKLOG,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(
+            header_read_timeout=HEADER_TIMEOUT_MS, max_buffer_size=HEADER_LIMIT_BYTES
+        ),
+        websockets=False,
+        # Only errors, and through our own log: the webhook writes the line of each delivery.
+        log_level=LogLevels.error,
+        log_dictconfig={"loggers": {"_granian": {"propagate": True}}},
+        respawn_failed_workers=True,
+        workers_kill_timeout=STOP_TIMEOUT_S,
+    )
+    server.serve(target_loader=partial(_start_process, settings, os.getpid()), wrap_loader=False)
+
+
+def _start_process(settings: Settings, parent: int) -> Flask:
+    threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
+    return start(settings)
+
+
+def _stop_without_parent(parent: int) -> None:
+    # Every process has a listening socket of its own on the port: left behind by a parent that was killed, it
+    # would go on taking its share of the deliveries beside the next server.
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _check_port(port: int) -> None:
+    # Granian shares its port (SO_REUSEPORT), so a second server would start without a word.
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ADDRESS, port))
+        except OSError as error:
+            raise CannotListen(f"cannot listen on port {port}: {os.strerror(error.errno or 0)}") from None
