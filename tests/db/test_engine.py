@@ -1,0 +1,542 @@
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import structlog.testing
+from psycopg import errors, sql
+from pydantic import SecretStr
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+import config
+from cli.servers import free_port
+from config import SettingsError
+from db import engine
+from db.engine import ATTEMPTS, Database, Pipeline, postgres_url
+from db.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
+from tests.conftest import MakeSettings
+from tests.stack import wait_until
+
+MARK = "marked.person@example.com"
+
+
+@pytest.fixture
+def database(make_settings: MakeSettings) -> Iterator[Database]:
+    database = Database(make_settings(redis_url=None), unpooled=True)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def admin(database_url_unpooled: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection beside the pool's."""
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        connection.execute("CREATE TABLE things (id int PRIMARY KEY, name text CHECK (name <> 'bad'))")
+        yield connection
+
+
+@pytest.fixture
+def make_database(make_settings: MakeSettings) -> Iterator[Callable[..., Database]]:
+    """Make a database with settings of its own; `attempts` as the engine takes it."""
+    made: list[Database] = []
+
+    def make(attempts: int = ATTEMPTS, **overrides: Any) -> Database:
+        overrides.setdefault("redis_url", None)
+        made.append(Database(make_settings(**overrides), unpooled=True, attempts=attempts))
+        return made[-1]
+
+    yield make
+    for database in made:
+        database.dispose()
+
+
+class Work:
+    """A transaction that counts how often it is tried and on which connections."""
+
+    def __init__(self, *steps: Callable[[Connection], Any]) -> None:
+        self.steps = steps
+        self.pids: list[int] = []
+
+    def __call__(self, connection: Connection) -> Any:
+        """Do step n at try n, and the last one from there on."""
+        self.pids.append(pid(connection))
+        return self.steps[min(len(self.pids), len(self.steps)) - 1](connection)
+
+    @property
+    def tries(self) -> int:
+        return len(self.pids)
+
+
+def pid(connection: Connection) -> int:
+    return int(connection.scalar(text("SELECT pg_backend_pid()")))
+
+
+def execute(statement: str, **parameters: object) -> Callable[[Connection], Any]:
+    return lambda connection: connection.execute(text(statement), parameters)
+
+
+def add(id_: int, name: str = "good") -> Callable[[Connection], Any]:
+    return execute("INSERT INTO things VALUES (:id, :name)", id=id_, name=name)
+
+
+def things(admin: psycopg.Connection[Any]) -> list[tuple[int, str]]:
+    return admin.execute("SELECT id, name FROM things ORDER BY id").fetchall()
+
+
+def refuse(statement: str, database: Database) -> DatabaseError:
+    work = Work(execute(statement))
+    with pytest.raises(DatabaseError) as refused:
+        database.run(work)
+    assert work.tries == 1, "it is not tried again"
+    return refused.value
+
+
+# What may heal is tried again
+
+
+def test_a_connection_that_dies_in_mid_transaction_is_replaced(
+    database: Database, admin: psycopg.Connection[Any]
+) -> None:
+    def die(connection: Connection) -> None:
+        add(1, "lost")(connection)
+        admin.execute("SELECT pg_terminate_backend(%s)", [pid(connection)])
+        add(2, "lost")(connection)
+
+    work = Work(die, add(1))
+    database.run(work)
+    assert things(admin) == [(1, "good")]
+    assert len(set(work.pids)) == 2, "on a fresh connection"
+    assert database.pool_state().invalidated >= 1
+
+
+def test_a_pipeline_whose_connection_dies_is_sent_again(
+    database: Database, admin: psycopg.Connection[Any]
+) -> None:
+    pids = []
+
+    def work(pipeline: Pipeline) -> None:
+        pids.append(pipeline.send(text("SELECT pg_backend_pid()")).fetchall()[0][0])
+        pipeline.send(text("INSERT INTO things VALUES (1, 'good')"))
+        if len(pids) == 1:
+            admin.execute("SELECT pg_terminate_backend(%s)", [pids[0]])
+
+    database.run_pipeline(work)
+    assert things(admin) == [(1, "good")]
+    assert len(set(pids)) == 2
+
+
+def test_the_idle_siblings_of_a_dead_connection_are_not_tried_one_by_one(
+    make_database: Callable[..., Database], admin: psycopg.Connection[Any]
+) -> None:
+    database = make_database(db_pool_size=4)
+    everyone = threading.Barrier(4)
+
+    def meet(connection: Connection) -> int:
+        everyone.wait(10)
+        return pid(connection)
+
+    with ThreadPoolExecutor(4) as threads:
+        pids = list(threads.map(database.run, [meet] * 4))
+    assert len(set(pids)) == 4
+    for one in pids:
+        admin.execute("SELECT pg_terminate_backend(%s)", [one])
+    with structlog.testing.capture_logs() as logs:
+        database.run(add(1))
+    assert [entry["event"] for entry in logs].count("database retry") == 1
+    assert things(admin) == [(1, "good")]
+
+
+def test_a_serialization_failure_is_tried_again(database: Database, admin: psycopg.Connection[Any]) -> None:
+    admin.execute("INSERT INTO things VALUES (1, 'old')")
+    tries = []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        connection.execute(text("SELECT name FROM things"))
+        if len(tries) == 1:
+            admin.execute("UPDATE things SET name = 'theirs'")
+        connection.execute(text("UPDATE things SET name = name || ' and mine'"))
+
+    database.run(work)
+    assert len(tries) == 2
+    assert things(admin) == [(1, "theirs and mine")]
+
+
+def test_a_deadlock_is_tried_again(database: Database, admin: psycopg.Connection[Any]) -> None:
+    admin.execute("INSERT INTO things VALUES (1, ''), (2, '')")
+    both_hold_one = threading.Barrier(2)
+    tries: list[int] = []
+
+    def work(first: int, second: int) -> Callable[[Connection], None]:
+        met = threading.Event()
+
+        def lock_both(connection: Connection) -> None:
+            tries.append(first)
+            append = text("UPDATE things SET name = name || 'x' WHERE id = :id")
+            connection.execute(append, {"id": first})
+            if not met.is_set():
+                met.set()
+                both_hold_one.wait(10)
+            connection.execute(append, {"id": second})
+
+        return lock_both
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(database.run, [work(1, 2), work(2, 1)]))
+    assert len(tries) >= 3
+    assert things(admin) == [(1, "xx"), (2, "xx")]
+
+
+def test_a_unique_violation_is_tried_again_as_it_may_be_a_race(
+    database: Database, admin: psycopg.Connection[Any]
+) -> None:
+    def lose(connection: Connection) -> None:
+        admin.execute("INSERT INTO things VALUES (1, 'winner')")
+        add(1, "loser")(connection)
+
+    work = Work(lose, execute("UPDATE things SET name = name || ', seen'"))
+    database.run(work)
+    assert work.tries == 2
+    assert things(admin) == [(1, "winner, seen")]
+
+
+def test_a_unique_violation_that_stays_is_the_changes_own_fault_but_may_heal_later(
+    make_database: Callable[..., Database], admin: psycopg.Connection[Any]
+) -> None:
+    admin.execute("INSERT INTO things VALUES (1, 'there')")
+    work = Work(add(1))
+    with pytest.raises(ChangeRefused) as refused:
+        make_database(attempts=3).run(work)
+    assert (work.tries, refused.value.retryable) == (3, True)
+    assert str(refused.value) == (
+        "the database refused the change: UniqueViolation (SQLSTATE 23505, constraint things_pkey)"
+    )
+
+
+def test_a_server_that_has_no_connection_left_is_asked_again(
+    make_database: Callable[..., Database], admin: psycopg.Connection[Any], database_url_unpooled: str
+) -> None:
+    role = f"crowded_{os.getpid()}"
+    admin.execute(sql.SQL("CREATE ROLE {} LOGIN CONNECTION LIMIT 1").format(sql.Identifier(role)))
+    url = urlsplit(database_url_unpooled)
+    url = url._replace(netloc=f"{role}@{url.netloc.rpartition('@')[2]}")
+    crowded = SecretStr(url.geturl())
+    try:
+        with psycopg.connect(url.geturl()) as only_one:
+            patient = make_database(attempts=20, database_url=crowded, database_url_unpooled=None)
+            hurried = make_database(attempts=2, database_url=crowded, database_url_unpooled=None)
+            with pytest.raises(DatabaseUnavailable, match=r"^no connection to the database"):
+                hurried.run(execute("SELECT 1"))
+            with ThreadPoolExecutor(1) as thread:
+                waiting = thread.submit(patient.run, lambda connection: connection.scalar(text("SELECT 1")))
+                time.sleep(0.2)
+                assert not waiting.done()
+                only_one.close()
+                assert waiting.result(10) == 1
+        patient.dispose()
+    finally:
+        admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+def test_a_lock_that_somebody_holds_for_too_long_is_tried_again_and_then_the_deployments_trouble(
+    make_database: Callable[..., Database],
+    admin: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(engine.TRANSACTION_LIMITS, "lock_timeout", "50ms")
+    engine._limits.cache_clear()
+    admin.execute("INSERT INTO things VALUES (1, 'locked')")
+    tries = []
+
+    def work(pipeline: Pipeline) -> None:
+        tries.append(1)
+        pipeline.send(text("SELECT 1"))
+        rows = pipeline.send(text("SELECT name FROM things FOR UPDATE"))
+        pipeline.send(text("SELECT 2"))
+        rows.fetchall()
+
+    with admin.transaction():
+        admin.execute("UPDATE things SET name = 'mine'")
+        with pytest.raises(DatabaseUnavailable, match=r"LockNotAvailable \(SQLSTATE 55P03\)"):
+            make_database(attempts=3).run_pipeline(work)
+    engine._limits.cache_clear()
+    assert len(tries) == 3
+
+
+def test_the_limits_of_a_pipeline_end_with_its_transaction(database: Database) -> None:
+    inside = database.run_pipeline(
+        lambda pipeline: pipeline.send(text("SELECT current_setting('lock_timeout')")).fetchall()
+    )
+    outside = database.run(
+        lambda connection: connection.scalar(text("SELECT current_setting('lock_timeout')"))
+    )
+    assert (inside, outside) == ([("10s",)], "0")
+
+
+def test_a_server_that_is_away_is_tried_a_few_times_and_then_said(
+    make_database: Callable[..., Database],
+) -> None:
+    nobody = SecretStr(f"postgresql://somebody:hunter2@127.0.0.1:{free_port()}/secret_name")
+    database = make_database(attempts=3, database_url=nobody, database_url_unpooled=None)
+    with (
+        structlog.testing.capture_logs() as logs,
+        pytest.raises(DatabaseUnavailable, match=r"^no connection to the database \(DATABASE_URL\)$"),
+    ):
+        database.run(execute("SELECT 1"))
+    assert [entry["attempt"] for entry in logs] == [1, 2]
+    assert [entry["sqlstate"] for entry in logs] == [None, None]
+    assert 0 <= logs[0]["pause_ms"] <= 1000
+
+
+def test_a_server_that_does_not_answer_is_given_up_in_time(
+    make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 2)  # the shortest that libpq knows
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = SecretStr(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/db")
+        database = make_database(attempts=1, database_url=url, database_url_unpooled=None)
+        began = time.monotonic()
+        with pytest.raises(DatabaseUnavailable, match="no connection"):
+            database.ping()
+        assert time.monotonic() - began < 4
+
+
+# What no waiting heals is not tried again
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        (
+            "INSERT INTO things VALUES (1, 'bad')",
+            "CheckViolation (SQLSTATE 23514, constraint things_name_check)",
+        ),
+        ("INSERT INTO things VALUES (NULL, '')", "NotNullViolation (SQLSTATE 23502)"),
+        ("INSERT INTO things VALUES ('x', '')", "InvalidTextRepresentation (SQLSTATE 22P02)"),
+        ("SELECT 'x'::varchar(1)::int", "InvalidTextRepresentation (SQLSTATE 22P02)"),
+        ("SELECT 1 / 0", "DivisionByZero (SQLSTATE 22012)"),
+    ],
+)
+@pytest.mark.usefixtures("admin")
+def test_what_the_data_is_to_blame_for_is_refused_at_once(
+    statement: str, reason: str, database: Database
+) -> None:
+    error = refuse(statement, database)
+    assert isinstance(error, ChangeRefused)
+    assert error.retryable is False
+    assert str(error) == f"the database refused the change: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("SELECT 1 FROM nowhere", "UndefinedTable (SQLSTATE 42P01)"),
+        ("SELECT nothing FROM things", "UndefinedColumn (SQLSTATE 42703)"),
+        ("SELEC 1", "SyntaxError (SQLSTATE 42601)"),
+        ("SET TRANSACTION READ ONLY; DELETE FROM things", "ReadOnlySqlTransaction (SQLSTATE 25006)"),
+        ("SET LOCAL ROLE pg_monitor; DELETE FROM things", "InsufficientPrivilege (SQLSTATE 42501)"),
+    ],
+)
+@pytest.mark.usefixtures("admin")
+def test_what_the_deployment_is_to_blame_for_is_said_at_once(
+    statement: str, reason: str, database: Database
+) -> None:
+    error = refuse(f"DO $$ BEGIN {statement}; END $$" if ";" in statement else statement, database)
+    assert isinstance(error, DatabaseUnavailable)
+    assert error.retryable is True
+    assert str(error) == f"the database cannot take changes now: {reason}"
+
+
+TROUBLE = ["08006", "25006", "3D000", "40001", "40P01", "42501", "42P01", "53100", "53300", "57P01", "XX000"]
+
+
+@pytest.mark.parametrize("state", TROUBLE)
+def test_only_classes_22_and_23_are_a_changes_own_fault(state: str) -> None:
+    error = translate(errors.lookup(state)(f"Key (email)=({MARK})"))
+    assert isinstance(error, DatabaseUnavailable)
+    assert MARK not in str(error)
+    assert state in str(error)
+
+
+@pytest.mark.parametrize("state", ["22001", "22021", "22P05", "23502", "23503", "23505", "23514", "23P01"])
+def test_classes_22_and_23_are_a_changes_own_fault(state: str) -> None:
+    error = translate(errors.lookup(state)(f"Key (email)=({MARK})"))
+    assert isinstance(error, ChangeRefused)
+    assert error.retryable is (state == "23505")
+    assert MARK not in str(error)
+    assert state in str(error)
+
+
+def test_a_date_that_the_driver_cannot_read_is_the_changes_own_fault(database: Database) -> None:
+    with pytest.raises(ChangeRefused, match=r"a value that cannot be represented$"):
+        database.run(lambda connection: connection.scalar(text("SELECT 'infinity'::timestamptz")))
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_value_that_the_driver_cannot_send_is_the_changes_own_fault(database: Database) -> None:
+    for run in (
+        lambda: database.run(add(1, f"{MARK}\0")),
+        lambda: database.run_pipeline(lambda pipeline: pipeline.send(text("SELECT :x"), x=f"{MARK}\0")),
+    ):
+        with pytest.raises(ChangeRefused, match=r"a value that cannot be represented$") as refused:
+            run()
+        assert MARK not in str(refused.value)
+        assert refused.value.retryable is False
+
+
+# Nothing personal
+
+
+def test_no_error_shows_a_value(
+    make_database: Callable[..., Database], admin: psycopg.Connection[Any]
+) -> None:
+    database = make_database(attempts=1)
+    admin.execute("CREATE TABLE people (email text UNIQUE CHECK (length(email) < 40), id int NOT NULL)")
+    admin.execute("INSERT INTO people VALUES (%s, 1)", [MARK])
+    insert = "INSERT INTO people VALUES (:email, :id)"
+    for email, id_ in ((MARK, 2), (MARK * 3, 3), (MARK + "!", None)):
+        for run in (in_a_statement, in_a_pipeline):
+            with pytest.raises(ChangeRefused) as refused:
+                run(database, insert, {"email": email, "id": id_})
+            assert "marked" not in f"{refused.value!r} {refused.value} {refused.value.__cause__}"
+            assert refused.value.__suppress_context__, "what stands behind it is not printed"
+
+
+def in_a_statement(database: Database, statement: str, parameters: dict[str, object]) -> None:
+    database.run(execute(statement, **parameters))
+
+
+def in_a_pipeline(database: Database, statement: str, parameters: dict[str, object]) -> None:
+    database.run_pipeline(lambda pipeline: pipeline.send(text(statement), **parameters))
+
+
+def test_sqlalchemys_own_errors_hide_their_parameters(database: Database) -> None:
+    select = text("SELECT :email FROM nowhere")
+    with database.engine.begin() as opened, pytest.raises(DBAPIError, match="parameters hidden") as refused:
+        opened.execute(select, {"email": MARK})
+    assert MARK not in str(refused.value)
+
+
+def test_no_log_line_shows_a_value(
+    make_database: Callable[..., Database], admin: psycopg.Connection[Any]
+) -> None:
+    admin.execute("CREATE TABLE people (email text UNIQUE)")
+    admin.execute("INSERT INTO people VALUES (%s)", [MARK])
+    with structlog.testing.capture_logs() as logs, pytest.raises(ChangeRefused):
+        in_a_pipeline(make_database(attempts=3), "INSERT INTO people VALUES (:email)", {"email": MARK})
+    assert len(logs) == 2
+    assert "marked" not in str(logs)
+
+
+# The pool
+
+
+def test_a_pool_without_a_free_connection_says_which_settings_to_raise(
+    make_database: Callable[..., Database],
+) -> None:
+    database = make_database(db_pool_size=1, db_max_overflow=1, db_pool_timeout=0.1)
+    with database.engine.connect(), database.engine.connect():
+        assert database.pool_state()._asdict() | {"checkouts": 0} == {
+            "size": 1,
+            "in_use": 2,
+            "overflow": 1,
+            "checkouts": 0,
+            "timeouts": 0,
+            "invalidated": 0,
+        }
+        began = time.monotonic()
+        with structlog.testing.capture_logs() as logs, pytest.raises(DatabaseUnavailable) as refused:
+            database.run(execute("SELECT 1"))
+        assert time.monotonic() - began < 1, "it is not tried again"
+    assert str(refused.value) == ("every connection of the pool is in use (DB_POOL_SIZE, DB_MAX_OVERFLOW)")
+    assert database.pool_state().timeouts == 1
+    assert [(entry["event"], entry["in_use"]) for entry in logs] == [("pool exhausted", 2)]
+    database.run(execute("SELECT 1"))
+    assert database.pool_state().in_use == 0
+
+
+def test_checkouts_are_counted_and_a_connection_is_used_again(database: Database) -> None:
+    pids = {database.run(pid) for _ in range(5)}
+    assert len(pids) == 1
+    assert database.pool_state().checkouts == 5
+
+
+def test_a_connection_is_replaced_before_neon_would_suspend_it(
+    make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine.RECYCLE_S < 300
+    monkeypatch.setattr(engine, "RECYCLE_S", 0.2)
+    database = make_database()
+    first = database.run(pid)
+    assert database.run(pid) == first
+    time.sleep(0.3)
+    assert database.run(pid) != first
+
+
+def test_no_statement_is_ever_prepared(database: Database) -> None:
+    def often(pipeline: Pipeline) -> None:
+        for _ in range(20):
+            pipeline.send(text("SELECT :x"), x=1)
+
+    database.run_pipeline(often)
+    for _ in range(10):
+        database.run(execute("SELECT :x", x=1))
+    prepared = database.run(
+        lambda connection: connection.execute(
+            text("SELECT name, statement FROM pg_prepared_statements")
+        ).all()
+    )
+    assert prepared == []
+    assert database.pool_state().checkouts == 12
+
+
+def test_connections_say_whose_they_are(database: Database) -> None:
+    name = database.run(lambda connection: connection.scalar(text("SHOW application_name")))
+    assert name == "clerk-sync"
+
+
+def test_disposing_closes_every_idle_connection(database: Database, admin: psycopg.Connection[Any]) -> None:
+    database.run(execute("SELECT 1"))
+    database.dispose()
+    ours = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND application_name = 'clerk-sync'"
+    wait_until(lambda: admin.execute(ours, [admin.info.dbname]).fetchone() is None, 5)
+
+
+# The URL
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://ann:pw@db.example.com/app",
+        "postgresql://ann:pw@db.example.com/app",
+        "postgresql://ann:pw@ep-cool-name-123456-pooler.eu-central-1.aws.neon.tech/app"
+        "?sslmode=require&channel_binding=require",
+    ],
+)
+def test_every_form_of_url_that_providers_give_is_taken(url: str) -> None:
+    parsed = postgres_url(config.load(_env_file=None, database_url=url))
+    assert parsed.drivername == "postgresql+psycopg"
+    assert (parsed.username, parsed.password, parsed.host) == ("ann", "pw", urlsplit(url).hostname)
+    assert (parsed.query.get("sslmode") == "require") is ("sslmode" in url)
+
+
+def test_the_unpooled_url_falls_back_to_the_other() -> None:
+    pooled, unpooled = "postgresql://pooled/app", "postgresql://unpooled/app"
+    both = config.load(_env_file=None, database_url=pooled, database_url_unpooled=unpooled)
+    one = config.load(_env_file=None, database_url=pooled)
+    assert [postgres_url(both, unpooled=flag).host for flag in (False, True)] == ["pooled", "unpooled"]
+    assert [postgres_url(one, unpooled=flag).host for flag in (False, True)] == ["pooled", "pooled"]
+
+
+def test_a_database_without_a_url_is_a_settings_error() -> None:
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL is not set$"):
+        Database(config.load(_env_file=None))

@@ -1,0 +1,131 @@
+"""The tables are a function of the set of events: whatever the order, repetition, batches and workers.
+
+    HYPOTHESIS_PROFILE=thorough THOROUGH_S=300 pytest tests/db/test_histories.py -k thorough
+
+goes on for that many seconds and says how much it tried.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from random import Random
+
+import pytest
+import structlog.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import config
+from tests.histories import World, choices, histories, orderly_histories, plans
+from tests.model import Choices, Delivery, Row, tables
+from tests.trial import Trial, expected_ledger
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+THOROUGH_S = int(os.environ.get("THOROUGH_S", "300"))
+WORKERS = 4
+
+
+@pytest.fixture
+def trial(make_settings: Callable[..., config.Settings]) -> Iterator[Trial]:
+    trial = Trial(make_settings(db_pool_size=WORKERS))
+    yield trial
+    trial.close()
+
+
+def explore(trial: Trial, *, max_size: int, max_examples: int, plans_each: int) -> None:
+    """Deliver wild histories, each in several ways, and compare the tables with the model."""
+
+    @settings(
+        max_examples=max_examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(histories(max_size), choices, st.randoms(use_true_random=False))
+    def tables_equal_the_model(deliveries: list[Delivery], chosen: Choices, random: Random) -> None:
+        trial.tried["histories"] += 1
+        for plan in islice(plans(deliveries, random, workers=WORKERS), plans_each):
+            trial.deliver(plan, chosen)
+            assert trial.tables() == tables(deliveries, chosen)
+            assert trial.ledger() == expected_ledger(deliveries)
+
+    tables_equal_the_model()
+
+
+def explore_orderly(trial: Trial, *, max_examples: int, plans_each: int) -> None:
+    """Deliver what Clerk may really tell, each in several ways, and compare the tables with Clerk."""
+
+    @settings(max_examples=max_examples, deadline=None, database=None)
+    @given(orderly_histories(), choices, st.randoms(use_true_random=False))
+    def tables_equal_clerk(world: World, chosen: Choices, random: Random) -> None:
+        trial.tried["histories"] += 1
+        deliveries = world.deliveries()
+        for plan in islice(plans(deliveries, random, workers=WORKERS), plans_each):
+            trial.deliver(plan, chosen)
+            assert trial.tables() == tables(deliveries, chosen)
+            assert living_rows(trial, world) == at_clerk(world)
+
+    tables_equal_clerk()
+
+
+def living_rows(trial: Trial, world: World) -> dict[str, Row]:
+    """Return the rows of users who are not deleted at Clerk."""
+    living = {person.clerk_id for person in world.living()}
+    return {clerk_id: row for clerk_id, row in trial.rows().items() if clerk_id in living}
+
+
+def at_clerk(world: World) -> dict[str, Row]:
+    """Return the rows that Clerk's own state makes."""
+    return {
+        person.clerk_id: Row(
+            clerk_id=person.clerk_id,
+            email=person.address or f"{person.clerk_id}@placeholder.invalid",
+            name=person.name,
+            organization=None,
+            role="user",
+            created_at=person.created_at,
+            last_login_at=person.last_login_at,
+        )
+        for person in world.living()
+    }
+
+
+def test_any_history_delivered_in_any_way_ends_as_the_model_says(trial: Trial) -> None:
+    explore(trial, max_size=16, max_examples=60, plans_each=4)
+
+
+def test_what_clerk_tells_delivered_in_any_way_ends_as_it_is_at_clerk(trial: Trial) -> None:
+    explore_orderly(trial, max_examples=40, plans_each=3)
+
+
+def test_workers_that_meet_in_the_same_users_and_addresses_do_no_harm(trial: Trial) -> None:
+    trial.dawdle()
+    explore(trial, max_size=30, max_examples=10, plans_each=3)
+    assert trial.deadlocks() == 0
+
+
+def test_the_language_that_the_database_sorts_by_decides_nothing(trial: Trial) -> None:
+    trial.collate()
+    explore(trial, max_size=12, max_examples=40, plans_each=3)
+
+
+@pytest.mark.skipif(not THOROUGH, reason="HYPOTHESIS_PROFILE=thorough runs it")
+@pytest.mark.timeout(THOROUGH_S + 120)
+@pytest.mark.parametrize("dawdling", [False, True], ids=["fast", "dawdling"])
+def test_thorough(
+    trial: Trial, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], *, dawdling: bool
+) -> None:
+    if dawdling:
+        trial.dawdle()
+    end = time.monotonic() + THOROUGH_S / 2
+    with structlog.testing.capture_logs() as logs:
+        while time.monotonic() < end:
+            explore(trial, max_size=30, max_examples=10, plans_each=10)
+            explore_orderly(trial, max_examples=5, plans_each=10)
+    retries = sum(entry["event"] == "database retry" for entry in logs)
+    figures = {**trial.tried, "differences": 0, "retries": retries, "deadlocks": trial.deadlocks()}
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    assert reporter is not None
+    with capsys.disabled():
+        reporter.write_line("\n" + ", ".join(f"{name} {count:,}" for name, count in figures.items()))

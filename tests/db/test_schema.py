@@ -1,0 +1,234 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import errors, sql
+from pydantic import SecretStr
+
+from cli.servers import PostgresServer
+from db import schema
+from db.engine import Database
+from db.models import Base
+from db.schema import SchemaState
+from tests.conftest import GivenServer, MakeSettings
+
+Connection = psycopg.Connection[Any]
+
+# What a table is, as PostgreSQL itself tells it.
+CATALOG = {
+    "columns": """
+        SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default,
+               collation_name, is_identity, is_generated
+        FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+    """,
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, contype, pg_get_constraintdef(oid)
+        FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
+    """,
+    "indexes": """
+        SELECT tablename, indexname, indexdef FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+    """,
+    "others": """
+        SELECT relname, relkind FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind NOT IN ('r', 'i')
+    """,
+    "triggers and functions": """
+        SELECT tgname FROM pg_trigger WHERE NOT tgisinternal
+        UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+    """,
+}
+USERS = {
+    ("id", "uuid", None, "NO", "gen_random_uuid()"),
+    ("clerk_id", "character varying", 255, "NO", None),
+    ("email", "character varying", 255, "NO", None),
+    ("name", "character varying", 255, "NO", None),
+    ("organization", "character varying", 255, "YES", None),
+    ("role", "character varying", 50, "NO", "'user'::character varying"),
+    ("created_at", "timestamp with time zone", None, "NO", "now()"),
+    ("last_login_at", "timestamp with time zone", None, "YES", None),
+}
+
+
+@pytest.fixture
+def empty_url(postgres_server: PostgresServer | GivenServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database without a table."""
+    name = f"clerk_sync_empty_{os.getpid()}_{id(request)}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield urlsplit(postgres_server.url)._replace(path=f"/{name}").geturl()
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def empty(make_settings: MakeSettings, empty_url: str) -> Iterator[Database]:
+    database = Database(
+        make_settings(database_url=SecretStr(empty_url), database_url_unpooled=None, redis_url=None)
+    )
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def migrated(database_url_unpooled: str) -> Iterator[Connection]:
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        yield connection
+
+
+def catalog(url: str) -> dict[str, list[tuple[object, ...]]]:
+    with psycopg.connect(url) as connection:
+        return {part: sorted(connection.execute(query), key=str) for part, query in CATALOG.items()}
+
+
+def test_the_migrations_arrive_at_the_models(
+    empty: Database, empty_url: str, database_url_unpooled: str
+) -> None:
+    empty.run(Base.metadata.create_all)
+    assert catalog(database_url_unpooled) == catalog(empty_url)
+
+
+def test_the_schema_goes_up_and_down_and_up_again(empty: Database, empty_url: str) -> None:
+    nothing = catalog(empty_url)
+    schema.upgrade(empty)
+    everything = catalog(empty_url)
+    schema.downgrade(empty, "base")
+    assert catalog(empty_url) == nothing
+    schema.upgrade(empty)
+    assert catalog(empty_url) == everything
+
+
+def test_every_migration_goes_down_and_up_by_itself(empty: Database, empty_url: str) -> None:
+    schema.upgrade(empty)
+    stages = []
+    while found := schema.revision(empty):
+        stages.append((found, catalog(empty_url)))
+        schema.downgrade(empty, "-1")
+    for found, stage in reversed(stages):
+        schema.upgrade(empty, "+1")
+        assert (schema.revision(empty), catalog(empty_url)) == (found, stage)
+    assert schema.state(empty) == SchemaState.CURRENT
+
+
+def test_the_state_of_the_schema_is_known(empty: Database) -> None:
+    assert schema.state(empty) == SchemaState.MISSING
+    schema.upgrade(empty)
+    assert schema.state(empty) == SchemaState.CURRENT
+    assert schema.revision(empty) == schema.head()
+    schema.downgrade(empty, "0001")
+    assert schema.state(empty) == (SchemaState.CURRENT if schema.head() == "0001" else SchemaState.OLD)
+    schema.downgrade(empty, "base")
+    assert schema.state(empty) == SchemaState.MISSING
+
+
+def test_a_revision_that_this_version_does_not_know_is_newer(empty: Database, empty_url: str) -> None:
+    schema.upgrade(empty)
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert schema.state(empty) == SchemaState.NEWER
+
+
+def test_processes_that_upgrade_at_once_do_no_harm(
+    empty: Database, empty_url: str, database_url_unpooled: str, tmp_path: Path
+) -> None:
+    upgrade = [sys.executable, "-P", "-m", "cli.main", "db", "upgrade"]
+    environment = {"PATH": os.environ["PATH"], "DATABASE_URL": empty_url}
+    running = [
+        subprocess.Popen(upgrade, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert said == [f"schema at {schema.head()}\n"] * 3
+    assert schema.state(empty) == SchemaState.CURRENT
+    assert catalog(empty_url) == catalog(database_url_unpooled)
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(empty: Database, empty_url: str) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE webhook_events (something int)")
+    before = catalog(empty_url)
+    with pytest.raises(Exception, match="DuplicateTable"):
+        schema.upgrade(empty)
+    assert catalog(empty_url) == before
+    assert schema.state(empty) == SchemaState.MISSING
+
+
+def test_users_has_the_columns_that_were_promised(migrated: Connection) -> None:
+    columns = migrated.execute(
+        "SELECT column_name, data_type, character_maximum_length, is_nullable, column_default"
+        " FROM information_schema.columns WHERE table_name = 'users' ORDER BY ordinal_position"
+    ).fetchall()
+    assert set(columns) == USERS
+    assert len(columns) == len(USERS)
+
+
+def test_users_has_one_index_for_each_of_its_keys_and_no_second_one(migrated: Connection) -> None:
+    assert dict(
+        migrated.execute("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'users'").fetchall()
+    ) == {
+        "users_pkey": "CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)",
+        "idx_users_clerk_id": "CREATE UNIQUE INDEX idx_users_clerk_id ON public.users USING btree (clerk_id)",
+        "idx_users_email": "CREATE UNIQUE INDEX idx_users_email ON public.users USING btree (email)",
+    }
+
+
+def test_users_has_the_constraints_that_were_promised(migrated: Connection) -> None:
+    constraints = migrated.execute(
+        "SELECT conname, contype FROM pg_constraint WHERE conrelid = 'users'::regclass AND contype <> 'n'"
+    ).fetchall()
+    assert {name for name, kind in constraints if kind in "pu"} == {
+        "users_pkey",
+        "idx_users_clerk_id",
+        "idx_users_email",
+    }
+    assert {name for name, kind in constraints if kind == "c"} >= {"email_format"}
+    assert {kind for _, kind in constraints} == {"p", "u", "c"}
+
+
+def test_a_row_needs_no_more_than_id_address_and_name(migrated: Connection) -> None:
+    row = migrated.execute(
+        "INSERT INTO users (clerk_id, email, name) VALUES ('user_1', 'a@example.com', 'Ann')"
+        " RETURNING id IS NOT NULL, role, organization, last_login_at, now() - created_at < '1 min'"
+    ).fetchone()
+    assert row == (True, "user", None, None, True)
+
+
+@pytest.mark.parametrize("role", ["admin", "user"])
+def test_a_role_is_admin_or_user(role: str, migrated: Connection) -> None:
+    insert = "INSERT INTO users (clerk_id, email, name, role) VALUES ('user_1', 'a@example.com', 'Ann', %s)"
+    migrated.execute(insert, [role])
+    for other in ("owner", "Admin", "", " user"):
+        with pytest.raises(errors.CheckViolation):
+            migrated.execute(insert, [other])
+    with pytest.raises(errors.NotNullViolation):
+        migrated.execute(insert, [None])
+
+
+@pytest.mark.parametrize(
+    ("email", "is_one"),
+    [
+        ("ann@example.com", True),
+        ("ANN+tag@Sub.Example.COM", True),
+        ("o'brien@example.com", True),
+        ("zoë@münchen.example", True),
+        ("user_1@placeholder.invalid", True),
+        ("ann@example", False),
+        ("ann.example.com", False),
+        ("ann@example.com\n", False),
+        ("", False),
+    ],
+)
+def test_the_column_takes_addresses_and_nothing_else(email: str, is_one: bool, migrated: Connection) -> None:
+    insert = "INSERT INTO users (clerk_id, email, name) VALUES ('user_1', %s, 'Ann')"
+    if is_one:
+        migrated.execute(insert, [email])
+    else:
+        with pytest.raises(errors.CheckViolation, match="email_format"):
+            migrated.execute(insert, [email])

@@ -1,0 +1,567 @@
+"""The apply, change by change. That any history ends the same is shown in test_histories."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+
+import psycopg
+import pytest
+import structlog.testing
+from psycopg.rows import dict_row
+from pydantic import SecretStr
+
+from db import users
+from db.change import EmailClaim, Profile, UserChange, Version, placeholder_address
+from db.engine import Database
+from db.errors import ChangeRefused, DatabaseUnavailable
+from db.ledger import Incoming, Outcome
+from db.policy import Policy
+from db.times import to_datetime
+from tests.clerk import ANN, BEN, CAT, NOW
+from tests.conftest import MakeSettings
+from tests.trips import TripCounter
+
+SHARED, OTHER = "shared@example.com", "other@example.com"
+OURS = Policy()
+THEIRS = Policy(owns_role=False, owns_organization=False)
+ANONYMOUS = Policy(anonymize=True)
+
+_numbers = count(1)
+Row = dict[str, Any]
+
+
+@pytest.fixture
+def database(make_settings: MakeSettings) -> Iterator[Database]:
+    database = Database(make_settings(redis_url=None, db_pool_size=8))
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Row]]:
+    """The application's connection."""
+    with psycopg.connect(
+        database_url, autocommit=True, row_factory=dict_row, prepare_threshold=None
+    ) as connection:
+        yield connection
+
+
+def told(change: UserChange, svix_id: str | None = "new") -> Incoming:
+    """Return the change as a delivery brings it, with a svix-id of its own."""
+    if svix_id == "new":
+        svix_id = f"msg_{next(_numbers):06}"
+    return Incoming(change, svix_id, "user.updated", NOW, NOW + 1)
+
+
+def saved(clerk_id: str, at: int, email: str | None = None, **fields: Any) -> Incoming:
+    """Return a whole profile, observed `at` ms after NOW."""
+    version = Version(NOW + at, NOW + at)
+    values = {"created_at": NOW, "name": f"name {at}", "organization": "Acme", "role": "user", **fields}
+    return told(UserChange(clerk_id, Profile(version, **values), EmailClaim(version, email)))
+
+
+def deleted(clerk_id: str, at: int) -> Incoming:
+    return told(UserChange(clerk_id, deleted_at=NOW + at))
+
+
+def apply(database: Database, *batch: Incoming, policy: Policy = OURS) -> list[Outcome]:
+    return users.apply(database, batch, policy)
+
+
+def row(connection: psycopg.Connection[Row], clerk_id: str) -> Row | None:
+    return connection.execute("SELECT * FROM users WHERE clerk_id = %s", [clerk_id]).fetchone()
+
+
+def sync_row(connection: psycopg.Connection[Row], clerk_id: str) -> Row:
+    found = connection.execute("SELECT * FROM user_sync WHERE clerk_id = %s", [clerk_id]).fetchone()
+    assert found is not None
+    return found
+
+
+def emails(connection: psycopg.Connection[Row]) -> dict[str, str]:
+    rows = connection.execute("SELECT clerk_id, email FROM users").fetchall()
+    return {found["clerk_id"]: found["email"] for found in rows}
+
+
+def existing(connection: psycopg.Connection[Row], clerk_id: str, email: str, **columns: Any) -> Row:
+    """Insert a row as an application did before there was a sync."""
+    values = {"clerk_id": clerk_id, "email": email, "name": "Before", **columns}
+    names = psycopg.sql.SQL(", ").join(map(psycopg.sql.Identifier, values))
+    places = psycopg.sql.SQL(", ").join(map(psycopg.sql.Placeholder, values))
+    insert = psycopg.sql.SQL("INSERT INTO users ({}) VALUES ({}) RETURNING *").format(names, places)
+    found = connection.execute(insert, values).fetchone()
+    assert found is not None
+    return found
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("split", [[3], [1, 1, 1], [1, 2], [2, 1]])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_an_address_is_handed_over(
+    split: list[int],
+    database: Database,
+    connection: psycopg.Connection[Row],
+    *,
+    backwards: bool,
+) -> None:
+    story = [saved(ANN, 1, SHARED), saved(ANN, 2, OTHER), saved(BEN, 3, SHARED)]
+    told_so = iter(reversed(story) if backwards else story)
+    for size in split:
+        apply(database, *(next(told_so) for _ in range(size)))
+    assert emails(connection) == {ANN: OTHER, BEN: SHARED}
+
+
+def test_two_exchange_their_addresses_in_one_batch(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    apply(database, saved(ANN, 1, SHARED), saved(BEN, 1, OTHER))
+    apply(database, saved(ANN, 2, OTHER), saved(BEN, 2, SHARED))
+    assert emails(connection) == {ANN: OTHER, BEN: SHARED}
+
+
+def test_fifty_pass_their_addresses_round_in_one_batch(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    apply(database, *(saved(f"user_{i}", 1, f"{i}@example.com") for i in range(50)))
+    apply(database, *(saved(f"user_{i}", 2, f"{(i + 1) % 50}@example.com") for i in range(50)))
+    assert emails(connection) == {f"user_{i}": f"{(i + 1) % 50}@example.com" for i in range(50)}
+
+
+def test_an_address_of_somebody_outside_the_batch_is_taken_and_given_back(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    apply(database, saved(ANN, 1, SHARED))
+    apply(database, saved(BEN, 2, SHARED))
+    assert emails(connection) == {ANN: placeholder_address(ANN), BEN: SHARED}
+    apply(database, deleted(BEN, 3))
+    assert emails(connection) == {ANN: SHARED}
+
+
+def test_a_claim_that_lost_keeps_its_row(database: Database, connection: psycopg.Connection[Row]) -> None:
+    apply(database, saved(ANN, 1, SHARED, name="Ann"))
+    before = row(connection, ANN)
+    apply(database, saved(BEN, 2, SHARED))
+    assert before is not None
+    assert row(connection, ANN) == {**before, "email": placeholder_address(ANN)}
+
+
+# Rows that the application removed, changed, or made before there was a sync
+
+
+@pytest.mark.parametrize("at", [1, 5, 9], ids=["older", "same", "newer"])
+def test_a_row_that_the_application_removed_comes_back_with_the_next_delivery(
+    at: int, database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    apply(database, saved(ANN, 5, SHARED))
+    connection.execute("DELETE FROM users")
+    assert apply(database, saved(ANN, at, SHARED)) == [Outcome.APPLIED]
+    found = row(connection, ANN)
+    assert found is not None
+    assert (found["name"], found["email"]) == (f"name {at}", SHARED)
+
+
+def test_a_removed_row_of_a_deleted_user_stays_away(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    apply(database, saved(ANN, 1, SHARED), deleted(ANN, 2))
+    apply(database, saved(ANN, 9, SHARED))
+    assert row(connection, ANN) is None
+
+
+def test_a_row_that_the_application_made_for_a_deleted_user_goes_with_the_next_delivery(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    apply(database, deleted(ANN, 2))
+    existing(connection, ANN, SHARED)
+    apply(database, saved(ANN, 9, SHARED))
+    assert row(connection, ANN) is None
+
+
+def test_a_row_older_than_the_sync_is_adopted(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    before = existing(connection, ANN, OTHER, role="admin", organization="Old", last_login_at=moment(9))
+    assert apply(database, saved(ANN, 1, SHARED, name="Ann")) == [Outcome.APPLIED]
+    assert row(connection, ANN) == {
+        "id": before["id"],
+        "clerk_id": ANN,
+        "email": SHARED,
+        "name": "Ann",
+        "organization": "Acme",
+        "role": "user",
+        "created_at": moment(0),
+        "last_login_at": moment(9),
+    }
+
+
+def moment(at: int) -> datetime:
+    return to_datetime(NOW + at)
+
+
+def test_a_sign_in_changes_nothing_else_of_a_row_older_than_the_sync(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    before = existing(connection, ANN, OTHER, role="admin", organization="Old", created_at=moment(-5))
+    apply(database, told(UserChange(ANN, login_at=NOW + 7)))
+    assert row(connection, ANN) == {**before, "last_login_at": moment(7)}
+
+
+def test_a_deletion_reaches_a_row_older_than_the_sync(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    existing(connection, ANN, OTHER)
+    apply(database, deleted(ANN, 1))
+    assert emails(connection) == {}
+
+
+def test_any_claim_is_newer_than_a_row_older_than_the_sync(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    existing(connection, ANN, SHARED)
+    existing(connection, BEN, OTHER)
+    apply(database, saved(BEN, -NOW + 1, SHARED))
+    assert emails(connection) == {ANN: placeholder_address(ANN), BEN: SHARED}
+
+
+def test_a_row_with_microseconds_is_adopted_to_the_millisecond(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    login = datetime(2026, 1, 1, 10, 0, 0, 123456, tzinfo=UTC)
+    existing(connection, ANN, OTHER, last_login_at=login)
+    apply(database, saved(ANN, 1, OTHER), saved(ANN, 2, OTHER))
+    found = row(connection, ANN)
+    assert found is not None
+    assert found["last_login_at"].replace(microsecond=0) == login.replace(microsecond=0)
+    assert apply(database, saved(ANN, 2, OTHER, name="name 2")) == [Outcome.STALE]
+
+
+def test_a_column_of_the_applications_own_stays(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    connection.execute("ALTER TABLE users ADD COLUMN plan text DEFAULT 'free'")
+    apply(database, saved(ANN, 1, SHARED))
+    connection.execute("UPDATE users SET plan = 'gold'")
+    apply(database, saved(ANN, 2, OTHER))
+    found = row(connection, ANN)
+    assert found is not None
+    assert (found["plan"], found["email"]) == ("gold", OTHER)
+
+
+# Columns that the application owns
+
+
+def test_columns_that_the_application_owns_are_not_written(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    theirs = {"organization": None, "role": "user"}  # what every profile holds where they are not ours
+    apply(database, saved(ANN, 1, SHARED, **theirs), policy=THEIRS)
+    connection.execute("UPDATE users SET role = 'admin', organization = 'Theirs'")
+    apply(database, saved(ANN, 2, OTHER, **theirs), saved(BEN, 3, SHARED, **theirs), policy=THEIRS)
+    apply(database, told(UserChange(ANN, login_at=NOW + 4)), policy=THEIRS)
+    found = row(connection, ANN)
+    assert found is not None
+    assert (found["role"], found["organization"], found["name"]) == ("admin", "Theirs", "name 2")
+
+
+def test_what_the_application_writes_meanwhile_is_not_lost(
+    database: Database, database_url: str, connection: psycopg.Connection[Row]
+) -> None:
+    theirs = {"organization": None, "role": "user"}
+    clerk_ids = [f"user_{i}" for i in range(5)]
+    apply(database, *(saved(one, 0, f"{one}@example.com", **theirs) for one in clerk_ids), policy=THEIRS)
+    connection.execute("UPDATE users SET organization = '0'")
+    finished = threading.Event()
+
+    def application() -> int:
+        with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as own:
+            for written in count(1):
+                own.execute("UPDATE users SET organization = organization::int + 1, role = 'admin'")
+                if finished.is_set():
+                    return written
+        raise AssertionError
+
+    with ThreadPoolExecutor(1) as thread:
+        writing = thread.submit(application)
+        for at in range(1, 60):
+            batch = (saved(one, at, f"{at % 3}{one}@example.com", **theirs) for one in clerk_ids)
+            apply(database, *batch, policy=THEIRS)
+        finished.set()
+        written = writing.result(20)
+    rows = connection.execute("SELECT organization, role, name FROM users").fetchall()
+    assert rows == [{"organization": str(written), "role": "admin", "name": "name 59"}] * 5
+
+
+def test_a_deleted_users_row_keeps_nothing_that_the_application_owned(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    policy = Policy(anonymize=True, owns_role=False, owns_organization=False)
+    apply(database, saved(ANN, 1, SHARED, organization=None), policy=policy)
+    connection.execute("UPDATE users SET role = 'admin', organization = 'Theirs'")
+    apply(database, deleted(ANN, 2), policy=policy)
+    found = row(connection, ANN)
+    assert found is not None
+    assert (found["role"], found["organization"]) == ("user", None)
+
+
+# Deletion
+
+
+def test_a_deletion_removes_the_row_and_leaves_a_tombstone_without_personal_data(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    apply(database, saved(ANN, 1, SHARED), told(UserChange(ANN, login_at=NOW + 2)))
+    apply(database, deleted(ANN, 3))
+    assert row(connection, ANN) is None
+    assert sync_row(connection, ANN) == {
+        **dict.fromkeys(sync_row(connection, ANN)),
+        "clerk_id": ANN,
+        "deleted_at": moment(3),
+    }
+
+
+def test_anonymize_keeps_the_rows_id_and_nothing_personal(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    admin = saved(ANN, 1, SHARED, role="admin", name="Ann")
+    apply(database, admin, told(UserChange(ANN, login_at=NOW + 2)), policy=ANONYMOUS)
+    before = row(connection, ANN)
+    assert before is not None
+    apply(database, deleted(ANN, 3), policy=ANONYMOUS)
+    anonymous = {
+        "id": before["id"],
+        "clerk_id": ANN,
+        "email": placeholder_address(ANN),
+        "name": "Deleted user",
+        "organization": None,
+        "role": "user",
+        "created_at": moment(0),
+        "last_login_at": None,
+    }
+    assert row(connection, ANN) == anonymous
+    kept = sync_row(connection, ANN)
+    assert (kept["claimed_email"], kept["last_login_at"]) == (None, None)
+    apply(database, saved(ANN, 9, SHARED), told(UserChange(ANN, login_at=NOW + 9)), policy=ANONYMOUS)
+    assert row(connection, ANN) == anonymous
+
+
+def test_a_profile_after_its_tombstone_makes_an_anonymous_row_too(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    apply(database, deleted(ANN, 3), policy=ANONYMOUS)
+    assert row(connection, ANN) is None
+    apply(database, saved(ANN, 1, SHARED), policy=ANONYMOUS)
+    found = row(connection, ANN)
+    assert found is not None
+    assert (found["name"], found["email"]) == ("Deleted user", placeholder_address(ANN))
+
+
+def test_a_deletion_that_another_table_forbids_is_refused_and_says_by_what(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    apply(database, saved(ANN, 1, SHARED), saved(BEN, 1, OTHER))
+    connection.execute("CREATE TABLE orders (user_id uuid CONSTRAINT orders_user REFERENCES users (id))")
+    connection.execute("INSERT INTO orders SELECT id FROM users WHERE clerk_id = %s", [ANN])
+    with pytest.raises(ChangeRefused, match=r"\(SQLSTATE 23503, constraint orders_user\)$"):
+        apply(database, deleted(ANN, 2), saved(BEN, 2, OTHER))
+    assert row(connection, ANN) is not None
+    found = row(connection, BEN)
+    assert found is not None
+    assert found["name"] == "name 1", "of a refused batch nothing is written"
+
+
+# The ledger
+
+
+def ledger(connection: psycopg.Connection[Row]) -> list[Row]:
+    return connection.execute("SELECT * FROM webhook_events ORDER BY svix_id").fetchall()
+
+
+def test_a_delivery_leaves_one_row_in_the_ledger(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    change = UserChange(ANN, login_at=NOW)
+    apply(database, Incoming(change, "msg_1", "session.created", NOW + 3, NOW + 4))
+    (found,) = ledger(connection)
+    assert abs(found.pop("applied_at") - datetime.now(UTC)).total_seconds() < 60
+    assert found == {
+        "svix_id": "msg_1",
+        "type": "session.created",
+        "clerk_id": ANN,
+        "event_at": moment(3),
+        "received_at": moment(4),
+        "outcome": "applied",
+    }
+
+
+def test_a_svix_id_has_one_row_however_often_it_comes(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    twice = saved(ANN, 1, SHARED)
+    assert apply(database, twice, twice) == [Outcome.APPLIED, Outcome.STALE]
+    first = ledger(connection)
+    assert apply(database, twice, saved(ANN, 2, SHARED)) == [Outcome.STALE, Outcome.APPLIED]
+    assert ledger(connection)[:1] == first
+    assert len(ledger(connection)) == 2
+
+
+def test_a_change_that_no_delivery_brought_leaves_none(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    assert apply(database, told(UserChange(ANN, login_at=NOW), None)) == [Outcome.APPLIED]
+    assert ledger(connection) == []
+    assert sync_row(connection, ANN)["last_login_at"] == moment(0)
+
+
+def test_the_outcome_says_what_a_delivery_told(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    outcomes = apply(
+        database,
+        saved(ANN, 5, SHARED),
+        saved(ANN, 1, SHARED),
+        told(UserChange(ANN)),
+        told(UserChange(ANN, login_at=NOW + 1)),
+        deleted(ANN, 9),
+        saved(ANN, 99, OTHER),
+    )
+    assert outcomes == ["applied", "stale", "ignored", "applied", "applied", "stale"]
+    assert Counter(found["outcome"] for found in ledger(connection)) == Counter(outcomes)
+
+
+def test_effect_and_ledger_are_one_transaction(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    connection.execute("ALTER TABLE webhook_events RENAME TO gone")
+    with pytest.raises(DatabaseUnavailable, match="42P01"):
+        apply(database, saved(ANN, 1, SHARED))
+    assert emails(connection) == {}
+    connection.execute("ALTER TABLE gone RENAME TO webhook_events")
+    connection.execute("ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> 'Nobody')")
+    with pytest.raises(ChangeRefused, match="nobody"):
+        apply(database, saved(ANN, 1, SHARED), saved(BEN, 1, OTHER, name="Nobody"))
+    assert (emails(connection), ledger(connection)) == ({}, [])
+
+
+def test_nothing_to_apply_needs_no_database(make_settings: MakeSettings) -> None:
+    nowhere = SecretStr("postgresql://127.0.0.1:1/x")
+    settings = make_settings(database_url=nowhere, database_url_unpooled=None, redis_url=None)
+    assert users.apply(Database(settings), [], OURS) == []
+
+
+# What it costs
+
+
+Shape = Callable[[int], Sequence[Incoming]]
+
+
+def sign_ups(size: int) -> Sequence[Incoming]:
+    return [saved(f"user_{size}_{i}", 1, f"{size}.{i}@example.com") for i in range(size)]
+
+
+def moves(size: int) -> Sequence[Incoming]:
+    """Everybody takes the address of somebody who is not in the batch."""
+    return [saved(f"user_{size}_{i}", 3, f"rival.{size}.{i}@example.com") for i in range(size)]
+
+
+def rivals(size: int) -> Sequence[Incoming]:
+    return [saved(f"rival_{size}_{i}", 2, f"rival.{size}.{i}@example.com") for i in range(size)]
+
+
+def departures(size: int) -> Sequence[Incoming]:
+    return [deleted(f"user_{size}_{i}", 9) for i in range(size)]
+
+
+def sign_ins(size: int) -> Sequence[Incoming]:
+    return [told(UserChange(f"user_{size}_{i}", login_at=NOW + 5)) for i in range(size)]
+
+
+def test_a_batch_is_two_round_trips_and_as_many_statements_whatever_its_size(
+    make_settings: MakeSettings, database_url: str
+) -> None:
+    with TripCounter(database_url) as counter:
+        far = make_settings(database_url=SecretStr(counter.url), database_url_unpooled=None, redis_url=None)
+        database = Database(far)
+        apply(database, saved(ANN, 1))
+        for shape in (sign_ups, rivals, sign_ins, moves, departures):
+            seen = set()
+            for size in (1, 10, 100):
+                batch = shape(size)
+                with counter.counting() as trips:
+                    apply(database, *batch)
+                seen.add((trips.count, statements(trips.sent)))
+            ((round_trips, _),) = seen
+            assert round_trips == 2, shape.__name__
+        database.dispose()
+
+
+def statements(sent: bytes) -> int:
+    """Count the statements in what a client sent: Parse messages of PostgreSQL's extended protocol.
+
+    Each message is a letter and its length, https://www.postgresql.org/docs/current/protocol-overview.html.
+    """
+    found, at = 0, 0
+    while at < len(sent):
+        found += sent[at : at + 1] == b"P"
+        at += 1 + int.from_bytes(sent[at + 1 : at + 5], "big")
+    return found
+
+
+# Many at once
+
+
+def test_batches_in_opposite_orders_never_deadlock(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    people = [f"user_{i:02}" for i in range(12)]
+    addresses = [f"{i}@example.com" for i in range(6)]  # two claim each, and all move on at every turn
+
+    def batch(turn: int) -> list[Incoming]:
+        told_so = [saved(one, turn, addresses[(i + turn) % 6]) for i, one in enumerate(people)]
+        return told_so[::-1] if turn % 2 else told_so
+
+    with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda turn: apply(database, *batch(turn)), range(80)))
+    assert logs == [], "no attempt failed, so nothing was retried"
+    assert deadlocks(connection) == 0
+    expected = {addresses[(i + 79) % 6]: one for i, one in enumerate(people)}  # of two the greater id
+    holders = {address: one for one, address in emails(connection).items() if address in addresses}
+    assert holders == expected
+    assert len(ledger(connection)) == 80 * len(people)
+
+
+def test_many_who_claim_one_address_never_deadlock(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    def claims(number: int) -> list[Incoming]:
+        return [saved(f"user_{number % 9}_{i}", number, SHARED) for i in range(4)]
+
+    with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: apply(database, *claims(number)), range(60)))
+    assert logs == []
+    assert deadlocks(connection) == 0
+    assert [one for one, email in emails(connection).items() if email == SHARED] == ["user_5_3"]
+
+
+def deadlocks(connection: psycopg.Connection[Row]) -> int:
+    found = connection.execute(
+        "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    ).fetchone()
+    assert found is not None
+    return int(found["deadlocks"])
+
+
+def test_workers_with_nothing_in_common_do_not_wait_for_one_another(
+    database: Database, database_url: str
+) -> None:
+    apply(database, saved(ANN, 1, SHARED), saved(BEN, 1, OTHER))
+    with psycopg.connect(database_url, prepare_threshold=None) as other:
+        other.execute("SELECT 1 FROM user_sync WHERE clerk_id = %s FOR UPDATE", [ANN])
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(apply, database, saved(BEN, 2, OTHER)).result(5) == [Outcome.APPLIED]
+            assert thread.submit(apply, database, saved(CAT, 2, "c@example.com")).result(5) == ["applied"]
