@@ -1,14 +1,13 @@
 """What the tables hold of users, beside what Clerk's API says of them. Reads only."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ARRAY, Executable, String, any_, bindparam, cast, select
+from sqlalchemy import ARRAY, Executable, String, bindparam, cast, func, select
 
-from db import sql
 from db.change import UserChange, placeholder_address
 from db.engine import Database, Pipeline
 from db.models import User, UserSync
@@ -17,6 +16,8 @@ from db.state import SyncRow, UserRow
 from db.times import to_ms
 
 IDS_AT_A_TIME = 5000
+
+T = TypeVar("T")
 
 
 class Stored(NamedTuple):
@@ -62,17 +63,16 @@ class FoundUser(NamedTuple):
 
 
 def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, Stored]:
-    """Return what is stored of each of those users, in one round trip."""
+    """Return what is stored of each of those users, all of it as it was at one moment."""
 
-    def both(pipeline: Pipeline) -> tuple[list[Any], list[Any]]:
-        sync = pipeline.send(_sync_rows(), ids=list(clerk_ids))
-        users = pipeline.send(sql.read_users(), ids=list(clerk_ids))
-        return sync.fetchall(), users.fetchall()
+    def rows(pipeline: Pipeline) -> list[Any]:
+        return pipeline.send(_both_rows(), ids=list(clerk_ids)).fetchall()
 
-    sync_rows, user_rows = database.run_pipeline(both)
-    sync = {row[0]: SyncRow(*row) for row in sync_rows}
-    users = {row[0]: UserRow(*row) for row in user_rows}
-    return {clerk_id: Stored(sync.get(clerk_id), users.get(clerk_id)) for clerk_id in clerk_ids}
+    width = len(SyncRow._fields)
+    return {
+        clerk_id: Stored(_row(SyncRow, row[:width]), _row(UserRow, row[width:]))
+        for clerk_id, *row in database.run_pipeline(rows)
+    }
 
 
 def compare(change: UserChange, stored: Stored, policy: Policy) -> list[Difference]:
@@ -92,10 +92,10 @@ def compare(change: UserChange, stored: Stored, policy: Policy) -> list[Differen
     ]
 
 
-def holders(database: Database, addresses: Iterable[str]) -> dict[str, str]:
-    """Return who has each of those addresses here."""
-    query = select(User.email, User.clerk_id).where(User.email.in_(list(addresses)))
-    return database.run(lambda connection: {row.email: row.clerk_id for row in connection.execute(query)})
+def holder(database: Database, address: str | None) -> str | None:
+    """Return who has that address here, None when nobody has it."""
+    query = select(User.clerk_id).where(User.email == address)
+    return database.run(lambda connection: connection.scalar(query)) if address else None
 
 
 def living_ids(database: Database) -> Iterator[list[str]]:
@@ -169,6 +169,17 @@ def _has_tombstone() -> Any:
 
 
 @cache
-def _sync_rows() -> Executable:
-    ids = bindparam("ids", type_=ARRAY(String()))
-    return select(*UserSync.__table__.columns).where(UserSync.clerk_id == any_(ids))
+def _both_rows() -> Executable:
+    """Return of each of `ids` its row in `user_sync`, then the one in `users`; nulls where there is none."""
+    ids = func.unnest(bindparam("ids", type_=ARRAY(String())))
+    wanted = ids.table_valued("clerk_id", name="wanted").render_derived()
+    users = (User.__table__.c[name] for name in UserRow._fields)
+    return select(wanted.c.clerk_id, *UserSync.__table__.columns, *users).select_from(
+        wanted.outerjoin(UserSync, UserSync.clerk_id == wanted.c.clerk_id).outerjoin(
+            User, User.clerk_id == wanted.c.clerk_id
+        )
+    )
+
+
+def _row(kind: Callable[..., T], values: Sequence[Any]) -> T | None:
+    return None if values[0] is None else kind(*values)

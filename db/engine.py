@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import psycopg
 import structlog
 import tenacity
+from psycopg.pq import Conninfo
 from sqlalchemy import Connection, Engine, Executable, create_engine, event, func, select, text, true
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, make_url
@@ -52,13 +53,22 @@ class Pipeline:
     https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
     """
 
-    def __init__(self, driver: psycopg.Connection[Any]) -> None:
+    def __init__(self, driver: psycopg.Connection[Any], sent: psycopg.Pipeline) -> None:
         self._driver = driver
+        self._sent = sent
 
     def send(self, statement: Executable, **parameters: object) -> psycopg.Cursor[Any]:
         """Queue `statement`. Reading from the cursor waits for its answer and for all sent before."""
         sql, defaults = _compile(statement)
         return self._driver.cursor().execute(cast("Any", sql), {**defaults, **parameters})
+
+    def wait(self) -> None:
+        """Wait for the answers to all that was sent. To be done before reading while locks are held.
+
+        Reading alone would leave PostgreSQL in the belief that more is on its way, and then no time limit of
+        its own ends the transaction of a process that is frozen now.
+        """
+        self._sent.sync()
 
 
 class Database:
@@ -151,6 +161,19 @@ def postgres_url(settings: Settings, *, unpooled: bool = False) -> URL:
         raise SettingsError("DATABASE_URL is no URL that can be read") from None
 
 
+def hosts(settings: Settings, *, unpooled: bool = False) -> set[str]:
+    """Return every host and address that the URL leads to; none, or a directory, is a socket on this machine.
+
+    They may stand in the URL's query too, and what it leaves open libpq takes from PGHOST and the like
+    (https://www.postgresql.org/docs/current/libpq-envars.html). A service's name counts as a host: where it
+    leads, only libpq knows.
+    """
+    _, given = PGDialect_psycopg().create_connect_args(postgres_url(settings, unpooled=unpooled))
+    default = {option.keyword.decode(): (option.val or b"").decode() for option in Conninfo.get_defaults()}
+    named = [str(given.get(word) or default[word]) for word in ("host", "hostaddr", "service")]
+    return {host for part in named for host in part.split(",") if host}
+
+
 def _engine(settings: Settings, *, unpooled: bool) -> Engine:
     return create_engine(
         postgres_url(settings, unpooled=unpooled),
@@ -205,9 +228,9 @@ def _pipeline(connection: Connection) -> Iterator[Pipeline]:
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     driver.autocommit = True  # psycopg waits for the answers to a BEGIN and a COMMIT of its own
     try:
-        with driver.pipeline():
+        with driver.pipeline() as sent:
             driver.execute("BEGIN")
-            pipeline = Pipeline(driver)
+            pipeline = Pipeline(driver, sent)
             # As connection options PgBouncer refuses them, as session settings it loses them.
             pipeline.send(_limits())
             yield pipeline

@@ -64,7 +64,7 @@ EVERY = Wanted()
 
 
 class Minute(NamedTuple):
-    """The deliveries applied in one minute, and the lag in s, from receipt, that 95 of 100 of them stayed below."""
+    """The deliveries applied in one minute, and the lag in s from receipt that 95 of 100 stayed below."""
 
     start: datetime
     events: int

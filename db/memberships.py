@@ -4,7 +4,7 @@ A part of the one transaction of `db.users`. The column is computed by PostgreSQ
 memberships and organizations, as one renamed organization concerns any number of users outside the batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import psycopg
 from db import sql
 from db.change import Membership, Organization, UserChange, Version, merge_organizations
 from db.engine import Pipeline, columns
-from db.ledger import Incoming
+from db.ledger import Incoming, Outcome
 from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
 
 
@@ -34,21 +34,15 @@ class Roster(NamedTuple):
 
 
 class RosterWrites(NamedTuple):
-    """What is to be written, and whose column may change by it."""
+    """What is to be written, and whose column may change by it.
+
+    `news` tells of each change in the batch whether it said something new of an organization.
+    """
 
     concerned: list[str]
     organizations: list[Organization]
     memberships: list[tuple[str, Membership]]
-    left: list[str]
-
-
-def facts(batch: Iterable[Incoming]) -> list[Organization]:
-    """Return what a batch says of organizations."""
-    found: list[Organization] = []
-    for incoming in batch:
-        change = incoming.change
-        found += [change] if isinstance(change, Organization) else change.organizations
-    return found
+    news: list[bool]
 
 
 def lock_and_ask(pipeline: Pipeline, batch: Sequence[Incoming]) -> Asked:
@@ -57,7 +51,7 @@ def lock_and_ask(pipeline: Pipeline, batch: Sequence[Incoming]) -> Asked:
     An organization that the batch says something of is locked for itself, one that a user in the batch is a
     member of is shared: a rename waits for whoever is just being given the old name.
     """
-    changed = sorted({organization.id for organization in facts(batch)})
+    changed = sorted({organization.id for incoming in batch for organization in _facts(incoming)})
     changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
     concerned = sorted({change.clerk_id for change in changes if _concerns_organization(change)})
     pipeline.send(sql.lock_organizations(), changed=changed, ids=concerned)
@@ -70,30 +64,35 @@ def lock_and_ask(pipeline: Pipeline, batch: Sequence[Incoming]) -> Asked:
 
 def read(asked: Asked) -> Roster:
     """Return what the database answered."""
-    memberships: dict[str, tuple[Membership, ...]] = {}
-    for id_, clerk_id, organization_id, joined_at, ended_at in asked.memberships.fetchall():
+    memberships: dict[str, list[Membership]] = {}
+    for clerk_id, id_, organization_id, joined_at, ended_at in asked.memberships.fetchall():
         membership = Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at))
-        memberships[clerk_id] = (*memberships.get(clerk_id, ()), membership)
+        memberships.setdefault(clerk_id, []).append(membership)
     organizations = [_organization(*row) for row in asked.organizations.fetchall()]
-    return Roster(asked.concerned, {it.id: it for it in organizations}, memberships)
+    return Roster(
+        asked.concerned,
+        {it.id: it for it in organizations},
+        {clerk_id: tuple(them) for clerk_id, them in memberships.items()},
+    )
 
 
 def decide(roster: Roster, known: dict[str, UserChange], batch: Sequence[Incoming]) -> RosterWrites:
     """Merge what the batch says into what is stored; return what differs."""
-    merged: dict[str, Organization] = {}
-    for fact in facts(batch):
-        before = merged.get(fact.id) or roster.organizations.get(fact.id) or Organization(fact.id)
-        merged[fact.id] = merge_organizations(before, fact)
+    merged = dict(roster.organizations)
+    news = []
+    for incoming in batch:
+        said = [merge_organizations(_stored(merged, fact.id), fact) for fact in _facts(incoming)]
+        news.append(any(it != _stored(merged, it.id) for it in said))
+        merged.update((it.id, it) for it in said)
     return RosterWrites(
         roster.concerned,
-        [it for it in merged.values() if it != roster.organizations.get(it.id)],
+        [it for it in merged.values() if it != _stored(roster.organizations, it.id)],
         [
             (clerk_id, membership)
             for clerk_id in roster.concerned
-            for membership in known[clerk_id].memberships
-            if membership not in roster.memberships.get(clerk_id, ())
+            for membership in _unstored(known[clerk_id], roster)
         ],
-        [clerk_id for clerk_id in roster.memberships if known[clerk_id].deleted_at is not None],
+        news,
     )
 
 
@@ -105,11 +104,36 @@ def write(pipeline: Pipeline, writes: RosterWrites) -> None:
     if writes.memberships:
         rows = [_membership_row(*it) for it in writes.memberships]
         sql.send_rows(pipeline, sql.write_memberships(), columns(rows, 5))
-    if writes.left:
-        pipeline.send(sql.delete_memberships(), ids=writes.left)
     changed = [it.id for it in writes.organizations]
     if writes.concerned or changed:
         pipeline.send(sql.set_organizations(), ids=writes.concerned, changed=changed)
+
+
+def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
+    """Delete the memberships of users who were deleted; whatever the source is now, it may have been this."""
+    if clerk_ids:
+        pipeline.send(sql.delete_memberships(), ids=clerk_ids)
+
+
+def outcomes(writes: RosterWrites, of_users: Sequence[Outcome]) -> list[Outcome]:
+    """Return what each change did, given what it did to its user."""
+    return [
+        Outcome.APPLIED if is_new else outcome for outcome, is_new in zip(of_users, writes.news, strict=True)
+    ]
+
+
+def _facts(incoming: Incoming) -> Sequence[Organization]:
+    change = incoming.change
+    return (change,) if isinstance(change, Organization) else change.organizations
+
+
+def _stored(organizations: Mapping[str, Organization], id_: str) -> Organization:
+    return organizations.get(id_) or Organization(id_)
+
+
+def _unstored(known: UserChange, roster: Roster) -> list[Membership]:
+    stored = set(roster.memberships.get(known.clerk_id, ()))
+    return [membership for membership in known.memberships if membership not in stored]
 
 
 def _concerns_organization(change: UserChange) -> bool:
@@ -130,4 +154,4 @@ def _organization_row(it: Organization) -> tuple[object, ...]:
 
 
 def _membership_row(clerk_id: str, it: Membership) -> tuple[object, ...]:
-    return it.id, clerk_id, it.organization_id, to_datetime(it.joined_at), maybe_datetime(it.ended_at)
+    return clerk_id, it.id, it.organization_id, to_datetime(it.joined_at), maybe_datetime(it.ended_at)

@@ -91,16 +91,16 @@ class OrganizationSync(Base):
 
 
 class MembershipSync(Base):
-    """The sync's memory of one membership; gone with its user."""
+    """The sync's memory of one membership; gone with its user.
+
+    The user is a part of the key, so that whoever holds the user's row in `user_sync` alone writes it.
+    """
 
     __tablename__ = "membership_sync"
-    __table_args__ = (
-        Index("idx_membership_sync_clerk_id", "clerk_id"),
-        Index("idx_membership_sync_organization_id", "organization_id"),
-    )
+    __table_args__ = (Index("idx_membership_sync_organization_id", "organization_id"),)
 
+    clerk_id: Mapped[str] = mapped_column(String(255), primary_key=True)
     id: Mapped[str] = mapped_column(String(255), primary_key=True)
-    clerk_id: Mapped[str] = mapped_column(String(255))
     organization_id: Mapped[str] = mapped_column(String(255))
     joined_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
     ended_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)

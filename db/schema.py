@@ -1,5 +1,6 @@
 """The schema's revision: which one the database is at, and the way up and down."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection
 
 import migrations
@@ -22,14 +24,30 @@ class SchemaState(StrEnum):
     NEWER = "newer"  # a revision that this code does not know
 
 
+class MigrationError(Exception):
+    """There is no such way up or down; the message says which revision is unknown."""
+
+    retryable = False
+
+
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Run every migration up to `revision`. Of two at once the second waits and then does nothing."""
-    database.run(lambda connection: command.upgrade(_config(connection), revision))
+    """Run every migration up to `revision`. Of two at once the second waits and then does nothing.
+
+    Raises MigrationError.
+    """
+    _migrate(database, command.upgrade, revision)
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Take migrations back, down to `revision`; `base` is before the first."""
-    database.run(lambda connection: command.downgrade(_config(connection), revision))
+    """Take migrations back, down to `revision`; `base` is before the first. Raises MigrationError."""
+    _migrate(database, command.downgrade, revision)
+
+
+def _migrate(database: Database, move: Callable[[Config, str], None], revision: str) -> None:
+    try:
+        database.run(lambda connection: move(_config(connection), revision))
+    except CommandError as error:
+        raise MigrationError(str(error)) from None
 
 
 def revision(database: Database) -> str | None:

@@ -16,7 +16,6 @@ from sqlalchemy import (
     CompoundSelect,
     Executable,
     Integer,
-    Select,
     String,
     Text,
     and_,
@@ -31,7 +30,6 @@ from sqlalchemy import (
     insert,
     literal,
     not_,
-    or_,
     select,
     true,
     union,
@@ -171,7 +169,7 @@ def lock_users_and_members() -> Executable:
     """Lock the rows of `ids` and of the members of organizations in `changed`, as `lock_users` does."""
     return (
         select(User.clerk_id)
-        .where(or_(User.clerk_id == any_(_array("ids")), User.clerk_id.in_(_members())))
+        .where(User.clerk_id.in_(_concerned()))
         .order_by(User.clerk_id.collate("C"))
         .with_for_update()
     )
@@ -179,11 +177,13 @@ def lock_users_and_members() -> Executable:
 
 @cache
 def lock_organizations() -> Executable:
-    """Lock the organizations in `changed`, and share those that the users in `ids` are members of."""
+    """Lock the organizations in `changed`, and share those that the users in `ids` are members of now."""
     changed = func.unnest(_array("changed")).table_valued("id", name="incoming").render_derived()
     both = union_all(
         select(changed.c.id, true().label("alone")),
-        select(MembershipSync.organization_id, false()).where(MembershipSync.clerk_id == any_(_array("ids"))),
+        select(MembershipSync.organization_id, false()).where(
+            MembershipSync.clerk_id == any_(_array("ids")), MembershipSync.ended_at.is_(None)
+        ),
     ).subquery()
     keys = (
         select(func.hashtext(both.c.id).label("key"), func.bool_or(both.c.alone).label("alone"))
@@ -235,25 +235,24 @@ def delete_memberships() -> Executable:
 @cache
 def set_organizations() -> Executable:
     """Set the organization of the users in `ids` and of the members of the organizations in `changed`."""
+    concerned = _concerned().subquery("concerned")
     joined_last = (
         select(OrganizationSync.name)
         .join(MembershipSync, MembershipSync.organization_id == OrganizationSync.id)
         .where(
-            MembershipSync.clerk_id == UserSync.clerk_id,
+            MembershipSync.clerk_id == concerned.c.clerk_id,
             MembershipSync.ended_at.is_(None),
             OrganizationSync.deleted_at.is_(None),
             OrganizationSync.name.is_not(None),
         )
         .order_by(MembershipSync.joined_at.desc(), MembershipSync.id.collate("C").desc())
         .limit(1)
-        .scalar_subquery()
+        .lateral("joined_last")
     )
     found = (
-        select(UserSync.clerk_id, joined_last.label("name"))
-        .where(
-            UserSync.deleted_at.is_(None),
-            or_(UserSync.clerk_id == any_(_array("ids")), UserSync.clerk_id.in_(_members())),
-        )
+        select(concerned.c.clerk_id, joined_last.c.name)
+        .join(UserSync, and_(UserSync.clerk_id == concerned.c.clerk_id, UserSync.deleted_at.is_(None)))
+        .outerjoin(joined_last, true())
         .subquery("found")
     )
     return (
@@ -322,17 +321,23 @@ def record_events() -> Executable:
 
 
 def _insert_or_replace(table: Any) -> Executable:
-    """Insert rows of all columns of `table`, whose first is the key, or replace what is there."""
+    """Insert rows of all columns of `table`, or replace those that have the same key."""
     names = [each.name for each in table.columns]
+    keys = [each.name for each in table.primary_key]
     source = _rows({each.name: each.type for each in table.columns})
     statement = upsert(table).from_select(names, select(*(source.c[name] for name in names)))
     return statement.on_conflict_do_update(
-        index_elements=names[:1], set_={name: statement.excluded[name] for name in names[1:]}
+        index_elements=keys, set_={name: statement.excluded[name] for name in names if name not in keys}
     )
 
 
-def _members() -> Select[str]:
-    return select(MembershipSync.clerk_id).where(MembershipSync.organization_id == any_(_array("changed")))
+def _concerned() -> CompoundSelect[str]:
+    """Return `ids` and who is in the organizations in `changed` now; an OR of both would use no index."""
+    ids = func.unnest(_array("ids")).table_valued("clerk_id", name="incoming").render_derived()
+    members = select(MembershipSync.clerk_id).where(
+        MembershipSync.organization_id == any_(_array("changed")), MembershipSync.ended_at.is_(None)
+    )
+    return union(select(ids.c.clerk_id), members)
 
 
 def _array(name: str) -> BindParameter[Sequence[str]]:

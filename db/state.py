@@ -78,13 +78,15 @@ def fold(
 ) -> tuple[dict[str, UserChange], list[Outcome]]:
     """Merge the batch into what is known; return what is known then, and what each change did.
 
-    What a change says of organizations is merged elsewhere, and counts as applied.
+    What a change says of organizations is merged elsewhere, where it may turn out to be new.
     """
     known = {clerk_id: settle(change, policy) for clerk_id, change in known.items()}
     outcomes = []
     for incoming in batch:
         if isinstance(incoming.change, Organization):
-            outcomes.append(Outcome.APPLIED if policy.follows_memberships else Outcome.IGNORED)
+            says_something = incoming.change != Organization(incoming.change.id)
+            follows = policy.follows_memberships
+            outcomes.append(Outcome.STALE if follows and says_something else Outcome.IGNORED)
             continue
         change = _own_part(incoming.change, policy)
         before = known[change.clerk_id]

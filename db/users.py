@@ -69,7 +69,9 @@ def _apply(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy) -> lis
     _lock_users(pipeline, writes, roster)
     _write_users(pipeline, writes, stored)
     _write_sync(pipeline, known, stored.sync)
+    memberships.forget(pipeline, _newly_deleted(before, known))
     if roster:
+        outcomes = memberships.outcomes(roster, outcomes)
         memberships.write(pipeline, roster)
     record(pipeline, batch, outcomes)
     return outcomes
@@ -88,12 +90,12 @@ def _lock_and_read(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy
         pipeline.send(sql.lock_addresses(), ids=concerned, addresses=addresses)
     asked = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
     users = pipeline.send(sql.read_users(), ids=ids)
-    rivals: list[Any] = []
-    holders: list[Any] = []
+    rivals: Any = ()
+    holders: Any = ()
     if concerned:
-        rival_cursor = pipeline.send(sql.read_rivals(), ids=concerned, addresses=addresses, all_ids=ids)
-        holder_cursor = pipeline.send(sql.read_holders(), ids=concerned, addresses=addresses)
-        rivals, holders = rival_cursor.fetchall(), holder_cursor.fetchall()
+        rivals = pipeline.send(sql.read_rivals(), ids=concerned, addresses=addresses, all_ids=ids)
+        holders = pipeline.send(sql.read_holders(), ids=concerned, addresses=addresses)
+    pipeline.wait()
 
     sync_rows = {row[0]: SyncRow(*row) for row in sync.fetchall()}
     claimed = {sync_rows[clerk_id].claimed_email for clerk_id in concerned}
@@ -199,6 +201,14 @@ def _write_rows(pipeline: Pipeline, targets: list[Target], stored: dict[str, Use
         sql.send_rows(pipeline, sql.update_users(), columns(old, len(UserRow._fields) + 3))
     if new:
         sql.send_rows(pipeline, sql.insert_users(), columns(new, len(UserRow._fields)))
+
+
+def _newly_deleted(before: dict[str, UserChange], known: dict[str, UserChange]) -> list[str]:
+    return [
+        clerk_id
+        for clerk_id, change in known.items()
+        if change.deleted_at is not None and before[clerk_id].deleted_at is None
+    ]
 
 
 def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> None:

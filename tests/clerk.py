@@ -3,6 +3,8 @@
     user_event("user.updated", user(BEN, email=None, last_name=ABSENT), timestamp=NOW + 5)
     session_event("session.ended", session(BEN, user=user(BEN)))
     deleted_event(BEN, timestamp=ABSENT)
+    membership_event("organizationMembership.deleted", membership(BEN, organization(name="Acme")))
+    organization_event("organization.deleted", dissolved())
 
 All times are ms. Defaults come from the files in `payloads/`.
 """
@@ -23,6 +25,7 @@ NOW = 1_767_261_600_000  # 2026-01-01T10:00:00Z
 ANN = "user_37RwAqYkLz3TnVbXc8MoHsGpUdE"
 BEN = "user_37RwB5tQvKx0WmZcNy9LrGuJsPo"
 CAT = "user_37RwCz7HfTb2YkRnXq4MvLsEpAi"
+ACME = "org_37RxD4nGwVq8LsTbYk2ZcJhPmUe"
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -70,6 +73,29 @@ def session(clerk_id: object = ANN, **fields: Any) -> Json:
     return _replaced(payload("session.created")["data"], {**defaults, **fields})
 
 
+def organization(organization_id: object = ACME, name: object = "Acme", **fields: Any) -> Json:
+    """Return Clerk's JSON of an organization with that name."""
+    defaults = {"id": organization_id, "name": name, "created_at": NOW, "updated_at": NOW}
+    return _replaced(payload("organizations/organization.updated")["data"], {**defaults, **fields})
+
+
+def dissolved(organization_id: object = ACME) -> Json:
+    """Return what Clerk says of an organization that was deleted."""
+    return _replaced(payload("organizations/organization.deleted")["data"], {"id": organization_id})
+
+
+def membership(clerk_id: object = ANN, of: Json | None = None, **fields: Any) -> Json:
+    """Return Clerk's JSON of that user's membership of `of` (default: `organization()`)."""
+    template = payload("organizations/organizationMembership.created")["data"]
+    defaults = {
+        "organization": organization() if of is None else of,
+        "public_user_data": {**template["public_user_data"], "user_id": clerk_id},
+        "created_at": NOW + 50,
+        "updated_at": NOW + 50,
+    }
+    return _replaced(template, {**defaults, **fields})
+
+
 def user_event(type_: str = "user.created", data: object = None, **envelope: Any) -> Json:
     """Return an event about `data` (default: `user()`); `envelope` overrides the fields around it."""
     return _event(type_, user() if data is None else data, envelope)
@@ -78,6 +104,18 @@ def user_event(type_: str = "user.created", data: object = None, **envelope: Any
 def session_event(type_: str = "session.created", data: object = None, **envelope: Any) -> Json:
     """Return an event about `data` (default: `session()`); `envelope` overrides the fields around it."""
     return _event(type_, session() if data is None else data, envelope)
+
+
+def membership_event(
+    type_: str = "organizationMembership.created", data: object = None, **envelope: Any
+) -> Json:
+    """Return an event about `data` (default: `membership()`); `envelope` overrides the fields around it."""
+    return _event(type_, membership() if data is None else data, envelope)
+
+
+def organization_event(type_: str = "organization.updated", data: object = None, **envelope: Any) -> Json:
+    """Return an event about `data` (default: `organization()`); `envelope` overrides the fields around it."""
+    return _event(type_, organization() if data is None else data, envelope)
 
 
 def deleted_event(clerk_id: object = ANN, **envelope: Any) -> Json:

@@ -16,8 +16,13 @@ from tests.clerk import (
     NOW,
     Json,
     deleted_event,
+    dissolved,
     email_entry,
     email_id,
+    membership,
+    membership_event,
+    organization,
+    organization_event,
     session,
     session_event,
     user,
@@ -37,6 +42,14 @@ UNSTORABLE = (
 NAMES = (None, "", "Ann", "ann", "Zoe", "\ufffd", "\U0001f600", "An\0n", "n" * 255 + "a", "n" * 255 + "b")
 ORGANIZATIONS = (None, "", "Acme", "acme", "\ud800")
 ROLES = (None, "admin", "user", "owner")
+ORGANIZATION_IDS = ("org_a", "org_B", "org_-")
+ORGANIZATION_NAMES = (None, ABSENT, "", " ", "\0", "Acme", "acme", "Zoo", "\ud800", "n" * 256)
+MEMBERSHIP_IDS = ("orgmem_a", "orgmem_B", "orgmem_b", "orgmem_-")
+MEMBERSHIP_TYPES = (
+    "organizationMembership.created",
+    "organizationMembership.updated",
+    "organizationMembership.deleted",
+)
 SESSION_TYPES = ("session.created", "session.pending", "session.ended", "session.removed", "session.revoked")
 START = NOW - NOW % 1000  # so that a timestamp in seconds ties with one in ms
 LAST_MS = 253_402_214_399_999  # the last but one day of the year 9999: a datetime in every time zone
@@ -49,27 +62,36 @@ choices = st.builds(
     st.sampled_from(["metadata", "none"]),
 )
 
+choices_of_source = st.builds(
+    Choices,
+    st.sampled_from(["delete", "anonymize"]),
+    st.sampled_from(["metadata", "none"]),
+    st.sampled_from(["membership"] * 4 + ["metadata", "none"]),
+)
+
 ticks = st.integers(0, 4).map(lambda tick: START + tick)
 stamps = ticks | st.sampled_from([START // 1000, ABSENT])
+maybe_ticks = ticks | st.sampled_from([None, ABSENT])
 sign_ins = st.none() | ticks | st.sampled_from([0, LAST_MS])
 
 
 class Cast(NamedTuple):
-    """Who takes part in a history, and the addresses that they share."""
+    """Who takes part in a history, the addresses that they share, and the organizations that they join."""
 
     clerk_ids: list[str]
     addresses: list[str]
+    organization_ids: list[str]
 
 
-casts = st.builds(
-    Cast,
-    st.lists(st.sampled_from(CLERK_IDS), min_size=2, max_size=5, unique=True),
-    st.lists(st.sampled_from(ADDRESSES), min_size=2, max_size=4, unique=True),
-)
+clerk_ids = st.lists(st.sampled_from(CLERK_IDS), min_size=2, max_size=5, unique=True)
+addresses = st.lists(st.sampled_from(ADDRESSES), min_size=2, max_size=4, unique=True)
+organization_ids = st.lists(st.sampled_from(ORGANIZATION_IDS), min_size=2, max_size=3, unique=True)
+casts = st.builds(Cast, clerk_ids, addresses, st.just([]))
+casts_of_members = st.builds(Cast, clerk_ids, addresses, organization_ids)
 
 
 @st.composite
-def histories(draw: st.DrawFn, max_size: int = 16) -> list[Delivery]:
+def histories(draw: st.DrawFn, max_size: int = 16, casts: st.SearchStrategy[Cast] = casts) -> list[Delivery]:
     """Draw a wild history."""
     cast = draw(casts)
     events = draw(st.lists(any_event(cast), min_size=1, max_size=max_size))
@@ -81,7 +103,11 @@ def histories(draw: st.DrawFn, max_size: int = 16) -> list[Delivery]:
 
 def any_event(cast: Cast) -> st.SearchStrategy[Json]:
     """Any event of somebody in the cast: mostly profiles."""
-    return st.one_of(user_events(cast), user_events(cast), session_events(cast), deletions(cast))
+    of_users = [user_events(cast), user_events(cast), session_events(cast), deletions(cast)]
+    if not cast.organization_ids:
+        return st.one_of(of_users)
+    of_members = [membership_events(cast)] * 4
+    return st.one_of(*of_users, *of_members, renames(cast), renames(cast), dissolutions(cast))
 
 
 @st.composite
@@ -126,8 +152,57 @@ def users(draw: st.DrawFn, cast: Cast) -> Json:
         last_sign_in_at=draw(sign_ins),
         public_metadata={key: value for key, value in metadata.items() if value is not None},
         unsafe_metadata={"role": "admin", "organization": "Unsafe"},
+        organization_memberships=draw(shown_memberships(cast)),
         **draw(st.sampled_from(cast.addresses).flatmap(address_fields)),
     )
+
+
+@st.composite
+def membership_events(draw: st.DrawFn, cast: Cast) -> Json:
+    """Draw an event of a membership; the same one may be of several users, and of several organizations."""
+    data = draw(memberships(cast))
+    return membership_event(draw(st.sampled_from(MEMBERSHIP_TYPES)), data, timestamp=draw(stamps))
+
+
+@st.composite
+def memberships(draw: st.DrawFn, cast: Cast) -> Json:
+    """Draw a membership's JSON."""
+    return membership(
+        draw(st.sampled_from(cast.clerk_ids)),
+        draw(organizations(cast)),
+        id=draw(st.sampled_from(MEMBERSHIP_IDS)),
+        created_at=draw(maybe_ticks),
+        updated_at=draw(ticks),
+    )
+
+
+@st.composite
+def organizations(draw: st.DrawFn, cast: Cast) -> Json:
+    """Draw an organization's JSON."""
+    return organization(
+        draw(st.sampled_from(cast.organization_ids)),
+        draw(st.sampled_from(ORGANIZATION_NAMES)),
+        updated_at=draw(maybe_ticks),
+    )
+
+
+@st.composite
+def renames(draw: st.DrawFn, cast: Cast) -> Json:
+    """Draw organization.updated."""
+    return organization_event(data=draw(organizations(cast)), timestamp=draw(stamps))
+
+
+@st.composite
+def dissolutions(draw: st.DrawFn, cast: Cast) -> Json:
+    """Draw organization.deleted."""
+    data = dissolved(draw(st.sampled_from(cast.organization_ids)))
+    return organization_event("organization.deleted", data, timestamp=draw(stamps))
+
+
+def shown_memberships(cast: Cast) -> st.SearchStrategy[Any]:
+    """Draw what a user's JSON shows of memberships: mostly nothing."""
+    nothing = st.sampled_from([ABSENT, ABSENT, None, []])
+    return nothing | st.lists(memberships(cast), max_size=2) if cast.organization_ids else nothing
 
 
 def address_fields(address: str) -> st.SearchStrategy[dict[str, Any]]:
@@ -180,17 +255,59 @@ class Person:
 
 
 @dataclass
+class Firm:
+    """An organization as Clerk knows it in an orderly history."""
+
+    id: str
+    name: str
+    updated_at: int
+    is_dissolved: bool = False
+
+    def json(self) -> Json:
+        """Return what a payload shows of this organization now."""
+        return organization(self.id, self.name, updated_at=self.updated_at)
+
+
+@dataclass
+class Member:
+    """A membership as Clerk knows it in an orderly history."""
+
+    id: str
+    clerk_id: str
+    firm: Firm
+    joined_at: int
+    has_left: bool = False
+
+    @property
+    def is_in(self) -> bool:
+        """Whether this user is a member of an organization that is there."""
+        return not (self.has_left or self.firm.is_dissolved)
+
+    def json(self) -> Json:
+        """Return what a payload shows of this membership now."""
+        return membership(
+            self.clerk_id, self.firm.json(), id=self.id, created_at=self.joined_at, updated_at=self.joined_at
+        )
+
+
+@dataclass
 class World:
     """Clerk's side of an orderly history: whatever happens is remembered, and told by an event."""
 
     addresses: list[str]
     now: int = START
     people: dict[str, Person] = field(default_factory=dict)
+    firms: list[Firm] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
     told: list[Json] = field(default_factory=list)
 
     def living(self) -> list[Person]:
         """Return the users who are not deleted."""
         return [person for person in self.people.values() if not person.is_deleted]
+
+    def living_ids(self) -> set[str]:
+        """Return the ids of the users who are not deleted."""
+        return {person.clerk_id for person in self.living()}
 
     def free_addresses(self) -> list[str | None]:
         """Return what a user may take as address now, none included."""
@@ -223,6 +340,41 @@ class World:
         person.is_deleted = True
         self._tell(deleted_event(person.clerk_id, timestamp=self.now))
 
+    def organization_of(self, person: Person) -> str | None:
+        """Return the name of the organization that a user joined last and is in."""
+        stays = [member for member in self.members if member.clerk_id == person.clerk_id and member.is_in]
+        return stays[-1].firm.name if stays else None
+
+    def found(self, organization_id: str, name: str) -> None:
+        """Let a new organization be there; nobody is told of that."""
+        self.firms.append(Firm(organization_id, name, self.now))
+
+    def join(self, person: Person, firm: Firm) -> None:
+        """Let a user join an organization."""
+        id_ = f"orgmem_{len(self.members)}-{person.clerk_id}"
+        self.members.append(Member(id_, person.clerk_id, firm, self.now))
+        self._tell(membership_event(data=self.members[-1].json(), timestamp=self.now))
+
+    def promote(self, member: Member) -> None:
+        """Change a member's role."""
+        data = {**member.json(), "role": "org:admin", "updated_at": self.now}
+        self._tell(membership_event("organizationMembership.updated", data, timestamp=self.now))
+
+    def leave(self, member: Member) -> None:
+        """Let a user leave an organization."""
+        member.has_left = True
+        self._tell(membership_event("organizationMembership.deleted", member.json(), timestamp=self.now))
+
+    def rename(self, firm: Firm, name: str) -> None:
+        """Give an organization another name."""
+        firm.name, firm.updated_at = name, self.now
+        self._tell(organization_event(data=firm.json(), timestamp=self.now))
+
+    def dissolve(self, firm: Firm) -> None:
+        """Delete an organization; of its memberships nothing is told."""
+        firm.is_dissolved = True
+        self._tell(organization_event("organization.deleted", dissolved(firm.id), timestamp=self.now))
+
     def deliveries(self) -> list[Delivery]:
         """Return what was told, in the order in which it happened."""
         return [Delivery(f"msg_{i}", event, START + i) for i, event in enumerate(self.told)]
@@ -237,13 +389,36 @@ class World:
 
 
 @st.composite
-def orderly_histories(draw: st.DrawFn, max_size: int = 16) -> World:
+def orderly_histories(draw: st.DrawFn, max_size: int = 16, casts: st.SearchStrategy[Cast] = casts) -> World:
     """Draw what Clerk may really tell, with the state that it leaves at Clerk."""
     cast = draw(casts)
     world = World(cast.addresses)
     for step in draw(st.lists(st.randoms(use_true_random=False), min_size=2, max_size=max_size)):
-        happen(world, cast, step)
+        if world.people and cast.organization_ids and step.random() < 0.6:
+            happen_to_organizations(world, cast, step)
+        else:
+            happen(world, cast, step)
     return world
+
+
+def happen_to_organizations(world: World, cast: Cast, random: Random) -> None:
+    """Let one thing happen to an organization or a member in `world`."""
+    firms = [firm for firm in world.firms if not firm.is_dissolved]
+    members = [member for member in world.members if member.is_in and member.clerk_id in world.living_ids()]
+    if len(world.firms) < len(cast.organization_ids) and (not firms or random.random() < 0.3):
+        world.found(cast.organization_ids[len(world.firms)], random.choice(["Acme", "Zoo"]))
+        return
+    match random.choice(["join", "join", "join", "promote", "leave", "rename", "rename", "dissolve"]):
+        case "join" if firms and world.living():
+            world.join(random.choice(world.living()), random.choice(firms))
+        case "promote" if members:
+            world.promote(random.choice(members))
+        case "leave" if members:
+            world.leave(random.choice(members))
+        case "rename" if firms:
+            world.rename(random.choice(firms), random.choice(["Acme", "Zoo", "New"]))
+        case "dissolve" if firms:
+            world.dissolve(random.choice(firms))
 
 
 def happen(world: World, cast: Cast, random: Random) -> None:

@@ -6,12 +6,14 @@ Times are ms.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from tests.clerk import Json
 
 Version = tuple[int, int]
+NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Delivery(NamedTuple):
@@ -27,7 +29,7 @@ class Choices(NamedTuple):
 
     user_deletion: Literal["delete", "anonymize"] = "delete"
     role_source: Literal["metadata", "none"] = "metadata"
-    organization_source: Literal["metadata", "none"] = "metadata"
+    organization_source: Literal["metadata", "membership", "none"] = "metadata"
 
 
 class Row(NamedTuple):
@@ -42,12 +44,33 @@ class Row(NamedTuple):
     last_login_at: int | None
 
 
+class Stay(NamedTuple):
+    """A membership: of which organization, since when, until when."""
+
+    organization_id: str
+    joined_at: int
+    ended_at: int | None
+
+
+class Company(NamedTuple):
+    """An organization: its newest name and which version that has, and when it was deleted."""
+
+    name: str | None
+    version: Version | None
+    deleted_at: int | None
+
+
 class Tables(NamedTuple):
-    """The rows of `users`; when each deleted user was deleted; the latest login of users without a row."""
+    """The rows of `users`; when each deleted user was deleted; the latest login of users without a row.
+
+    And where membership decides: the memberships by user and id, and the organizations.
+    """
 
     users: dict[str, Row]
     deleted: dict[str, int]
     waiting_logins: dict[str, int]
+    memberships: Mapping[tuple[str, str], Stay] = NONE
+    organizations: Mapping[str, Company] = NONE
 
 
 class Snapshot(NamedTuple):
@@ -76,17 +99,34 @@ class Seen:
         self.snapshots: set[Snapshot] = set()
         self.logins: set[int] = set()
         self.deletions: set[int] = set()
+        self.stays: dict[str, set[Stay]] = defaultdict(set)
+
+
+class Heard:
+    """Everything that was heard of one organization, in no order."""
+
+    def __init__(self) -> None:
+        self.names: set[tuple[Version, str]] = set()
+        self.deletions: set[int] = set()
 
 
 def tables(deliveries: Iterable[Delivery], choices: Choices) -> Tables:
     """Return what the tables hold once all of `deliveries` were applied."""
+    deliveries = list(deliveries)
     seen = look_at(deliveries, choices)
+    heard = listen_to(deliveries) if choices.organization_source == "membership" else {}
+    companies = {id_: company(it) for id_, it in heard.items() if it.names or it.deletions}
     deleted = {clerk_id: min(user.deletions) for clerk_id, user in seen.items() if user.deletions}
     living = {clerk_id: user for clerk_id, user in seen.items() if clerk_id not in deleted}
     holders = holders_of_addresses(living)
     users = {
         clerk_id: living_row(clerk_id, user, holders) for clerk_id, user in living.items() if user.snapshots
     }
+    if choices.organization_source == "membership":
+        users = {
+            clerk_id: row._replace(organization=joined_last(living[clerk_id], companies))
+            for clerk_id, row in users.items()
+        }
     if choices.user_deletion == "anonymize":
         users |= {
             clerk_id: anonymous_row(clerk_id, seen[clerk_id])
@@ -96,7 +136,12 @@ def tables(deliveries: Iterable[Delivery], choices: Choices) -> Tables:
     waiting = {
         clerk_id: max(user.logins) for clerk_id, user in living.items() if user.logins and not user.snapshots
     }
-    return Tables(users, deleted, waiting)
+    memberships = {
+        (clerk_id, id_): whole(stays)
+        for clerk_id, user in living.items()
+        for id_, stays in user.stays.items()
+    }
+    return Tables(users, deleted, waiting, memberships, companies)
 
 
 def look_at(deliveries: Iterable[Delivery], choices: Choices) -> dict[str, Seen]:
@@ -107,15 +152,23 @@ def look_at(deliveries: Iterable[Delivery], choices: Choices) -> dict[str, Seen]
         stamp = envelope_time(event)
         if event["type"] == "user.deleted":
             seen[data["id"]].deletions.add(delivery.received_at if stamp is None else stamp)
-        elif event["type"].startswith("user."):
-            look_at_user(seen, data, data["updated_at"] if stamp is None else stamp, choices)
-        else:
-            if data.get("actor") is None:
-                seen[data["user_id"]].logins.add(data["created_at"])
-            user = data.get("user")
-            if user and user["id"] == data["user_id"]:
-                look_at_user(seen, user, data["updated_at"] if stamp is None else stamp, choices)
+        elif event["type"].startswith("session.") and data.get("actor") is None:
+            seen[data["user_id"]].logins.add(data["created_at"])
+        if user := user_in(event):
+            look_at_user(seen, user, data["updated_at"] if stamp is None else stamp, choices)
+        if choices.organization_source == "membership":
+            for shown in memberships_in(delivery):
+                seen[shown.clerk_id].stays[shown.membership["id"]].add(stay(shown))
     return seen
+
+
+def user_in(event: Json) -> Json | None:
+    """Return the user's JSON that an event carries, None when it carries none that counts."""
+    data: Json = event["data"]
+    if event["type"] in ("user.created", "user.updated"):
+        return data
+    user: Json | None = data.get("user") if event["type"].startswith("session.") else None
+    return user if user and user["id"] == data["user_id"] else None
 
 
 def look_at_user(seen: dict[str, Seen], user: Json, observed_at: int, choices: Choices) -> None:
@@ -136,6 +189,83 @@ def look_at_user(seen: dict[str, Seen], user: Json, observed_at: int, choices: C
     seen[user["id"]].snapshots.add(snapshot)
     if user["last_sign_in_at"] is not None:
         seen[user["id"]].logins.add(user["last_sign_in_at"])
+
+
+class Shown(NamedTuple):
+    """A membership's JSON, whose it is, when that was seen, and when it ended."""
+
+    clerk_id: str
+    membership: Json
+    seen_at: int | None
+    ended_at: int | None
+
+
+def memberships_in(delivery: Delivery) -> list[Shown]:
+    """Return the memberships that a delivery shows."""
+    event, data = delivery.event, delivery.event["data"]
+    stamp = envelope_time(event)
+    if event["type"].startswith("organizationMembership."):
+        ended_at = first(stamp, delivery.received_at) if event["type"].endswith(".deleted") else None
+        return [Shown(data["public_user_data"]["user_id"], data, stamp, ended_at)]
+    user = user_in(event) or {}
+    shown = user.get("organization_memberships") or []
+    return [Shown(user["id"], membership, first(stamp, data["updated_at"]), None) for membership in shown]
+
+
+def stay(shown: Shown) -> Stay:
+    """Return what is said of one membership."""
+    joined_at = first(shown.membership.get("created_at"), shown.seen_at, 0)
+    return Stay(shown.membership["organization"]["id"], joined_at, shown.ended_at)
+
+
+def whole(stays: set[Stay]) -> Stay:
+    """Return what all that was said of one membership comes to."""
+    joined_at, organization_id = max((it.joined_at, it.organization_id) for it in stays)
+    ends = [it.ended_at for it in stays if it.ended_at is not None]
+    return Stay(organization_id, joined_at, min(ends, default=None))
+
+
+def listen_to(deliveries: Iterable[Delivery]) -> dict[str, Heard]:
+    """Return everything that the deliveries say of each organization."""
+    heard: dict[str, Heard] = defaultdict(Heard)
+    for delivery in deliveries:
+        event, data = delivery.event, delivery.event["data"]
+        stamp = envelope_time(event)
+        said = [(shown.membership["organization"], shown.seen_at) for shown in memberships_in(delivery)]
+        if event["type"].startswith("organization."):
+            said = [(data, stamp)]
+        for organization, seen_at in said:
+            name, updated_at = organization.get("name"), first(organization.get("updated_at"), seen_at, 0)
+            if name and as_stored(name).strip():
+                version = (updated_at, first(seen_at, updated_at))
+                heard[organization["id"]].names.add((version, as_stored(name)))
+        if event["type"] == "organization.deleted":
+            heard[data["id"]].deletions.add(first(stamp, delivery.received_at))
+    return heard
+
+
+def company(heard: Heard) -> Company:
+    """Return what all that was heard of one organization comes to."""
+    version, name = max(heard.names, default=(None, None))
+    return Company(name, version, min(heard.deletions, default=None))
+
+
+def joined_last(user: Seen, companies: Mapping[str, Company]) -> str | None:
+    """Return the name of what a user joined last and is in; an organization without one does not count."""
+    entered = [
+        (it.joined_at, id_.encode(), companies[it.organization_id].name)
+        for id_, stays in user.stays.items()
+        if (it := whole(stays)).ended_at is None
+        and it.organization_id in companies
+        and companies[it.organization_id].deleted_at is None
+        and companies[it.organization_id].name is not None
+    ]
+    return max(entered)[2] if entered else None
+
+
+def first(*times: int | None) -> int:
+    """Return the first time that is known."""
+    return next(time for time in times if time is not None)
 
 
 UNKNOWN: Any = object()

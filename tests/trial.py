@@ -14,12 +14,15 @@ from db.engine import Database
 from db.policy import Policy
 from tests.clerk import Json, body
 from tests.histories import Plan
-from tests.model import Choices, Delivery, Row, Tables
+from tests.model import Choices, Company, Delivery, Row, Stay, Tables
 from worker.batch import incoming
 from worker.events import MetadataKeys
 
 PATIENCE_S = 60
-RESET = "DELETE FROM users; DELETE FROM user_sync; DELETE FROM webhook_events"
+RESET = """
+    DELETE FROM users; DELETE FROM user_sync; DELETE FROM webhook_events;
+    DELETE FROM membership_sync; DELETE FROM organization_sync
+"""
 READ_USERS = """
     SELECT clerk_id, email, name, organization, role,
            (extract(epoch FROM created_at) * 1000)::bigint, (extract(epoch FROM last_login_at) * 1000)::bigint
@@ -30,11 +33,22 @@ READ_SYNC = """
            (extract(epoch FROM deleted_at) * 1000)::bigint
     FROM user_sync
 """
+READ_MEMBERSHIPS = """
+    SELECT clerk_id, id, organization_id, (extract(epoch FROM joined_at) * 1000)::bigint,
+           (extract(epoch FROM ended_at) * 1000)::bigint
+    FROM membership_sync
+"""
+READ_ORGANIZATIONS = """
+    SELECT id, name, name_updated_at, name_observed_at, (extract(epoch FROM deleted_at) * 1000)::bigint
+    FROM organization_sync
+"""
 DAWDLE = """
     CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN PERFORM pg_sleep(random() * 0.003); RETURN NULL; END $$;
     CREATE TRIGGER dawdle BEFORE INSERT OR UPDATE OR DELETE ON users EXECUTE FUNCTION dawdle();
     CREATE TRIGGER dawdle BEFORE INSERT OR UPDATE OR DELETE ON user_sync EXECUTE FUNCTION dawdle();
+    CREATE TRIGGER dawdle BEFORE INSERT OR UPDATE OR DELETE ON membership_sync EXECUTE FUNCTION dawdle();
+    CREATE TRIGGER dawdle BEFORE INSERT OR UPDATE OR DELETE ON organization_sync EXECUTE FUNCTION dawdle();
 """
 # Sorts "a" before "B" as most deployments do, which by their bytes is the other way round.
 COLLATE = """
@@ -44,6 +58,11 @@ COLLATE = """
                       ALTER organization TYPE varchar(255) COLLATE "und-x-icu";
     ALTER TABLE user_sync ALTER clerk_id TYPE varchar(255) COLLATE "und-x-icu",
                           ALTER claimed_email TYPE varchar(255) COLLATE "und-x-icu";
+    ALTER TABLE membership_sync ALTER clerk_id TYPE varchar(255) COLLATE "und-x-icu",
+                                ALTER id TYPE varchar(255) COLLATE "und-x-icu",
+                                ALTER organization_id TYPE varchar(255) COLLATE "und-x-icu";
+    ALTER TABLE organization_sync ALTER id TYPE varchar(255) COLLATE "und-x-icu",
+                                  ALTER name TYPE varchar(255) COLLATE "und-x-icu";
 """
 
 
@@ -121,14 +140,25 @@ class Trial:
                 deleted[clerk_id] = deleted_at
             elif login_at is not None and clerk_id not in rows:
                 waiting[clerk_id] = login_at
-        return Tables(rows, deleted, waiting)
+        return Tables(rows, deleted, waiting, self._memberships(), self._organizations())
+
+    def _memberships(self) -> dict[tuple[str, str], Stay]:
+        found = self.connection.execute(READ_MEMBERSHIPS)
+        return {(clerk_id, id_): Stay(*rest) for clerk_id, id_, *rest in found}
+
+    def _organizations(self) -> dict[str, Company]:
+        found = self.connection.execute(READ_ORGANIZATIONS)
+        return {
+            id_: Company(name, None if name is None else (updated_at, observed_at), deleted_at)
+            for id_, name, updated_at, observed_at, deleted_at in found
+        }
 
     def ledger(self) -> set[tuple[str, str, str]]:
         """Return svix-id, type and Clerk id of every delivery recorded."""
         return set(self.connection.execute("SELECT svix_id, type, clerk_id FROM webhook_events"))
 
     def deadlocks(self) -> int:
-        """Return how many deadlocks PostgreSQL has found in this database."""
+        """Return how many deadlocks PostgreSQL has found in this database; its count may lag by seconds."""
         row = self.connection.execute(
             "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
         ).fetchone()
@@ -148,7 +178,8 @@ def expected_ledger(deliveries: Sequence[Delivery]) -> set[tuple[str, str, str]]
 
 def subject(event: Json) -> str:
     """Return the Clerk id that `event` is about."""
-    return str(event["data"].get("user_id", event["data"]["id"]))
+    data = event["data"]
+    return str(data.get("public_user_data", data).get("user_id", data["id"]))
 
 
 MakeTrial = Callable[..., Trial]

@@ -3,7 +3,19 @@
 import re
 
 from db.address import storable_address
-from db.change import DEFAULT_ROLE, EmailClaim, Membership, Organization, Profile, UserChange, Version, merge
+from db.change import (
+    DEFAULT_ROLE,
+    EmailClaim,
+    Membership,
+    Organization,
+    Profile,
+    UserChange,
+    Version,
+    merge,
+    merge_by_id,
+    merge_memberships,
+    merge_organizations,
+)
 from worker.errors import Unreadable
 from worker.events import (
     ClerkMembership,
@@ -46,7 +58,11 @@ def change_of(event: UserEvent, received_at: int) -> UserChange:
             return _session_change(event)
         case MembershipSeen():
             ended_at = _first(event.happened_at, received_at) if event.ended else None
-            return _member(event.user_id, event.membership, event.happened_at, ended_at)
+            return UserChange(
+                event.user_id,
+                memberships=(_membership(event.membership, event.happened_at, ended_at),),
+                organizations=(_organization(event.membership.organization, event.happened_at),),
+            )
 
 
 def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
@@ -61,10 +77,16 @@ def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
         user.role if user.role in ROLES else DEFAULT_ROLE,
     )
     email = EmailClaim(version, _address(user.email)) if user.email_known else None
-    change = UserChange(user.id, profile, email, user.last_sign_in_at)
-    for membership in user.memberships:
-        change = merge(change, _member(user.id, membership, observed_at, None))
-    return change
+    memberships = [_membership(it, version.observed_at, None) for it in user.memberships]
+    organizations = [_organization(it.organization, version.observed_at) for it in user.memberships]
+    return UserChange(
+        user.id,
+        profile,
+        email,
+        user.last_sign_in_at,
+        memberships=merge_by_id(merge_memberships, (), memberships),
+        organizations=merge_by_id(merge_organizations, (), organizations),
+    )
 
 
 def display_name(user: ClerkUser) -> str:
@@ -90,16 +112,9 @@ def _session_change(session: SessionSeen) -> UserChange:
     return merge(login, user_change(session.user, observed_at))
 
 
-def _member(
-    user_id: str, membership: ClerkMembership, observed_at: int | None, ended_at: int | None
-) -> UserChange:
-    organization = _organization(membership.organization, observed_at)
+def _membership(membership: ClerkMembership, observed_at: int | None, ended_at: int | None) -> Membership:
     joined_at = _first(membership.created_at, observed_at, 0)
-    return UserChange(
-        user_id,
-        memberships=(Membership(membership.id, organization.id, joined_at, ended_at),),
-        organizations=(organization,),
-    )
+    return Membership(membership.id, membership.organization.id, joined_at, ended_at)
 
 
 def _organization(organization: ClerkOrganization, observed_at: int | None) -> Organization:

@@ -25,13 +25,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "membership_sync",
+        sa.Column("clerk_id", sa.String(255), primary_key=True),
         sa.Column("id", sa.String(255), primary_key=True),
-        sa.Column("clerk_id", sa.String(255), nullable=False),
         sa.Column("organization_id", sa.String(255), nullable=False),
         sa.Column("joined_at", TIMESTAMPTZ, nullable=False),
         sa.Column("ended_at", TIMESTAMPTZ),
     )
-    op.create_index("idx_membership_sync_clerk_id", "membership_sync", ["clerk_id"])
     op.create_index("idx_membership_sync_organization_id", "membership_sync", ["organization_id"])
 
 

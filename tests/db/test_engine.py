@@ -246,13 +246,46 @@ def test_a_server_that_has_no_connection_left_is_asked_again(
         admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Set one of the limits of a transaction for this test."""
+
+    def limit(name: str, value: str) -> None:
+        monkeypatch.setitem(engine.TRANSACTION_LIMITS, name, value)
+        engine._limits.cache_clear()
+
+    yield limit
+    engine._limits.cache_clear()
+
+
+def test_what_a_frozen_process_locks_is_free_again_while_it_sleeps(
+    database: Database, admin: psycopg.Connection[Any], limit: Callable[[str, str], None]
+) -> None:
+    limit("idle_in_transaction_session_timeout", "200ms")
+    admin.execute("INSERT INTO things VALUES (1, '')")
+    tries = []
+
+    def work(pipeline: Pipeline) -> None:
+        tries.append(1)
+        locked = pipeline.send(text("SELECT name FROM things FOR UPDATE"))
+        pipeline.wait()
+        if len(tries) == 1:
+            admin.execute("UPDATE things SET name = 'theirs'")  # waits until the lock is free
+        (name,) = locked.fetchall()[0]
+        pipeline.send(text("UPDATE things SET name = :name"), name=f"{name} and mine")
+
+    admin.execute("SET lock_timeout = '5s'")
+    database.run_pipeline(work)
+    assert len(tries) == 2
+    assert things(admin) == [(1, "theirs and mine")]
+
+
 def test_a_lock_that_somebody_holds_for_too_long_is_tried_again_and_then_the_deployments_trouble(
     make_database: Callable[..., Database],
     admin: psycopg.Connection[Any],
-    monkeypatch: pytest.MonkeyPatch,
+    limit: Callable[[str, str], None],
 ) -> None:
-    monkeypatch.setitem(engine.TRANSACTION_LIMITS, "lock_timeout", "50ms")
-    engine._limits.cache_clear()
+    limit("lock_timeout", "50ms")
     admin.execute("INSERT INTO things VALUES (1, 'locked')")
     tries = []
 
@@ -267,7 +300,6 @@ def test_a_lock_that_somebody_holds_for_too_long_is_tried_again_and_then_the_dep
         admin.execute("UPDATE things SET name = 'mine'")
         with pytest.raises(DatabaseUnavailable, match=r"LockNotAvailable \(SQLSTATE 55P03\)"):
             make_database(attempts=3).run_pipeline(work)
-    engine._limits.cache_clear()
     assert len(tries) == 3
 
 

@@ -13,12 +13,22 @@ from random import Random
 
 import pytest
 import structlog.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import config
-from tests.histories import World, choices, histories, orderly_histories, plans
+from tests.histories import (
+    World,
+    casts,
+    casts_of_members,
+    choices,
+    choices_of_source,
+    histories,
+    orderly_histories,
+    plans,
+)
 from tests.model import Choices, Delivery, Row, tables
+from tests.patient import patient
 from tests.trial import Trial, expected_ledger
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
@@ -33,16 +43,15 @@ def trial(make_settings: Callable[..., config.Settings]) -> Iterator[Trial]:
     trial.close()
 
 
-def explore(trial: Trial, *, max_size: int, max_examples: int, plans_each: int) -> None:
+def explore(
+    trial: Trial, *, max_size: int, max_examples: int, plans_each: int, with_organizations: bool = False
+) -> None:
     """Deliver wild histories, each in several ways, and compare the tables with the model."""
+    told = histories(max_size, casts_of_members if with_organizations else casts)
+    chosen_among = choices_of_source if with_organizations else choices
 
-    @settings(
-        max_examples=max_examples,
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
-    @given(histories(max_size), choices, st.randoms(use_true_random=False))
+    @settings(patient, max_examples=max_examples, database=None)
+    @given(told, chosen_among, st.randoms(use_true_random=False))
     def tables_equal_the_model(deliveries: list[Delivery], chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
         for plan in islice(plans(deliveries, random, workers=WORKERS), plans_each):
@@ -53,18 +62,22 @@ def explore(trial: Trial, *, max_size: int, max_examples: int, plans_each: int) 
     tables_equal_the_model()
 
 
-def explore_orderly(trial: Trial, *, max_examples: int, plans_each: int) -> None:
+def explore_orderly(
+    trial: Trial, *, max_examples: int, plans_each: int, with_organizations: bool = False
+) -> None:
     """Deliver what Clerk may really tell, each in several ways, and compare the tables with Clerk."""
+    told = orderly_histories(24, casts_of_members) if with_organizations else orderly_histories()
+    chosen_among = choices_of_source if with_organizations else choices
 
-    @settings(max_examples=max_examples, deadline=None, database=None)
-    @given(orderly_histories(), choices, st.randoms(use_true_random=False))
+    @settings(patient, max_examples=max_examples, database=None)
+    @given(told, chosen_among, st.randoms(use_true_random=False))
     def tables_equal_clerk(world: World, chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
         deliveries = world.deliveries()
         for plan in islice(plans(deliveries, random, workers=WORKERS), plans_each):
             trial.deliver(plan, chosen)
             assert trial.tables() == tables(deliveries, chosen)
-            assert living_rows(trial, world) == at_clerk(world)
+            assert living_rows(trial, world) == at_clerk(world, chosen)
 
     tables_equal_clerk()
 
@@ -75,14 +88,15 @@ def living_rows(trial: Trial, world: World) -> dict[str, Row]:
     return {clerk_id: row for clerk_id, row in trial.rows().items() if clerk_id in living}
 
 
-def at_clerk(world: World) -> dict[str, Row]:
+def at_clerk(world: World, chosen: Choices) -> dict[str, Row]:
     """Return the rows that Clerk's own state makes."""
+    follows = chosen.organization_source == "membership"
     return {
         person.clerk_id: Row(
             clerk_id=person.clerk_id,
             email=person.address or f"{person.clerk_id}@placeholder.invalid",
             name=person.name,
-            organization=None,
+            organization=world.organization_of(person) if follows else None,
             role="user",
             created_at=person.created_at,
             last_login_at=person.last_login_at,
@@ -101,8 +115,25 @@ def test_what_clerk_tells_delivered_in_any_way_ends_as_it_is_at_clerk(trial: Tri
 
 def test_workers_that_meet_in_the_same_users_and_addresses_do_no_harm(trial: Trial) -> None:
     trial.dawdle()
-    explore(trial, max_size=30, max_examples=10, plans_each=3)
+    with structlog.testing.capture_logs() as logs:
+        explore(trial, max_size=30, max_examples=10, plans_each=3)
+    assert logs == []
+
+
+def test_any_history_of_members_delivered_in_any_way_ends_as_the_model_says(trial: Trial) -> None:
+    explore(trial, max_size=16, max_examples=40, plans_each=4, with_organizations=True)
+
+
+def test_what_clerk_tells_of_members_delivered_in_any_way_ends_as_it_is_at_clerk(trial: Trial) -> None:
+    explore_orderly(trial, max_examples=40, plans_each=3, with_organizations=True)
+
+
+def test_workers_that_meet_in_the_same_organizations_do_no_harm(trial: Trial) -> None:
+    trial.dawdle()
+    with structlog.testing.capture_logs() as logs:
+        explore(trial, max_size=30, max_examples=10, plans_each=3, with_organizations=True)
     assert trial.deadlocks() == 0
+    assert logs == []
 
 
 def test_the_language_that_the_database_sorts_by_decides_nothing(trial: Trial) -> None:
@@ -121,8 +152,11 @@ def test_thorough(
     end = time.monotonic() + THOROUGH_S / 2
     with structlog.testing.capture_logs() as logs:
         while time.monotonic() < end:
-            explore(trial, max_size=30, max_examples=10, plans_each=10)
-            explore_orderly(trial, max_examples=5, plans_each=10)
+            for told_of_members in (False, True):
+                explore(
+                    trial, max_size=30, max_examples=10, plans_each=10, with_organizations=told_of_members
+                )
+                explore_orderly(trial, max_examples=5, plans_each=10, with_organizations=told_of_members)
     retries = sum(entry["event"] == "database retry" for entry in logs)
     figures = {**trial.tried, "differences": 0, "retries": retries, "deadlocks": trial.deadlocks()}
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")

@@ -25,6 +25,7 @@ from tests.clerk import (
     user,
     user_event,
 )
+from tests.patient import patient
 from tests.storable import assert_storable, assert_text
 from worker.changes import change_of, storable_text
 from worker.errors import EventError, NotJson, Unreadable
@@ -334,16 +335,19 @@ def holders(value: Any) -> Iterator[Any]:
             yield from holders(inner)
 
 
+@patient
 @given(anything)
 def test_any_json_is_understood_or_unreadable(value: object) -> None:
     assert_understood_or_unreadable(as_text(value))
 
 
+@patient
 @given(anything, st.sampled_from(HANDLED_TYPES), anything)
 def test_any_data_is_understood_or_unreadable(data: object, type_: str, timestamp: object) -> None:
     assert_understood_or_unreadable(as_text({"type": type_, "data": data, "timestamp": timestamp}))
 
 
+@patient
 @given(genuine, st.data())
 def test_any_mutation_of_a_genuine_event_is_understood_or_unreadable(
     event: Json, data: st.DataObject
@@ -354,6 +358,7 @@ def test_any_mutation_of_a_genuine_event_is_understood_or_unreadable(
     assert_understood_or_unreadable(as_text(event))
 
 
+@patient
 @given(genuine, st.data())
 def test_any_damage_to_a_genuine_event_is_understood_or_unreadable(event: Json, data: st.DataObject) -> None:
     text = as_text(event)
@@ -362,6 +367,7 @@ def test_any_damage_to_a_genuine_event_is_understood_or_unreadable(event: Json, 
     assert_understood_or_unreadable(text[:start] + data.draw(damage) + text[end:])
 
 
+@patient
 @given(st.binary() | st.tuples(genuine.map(body), st.binary(max_size=3), st.binary(max_size=3)).map(b"".join))
 def test_any_bytes_are_json_or_not_json(raw: bytes) -> None:
     try:
@@ -374,12 +380,14 @@ def test_any_bytes_are_json_or_not_json(raw: bytes) -> None:
         assert_clean(reason)
 
 
+@patient
 @given(anything)
 def test_any_json_can_be_summarized(value: object) -> None:
     summary = summarize(decode(body(value)))
     assert summary.handled in (None, True, False)
 
 
+@patient
 @given(st.text(st.characters() | st.sampled_from("\0\ud800\udfff"), max_size=400))
 def test_stored_text_can_be_stored_and_stays_what_it_is(text: str) -> None:
     stored = storable_text(text)

@@ -1,0 +1,5 @@
+"""Hypothesis without a stopwatch: on a busy machine a slow example is no fault of the code."""
+
+from hypothesis import HealthCheck, settings
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
