@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PLACEHOLDER_WORDS = re.compile("placeholder|replace|changeme|example|yoursecret|signingsecret", re.IGNORECASE)
-API_KEY = re.compile("[!-~]+")
+HEADER_TEXT = re.compile("[!-~]+")
 DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 MIN_SECRET_BYTES = 16  # Svix draws 24 and accepts 24 to 64; its own published test vector has 18.
@@ -84,10 +84,10 @@ def _check_url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _check_api_key(value: SecretStr) -> SecretStr:
-    # It becomes a header: what does not fit into one would be quoted by the error that says so.
-    if not API_KEY.fullmatch(value.get_secret_value()):
-        raise ValueError("is malformed: copy the whole secret key (Clerk dashboard, API keys)")
+def _check_header_text(value: SecretStr) -> SecretStr:
+    # What does not fit into a header would be quoted by the error that says so.
+    if not HEADER_TEXT.fullmatch(value.get_secret_value()):
+        raise ValueError("must be of ASCII letters, digits and signs, without spaces: copy the whole of it")
     return value
 
 
@@ -120,7 +120,7 @@ RedisUrl = Annotated[SecretStr, _check_url("redis", "rediss", "unix")]
 Secrets = Annotated[
     tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets), AfterValidator(_check_secrets)
 ]
-ApiKey = Annotated[SecretStr, AfterValidator(_check_api_key)]
+HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_text)]
 ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
 Duration = Annotated[float, BeforeValidator(_read_duration)]
 Percent = Annotated[float, BeforeValidator(_read_percent)]
@@ -141,13 +141,14 @@ class Settings(BaseSettings):
     database_url: PostgresUrl | None = None
     database_url_unpooled: PostgresUrl | None = None
     redis_url: RedisUrl | None = None
-    clerk_secret_key: ApiKey | None = None
+    clerk_secret_key: HeaderSecret | None = None
     clerk_api_url: ApiUrl = "https://api.clerk.com"
     clerk_instance_id: str | None = None
 
     port: int = Field(8000, ge=0, le=65535)
     web_workers: int = Field(2, ge=1, le=64)
     max_body_bytes: int = Field(1024 * 1024, ge=1024)
+    max_queue_depth: int = Field(1_000_000, ge=1)
 
     db_pool_size: int = Field(5, ge=1, le=200)
     db_max_overflow: int = Field(5, ge=0, le=200)
@@ -168,7 +169,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"
     console_password: SecretStr | None = None
-    pull_token: SecretStr | None = None
+    pull_token: HeaderSecret | None = None
 
     @field_validator("reconcile_every", "pull_token")
     @classmethod

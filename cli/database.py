@@ -7,10 +7,10 @@ import click
 
 from config import Settings, load
 from db import schema
-from db.engine import Database, postgres_url
+from db.engine import Database, hosts
 from db.seed import seed_users
 
-LOCAL_HOSTS = {"", "localhost", "127.0.0.1", "::1"}
+LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
 class NotLocal(Exception):
@@ -60,8 +60,7 @@ def current(settings: Settings) -> None:
 @click.pass_obj
 def reset(settings: Settings, yes: bool, force: bool) -> None:
     """Drop the tables and everything in them, and make them anew."""
-    host = postgres_url(settings, unpooled=True).host
-    if not (force or host is None or host in LOCAL_HOSTS):
+    if not (force or all(_is_local(host) for host in hosts(settings, unpooled=True))):
         raise NotLocal("the database is not on this machine: nothing was done; --force does it all the same")
     if not yes:
         click.confirm("Drop users, user_sync and webhook_events with all their rows?", abort=True)
@@ -78,6 +77,10 @@ def seed(settings: Settings, users: int) -> None:
     """Add made-up users, their addresses at example.com."""
     with _migrating(settings) as database:
         click.echo(f"{seed_users(database, users)} users added")
+
+
+def _is_local(host: str) -> bool:
+    return host in LOCAL_HOSTS or host.startswith("/")
 
 
 @contextmanager

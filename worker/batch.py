@@ -75,7 +75,7 @@ def received_at(job: TakenJob) -> int:
     """Return when the delivery came, in ms; 0 for a job that does not say."""
     try:
         return to_ms(parse_timestamp(job.created_at))
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
 
 

@@ -40,9 +40,10 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # its warnings tell the host and the database
     if settings.log_level != "DEBUG":
         for name in CHATTY:
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 def silence() -> None:
@@ -54,6 +55,8 @@ def silence() -> None:
 def _without_traceback(_logger: object, _name: str, event: EventDict) -> EventDict:
     # The text of an exception may quote what it failed on; its class does not.
     exc_info = event.pop("exc_info", None)
+    if exc_info is True:
+        exc_info = sys.exc_info()
     if isinstance(exc_info, BaseException):
         event["error"] = type(exc_info).__name__
     elif isinstance(exc_info, tuple) and exc_info[0] is not None:

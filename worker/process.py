@@ -16,14 +16,15 @@ worker says what it waits for and waits.
 import json
 import os
 import time
-from datetime import timedelta
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Thread
 from typing import Any
 
 import structlog
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq import Queue, worker_registration
 from rq.worker import SimpleWorker
 
@@ -36,7 +37,7 @@ from worker import batch
 from worker.events import MetadataKeys
 from worker.keeper import Duty, Keeper
 from worker.metrics import FLUSH_EVERY_S, Metrics
-from worker.queue import Failed, Finished, HeldJobs, TakenJob, worker_redis
+from worker.queue import Failed, Finished, HeldJobs, TakenJob, redis_trouble, worker_redis
 from worker.retries import DueRetries
 from worker.rq_layout import QUEUE, WORKER_REPORT
 from worker.stop import StopSignal
@@ -63,6 +64,7 @@ class BatchWorker(SimpleWorker):
     def __init__(self, settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> None:
         queue = Queue(QUEUE, connection=redis, serializer="json")
         super().__init__([queue], connection=redis, serializer="json", worker_ttl=WORKER_TTL_S)
+        self.birth_date = datetime.now(UTC)
         self.settings = settings
         self.database = database
         self.held = HeldJobs(redis, self.name)
@@ -80,19 +82,34 @@ class BatchWorker(SimpleWorker):
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
         """Take and apply batches until told to stop; then settle what is in hand and give back the rest."""
-        self.register_birth()
-        self.subscribe()
-        keeper = Keeper(self._duties())
-        keeper.start()
+        self._introduce()
+        beat, flush, *others = self._duties()
+        # Whatever takes long must not hold up the heartbeat.
+        keepers = (Keeper([beat, flush]), Keeper(others))
+        for keeper in keepers:
+            keeper.start()
         log.info("worker started", worker=self.name, batch_size=self.settings.batch_size)
         try:
             self._await_database()
             while not self.stopping.requested:
                 self._turn()
         finally:
-            keeper.stop()
+            for keeper in keepers:
+                keeper.stop()
             self._leave()
         return True
+
+    def _introduce(self) -> None:
+        """Register and listen for commands, in a way that may be tried again: RQ's own may not."""
+        while not self.stopping.requested:
+            try:
+                with suppress(ResponseError):  # Redis is full: the first beat that finds room registers
+                    self._beat()
+                self.subscribe()
+            except RedisError as error:
+                self._pause("Redis", f"Redis does not answer ({redis_trouble(error)})")
+            else:
+                return
 
     def _turn(self) -> None:
         """Settle the last batch, take the next, process it. Trouble with either server is waited out."""
@@ -110,7 +127,7 @@ class BatchWorker(SimpleWorker):
         except DatabaseUnavailable as error:
             self._put_back(error)
         except RedisError as error:
-            self._pause("Redis", f"Redis does not answer ({type(error).__name__})")
+            self._pause("Redis", f"Redis does not answer ({redis_trouble(error)})")
 
     def _process(self, jobs: list[TakenJob]) -> list[Finished | Failed]:
         self.waiting_for = None
@@ -169,12 +186,14 @@ class BatchWorker(SimpleWorker):
 
     def _beat(self) -> None:
         self.held.beat()
-        with self.connection.pipeline() as pipeline:
+        # No transaction: a Redis that is full refuses the fields, and still does not forget the worker.
+        with self.connection.pipeline(transaction=False) as pipeline:
             self.heartbeat(pipeline=pipeline)
             self.set_state("busy" if self._is_busy else "idle", pipeline=pipeline)
             pipeline.hset(self.key, WORKER_REPORT, json.dumps(self._report()))
-            is_new = pipeline.execute()[0]
-        if is_new:  # the hash had expired: this process was frozen, or Redis has lost it
+            pipeline.hexists(self.key, "birth")
+            is_registered = pipeline.execute()[-1]
+        if not is_registered:  # it has just begun, or its hash expired while it was frozen, or Redis lost it
             with self.connection.pipeline() as pipeline:
                 pipeline.hset(self.key, mapping=self.serialize())
                 worker_registration.register(self, pipeline)
@@ -193,6 +212,7 @@ class BatchWorker(SimpleWorker):
             log.warning("took back what a dead worker held", jobs=count)
 
     def _prune(self) -> None:
+        self.database.ping()
         count = ledger.prune(self.database, timedelta(days=self.settings.event_retention_days))
         if count:
             log.info("ledger pruned", rows=count)
@@ -214,11 +234,23 @@ def run(settings: Settings, parent: int | None = None) -> None:
     database = Database(settings)
     redis = worker_redis(settings)
     try:
-        if _await_redis(redis, stopping):
-            BatchWorker(settings, redis, database, stopping).work()
+        worker = _make_worker(settings, redis, database, stopping)
+        if worker is not None:
+            with _repairing(settings, redis, database, stopping):
+                worker.work()
     finally:
         database.dispose()
         redis.close()
+
+
+def _repairing(
+    settings: Settings, redis: Redis, database: Database, stopping: StopSignal
+) -> AbstractContextManager[None]:
+    if settings.reconcile_every is None:
+        return nullcontext()
+    from worker.repair import repairing  # noqa: PLC0415 - loads an HTTP client, which most workers do without
+
+    return repairing(settings, redis, database, stopping)
 
 
 def database_trouble(database: Database) -> str | None:
@@ -227,26 +259,30 @@ def database_trouble(database: Database) -> str | None:
     A schema newer than this code is no trouble: while a new version is being deployed, the old one goes on.
     """
     try:
+        database.ping()  # once: whoever waits asks again soon, and looks in between whether it is to stop
         state = schema.state(database)
     except DatabaseError as error:
         return str(error)
     if state in {schema.SchemaState.MISSING, schema.SchemaState.OLD}:
         return f"the schema is {state.value}: run clerk-sync db upgrade"
+    if state is schema.SchemaState.NEWER:
+        log.warning("the schema is newer than this version: deploy the version that made it")
     return None
 
 
-def _await_redis(redis: Redis, stopping: StopSignal) -> bool:
+def _make_worker(
+    settings: Settings, redis: Redis, database: Database, stopping: StopSignal
+) -> BatchWorker | None:
+    """Return a worker once Redis answers, which RQ asks for the worker's address; None when told to stop."""
     pause_s = FIRST_PAUSE_S
     while not stopping.requested:
         try:
-            redis.ping()
+            return BatchWorker(settings, redis, database, stopping)
         except RedisError as error:
-            log.warning("waiting", what="Redis", reason=f"Redis does not answer ({type(error).__name__})")
+            log.warning("waiting", what="Redis", reason=f"Redis does not answer ({redis_trouble(error)})")
             stopping.wait(pause_s)
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
-        else:
-            return True
-    return False
+    return None
 
 
 def _end_when_overdue(stopping: StopSignal, limit_s: float) -> None:

@@ -1,6 +1,8 @@
 """The queue of deliveries in Redis: enqueue, take, finish, fail, give back. To RQ it is one of its own."""
 
 import json
+import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from redis import Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.commands.core import Script
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from redis.retry import Retry
 
 from config import Settings, SettingsError
@@ -88,14 +90,16 @@ class Failed(NamedTuple):
 class DeliveryQueue:
     """The receiver's side of the queue."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
         self.redis = redis
+        self._max_depth = max_depth
         self._enqueue = redis.register_script(scripts.ENQUEUE)
 
     def enqueue(self, delivery: Delivery) -> Answer:
         """Store the delivery and return what it was, once Redis has confirmed it. One round trip.
 
-        Raises QueueUnavailable when Redis cannot be reached, is too slow, or refuses (full, read-only).
+        Raises QueueUnavailable when Redis cannot be reached, is too slow, or refuses (full, read-only), and
+        when so many jobs wait already that it would have to wait too long.
         """
         received = datetime.fromtimestamp(delivery.received_at / 1000, UTC)
         try:
@@ -111,11 +115,14 @@ class DeliveryQueue:
                 args=[
                     delivery.svix_id,
                     delivery.received_at,
+                    self._max_depth,
                     *rq.job_fields(delivery.body, delivery.description, received),
                 ],
             )
         except RedisError as error:
-            raise QueueUnavailable(f"Redis did not take the job ({type(error).__name__})") from None
+            raise QueueUnavailable(f"Redis did not take the job ({redis_trouble(error)})") from None
+        if answer == TOO_DEEP:
+            raise QueueUnavailable("the queue is as long as it may be (MAX_QUEUE_DEPTH)")
         return _ANSWERS[cast("int", answer)]
 
     def ping(self) -> None:
@@ -123,9 +130,10 @@ class DeliveryQueue:
         try:
             self.redis.set(f"{LAST_RECEIVED_KEY}:probe", 1, ex=60)
         except RedisError as error:
-            raise QueueUnavailable(f"Redis takes no writes ({type(error).__name__})") from None
+            raise QueueUnavailable(f"Redis takes no writes ({redis_trouble(error)})") from None
 
 
+TOO_DEEP = -1
 _ANSWERS = {0: Answer.DUPLICATE, 1: Answer.QUEUED, 2: Answer.REQUEUED}
 
 
@@ -171,9 +179,12 @@ class HeldJobs:
             return pipeline.execute()[-1]
 
     def wait(self, timeout_s: int) -> bool:
-        """Wait for a job, and hold it; return whether one came."""
-        moved = self.redis.blmove(rq.QUEUE_KEY, self._held_key, timeout_s, "LEFT", "RIGHT")
-        return moved is not None
+        """Wait for a job, and hold it; return whether one came. In a Redis that is full, only wait."""
+        try:
+            return self.redis.blmove(rq.QUEUE_KEY, self._held_key, timeout_s, "LEFT", "RIGHT") is not None
+        except OutOfMemoryError:
+            time.sleep(timeout_s)
+            return False
 
     def give_back(self) -> int:
         """Put what is held back to the front of the queue, in its order; return how many."""
@@ -207,8 +218,15 @@ class HeldJobs:
         _send(
             pipeline,
             self._take,
-            keys=[rq.QUEUE_KEY, self._held_key, HOLDERS_KEY, rq.STARTED_KEY, rq.SUSPENDED_KEY],
-            args=[self.worker, limit, MAX_BATCH_BYTES, _now(), rq.JOB_PREFIX],
+            keys=[
+                rq.QUEUE_KEY,
+                self._held_key,
+                HOLDERS_KEY,
+                rq.STARTED_KEY,
+                rq.SUSPENDED_KEY,
+                rq.FINISHED_KEY,
+            ],
+            args=[self.worker, limit, MAX_BATCH_BYTES, _now(), rq.JOB_PREFIX, rq.RESULT_PREFIX],
         )
 
     def _send_finished(self, pipeline: Any, done: Sequence[Finished]) -> None:
@@ -266,7 +284,12 @@ def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
 
 def intake(settings: Settings) -> DeliveryQueue:
     """Return the receiver's queue."""
-    return DeliveryQueue(impatient_redis(settings))
+    return DeliveryQueue(impatient_redis(settings), settings.max_queue_depth)
+
+
+def redis_trouble(error: RedisError) -> str:
+    """Return the name of an error, also of one in a script; its own text may hold a job's fields."""
+    return OutOfMemoryError.__name__ if "OOM" in str(error) else type(error).__name__
 
 
 def impatient_redis(settings: Settings) -> Redis:

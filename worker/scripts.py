@@ -3,14 +3,20 @@
 A job's id is at any moment in one of: the queue's list, the held list of one worker, or a registry of RQ. Its
 hash says the same in `status`. Key names and hash fields are RQ's own (see `worker.rq_layout`), so that RQ's
 tools read and move the same jobs.
+
+A Redis that is full refuses a script only at its first write, and only when that write needs memory: what
+follows a write is never refused, so no script stops half-way. The receiver's script begins with a write that
+needs memory, a worker's with one that needs none (ZREM, LREM, RPOP), because what a worker does makes room.
+Source: redis.io, "Scripting with Lua", on scripts when memory has run out.
 """
 
 # One round trip from the receiver: a new delivery is queued; one whose job failed is queued anew; one that is
-# known is a duplicate. 0 duplicate, 1 queued, 2 requeued.
+# known is a duplicate; one that finds the queue too long is not taken. -1 too long, 0 duplicate, 1 queued,
+# 2 requeued.
 ENQUEUE = """
 local job, queue, queues = KEYS[1], KEYS[2], KEYS[3]
 local failed, canceled, received = KEYS[4], KEYS[5], KEYS[6]
-local id, now_ms = ARGV[1], ARGV[2]
+local id, now_ms, max_depth = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local known = redis.call('HMGET', job, 'data', 'status')
 local answer = 1
 if known[1] then
@@ -21,7 +27,10 @@ if known[1] then
   end
   answer = 2
 end
-redis.call('HSET', job, unpack(ARGV, 3))
+if redis.call('LLEN', queue) >= max_depth then
+  return -1
+end
+redis.call('HSET', job, unpack(ARGV, 4))
 redis.call('HDEL', job, 'exc_info')
 redis.call('PERSIST', job)
 if answer == 2 then
@@ -36,22 +45,43 @@ return answer
 
 # Say that a worker lives, by Redis's own clock: those of the machines may differ.
 BEAT = """
+redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], redis.call('TIME')[1], ARGV[1])
+"""
+
+# In a Redis that is full, forget what was finished longest ago, and so take what is finished after. Changes
+# nothing otherwise: ZADD XX adds no member, and is refused all the same when there is no room.
+_MAKE_ROOM = """
+local function make_room(finished, count, job_prefix, result_prefix)
+  local answer = redis.pcall('ZADD', finished, 'XX', 0, '')
+  if type(answer) ~= 'table' or not string.find(answer.err or '', 'OOM', 1, true) then return end
+  for _, id in ipairs(redis.call('ZRANGE', finished, 0, count - 1)) do
+    if redis.call('HGET', job_prefix .. id, 'status') == 'finished' then
+      redis.call('DEL', job_prefix .. id, result_prefix .. id)
+    end
+    redis.call('ZREM', finished, id)
+  end
+end
 """
 
 # Fill the worker's held list up to a number of jobs or bytes, mark its jobs started, and return them. What is
 # held already comes first: after a lost answer the same call returns the same jobs.
-TAKE = """
+TAKE = (
+    _MAKE_ROOM
+    + """
 local queue, held, holders, started, suspended = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local worker, limit, max_bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now, job_prefix = ARGV[4], ARGV[5]
+make_room(KEYS[6], 2 * limit + 1, job_prefix, ARGV[6])
+redis.call('ZREM', holders, worker)
 redis.call('ZADD', holders, redis.call('TIME')[1], worker)
 if redis.call('EXISTS', suspended) == 1 then
   return false
 end
 local ids = redis.call('LRANGE', held, 0, -1)
 local jobs, bytes, i = {}, 0, 0
-while #jobs < limit and bytes < max_bytes do
+-- Ids without a job are passed over, but not for so long that Redis keeps others waiting.
+while #jobs < limit and bytes < max_bytes and i < 10 * limit do
   i = i + 1
   local id = ids[i]
   if not id then
@@ -74,6 +104,7 @@ while #jobs < limit and bytes < max_bytes do
 end
 return jobs
 """
+)
 
 # Mark jobs finished, those that this worker still holds: one that was given to another in between is the
 # other's to finish, and one that was deleted stays so. The counts go to the worker's own hash, as RQ does it.
@@ -140,8 +171,9 @@ _GIVE_BACK = """
 local function give_back(held, queue, started, worker, job_prefix)
   local count = 0
   while true do
-    local id = redis.call('LMOVE', held, queue, 'RIGHT', 'LEFT')
+    local id = redis.call('RPOP', held)
     if not id then return count end
+    redis.call('LPUSH', queue, id)
     redis.call('ZREM', started, id .. ':' .. worker)
     if redis.call('EXISTS', job_prefix .. id) == 1 then
       redis.call('HSET', job_prefix .. id, 'status', 'queued')
@@ -165,9 +197,14 @@ local holders, queue, started = KEYS[1], KEYS[2], KEYS[3]
 local silent_after, forget_after, job_prefix, held_prefix = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local now = tonumber(redis.call('TIME')[1])
 local count = 0
-for _, worker in ipairs(redis.call('ZRANGEBYSCORE', holders, '-inf', now - silent_after)) do
-  count = count + give_back(held_prefix .. worker, queue, started, worker, job_prefix)
+local function give_back_all(from, to)
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', holders, from, to)) do
+    count = count + give_back(held_prefix .. worker, queue, started, worker, job_prefix)
+  end
 end
+give_back_all('-inf', now - silent_after)
+-- Heard of in the future: Redis's clock has been set back, and of those who live it hears again at once.
+give_back_all(now + silent_after, '+inf')
 -- A worker that was frozen, not killed, may wake and take again. Its name is kept long past that.
 redis.call('ZREMRANGEBYSCORE', holders, '-inf', now - forget_after)
 return count

@@ -1,0 +1,143 @@
+import os
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+from psycopg import sql
+
+from cli.database import db
+from cli.servers import PostgresServer
+from db import schema
+from tests.conftest import GivenServer
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `clerk-sync db`; keywords are the environment, `stdin` is what is typed."""
+
+    def run(*arguments: str, stdin: str = "", **variables: str) -> Result:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return CliRunner().invoke(db, arguments, input=stdin)
+
+    return run
+
+
+@pytest.fixture
+def empty_url(postgres_server: PostgresServer | GivenServer) -> Iterator[str]:
+    """A database without a table."""
+    name = f"clerk_sync_empty_{os.getpid()}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield urlsplit(postgres_server.url)._replace(path=f"/{name}").geturl()
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def users(url: str) -> list[tuple[str, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute("SELECT clerk_id, email, role FROM users ORDER BY clerk_id").fetchall()
+
+
+def test_the_schema_goes_up_and_down(run: Run, empty_url: str) -> None:
+    head = schema.head()
+    assert run("current", DATABASE_URL=empty_url).output == "no revision (missing)\n"
+    assert run("upgrade", "0001").output == "schema at 0001\n"
+    assert run("upgrade").output == f"schema at {head}\n"
+    assert run("upgrade").output == f"schema at {head}\n", "again changes nothing"
+    assert run("current").output == f"{head} (current)\n"
+    assert run("downgrade", "0001").output == "schema at 0001\n"
+    assert run("downgrade").output == "schema at base\n"
+    assert run("current").output == "no revision (missing)\n"
+
+
+def test_migrations_run_over_the_unpooled_url(run: Run, empty_url: str) -> None:
+    nowhere = "postgresql://127.0.0.1:1/nowhere"
+    ran = run("upgrade", DATABASE_URL=nowhere, DATABASE_URL_UNPOOLED=empty_url)
+    assert ran.exit_code == 0
+    assert users(empty_url) == []
+
+
+def test_seeding_adds_made_up_users_once(run: Run, database_url_unpooled: str) -> None:
+    assert run("seed", "--users", "12", DATABASE_URL=database_url_unpooled).output == "12 users added\n"
+    found = users(database_url_unpooled)
+    assert len(found) == 12
+    assert {email.partition("@")[2] for _, email, _ in found} == {"example.com"}
+    assert {role for _, _, role in found} == {"admin", "user"}
+    assert run("seed", "--users", "15").output == "3 users added\n"
+    assert users(database_url_unpooled)[:12] == found
+
+
+def test_reset_asks_first(run: Run, database_url_unpooled: str) -> None:
+    run("seed", DATABASE_URL=database_url_unpooled)
+    for answer in ("", "n\n", "no\n", "\n"):
+        ran = run("reset", stdin=answer)
+        assert (ran.exit_code, len(users(database_url_unpooled))) == (1, 20)
+    ran = run("reset", stdin="y\n")
+    assert ran.exit_code == 0
+    assert ran.output.endswith(f"schema at {schema.head()}, tables empty\n")
+    assert users(database_url_unpooled) == []
+
+
+def test_reset_need_not_ask(run: Run, database_url_unpooled: str) -> None:
+    run("seed", DATABASE_URL=database_url_unpooled)
+    assert run("reset", "--yes").output == f"schema at {schema.head()}, tables empty\n"
+    assert users(database_url_unpooled) == []
+
+
+REMOTE = [
+    "postgresql://db.example.com/app",
+    "postgresql://u:p@10.1.2.3:5432/app",
+    "postgresql://ep-cool-name-123456-pooler.eu-central-1.aws.neon.tech/app?sslmode=require",
+    "postgresql://localhost.example.com/app",
+]
+
+
+@pytest.mark.parametrize("url", REMOTE)
+def test_reset_refuses_a_database_that_is_not_local(url: str, run: Run) -> None:
+    ran = run("reset", "--yes", DATABASE_URL=url)
+    assert ran.exit_code == 1
+    assert str(ran.exception) == (
+        "the database is not on this machine: nothing was done; --force does it all the same"
+    )
+
+
+def test_reset_looks_at_the_database_that_it_would_reset(run: Run, database_url_unpooled: str) -> None:
+    ran = run("reset", "--yes", DATABASE_URL=database_url_unpooled, DATABASE_URL_UNPOOLED=REMOTE[0])
+    assert str(ran.exception).startswith("the database is not on this machine")
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("postgresql:///app?host=db.example.com", None),
+        ("postgresql://localhost/app?host=db.example.com", None),
+        ("postgresql://localhost/app?hostaddr=10.1.2.3", None),
+        ("postgresql://localhost,db.example.com/app", None),
+        ("postgresql:///app?service=production", None),
+        ("postgresql:///app", "db.example.com"),
+        ("postgresql:///app", "localhost,db.example.com"),
+    ],
+)
+def test_reset_is_not_fooled_about_where_a_database_is(
+    url: str, host: str | None, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if host:
+        monkeypatch.setenv("PGHOST", host)
+    ran = run("reset", "--yes", DATABASE_URL=url)
+    assert str(ran.exception).startswith("the database is not on this machine")
+
+
+def test_a_revision_that_is_none_is_said(run: Run, database_url_unpooled: str) -> None:
+    for command in ("upgrade", "downgrade"):
+        ran = run(command, "nosuch", DATABASE_URL=database_url_unpooled)
+        assert ran.exit_code == 1
+        assert isinstance(ran.exception, schema.MigrationError)
+        assert str(ran.exception) == "Can't locate revision identified by 'nosuch'"
+
+
+def test_there_is_no_way_down_from_the_bottom(run: Run, empty_url: str) -> None:
+    assert isinstance(run("downgrade", DATABASE_URL=empty_url).exception, schema.MigrationError)

@@ -1,0 +1,128 @@
+"""What every command has in common, seen from a shell."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cli.main import COMMANDS, describe
+from cli.servers import free_port
+from config import SettingsError
+from db.errors import DatabaseUnavailable
+from tests.conftest import MakeSettings
+from tests.jobs import clerk_sync
+from tests.stack import environment
+
+
+class Ran(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def run(*arguments: str, directory: Path, stdin: str = "", **variables: str) -> Ran:
+    """Run `clerk-sync` in an empty directory with no settings but `variables`."""
+    ran = subprocess.run(
+        clerk_sync(*arguments),
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], **variables},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+def test_help_names_every_command_and_is_no_failure(tmp_path: Path) -> None:
+    ran = run("--help", directory=tmp_path)
+    assert (ran.status, ran.err) == (0, "")
+    listed = {line.split()[0] for line in ran.out.partition("Commands:")[2].splitlines() if line.strip()}
+    assert listed >= COMMANDS.keys()
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    ran = run("--version", directory=tmp_path)
+    assert ran.status == 0
+    assert ran.out.startswith("clerk-sync, version ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("worke",), ("db", "upgrad"), ("events", "--limit", "many"), ("status", "x")]
+)
+def test_wrong_usage_ends_with_2_and_says_what_is_wrong(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    ran = run(*arguments, directory=tmp_path, DATABASE_URL="postgresql://127.0.0.1:1/x")
+    assert (ran.status, ran.out) == (2, "")
+    assert "Error: " in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_what_is_not_set_is_one_line_and_ends_with_1(tmp_path: Path) -> None:
+    ran = run("worker", directory=tmp_path)
+    assert ran == (1, "", "clerk-sync: REDIS_URL is not set; DATABASE_URL is not set\n")
+
+
+def test_what_is_wrong_is_one_line_that_does_not_show_it(tmp_path: Path) -> None:
+    ran = run("db", "current", directory=tmp_path, DATABASE_URL="mysql://u:hunter2@h/d")
+    assert ran == (1, "", "clerk-sync: DATABASE_URL must begin with postgres:// or postgresql://\n")
+
+
+def test_a_database_that_is_away_is_one_line_without_its_address(tmp_path: Path) -> None:
+    url = f"postgresql://secret_user:hunter2@127.0.0.1:{free_port()}/secret_name"
+    ran = run("db", "current", directory=tmp_path, DATABASE_URL=url)
+    assert ran == (1, "", "clerk-sync: no connection to the database (DATABASE_URL)\n")
+
+
+def test_debug_shows_where_it_happened_as_well_and_no_address_either(tmp_path: Path) -> None:
+    url = f"postgresql://secret_user:hunter2@127.0.0.1:{free_port()}/secret_name"
+    ran = run("--debug", "db", "current", directory=tmp_path, DATABASE_URL=url)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.startswith("Traceback (most recent call last):\n")
+    assert ran.err.endswith("\nclerk-sync: no connection to the database (DATABASE_URL)\n")
+    assert "hunter2" not in ran.err
+    assert "secret_" not in ran.err
+
+
+def test_a_question_that_is_not_answered_stops_the_command(
+    tmp_path: Path, make_settings: MakeSettings
+) -> None:
+    ran = run("db", "reset", directory=tmp_path, **environment(make_settings(redis_url=None)))
+    assert ran.status == 1
+    assert ran.err.splitlines()[-1] == "clerk-sync: stopped"
+
+
+def test_settings_are_read_from_a_file_in_the_directory(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DATABASE_URL=mysql://h/d\n")
+    ran = run("db", "current", directory=tmp_path)
+    assert ran.err == "clerk-sync: DATABASE_URL must begin with postgres:// or postgresql://\n"
+
+
+def test_a_command_answers_and_logs_nothing(tmp_path: Path, make_settings: MakeSettings) -> None:
+    settings = make_settings(redis_url=None, log_level="DEBUG")
+    ran = run("events", "--json", directory=tmp_path, **environment(settings))
+    assert ran == (0, "[]\n", "")
+
+
+def test_status_ends_with_1_when_something_is_wrong_and_says_what(
+    tmp_path: Path, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(redis_url=f"redis://:hunter2@127.0.0.1:{free_port()}")
+    ran = run("status", "--json", directory=tmp_path, **environment(settings))
+    assert (ran.status, ran.err) == (1, "")
+    assert '"Redis does not answer (ConnectionError)"' in ran.out
+    assert "hunter2" not in ran.out
+
+
+def test_only_errors_of_our_own_are_shown_with_their_words() -> None:
+    assert describe(SettingsError("PORT is not set")) == "PORT is not set"
+    assert describe(DatabaseUnavailable("no connection")) == "no connection"
+    assert describe(ValueError("ann@example.com")) == "unexpected ValueError (see it with --debug)"
+
+
+def test_no_command_needs_settings_to_explain_itself(tmp_path: Path) -> None:
+    ran = run("worker", "--help", directory=tmp_path)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("Usage: clerk-sync worker ")

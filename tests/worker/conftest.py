@@ -1,0 +1,40 @@
+"""A queue of the test's own, from the receiver's side, a worker's side and RQ's."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from redis import Redis
+
+from tests.conftest import MakeSettings
+from tests.jobs import RqView
+from worker.queue import DeliveryQueue, HeldJobs, intake, worker_redis
+
+NO_DATABASE = {"database_url": None, "database_url_unpooled": None}
+
+
+@pytest.fixture
+def redis(make_settings: MakeSettings) -> Iterator[Redis]:
+    """A worker's client of the test's Redis."""
+    client = worker_redis(make_settings(**NO_DATABASE))
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def queue(make_settings: MakeSettings) -> Iterator[DeliveryQueue]:
+    """The receiver's side of the queue."""
+    receiver = intake(make_settings(**NO_DATABASE))
+    yield receiver
+    receiver.redis.close()
+
+
+@pytest.fixture
+def rq(redis: Redis) -> RqView:
+    """RQ's view of the queue."""
+    return RqView(redis)
+
+
+@pytest.fixture
+def holder(redis: Redis) -> Callable[[str], HeldJobs]:
+    """Make a worker's side of the queue, under a name."""
+    return lambda name: HeldJobs(redis, name)

@@ -1,0 +1,266 @@
+import json
+import pickle
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from db import users
+from db.engine import Database
+from db.errors import ChangeRefused, DatabaseUnavailable
+from db.ledger import Incoming, Outcome
+from db.policy import Policy
+from tests.clerk import ANN, BEN, NOW, body, session, session_event, svix_id, user, user_event
+from tests.conftest import MakeSettings
+from worker import batch
+from worker.events import MetadataKeys
+from worker.queue import Failed, Finished, TakenJob
+from worker.rq_layout import JOB_FUNCTION, encode_call
+
+KEYS = MetadataKeys()
+MARK = "marked.person"
+
+
+def job(
+    event: object = None, *, data: bytes | None = None, created_at: str = "2026-01-01T10:00:00Z"
+) -> TakenJob:
+    text = body(user_event() if event is None else event).decode()
+    return TakenJob(
+        svix_id(), zlib.compress(encode_call(text)) if data is None else data, created_at, 3, (10,), {}
+    )
+
+
+def person(i: int) -> TakenJob:
+    return job(user_event(data=user(f"user_{i}", first_name=f"name {i}", last_name=None)))
+
+
+class Applied:
+    """Stands where the database does: remembers what it was asked, and refuses whom it is told to."""
+
+    def __init__(self, refusal: Exception | None = None, refused: Sequence[str] = ()) -> None:
+        self.calls: list[list[str]] = []
+        self._refusal = refusal
+        self._refused = set(refused)
+
+    def __call__(self, incoming: Sequence[Incoming]) -> list[Outcome]:
+        ids = [str(one.svix_id) for one in incoming]
+        self.calls.append(ids)
+        if self._refusal and self._refused & set(ids):
+            raise self._refusal
+        return [Outcome.STALE if i % 2 else Outcome.APPLIED for i, _ in enumerate(ids)]
+
+
+def outcomes(done: Sequence[Finished | Failed]) -> dict[str, str]:
+    """Return what became of each job: its outcome, or the first word of why it failed."""
+    return {
+        item.job.id: item.outcome if isinstance(item, Finished) else item.reason.partition(":")[0]
+        for item in done
+    }
+
+
+def the_failed(done: Sequence[Finished | Failed]) -> Failed:
+    (failed,) = (item for item in done if isinstance(item, Failed))
+    return failed
+
+
+def test_a_batch_is_applied_in_one_call_and_each_job_has_its_outcome() -> None:
+    jobs = [person(i) for i in range(3)]
+    apply = Applied()
+    done = batch.process(jobs, KEYS, apply)
+    assert apply.calls == [[one.id for one in jobs]]
+    assert done == [Finished(jobs[0], "applied"), Finished(jobs[1], "stale"), Finished(jobs[2], "applied")]
+
+
+def test_nothing_is_applied_for_no_jobs() -> None:
+    apply = Applied()
+    assert batch.process([], KEYS, apply) == []
+    assert apply.calls == []
+
+
+def test_a_delivery_is_recorded_with_when_it_came_and_when_it_happened() -> None:
+    seen: list[Incoming] = []
+
+    def apply(incoming: Sequence[Incoming]) -> list[Outcome]:
+        seen.extend(incoming)
+        return [Outcome.APPLIED] * len(incoming)
+
+    one = job(session_event(data=session(ANN), timestamp=NOW + 7), created_at="2026-01-01T10:00:00.250000Z")
+    batch.process([one], KEYS, apply)
+    assert [i[1:] for i in seen] == [(one.id, "session.created", NOW + 7, NOW + 250)]
+
+
+@pytest.mark.parametrize("created_at", ["", "yesterday", "2026-13-01T10:00:00Z", "0001-01-01T00:00:00+23:59"])
+def test_a_job_that_does_not_say_when_it_came_is_applied_all_the_same(created_at: str) -> None:
+    (done,) = batch.process([job(created_at=created_at)], KEYS, Applied())
+    assert isinstance(done, Finished)
+
+
+# What fails
+
+
+UNREADABLE: dict[str, object] = {
+    "no object": [],
+    "no type": {"data": {}},
+    "a type that is no text": user_event(type=7),
+    "no data": {"type": "user.created"},
+    "no id": user_event(data=user(None)),
+    "an id that is none": user_event(data=user("user 1'; --")),
+    "an id that is too long": user_event(data=user("u" * 201)),
+    "a session without a user or a time": session_event(data=session(ANN, created_at=None)),
+}
+
+
+@pytest.mark.parametrize("event", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_an_event_that_cannot_be_understood_fails_alone_and_for_good(event: object) -> None:
+    jobs = [person(1), job(event), person(2)]
+    apply = Applied()
+    failed = the_failed(done := batch.process(jobs, KEYS, apply))
+    assert outcomes(done) == {jobs[0].id: "applied", jobs[1].id: "Unreadable", jobs[2].id: "stale"}
+    assert apply.calls == [[jobs[0].id, jobs[2].id]]
+    assert failed.retryable is False
+
+
+def test_a_reason_holds_nothing_of_the_payload() -> None:
+    event = user_event(data=user(f"{MARK}@example.com", first_name=MARK))
+    failed = the_failed(batch.process([job(event)], KEYS, Applied()))
+    assert failed.reason == "Unreadable: the event's data.id is no Clerk id"
+    assert failed.traceback.startswith("Traceback (most recent call last):\n")
+    assert failed.traceback.endswith(failed.reason)
+    assert MARK not in failed.traceback
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is there once somebody has imported or run the module `trap`."""
+    mark = tmp_path / "sprung"
+    leave = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+    (tmp_path / "trap.py").write_text(f"{leave}\ndef spring(*_):\n    {leave.splitlines()[1]}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return mark
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return __import__, ("trap",)
+
+
+FOREIGN: dict[str, bytes] = {
+    "another function": json.dumps(["trap.spring", None, ["{}"], {}]).encode(),
+    "a method": json.dumps(["spring", "trap", ["{}"], {}]).encode(),
+    "a pickle": pickle.dumps(("trap.spring", None, ("{}",), {})),
+    "a pickle that runs code": pickle.dumps(Trap()),
+    "garbage": b"\x00\xff",
+}
+
+
+@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN.keys())
+def test_a_foreign_job_fails_for_good_and_is_never_imported(data: bytes, trap: Path) -> None:
+    for packed in (data, zlib.compress(data)):
+        failed = the_failed(batch.process([job(data=packed), person(1)], KEYS, Applied()))
+        assert failed.reason.startswith("ForeignJobError: ")
+        assert failed.retryable is False
+        assert not trap.exists()
+
+
+def test_the_trap_works(trap: Path) -> None:
+    pickle.loads(FOREIGN["a pickle that runs code"])
+    assert trap.exists()
+
+
+def test_a_body_that_is_no_json_fails_for_good() -> None:
+    data = json.dumps([JOB_FUNCTION, None, [f"{{{MARK}"], {}]).encode()
+    failed = the_failed(batch.process([job(data=data)], KEYS, Applied()))
+    assert (failed.reason, failed.retryable) == ("Unreadable: body is not JSON", False)
+    assert MARK not in failed.traceback
+
+
+@pytest.mark.parametrize("at", [0, 1, 49, 98, 99])
+def test_one_that_is_refused_fails_alone_and_the_others_are_applied(at: int) -> None:
+    jobs = [person(i) for i in range(100)]
+    apply = Applied(ChangeRefused("refused", retryable=False), [jobs[at].id])
+    done = batch.process(jobs, KEYS, apply)
+    assert the_failed(done).job == jobs[at]
+    assert sorted(outcomes(done)) == sorted(one.id for one in jobs)
+    assert len(apply.calls) <= 2 * 7 + 1, "halved each time, not tried one by one"
+
+
+def test_several_that_are_refused_fail_and_the_others_are_applied() -> None:
+    jobs = [person(i) for i in range(20)]
+    refused = {jobs[i].id for i in (0, 7, 8, 19)}
+    apply = Applied(ChangeRefused("refused", retryable=True), list(refused))
+    done = batch.process(jobs, KEYS, apply)
+    failed = [item for item in done if isinstance(item, Failed)]
+    assert {item.job.id for item in failed} == refused
+    assert [(item.reason, item.retryable) for item in failed] == [("ChangeRefused: refused", True)] * 4
+    assert len(done) == 20
+
+
+def test_a_database_that_is_away_is_no_jobs_fault() -> None:
+    jobs = [person(i) for i in range(10)]
+    apply = Applied(DatabaseUnavailable("no connection"), [jobs[3].id])
+    with pytest.raises(DatabaseUnavailable):
+        batch.process(jobs, KEYS, apply)
+    assert len(apply.calls) == 1, "it is not halved"
+
+
+def test_a_fault_of_our_own_fails_alone_is_tried_again_and_quotes_nothing() -> None:
+    jobs = [person(i) for i in range(5)]
+    apply = Applied(KeyError(f"{MARK}@example.com"), [jobs[2].id])
+    failed = the_failed(batch.process(jobs, KEYS, apply))
+    assert failed.job == jobs[2]
+    assert failed.retryable is True
+    assert failed.reason.startswith("KeyError in __call__, line ")
+    assert MARK not in failed.reason + failed.traceback
+
+
+# Against the real database
+
+
+@pytest.fixture
+def database(make_settings: MakeSettings) -> Iterator[Database]:
+    database = Database(make_settings(redis_url=None), attempts=1)
+    yield database
+    database.dispose()
+
+
+def test_what_the_database_refuses_fails_alone_with_sqlstate_and_constraint(
+    database: Database, database_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
+        connection.execute(f"ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> '{MARK}')")
+        jobs = [person(i) for i in range(30)]
+        jobs[17] = job(user_event(data=user(BEN, f"{MARK}@example.com", first_name=MARK, last_name=None)))
+        done = batch.process(jobs, KEYS, lambda incoming: users.apply(database, incoming, Policy()))
+        failed = the_failed(done)
+        assert failed.job == jobs[17]
+        assert failed.reason == (
+            "ChangeRefused: the database refused the change:"
+            " CheckViolation (SQLSTATE 23514, constraint nobody)"
+        )
+        assert failed.retryable is False
+        assert MARK not in failed.traceback
+        names = connection.execute("SELECT name FROM users").fetchall()
+        assert sorted(names) == sorted((f"name {i}",) for i in range(30) if i != 17)
+        ids = connection.execute("SELECT svix_id FROM webhook_events").fetchall()
+        assert sorted(ids) == sorted((one.id,) for one in jobs if one != jobs[17])
+
+
+def test_a_name_that_a_narrower_column_cannot_hold_is_refused_without_showing_it(
+    database: Database, database_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
+        connection.execute("ALTER TABLE users ALTER name TYPE varchar(10)")
+    long = job(user_event(data=user(ANN, first_name=MARK, last_name=MARK)))
+    failed = the_failed(batch.process([long], KEYS, lambda i: users.apply(database, i, Policy())))
+    assert "StringDataRightTruncation (SQLSTATE 22001" in failed.reason
+    assert MARK not in failed.reason + failed.traceback
+
+
+def test_a_table_that_is_missing_is_the_deployments_trouble(database: Database, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
+        connection.execute("DROP TABLE webhook_events")
+    with pytest.raises(DatabaseUnavailable, match="UndefinedTable"):
+        batch.process([person(1)], KEYS, lambda incoming: users.apply(database, incoming, Policy()))

@@ -1,0 +1,124 @@
+"""What a process writes. Each is a process of its own: logging is set up once in each."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from cli.process import Process
+from tests.clerk import user, user_event
+from tests.conftest import MakeSettings
+from tests.jobs import RqView, clerk_sync, delivery
+from tests.stack import environment, wait_until
+from worker.queue import DeliveryQueue
+
+MARK = "marked.person"
+SPEAK = f"""
+import logging
+import structlog
+import config
+from worker import log
+
+log.configure(config.load())
+structlog.get_logger("worker").info("batch", jobs=3, svix_id="msg_1")
+structlog.get_logger("worker").debug("a detail")
+logging.getLogger("rq.queue").info("Pushed job %s into %s", "msg_2", "clerk")
+logging.getLogger("rq.worker").info("Worker %s: *** Listening", "w")
+logging.getLogger("rq.worker").warning("Worker %s: trouble", "w")
+logging.getLogger("somebody").debug("a detail of theirs")
+for speaker in (structlog.get_logger("worker"), logging.getLogger("rq.worker")):
+    try:
+        raise ValueError("{MARK}@example.com")
+    except ValueError:
+        speaker.exception("it failed")
+"""
+
+
+def speak(directory: Path, **variables: str) -> list[str]:
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", SPEAK],
+        cwd=directory,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert ran.stderr == ""
+    return ran.stdout.splitlines()
+
+
+def test_in_json_every_line_is_an_object_ours_and_rqs_alike(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [json.loads(line) for line in speak(tmp_path, LOG_FORMAT="json")]
+    assert [(line["logger"], line["level"], line["event"]) for line in lines] == [
+        ("worker", "info", "batch"),
+        ("rq.queue", "info", "Pushed job msg_2 into clerk"),
+        ("rq.worker", "warning", "Worker w: trouble"),
+        ("worker", "error", "it failed"),
+        ("rq.worker", "error", "it failed"),
+    ]
+    assert {"jobs": 3, "svix_id": "msg_1"}.items() <= lines[0].items()
+    assert all(line["timestamp"].endswith("Z") for line in lines)
+
+
+def test_on_a_console_every_event_is_a_line(tmp_path: Path) -> None:
+    lines = speak(tmp_path, LOG_FORMAT="console")
+    assert len(lines) == 5
+    assert "batch" in lines[0]
+    assert "jobs=3" in lines[0]
+    assert "\x1b" not in "".join(lines), "no colours where nobody sees them"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_an_exception_is_named_and_not_quoted(log_format: str, tmp_path: Path) -> None:
+    lines = speak(tmp_path, LOG_FORMAT=log_format)
+    assert MARK not in "".join(lines)
+    assert "Traceback" not in "".join(lines)
+    assert sum("ValueError" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize(("level", "count"), [("DEBUG", 8), ("WARNING", 3), ("ERROR", 2)])
+def test_the_level_decides_for_everybody(level: str, count: int, tmp_path: Path) -> None:
+    assert len(speak(tmp_path, LOG_LEVEL=level, LOG_FORMAT="json")) == count
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Process]:
+    worker = Process("worker", tmp_path / "pid")
+    yield worker
+    worker.kill()
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_failing_jobs_leave_nothing_personal_in_the_log_at_any_level(
+    log_format: str, queue: DeliveryQueue, rq: RqView, worker: Process, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(log_format=log_format, log_level="DEBUG")
+    assert settings.database_url
+    with psycopg.connect(settings.database_url.get_secret_value(), prepare_threshold=None) as connection:
+        connection.execute(f"ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> '{MARK}')")
+        connection.execute("ALTER TABLE users ALTER name TYPE varchar(20)")
+    fields = {"first_name": MARK, "last_name": None}
+    failing = [
+        delivery(user_event(data=user("user_1", f"{MARK}@example.com", **fields))),
+        delivery(user_event(data=user(f"{MARK}@example.com"))),
+        delivery(user_event(data=user("user_2", f"{MARK}@example.com", first_name=MARK * 2))),
+    ]
+    for one in failing:
+        queue.enqueue(one)
+    rq.queue.enqueue("send.mail", f"{MARK}@example.com", job_id="foreign", description="foreign")
+    log = worker.record.parent / "log"
+    worker.launch(clerk_sync("worker"), env=environment(settings), cwd=log.parent, log=log)
+    wait_until(lambda: len(rq.ids("failed")) == 4, 40, log.read_text)
+    worker.end(patience=15)
+    assert worker.exit_status == 0
+    said = log.read_text()
+    assert said.count("job failed") == 4
+    assert MARK not in said
+    for line in said.splitlines() if log_format == "json" else []:
+        json.loads(line)

@@ -1,0 +1,783 @@
+import json
+import pickle
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from redis import Redis
+from rq.command import send_stop_job_command
+from rq.exceptions import NoSuchJobError
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import Job
+from rq.registry import clean_registries
+from rq.results import Result
+from rq.scheduler import RQScheduler
+from rq.worker import SimpleWorker
+
+import config
+from cli.servers import RedisServer, free_port
+from tests.clerk import NOW
+from tests.conftest import MakeSettings
+from tests.jobs import RqView, delivery, frozen, rq_command
+from tests.trips import TripCounter
+from tests.worker.conftest import NO_DATABASE
+from worker import queue as queue_module
+from worker import rq_layout
+from worker.queue import (
+    HELD_PREFIX,
+    HOLDERS_KEY,
+    LAST_RECEIVED_KEY,
+    SILENT_AFTER_S,
+    Answer,
+    DeliveryQueue,
+    Failed,
+    Finished,
+    HeldJobs,
+    QueueUnavailable,
+    TakenJob,
+    intake,
+)
+from worker.rq_layout import FAILURE_TTL_S, RESULT_TTL_S, RETRY_INTERVALS_S, decode_call
+
+Holder = Callable[[str], HeldJobs]
+
+
+def fill(queue: DeliveryQueue, count: int) -> list[str]:
+    """Enqueue that many deliveries and return their ids, in order."""
+    given = [delivery() for _ in range(count)]
+    assert [queue.enqueue(one) for one in given] == [Answer.QUEUED] * count
+    return [one.svix_id for one in given]
+
+
+def take(held: HeldJobs, limit: int = 100) -> list[TakenJob]:
+    jobs = held.finish_and_take([], limit)
+    assert jobs is not None
+    return jobs
+
+
+def ids(jobs: list[TakenJob] | None) -> list[str]:
+    assert jobs is not None
+    return [job.id for job in jobs]
+
+
+def settle(held: HeldJobs, *done: Finished | Failed) -> None:
+    held.finish_and_take(done, 0)
+
+
+def failure(job: TakenJob, *, retryable: bool = False) -> Failed:
+    return Failed(job, "Unreadable: the event is no JSON object", "Traceback\nUnreadable", retryable)
+
+
+def fail_for_good(held: HeldJobs, queue: DeliveryQueue) -> str:
+    """Bring one new job into the failed registry and return its id."""
+    queue.enqueue(given := delivery())
+    (job,) = take(held)
+    settle(held, failure(job))
+    return given.svix_id
+
+
+def fall_silent(redis: Redis, worker: str) -> None:
+    """Let the worker not have been heard of for too long."""
+    redis.zadd(HOLDERS_KEY, {worker: time.time() - SILENT_AFTER_S - 1})
+
+
+def scores(redis: Redis, key: str) -> dict[str, float]:
+    found: Any = redis.zrange(key, 0, -1, withscores=True)
+    return {member.decode(): score for member, score in found}
+
+
+# The receiver's side
+
+
+def test_a_new_delivery_is_queued_once(queue: DeliveryQueue, rq: RqView) -> None:
+    given = delivery()
+    assert [queue.enqueue(given) for _ in range(3)] == [Answer.QUEUED, Answer.DUPLICATE, Answer.DUPLICATE]
+    assert rq.places(given.svix_id) == ["queue"]
+
+
+def test_eight_receivers_with_one_delivery_queue_it_once(make_settings: MakeSettings, rq: RqView) -> None:
+    given = [delivery() for _ in range(10)]
+    receivers = [intake(make_settings(**NO_DATABASE)) for _ in range(8)]
+    start = threading.Barrier(8)
+
+    def receive(receiver: DeliveryQueue) -> list[Answer]:
+        start.wait(10)
+        return [receiver.enqueue(one) for one in given]
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = Counter(answer for answers in threads.map(receive, receivers) for answer in answers)
+    for receiver in receivers:
+        receiver.redis.close()
+    assert answers == {Answer.QUEUED: 10, Answer.DUPLICATE: 70}
+    assert Counter(rq.queue.get_job_ids()) == dict.fromkeys((one.svix_id for one in given), 1)
+
+
+@pytest.mark.parametrize("status", ["queued", "started", "scheduled", "finished", "deferred"])
+def test_a_delivery_whose_job_lives_is_a_duplicate(status: str, queue: DeliveryQueue, rq: RqView) -> None:
+    queue.enqueue(given := delivery())
+    rq.redis.hset(Job.key_for(given.svix_id), "status", status)
+    before = rq.fields(given.svix_id)
+    assert queue.enqueue(given) == Answer.DUPLICATE
+    assert rq.fields(given.svix_id) == before
+
+
+def test_a_delivery_whose_job_failed_is_queued_anew_with_full_retries(
+    queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    held = holder("w")
+    queue.enqueue(given := delivery())
+    (job,) = take(held)
+    settle(held, failure(job._replace(retries_left=0), retryable=True))
+    rq.redis.hset(Job.key_for(given.svix_id), "retries_left", 0)
+    assert rq.places(given.svix_id) == ["failed"]
+
+    assert queue.enqueue(given) == Answer.REQUEUED
+    assert rq.places(given.svix_id) == ["queue"]
+    again = rq.job(given.svix_id)
+    assert (again.get_status(), again.retries_left) == ("queued", len(RETRY_INTERVALS_S))
+    assert (again.started_at, again.ended_at, again.worker_name, again._exc_info) == (None, None, None, None)
+    assert rq.redis.ttl(Job.key_for(given.svix_id)) == -1, "it does not expire while it waits"
+    assert queue.enqueue(given) == Answer.DUPLICATE
+
+
+def test_what_failed_before_is_remembered_when_it_is_queued_anew(
+    queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    held = holder("w")
+    failed = fail_for_good(held, queue)
+    first = rq.job(failed).meta["first_failed_at"]
+    queue.enqueue(delivery(id_=failed))
+    (job,) = take(held)
+    settle(held, failure(job))
+    assert rq.job(failed).meta["attempts"] == 2
+    assert rq.job(failed).meta["first_failed_at"] == first
+
+
+def test_eight_receivers_queue_a_failed_delivery_anew_once(
+    make_settings: MakeSettings, queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    failed = fail_for_good(holder("w"), queue)
+    receivers = [intake(make_settings(**NO_DATABASE)) for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        answers = Counter(threads.map(lambda receiver: receiver.enqueue(delivery(id_=failed)), receivers))
+    for receiver in receivers:
+        receiver.redis.close()
+    assert answers == {Answer.REQUEUED: 1, Answer.DUPLICATE: 7}
+    assert rq.places(failed) == ["queue"]
+
+
+def test_a_delivery_whose_job_was_canceled_is_queued_anew(queue: DeliveryQueue, rq: RqView) -> None:
+    queue.enqueue(given := delivery())
+    rq.job(given.svix_id).cancel()
+    assert rq.places(given.svix_id) == ["canceled"]
+    assert queue.enqueue(given) == Answer.REQUEUED
+    assert rq.places(given.svix_id) == ["queue"]
+
+
+def test_a_delivery_whose_job_was_stopped_is_queued_anew(queue: DeliveryQueue, rq: RqView) -> None:
+    queue.enqueue(given := delivery())
+    worker = SimpleWorker([rq.queue], connection=rq.redis, serializer="json", prepare_for_work=False)
+    worker._stopped_job_id = given.svix_id
+    rq.redis.lpop(rq.queue.key)
+    worker.handle_job_failure(rq.job(given.svix_id), rq.queue)
+    assert (rq.status(given.svix_id), rq.places(given.svix_id)) == ("stopped", ["failed"])
+    assert queue.enqueue(given) == Answer.REQUEUED
+    assert (rq.status(given.svix_id), rq.places(given.svix_id)) == ("queued", ["queue"])
+
+
+def test_a_job_that_rq_deleted_is_new_again(queue: DeliveryQueue, rq: RqView) -> None:
+    queue.enqueue(given := delivery())
+    rq.job(given.svix_id).delete()
+    assert queue.enqueue(given) == Answer.QUEUED
+    assert rq.places(given.svix_id) == ["queue"]
+
+
+def test_the_job_keeps_the_whole_body_and_tells_no_more_than_type_and_id(
+    queue: DeliveryQueue, rq: RqView
+) -> None:
+    given = delivery()
+    queue.enqueue(given)
+    job = rq.job(given.svix_id)
+    assert job.args == [given.body]
+    assert job.description == given.description
+    fields = rq.fields(given.svix_id)
+    assert b"@" not in b"".join(value for name, value in fields.items() if name != b"data")
+
+
+def test_when_the_last_delivery_came_is_known(queue: DeliveryQueue, redis: Redis) -> None:
+    queue.enqueue(given := delivery(received_at=NOW))
+    queue.enqueue(given._replace(received_at=NOW + 5))
+    assert redis.get(LAST_RECEIVED_KEY) == str(NOW + 5).encode()
+
+
+def test_a_delivery_is_one_round_trip(make_settings: MakeSettings, redis_url: str) -> None:
+    with TripCounter(redis_url) as counter:
+        receiver = intake(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
+        receiver.enqueue(again := delivery())
+        for given in (delivery(), again):
+            with counter.counting() as trips:
+                receiver.enqueue(given)
+            assert trips.count == 1
+        receiver.redis.close()
+
+
+@pytest.fixture
+def own_redis(server_directory: Path) -> Iterator[RedisServer]:
+    """A Redis that the test may stop, fill and spoil."""
+    server = RedisServer(server_directory / "redis", free_port(), durable=False)
+    server.start()
+    yield server
+    server.kill()
+
+
+def own_settings(make_settings: MakeSettings, server: RedisServer) -> config.Settings:
+    return make_settings(**NO_DATABASE, redis_url=SecretStr(server.url))
+
+
+def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(
+    make_settings: MakeSettings,
+) -> None:
+    port = free_port()
+    receiver = intake(make_settings(**NO_DATABASE, redis_url=SecretStr(f"redis://:hunter2@127.0.0.1:{port}")))
+    began = time.monotonic()
+    with pytest.raises(QueueUnavailable) as refused:
+        receiver.enqueue(delivery())
+    assert time.monotonic() - began < 2
+    assert refused.value.retryable
+    assert str(refused.value) == "Redis did not take the job (ConnectionError)"
+
+
+def test_a_redis_that_hangs_is_said_in_time(make_settings: MakeSettings, own_redis: RedisServer) -> None:
+    receiver = intake(own_settings(make_settings, own_redis))
+    with frozen(own_redis):
+        for ask in (lambda: receiver.enqueue(delivery()), receiver.ping):
+            began = time.monotonic()
+            with pytest.raises(QueueUnavailable, match="TimeoutError"):
+                ask()
+            assert time.monotonic() - began < 3
+    receiver.redis.close()
+
+
+def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own_redis: RedisServer) -> None:
+    receiver = intake(own_settings(make_settings, own_redis))
+    receiver.enqueue(first := delivery())
+    receiver.redis.config_set("maxmemory", 1)
+    for ask in (lambda: receiver.enqueue(delivery()), receiver.ping):
+        with pytest.raises(
+            QueueUnavailable, match=r"^Redis (did not take the job|takes no writes) \(.*Error\)$"
+        ):
+            ask()
+    assert receiver.redis.lrange(rq_layout.QUEUE_KEY, 0, -1) == [first.svix_id.encode()]
+    receiver.redis.close()
+
+
+def test_a_restarted_redis_is_used_again_at_once(make_settings: MakeSettings, own_redis: RedisServer) -> None:
+    receiver = intake(own_settings(make_settings, own_redis))
+    receiver.enqueue(first := delivery())
+    own_redis.stop()
+    own_redis.start()
+    assert receiver.enqueue(delivery()) == Answer.QUEUED, "without its script and on a dead connection"
+    assert receiver.enqueue(first) == Answer.DUPLICATE
+    receiver.redis.close()
+
+
+# A worker's side
+
+
+def test_jobs_are_taken_in_their_order_up_to_the_limit(queue: DeliveryQueue, holder: Holder) -> None:
+    queued = fill(queue, 5)
+    held = holder("w")
+    assert ids(take(held, 3)) == queued[:3]
+    assert ids(held.finish_and_take([Finished(job, "applied") for job in take(held, 3)], 3)) == queued[3:]
+
+
+def test_a_taken_job_has_what_was_enqueued(queue: DeliveryQueue, holder: Holder) -> None:
+    queue.enqueue(given := delivery())
+    (job,) = take(holder("w"))
+    assert decode_call(job.data) == given.body
+    assert job.created_at == "2026-01-01T10:00:00.000000Z"
+    assert (job.retries_left, job.retry_intervals, job.meta) == (3, RETRY_INTERVALS_S, {})
+
+
+def test_rq_sees_a_taken_job_as_started(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+    (id_,) = fill(queue, 1)
+    take(holder("w"))
+    job = rq.job(id_)
+    assert rq.places(id_) == ["started", "held"]
+    assert rq.queue.started_job_registry.get_job_and_execution_ids() == [(id_, "w")]
+    assert (job.get_status(), job.worker_name, job.is_started) == ("started", "w", True)
+    assert job.started_at is not None
+    assert abs(job.started_at - datetime.now(UTC)) < timedelta(seconds=10)
+
+
+def test_a_lost_answer_to_a_take_returns_the_same_jobs(queue: DeliveryQueue, holder: Holder) -> None:
+    queued = fill(queue, 5)
+    held = holder("w")
+    assert [ids(take(held, 3)) for _ in range(3)] == [queued[:3]] * 3
+    assert ids(take(held, 5)) == queued
+
+
+def test_a_lost_answer_to_finishing_finishes_nothing_twice(
+    queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    (id_,) = fill(queue, 1)
+    held = holder("w")
+    register(rq, "w")
+    done = [Finished(job, "applied") for job in take(held)]
+    settle(held, *done)
+    settle(held, *done)
+    assert len(rq.job(id_).results()) == 1
+    assert [worker.successful_job_count for worker in rq.workers()] == [1]
+
+
+def test_a_batch_ends_at_so_many_bytes(
+    queue: DeliveryQueue, holder: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued = fill(queue, 5)
+    held = holder("w")
+    (first,) = take(held, 1)
+    monkeypatch.setattr(queue_module, "MAX_BATCH_BYTES", 2 * len(first.data))
+    assert ids(take(held)) == queued[:2]
+    monkeypatch.setattr(queue_module, "MAX_BATCH_BYTES", 1)
+    assert ids(take(held)) == queued[:1], "one job is taken, however large"
+
+
+def test_nothing_is_taken_while_workers_are_suspended(
+    queue: DeliveryQueue, rq: RqView, holder: Holder, redis_url: str
+) -> None:
+    queued = fill(queue, 3)
+    held = holder("w")
+    jobs = take(held, 2)
+    rq_command(redis_url, "suspend")
+    assert held.finish_and_take([Finished(jobs[0], "applied")], 2) is None
+    assert rq.status(queued[0]) == "finished", "what was in hand is settled all the same"
+    rq_command(redis_url, "resume")
+    assert ids(take(held)) == queued[1:]
+
+
+def test_waiting_ends_when_a_job_comes_and_holds_it(queue: DeliveryQueue, holder: Holder) -> None:
+    held = holder("w")
+    assert held.wait(1) is False
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(held.wait, 10)
+        time.sleep(0.1)
+        queued = fill(queue, 2)
+        assert waiting.result(5) is True
+    assert ids(take(held)) == queued
+
+
+def test_taking_and_settling_is_one_round_trip_however_many_jobs(
+    queue: DeliveryQueue, make_settings: MakeSettings, redis_url: str
+) -> None:
+    with TripCounter(redis_url) as counter:
+        client = queue_module.worker_redis(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
+        held = HeldJobs(client, "w")
+        settle(held)
+        for size in (1, 10, 100):
+            fill(queue, size)
+            with counter.counting() as trips:
+                jobs = take(held)
+            done: list[Failed | Finished] = [failure(jobs[0])]
+            done += [Finished(job, "applied") for job in jobs[1:]]
+            fill(queue, size)
+            with counter.counting() as more_trips:
+                more = held.finish_and_take(done, size)
+            assert (len(jobs), len(ids(more))) == (size, size)
+            assert (trips.count, more_trips.count) == (1, 1)
+            held.leave()
+            queue.redis.delete(rq_layout.QUEUE_KEY)
+        client.close()
+
+
+def test_rq_sees_a_finished_job_as_finished(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+    (id_,) = fill(queue, 1)
+    held = holder("w")
+    register(rq, "w")
+    settle(held, *(Finished(job, "applied") for job in take(held)))
+    job = rq.job(id_)
+    assert rq.places(id_) == ["finished"]
+    assert (job.get_status(), job.is_finished, job.return_value()) == ("finished", True, "applied")
+    result = job.latest_result()
+    assert result is not None
+    assert (result.type, result.return_value, result.worker_name) == (Result.Type.SUCCESSFUL, "applied", "w")
+    assert job.ended_at is not None
+    assert job.started_at is not None
+    assert job.started_at <= job.ended_at
+    (worker,) = rq.workers()
+    assert (worker.successful_job_count, worker.failed_job_count) == (1, 0)
+
+
+def test_a_finished_job_and_its_result_expire_together_after_an_hour(
+    queue: DeliveryQueue, holder: Holder, redis: Redis
+) -> None:
+    (id_,) = fill(queue, 1)
+    held = holder("w")
+    settle(held, *(Finished(job, "applied") for job in take(held)))
+    assert RESULT_TTL_S - 5 <= float(str(redis.ttl(Job.key_for(id_)))) <= RESULT_TTL_S
+    assert RESULT_TTL_S - 5 <= float(str(redis.ttl(Result.get_key(id_)))) <= RESULT_TTL_S
+    (expires,) = scores(redis, rq_layout.FINISHED_KEY).values()
+    assert abs(expires - time.time() - RESULT_TTL_S) < 5
+
+
+def test_rq_sees_a_failed_job_as_failed(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+    held = holder("w")
+    register(rq, "w")
+    id_ = fail_for_good(held, queue)
+    job = rq.job(id_)
+    assert rq.places(id_) == ["failed"]
+    assert (job.get_status(), job.is_failed) == ("failed", True)
+    result = job.latest_result()
+    assert result is not None
+    assert (result.type, result.exc_string) == (Result.Type.FAILED, "Traceback\nUnreadable")
+    assert job._exc_info == "Traceback\nUnreadable"
+    assert job.ended_at is not None
+    (worker,) = rq.workers()
+    assert (worker.successful_job_count, worker.failed_job_count) == (0, 1)
+
+
+def test_a_failed_job_says_why_how_often_and_since_when(
+    queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    meta = rq.job(fail_for_good(holder("w"), queue)).meta
+    assert (meta["reason"], meta["attempts"]) == ("Unreadable: the event is no JSON object", 1)
+    assert meta["first_failed_at"] == meta["failed_at"]
+    assert abs(rq_layout.parse_timestamp(meta["failed_at"]) - datetime.now(UTC)) < timedelta(seconds=10)
+
+
+def test_a_failed_job_is_kept_for_ninety_days(
+    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+) -> None:
+    id_ = fail_for_good(holder("w"), queue)
+    assert FAILURE_TTL_S >= 90 * 24 * 3600
+    for key in (Job.key_for(id_), Result.get_key(id_)):
+        assert FAILURE_TTL_S - 5 <= float(str(redis.ttl(key))) <= FAILURE_TTL_S
+    (expires,) = scores(redis, rq_layout.FAILED_KEY).values()
+    assert abs(expires - time.time() - FAILURE_TTL_S) < 5
+    clean_registries(rq.queue)
+    assert rq.places(id_) == ["failed"]
+
+
+def test_what_can_heal_is_scheduled_with_growing_intervals_and_then_fails(
+    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+) -> None:
+    (id_,) = fill(queue, 1)
+    held = holder("w")
+    for left, interval in zip((2, 1, 0), RETRY_INTERVALS_S, strict=True):
+        (job,) = take(held)
+        settle(held, failure(job, retryable=True))
+        assert (rq.places(id_), rq.status(id_)) == (["scheduled"], "scheduled")
+        assert rq.job(id_).retries_left == left
+        assert redis.ttl(Job.key_for(id_)) == -1
+        due = rq.registries["scheduled"].get_scheduled_time(id_)  # type: ignore[attr-defined] # a ScheduledJobRegistry
+        assert abs(due - datetime.now(UTC) - timedelta(seconds=interval)) < timedelta(seconds=5)
+        make_due(rq)
+    (job,) = take(held)
+    settle(held, failure(job, retryable=True))
+    assert (rq.places(id_), rq.status(id_)) == (["failed"], "failed")
+    assert rq.job(id_).meta["attempts"] == len(RETRY_INTERVALS_S) + 1
+
+
+def make_due(rq: RqView) -> None:
+    """Let what is scheduled be due now, and let RQ's own scheduler enqueue it."""
+    for id_ in rq.ids("scheduled"):
+        rq.redis.zadd(rq_layout.SCHEDULED_KEY, {id_: 1})
+    scheduler = RQScheduler([rq.queue], connection=rq.redis, serializer="json", logging_level="WARNING")
+    scheduler.acquire_locks()
+    scheduler.enqueue_scheduled_jobs()
+    scheduler.release_locks()
+    scheduler.connection.close()
+
+
+def test_what_no_waiting_heals_fails_at_once_with_all_its_retries_left(
+    queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    id_ = fail_for_good(holder("w"), queue)
+    assert rq.job(id_).retries_left == len(RETRY_INTERVALS_S)
+    assert rq.ids("scheduled") == []
+
+
+# Who holds what
+
+
+def test_what_is_given_back_stands_at_the_front_in_its_order(
+    queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    queued = fill(queue, 5)
+    held = holder("w")
+    take(held, 3)
+    assert held.give_back() == 3
+    assert rq.queue.get_job_ids() == queued
+    assert [rq.places(id_) for id_ in queued] == [["queue"]] * 5
+    assert [rq.status(id_) for id_ in queued] == ["queued"] * 5
+    assert held.give_back() == 0
+
+
+def test_a_worker_that_leaves_holds_nothing_and_is_no_member(
+    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+) -> None:
+    queued = fill(queue, 2)
+    held = holder("w")
+    take(held)
+    held.leave()
+    assert rq.queue.get_job_ids() == queued
+    assert scores(redis, HOLDERS_KEY) == {}
+    assert redis.keys(f"{HELD_PREFIX}*") == []
+
+
+def test_only_what_silent_workers_hold_is_taken_back(
+    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+) -> None:
+    queued = fill(queue, 6)
+    alive, silent, other = holder("alive"), holder("silent"), holder("other")
+    for held in (alive, silent, other):
+        take(held, 2)
+    fall_silent(redis, "silent")
+    assert alive.reap() == 2
+    assert [rq.places(id_) for id_ in queued] == [
+        *[["started", "held"]] * 2,
+        *[["queue"]] * 2,
+        *[["started", "held"]] * 2,
+    ]
+    assert alive.reap() == 0
+
+
+def test_a_worker_that_beats_is_not_silent(queue: DeliveryQueue, holder: Holder, redis: Redis) -> None:
+    fill(queue, 1)
+    held, other = holder("w"), holder("other")
+    take(held)
+    fall_silent(redis, "w")
+    held.beat()
+    assert other.reap() == 0
+
+
+def test_a_frozen_worker_that_wakes_does_not_finish_what_others_have(
+    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+) -> None:
+    queued = fill(queue, 3)
+    frozen, other = holder("frozen"), holder("other")
+    jobs = take(frozen)
+    fall_silent(redis, "frozen")
+    other.reap()
+    assert ids(take(other, 2)) == queued[:2]
+    settle(frozen, Finished(jobs[0], "applied"), failure(jobs[1]), failure(jobs[2], retryable=True))
+    assert [rq.places(id_) for id_ in queued] == [["started", "held"], ["started", "held"], ["queue"]]
+    assert [rq.status(id_) for id_ in queued] == ["started", "started", "queued"]
+    assert [rq.job(id_).meta for id_ in queued] == [{}, {}, {}]
+    settle(other, *(Finished(job, "applied") for job in take(other, 2)))
+    assert [rq.status(id_) for id_ in queued] == ["finished", "finished", "queued"]
+    assert ids(take(frozen)) == queued[2:], "and goes on with what is there"
+
+
+def test_a_worker_that_sleeps_for_days_may_take_again_and_is_taken_back_from(
+    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+) -> None:
+    sleeper, other = holder("sleeper"), holder("other")
+    redis.zadd(HOLDERS_KEY, {"sleeper": time.time() - 2 * queue_module.FORGET_AFTER_S})
+    other.reap()
+    assert scores(redis, HOLDERS_KEY) == {}
+    (id_,) = fill(queue, 1)
+    take(sleeper)
+    fall_silent(redis, "sleeper")
+    assert other.reap() == 1
+    assert rq.places(id_) == ["queue"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_many_workers_share_the_queue_and_each_job_is_one_workers(
+    size: int, queue: DeliveryQueue, rq: RqView, make_settings: MakeSettings
+) -> None:
+    queued = fill(queue, 200)
+
+    def work(name: str) -> list[str]:
+        client = queue_module.worker_redis(make_settings(**NO_DATABASE))
+        held = HeldJobs(client, name)
+        done: list[Finished] = []
+        taken: list[str] = []
+        while jobs := held.finish_and_take(done, size):
+            done = [Finished(job, "applied") for job in jobs]
+            taken += ids(jobs)
+        client.close()
+        return taken
+
+    with ThreadPoolExecutor(4) as threads:
+        taken = [id_ for ids_ in threads.map(work, "abcd") for id_ in ids_]
+    assert sorted(taken) == sorted(queued)
+    assert sorted(rq.ids("finished")) == sorted(queued)
+
+
+def test_a_job_that_is_on_the_queue_twice_is_finished_once(
+    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+) -> None:
+    (id_,) = fill(queue, 1)
+    redis.rpush(rq_layout.QUEUE_KEY, id_)
+    held = holder("w")
+    settle(held, *(Finished(job, "applied") for job in take(held)))
+    assert rq.places(id_) == ["finished"]
+    assert len(rq.job(id_).results()) == 1
+
+
+def test_an_id_without_a_job_is_dropped(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+    queued = fill(queue, 3)
+    rq.redis.delete(Job.key_for(queued[1]))
+    assert ids(take(holder("w"))) == [queued[0], queued[2]]
+    assert rq.places(queued[1]) == []
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "scheduled", "given back"])
+def test_a_job_that_is_deleted_while_it_is_held_stays_deleted(
+    end: str, queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+) -> None:
+    (id_,) = fill(queue, 1)
+    held = holder("w")
+    (job,) = take(held)
+    rq.job(id_).delete()
+    match end:
+        case "finished":
+            settle(held, Finished(job, "applied"))
+        case "failed":
+            settle(held, failure(job))
+        case "scheduled":
+            settle(held, failure(job, retryable=True))
+        case _:
+            held.give_back()
+    assert take(held) == []
+    assert rq.places(id_) == []
+    assert redis.exists(Job.key_for(id_), Result.get_key(id_)) == 0
+    with pytest.raises(NoSuchJobError):
+        rq.job(id_)
+
+
+# RQ's own tools
+
+
+def register(rq: RqView, name: str) -> None:
+    """Let RQ know of a worker, without letting it work."""
+    worker = SimpleWorker([rq.queue], name=name, connection=rq.redis, serializer="json", worker_ttl=60)
+    worker.register_birth()
+    worker.set_state("busy")
+
+
+def test_rqs_clean_up_leaves_held_jobs_alone(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+    queued = fill(queue, 3)
+    held = holder("w")
+    take(held, 2)
+    worker = SimpleWorker([rq.queue], connection=rq.redis, serializer="json")
+    for _ in range(2):
+        worker.clean_registries()
+        clean_registries(rq.queue)
+        IntermediateQueue(rq.queue.key, rq.redis).cleanup(worker, rq.queue)
+        rq.registries["started"].cleanup(timestamp=time.time() + 10 * 24 * 3600)
+    assert [rq.places(id_) for id_ in queued] == [["started", "held"], ["started", "held"], ["queue"]]
+    settle(held, *(Finished(job, "applied") for job in take(held, 2)))
+    assert [rq.status(id_) for id_ in queued] == ["finished", "finished", "queued"]
+
+
+def test_rq_info_shows_the_queue_its_registries_and_its_workers(
+    queue: DeliveryQueue, rq: RqView, holder: Holder, redis_url: str
+) -> None:
+    held = holder("worker-1")
+    register(rq, "worker-1")
+    fail_for_good(held, queue)
+    fill(queue, 5)
+    settle(held, Finished(take(held, 1)[0], "applied"))
+    take(held, 2)
+    shown = rq_command(redis_url, "info", "--serializer", "json")
+    assert "2, 2 executing, 1 finished, 1 failed" in shown
+    assert "1 queues, 2 jobs total" in shown
+    assert "worker-1" in shown
+    assert "1 workers, 1 queues" in shown
+
+
+@pytest.mark.parametrize("serializer", [["--serializer", "json"], []], ids=["json", "default"])
+def test_rq_requeue_brings_failed_jobs_back(
+    serializer: list[str], queue: DeliveryQueue, rq: RqView, holder: Holder, redis_url: str
+) -> None:
+    held = holder("w")
+    failed = [fail_for_good(held, queue) for _ in range(3)]
+    rq_command(redis_url, "requeue", "--queue", "clerk", *serializer, "--all")
+    assert sorted(rq.queue.get_job_ids()) == sorted(failed)
+    jobs = take(held)
+    assert sorted(ids(jobs)) == sorted(failed)
+    assert [job.meta["attempts"] for job in jobs] == [1, 1, 1]
+    assert [json.loads(decode_call(job.data))["type"] for job in jobs] == ["user.created"] * 3
+    settle(held, *(Finished(job, "applied") for job in jobs))
+    assert [rq.places(id_) for id_ in failed] == [["finished"]] * 3
+
+
+def test_a_job_can_be_canceled_with_rq_while_it_waits(
+    queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    queued = fill(queue, 2)
+    rq.job(queued[0]).cancel()
+    assert ids(take(holder("w"))) == queued[1:]
+
+
+def test_stopping_a_held_job_with_rq_does_no_harm(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+    (id_,) = fill(queue, 1)
+    held = holder("w")
+    register(rq, "w")
+    jobs = take(held)
+    send_stop_job_command(rq.redis, id_, serializer="json")
+    settle(held, *(Finished(job, "applied") for job in jobs))
+    assert rq.status(id_) == "finished"
+
+
+# What others put on the queue
+
+
+def put(rq: RqView, data: bytes, id_: bytes = b"foreign", **fields: Any) -> None:
+    """Put a job on the queue as somebody could who may write to Redis."""
+    hash_: dict[Any, Any] = {"data": data, "status": "queued", "origin": "clerk", **fields}
+    rq.redis.hset(b"rq:job:" + id_, mapping=hash_)
+    rq.redis.rpush(rq.queue.key, id_)
+
+
+def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, holder: Holder) -> None:
+    rq.queue.enqueue("os.getpid", job_id="foreign")
+    (job,) = take(holder("w"))
+    assert (job.id, job.retries_left, job.retry_intervals, job.meta) == ("foreign", 0, (), {})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"retries_left": "many", "retry_intervals": "soon", "meta": "none", "created_at": "yesterday"},
+        {"retries_left": "-1", "retry_intervals": "{}", "meta": "[]"},
+        {"retries_left": "9" * 5000, "retry_intervals": "[" + "9" * 5000 + "]", "meta": "[" * 50_000},
+        {"retries_left": "1", "retry_intervals": json.dumps([10**18]), "meta": '{"attempts": "many"}'},
+        {"retries_left": "1", "retry_intervals": json.dumps([-(10**18)]), "meta": '{"attempts": 1e999}'},
+        {"retries_left": "1", "retry_intervals": "[1.5, null, true]", "meta": pickle.dumps({})},
+        {"retries_left": b"\xff", "retry_intervals": b"\xff", "meta": b"\xff", "created_at": b"\xff"},
+        {"retries_left": "²", "retry_intervals": "", "meta": "null", "created_at": ""},
+    ],
+    ids=["text", "odd", "huge", "far", "past", "mixed", "bytes", "empty"],
+)
+@pytest.mark.parametrize("retryable", [False, True], ids=["for good", "retryable"])
+def test_garbage_in_a_jobs_fields_stops_nobody(
+    fields: dict[str, Any], queue: DeliveryQueue, rq: RqView, holder: Holder, *, retryable: bool
+) -> None:
+    put(rq, zlib.compress(b"{}"), **fields)
+    queued = fill(queue, 1)
+    held = holder("w")
+    garbage, good = take(held)
+    settle(held, failure(garbage, retryable=retryable), Finished(good, "applied"))
+    assert rq.places("foreign") in (["failed"], ["scheduled"])
+    assert json.loads(rq.fields("foreign")[b"meta"])["attempts"] == 1
+    assert rq.places(queued[0]) == ["finished"]
+
+
+def test_any_id_that_somebody_put_on_the_queue_can_be_failed(rq: RqView, holder: Holder) -> None:
+    put(rq, b"data", b"\xff\x00 \xc3")
+    held = holder("w")
+    (job,) = take(held)
+    settle(held, failure(job))
+    assert rq.redis.zscore(rq_layout.FAILED_KEY, b"\xff\x00 \xc3") is not None
+    assert rq.redis.llen(HELD_PREFIX + "w") == 0
