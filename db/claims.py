@@ -33,5 +33,5 @@ def _claims(known: Iterable[UserChange]) -> list[tuple[str, tuple[Version, str]]
     return [
         (change.email.address, (change.email.version, change.clerk_id))
         for change in known
-        if change.profile and change.email and change.email.address and change.deleted_at is None
+        if change.profile and change.email and change.email.address
     ]

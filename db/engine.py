@@ -28,6 +28,9 @@ TRANSACTION_LIMITS = {
     "statement_timeout": "30s",
     "idle_in_transaction_session_timeout": "10s",
 }
+# The one above does not count while more statements are to be sent; this does, where it is known.
+TRANSACTION_TIMEOUT = "30s"
+KNOWS_TRANSACTION_TIMEOUT = 170_000  # https://www.postgresql.org/docs/17/release-17.html
 ATTEMPTS = 6
 MAX_PAUSE_S = 1.0
 
@@ -232,7 +235,7 @@ def _pipeline(connection: Connection) -> Iterator[Pipeline]:
             driver.execute("BEGIN")
             pipeline = Pipeline(driver, sent)
             # As connection options PgBouncer refuses them, as session settings it loses them.
-            pipeline.send(_limits())
+            pipeline.send(_limits(driver.info.server_version >= KNOWS_TRANSACTION_TIMEOUT))
             yield pipeline
             driver.execute("COMMIT")
     finally:
@@ -242,8 +245,11 @@ def _pipeline(connection: Connection) -> Iterator[Pipeline]:
 
 
 @cache
-def _limits() -> Executable:
-    return select(*(func.set_config(name, value, true()) for name, value in TRANSACTION_LIMITS.items()))
+def _limits(knows_transaction_timeout: bool) -> Executable:
+    limits = dict(TRANSACTION_LIMITS)
+    if knows_transaction_timeout:
+        limits["transaction_timeout"] = TRANSACTION_TIMEOUT
+    return select(*(func.set_config(name, value, true()) for name, value in limits.items()))
 
 
 @lru_cache(maxsize=256)

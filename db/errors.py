@@ -19,6 +19,7 @@ UNIQUE_VIOLATION = "23505"
 TRANSIENT = (
     "08",
     "25P03",
+    "25P04",
     "40",
     "53300",
     "55P03",
@@ -72,7 +73,7 @@ def is_transient(error: BaseException) -> bool:
 def loses_connection(error: BaseException) -> bool:
     """Say whether the connection that raised `error` is gone, and most likely its siblings in the pool."""
     state = sqlstate(error)
-    return is_transient(error) if state is None else state.startswith(("08", "25P03", "57P0"))
+    return is_transient(error) if state is None else state.startswith(("08", "25P03", "25P04", "57P0"))
 
 
 def translate(error: psycopg.Error | SQLAlchemyError) -> DatabaseError:

@@ -40,14 +40,21 @@ def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
     app.register_blueprint(health.blueprint(settings, queue))
     app.register_blueprint(metrics.blueprint(settings, counts))
     if settings.pull_token:
-        from web import pull  # noqa: PLC0415 - loads an HTTP client, which the receiver does without
-
-        app.register_blueprint(pull.blueprint(settings, settings.pull_token.get_secret_value()))
+        _register_pull(app, settings, settings.pull_token.get_secret_value())
     if settings.console_password:
         app.register_blueprint(console.blueprint(settings, settings.console_password))
     app.register_error_handler(HTTPException, _say_in_json)
     app.register_error_handler(Exception, _ask_to_come_again)
     return app
+
+
+def _register_pull(app: Flask, settings: Settings, token: str) -> None:
+    # Loaded here, as it brings an HTTP client, which the receiver does without.
+    from web import pull  # noqa: PLC0415 - see above
+    from worker.pull import PullDesk  # noqa: PLC0415 - see above
+
+    desk = app.extensions["pull_desk"] = PullDesk(settings)
+    app.register_blueprint(pull.blueprint(desk, token))
 
 
 def _say_in_json(error: HTTPException) -> Response:

@@ -3,20 +3,28 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import UTC, datetime
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from config import Settings
 from db import ledger, schema
 from db.engine import Database
 from db.errors import DatabaseError
 from worker import rq_layout as rq
-from worker.queue import LAST_RECEIVED_KEY, impatient_redis
+from worker.queue import (
+    HOLDERS_KEY,
+    LAST_RECEIVED_KEY,
+    SILENT_AFTER_S,
+    QueueUnavailable,
+    impatient_redis,
+)
 
 LIMIT_S = 2.5
 
@@ -41,53 +49,89 @@ class Question:
     """One part to ask, in a thread of its own.
 
     While an answer is outstanding the part is not asked again: what hangs costs one thread, however often
-    somebody wants to know.
+    somebody wants to know. Nor does it keep the process from ending, as an executor's thread would.
     """
 
-    def __init__(self, name: str, ask: Callable[[], Facts]) -> None:
+    def __init__(self, name: str, ask: Callable[..., Facts]) -> None:
         self.name = name
         self._ask = ask
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"status-{name}")
+        self._thread: Thread | None = None
+        self._asked: SimpleQueue[tuple[Future[Answer], tuple[object, ...]]] = SimpleQueue()
         self._pending: Future[Answer] | None = None
+        self._about: tuple[object, ...] = ()
 
-    def start(self) -> Future[Answer]:
-        """Ask, unless the last answer is still outstanding."""
-        if self._pending is None or self._pending.done():
-            self._pending = self._thread.submit(self._timed)
+    def start(self, *about: object) -> Future[Answer]:
+        """Ask, unless the last answer to the same is still outstanding."""
+        if self._pending is None or self._pending.done() or self._about != about:
+            self._pending = self._submit(about)
+            self._about = about
         return self._pending
 
-    def _timed(self) -> Answer:
+    def _submit(self, about: tuple[object, ...]) -> Future[Answer]:
+        future: Future[Answer] = Future()
+        self._asked.put((future, about))
+        if self._thread is None:
+            self._thread = Thread(target=self._answer_all, name=f"status-{self.name}", daemon=True)
+            self._thread.start()
+        return future
+
+    def _answer_all(self) -> None:
+        while True:
+            future, about = self._asked.get()
+            if future.set_running_or_notify_cancel():
+                future.set_result(self._timed(*about))
+
+    def _timed(self, *about: object) -> Answer:
         began = time.perf_counter()
         facts: Facts = {}
         error: str | None = None
         try:
-            facts = self._ask()
-        except (Broken, DatabaseError) as trouble:
+            facts = self._ask(*about)
+        except (Broken, DatabaseError, QueueUnavailable) as trouble:
             error = str(trouble)
         except RedisError as trouble:
             error = f"Redis does not answer ({type(trouble).__name__})"
+        except Exception as fault:  # such as a job that somebody else put on the queue
+            error = f"unexpected {type(fault).__name__}"
         return Answer(facts, round((time.perf_counter() - began) * 1000, 1), error)
+
+
+Questions = Mapping[str, tuple[Question, tuple[object, ...]]]  # each with what it is to be asked about
 
 
 class Status:
     """Asks Redis and the database. Made once per process; `report` answers within LIMIT_S, whatever hangs."""
 
     def __init__(self, settings: Settings) -> None:
-        self._redis = impatient_redis(settings)
-        self._database = Database(settings, attempts=1)
+        self._silence_minutes = settings.silence_alarm_minutes
+        self._began = datetime.now(UTC)
+        self.redis = impatient_redis(settings)
+        self.database = Database(settings, attempts=1)
         self._questions = (
-            Question("redis", lambda: redis_facts(self._redis)),
-            Question("database", lambda: database_facts(self._database)),
-            Question("schema", lambda: schema_facts(self._database)),
+            Question("redis", lambda: redis_facts(self.redis)),
+            Question("database", lambda: database_facts(self.database)),
+            Question("schema", lambda: schema_facts(self.database)),
         )
 
-    def report(self) -> dict[str, Any]:
-        """Return what is known now, ready for JSON; `status` is "ok" only when every check is."""
-        answers = _answers(self._questions)
+    @property
+    def questions(self) -> Questions:
+        """What has to be asked for a report, for whoever asks other things at the same time."""
+        return {question.name: (question, ()) for question in self._questions}
+
+    def report(self, answers: Mapping[str, Answer] | None = None) -> dict[str, Any]:
+        """Return what is known now, ready for JSON, or what `answers` to the questions say.
+
+        `status` is "failing" when a check fails; "degraded" when deliveries are taken, but do not come or are
+        not applied; else "ok". `warnings` say why it is degraded, and what else is not as it should be.
+        """
+        given = ask(self.questions) if answers is None else answers
+        answers = {question.name: given[question.name] for question in self._questions}
         facts = {key: value for answer in answers.values() for key, value in answer.facts.items()}
-        pool = self._database.pool_state()
+        pool = self.database.pool_state()
+        alarms = [*self._silence(answers["redis"]), *_no_worker(facts)]
         return {
-            "status": "failing" if any(answer.error for answer in answers.values()) else "ok",
+            "status": _verdict(answers, alarms),
+            "warnings": [*alarms, *_no_append_only_file(facts)],
             "checks": {
                 name: {"ok": answer.error is None, "ms": answer.ms, "error": answer.error}
                 for name, answer in answers.items()
@@ -95,22 +139,54 @@ class Status:
             "schema": facts.get("schema"),
             "pool": {"size": pool.size, "in_use": pool.in_use, "overflow": pool.overflow},
             "queue": facts.get("queue", _UNKNOWN_QUEUE),
-            "workers": facts.get("workers", {"alive": None, "list": []}),
+            "workers": facts.get("workers", {"alive": None, "last_seen_at": None, "list": []}),
             "last_received_at": facts.get("last_received_at"),
             "last_applied_at": facts.get("last_applied_at"),
         }
 
     def close(self) -> None:
         """Close the connections."""
-        self._redis.close()
-        self._database.dispose()
+        self.redis.close()
+        self.database.dispose()
+
+    def _silence(self, redis: Answer) -> list[str]:
+        """Say that no delivery has come for too long: since the last one, or since we can tell."""
+        if self._silence_minutes is None or redis.error is not None:
+            return []
+        received = redis.facts["last_received_at"]
+        since = datetime.fromisoformat(received) if received else self._began
+        minutes = (datetime.now(UTC) - since).total_seconds() / 60
+        if minutes < self._silence_minutes:
+            return []
+        return [f"no delivery for {minutes:.0f} minutes: see the endpoint in Clerk's dashboard"]
 
 
 _UNKNOWN_QUEUE = dict.fromkeys(("depth", "oldest_age_s", "started", "scheduled", "failed"))
 
 
+def _verdict(answers: Mapping[str, Answer], alarms: Sequence[str]) -> str:
+    if any(answer.error for answer in answers.values()):
+        return "failing"
+    return "degraded" if alarms else "ok"
+
+
+def _no_worker(facts: Facts) -> list[str]:
+    if facts.get("workers", {}).get("alive") != 0:
+        return []
+    return ["no worker is alive: deliveries wait in the queue (start clerk-sync worker)"]
+
+
+def _no_append_only_file(facts: Facts) -> list[str]:
+    if facts.get("append_only") is not False:
+        return []
+    return ["Redis keeps no append-only file: what waits is lost when it crashes (set appendonly yes)"]
+
+
 def redis_facts(redis: Redis) -> Facts:
-    """Return the queue's numbers, the workers, and when the last delivery came. Raises RedisError."""
+    """Return the queue's numbers, the workers, and when the last delivery came. Raises RedisError.
+
+    `append_only` says whether Redis has an append-only file, None when it does not tell.
+    """
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.llen(rq.QUEUE_KEY)
         pipeline.lindex(rq.QUEUE_KEY, 0)
@@ -118,7 +194,9 @@ def redis_facts(redis: Redis) -> Facts:
             pipeline.zcard(key)
         pipeline.get(LAST_RECEIVED_KEY)
         pipeline.smembers(rq.WORKERS_KEY)
-        depth, oldest, started, scheduled, failed, received, workers = pipeline.execute()
+        pipeline.zrange(HOLDERS_KEY, 0, -1, desc=True, withscores=True)
+        pipeline.time()
+        depth, oldest, started, scheduled, failed, received, workers, seen, now = pipeline.execute()
     return {
         "queue": {
             "depth": depth,
@@ -127,8 +205,12 @@ def redis_facts(redis: Redis) -> Facts:
             "scheduled": scheduled,
             "failed": failed,
         },
-        "workers": _workers(redis, workers),
+        "workers": {
+            **_workers(redis, workers, {name for name, at in seen if at < now[0] - SILENT_AFTER_S}),
+            "last_seen_at": _iso(datetime.fromtimestamp(seen[0][1], UTC)) if seen else None,
+        },
         "last_received_at": _iso(datetime.fromtimestamp(int(received) / 1000, UTC)) if received else None,
+        "append_only": _append_only(redis),
     }
 
 
@@ -149,31 +231,47 @@ def schema_facts(database: Database) -> Facts:
     return {"schema": state.value, "last_applied_at": _iso(applied_at) if applied_at else None}
 
 
-def _answers(questions: Sequence[Question]) -> dict[str, Answer]:
+def ask(questions: Questions) -> dict[str, Answer]:
+    """Ask side by side, each about what stands beside it. The answers come after LIMIT_S at the latest."""
     deadline = time.monotonic() + LIMIT_S
-    pending = {question.name: question.start() for question in questions}
+    pending = {name: question.start(*about) for name, (question, about) in questions.items()}
     return {name: _answer(future, deadline - time.monotonic()) for name, future in pending.items()}
 
 
-def _answer(future: "Future[Answer]", limit_s: float) -> Answer:
+def _answer(future: Future[Answer], limit_s: float) -> Answer:
     try:
         return future.result(max(0.0, limit_s))
     except FutureTimeout:
+        future.cancel()  # one that has not begun, as an older one hangs, is not to begin any more
         return Answer({}, LIMIT_S * 1000, f"no answer within {LIMIT_S} s")
+    except CancelledError:  # somebody else asked the same, and gave up
+        return Answer({}, LIMIT_S * 1000, "no answer in time")
+
+
+def _append_only(redis: Redis) -> bool | None:
+    try:
+        persistence: Any = redis.info("persistence")
+    except ResponseError:  # a managed Redis may not tell
+        return None
+    enabled = persistence.get("aof_enabled")
+    return None if enabled is None else bool(enabled)
 
 
 def _age_s(redis: Redis, job_id: bytes | None) -> float | None:
     created_at: Any = (
         redis.hget(rq.JOB_PREFIX + job_id.decode(errors="replace"), "created_at") if job_id else None
     )
-    if not created_at:
+    try:
+        age = datetime.now(UTC) - rq.parse_timestamp(created_at.decode())
+    except (AttributeError, ValueError, OverflowError):  # no such job, or one that somebody else put there
         return None
-    age = datetime.now(UTC) - rq.parse_timestamp(created_at.decode())
     return round(max(0.0, age.total_seconds()), 3)
 
 
-def _workers(redis: Redis, keys: set[bytes]) -> dict[str, Any]:
-    names = sorted(key.decode().removeprefix(rq.WORKER_PREFIX) for key in keys)
+def _workers(redis: Redis, keys: set[bytes], silent: set[bytes]) -> dict[str, Any]:
+    """Return the workers that RQ knows, less those that beat no more: RQ itself forgets them much later."""
+    gone = {name.decode() for name in silent}
+    names = sorted({key.decode().removeprefix(rq.WORKER_PREFIX) for key in keys} - gone)
     with redis.pipeline(transaction=False) as pipeline:
         for name in names:
             pipeline.hgetall(rq.WORKER_PREFIX + name)

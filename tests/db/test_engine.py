@@ -280,6 +280,32 @@ def test_what_a_frozen_process_locks_is_free_again_while_it_sleeps(
     assert things(admin) == [(1, "theirs and mine")]
 
 
+def test_what_a_process_locks_that_froze_while_it_sent_is_free_again_too(
+    database: Database,
+    admin: psycopg.Connection[Any],
+    limit: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if admin.info.server_version < engine.KNOWS_TRANSACTION_TIMEOUT:
+        pytest.skip("this PostgreSQL knows no transaction_timeout")
+    monkeypatch.setattr(engine, "TRANSACTION_TIMEOUT", "200ms")
+    limit("idle_in_transaction_session_timeout", "0")
+    admin.execute("INSERT INTO things VALUES (1, '')")
+    admin.execute("SET lock_timeout = '5s'")
+    tries = []
+
+    def work(pipeline: Pipeline) -> None:
+        tries.append(1)
+        pipeline.send(text("UPDATE things SET name = name || ' and mine'"))
+        if len(tries) == 1:
+            time.sleep(0.1)  # it holds the lock by then
+            admin.execute("UPDATE things SET name = 'theirs'")
+
+    database.run_pipeline(work)
+    assert len(tries) == 2
+    assert things(admin) == [(1, "theirs and mine")]
+
+
 def test_a_lock_that_somebody_holds_for_too_long_is_tried_again_and_then_the_deployments_trouble(
     make_database: Callable[..., Database],
     admin: psycopg.Connection[Any],

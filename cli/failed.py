@@ -1,0 +1,230 @@
+"""`failed`: the jobs that failed, why, and what to do with them."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from datetime import datetime
+from functools import wraps
+from typing import Any, NamedTuple
+
+import click
+from rich.console import Console
+from rich.progress import track
+
+from cli.options import Moment
+from cli.output import printable, show_json, show_table
+from config import load
+from worker.failed import TYPES, FailedJob, FailedJobs, Fate, UnknownJob, Wanted, failed_jobs
+
+SHOWN = 100
+WIDE = 150  # columns; a terminal of fewer would break the ids
+MANY = 500  # from here on a progress bar shows that something happens
+
+
+class Selection(NamedTuple):
+    """Which jobs a command is to treat: those of the ids, or all that are wanted."""
+
+    ids: tuple[str, ...]
+    every: bool
+    wanted: Wanted
+    dry_run: bool
+    yes: bool
+    as_json: bool
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that become its `wanted`."""
+
+    @wraps(command)
+    def collected(type_: str | None, clerk_id: str | None, since: datetime | None, **rest: Any) -> None:
+        command(wanted=Wanted(type_, clerk_id, since), **rest)
+
+    options = (
+        click.option("--type", "type_", type=click.Choice(TYPES), help="Only of this type."),
+        click.option(
+            "--since", type=Moment(), help="Only what failed since then: 30m, 2h, 1d ago, or a time."
+        ),
+        click.option("--user", "clerk_id", help="Only of this Clerk id."),
+    )
+    return _with_options(collected, options)
+
+
+def _selection(command: Callable[[Selection], None]) -> Callable[..., None]:
+    """Give a command the argument and the options that become its selection."""
+
+    @_filters
+    @wraps(command)
+    def collected(ids: tuple[str, ...], every: bool, wanted: Wanted, **flags: bool) -> None:
+        if bool(ids) == every:
+            raise click.UsageError("name the ids of failed jobs, or say --all")
+        if ids and wanted != Wanted():
+            raise click.UsageError("--type, --since and --user go with --all")
+        command(Selection(tuple(dict.fromkeys(ids)), every, wanted, **flags))
+
+    options = (
+        click.argument("ids", nargs=-1, metavar="[ID]..."),
+        click.option("--all", "every", is_flag=True, help="All failed jobs, or all that the options leave."),
+        click.option("--dry-run", is_flag=True, help="Only say which jobs these are."),
+        click.option("--yes", is_flag=True, help="Do not ask."),
+        click.option("--json", "as_json", is_flag=True, help="As JSON: an array of id and outcome."),
+    )
+    return _with_options(collected, options)
+
+
+def _with_options(command: Callable[..., None], options: Iterable[Callable[..., Any]]) -> Callable[..., None]:
+    for option in reversed(tuple(options)):
+        command = option(command)
+    return command
+
+
+@click.group()
+def failed() -> None:
+    """Show, replay or discard the jobs that failed."""
+
+
+@failed.command("list")
+@_filters
+@click.option(
+    "--limit", type=click.IntRange(1), help=f"How many at most.  [default: {SHOWN}; with --json all]"
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_(wanted: Wanted, limit: int | None, as_json: bool) -> None:
+    """List the failed jobs, the newest failure first."""
+    with closing(failed_jobs(load("redis_url"))) as jobs:
+        if as_json:
+            _stream_json(job._asdict() for job in jobs.newest(wanted, limit))
+        else:
+            _show_page(jobs, wanted, limit or SHOWN)
+
+
+@failed.command()
+@click.argument("id_", metavar="ID")
+@click.option("--payload", is_flag=True, help="Also the delivery's body: it holds personal data.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def show(id_: str, payload: bool, as_json: bool) -> None:
+    """Show one failed job with its traceback."""
+    with closing(failed_jobs(load("redis_url"))) as jobs:
+        details = jobs.show(id_)
+    facts: dict[str, object] = details.job._asdict()
+    if payload:
+        facts |= {"traceback": details.raw_traceback, "payload": details.body}
+    else:
+        facts["traceback"] = details.traceback
+    if as_json:
+        show_json(facts)
+    else:
+        for name, value in facts.items():
+            click.echo(_entry(name, value))
+
+
+@failed.command()
+@_selection
+def replay(selection: Selection) -> None:
+    """Put failed jobs back into the queue, with all their retries."""
+    with closing(failed_jobs(load("redis_url"))) as jobs:
+        chosen = _chosen(jobs, selection, "would be replayed")
+        if chosen and selection.every and not selection.yes and sys.stdin.isatty():
+            click.confirm(f"Replay {len(chosen)} failed jobs?", abort=True)
+        _report(jobs.replay(chosen), len(chosen), selection)
+
+
+@failed.command()
+@_selection
+def discard(selection: Selection) -> None:
+    """Delete failed jobs for good."""
+    with closing(failed_jobs(load("redis_url"))) as jobs:
+        chosen = _chosen(jobs, selection, "would be discarded")
+        if chosen and selection.every and not selection.yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError("discard --all deletes deliveries for good: say --yes as well")
+            click.confirm(f"Delete {len(chosen)} failed jobs and their deliveries for good?", abort=True)
+        _report(jobs.discard(chosen), len(chosen), selection)
+
+
+def _chosen(jobs: FailedJobs, selection: Selection, what: str) -> Sequence[str]:
+    """Return the ids to treat; after a dry run, which names them here, there are none."""
+    chosen = jobs.ids(selection.wanted) if selection.every else selection.ids
+    if not selection.dry_run:
+        return chosen
+    if selection.as_json:
+        show_json([{"id": id_, "outcome": what} for id_ in chosen])
+    else:
+        for id_ in chosen:
+            click.echo(printable(id_))
+        click.echo(f"{len(chosen)} {what}", err=True)
+    raise click.exceptions.Exit(0)
+
+
+def _report(fates: Iterator[tuple[str, Fate]], total: int, selection: Selection) -> None:
+    """Say what became of each job. Raises UnknownJob when one that was named is not there."""
+    if total >= MANY and not selection.as_json:
+        fates = iter(track(fates, "Working", total, transient=True, console=Console(stderr=True)))
+    done = list(fates)
+    unknown = [] if selection.every else [printable(id_) for id_, fate in done if fate is Fate.GONE]
+    if selection.as_json:
+        show_json([{"id": id_, "outcome": fate} for id_, fate in done])
+    else:
+        _tell(
+            [(id_, fate) for id_, fate in done if selection.every or fate is not Fate.GONE], selection.every
+        )
+    if unknown:
+        raise UnknownJob(f"no failed job {', '.join(unknown)}")
+
+
+def _tell(done: Sequence[tuple[str, Fate]], with_sum: bool) -> None:
+    for id_, fate in done[:SHOWN]:
+        click.echo(f"{printable(id_)}: {fate}")
+    if len(done) > SHOWN:
+        click.echo(f"… and {len(done) - SHOWN} more")
+    if with_sum:
+        fates = [fate for _, fate in done]
+        click.echo(
+            ", ".join(f"{fates.count(fate)} {fate}" for fate in Fate if fate in fates) or "no failed jobs"
+        )
+
+
+def _show_page(jobs: FailedJobs, wanted: Wanted, limit: int) -> None:
+    rows = list(jobs.newest(wanted, limit + 1))
+    if not rows:
+        click.echo("no failed jobs")
+    elif sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE:
+        for job in rows[:limit]:
+            click.echo(_block(_shortened(job)))
+    else:
+        show_table("Failed jobs", FailedJob._fields, [_shortened(job) for job in rows[:limit]])
+    if len(rows) > limit:
+        click.echo(f"There are more: {jobs.count()} failed jobs in all. --limit shows more of them.")
+
+
+def _block(job: FailedJob) -> str:
+    """Return a job in lines, for a terminal on which the ids in a table would be broken."""
+    return printable(
+        f"{job.id}  {job.type or '-'}  {job.clerk_id or '-'}\n  {job.reason}\n"
+        f"  {job.attempts} attempts, the first failed at {job.first_failed_at}, the last at {job.failed_at}"
+    )
+
+
+def _shortened(job: FailedJob) -> FailedJob:
+    return job._replace(
+        first_failed_at=_to_the_second(job.first_failed_at), failed_at=_to_the_second(job.failed_at)
+    )
+
+
+def _to_the_second(moment: str | None) -> str | None:
+    return moment and moment[:19].replace("T", " ")
+
+
+def _entry(name: str, value: object) -> str:
+    text = "-" if value is None else printable(str(value))
+    return f"{name}: {text}" if "\n" not in text else f"{name}:\n{text}"
+
+
+def _stream_json(rows: Iterable[dict[str, Any]]) -> None:
+    """Print an array as its rows come, so that no number of them has to be in memory."""
+    before = "["
+    for row in rows:
+        click.echo(f"{before}\n  {json.dumps(row)}", nl=False)
+        before = ","
+    click.echo("[]" if before == "[" else "\n]")

@@ -1,0 +1,28 @@
+"""Options that several commands take: times, as a moment or as how long ago."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+AGO = re.compile(r"([0-9]{1,6})([smhd])")
+
+
+class Moment(click.ParamType[datetime]):
+    """`30m`, `2h` or `1d` ago, or a moment in ISO 8601, which is in UTC unless it says otherwise."""
+
+    name = "when"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the moment."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            if ago := AGO.fullmatch(value):
+                return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+            moment = datetime.fromisoformat(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is neither like 30m, 2h or 1d nor like 2026-01-31T18:00", param, ctx)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

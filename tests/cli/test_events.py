@@ -1,0 +1,182 @@
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+
+import psycopg
+import pytest
+
+import config
+from cli.main import main
+from db.ledger import LedgerRow
+from tests.conftest import MakeSettings
+from tests.stack import environment
+
+RunCli = Callable[..., tuple[int, str, str]]
+PATIENCE_S = 20
+
+
+@pytest.fixture
+def connection(database_url_unpooled: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url_unpooled, autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str) -> RunCli:
+    """Run `clerk-sync events` and return its exit status, its output and its errors."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def events(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["events", *arguments])
+        output = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, output.out, output.err
+
+    return events
+
+
+def record(
+    connection: psycopg.Connection,
+    id_: str,
+    *,
+    minutes_ago: float = 0,
+    type_: str = "user.updated",
+    clerk_id: str = "user_1",
+    outcome: str = "applied",
+) -> None:
+    connection.execute(
+        """
+        INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, applied_at, outcome)
+        VALUES (%s, %s, %s, now(), now() - %s * interval '1 minute', %s)
+        """,
+        (id_, type_, clerk_id, minutes_ago, outcome),
+    )
+
+
+def listed(run: RunCli, *arguments: str) -> list[str]:
+    status, out, _ = run("--json", *arguments)
+    assert status == 0
+    return [row["svix_id"] for row in json.loads(out)]
+
+
+def test_the_ledger_is_filtered_by_user_type_outcome_and_time(
+    run: RunCli, connection: psycopg.Connection
+) -> None:
+    record(connection, "old", minutes_ago=180)
+    record(connection, "session", minutes_ago=60, type_="session.created")
+    record(connection, "other", clerk_id="user_2", outcome="stale")
+    assert listed(run) == ["other", "session", "old"]
+    assert listed(run, "--user", "user_1") == ["session", "old"]
+    assert listed(run, "--type", "session.created") == ["session"]
+    assert listed(run, "--outcome", "stale") == ["other"]
+    assert listed(run, "--since", "2h") == ["other", "session"]
+    assert listed(run, "--until", "2h") == ["old"]
+    assert listed(run, "--since", "4h", "--until", "30m") == ["session", "old"]
+    assert listed(run, "--limit", "1") == ["other"]
+
+
+def test_the_table_shows_the_same(run: RunCli, connection: psycopg.Connection) -> None:
+    record(connection, "msg_1", outcome="stale")
+    status, out, _ = run()
+    assert status == 0
+    assert all(text in out for text in ("msg_1", "user_1", "user.updated", "stale"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--outcome", "lost"), ("--since", "soon"), ("--follow", "--until", "1h"), ("--limit", "0")],
+    ids=" ".join,
+)
+def test_wrong_usage_has_exit_status_2(run: RunCli, arguments: tuple[str, ...]) -> None:
+    assert run(*arguments)[0] == 2
+
+
+class Follower:
+    """A `clerk-sync events --follow` that runs."""
+
+    def __init__(self, settings: config.Settings, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "cli.main", "events", "--follow", *arguments],
+            env=environment(settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def line(self) -> str:
+        """Return the next line, once it is there."""
+        return self._lines.get(timeout=PATIENCE_S)
+
+    def is_quiet(self, seconds: float) -> bool:
+        """Say whether no line comes for so long."""
+        try:
+            self._lines.get(timeout=seconds)
+        except Empty:
+            return True
+        return False
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self._lines.put(line)
+
+
+@contextmanager
+def following(settings: config.Settings, *arguments: str) -> Iterator[Follower]:
+    follower = Follower(settings, *arguments)
+    try:
+        yield follower
+        follower.process.send_signal(signal.SIGINT)
+        assert follower.process.wait(PATIENCE_S) == 0
+        assert follower.process.stderr
+        assert follower.process.stderr.read() == ""
+    finally:
+        follower.process.kill()
+        follower.process.wait()
+        follower._reader.join(5)
+        assert follower.process.stdout
+        assert follower.process.stderr
+        follower.process.stdout.close()
+        follower.process.stderr.close()
+
+
+def test_follow_shows_what_is_there_and_then_each_row_that_comes_once(
+    make_settings: MakeSettings, connection: psycopg.Connection
+) -> None:
+    for i in range(5):
+        record(connection, f"msg_{i}", minutes_ago=(5 - i) / 100)
+    with following(make_settings(), "--limit", "3") as follower:
+        assert [follower.line().split()[-1] for _ in range(3)] == ["msg_2", "msg_3", "msg_4"]
+        for i in (5, 6):
+            record(connection, f"msg_{i}")
+            assert follower.line().split()[-1] == f"msg_{i}"
+        assert follower.is_quiet(2.5)
+
+
+def test_follow_does_not_miss_a_row_whose_transaction_took_long(
+    make_settings: MakeSettings, connection: psycopg.Connection, database_url_unpooled: str
+) -> None:
+    with (
+        psycopg.connect(database_url_unpooled) as slow,
+        following(make_settings(), "--json", "--outcome", "applied") as follower,
+    ):
+        record(slow, "slow")  # its time is now, and nobody sees it before it is committed
+        time.sleep(1.5)
+        record(connection, "fast")
+        assert json.loads(follower.line())["svix_id"] == "fast"
+        slow.commit()
+        row = json.loads(follower.line())
+        assert row["svix_id"] == "slow"
+        assert set(row) == set(LedgerRow._fields)
+        record(connection, "stale", outcome="stale")
+        assert follower.is_quiet(2.5)

@@ -1,0 +1,275 @@
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from redis import Redis
+
+from cli.main import main
+from tests.clerk import ANN, BEN, user, user_event
+from tests.jobs import RqView, delivery
+from tests.jobs_failed import REASON, fail, forget
+from worker.queue import ENCODING_ERRORS, DeliveryQueue
+
+RunCli = Callable[..., tuple[int, str, str]]
+MARK = "ann.marked@example.com"
+COLUMNS = {"id", "type", "clerk_id", "reason", "attempts", "first_failed_at", "failed_at"}
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    with Redis.from_url(redis_url, encoding_errors=ENCODING_ERRORS) as connection:
+        yield connection
+
+
+@pytest.fixture
+def rq(redis: Redis) -> RqView:
+    return RqView(redis)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], redis_url: str) -> RunCli:
+    """Run `clerk-sync failed` and return its exit status, its output and its errors."""
+    monkeypatch.setenv("REDIS_URL", redis_url)
+
+    def failed(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["failed", *arguments])
+        output = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, output.out, output.err
+
+    return failed
+
+
+def listed(run: RunCli, *arguments: str) -> list[str]:
+    status, out, _ = run("list", "--json", *arguments)
+    assert status == 0
+    return [job["id"] for job in json.loads(out)]
+
+
+def test_the_list_in_json_has_the_documented_fields(run: RunCli, redis: Redis) -> None:
+    id_ = fail(redis, user_event("user.updated", user(BEN, email=MARK)))
+    status, out, err = run("list", "--json")
+    [job] = json.loads(out)
+    assert (status, err) == (0, "")
+    assert set(job) == COLUMNS
+    assert (job["id"], job["type"], job["clerk_id"], job["attempts"]) == (id_, "user.updated", BEN, 1)
+    assert job["reason"] == REASON
+    assert job["first_failed_at"] == job["failed_at"]
+
+
+def test_an_empty_list_is_an_empty_array(run: RunCli) -> None:
+    assert run("list", "--json") == (0, "[]\n", "")
+    assert run("list") == (0, "no failed jobs\n", "")
+
+
+def test_the_table_has_the_same_and_says_when_there_is_more(run: RunCli, redis: Redis) -> None:
+    ids = [fail(redis, user_event(data=user(ANN, email=MARK))) for _ in range(3)]
+    status, out, _ = run("list")
+    assert status == 0
+    assert all(id_ in out for id_ in ids)
+    assert ANN in out
+    assert REASON in out
+    assert "There are more" not in out
+    assert "There are more: 3 failed jobs in all" in run("list", "--limit", "2")[1]
+    assert MARK not in out
+
+
+def test_the_list_is_filtered(run: RunCli, redis: Redis) -> None:
+    ann = fail(redis, user_event("user.created", user(ANN)))
+    ben = fail(redis, user_event("user.updated", user(BEN)))
+    assert listed(run, "--type", "user.updated") == [ben]
+    assert listed(run, "--user", ANN) == [ann]
+    assert set(listed(run, "--since", "2h")) == {ann, ben}
+    assert listed(run, "--since", "2999-01-01") == []
+    assert len(listed(run, "--limit", "1")) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list", "--since", "yesterday"),
+        ("list", "--since", "2 h"),
+        ("list", "--since", "999999d"),
+        ("list", "--type", "user.banned"),
+        ("list", "--limit", "0"),
+        ("show",),
+        ("replay",),
+        ("replay", "msg_1", "--all"),
+        ("replay", "msg_1", "--since", "2h"),
+        ("replay", "--type", "user.created"),
+        ("discard",),
+        ("discard", "--all"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_has_exit_status_2(run: RunCli, redis: Redis, arguments: tuple[str, ...]) -> None:
+    id_ = fail(redis)
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert err.startswith("Usage: ")
+    assert listed(run) == [id_]
+
+
+def test_show_tells_the_reason_and_the_traceback_and_the_body_only_when_asked(
+    run: RunCli, redis: Redis
+) -> None:
+    id_ = fail(redis, user_event(data=user(ANN, email=MARK)))
+    status, out, _ = run("show", id_)
+    assert status == 0
+    assert f"reason: {REASON}" in out
+    assert "Traceback (most recent call last)" in out
+    assert MARK not in out
+    assert MARK not in run("show", id_, "--json")[1]
+    assert MARK in run("show", id_, "--payload")[1]
+    shown = json.loads(run("show", id_, "--payload", "--json")[1])
+    assert set(shown) == COLUMNS | {"traceback", "payload"}
+    assert json.loads(shown["payload"])["data"]["id"] == ANN
+
+
+@pytest.mark.parametrize("command", ["show", "replay", "discard"])
+def test_an_unknown_id_is_one_line_and_exit_status_1(run: RunCli, command: str) -> None:
+    assert run(command, "msg_never") == (1, "", "clerk-sync: no failed job msg_never\n")
+
+
+def test_replay_says_what_became_of_each(run: RunCli, redis: Redis, rq: RqView) -> None:
+    one, two, expired = fail(redis), fail(redis), fail(redis)
+    forget(redis, expired)
+    status, out, err = run("replay", one, expired, two)
+    assert (status, err) == (1, f"clerk-sync: no failed job {expired}\n")
+    assert out.splitlines() == [f"{one}: replayed", f"{two}: replayed"]
+    assert rq.queue.get_job_ids() == [one, two]
+    assert run("replay", one) == (0, f"{one}: not failed any more\n", "")
+
+
+def test_replaying_all_survives_what_has_expired(run: RunCli, redis: Redis, rq: RqView) -> None:
+    one, expired, two = fail(redis), fail(redis), fail(redis)
+    forget(redis, expired)
+    status, out, _ = run("replay", "--all", "--json")
+    assert status == 0
+    fates = {job["id"]: job["outcome"] for job in json.loads(out)}
+    assert fates == {one: "replayed", expired: "gone", two: "replayed"}
+    assert sorted(rq.queue.get_job_ids()) == sorted([one, two])
+    assert run("replay", "--all") == (0, "no failed jobs\n", "")
+
+
+def test_only_what_the_filters_leave_is_replayed(run: RunCli, redis: Redis, rq: RqView) -> None:
+    fail(redis, user_event("user.created", user(ANN)))
+    ben = fail(redis, user_event("user.updated", user(BEN)))
+    assert run("replay", "--all", "--type", "user.updated", "--since", "1h", "--user", BEN)[0] == 0
+    assert rq.queue.get_job_ids() == [ben]
+
+
+@pytest.mark.parametrize("command", ["replay", "discard"])
+def test_a_dry_run_names_the_jobs_and_touches_none(run: RunCli, redis: Redis, command: str) -> None:
+    id_ = fail(redis)
+    status, out, err = run(command, "--all", "--dry-run")
+    assert (status, out) == (0, f"{id_}\n")
+    assert err.startswith("1 would be ")
+    assert json.loads(run(command, id_, "--dry-run", "--json")[1])[0]["id"] == id_
+    assert listed(run) == [id_]
+
+
+def test_discard_deletes(run: RunCli, redis: Redis, rq: RqView) -> None:
+    one, two, three = fail(redis), fail(redis), fail(redis)
+    assert run("discard", one) == (0, f"{one}: discarded\n", "")
+    assert sorted(listed(run)) == sorted([two, three])
+    status, out, _ = run("discard", "--all", "--yes")
+    assert status == 0
+    assert out.splitlines()[-1] == "2 discarded"
+    assert [rq.places(id_) for id_ in (one, two, three)] == [[], [], []]
+
+
+def test_an_id_from_elsewhere_cannot_steer_the_terminal(run: RunCli, redis: Redis) -> None:
+    fail(redis, id_="[red]\x1b[2J\udcff")
+    status, out, _ = run("list")
+    assert status == 0
+    assert "[red]\\x1b[2J\\udcff" in out
+    assert run("show", "[red]\x1b[2J\udcff")[0] == 0
+    assert "\x1b" not in run("replay", "--all")[1]
+
+
+def test_without_redis_the_line_says_so(run: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
+    began = time.monotonic()
+    assert run("list") == (1, "", "clerk-sync: Redis does not answer (ConnectionError)\n")
+    assert time.monotonic() - began < 30
+    monkeypatch.delenv("REDIS_URL")
+    assert run("list") == (1, "", "clerk-sync: REDIS_URL is not set\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_replayed"), [(b"n\n", False), (b"\n", False), (b"y\n", True), (b"\x04", False)]
+)
+def test_on_a_terminal_all_is_asked_for(
+    redis: Redis, redis_url: str, answer: bytes, is_replayed: bool
+) -> None:
+    fail(redis)
+    status, said = on_a_terminal(redis_url, ["failed", "replay", "--all"], answer)
+    assert "Replay 1 failed jobs?" in said
+    assert (redis.zcard("rq:failed:clerk") == 0) is is_replayed
+    assert (status == 0) is is_replayed
+
+
+def test_a_narrow_terminal_does_not_break_the_ids(redis: Redis, redis_url: str) -> None:
+    id_ = fail(redis, user_event(data=user(ANN)))
+    status, said = on_a_terminal(redis_url, ["failed", "list"], b"")
+    assert status == 0
+    assert said.splitlines()[:2] == [f"{id_}  user.created  {ANN}", f"  {REASON}"]
+
+
+def test_on_a_terminal_many_show_how_far_it_is(redis: Redis, redis_url: str, queue: DeliveryQueue) -> None:
+    ids = [delivery().svix_id for _ in range(600)]
+    for id_ in ids:
+        queue.enqueue(delivery(id_=id_))
+        redis.hset(f"rq:job:{id_}", "status", "failed")
+    redis.rename("rq:queue:clerk", "gone")
+    redis.zadd("rq:failed:clerk", dict.fromkeys(ids, 4e9))
+    status, said = on_a_terminal(redis_url, ["failed", "replay", "--all", "--yes"], b"")
+    assert status == 0
+    assert "100%" in said
+    assert "600 replayed" in said
+    assert redis.llen("rq:queue:clerk") == 600
+
+
+@pytest.fixture
+def queue(redis: Redis) -> DeliveryQueue:
+    return DeliveryQueue(redis)
+
+
+def on_a_terminal(redis_url: str, arguments: list[str], answer: bytes) -> tuple[int, str]:
+    """Run `clerk-sync` on a terminal, type `answer` once it asks, and return its exit status and output."""
+    ours, its = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "REDIS_URL": redis_url, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "cli.main", *arguments],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(its)
+    said = b""
+    deadline = time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline:
+            if select.select([ours], [], [], 0.1)[0]:
+                try:
+                    said += os.read(ours, 65536)
+                except OSError:  # it has closed its side
+                    break
+            if answer and b"?" in said:
+                os.write(ours, answer)
+                answer = b""
+        return process.wait(10), said.decode()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

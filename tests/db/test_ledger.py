@@ -1,0 +1,84 @@
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from db import ledger
+from db.engine import Database
+from db.ledger import Wanted
+from tests.conftest import MakeSettings
+
+NOW = datetime.now(UTC).replace(second=30, microsecond=0)
+ROW = """
+    INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, applied_at, outcome)
+    VALUES (%s, %s, %s, %s, %s, %s)
+"""
+
+
+def record(
+    connection: psycopg.Connection,
+    id_: str,
+    *,
+    at: datetime = NOW,
+    lag_s: float = 1,
+    type_: str = "user.updated",
+    clerk_id: str = "user_1",
+    outcome: str = "applied",
+) -> None:
+    connection.execute(ROW, (id_, type_, clerk_id, at - timedelta(seconds=lag_s), at, outcome))
+
+
+@pytest.fixture
+def connection(database_url_unpooled: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url_unpooled, autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def database(make_settings: MakeSettings) -> Iterator[Database]:
+    made = Database(make_settings())
+    yield made
+    made.dispose()
+
+
+def ids(database: Database, wanted: Wanted, limit: int | None = 50) -> list[str]:
+    return [row.svix_id for row in ledger.recent(database, wanted, limit=limit)]
+
+
+def test_rows_are_found_by_each_of_what_they_are(connection: psycopg.Connection, database: Database) -> None:
+    record(connection, "a", at=NOW - timedelta(hours=2))
+    record(connection, "b", type_="session.created", at=NOW - timedelta(hours=1))
+    record(connection, "c", clerk_id="user_2", outcome="stale")
+    assert ids(database, Wanted()) == ["c", "b", "a"]
+    assert ids(database, Wanted(), limit=1) == ["c"]
+    assert ids(database, Wanted(), limit=None) == ["c", "b", "a"]
+    assert ids(database, Wanted(clerk_id="user_1")) == ["b", "a"]
+    assert ids(database, Wanted(type="session.created")) == ["b"]
+    assert ids(database, Wanted(outcome="stale")) == ["c"]
+    assert ids(database, Wanted(since=NOW - timedelta(hours=1))) == ["c", "b"]
+    assert ids(database, Wanted(until=NOW - timedelta(hours=1))) == ["a"]
+    assert ids(database, Wanted("user_1", "user.updated", "applied", NOW - timedelta(days=1), NOW)) == ["a"]
+
+
+def test_activity_counts_each_minute_and_says_how_long_it_took(
+    connection: psycopg.Connection, database: Database
+) -> None:
+    for i in range(100):
+        record(connection, f"now-{i}", lag_s=i / 10)
+    record(connection, "before", at=NOW - timedelta(minutes=7), lag_s=3)
+    record(connection, "long ago", at=NOW - timedelta(hours=2))
+    activity = ledger.activity(database, NOW - timedelta(hours=1))
+    start = NOW.replace(second=0)
+    assert [(minute.start, minute.events) for minute in activity.minutes] == [
+        (start - timedelta(minutes=7), 1),
+        (start, 100),
+    ]
+    assert activity.events == 101
+    assert activity.minutes[1].lag_s == pytest.approx(9.405)
+    assert activity.median_lag_s == pytest.approx(4.9)
+    assert activity.lag_s == pytest.approx(9.4)
+
+
+def test_activity_of_nothing_is_nothing(database: Database) -> None:
+    assert ledger.activity(database, NOW) == ledger.Activity([], 0, None, None)

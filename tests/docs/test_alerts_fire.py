@@ -1,0 +1,206 @@
+"""Each alert rule, fired once by what it is there for: a real Prometheus scrapes a real stack."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import yaml
+
+import config
+from cli.process import Process
+from cli.servers import ENVIRONMENT, RedisServer, free_port
+from tests.clerk import body, svix_id, user, user_event
+from tests.conftest import MakeSettings
+from tests.stack import Stack, wait_until
+from tests.web.deliveries import signed
+from worker.queue import Delivery, intake
+
+ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yml"
+PATIENCE_S = 60
+OLD_MS = 7_200_000
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed"),
+    pytest.mark.timeout(600),
+]
+
+
+class Prometheus:
+    """A real one that scrapes one target every second, with the rules as they are but for their patience."""
+
+    def __init__(self, directory: Path, target: str) -> None:
+        self.port = free_port()
+        self.fired: set[str] = set()
+        rules = yaml.safe_load(ALERTS.read_text())
+        for rule in rules["groups"][0]["rules"]:
+            rule.pop("for", None)
+        (directory / "rules.yml").write_text(yaml.safe_dump(rules))
+        settings = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [{"job_name": "clerk-sync", "static_configs": [{"targets": [target]}]}],
+        }
+        (directory / "prometheus.yml").write_text(yaml.safe_dump(settings))
+        self._process = Process("prometheus", directory / "prometheus.pid")
+        binary = shutil.which("prometheus")
+        assert binary
+        self._process.launch(
+            [
+                binary,
+                f"--config.file={directory / 'prometheus.yml'}",
+                f"--storage.tsdb.path={directory / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{self.port}",
+                "--log.level=warn",
+            ],
+            env=ENVIRONMENT,
+            cwd=directory,
+            log=directory / "prometheus.log",
+        )
+
+    def firing(self) -> set[str]:
+        """Return the names of the alerts that fire now."""
+        try:
+            answer: Any = httpx.get(f"http://127.0.0.1:{self.port}/api/v1/alerts", trust_env=False).json()
+        except httpx.TransportError:
+            return set()
+        now = {a["labels"]["alertname"] for a in answer["data"]["alerts"] if a["state"] == "firing"}
+        self.fired |= now
+        return now
+
+    def await_alert(self, name: str) -> None:
+        """Wait until that alert fires."""
+        wait_until(lambda: name in self.firing(), PATIENCE_S, lambda: f"{name} does not fire: {self.fired}")
+
+    def await_quiet(self, name: str) -> None:
+        """Wait until that alert does not fire any more."""
+        wait_until(lambda: name not in self.firing(), PATIENCE_S, lambda: f"{name} goes on firing")
+
+    def ask(self, expression: str) -> list[Any]:
+        """Return the result of a query."""
+        answer: Any = httpx.get(
+            f"http://127.0.0.1:{self.port}/api/v1/query", params={"query": expression}, trust_env=False
+        ).json()
+        result: list[Any] = answer["data"]["result"]
+        return result
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.end()
+
+
+@pytest.fixture
+def redis_of_its_own(server_directory: Path) -> Iterator[RedisServer]:
+    server = RedisServer(server_directory, free_port(), durable=False)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_every_alert_fires_for_what_it_is_there_for(
+    make_settings: MakeSettings, redis_of_its_own: RedisServer, tmp_path: Path
+) -> None:
+    settings = make_settings(
+        redis_url=redis_of_its_own.url,
+        port=free_port(),
+        web_workers=1,
+        db_pool_size=1,
+        db_max_overflow=0,
+        db_pool_timeout=0.3,
+    )
+    assert settings.database_url_unpooled
+    with (
+        Stack(settings, tmp_path) as stack,
+        psycopg.connect(settings.database_url_unpooled.get_secret_value(), autocommit=True) as connection,
+    ):
+        prometheus = Prometheus(tmp_path, f"127.0.0.1:{settings.port}")
+        try:
+            wait_until(lambda: _knows(prometheus), PATIENCE_S)
+            wait_until(lambda: prometheus.firing() == set(), PATIENCE_S, lambda: "alerts fire with no reason")
+            prometheus.fired.clear()
+            _forge(stack, prometheus)
+            _fail(stack, prometheus)
+            _exhaust(stack, prometheus, connection)
+            _lag(settings, stack, prometheus)
+            _lose_redis(stack, prometheus, redis_of_its_own)
+            stack.web.end()
+            prometheus.await_alert("ClerkSyncNotScraped")
+        finally:
+            prometheus.stop()
+    assert prometheus.fired == {r["alert"] for r in yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]}
+
+
+def _knows(prometheus: Prometheus) -> bool:
+    try:
+        ready = httpx.get(f"http://127.0.0.1:{prometheus.port}/-/ready", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+    return ready and len(prometheus.ask("clerk_sync_redis_up == 1")) == 1
+
+
+def _send(stack: Stack, content: bytes, headers: dict[str, str] | None = None) -> int:
+    answer = httpx.post(
+        stack.url, content=content, headers=headers or signed(content), trust_env=False, timeout=15
+    )
+    return answer.status_code
+
+
+def _forge(stack: Stack, prometheus: Prometheus) -> None:
+    for _ in range(8):
+        content = body(user_event())
+        assert _send(stack, content + b" ", signed(content)) == 400
+    prometheus.await_alert("ClerkSyncSignaturesRejected")
+
+
+def _fail(stack: Stack, prometheus: Prometheus) -> None:
+    assert _send(stack, body(user_event(data={"id": 3}))) == 202
+    prometheus.await_alert("ClerkSyncFailedJobs")
+
+
+def _exhaust(stack: Stack, prometheus: Prometheus, connection: psycopg.Connection) -> None:
+    """Hold a lock that the worker's pruning waits for, with the only connection of its pool."""
+    stack.workers[0].end()
+    prometheus.await_alert("ClerkSyncNoWorker")
+    with connection.transaction():
+        connection.execute("LOCK TABLE webhook_events IN SHARE ROW EXCLUSIVE MODE")
+        stack.start("worker", stack.workers[0])
+        stack.await_ready()
+        wait_until(lambda: _blocked(connection), PATIENCE_S)
+        assert _send(stack, body(user_event())) == 202
+        prometheus.await_alert("ClerkSyncPoolExhausted")
+        prometheus.await_alert("ClerkSyncWorkersWait")
+    prometheus.await_quiet("ClerkSyncWorkersWait")
+
+
+def _blocked(connection: psycopg.Connection) -> bool:
+    row = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+    return row is not None and row[0] > 0
+
+
+def _lag(settings: config.Settings, stack: Stack, prometheus: Prometheus) -> None:
+    """Let deliveries of two hours ago wait, then be applied."""
+    stack.workers[0].end()
+    queue = intake(settings)
+    then = time.time_ns() // 1_000_000 - OLD_MS
+    for i in range(40):
+        event = body(user_event(data=user(f"user_{i}"))).decode()
+        queue.enqueue(Delivery(svix_id(), event, f"user.created user_{i}", then))
+    queue.redis.close()
+    prometheus.await_alert("ClerkSyncLag")
+    prometheus.await_alert("ClerkSyncSilence")
+    stack.start("worker", stack.workers[0])
+    prometheus.await_alert("ClerkSyncSlow")
+    prometheus.await_quiet("ClerkSyncLag")
+
+
+def _lose_redis(stack: Stack, prometheus: Prometheus, redis: RedisServer) -> None:
+    redis.stop()
+    prometheus.await_alert("ClerkSyncRedisDown")
+    assert _send(stack, body(user_event())) == 503
+    redis.start()
+    prometheus.await_alert("ClerkSyncDeliveriesRefused")
+    prometheus.await_quiet("ClerkSyncRedisDown")

@@ -1,0 +1,131 @@
+"""The alert rules and the dashboard, against what `/metrics` really shows."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from db.engine import PoolState
+from tests.conftest import MakeSettings
+from worker import metrics as m
+from worker.exposition import Exposition
+from worker.metrics import Metrics
+from worker.queue import worker_redis
+from worker.rq_layout import WORKER_PREFIX, WORKER_REPORT, WORKERS_KEY
+
+DOCS = Path(__file__).parents[2] / "docs"
+ALERTS = DOCS / "alerts.yml"
+NAME = re.compile(r"\bclerk_sync_[a-z_]+")
+MATCHER = re.compile(r'\b(\w+)=~?"([^"]*)"')
+GROUPED = re.compile(r"\bby \(([^)]*)\)")
+
+
+def rules() -> list[dict[str, Any]]:
+    [group] = yaml.safe_load(ALERTS.read_text())["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((DOCS / "grafana-dashboard.json").read_text())["panels"]
+    return found
+
+
+def expressions() -> list[str]:
+    return [rule["expr"] for rule in rules()] + [t["expr"] for panel in panels() for t in panel["targets"]]
+
+
+@pytest.fixture
+def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
+    """The names and labels that `/metrics` shows, once everything has happened."""
+    settings = make_settings(database_url=None, database_url_unpooled=None)
+    redis = worker_redis(settings)
+    redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
+    report = {"waiting_for": None, "pool": PoolState(5, 1, 0, 9, 0, 0)._asdict()}
+    redis.hset(f"{WORKER_PREFIX}one", mapping={WORKER_REPORT: json.dumps(report), "state": "idle"})
+    counts = Metrics()
+    counts.note(m.LAST_APPLIED, 1.0)
+    redis.set("clerk-sync:last-received", 1)
+    exposition = Exposition(settings, counts)
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(exposition.render().decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample.labels)
+    exposition.close()
+    redis.close()
+    return found
+
+
+def test_every_metric_in_the_rules_and_on_the_dashboard_is_shown(
+    shown: dict[str, list[dict[str, str]]],
+) -> None:
+    named = {name for expression in expressions() for name in NAME.findall(expression)}
+    assert named - set(shown) == set()
+
+
+def test_every_label_that_is_asked_for_is_there(shown: dict[str, list[dict[str, str]]]) -> None:
+    labels = {
+        label: {s[label] for samples in shown.values() for s in samples if label in s}
+        for label in _labels(shown)
+    }
+    for expression in expressions():
+        for label, pattern in MATCHER.findall(expression):
+            assert all(value in labels[label] for value in pattern.split("|")), expression
+        for group in GROUPED.findall(expression):
+            assert {name.strip() for name in group.split(",")} <= set(labels), expression
+
+
+def _labels(shown: dict[str, list[dict[str, str]]]) -> set[str]:
+    return {label for samples in shown.values() for sample in samples for label in sample}
+
+
+def test_every_metric_is_on_the_dashboard_or_in_a_rule(shown: dict[str, list[dict[str, str]]]) -> None:
+    families = {re.sub(r"_(bucket|count|sum)$", "", name) for name in shown}
+    used = " ".join(expressions())
+    assert [name for name in sorted(families) if name not in used] == []
+
+
+def test_no_expression_adds_up_what_every_target_shows_alike() -> None:
+    for expression in expressions():
+        outermost = expression.partition("(")[0]
+        assert "sum" not in outermost or "max by" in expression, expression
+
+
+def test_every_rule_says_what_to_do_and_points_into_the_run_book() -> None:
+    operations = (DOCS / "operations.md").read_text()
+    anchors = {_anchor(line) for line in operations.splitlines() if line.startswith("#")}
+    for rule in rules():
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["description"]
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        path, _, anchor = rule["annotations"]["runbook"].partition("#")
+        assert path == "docs/operations.md"
+        assert anchor in anchors, rule["alert"]
+        assert rule["alert"] in operations
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()).replace(" ", "-")
+
+
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in panels():
+        at = panel["gridPos"]
+        cells = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
+    assert len({panel["id"] for panel in panels()}) == len(panels())
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_takes_the_rules() -> None:
+    ran = subprocess.run(["promtool", "check", "rules", ALERTS], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

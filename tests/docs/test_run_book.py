@@ -1,0 +1,109 @@
+"""The run-book, by its own commands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import httpx
+import psycopg
+import pytest
+
+from cli.main import cli
+from cli.servers import free_port
+from tests.clerk import ANN, body, user, user_event
+from tests.conftest import MakeSettings
+from tests.stack import Stack, environment, wait_until
+from tests.web.deliveries import signed
+
+DOCS = Path(__file__).parents[2] / "docs"
+OPERATIONS = (DOCS / "operations.md").read_text()
+PLACEHOLDER = "msg_2abc…"
+COMMAND = re.compile(r"^    (clerk-sync .+)$|`(clerk-sync [^`]+)`", re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    return [shlex.split(" ".join((block or inline).split())) for block, inline in COMMAND.findall(text)]
+
+
+def section(title: str) -> str:
+    """Return one section's text."""
+    _, _, rest = OPERATIONS.partition(f"\n### {title}\n")
+    assert rest, title
+    return re.split(r"\n##", rest)[0]
+
+
+@pytest.mark.parametrize("command", commands(OPERATIONS), ids=" ".join)
+def test_every_command_in_the_run_book_is_there_with_its_options(command: list[str]) -> None:
+    found: click.Command = cli
+    context = click.Context(cli)
+    words = command[1:]
+    while isinstance(found, click.Group) and words and not words[0].startswith("-"):
+        name = words.pop(0)
+        inner = found.get_command(context, name)
+        assert inner is not None, f"there is no command {name}"
+        found = inner
+    known = {option for parameter in found.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", OPERATIONS))
+def test_every_link_in_the_run_book_leads_somewhere(link: str) -> None:
+    path, _, anchor = link.partition("#")
+    file = DOCS / path if path else DOCS / "operations.md"
+    assert file.exists()
+    if anchor:
+        headings = [line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#")]
+        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_a_failed_job_is_seen_understood_repaired_and_replayed_by_the_run_book(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """The application has added a constraint that Clerk knows nothing of."""
+    settings = make_settings(port=free_port(), web_workers=1)
+    see, understand, *_, rehearse, replay, look_again = _commands_of_jobs_fail()
+    assert settings.database_url_unpooled
+    with (
+        Stack(settings, tmp_path) as stack,
+        psycopg.connect(settings.database_url_unpooled.get_secret_value(), autocommit=True) as connection,
+    ):
+
+        def run(command: list[str], svix_id: str = "") -> str:
+            arguments = [svix_id if word == PLACEHOLDER else word for word in command[1:]]
+            ran = subprocess.run(
+                [sys.executable, "-P", "-m", "cli.main", *arguments],
+                env=environment(settings),
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            )
+            return ran.stdout
+
+        connection.execute("ALTER TABLE users ADD CONSTRAINT short_names CHECK (length(name) < 5)")
+        content = body(user_event(data=user(ANN, first_name="Annabel", last_name=None)))
+        headers = signed(content)
+        assert httpx.post(stack.url, content=content, headers=headers, trust_env=False).status_code == 202
+        svix_id = headers["svix-id"]
+        wait_until(lambda: svix_id in run(see), 30, stack.logs)
+        assert ANN in run(see)
+        assert "constraint short_names" in run(understand, svix_id)
+        connection.execute("ALTER TABLE users DROP CONSTRAINT short_names")
+        assert svix_id in run(rehearse)
+        assert svix_id in run(see), "a rehearsal changes nothing"
+        assert "1 replayed" in run(replay)
+        wait_until(lambda: _name(connection) == "Annabel", 30, stack.logs)
+        assert svix_id not in run(look_again)
+
+
+def _commands_of_jobs_fail() -> list[list[str]]:
+    blocks = re.findall(r"^    (clerk-sync .+)$", section("Jobs fail"), re.MULTILINE)
+    return [shlex.split(block) for block in blocks]
+
+
+def _name(connection: psycopg.Connection) -> str | None:
+    row = connection.execute("SELECT name FROM users WHERE clerk_id = %s", (ANN,)).fetchone()
+    return None if row is None else str(row[0])

@@ -1,0 +1,396 @@
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from redis import Redis
+from werkzeug.test import TestResponse
+
+from cli.servers import RedisServer, free_port
+from tests.clerk import ANN, BEN, svix_id, user, user_event
+from tests.conftest import MakeSettings
+from tests.jobs import RqView
+from tests.jobs_failed import fail, fail_in_another_worker, raise_personal
+from tests.stack import Stack
+from web.app import create_app
+from worker.attempts import LIMIT
+from worker.queue import worker_redis
+from worker.status import LIMIT_S
+
+PASSWORD = "correct horse bättery"
+AUTH = ("anyone", PASSWORD)
+MARK = "ann.marked@example.com"
+TOKEN = re.compile(r'name="token" value="([^"]+)"')
+UNTIL = re.compile(r'name="until" value="([^"]+)"')
+
+Submit = Callable[..., TestResponse]
+
+
+@pytest.fixture
+def database(database_url_unpooled: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def console(make_settings: MakeSettings) -> FlaskClient:
+    return create_app(make_settings(console_password=PASSWORD)).test_client()
+
+
+@pytest.fixture
+def submit(console: FlaskClient) -> Submit:
+    """Press a button on the page, with what is ticked."""
+
+    def press(do: str, *ids: str, page: TestResponse | None = None, **fields: str) -> TestResponse:
+        shown = (page or console.get("/console", auth=AUTH)).text
+        token, until = TOKEN.search(shown), UNTIL.search(shown)
+        assert token
+        assert until
+        form = {"token": token[1], "until": until[1], "do": do, "id": [quote(id_, safe="") for id_ in ids]}
+        return console.post("/console/jobs", auth=AUTH, data={**form, **fields})
+
+    return press
+
+
+def record(
+    database: psycopg.Connection, clerk_id: str = ANN, *, minutes_ago: float = 0, **fields: str
+) -> str:
+    id_ = svix_id()
+    database.execute(
+        """
+        INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, applied_at, outcome)
+        VALUES (%(id)s, %(type)s, %(clerk_id)s, now() - %(ago)s * interval '1 minute' - interval '2 seconds',
+                now() - %(ago)s * interval '1 minute', %(outcome)s)
+        """,
+        {
+            "id": id_,
+            "clerk_id": clerk_id,
+            "ago": minutes_ago,
+            "type": "user.updated",
+            "outcome": "applied",
+            **fields,
+        },
+    )
+    return id_
+
+
+def test_without_a_password_there_is_no_console(make_settings: MakeSettings) -> None:
+    client = create_app(make_settings()).test_client()
+    for path in ("/console", "/console/jobs", "/console/static/console.css"):
+        assert client.get(path, auth=AUTH).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/console", "/console/static/console.css", "/console/static/console.js"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Basic"},
+        {"Authorization": "Basic %%%"},
+        {"Authorization": "Basic YQ=="},
+        {"Authorization": "Bearer " + PASSWORD.encode().hex()},
+        {"Authorization": "Basic YTpiOmM="},
+    ],
+    ids=["none", "empty", "no base64", "no colon", "bearer", "wrong"],
+)
+def test_nothing_is_shown_without_the_password(
+    console: FlaskClient, path: str, headers: dict[str, str]
+) -> None:
+    answer = console.get(path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+    assert console.get(path, auth=AUTH, buffered=True).status_code == 200
+
+
+def test_a_form_without_the_password_does_nothing(console: FlaskClient, redis: Redis) -> None:
+    fail(redis)
+    page = console.get("/console", auth=AUTH).text
+    token = TOKEN.search(page)
+    assert token
+    form = {"token": token[1], "until": "2999-01-01T00:00:00+00:00", "do": "replay all", "confirmed": "1"}
+    assert console.post("/console/jobs", data=form).status_code == 401
+    assert redis.zcard("rq:failed:clerk") == 1
+
+
+@pytest.mark.parametrize("path", ["/console", "/console/static/console.js", "/console/nowhere"])
+@pytest.mark.parametrize("auth", [AUTH, ("x", "wrong"), None])
+def test_every_answer_carries_the_headers_that_keep_it_safe(
+    console: FlaskClient, path: str, auth: tuple[str, str] | None
+) -> None:
+    answer = console.get(path, auth=auth, buffered=True)
+    if path == "/console/nowhere":
+        assert answer.status_code == 404
+        return
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers.getlist("Cache-Control") == ["no-store"]
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_page_has_no_inline_script_or_style_and_asks_nobody_else(
+    console: FlaskClient, database: psycopg.Connection, redis: Redis
+) -> None:
+    record(database)
+    fail(redis)
+    page = console.get("/console", auth=AUTH).text
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=|<style", page)
+    assert not re.search(r'(?:src|href|action)="(?:https?:)?//', page)
+
+
+def test_after_too_many_attempts_an_address_has_to_wait_in_every_process(make_settings: MakeSettings) -> None:
+    settings = make_settings(console_password=PASSWORD)
+    clients = [create_app(settings).test_client() for _ in range(3)]
+    for i in range(LIMIT):
+        assert clients[i % 2].get("/console", auth=("x", f"guess {i}")).status_code == 401
+    refused = clients[2].get("/console", auth=AUTH)
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) > 0
+    other = {"REMOTE_ADDR": "192.0.2.7"}
+    assert clients[2].get("/console", auth=AUTH, environ_base=other).status_code == 200
+
+
+def test_attempts_are_limited_without_redis_too(make_settings: MakeSettings) -> None:
+    settings = make_settings(console_password=PASSWORD, redis_url="redis://127.0.0.1:1/0")
+    client = create_app(settings).test_client()
+    for i in range(LIMIT):
+        assert client.get("/console", auth=("x", f"guess {i}")).status_code == 401
+    assert client.get("/console", auth=AUTH).status_code == 429
+
+
+def test_the_page_shows_what_came_and_what_failed(
+    console: FlaskClient, database: psycopg.Connection, redis: Redis
+) -> None:
+    applied = record(database, BEN, minutes_ago=3, outcome="stale")
+    failed = fail(redis, user_event("user.updated", user(ANN, email=MARK)))
+    page = console.get("/console", auth=AUTH).text
+    assert all(text in page for text in (applied, BEN, "stale", failed, ANN, "data.id is no Clerk id"))
+    assert page.count('class="bar"') == 1
+    assert "1 events, lag 2 s" in page
+    assert MARK not in page
+
+
+def test_the_history_of_one_user_is_shown(console: FlaskClient, database: psycopg.Connection) -> None:
+    mine = [record(database, ANN, minutes_ago=ago) for ago in (0, 100, 10_000)]
+    other = record(database, BEN, minutes_ago=10_000)
+    page = console.get("/console", query_string={"user": ANN}, auth=AUTH).text
+    history = page[page.index('id="user"') : page.index('id="newest"')]
+    assert all(id_ in history for id_ in mine)
+    assert other not in history
+    assert "No delivery about this user" in console.get("/console?user=user_x", auth=AUTH).text
+
+
+@pytest.mark.parametrize("asked", ["<script>alert(1)</script>", "a b", "ann@example.com", "é", "x" * 300])
+def test_what_is_no_clerk_id_is_not_looked_for(console: FlaskClient, asked: str) -> None:
+    page = console.get("/console", query_string={"user": asked}, auth=AUTH)
+    assert page.status_code == 200
+    assert "This is no Clerk id" in page.text
+    assert "<script>alert" not in page.text
+
+
+def test_one_job_is_replayed(submit: Submit, redis: Redis, rq: RqView) -> None:
+    one, two = fail(redis), fail(redis)
+    answer = submit(f"replay {one}")
+    assert answer.status_code == 303
+    assert (rq.places(one), rq.places(two)) == (["queue"], ["failed"])
+
+
+def test_some_jobs_are_replayed_and_the_page_says_what_became_of_them(
+    console: FlaskClient, submit: Submit, redis: Redis, rq: RqView
+) -> None:
+    ids = [fail(redis) for _ in range(3)]
+    page = console.get("/console", auth=AUTH)
+    redis.delete(f"rq:job:{ids[1]}")
+    answer = submit("replay", *ids[:2], page=page)
+    assert [rq.places(id_) for id_ in ids] == [["queue"], [], ["failed"]]
+    assert "1 replayed, 1 gone" in console.get(answer.location, auth=AUTH).text
+
+
+def test_nothing_selected_is_said(console: FlaskClient, submit: Submit, redis: Redis) -> None:
+    fail(redis)
+    assert "No failed job was selected" in console.get(submit("replay").location, auth=AUTH).text
+
+
+@pytest.mark.parametrize("do", ["replay all", "discard all", "discard", "discard one"])
+def test_all_and_what_deletes_is_confirmed_first(submit: Submit, redis: Redis, rq: RqView, do: str) -> None:
+    ids = [fail(redis) for _ in range(25)]
+    do = do.replace("one", ids[0])
+    chosen = ids[:2] if do == "discard" else []
+    asked = submit(do, *chosen)
+    assert asked.status_code == 200
+    assert "Cancel" in asked.text
+    assert len(rq.ids("failed")) == 25, "nothing has happened yet"
+    button = re.search(r'<button name="do" value="([^"]+)"', asked.text)
+    assert button
+    form_ids = re.findall(r'name="id" value="([^"]+)"', asked.text)
+    done = submit(button[1], *form_ids, page=asked, confirmed="1")
+    assert done.status_code == 303
+    left = {"replay all": 0, "discard all": 0, "discard": 23}.get(do, 24)
+    assert len(rq.ids("failed")) == left
+    assert len(rq.queue.get_job_ids()) == (25 if do == "replay all" else 0)
+
+
+def test_what_failed_after_the_page_was_shown_is_not_among_all(
+    console: FlaskClient, submit: Submit, redis: Redis, rq: RqView
+) -> None:
+    fail(redis)
+    page = console.get("/console", auth=AUTH)
+    later = fail(redis)
+    submit("discard all", page=page, confirmed="1")
+    assert rq.ids("failed") == [later]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"token": ""},
+        {"token": "ImZvcm0i.aSGzVg.forged"},
+        {"do": "delete all"},
+        {"do": ""},
+        {"until": "now"},
+        {"until": "2026-01-01"},
+    ],
+    ids=str,
+)
+def test_a_form_that_is_not_ours_does_nothing(submit: Submit, redis: Redis, fields: dict[str, str]) -> None:
+    fail(redis)
+    do = fields.pop("do", "replay all")
+    assert submit(do, confirmed="1", **fields).status_code == 400
+    assert redis.zcard("rq:failed:clerk") == 1
+
+
+def test_a_form_that_is_too_large_is_refused(submit: Submit, redis: Redis) -> None:
+    fail(redis)
+    assert submit("replay", filler="x" * 300_000).status_code == 413
+
+
+def test_a_token_of_another_password_is_refused(
+    make_settings: MakeSettings, submit: Submit, redis: Redis
+) -> None:
+    fail(redis)
+    other = create_app(make_settings(console_password="another one")).test_client()
+    page = other.get("/console", auth=("x", "another one"))
+    assert submit("replay all", page=page, confirmed="1").status_code == 400
+
+
+def test_an_id_that_somebody_else_chose_is_shown_and_treated_like_any(
+    console: FlaskClient, submit: Submit, make_settings: MakeSettings
+) -> None:
+    odd = '"><b>\x1b \udcff%41&'
+    redis = worker_redis(make_settings())
+    fail(redis, id_=odd)
+    page = console.get("/console", auth=AUTH)
+    assert page.status_code == 200
+    assert "<b>" not in page.text
+    value = re.search(r'name="id" value="([^"]+)"', page.text)
+    assert value
+    submit(f"replay {value[1]}", page=page)
+    assert redis.zcard("rq:failed:clerk") == 0
+    assert redis.llen("rq:queue:clerk") == 1
+    redis.close()
+
+
+def test_what_another_worker_raised_stays_out_of_the_page(console: FlaskClient, redis: Redis) -> None:
+    fail_in_another_worker(redis, raise_personal, MARK)
+    page = console.get("/console", auth=AUTH).text
+    assert "LookupError" in page
+    assert MARK not in page
+
+
+def test_without_a_database_the_rest_is_shown(make_settings: MakeSettings, redis: Redis) -> None:
+    nowhere = "postgresql://u:secret@127.0.0.1:1/none"
+    settings = make_settings(console_password=PASSWORD, database_url=nowhere, database_url_unpooled=nowhere)
+    id_ = fail(redis)
+    page = create_app(settings).test_client().get("/console?user=user_1", auth=AUTH)
+    assert page.status_code == 200
+    assert id_ in page.text
+    assert page.text.count("Not known now") == 3
+    assert "secret" not in page.text
+
+
+def test_without_redis_the_rest_is_shown(make_settings: MakeSettings, database: psycopg.Connection) -> None:
+    settings = make_settings(console_password=PASSWORD, redis_url="redis://:secret@127.0.0.1:1/0")
+    applied = record(database)
+    client = create_app(settings).test_client()
+    page = client.get("/console", auth=AUTH)
+    assert page.status_code == 200
+    assert applied in page.text
+    assert "Redis does not answer" in page.text
+    assert "secret" not in page.text
+
+
+def test_a_form_while_redis_is_away_says_so(make_settings: MakeSettings, server_directory: Path) -> None:
+    server = RedisServer(server_directory, free_port(), durable=False)
+    server.start()
+    client = create_app(make_settings(console_password=PASSWORD, redis_url=server.url)).test_client()
+    with Redis.from_url(server.url) as redis:
+        id_ = fail(redis)
+    page = client.get("/console", auth=AUTH).text
+    server.stop()
+    token, until = TOKEN.search(page), UNTIL.search(page)
+    assert token
+    assert until
+    form = {"token": token[1], "until": until[1], "do": f"replay {id_}"}
+    answer = client.post("/console/jobs", auth=AUTH, data=form)
+    assert answer.status_code == 303
+    assert "Redis does not answer, so" in client.get(answer.location, auth=AUTH).text
+
+
+def test_two_who_look_at_different_users_each_see_their_own(
+    console: FlaskClient, database: psycopg.Connection
+) -> None:
+    ids = {clerk_id: record(database, clerk_id, minutes_ago=90) for clerk_id in (ANN, BEN)}
+    for i in range(40):
+        record(database, f"user_{i}")
+    wrong: list[str] = []
+
+    def look(clerk_id: str, other: str) -> None:
+        client = console.application.test_client()
+        for _ in range(10):
+            page = client.get("/console", query_string={"user": clerk_id}, auth=AUTH).text
+            if ids[clerk_id] not in page or ids[other] in page:
+                wrong.append(page)
+
+    threads = [threading.Thread(target=look, args=pair) for pair in ((ANN, BEN), (BEN, ANN)) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+
+
+def test_a_database_that_hangs_costs_the_page_no_more_than_its_limit(
+    make_settings: MakeSettings, redis: Redis, database: psycopg.Connection
+) -> None:
+    client = create_app(make_settings(console_password=PASSWORD)).test_client()
+    id_ = fail(redis)
+    with database.transaction():
+        database.execute("LOCK TABLE webhook_events IN ACCESS EXCLUSIVE MODE")
+        for _ in range(2):
+            began = time.monotonic()
+            page = client.get("/console?user=user_1", auth=AUTH)
+            assert time.monotonic() - began < LIMIT_S + 0.5
+            assert id_ in page.text
+            assert "no answer within" in page.text
+    assert page.status_code == 200
+
+
+def test_the_console_is_there_behind_the_real_server(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(console_password=PASSWORD, port=free_port(), web_workers=2)
+    with Stack(settings, tmp_path, workers=1) as stack, httpx.Client(trust_env=False, timeout=10) as client:
+        page = client.get(f"{stack.base_url}/console", auth=("x", PASSWORD.encode()))
+        assert page.status_code == 200
+        assert "clerk-sync" in page.text
+        for name in ("console.css", "console.js"):
+            assert client.get(
+                f"{stack.base_url}/console/static/{name}", auth=("x", PASSWORD.encode())
+            ).is_success

@@ -1,0 +1,141 @@
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from cli.servers import RedisServer, free_port
+from tests.clerk import body, deleted_event, user_event
+from tests.conftest import MakeSettings
+from tests.stack import Stack, wait_until
+from tests.web.conftest import MakeClient
+from tests.web.deliveries import PATH, signed
+from web.signature import Reason
+from worker import metrics
+from worker.metrics import FLUSH_EVERY_S
+from worker.status import LIMIT_S
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and sample.labels == labels:
+                return sample.value
+    raise LookupError(name, labels)
+
+
+def test_each_delivery_is_counted_by_type_and_answer(make_client: MakeClient) -> None:
+    client = make_client()
+    content = body(user_event("user.updated"))
+    headers = signed(content)
+    client.post(PATH, data=content, headers=headers)
+    client.post(PATH, data=content, headers=headers)
+    ignored = body({"type": "email.created", "data": {}})
+    client.post(PATH, data=ignored, headers=signed(ignored))
+    client.post(PATH, data=b"{", headers=signed(b"{"))
+    client.post(PATH, data=content, headers=signed(content, age_s=900))
+    client.post(PATH, data=content)
+    text = client.get("/metrics").text
+    for type_, answer in (
+        ("user.updated", "queued"),
+        ("user.updated", "duplicate"),
+        ("other", "ignored"),
+        ("other", "not_json"),
+    ):
+        assert value(text, "clerk_sync_deliveries_total", type=type_, answer=answer) == 1
+    assert value(text, "clerk_sync_deliveries_total", type="other", answer="forged") == 2
+    assert value(text, "clerk_sync_rejected_signatures_total", reason="stale") == 1
+    assert value(text, "clerk_sync_rejected_signatures_total", reason="missing") == 1
+    assert value(text, "clerk_sync_enqueue_seconds_count") == 2
+
+
+def test_every_reason_of_a_rejected_signature_has_its_counter() -> None:
+    assert {reason.value for reason in Reason} == set(metrics.SIGNATURE_REASONS)
+
+
+def test_without_redis_the_metrics_still_answer_and_say_so(make_client: MakeClient) -> None:
+    client = make_client(redis_url="redis://127.0.0.1:1/0")
+    content = body(user_event())
+    assert client.post(PATH, data=content, headers=signed(content)).status_code == 503
+    began = time.monotonic()
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert value(answer.text, "clerk_sync_redis_up") == 0
+    assert time.monotonic() - began < 3
+
+
+def test_a_redis_that_hangs_is_not_waited_for_longer_than_the_limit(
+    make_client: MakeClient, server_directory: Path
+) -> None:
+    server = RedisServer(server_directory, free_port(), durable=False)
+    server.start()
+    client = make_client(redis_url=server.url)
+    assert value(client.get("/metrics").text, "clerk_sync_redis_up") == 1
+    assert server.pid
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert value(client.get("/metrics").text, "clerk_sync_redis_up") == 0
+        assert time.monotonic() - began < LIMIT_S + 0.5
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.stop()
+
+
+def test_the_figures_are_those_of_all_processes_and_outlive_them(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    settings = make_settings(port=free_port(), web_workers=2)
+    with Stack(settings, tmp_path, workers=2) as stack:
+        for _ in range(40):
+            content = body(user_event())
+            headers = {**signed(content), "Connection": "close"}
+            assert httpx.post(stack.url, content=content, headers=headers, trust_env=False).status_code == 202
+        applied = {"type": "user.created", "outcome": "applied"}
+        wait_until(lambda: _sum(_scrape(stack), "clerk_sync_events_applied_total") == 40, 20, stack.logs)
+        text = _scrape(stack)
+        assert value(text, "clerk_sync_events_applied_total", **applied) == 1
+        assert value(text, "clerk_sync_deliveries_total", type="user.created", answer="queued") == 40
+        assert value(text, "clerk_sync_workers_alive") == 2
+        assert value(text, "clerk_sync_delivery_lag_seconds_count") == 40
+        assert value(text, "clerk_sync_pool_size", worker=_worker(text)) == 5
+        gone = body(deleted_event())
+        httpx.post(stack.url, content=gone, headers=signed(gone), trust_env=False)
+        stack.web.end()
+        stack.start("web", stack.web)
+        stack.await_ready()
+        text = _scrape(stack)
+        assert _sum(text, "clerk_sync_deliveries_total") == 41, (
+            "what was not flushed yet went with the process"
+        )
+
+
+def test_a_worker_that_stops_leaves_its_last_counts(make_settings: MakeSettings, tmp_path: Path) -> None:
+    with Stack(make_settings(port=free_port(), web_workers=1), tmp_path) as stack:
+        time.sleep(FLUSH_EVERY_S / 2)
+        content = body(user_event())
+        httpx.post(stack.url, content=content, headers=signed(content), trust_env=False)
+        wait_until(lambda: '"applied"' in stack.logs() or "applied" in stack.logs(), 10, stack.logs)
+        stack.workers[0].end()
+        assert _sum(_scrape(stack), "clerk_sync_events_applied_total") == 1
+
+
+def _scrape(stack: Stack) -> str:
+    answer = httpx.get(f"{stack.base_url}/metrics", trust_env=False, timeout=10)
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return answer.text
+
+
+def _sum(text: str, name: str) -> float:
+    families = text_string_to_metric_families(text)
+    return sum(s.value for family in families for s in family.samples if s.name == name)
+
+
+def _worker(text: str) -> str:
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "clerk_sync_pool_size":
+                return str(sample.labels["worker"])
+    raise LookupError

@@ -1,0 +1,173 @@
+"""`POST /users/<clerk_id>/pull`: who may call it, and what it answers."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from flask.testing import FlaskClient
+
+import config
+from cli.servers import free_port
+from tests.clerk import ANN, BEN, user, user_event
+from tests.conftest import MakeSettings
+from tests.fake_clerk import FakeClerk
+from tests.repair import api_settings, bridged, deliver, rows, tombstones
+from tests.stack import Stack
+from web.app import create_app
+
+TOKEN = "b7Kq-2fR_9wZ.tY4"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture
+def clerk() -> Iterator[FakeClerk]:
+    with FakeClerk() as fake:
+        yield fake
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
+    return api_settings(make_settings, clerk, pull_token=TOKEN)
+
+
+@pytest.fixture
+def client(settings: config.Settings) -> Iterator[FlaskClient]:
+    with calling(settings) as made:
+        yield made
+
+
+@contextmanager
+def calling(settings: config.Settings) -> Iterator[FlaskClient]:
+    app = create_app(settings)
+    yield app.test_client()
+    app.extensions["pull_desk"].close()
+
+
+def test_the_row_is_there_in_one_call(
+    clerk: FakeClerk, client: FlaskClient, settings: config.Settings
+) -> None:
+    clerk.put(user(ANN))
+    answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
+    assert answer.status_code == 200
+    assert answer.json is not None
+    assert answer.json["clerk_id"] == ANN
+    assert answer.json["email"] == rows(settings)[ANN].email
+    assert set(answer.json) == {
+        "id", "clerk_id", "email", "name", "organization", "role", "created_at", "last_login_at"
+    }  # fmt: skip
+
+
+def test_whom_clerk_does_not_know_is_not_found(client: FlaskClient, settings: config.Settings) -> None:
+    answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
+    assert (answer.status_code, answer.json) == (404, {"error": "there is no such user"})
+    assert not tombstones(settings)
+
+
+def test_who_is_gone_in_clerk_is_gone_here(client: FlaskClient, settings: config.Settings) -> None:
+    with bridged(settings) as both:
+        deliver(both, user_event(data=user(ANN)))
+    assert client.post(f"/users/{ANN}/pull", headers=BEARER).status_code == 404
+    assert tombstones(settings) == {ANN}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        f"Basic {TOKEN}",
+        TOKEN,
+        f"Bearer {TOKEN}x",
+        "Bearer é\x80",
+    ],
+)
+def test_without_the_token_nothing_is_asked(
+    clerk: FakeClerk, client: FlaskClient, header: str | None
+) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    answer = client.post(f"/users/{ANN}/pull", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert clerk.requests == []
+
+
+@pytest.mark.parametrize("clerk_id", ["a b", "user%0a", "user.1", "x" * 201, "%2e%2e"])
+def test_what_is_no_clerk_id_is_not_asked_for(clerk: FakeClerk, client: FlaskClient, clerk_id: str) -> None:
+    assert client.post(f"/users/{clerk_id}/pull", headers=BEARER).status_code == 400
+    assert clerk.requests == []
+
+
+def test_other_methods_are_refused(client: FlaskClient) -> None:
+    assert client.get(f"/users/{ANN}/pull", headers=BEARER).status_code == 405
+
+
+def test_without_a_token_set_the_route_is_not_there(make_settings: MakeSettings, clerk: FakeClerk) -> None:
+    app = create_app(api_settings(make_settings, clerk))
+    assert app.test_client().post(f"/users/{ANN}/pull", headers=BEARER).status_code == 404
+    assert clerk.requests == []
+
+
+def test_a_token_needs_a_key_for_clerk(make_settings: MakeSettings) -> None:
+    with pytest.raises(config.SettingsError, match=r"^PULL_TOKEN .*CLERK_SECRET_KEY"):
+        make_settings(pull_token=TOKEN)
+
+
+@pytest.mark.parametrize("status", [500, 401, 429, 302, 200])
+def test_trouble_at_clerk_is_503(clerk: FakeClerk, client: FlaskClient, status: int) -> None:
+    clerk.answer_next(status, "<html>", headers={"Retry-After": "60"}, times=50)
+    answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"]
+    assert clerk.key not in answer.text
+
+
+def test_trouble_with_the_database_or_redis_is_503(make_settings: MakeSettings, clerk: FakeClerk) -> None:
+    clerk.put(user(ANN))
+    for broken in ("database_url", "redis_url"):
+        url = f"{'redis' if broken == 'redis_url' else 'postgres'}://127.0.0.1:{free_port()}/0"
+        with calling(api_settings(make_settings, clerk, pull_token=TOKEN, **{broken: url})) as client:
+            answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
+        assert answer.status_code == 503
+        assert "127.0.0.1" not in answer.text
+
+
+def test_too_many_users_at_once_are_429(clerk: FakeClerk, make_settings: MakeSettings) -> None:
+    clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
+    with calling(api_settings(make_settings, clerk, pull_token=TOKEN)) as client:
+        answers = [client.post(f"/users/user_{i}/pull", headers=BEARER) for i in range(101)]
+    busy = [answer for answer in answers if answer.status_code == 429]
+    assert busy
+    assert busy[0].headers["Retry-After"]
+    assert {answer.status_code for answer in answers} == {404, 429}
+
+
+def test_calls_to_several_web_processes_are_one_question_to_clerk(
+    clerk: FakeClerk, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    clerk.put(user(ANN), user(BEN))
+    settings = api_settings(make_settings, clerk, pull_token=TOKEN, port=free_port(), web_workers=2)
+    answers: list[httpx.Response] = []
+
+    def call() -> None:
+        url = f"http://127.0.0.1:{settings.port}/users/{ANN}/pull"
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            answers.append(http.post(url, headers=BEARER))
+
+    with Stack(settings, tmp_path, workers=0) as stack:
+        threads = [threading.Thread(target=call) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        logs = stack.logs()
+    assert [answer.status_code for answer in answers] == [200] * 20
+    assert len(clerk.requests) == 1
+    assert ANN in logs
+    for secret in (TOKEN, clerk.key, "@example.com", "Marisol"):
+        assert secret not in logs

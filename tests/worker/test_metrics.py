@@ -1,0 +1,218 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+import config
+from cli.servers import RedisServer, free_port
+from tests.conftest import MakeSettings
+from tests.jobs import delivery
+from tests.jobs_failed import fail
+from tests.worker.conftest import NO_DATABASE
+from worker import metrics as m
+from worker.exposition import Exposition
+from worker.metrics import Metrics
+from worker.queue import DeliveryQueue, impatient_redis
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings) -> config.Settings:
+    return make_settings(**NO_DATABASE)
+
+
+@pytest.fixture
+def exposition(settings: config.Settings) -> Iterator[Exposition]:
+    made = Exposition(settings, Metrics())
+    yield made
+    made.close()
+
+
+def samples(exposition: Exposition) -> Samples:
+    families = text_string_to_metric_families(exposition.render().decode())
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(exposition: Exposition, name: str, **labels: str) -> float | None:
+    return samples(exposition).get((name, frozenset(labels.items())))
+
+
+def test_what_several_processes_count_is_added_up(exposition: Exposition, redis: Redis) -> None:
+    for _ in range(3):
+        process = Metrics()
+        process.count(m.DELIVERIES, "user.created", "queued")
+        process.count(m.DELIVERIES, "user.created", "queued", by=2)
+        process.flush(redis)
+        process.flush(redis)
+    labels = {"type": "user.created", "answer": "queued"}
+    assert value(exposition, "clerk_sync_deliveries_total", **labels) == 9
+
+
+def test_what_is_counted_in_many_threads_at_once_is_all_there(exposition: Exposition, redis: Redis) -> None:
+    process = Metrics()
+
+    def count() -> None:
+        for i in range(500):
+            process.count(m.RETRIES, "user.created")
+            process.observe(m.BATCH_SIZE, 3)
+            if i % 100 == 0:
+                process.flush(redis)
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    process.flush(redis)
+    assert value(exposition, "clerk_sync_retries_total", type="user.created") == 4000
+    assert value(exposition, "clerk_sync_batch_size_sum") == 12000
+
+
+def test_a_histogram_is_cumulative_and_has_its_bounds(exposition: Exposition, redis: Redis) -> None:
+    process = Metrics()
+    process.observe(m.BATCH_SIZE, 1, 2, 3, 100, 501)
+    process.flush(redis)
+    found = {
+        le: value(exposition, "clerk_sync_batch_size_bucket", le=le) for le in ("1", "2", "5", "100", "500")
+    }
+    assert found == {"1": 1, "2": 2, "5": 3, "100": 4, "500": 4}
+    assert value(exposition, "clerk_sync_batch_size_bucket", le="+Inf") == 5
+    assert value(exposition, "clerk_sync_batch_size_count") == 5
+    assert value(exposition, "clerk_sync_batch_size_sum") == 607
+
+
+def test_buckets_of_another_version_are_counted_into_ours(exposition: Exposition, redis: Redis) -> None:
+    other = m.Histogram(m.BATCH_SIZE.name, "", (3, 7))
+    process = Metrics()
+    process.observe(other, 2, 6, 1000)
+    process.flush(redis)
+    assert value(exposition, "clerk_sync_batch_size_bucket", le="2") == 0
+    assert value(exposition, "clerk_sync_batch_size_bucket", le="5") == 1
+    assert value(exposition, "clerk_sync_batch_size_bucket", le="10") == 2
+    assert value(exposition, "clerk_sync_batch_size_count") == 3
+
+
+def test_what_has_not_happened_is_shown_as_zero(exposition: Exposition) -> None:
+    assert value(exposition, "clerk_sync_jobs_failed_total", type="user.created") == 0
+    assert value(exposition, "clerk_sync_rejected_signatures_total", reason="mismatch") == 0
+    assert value(exposition, "clerk_sync_pool_timeouts_total") == 0
+    assert value(exposition, "clerk_sync_apply_seconds_count") == 0
+    assert value(exposition, "clerk_sync_last_applied_timestamp_seconds") is None
+
+
+def test_no_value_of_a_label_comes_from_outside(exposition: Exposition, redis: Redis) -> None:
+    process = Metrics()
+    before = len(samples(exposition))
+    for i in range(100):
+        process.count(m.DELIVERIES, f"made.up{i}", "queued")
+        process.count(m.DELIVERIES, None, f"made up {i}")
+    process.flush(redis)
+    assert len(samples(exposition)) == before + 1, "the answer `other`, which none of ours is"
+    assert value(exposition, "clerk_sync_deliveries_total", type="other", answer="queued") == 100
+    assert value(exposition, "clerk_sync_deliveries_total", type="other", answer="other") == 100
+    assert redis.hlen(m.TOTALS_KEY) == 2
+
+
+def test_a_total_that_a_process_keeps_itself_is_counted_once(exposition: Exposition, redis: Redis) -> None:
+    for totals in ((1, 1, 4), (0, 2)):
+        process = Metrics()
+        for total in totals:
+            process.count_up_to(m.POOL_TIMEOUTS, total)
+            process.flush(redis)
+    assert value(exposition, "clerk_sync_pool_timeouts_total") == 6
+
+
+def test_the_latest_moment_is_kept_whoever_tells_last(exposition: Exposition, redis: Redis) -> None:
+    for at in (1_700_000_000.5, 1_800_000_000.25, 1_750_000_000):
+        process = Metrics()
+        process.note(m.LAST_APPLIED, at)
+        process.note(m.LAST_APPLIED, at - 1)
+        process.flush(redis)
+    assert value(exposition, "clerk_sync_last_applied_timestamp_seconds") == 1_800_000_000.25
+
+
+class LostAnswers:
+    """A Redis whose answers are lost: it does what it is told, and nobody hears of it."""
+
+    def __init__(self, redis: Redis, times: int) -> None:
+        self._redis = redis
+        self._times = times
+
+    def eval(self, *arguments: object) -> object:
+        answer: object = self._redis.eval(*arguments)  # type: ignore[arg-type] # handed through as they are
+        self._times -= 1
+        if self._times >= 0:
+            raise RedisConnectionError
+        return answer
+
+
+def test_counts_whose_arrival_was_not_confirmed_are_not_added_twice(
+    exposition: Exposition, redis: Redis
+) -> None:
+    process = Metrics()
+    process.count(m.RETRIES, "user.created")
+    flaky = LostAnswers(redis, times=2)
+    for _ in range(2):
+        with pytest.raises(RedisConnectionError):
+            process.flush(flaky)  # type: ignore[arg-type] # behaves like one
+        process.count(m.RETRIES, "user.created")
+    process.flush(flaky)  # type: ignore[arg-type]
+    process.flush(redis)
+    assert value(exposition, "clerk_sync_retries_total", type="user.created") == 3
+
+
+def test_counts_wait_for_a_redis_that_is_away(make_settings: MakeSettings, server_directory: Path) -> None:
+    server = RedisServer(server_directory, free_port(), durable=False)
+    settings = make_settings(redis_url=server.url, **NO_DATABASE)
+    process = Metrics()
+    exposition = Exposition(settings, process)
+    for _ in range(5):
+        process.count(m.RETRIES, "user.created")
+        text = exposition.render().decode()
+        assert "clerk_sync_redis_up 0.0" in text
+        assert [line for line in text.splitlines() if not line.startswith("#")] == ["clerk_sync_redis_up 0.0"]
+    server.start()
+    try:
+        assert value(exposition, "clerk_sync_redis_up") == 1
+        assert value(exposition, "clerk_sync_retries_total", type="user.created") == 5
+    finally:
+        exposition.close()
+        server.stop()
+
+
+def test_what_waits_and_what_has_failed_is_measured(
+    exposition: Exposition, redis: Redis, queue: DeliveryQueue
+) -> None:
+    fail(redis)
+    queue.enqueue(delivery())
+    assert value(exposition, "clerk_sync_queue_depth") == 1
+    assert value(exposition, "clerk_sync_failed_jobs") == 1
+    assert value(exposition, "clerk_sync_scheduled_jobs") == 0
+    assert value(exposition, "clerk_sync_workers_alive") == 0
+    assert (value(exposition, "clerk_sync_queue_oldest_age_seconds") or 0) > 0
+    assert (value(exposition, "clerk_sync_last_received_timestamp_seconds") or 0) > 1.7e9
+
+
+def test_the_totals_survive_every_process(settings: config.Settings, redis: Redis) -> None:
+    process = Metrics()
+    process.count(m.FAILURES, "user.created")
+    process.flush(redis)
+    del process
+    for _ in range(2):
+        later = Exposition(settings, Metrics())
+        assert value(later, "clerk_sync_jobs_failed_total", type="user.created") == 1
+        later.close()
+
+
+def test_flushing_nothing_asks_redis_nothing(make_settings: MakeSettings) -> None:
+    nowhere = impatient_redis(make_settings(redis_url="redis://127.0.0.1:1/0", **NO_DATABASE))
+    Metrics().flush(nowhere)

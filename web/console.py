@@ -1,0 +1,177 @@
+"""`/console`: one page for whoever operates this. It works without JavaScript, and without Redis or database.
+
+What it shows comes from `worker.overview`, what its buttons do from `worker.failed`.
+"""
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+import structlog
+from flask import Blueprint, redirect, render_template, request, url_for
+from flask.typing import ResponseReturnValue
+from pydantic import SecretStr
+
+from config import Settings
+from web.chart import chart
+from web.guard import TOKEN_FIELD, Guard, harden
+from worker.attempts import Attempts
+from worker.events import CLERK_ID
+from worker.failed import FailedJobs, Fate, Wanted
+from worker.overview import Overseer
+from worker.queue import ENCODING_ERRORS, QueueUnavailable
+
+MAX_FORM_BYTES = 256 * 1024
+LISTED = 20
+VERBS = {"replay": Fate.REPLAYED, "discard": Fate.DISCARDED}
+ALL = "all"
+
+_log = structlog.get_logger()
+
+
+class Order(NamedTuple):
+    """What a form asks for: to replay or to discard the jobs of these ids, or all that had failed by then."""
+
+    verb: str
+    ids: tuple[str, ...]
+    every: bool
+    until: datetime
+    is_confirmed: bool
+
+    @property
+    def needs_confirmation(self) -> bool:
+        """Whether it touches all jobs, or deletes some, and nobody has been asked yet."""
+        return (self.every or self.verb == "discard") and not self.is_confirmed
+
+
+def blueprint(settings: Settings, password: SecretStr) -> Blueprint:
+    """Return the page, its form, and the files it needs; all of it behind the password."""
+    overseer = Overseer(settings)
+    guard = Guard(password.get_secret_value(), Attempts(settings))
+    console = Blueprint(
+        "console",
+        __name__,
+        url_prefix="/console",
+        template_folder="templates",
+        static_folder="static",
+        static_url_path="/static",
+    )
+
+    @console.get("")
+    def page() -> ResponseReturnValue:
+        """Show the page; `?user=` adds the history of one user."""
+        asked = request.args.get("user", "").strip()
+        clerk_id = asked if CLERK_ID.fullmatch(asked) else None
+        overview = overseer.look(clerk_id)
+        now = datetime.now(UTC)
+        activity = overview.activity.value
+        return render_template(
+            "console/page.html",
+            overview=overview,
+            health=overview.health,
+            activity=activity,
+            chart=chart(activity.minutes, now) if activity else None,
+            now=now,
+            asked=asked,
+            clerk_id=clerk_id,
+            notice=_notice(),
+        )
+
+    @console.post("/jobs")
+    def treat() -> ResponseReturnValue:
+        """Replay or discard failed jobs; what touches all of them, or deletes any, is confirmed first."""
+        request.max_content_length = MAX_FORM_BYTES
+        order = _order() if guard.has_token() else None
+        if order is None:
+            return render_template("console/refused.html"), 400
+        try:
+            return _treat(overseer.failed_jobs, order)
+        except QueueUnavailable:
+            return redirect(url_for("console.page", notice="redis"), 303)
+
+    @console.context_processor
+    def form_token() -> dict[str, object]:
+        return {"token_field": TOKEN_FIELD, "token": guard.token()}
+
+    console.before_request(guard.refusal)
+    console.after_request(harden)
+    console.add_app_template_filter(_ago, "ago")
+    console.add_app_template_filter(_seconds, "seconds")
+    console.add_app_template_filter(_shown, "shown")
+    console.add_app_template_filter(_as_value, "as_value")
+    return console
+
+
+def _order() -> Order | None:
+    """Read the form; None when it is none of ours."""
+    verb, _, one = request.form.get("do", "").partition(" ")
+    try:
+        until = datetime.fromisoformat(request.form.get("until", ""))
+    except ValueError:
+        return None
+    if verb not in VERBS or until.tzinfo is None:
+        return None
+    chosen = [one] if one and one != ALL else request.form.getlist("id")
+    ids = tuple(_from_value(value) for value in chosen)
+    return Order(verb, ids, one == ALL, until, request.form.get("confirmed") == "1")
+
+
+def _treat(jobs: FailedJobs, order: Order) -> ResponseReturnValue:
+    ids = jobs.ids(Wanted(until=order.until)) if order.every else order.ids
+    if not ids:
+        return redirect(url_for("console.page", notice="none"), 303)
+    if order.needs_confirmation:
+        return render_template("console/confirm.html", order=order, ids=ids, listed=LISTED)
+    fates = Counter(fate for _, fate in getattr(jobs, order.verb)(ids))
+    counts: dict[str, Any] = {fate.name.lower(): count for fate, count in fates.items()}
+    _log.info("console", action=order.verb, **counts)
+    return redirect(url_for("console.page", notice=order.verb, **counts), 303)
+
+
+def _notice() -> str | None:
+    """Return what to say of the form that was sent before this page."""
+    match request.args.get("notice"):
+        case "redis":
+            return "Redis does not answer, so it may not be done for all: look at the list, and try again."
+        case "none":
+            return "No failed job was selected."
+        case "replay" | "discard":
+            counts = ((fate, request.args.get(fate.name.lower(), 0, int)) for fate in Fate)
+            return ", ".join(f"{count} {fate}" for fate, count in counts if count)
+        case _:
+            return None
+
+
+def _ago(moment: str | datetime | None, now: datetime) -> str:
+    """Return how long ago something was, in one unit."""
+    if not moment:
+        return "never"
+    then = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    return f"{_seconds((now - then).total_seconds())} ago"
+
+
+def _seconds(seconds: float | None) -> str:
+    """Return a span of time in one unit that suits it."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{max(0, seconds) * 1000:.0f} ms"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _shown(value: object) -> str:
+    """Return a value that came from elsewhere as text that can be sent and seen."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
+
+
+def _as_value(id_: str) -> str:
+    """Return an id, which somebody else may have chosen, as a form's value."""
+    return quote(id_, safe="", errors=ENCODING_ERRORS)
+
+
+def _from_value(value: str) -> str:
+    return unquote(value, errors=ENCODING_ERRORS)

@@ -1,0 +1,20 @@
+"""`/metrics`, for Prometheus."""
+
+from flask import Blueprint, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from config import Settings
+from worker.exposition import Exposition
+from worker.metrics import Metrics
+
+
+def blueprint(settings: Settings, metrics: Metrics) -> Blueprint:
+    """Return the route. Whichever process answers, the figures are those of the whole installation."""
+    exposition = Exposition(settings, metrics)
+    routes = Blueprint("metrics", __name__)
+
+    @routes.get("/metrics")
+    def show() -> Response:
+        return Response(exposition.render(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return routes
