@@ -1,0 +1,64 @@
+"""`backfill`: every user that Clerk has, into the table."""
+
+import sys
+from datetime import datetime
+
+import click
+
+from cli.clerk import UserBar, bridge_from_environment
+from cli.options import Moment
+from db.times import to_ms
+from worker.backfill import Backfill, Done
+from worker.clerk_api import Stopped
+
+
+class Interrupted(Exception):
+    """The command was stopped; the message says what comes next."""
+
+    retryable = True
+
+
+@click.command()
+@click.option("--since", type=Moment(), help="Only users updated since then: 30m, 2h, 1d ago, or a time.")
+@click.option("--restart", is_flag=True, help="Begin anew, where an interrupted run would go on.")
+def backfill(since: datetime | None, restart: bool) -> None:
+    """Read every user of Clerk into the table. An interrupted run goes on where it was."""
+    with bridge_from_environment() as bridge, UserBar("Users") as bar:
+        task = Backfill(bridge, lambda done: bar.show(done.seen, done.expected))
+        try:
+            if since is not None:
+                done = task.since(to_ms(since))
+            else:
+                _announce(None if restart else task.resumable())
+                done = task.everything(restart=restart)
+        except Stopped:
+            raise Interrupted(_after_stop(since, task.resumable())) from None
+    _show(done)
+    sys.exit(1 if done.is_cut_short or done.refused else 0)
+
+
+def _announce(done: Done | None) -> None:
+    if done is not None:
+        click.echo(f"Going on after {done.seen:,} users (--restart begins anew)", err=True)
+
+
+def _after_stop(since: datetime | None, done: Done | None) -> str:
+    if since is not None:
+        return "stopped: what was read is kept; the next run begins anew"
+    return f"stopped after {done.seen if done else 0:,} users: the next backfill goes on from there"
+
+
+def _show(done: Done) -> None:
+    for trouble in done.troubles:
+        click.echo(trouble, err=True)
+    left_out = done.unread + done.refused
+    counts = {"created": done.created, "updated": done.updated, "unchanged": done.unchanged}
+    if left_out:
+        counts["left out"] = left_out
+    told = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    click.echo(f"{done.seen:,} users: {told}")
+    if done.is_cut_short:
+        click.echo(
+            f"The listing ended early, Clerk counts {done.expected:,} users: the next run goes on from there",
+            err=True,
+        )

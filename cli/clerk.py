@@ -1,0 +1,75 @@
+"""What the commands that read Clerk's API share: the way there, and a progress bar."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from config import load
+from db.engine import Database
+from worker.bridge import Bridge, bridge
+from worker.status import schema_facts
+from worker.stop import StopSignal
+
+
+@contextmanager
+def bridge_from_environment() -> Iterator[Bridge]:
+    """Give a bridge between Clerk and the database, which Ctrl-C and SIGTERM stop.
+
+    Raises SettingsError, and Broken when migrations are missing.
+    """
+    settings = load("clerk_secret_key", "database_url")
+    stopping = StopSignal()
+    stopping.listen()
+    database = Database(settings)
+    try:
+        schema_facts(database)
+        with bridge(settings, database, stopping) as both:
+            yield both
+    finally:
+        database.dispose()
+
+
+class UserBar:
+    """A progress bar on the terminal, with the rate and the time left; nothing where there is no terminal."""
+
+    def __init__(self, title: str) -> None:
+        self._progress = Progress(
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task(title, total=None)
+
+    def __enter__(self) -> "UserBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, seen: int, expected: int) -> None:
+        """Show how many users were seen of those expected, 0 for nobody knows."""
+        self._progress.update(self._task, completed=seen, total=max(seen, expected) if expected else None)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Return users per second, of late."""
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")

@@ -1,0 +1,266 @@
+"""Every user into the table: the first time, again, interrupted, and beside live deliveries."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from pydantic import SecretStr
+
+import config
+from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
+from tests.conftest import MakeSettings
+from tests.fake_clerk import FakeClerk, Request, numbered_id
+from tests.repair import api_settings, bridged, count, deliver, execute, query, rows, tombstones
+from worker.backfill import Backfill, Done
+from worker.bridge import Bridge
+from worker.clerk_api import ClerkRefused, ClerkUnavailable, Stopped
+from worker.stop import StopSignal
+
+
+@pytest.fixture
+def clerk() -> Iterator[FakeClerk]:
+    with FakeClerk() as fake:
+        yield fake
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
+    return api_settings(make_settings, clerk)
+
+
+@pytest.fixture
+def both(settings: config.Settings) -> Iterator[Bridge]:
+    with bridged(settings) as made:
+        yield made
+
+
+def pages(clerk: FakeClerk) -> list[Request]:
+    return [request for request in clerk.requests if request.path == "/users"]
+
+
+def test_an_empty_table_gets_every_user(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put_many(1200)
+    done = Backfill(both).everything()
+    assert done == Done(seen=1200, created=1200, expected=1200)
+    assert set(rows(both.settings)) == set(clerk.ids())
+
+
+def test_a_user_read_from_the_api_is_stored_as_one_from_a_webhook(clerk: FakeClerk, both: Bridge) -> None:
+    shown = user(ANN, public_metadata={"role": "admin", "organization": "Fjord"}, last_sign_in_at=NOW + 5)
+    deliver(both, user_event(data=shown))
+    delivered = rows(both.settings)
+    execute(both.settings, "TRUNCATE users, user_sync")
+    clerk.put(shown)
+    Backfill(both).everything()
+    assert rows(both.settings) == delivered
+
+
+def test_a_second_run_finds_nothing_to_do_but_what_changed(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put_many(600)
+    Backfill(both).everything()
+    clerk.put(user(numbered_id(3), first_name="Changed", updated_at=NOW), user(ANN))
+    assert Backfill(both).everything() == Done(seen=601, created=1, updated=1, unchanged=599, expected=601)
+    assert rows(both.settings)[numbered_id(3)].name.startswith("Changed")
+
+
+def test_a_row_that_somebody_meddled_with_is_mended(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN))
+    Backfill(both).everything()
+    before = rows(both.settings)
+    execute(both.settings, "UPDATE users SET name = 'Meddler', email = 'meddler@example.com'")
+    assert Backfill(both).everything().updated == 1
+    assert rows(both.settings) == before
+
+
+def test_what_came_by_webhook_and_is_newer_stays(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN), user(BEN))
+    newer = user(ANN, "new@example.com", first_name="New", updated_at=NOW + 9000)
+
+    def change_meanwhile(request: Request) -> None:
+        if request.path == "/users":
+            deliver(both, user_event("user.updated", newer), deleted_event(BEN))
+
+    clerk.before = change_meanwhile
+    Backfill(both).everything()
+    assert rows(both.settings).keys() == {ANN}
+    assert rows(both.settings)[ANN].email == "new@example.com"
+    assert tombstones(both.settings) == {BEN}
+
+
+def test_a_later_login_stays_and_an_earlier_one_is_brought(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN, last_sign_in_at=NOW), user(BEN, last_sign_in_at=NOW))
+    deliver(both, session_event(data=session(ANN, created_at=NOW + 5000)))
+    Backfill(both).everything()
+    assert rows(both.settings)[ANN].last_login_at == NOW + 5000
+    assert rows(both.settings)[BEN].last_login_at == NOW
+
+
+def test_odd_entries_are_left_out_and_told(clerk: FakeClerk, both: Bridge) -> None:
+    odd: list[object] = [user(ANN), None, user(ABSENT), user(BEN)]
+    clerk.put(user(ANN), user(BEN))
+    clerk.before = partial(show_once, clerk, odd)
+    done = Backfill(both).everything()
+    assert (done.created, done.unread) == (2, 2)
+    assert done.troubles == (
+        "entry 2 was left out: it is no JSON object",
+        "entry 3 was left out: it has no Clerk id",
+    )
+
+
+def show_once(clerk: FakeClerk, entries: list[object], request: Request) -> None:
+    if request.path == "/users" and not request.parameter("starting_after"):
+        clerk.show_next(entries)
+
+
+def test_a_user_whom_the_database_refuses_stops_nobody_else(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put_many(40)
+    execute(both.settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'Name 17 %')")
+    done = Backfill(both).everything()
+    assert (done.seen, done.refused, count(both.settings)) == (40, 1, 39)
+    assert numbered_id(17) in done.troubles[0]
+    assert "nobody" in done.troubles[0]
+    assert "Name" not in done.troubles[0]
+
+
+def is_first(request: Request) -> bool:
+    """Say whether the request is for the beginning of the list."""
+    return not request.parameter("starting_after") and request.parameter("offset", "0") == "0"
+
+
+class Stopping(StopSignal):
+    """A stop signal that a test gives."""
+
+    def request(self) -> None:
+        self._request(15, None)
+
+
+def interrupt_after(settings: config.Settings, pages_: int) -> None:
+    """Run a backfill that is stopped after some pages."""
+    stopping = Stopping()
+    seen: list[Done] = []
+
+    def look(done: Done) -> None:
+        seen.append(done)
+        if len(seen) == pages_:
+            stopping.request()
+
+    with bridged(settings, stopping) as both, pytest.raises(Stopped):
+        Backfill(both, look).everything()
+
+
+@pytest.mark.parametrize("knows_cursor", [True, False])
+def test_an_interrupted_run_goes_on_where_it_was(
+    clerk: FakeClerk, settings: config.Settings, knows_cursor: bool
+) -> None:
+    clerk.put_many(3200)
+    clerk.knows_cursor = knows_cursor
+    for _ in range(3):
+        interrupt_after(settings, 1)
+    with bridged(settings) as both:
+        before = Backfill(both).resumable()
+        assert before is not None
+        assert 1400 <= before.seen <= 1500
+        clerk.requests.clear()
+        done = Backfill(both).everything()
+        assert done.seen == done.expected == 3200
+        assert Backfill(both).resumable() is None
+    assert all(not is_first(request) for request in pages(clerk))
+    assert set(rows(settings)) == set(clerk.ids())
+
+
+def test_a_run_goes_on_after_its_last_user_was_deleted(clerk: FakeClerk, settings: config.Settings) -> None:
+    clerk.put_many(1700)
+    interrupt_after(settings, 2)
+    clerk.remove(*(numbered_id(i) for i in range(990, 1000)))
+    with bridged(settings) as both:
+        assert Backfill(both).everything().seen >= 1690
+    assert set(rows(settings)) >= set(clerk.ids())
+
+
+def test_a_failure_of_the_api_keeps_what_was_read(clerk: FakeClerk, settings: config.Settings) -> None:
+    clerk.put_many(1700)
+    clerk.before = partial(refuse_after, clerk, numbered_id(999))
+    with bridged(settings) as both:
+        with pytest.raises(ClerkRefused):
+            Backfill(both).everything()
+        assert count(settings) == 1000
+        clerk.before = lambda _: None
+        clerk.requests.clear()
+        assert Backfill(both).everything().seen == 1700
+        assert pages(clerk)[0].parameter("starting_after") == numbered_id(999)
+
+
+def refuse_after(clerk: FakeClerk, cursor: str, request: Request) -> None:
+    if request.parameter("starting_after") == cursor:
+        clerk.answer_next(403, "{}")
+
+
+@pytest.mark.parametrize("reason", ["restart", "another key", "a day ago", "another database"])
+def test_a_run_begins_anew_where_going_on_would_leave_something_out(
+    clerk: FakeClerk, settings: config.Settings, reason: str
+) -> None:
+    clerk.put_many(1200)
+    interrupt_after(settings, 1)
+    clerk.requests.clear()
+    if reason == "another key":
+        clerk.key = "sk_live_another"
+        settings = settings.model_copy(update={"clerk_secret_key": SecretStr(clerk.key)})
+    if reason == "a day ago":
+        execute(settings, "UPDATE sync_progress SET saved_at = saved_at - interval '25 hours'")
+    if reason == "another database":
+        execute(settings, "TRUNCATE users, user_sync, sync_progress")
+    with bridged(settings) as both:
+        done = Backfill(both).everything(restart=reason == "restart")
+    assert done.seen == 1200
+    assert is_first(pages(clerk)[0])
+    assert count(settings) == 1200
+
+
+def test_a_listing_that_ends_early_is_no_whole_one(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put_many(1700)
+    clerk.lists_at_most = 800
+    done = Backfill(both).everything()
+    assert done.is_cut_short
+    assert (done.seen, done.expected) == (800, 1700)
+    clerk.lists_at_most = None
+    clerk.requests.clear()
+    assert not Backfill(both).everything().is_cut_short
+    assert pages(clerk)[0].parameter("starting_after") == numbered_id(799)
+    assert count(both.settings) == 1700
+
+
+def test_only_what_was_updated_since_is_read(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put_many(1700)
+    clerk.put(
+        user(ANN, updated_at=NOW + 1000), user(BEN, updated_at=NOW + 999), user(CAT, updated_at=NOW + 500)
+    )
+    done = Backfill(both).since(NOW + 999)
+    assert (done.seen, done.created) == (2, 2)
+    assert rows(both.settings).keys() == {ANN, BEN}
+    assert len(pages(clerk)) == 1
+    assert not query(both.settings, "SELECT 1 FROM sync_progress")
+
+
+def test_everything_since_the_beginning_is_everything(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put_many(1700)
+    assert Backfill(both).since(0).created == 1700
+
+
+def test_a_key_of_another_instance_brings_nothing(clerk: FakeClerk, settings: config.Settings) -> None:
+    clerk.put(user(ANN))
+    other = settings.model_copy(update={"clerk_instance_id": "ins_other"})
+    with bridged(other) as both, pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
+        Backfill(both).everything()
+    assert count(settings) == 0
+
+
+def test_an_api_that_is_away_is_an_error_and_not_an_empty_table(
+    clerk: FakeClerk, settings: config.Settings
+) -> None:
+    clerk.put(user(ANN))
+    clerk.answer_next(503, times=100)
+    stopping = Stopping()
+    with bridged(settings, stopping) as both:
+        both.api._patience_s = 0.5
+        with pytest.raises(ClerkUnavailable):
+            Backfill(both).everything()

@@ -1,0 +1,381 @@
+"""The client of Clerk's API against a server that behaves, and one that does not."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from config import SettingsError
+from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, body, user
+from tests.fake_clerk import TRACE_ID, FakeClerk, numbered_id
+from tests.repair import api_alone, client
+from worker.changes import user_change
+from worker.clerk_api import (
+    LAST_UPDATED_FIRST,
+    OLDEST_FIRST,
+    ClerkApi,
+    ClerkApiError,
+    ClerkRefused,
+    ClerkUnavailable,
+    Stopped,
+    Unread,
+)
+from worker.events import MetadataKeys, UserSaved, parse
+from worker.rate import RateLimit
+from worker.stop import StopSignal
+
+
+@pytest.fixture
+def clerk() -> Iterator[FakeClerk]:
+    with FakeClerk() as fake:
+        yield fake
+
+
+@pytest.fixture
+def api(clerk: FakeClerk) -> Iterator[ClerkApi]:
+    with client(api_alone(clerk), patience_s=5) as made:
+        yield made
+
+
+def test_a_profile_reads_as_the_same_profile_in_a_webhook_does(clerk: FakeClerk, api: ClerkApi) -> None:
+    shown = user(ANN, public_metadata={"role": "admin", "organization": "Fjord"}, last_sign_in_at=NOW)
+    clerk.put(shown)
+    event = {"type": "user.updated", "data": shown, "timestamp": NOW}
+    parsed = parse(body(event).decode(), MetadataKeys())
+    assert isinstance(parsed, UserSaved)
+    assert api.user(ANN).users == [parsed.user]
+    assert api.page(OLDEST_FIRST).users == [parsed.user]
+
+
+def test_what_is_read_was_observed_when_the_request_was_sent(clerk: FakeClerk, api: ClerkApi) -> None:
+    clerk.put(user(ANN))
+    reached: list[int] = []
+    clerk.before = lambda _: reached.append(time.time_ns() // 1_000_000)
+    asked = time.time_ns() // 1_000_000
+    for page in (api.page(OLDEST_FIRST), api.user(ANN), api.users([ANN])):
+        assert asked <= page.observed_at <= reached.pop(0)
+        profile = user_change(page.users[0], page.observed_at).profile
+        assert profile is not None
+        assert profile.version == (NOW + 20, page.observed_at)
+
+
+def test_a_retried_request_was_observed_when_it_was_sent_again(clerk: FakeClerk, api: ClerkApi) -> None:
+    clerk.put(user(ANN))
+    clerk.answer_next(429, headers={"Retry-After": "1"})
+    asked = time.time_ns() // 1_000_000
+    assert api.user(ANN).observed_at >= asked + 1000
+
+
+def test_pages_go_by_cursor_and_by_offset(clerk: FakeClerk, api: ClerkApi) -> None:
+    clerk.put_many(1100)
+    first = api.page(OLDEST_FIRST)
+    assert first.ids == [numbered_id(i) for i in range(500)]
+    assert api.page(OLDEST_FIRST, starting_after=first.ids[-1]).ids[0] == numbered_id(500)
+    assert api.page(OLDEST_FIRST, offset=1000).ids == [numbered_id(i) for i in range(1000, 1100)]
+    assert api.page(LAST_UPDATED_FIRST).ids[0] == numbered_id(1099)
+
+
+def test_a_hundred_users_are_asked_for_at_a_time(clerk: FakeClerk, api: ClerkApi) -> None:
+    clerk.put_many(98)
+    asked = [numbered_id(i) for i in range(100)]
+    assert api.users(asked).ids == asked[:98]
+
+
+def test_nobody_is_no_error(clerk: FakeClerk, api: ClerkApi) -> None:
+    assert api.user(ANN).entries == []
+    assert api.users([ANN]).entries == []
+    assert api.page(OLDEST_FIRST).entries == []
+    assert api.count() == 0
+    clerk.put(user(ANN), user(BEN))
+    assert api.count() == 2
+
+
+NOT_CLERKS: dict[str, tuple[str, Any]] = {
+    "HTML": ("text/html", "<html>Welcome to nginx</html>"),
+    "nothing": ("application/json", ""),
+    "JSON that is cut off": ("application/json", body([user(ANN), user(BEN)])[:-200]),
+    "JSON that is cut off at a bracket": ("application/json", body([user(ANN, a=[1])]).partition(b"[1]")[0]),
+    "bytes": ("application/octet-stream", b"\xff\xfe\x00"),
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), NOT_CLERKS.values(), ids=NOT_CLERKS)
+def test_an_answer_that_cannot_be_read_is_asked_for_again(clerk: FakeClerk, kind: str, text: Any) -> None:
+    clerk.put(user(ANN))
+    clerk.answer_next(200, text, headers={"Content-Type": kind}, times=2)
+    with client(api_alone(clerk)) as api:
+        assert api.page(OLDEST_FIRST).ids == [ANN]
+    clerk.answer_next(200, text, headers={"Content-Type": kind}, times=9)
+    with client(api_alone(clerk), patience_s=0) as api, pytest.raises(ClerkUnavailable) as raised:
+        api.page(OLDEST_FIRST)
+    assert_one_line(raised.value, clerk)
+
+
+OTHER_SHAPES: dict[str, Any] = {
+    "an object": {"data": [], "total_count": "2"},
+    "a text": "users",
+    "null": None,
+    "a number": 5,
+}
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
+@pytest.mark.parametrize("path", ["/users", "/users/count", f"/users/{ANN}"])
+def test_an_answer_of_another_shape_is_refused_at_once(
+    clerk: FakeClerk, api: ClerkApi, path: str, shape: Any
+) -> None:
+    ask = {"/users": lambda: api.page(OLDEST_FIRST), "/users/count": api.count}.get(
+        path, lambda: api.user(ANN)
+    )
+    if (path, type(shape)) == (f"/users/{ANN}", dict):
+        assert ask_after(clerk, shape, ask).entries == [Unread("it has no Clerk id")]
+        return
+    with pytest.raises(ClerkRefused) as raised:
+        ask_after(clerk, shape, ask)
+    assert_one_line(raised.value, clerk)
+    assert len(clerk.requests) == 1
+
+
+def ask_after(clerk: FakeClerk, shape: Any, ask: Any) -> Any:
+    clerk.answer_next(200, json.dumps(shape))
+    return ask()
+
+
+ODD_ENTRIES: dict[str, Any] = {
+    "null": None,
+    "a text": "user_x",
+    "a list": [],
+    "no id": user(ABSENT),
+    "an id that is none": user("user x"),
+    "an id that is a number": user(5),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ENTRIES.values(), ids=ODD_ENTRIES)
+def test_one_odd_entry_stops_no_page(clerk: FakeClerk, api: ClerkApi, odd: Any) -> None:
+    clerk.answer_next(200, json.dumps([user(ANN), odd, user(BEN)]))
+    page = api.page(OLDEST_FIRST)
+    assert page.ids == [ANN, BEN]
+    assert isinstance(page.entries[1], Unread)
+
+
+def test_what_nests_too_deeply_for_python_hides_nobody(clerk: FakeClerk, api: ClerkApi) -> None:
+    deep = "DEEP"
+    users = [user(ANN), user(BEN, unsafe_metadata=deep, public_metadata={"role": "admin"}), user(CAT)]
+    text = body(users).replace(b'"DEEP"', b'{"a":' * 4000 + b'["]}",{}]' + b"}" * 4000)
+    clerk.answer_next(200, text)
+    page = api.page(OLDEST_FIRST)
+    assert page.ids == [ANN, BEN, CAT]
+    assert page.users[1].role == "admin"
+    clerk.answer_next(200, body(users[1]).replace(b'"DEEP"', b"[" * 5000 + b"]" * 5000))
+    assert api.user(BEN).ids == [BEN]
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 408])
+def test_trouble_at_clerk_is_waited_out(clerk: FakeClerk, api: ClerkApi, status: int) -> None:
+    clerk.put(user(ANN))
+    clerk.answer_next(status, "<html>oops</html>", times=2)
+    assert api.user(ANN).ids == [ANN]
+    assert len(clerk.requests) == 3
+
+
+def test_trouble_that_does_not_end_is_one_line(clerk: FakeClerk) -> None:
+    clerk.answer_next(502, "<html>oops</html>", times=50)
+    began = time.monotonic()
+    with client(api_alone(clerk), patience_s=1.5) as api, pytest.raises(ClerkUnavailable) as raised:
+        api.count()
+    assert time.monotonic() - began < 4
+    assert len(clerk.requests) > 1
+    assert_one_line(raised.value, clerk)
+
+
+def test_a_connection_cut_in_the_middle_is_tried_again(clerk: FakeClerk, api: ClerkApi) -> None:
+    clerk.put(user(ANN))
+    clerk.answer_next(200, body([user(BEN)]), cut=100)
+    assert api.page(OLDEST_FIRST).ids == [ANN]
+
+
+def test_a_server_that_is_not_there_is_one_line(clerk: FakeClerk) -> None:
+    clerk.__exit__()
+    with client(api_alone(clerk), patience_s=0) as api, pytest.raises(ClerkUnavailable) as raised:
+        api.count()
+    assert_one_line(raised.value, clerk)
+
+
+def test_a_server_that_does_not_answer_is_one_line(clerk: FakeClerk) -> None:
+    goes_on = threading.Event()
+    clerk.before = lambda _: none(goes_on.wait(10))
+    with client(api_alone(clerk), patience_s=0, read_timeout_s=0.3) as api:
+        with pytest.raises(ClerkUnavailable) as raised:
+            api.count()
+        goes_on.set()
+    assert "ReadTimeout" in str(raised.value)
+    assert_one_line(raised.value, clerk)
+
+
+def test_a_429_waits_as_long_as_it_says(clerk: FakeClerk, api: ClerkApi) -> None:
+    clerk.answer_next(429, headers={"Retry-After": "2"})
+    began = time.monotonic()
+    api.count()
+    assert 2 <= time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("said", ["soon", "", "-1", "nan", "inf", "Wed, 21 Oct 2026 07:28:00 GMT"])
+def test_a_429_that_does_not_say_how_long_is_waited_for_a_whole_period(clerk: FakeClerk, said: str) -> None:
+    clerk.answer_next(429, headers={"Retry-After": said})
+    with client(api_alone(clerk), limited_patience_s=0) as api, pytest.raises(ClerkUnavailable) as raised:
+        api.count()
+    assert raised.value.retry_after_s == 10
+
+
+def test_a_429_holds_back_every_thread(clerk: FakeClerk, api: ClerkApi) -> None:
+    clerk.answer_next(429, headers={"Retry-After": "1"})
+    threads = [threading.Thread(target=api.count) for _ in range(5)]
+    threads[0].start()
+    time.sleep(0.3)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    times = sorted(request.at for request in clerk.requests)
+    assert len(times) == 6
+    assert times[1] - times[0] >= 0.95
+
+
+def test_a_429_that_asks_for_too_much_is_one_line(clerk: FakeClerk) -> None:
+    clerk.answer_next(429, headers={"Retry-After": "3600"})
+    with client(api_alone(clerk), limited_patience_s=5) as api, pytest.raises(ClerkUnavailable) as raised:
+        api.count()
+    assert raised.value.retry_after_s == 3600
+    assert_one_line(raised.value, clerk)
+
+
+@pytest.mark.parametrize("key", ["sk_live_another", "sk_test_another"])
+def test_a_key_that_is_refused_is_one_line(clerk: FakeClerk, key: str) -> None:
+    with client(api_alone(clerk, clerk_secret_key=key)) as api, pytest.raises(ClerkRefused) as raised:
+        api.count()
+    assert len(clerk.requests) == 1
+    assert "CLERK_SECRET_KEY" in str(raised.value)
+    assert TRACE_ID in str(raised.value)
+    assert key not in str(raised.value)
+
+
+def test_a_redirect_is_refused(clerk: FakeClerk, api: ClerkApi) -> None:
+    clerk.answer_next(302, headers={"Location": "https://clerk.example/"})
+    with pytest.raises(ClerkRefused, match="302"):
+        api.count()
+
+
+def test_only_clerks_own_not_found_says_that_there_is_no_user(clerk: FakeClerk, api: ClerkApi) -> None:
+    assert api.user(ANN).entries == []
+    for text in ("<html>Not Found</html>", '{"errors":[]}', '{"errors":[{"code":"host_not_found"}]}'):
+        clerk.answer_next(404, text)
+        with pytest.raises(ClerkRefused):
+            api.user(ANN)
+
+
+def test_the_key_is_in_no_error_and_no_log(clerk: FakeClerk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with (
+        client(api_alone(clerk), patience_s=0, limited_patience_s=0) as api,
+        structlog.testing.capture_logs() as logs,
+    ):
+        for status in (401, 404, 422, 500, 429):
+            clerk.answer_next(status, clerk.key)
+            with pytest.raises(ClerkApiError) as raised:
+                api.count()
+            assert_one_line(raised.value, clerk)
+            assert raised.value.__cause__ is None
+    assert clerk.key not in caplog.text + repr(logs)
+
+
+@pytest.mark.parametrize("key", ["sk_live_a b", "sk_live_\n", "sk_live_é"])
+def test_a_key_that_fits_into_no_header_is_refused_at_the_start(clerk: FakeClerk, key: str) -> None:
+    with pytest.raises(SettingsError, match=r"^CLERK_SECRET_KEY must be of ASCII") as raised:
+        api_alone(clerk, clerk_secret_key=key)
+    assert key not in str(raised.value)
+
+
+def test_without_a_key_there_is_no_client(clerk: FakeClerk) -> None:
+    with pytest.raises(SettingsError, match=r"^CLERK_SECRET_KEY is not set"):
+        ClerkApi(api_alone(clerk, clerk_secret_key=None))
+
+
+def test_the_url_is_taken_with_and_without_its_version(clerk: FakeClerk) -> None:
+    for suffix in ("", "/", "/v1", "/v1/"):
+        with client(api_alone(clerk, clerk_api_url=clerk.url + suffix)) as api:
+            assert api.count() == 0
+
+
+@pytest.mark.parametrize("url", ["api.clerk.com", "ftp://api.clerk.com", "https://", "http://a:b:c", ""])
+def test_a_url_that_is_none_is_refused_at_the_start(clerk: FakeClerk, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^CLERK_API_URL (is|must) "):
+        api_alone(clerk, clerk_api_url=url)
+
+
+def test_a_key_of_another_instance_is_refused(clerk: FakeClerk) -> None:
+    with client(api_alone(clerk, clerk_instance_id=clerk.instance_id)) as api:
+        api.check_instance()
+        api.check_instance()
+        assert len(clerk.requests) == 1
+    with client(api_alone(clerk, clerk_instance_id="ins_other")) as api:
+        with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
+            api.check_instance()
+        clerk.answer_next(404, path="/instance")
+        api.check_instance()
+
+
+def test_a_stop_ends_every_wait(clerk: FakeClerk) -> None:
+    stopping = Stopping()
+    clerk.answer_next(429, headers={"Retry-After": "60"})
+    with client(api_alone(clerk), stopping=stopping) as api:
+        threading.Timer(0.3, stopping.request).start()
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            api.count()
+    assert time.monotonic() - began < 2
+
+
+def test_a_development_key_keeps_its_smaller_limit(clerk: FakeClerk) -> None:
+    clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
+    clerk.rate_limit, clerk.rate_period_s = 20, 1.0
+    with client(api_alone(clerk)) as api:
+        threads = [threading.Thread(target=lambda: [api.count() for _ in range(9)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert len(clerk.requests) == 36
+    assert clerk.most_within(1.0) <= 20
+
+
+def test_no_period_sees_more_turns_than_the_limit() -> None:
+    rate = RateLimit(50, 1.0)
+    began = time.monotonic()
+    turns = [time.monotonic() - began + rate.delay() for _ in range(200)]
+    assert turns[0] == pytest.approx(0, abs=0.01)
+    assert turns[-1] < 200 / 50 * 1.2
+    for start in turns:
+        assert sum(start <= turn < start + 1 for turn in turns) <= 50
+
+
+class Stopping(StopSignal):
+    """A stop signal that a test gives."""
+
+    def request(self) -> None:
+        self._request(15, None)
+
+
+def none(_: object) -> None:
+    """Let a hook do something."""
+
+
+def assert_one_line(error: Exception, clerk: FakeClerk) -> None:
+    assert "\n" not in str(error)
+    assert clerk.key not in str(error)
+    assert clerk.key not in repr(error.__context__ and error.__context__.__dict__.get("request"))

@@ -1,0 +1,133 @@
+"""A walk through Clerk's users and the webhooks about them, in any interleaving: the table ends as Clerk is.
+
+    INTERLEAVINGS=2000 pytest tests/worker/test_interleavings.py
+
+tries more of them. Each is made from its number alone.
+"""
+
+import os
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+import config
+from tests.clerk import Json
+from tests.conftest import MakeSettings
+from tests.fake_clerk import FakeClerk, Request
+from tests.histories import ADDRESSES, CLERK_IDS, Cast, World, happen
+from tests.model import Row
+from tests.repair import api_settings, bridged, deliver, execute, rows
+from worker.backfill import Backfill
+from worker.bridge import Bridge
+from worker.reconcile import Reconcile
+
+TRIES = int(os.environ.get("INTERLEAVINGS", "20"))
+CAST = Cast(
+    [*CLERK_IDS, *(f"user_{i}" for i in range(8))],
+    [*ADDRESSES, *(f"{letter}@example.com" for letter in "abcd")],
+    [],
+)
+
+
+class Interleaving:
+    """Things happen at Clerk, and deliveries come, whenever the fake is asked for something."""
+
+    def __init__(self, clerk: FakeClerk, both: Bridge, seed: int, *, loses: float) -> None:
+        self.random = Random(seed)
+        self.world = World(CAST.addresses)
+        self.waiting: list[Json] = []
+        self._clerk = clerk
+        self._both = both
+        self._loses = loses
+        self._told = 0
+        clerk.remove(*clerk.ids())
+        clerk.knows_cursor = self.random.random() < 0.5
+        # By offset, pages have to be longer than what they overlap by.
+        clerk.shortens_pages_to = self.random.choice([1, 2, 5] if clerk.knows_cursor else [25, 30])
+        execute(both.settings, "TRUNCATE users, user_sync, webhook_events, sync_progress")
+
+    def happen(self, times: int) -> None:
+        """Let things happen at Clerk; word of them waits, or is lost."""
+        for _ in range(times):
+            happen(self.world, CAST, self.random)
+        for person in self.world.people.values():
+            if not person.is_deleted:
+                self._clerk.put(person.json())
+            elif person.clerk_id in self._clerk.ids():
+                self._clerk.remove(person.clerk_id)
+        told = self.world.told[self._told :]
+        self._told = len(self.world.told)
+        self.waiting += [event for event in told if self.random.random() >= self._loses]
+
+    def deliver(self, times: int) -> None:
+        """Deliver some of what waits, in any order, now and then twice."""
+        for _ in range(min(times, len(self.waiting))):
+            event = self.random.choice(self.waiting)
+            if self.random.random() < 0.8:
+                self.waiting.remove(event)
+            deliver(self._both, event)
+
+    def meanwhile(self, _: Request) -> None:
+        """Let something happen before Clerk answers."""
+        self.happen(self.random.randint(0, 2))
+        self.deliver(self.random.randint(0, 3))
+
+    def rows_at_clerk(self) -> dict[str, Row]:
+        """Return the rows that Clerk's own state makes."""
+        return {
+            person.clerk_id: Row(
+                person.clerk_id,
+                person.address or f"{person.clerk_id}@placeholder.invalid",
+                person.name,
+                None,
+                "user",
+                person.created_at,
+                person.last_login_at,
+            )
+            for person in self.world.living()
+        }
+
+
+@pytest.fixture
+def both(make_settings: MakeSettings) -> Iterator[tuple[FakeClerk, Bridge]]:
+    with FakeClerk() as clerk:
+        settings: config.Settings = api_settings(make_settings, clerk)
+        with bridged(settings) as made:
+            clerk.rate_limit = 10**6
+            yield clerk, made
+
+
+@pytest.mark.timeout(60 + 3 * TRIES)
+def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk, Bridge]) -> None:
+    clerk, bridge = both
+    for seed in range(TRIES):
+        tried = Interleaving(clerk, bridge, seed, loses=0)
+        tried.happen(tried.random.randint(0, 25))
+        tried.deliver(tried.random.randint(0, 10))
+        clerk.before = tried.meanwhile
+        Backfill(bridge).everything(restart=True)
+        clerk.before = lambda _: None
+        while tried.waiting:
+            tried.deliver(1)
+        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+
+
+@pytest.mark.timeout(60 + 3 * TRIES)
+def test_what_webhooks_lost_is_mended_among_webhooks(both: tuple[FakeClerk, Bridge]) -> None:
+    clerk, bridge = both
+    for seed in range(TRIES):
+        tried = Interleaving(clerk, bridge, seed, loses=0.5)
+        tried.happen(tried.random.randint(5, 30))
+        tried.deliver(tried.random.randint(0, 30))
+        clerk.before = tried.meanwhile
+        task = Reconcile(bridge, settle_s=0, allow_deletes=100)
+        report = task.report()
+        if report.refusal is None:
+            task.mend(report)
+        clerk.before = lambda _: None
+        while tried.waiting:
+            tried.deliver(1)
+        task = Reconcile(bridge, settle_s=0, allow_deletes=100)
+        assert task.mend(task.report()) == [], f"interleaving {seed}"
+        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"

@@ -1,0 +1,264 @@
+"""One user, now: by the function, and at the desk where many callers ask at once."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+import config
+from cli.servers import free_port
+from tests.clerk import ANN, BEN, NOW, deleted_event, session, session_event, user, user_event
+from tests.conftest import MakeSettings
+from tests.fake_clerk import FakeClerk, Request, numbered_id
+from tests.repair import api_settings, bridged, count, deliver, execute, rows, tombstones
+from worker.backfill import Backfill
+from worker.bridge import Bridge
+from worker.clerk_api import ClerkApiError, ClerkRefused
+from worker.pull import Answer, Outcome, PullDesk, Verdict, pull
+
+
+@pytest.fixture
+def clerk() -> Iterator[FakeClerk]:
+    with FakeClerk() as fake:
+        yield fake
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
+    return api_settings(make_settings, clerk)
+
+
+@pytest.fixture
+def both(settings: config.Settings) -> Iterator[Bridge]:
+    with bridged(settings) as made:
+        yield made
+
+
+@pytest.fixture
+def desk(settings: config.Settings) -> Iterator[PullDesk]:
+    made = PullDesk(settings)
+    yield made
+    made.close()
+
+
+def test_a_user_is_brought_and_the_row_returned(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN, last_sign_in_at=NOW))
+    pulled = pull(both, ANN, is_sure=True)
+    assert pulled.outcome is Outcome.FOUND
+    assert pulled.user is not None
+    row = rows(both.settings)[ANN]
+    assert (pulled.user.clerk_id, pulled.user.email, pulled.user.name) == (ANN, row.email, row.name)
+    assert (pulled.user.created_at.timestamp() * 1000, pulled.user.role) == (NOW, "user")
+
+
+def test_a_pull_is_no_older_than_a_webhook_that_came_before_it(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN))
+    deliver(both, user_event("user.updated", user(ANN, first_name="Newer", updated_at=NOW + 9000)))
+    pulled = pull(both, ANN, is_sure=True)
+    assert pulled.user is not None
+    assert pulled.user.name.startswith("Newer")
+
+
+@pytest.mark.parametrize("is_sure", [True, False])
+def test_who_is_gone_in_clerk_is_deleted_here_for_good(clerk: FakeClerk, both: Bridge, is_sure: bool) -> None:
+    clerk.put(user(ANN), user(BEN))
+    Backfill(both).everything()
+    clerk.remove(ANN)
+    assert pull(both, ANN, is_sure=is_sure).outcome is Outcome.DELETED
+    assert rows(both.settings).keys() == {BEN}
+    assert tombstones(both.settings) == {ANN}
+    deliver(both, user_event("user.updated", user(ANN, updated_at=NOW + 9000)))
+    assert rows(both.settings).keys() == {BEN}
+
+
+def test_who_was_never_seen_gets_a_tombstone_only_from_somebody_who_is_sure(
+    clerk: FakeClerk, both: Bridge
+) -> None:
+    assert pull(both, ANN, is_sure=False).outcome is Outcome.ABSENT
+    assert tombstones(both.settings) == set()
+    clerk.put(user(ANN))
+    assert pull(both, ANN, is_sure=False).outcome is Outcome.FOUND
+    assert pull(both, BEN, is_sure=True).outcome is Outcome.DELETED
+    assert tombstones(both.settings) == {BEN}
+
+
+def test_who_has_only_just_signed_up_is_not_deleted_unasked(both: Bridge) -> None:
+    now = time.time_ns() // 1_000_000
+    deliver(
+        both, session_event(data=session(BEN)), user_event(data=user(ANN, created_at=now, updated_at=now))
+    )
+    for clerk_id in (ANN, BEN):
+        assert pull(both, clerk_id, is_sure=False).outcome is Outcome.ABSENT
+    assert rows(both.settings).keys() == {ANN}
+    assert tombstones(both.settings) == set()
+    assert pull(both, ANN, is_sure=True).outcome is Outcome.DELETED
+
+
+def test_who_was_deleted_here_stays_deleted(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN))
+    deliver(both, deleted_event(ANN))
+    assert pull(both, ANN, is_sure=True) == (Outcome.FOUND, None)
+    assert count(both.settings) == 0
+
+
+def test_one_not_found_alone_deletes_nobody(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN))
+    Backfill(both).everything()
+    clerk.answer_next(404, '{"errors":[{"code":"resource_not_found"}]}', path=f"/users/{ANN}")
+    assert pull(both, ANN, is_sure=True).outcome is Outcome.FOUND
+
+
+def test_a_not_found_that_is_not_clerks_deletes_nobody(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN))
+    Backfill(both).everything()
+    clerk.answer_next(404, "<html>no such page</html>", path=f"/users/{ANN}")
+    with pytest.raises(ClerkRefused):
+        pull(both, ANN, is_sure=True)
+    assert rows(both.settings).keys() == {ANN}
+
+
+def test_a_key_that_knows_nobody_here_deletes_nobody_unasked(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put_many(5)
+    Backfill(both).everything()
+    clerk.remove(*clerk.ids())
+    assert pull(both, numbered_id(1), is_sure=False).outcome is Outcome.ABSENT
+    assert count(both.settings) == 5
+    assert pull(both, numbered_id(1), is_sure=True).outcome is Outcome.DELETED
+
+
+def test_a_key_of_another_instance_deletes_nobody(settings: config.Settings) -> None:
+    other = settings.model_copy(update={"clerk_instance_id": "ins_other"})
+    with bridged(other) as both:
+        deliver(both, user_event(data=user(ANN)))
+        with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
+            pull(both, ANN, is_sure=True)
+        assert count(settings) == 1
+
+
+def test_an_answer_about_somebody_else_is_refused(clerk: FakeClerk, both: Bridge) -> None:
+    for entry in (user(BEN), {}, {"id": 5}):
+        clerk.answer_next(200, json.dumps(entry))
+        with pytest.raises(ClerkApiError):
+            pull(both, ANN, is_sure=True)
+    assert count(both.settings) == 0
+
+
+def test_the_desk_answers_with_the_row(clerk: FakeClerk, desk: PullDesk, settings: config.Settings) -> None:
+    clerk.put(user(ANN, public_metadata={"organization": "Fjord"}))
+    answer = desk.pull(ANN)
+    row = rows(settings)[ANN]
+    assert answer.verdict is Verdict.FOUND
+    assert answer.user is not None
+    assert len(answer.user.pop("id")) == 36
+    assert answer.user == {
+        "clerk_id": ANN,
+        "email": row.email,
+        "name": row.name,
+        "organization": "Fjord",
+        "role": "user",
+        "created_at": "2026-01-01T10:00:00+00:00",
+        "last_login_at": None,
+    }
+    assert desk.pull(BEN) == Answer(Verdict.ABSENT, reason="there is no such user")
+
+
+def test_many_calls_for_one_user_are_one_question_to_clerk(
+    clerk: FakeClerk, settings: config.Settings
+) -> None:
+    clerk.put(user(ANN))
+    clerk.before = slowly
+    desks = [PullDesk(settings) for _ in range(3)]
+    answers: list[Answer] = []
+    threads = [threading.Thread(target=partial(ask, desk, answers)) for desk in desks * 8]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for desk in desks:
+        desk.close()
+    assert len(clerk.requests) == 1
+    assert len(answers) == 24
+    assert {answer.verdict for answer in answers} == {Verdict.FOUND}
+
+
+def ask(desk: PullDesk, answers: list[Answer]) -> None:
+    answers.append(desk.pull(ANN))
+
+
+def slowly(_: Request) -> None:
+    time.sleep(0.5)
+
+
+def test_an_answer_is_fresh_again_after_a_second(clerk: FakeClerk, desk: PullDesk) -> None:
+    clerk.put(user(ANN))
+    desk.pull(ANN)
+    clerk.put(user(ANN, first_name="New", updated_at=NOW + 100))
+    time.sleep(1.1)
+    answer = desk.pull(ANN)
+    assert answer.user is not None
+    assert answer.user["name"].startswith("New")
+    assert len(clerk.requests) == 2
+
+
+def test_calls_together_leave_half_of_clerks_limit_to_the_application(
+    clerk: FakeClerk, make_settings: MakeSettings
+) -> None:
+    clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
+    desk = PullDesk(api_settings(make_settings, clerk))
+    verdicts = []
+    for i in range(130):
+        verdicts.append(desk.pull(f"user_{i}").verdict)
+        if verdicts[-1] is Verdict.BUSY:
+            break
+    desk.close()
+    assert verdicts[-1] is Verdict.BUSY
+    assert len(clerk.requests) <= 100
+    assert clerk.most_within(5) <= 60
+
+
+def test_what_does_not_answer_is_told_within_seconds(clerk: FakeClerk, make_settings: MakeSettings) -> None:
+    clerk.put(user(ANN))
+    nowhere = free_port()
+    for broken in (
+        {"clerk_api_url": f"http://127.0.0.1:{nowhere}"},
+        {"database_url": f"postgresql://postgres@127.0.0.1:{nowhere}/postgres"},
+        {"redis_url": f"redis://127.0.0.1:{nowhere}/0"},
+    ):
+        desk = PullDesk(api_settings(make_settings, clerk, **broken))
+        began = time.monotonic()
+        answer = desk.pull(ANN)
+        assert time.monotonic() - began < 8
+        assert answer.verdict is Verdict.UNAVAILABLE
+        assert answer.user is None
+        assert str(nowhere) not in str(answer.reason)
+        desk.close()
+        time.sleep(1.1)
+
+
+def test_a_clerk_that_is_away_is_not_asked_by_everyone(clerk: FakeClerk, desk: PullDesk) -> None:
+    clerk.answer_next(503, times=100)
+    assert desk.pull(ANN).verdict is Verdict.UNAVAILABLE
+    requests = len(clerk.requests)
+    assert desk.pull(ANN).verdict is Verdict.UNAVAILABLE
+    assert len(clerk.requests) == requests
+
+
+def test_a_429_is_not_waited_for_at_the_desk(clerk: FakeClerk, desk: PullDesk) -> None:
+    clerk.answer_next(429, headers={"Retry-After": "30"})
+    began = time.monotonic()
+    assert desk.pull(ANN).verdict is Verdict.UNAVAILABLE
+    assert time.monotonic() - began < 2
+
+
+def test_a_user_whom_the_database_refuses_is_told_without_the_row(
+    clerk: FakeClerk, desk: PullDesk, settings: config.Settings
+) -> None:
+    execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name = '')")
+    clerk.put(user(ANN, first_name="Secretname"))
+    answer = desk.pull(ANN)
+    assert answer.verdict is Verdict.UNAVAILABLE
+    assert "nobody" in str(answer.reason)
+    assert "Secretname" not in str(answer)

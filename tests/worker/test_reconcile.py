@@ -1,0 +1,398 @@
+"""Drift between the tables and Clerk: found, mended, and never mended by a listing that proves nothing."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+import config
+from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, deleted_event, user, user_event
+from tests.conftest import MakeSettings
+from tests.fake_clerk import FakeClerk, Request, numbered_id
+from tests.repair import api_settings, bridged, count, deliver, execute, rows, tombstones
+from worker.backfill import Backfill
+from worker.bridge import Bridge
+from worker.clerk_api import ClerkRefused
+from worker.reconcile import Claim, Reconcile, Report, Stale
+
+
+@pytest.fixture
+def clerk() -> Iterator[FakeClerk]:
+    with FakeClerk() as fake:
+        yield fake
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
+    return api_settings(make_settings, clerk)
+
+
+@pytest.fixture
+def both(settings: config.Settings) -> Iterator[Bridge]:
+    with bridged(settings) as made:
+        yield made
+
+
+def report(both: Bridge, allow_deletes: int | None = None) -> Report:
+    return Reconcile(both, settle_s=0, allow_deletes=allow_deletes).report()
+
+
+def mend(both: Bridge, allow_deletes: int | None = None) -> list[str]:
+    """Mend what is found, and make sure that nothing more is found then."""
+    task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
+    found = task.report()
+    assert found.refusal is None
+    left = task.mend(found)
+    assert left or not report(both).differing
+    return left
+
+
+def filled(clerk: FakeClerk, both: Bridge, number: int) -> None:
+    """Let Clerk and the table have the same users."""
+    clerk.put_many(number)
+    Backfill(both).everything()
+    clerk.requests.clear()
+
+
+def test_equal_tables_have_no_drift(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 1200)
+    found = report(both)
+    assert found == Report(1200, 1200, 1200, [], [], {}, [], [], 0, None)
+    assert found.differing == 0
+
+
+def test_nobody_anywhere_is_no_drift(both: Bridge) -> None:
+    assert report(both) == Report(0, 0, 0, [], [], {}, [], [], 0, None)
+
+
+def test_who_is_missing_is_found_and_brought(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 700)
+    clerk.put(user(ANN), user(BEN))
+    assert sorted(report(both).missing) == [ANN, BEN]
+    assert count(both.settings) == 700
+    assert mend(both) == []
+    assert count(both.settings) == 702
+
+
+def test_hundreds_who_are_missing_are_brought(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put_many(730)
+    assert mend(both) == []
+    assert set(rows(both.settings)) == set(clerk.ids())
+
+
+STALE: dict[str, tuple[str, str]] = {
+    "email": ("email = 'other@example.com'", "email"),
+    "name": ("name = 'Other'", "name"),
+    "organization": ("organization = 'Other'", "organization"),
+    "role": ("role = 'admin'", "role"),
+    "created_at": ("created_at = created_at + interval '1 ms'", "created_at"),
+    "login": ("last_login_at = NULL", "last_login_at"),
+    "an older login": ("last_login_at = last_login_at - interval '1 h'", "last_login_at"),
+}
+
+
+@pytest.mark.parametrize(("change", "column"), STALE.values(), ids=STALE)
+def test_a_stale_column_is_named_and_mended(clerk: FakeClerk, both: Bridge, change: str, column: str) -> None:
+    clerk.put(user(ANN, last_sign_in_at=NOW), user(BEN))
+    Backfill(both).everything()
+    before = rows(both.settings)
+    execute(both.settings, f"UPDATE users SET {change} WHERE clerk_id = '{ANN}'")
+    if column == "last_login_at":
+        execute(both.settings, "UPDATE user_sync SET last_login_at = NULL")
+    found = report(both)
+    assert found.stale == [Stale(ANN, (column,))]
+    assert found.differing == 1
+    assert mend(both) == []
+    assert rows(both.settings) == before
+
+
+def test_a_change_whose_webhook_was_lost_is_stale(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 20)
+    clerk.put(user(numbered_id(3), "new@example.com", first_name="New", updated_at=NOW))
+    (stale,) = report(both).stale
+    assert set(stale.columns) >= {"email", "name"}
+    assert mend(both) == []
+
+
+def test_what_differs_and_is_no_drift(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN, last_sign_in_at=NOW), user(BEN, email=None), user(CAT, email_addresses=ABSENT))
+    Backfill(both).everything()
+    execute(both.settings, "UPDATE users SET last_login_at = now()")
+    deliver(both, deleted_event("user_gone"))
+    assert report(both).differing == 0
+
+
+@pytest.mark.parametrize("source", ["role_source", "organization_source"])
+def test_a_column_of_the_applications_own_is_not_compared(
+    clerk: FakeClerk, settings: config.Settings, source: str
+) -> None:
+    clerk.put(user(ANN))
+    with bridged(settings.model_copy(update={source: "none"})) as both:
+        Backfill(both).everything()
+        execute(settings, "UPDATE users SET role = 'admin'" if source == "role_source" else
+                "UPDATE users SET organization = 'Own'")  # fmt: skip
+        assert report(both).differing == 0
+    with bridged(settings) as both:
+        assert report(both).differing == 1
+
+
+def test_who_is_gone_in_clerk_is_a_ghost_and_gets_a_tombstone(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 30)
+    gone = {numbered_id(i) for i in range(10)}
+    clerk.remove(*gone)
+    assert set(report(both).ghost) == gone
+    assert count(both.settings) == 30
+    assert mend(both) == []
+    assert tombstones(both.settings) == gone
+    assert set(rows(both.settings)) == set(clerk.ids())
+    deliver(both, user_event("user.updated", user(numbered_id(3), updated_at=NOW + 9000)))
+    assert numbered_id(3) not in rows(both.settings)
+
+
+def test_a_ghost_is_anonymised_where_rows_are_kept(clerk: FakeClerk, settings: config.Settings) -> None:
+    clerk.put(user(ANN), user(BEN))
+    with bridged(settings.model_copy(update={"user_deletion": "anonymize"})) as both:
+        Backfill(both).everything()
+        clerk.remove(ANN)
+        assert mend(both) == []
+    assert rows(settings)[ANN].name == "Deleted user"
+
+
+def test_who_was_only_left_out_of_the_listing_is_no_ghost(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 300)
+    clerk.hidden = {numbered_id(i) for i in range(0, 300, 3)}
+    clerk.counts = 200
+    found = report(both)
+    assert (found.listed, found.here, found.ghost, found.refusal) == (200, 300, {}, None)
+
+
+def test_where_ids_are_overlooked_each_ghost_is_asked_for_alone(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 600)
+    clerk.knows_user_id = False
+    clerk.remove(numbered_id(1))
+    clerk.hidden = {numbered_id(2), numbered_id(599)}
+    clerk.counts = 597
+    assert list(report(both).ghost) == [numbered_id(1)]
+    asked = {request.path for request in clerk.requests}
+    assert asked >= {f"/users/{numbered_id(i)}" for i in (1, 2, 599)}
+
+
+def test_rows_that_are_not_clerks_are_left_alone(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 5)
+    for clerk_id in ("legacy/1", "../users", "a b", "count"):
+        insert = "INSERT INTO users (clerk_id, email, name)"
+        execute(both.settings, f"{insert} VALUES ('{clerk_id}', md5('{clerk_id}') || '@example.com', 'Own')")
+    assert report(both).ghost == {}
+
+
+@pytest.mark.parametrize("shown", [0, 1, 50])
+def test_a_short_answer_to_a_question_for_ids_proves_nothing(
+    clerk: FakeClerk, both: Bridge, shown: int
+) -> None:
+    filled(clerk, both, 300)
+    clerk.remove(numbered_id(1))
+    clerk.hidden = {numbered_id(i) for i in range(2, 62)}
+    clerk.counts = 239
+    clerk.before = partial(cut_answers_by_id, clerk, shown)
+    found = report(both)
+    assert numbered_id(1) in found.ghost
+    assert list(found.ghost) == [numbered_id(1)] or found.refusal
+
+
+def cut_answers_by_id(clerk: FakeClerk, shown: int, request: Request) -> None:
+    if asked := request.parameters.get("user_id"):
+        clerk.show_next([clerk.user(clerk_id) for clerk_id in asked if clerk_id in clerk.ids()][:shown])
+
+
+def refuse(both: Bridge, reason: str, allow_deletes: int | None = None) -> None:
+    """See that nothing is mended, and why."""
+    before = rows(both.settings)
+    task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
+    found = task.report()
+    assert found.refusal is not None
+    assert reason in found.refusal
+    with pytest.raises(ValueError, match=r"."):
+        task.mend(found)
+    assert rows(both.settings) == before
+    assert not tombstones(both.settings)
+
+
+@pytest.mark.parametrize("allow_deletes", [None, 10_000])
+@pytest.mark.parametrize("listed", [1, 499, 500, 501, 1199])
+def test_a_listing_that_was_cut_short_deletes_nobody(
+    clerk: FakeClerk, both: Bridge, listed: int, allow_deletes: int | None
+) -> None:
+    filled(clerk, both, 1200)
+    clerk.remove(numbered_id(0))
+    clerk.put(user(ANN))
+    clerk.lists_at_most = listed
+    refuse(both, "cut short", allow_deletes)
+
+
+@pytest.mark.parametrize("allow_deletes", [None, 10_000])
+@pytest.mark.parametrize("counts", [None, 0])
+def test_an_empty_listing_deletes_nobody(
+    clerk: FakeClerk, both: Bridge, counts: int | None, allow_deletes: int | None
+) -> None:
+    filled(clerk, both, 5)
+    clerk.lists_at_most, clerk.counts = 0, counts
+    refuse(both, "cut short" if counts is None else "lists no users", allow_deletes)
+
+
+@pytest.mark.parametrize(
+    ("here", "gone", "percent", "is_refused"),
+    [
+        (30, 10, 5, False),
+        (30, 11, 5, True),
+        (300, 15, 5, False),
+        (300, 16, 5, True),
+        (300, 16, 6, False),
+        (300, 10, 0, False),
+        (300, 11, 0, True),
+        (30, 29, 100, False),
+    ],
+)
+def test_a_listing_that_shrank_too_much_deletes_nobody(
+    clerk: FakeClerk, settings: config.Settings, *, here: int, gone: int, percent: float, is_refused: bool
+) -> None:
+    with bridged(settings.model_copy(update={"reconcile_max_delete": percent})) as both:
+        filled(clerk, both, here)
+        clerk.remove(*(numbered_id(i) for i in range(gone)))
+        if is_refused:
+            refuse(both, f"--allow-deletes {gone}")
+            refuse(both, f"--allow-deletes {gone}", gone - 1)
+            assert mend(both, allow_deletes=gone) == []
+        else:
+            refuse(both, f"--allow-deletes {gone}", 0)
+            assert mend(both) == []
+        assert count(settings) == here - gone
+
+
+def test_a_key_that_knows_nobody_here_deletes_nobody(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 6)
+    clerk.remove(*clerk.ids())
+    clerk.put(user(ANN), user(BEN))
+    refuse(both, "CLERK_SECRET_KEY")
+    assert mend(both, allow_deletes=6) == []
+    assert rows(both.settings).keys() == {ANN, BEN}
+
+
+def test_a_key_of_another_instance_compares_nothing(clerk: FakeClerk, settings: config.Settings) -> None:
+    clerk.put(user(ANN))
+    other = settings.model_copy(update={"clerk_instance_id": "ins_other"})
+    with bridged(other) as both, pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
+        report(both)
+
+
+def test_a_claim_that_clerk_does_not_know_is_found_and_mended(clerk: FakeClerk, both: Bridge) -> None:
+    """Ben had Ann's address once, and the word that he let it go was lost."""
+    deliver(both, user_event(data=user(BEN, "shared@example.com", updated_at=NOW + 500)))
+    deliver(both, user_event(data=user(ANN, "shared@example.com", updated_at=NOW + 100)))
+    clerk.put(user(ANN, "shared@example.com", updated_at=NOW + 100))
+    clerk.put(user(BEN, "ben@example.com", updated_at=NOW + 600))
+    found = report(both)
+    assert found.claims == [Claim(ANN, BEN)]
+    assert found.stale == [Stale(BEN, ("email",))]
+    assert mend(both) == []
+    assert {clerk_id: row.email for clerk_id, row in rows(both.settings).items()} == {
+        ANN: "shared@example.com",
+        BEN: "ben@example.com",
+    }
+
+
+def test_an_address_that_a_ghost_holds_goes_to_whom_it_belongs(clerk: FakeClerk, both: Bridge) -> None:
+    deliver(both, user_event(data=user(BEN, "shared@example.com", updated_at=NOW + 500)))
+    deliver(both, user_event(data=user(ANN, "shared@example.com", updated_at=NOW + 100)))
+    clerk.put(user(ANN, "shared@example.com", updated_at=NOW + 100))
+    found = report(both)
+    assert (found.claims, list(found.ghost)) == ([Claim(ANN, BEN)], [BEN])
+    assert mend(both) == []
+    assert rows(both.settings)[ANN].email == "shared@example.com"
+
+
+def test_who_was_deleted_here_and_not_in_clerk_is_told_and_stays_deleted(
+    clerk: FakeClerk, both: Bridge
+) -> None:
+    clerk.put(user(ANN), user(BEN))
+    Backfill(both).everything()
+    deliver(both, deleted_event(ANN))
+    found = report(both)
+    assert (found.tombstone, found.differing) == ([ANN], 1)
+    assert mend(both) == [ANN]
+    assert rows(both.settings).keys() == {BEN}
+
+
+def test_a_newer_version_that_clerk_does_not_know_is_drift_that_stays(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.put(user(ANN))
+    deliver(both, user_event("user.updated", user(ANN, first_name="Future", updated_at=NOW + 10**9)))
+    assert report(both).stale == [Stale(ANN, ("name",))]
+    assert mend(both) == [ANN]
+
+
+Happen = Callable[[FakeClerk, Bridge], None]
+
+
+def sign_up(clerk: FakeClerk, both: Bridge) -> None:
+    shown = user(ANN, created_at=now_ms(), updated_at=now_ms())
+    clerk.put(shown)
+    deliver(both, user_event(data=shown))
+
+
+def update(clerk: FakeClerk, both: Bridge) -> None:
+    shown = user(numbered_id(5), first_name="New", updated_at=now_ms())
+    clerk.put(shown)
+    deliver(both, user_event("user.updated", shown))
+
+
+def delete(clerk: FakeClerk, both: Bridge) -> None:
+    clerk.remove(numbered_id(5))
+    deliver(both, deleted_event(numbered_id(5), timestamp=now_ms()))
+
+
+@pytest.mark.parametrize("happen", [sign_up, update, delete])
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 5])
+def test_what_happens_while_they_are_compared_is_no_drift(
+    clerk: FakeClerk, both: Bridge, happen: Happen, after: int
+) -> None:
+    filled(clerk, both, 1200)
+    clerk.before = partial(happen_at, clerk, partial(happen, clerk, both), after)
+    assert report(both).differing == 0
+
+
+def happen_at(clerk: FakeClerk, happen: Callable[[], None], after: int, _: Request) -> None:
+    if len(clerk.requests) == after + 1:
+        happen()
+
+
+def test_a_delivery_that_is_on_its_way_is_waited_for(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 20)
+    shown = user(ANN, created_at=now_ms(), updated_at=now_ms())
+    clerk.put(shown)
+
+    def deliver_it_with_the_count(request: Request) -> None:
+        if len(clerk.requests) > 1 and request.path == "/users/count":
+            deliver(both, user_event(data=shown))
+
+    clerk.before = deliver_it_with_the_count
+    began = time.monotonic()
+    assert Reconcile(both, settle_s=0.5).report().differing == 0
+    assert time.monotonic() - began >= 0.5
+
+
+def test_an_odd_entry_is_counted_and_hides_nobody(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 20)
+    shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
+    shown[7:7] = [None, user(ABSENT)]
+    clerk.before = partial(show_first, clerk, shown)
+    found = report(both)
+    assert (found.unread, found.differing, found.refusal) == (2, 0, None)
+
+
+def show_first(clerk: FakeClerk, entries: list[object], request: Request) -> None:
+    if request.path == "/users" and not request.parameter("starting_after"):
+        clerk.show_next(entries)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,58 @@
+"""`POST /users/<clerk_id>/pull`: the application asks for a user, and has the row in one call.
+
+200  the row, as it is in Clerk now
+400  no Clerk id
+401  not the token
+404  Clerk has no such user
+429  too many users at once: the calls of all share a part of Clerk's rate limit
+503  Clerk, the database or Redis does not answer
+"""
+
+import hmac
+import time
+
+import structlog
+from flask import Blueprint, request
+from flask.typing import ResponseReturnValue
+
+from worker.events import CLERK_ID
+from worker.pull import PullDesk, Verdict
+
+STATUS = {Verdict.FOUND: 200, Verdict.ABSENT: 404, Verdict.BUSY: 429, Verdict.UNAVAILABLE: 503}
+RETRY_AFTER_S = 2
+
+_log = structlog.get_logger()
+
+
+def blueprint(desk: PullDesk, token: str) -> Blueprint:
+    """Return the route, for whoever has the token."""
+    routes = Blueprint("pull", __name__)
+
+    @routes.post("/users/<clerk_id>/pull")
+    def pull(clerk_id: str) -> ResponseReturnValue:
+        """Answer with the user's row, fetched from Clerk."""
+        if not _is_bearer(request.headers.get("Authorization", ""), token):
+            return {"error": "the token is missing or wrong"}, 401, {"WWW-Authenticate": "Bearer"}
+        if not CLERK_ID.fullmatch(clerk_id):
+            return {"error": "that is no Clerk id"}, 400
+        began = time.perf_counter()
+        answer = desk.pull(clerk_id)
+        _log.info(
+            "pull",
+            clerk_id=clerk_id,
+            verdict=answer.verdict.value,
+            ms=round((time.perf_counter() - began) * 1000, 1),
+        )
+        if answer.user is not None:
+            return answer.user
+        status = STATUS[answer.verdict]
+        headers = {} if status == STATUS[Verdict.ABSENT] else {"Retry-After": str(RETRY_AFTER_S)}
+        return {"error": answer.reason}, status, headers
+
+    return routes
+
+
+def _is_bearer(header: str, token: str) -> bool:
+    scheme, _, given = header.partition(" ")
+    is_token = hmac.compare_digest(given.strip().encode(errors="replace"), token.encode())
+    return is_token and scheme.lower() == "bearer"

@@ -1,0 +1,199 @@
+"""Every user that Clerk has, through the one merge into the tables, beside live deliveries.
+
+What is read says when it was asked for, so that whatever happens to a user later wins, in whatever order the
+two arrive. How far a full run is stands in the database, beside what it has written: an interrupted one goes
+on from there, and one that was restored from a backup from where it was then.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import structlog
+
+from config import Settings
+from db import drift, progress
+from db.change import UserChange
+from db.drift import Kind
+from worker.bridge import Bridge
+from worker.changes import user_change
+from worker.clerk_api import LAST_UPDATED_FIRST, Unread
+from worker.events import ClerkUser
+from worker.walk import Position, Step, results, walk
+
+TASK = "backfill"
+GOES_ON_WITHIN = timedelta(days=1)  # what is older would leave too much of the first part unread
+
+MAX_TROUBLES = 20
+PAGES_AT_ONCE = 2  # PostgreSQL works on one while the next is made ready
+
+log = structlog.get_logger("worker.backfill")
+
+
+class Done(NamedTuple):
+    """What a run has done so far, over all its interruptions. `expected` is how many users Clerk counts.
+
+    `unread` entries are no users, `refused` users are those that the database did not take; `troubles` says
+    which the first of them are, and why.
+    """
+
+    seen: int = 0
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    unread: int = 0
+    refused: int = 0
+    expected: int = 0
+    troubles: tuple[str, ...] = ()
+
+    def plus(self, more: "Done") -> "Done":
+        """Return both together; `expected` stays."""
+        return Done(
+            self.seen + more.seen,
+            self.created + more.created,
+            self.updated + more.updated,
+            self.unchanged + more.unchanged,
+            self.unread + more.unread,
+            self.refused + more.refused,
+            self.expected,
+            (*self.troubles, *more.troubles)[:MAX_TROUBLES],
+        )
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the listing ended before all were seen that Clerk counts."""
+        return self.seen < self.expected
+
+
+OnProgress = Callable[[Done], object]
+
+
+class Backfill:
+    """Reads users from Clerk's API into the tables. `on_progress` is called after every page."""
+
+    def __init__(self, bridge: Bridge, on_progress: OnProgress = lambda _: None) -> None:
+        self._bridge = bridge
+        self._on_progress = on_progress
+        self._source = fingerprint(bridge.settings)
+
+    def resumable(self) -> Done | None:
+        """Return what an interrupted run has done, None when there is none to go on with."""
+        saved = self._saved()
+        return None if saved is None else saved[1]
+
+    def everything(self, *, restart: bool = False) -> Done:
+        """Read every user; go on where the last run was interrupted, unless told to `restart`.
+
+        Raises ClerkApiError, DatabaseError, and Stopped; all that was read until then is kept.
+        """
+        self._bridge.api.check_instance()
+        position, done = (None if restart else self._saved()) or (Position(), Done())
+        before = self._bridge.api.count()
+        done = done._replace(expected=before)
+        steps = walk(self._bridge.api, self._bridge.stopping, position)
+        for step, page_done in self._taken(steps):
+            done = done.plus(page_done)
+            self._save(step.position, done)
+            self._on_progress(done)
+        done = done._replace(expected=min(before, self._bridge.api.count()))
+        if not done.is_cut_short:
+            progress.clear(self._bridge.database, TASK)
+        return done
+
+    def since(self, since_ms: int) -> Done:
+        """Read the users updated at `since_ms` or later, the last updated first. Raises likewise."""
+        self._bridge.api.check_instance()
+        steps = walk(self._bridge.api, self._bridge.stopping, Position(), LAST_UPDATED_FIRST)
+        done = Done()
+        for _, page_done in self._taken(_recent(steps, since_ms)):
+            done = done.plus(page_done)
+            self._on_progress(done)
+        return done
+
+    def _taken(self, steps: Iterator[Step]) -> Iterator[tuple[Step, Done]]:
+        """Write the pages, some at once; yield each, in their order, with what was done of it."""
+
+        def take(step: Step) -> tuple[Step, Done]:
+            return step, self._take(step)
+
+        return results(take, steps, self._bridge.stopping, PAGES_AT_ONCE)
+
+    def _take(self, step: Step) -> Done:
+        """Write a page, and count what was new in it."""
+        page = step.page
+        changes = [user_change(user, page.observed_at) for user in page.users]
+        kinds = self._kinds(changes)
+        refused = self._bridge.store.write(changes, page.observed_at)
+        unread = [
+            (number, entry)
+            for number, entry in enumerate(page.entries, start=step.position.walked - len(page.entries) + 1)
+            if isinstance(entry, Unread)
+        ]
+        troubles = (
+            *(f"entry {number} was left out: {entry.reason}" for number, entry in unread),
+            *(f"{clerk_id} was left out: {reason}" for clerk_id, reason in refused),
+        )
+        for trouble in troubles:
+            log.warning("left out", reason=trouble)
+        return Done(
+            seen=len(page.entries),
+            created=kinds["created"],
+            updated=kinds["updated"],
+            unchanged=kinds["unchanged"],
+            unread=len(unread),
+            refused=len(refused),
+            troubles=troubles,
+        )
+
+    def _kinds(self, changes: list[UserChange]) -> "Counter[str]":
+        stored = drift.read(self._bridge.database, [change.clerk_id for change in changes])
+        return Counter(
+            _kind(drift.compare(change, stored[change.clerk_id], self._bridge.store.policy))
+            for change in changes
+        )
+
+    def _save(self, position: Position, done: Done) -> None:
+        state = {"source": self._source, "position": position._asdict(), "done": done._asdict()}
+        progress.save(self._bridge.database, TASK, state)
+
+    def _saved(self) -> tuple[Position, Done] | None:
+        state = progress.load(self._bridge.database, TASK, GOES_ON_WITHIN)
+        if state is None or state.get("source") != self._source:
+            return None
+        return _position(state["position"]), _done(state["done"])
+
+
+def _kind(differences: list[drift.Difference]) -> str:
+    kinds = {difference.kind for difference in differences}
+    if Kind.MISSING in kinds:
+        return "created"
+    return "updated" if Kind.STALE in kinds else "unchanged"
+
+
+def _recent(steps: Iterator[Step], since_ms: int) -> Iterator[Step]:
+    """Yield the steps down to `since_ms`, without what is older."""
+    for step in steps:
+        recent = [entry for entry in step.page.entries if _is_recent(entry, since_ms)]
+        yield step._replace(page=step.page._replace(entries=recent))
+        if len(recent) < len(step.page.entries):
+            return
+
+
+def _is_recent(entry: ClerkUser | Unread, since_ms: int) -> bool:
+    return isinstance(entry, Unread) or entry.updated_at is None or entry.updated_at >= since_ms
+
+
+def fingerprint(settings: Settings) -> str:
+    """Return what tells one instance's key from another's, and nothing of the key."""
+    key = settings.clerk_secret_key.get_secret_value() if settings.clerk_secret_key else ""
+    return hashlib.blake2b(f"{settings.clerk_api_url} {key}".encode(), digest_size=8).hexdigest()
+
+
+def _position(state: dict[str, Any]) -> Position:
+    return Position(state["walked"], tuple(state["last_ids"]), state["by_offset"])
+
+
+def _done(state: dict[str, Any]) -> Done:
+    return Done(**{**state, "troubles": tuple(state["troubles"])})

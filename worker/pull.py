@@ -1,0 +1,203 @@
+"""One user, now: read from Clerk's API into the tables, and the row returned.
+
+pull        the function; the command `pull` calls it
+PullDesk    the same for many callers at once, in several processes: a second call for a user waits for the
+            first one's answer, and all calls together stay under a part of Clerk's rate limit
+"""
+
+import json
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple, cast
+
+import structlog
+from redis.exceptions import LockError, RedisError
+
+from config import Settings
+from db import drift
+from db.change import UserChange
+from db.drift import FoundUser
+from db.engine import Database
+from db.errors import DatabaseError
+from db.policy import Policy
+from worker.bridge import Bridge
+from worker.changes import user_change
+from worker.clerk_api import PERIOD_S, ClerkApi, ClerkApiError, ClerkRefused, Page
+from worker.queue import impatient_redis
+from worker.stop import StopSignal
+from worker.store import Store
+
+OTHERS = 20
+STRANGERS = 3  # that many others, and Clerk knows none of them: the key may be another instance's
+NEW_FOR = timedelta(minutes=1)
+SHARE = 0.5  # of Clerk's rate limit; the application uses the same key
+API_PATIENCE_S = 3.0
+API_TIMEOUT_S = 4.0
+DATABASE_ATTEMPTS = 2
+ANSWER_TTL_MS = 1000
+LOCK_S = 30.0
+WAIT_S = 10.0
+LOOK_EVERY_S = 0.05
+PREFIX = "clerk-sync:pull:"
+
+log = structlog.get_logger("worker.pull")
+
+
+class Outcome(StrEnum):
+    """What a pull found."""
+
+    FOUND = "found"
+    DELETED = "deleted"  # gone in Clerk, and now here
+    ABSENT = "absent"  # gone in Clerk, or never there; nothing was changed here
+
+
+class Pulled(NamedTuple):
+    """What a pull found; `user` is the row, None for a user who was deleted here."""
+
+    outcome: Outcome
+    user: FoundUser | None = None
+
+
+def pull(bridge: Bridge, clerk_id: str, *, is_sure: bool) -> Pulled:
+    """Read one user from Clerk into the tables. When Clerk knows no such user, that is a tombstone.
+
+    A tombstone is final. So without `is_sure`, where nobody has looked at the id, there is none for who has
+    no row or has only just signed up (Clerk may not show everywhere yet what it has told elsewhere), nor when
+    Clerk knows none of the users here. Raises ClerkApiError, DatabaseError, Stopped.
+    """
+    page = bridge.api.user(clerk_id)
+    if page.entries:
+        return _store(bridge, clerk_id, page)
+    bridge.api.check_instance()
+    if not is_sure and not _is_settled(bridge, clerk_id):
+        return Pulled(Outcome.ABSENT)
+    others = [other for other in drift.some_ids(bridge.database, OTHERS) if other != clerk_id]
+    second_look = bridge.api.users([clerk_id, *others])
+    if clerk_id in second_look.ids:
+        return _store(bridge, clerk_id, second_look)
+    if not is_sure and len(others) >= STRANGERS and not set(others) & set(second_look.ids):
+        log.error("Clerk knows none of the users here, so nobody is deleted: check CLERK_SECRET_KEY")
+        return Pulled(Outcome.ABSENT)
+    bridge.store.write([UserChange(clerk_id, deleted_at=second_look.observed_at)], second_look.observed_at)
+    return Pulled(Outcome.DELETED)
+
+
+def _store(bridge: Bridge, clerk_id: str, page: Page) -> Pulled:
+    users = [user for user in page.users if user.id == clerk_id]
+    if not users:
+        raise ClerkRefused("Clerk's API answered with something else than that user: check CLERK_API_URL")
+    refused = bridge.store.write([user_change(users[0], page.observed_at)], page.observed_at)
+    if refused:
+        raise ClerkRefused(refused[0].reason)
+    return Pulled(Outcome.FOUND, drift.find(bridge.database, clerk_id))
+
+
+def _is_settled(bridge: Bridge, clerk_id: str) -> bool:
+    """Say whether there is a row, of somebody who signed up a while ago."""
+    user = drift.find(bridge.database, clerk_id)
+    return user is not None and datetime.now(UTC) - user.created_at > NEW_FOR
+
+
+class Verdict(StrEnum):
+    """How a call at the desk ended."""
+
+    FOUND = "found"
+    ABSENT = "absent"
+    BUSY = "busy"  # too many calls at once
+    UNAVAILABLE = "unavailable"  # Clerk, the database or Redis does not answer
+
+
+class Answer(NamedTuple):
+    """A verdict; the row, ready for JSON, when the user was found; else a sentence that says why not."""
+
+    verdict: Verdict
+    user: dict[str, Any] | None = None
+    reason: str | None = None
+
+
+class PullDesk:
+    """Answers calls for users. Made once in a process; it connects when the first call comes."""
+
+    def __init__(self, settings: Settings) -> None:
+        stopping = StopSignal()
+        api = ClerkApi(
+            settings, patience_s=API_PATIENCE_S, limited_patience_s=0, read_timeout_s=API_TIMEOUT_S
+        )
+        database = Database(settings, attempts=DATABASE_ATTEMPTS)
+        store = Store(database, Policy.of(settings), stopping, patience_s=0)
+        self._bridge = Bridge(settings, api, store, stopping)
+        self._redis = impatient_redis(settings)
+
+    def pull(self, clerk_id: str) -> Answer:
+        """Return the user's row as it is in Clerk now, or was a second ago at most."""
+        deadline = time.monotonic() + WAIT_S
+        try:
+            while time.monotonic() < deadline:
+                answer = self._known_answer(clerk_id) or self._first_answer(clerk_id)
+                if answer is not None:
+                    return answer
+                time.sleep(LOOK_EVERY_S)
+        except RedisError as error:
+            return Answer(Verdict.UNAVAILABLE, reason=f"Redis does not answer ({type(error).__name__})")
+        return Answer(Verdict.UNAVAILABLE, reason="another call for this user takes too long")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._bridge.api.close()
+        self._bridge.database.dispose()
+        self._redis.close()
+
+    def _known_answer(self, clerk_id: str) -> Answer | None:
+        """Return what a call for that user was just answered."""
+        kept = cast("bytes | None", self._redis.get(f"{PREFIX}answer:{clerk_id}"))
+        if kept is None:
+            return None
+        verdict, user, reason = json.loads(kept)
+        return Answer(Verdict(verdict), user, reason)
+
+    def _first_answer(self, clerk_id: str) -> Answer | None:
+        """Ask Clerk and keep the answer for all who wait for it; None when another process is at it."""
+        lock = self._redis.lock(f"{PREFIX}lock:{clerk_id}", timeout=LOCK_S, thread_local=False)
+        if not lock.acquire(blocking=False):
+            return None
+        try:
+            answer = self._known_answer(clerk_id)
+            if answer is None:
+                answer = self._ask(clerk_id)
+                self._redis.set(f"{PREFIX}answer:{clerk_id}", json.dumps(answer), px=ANSWER_TTL_MS)
+            return answer
+        finally:
+            with suppress(LockError):  # it took longer than the lock lives
+                lock.release()
+
+    def _ask(self, clerk_id: str) -> Answer:
+        if not self._has_turn():
+            return Answer(Verdict.BUSY, reason="too many users are being pulled")
+        try:
+            pulled = pull(self._bridge, clerk_id, is_sure=False)
+        except (ClerkApiError, DatabaseError) as error:
+            log.warning("pull failed", clerk_id=clerk_id, reason=str(error))
+            return Answer(Verdict.UNAVAILABLE, reason=str(error))
+        if pulled.user is None:
+            return Answer(Verdict.ABSENT, reason="there is no such user")
+        return Answer(Verdict.FOUND, _plain(pulled.user))
+
+    def _has_turn(self) -> bool:
+        """Count this call among those of all processes in the current window of Clerk's rate limit."""
+        key = f"{PREFIX}calls:{int(time.time() / PERIOD_S)}"
+        with self._redis.pipeline() as pipeline:
+            pipeline.incr(key)
+            pipeline.expire(key, int(PERIOD_S) * 2)
+            count: int = pipeline.execute()[0]
+        return count <= self._bridge.api.limit * SHARE
+
+
+def _plain(user: FoundUser) -> dict[str, Any]:
+    login_at = user.last_login_at
+    return {
+        **user._asdict(),
+        "created_at": user.created_at.astimezone(UTC).isoformat(),
+        "last_login_at": login_at and login_at.astimezone(UTC).isoformat(),
+    }
