@@ -34,10 +34,10 @@ class Moment(NamedTuple):
 
 
 def sample(type_: str, clerk_id: str, now: int, instance_id: str = INSTANCE) -> Json:
-    """Return an event of a handled type about that user, as it would be at `now`.
+    """Return an event about that user, or about the organization that they are in, as it would be at `now`.
 
-    Samples about one user fit together: same name, same address, same creation. Raises KeyError for another
-    type.
+    Samples about one user fit together: same name, same address, same creation, same organization. Raises
+    KeyError for a type that is not in TYPES.
     """
     return event(type_, _SAMPLES[type_](Moment(clerk_id, now)), now, instance_id)
 
@@ -167,9 +167,55 @@ def session(clerk_id: str, created_at: int, **fields: Any) -> Json:
     }
 
 
-def deleted(clerk_id: str) -> Json:
-    """Return what Clerk says of a user who was deleted."""
-    return {"deleted": True, "external_id": None, "id": clerk_id, "object": "user"}
+def organization(organization_id: str, created_at: int, name: str, **fields: Any) -> Json:
+    """Return Clerk's JSON of an organization; `fields` add to it or replace."""
+    return {
+        "admin_delete_enabled": True,
+        "created_at": created_at,
+        "has_image": False,
+        "id": organization_id,
+        "image_url": "https://img.clerk.com/eyJ0eXBlIjoiZGVmYXVsdCJ9",
+        "max_allowed_memberships": 5,
+        "name": name,
+        "object": "organization",
+        "private_metadata": {},
+        "public_metadata": {},
+        "slug": re.sub("[^a-z0-9]+", "-", name.lower()),
+        "updated_at": created_at,
+        **fields,
+    }
+
+
+def membership(id_: str, user_: Json, organization_: Json, created_at: int, **fields: Any) -> Json:
+    """Return Clerk's JSON of a membership that began at `created_at`; `fields` add to it or replace."""
+    return {
+        "created_at": created_at,
+        "id": id_,
+        "object": "organization_membership",
+        "organization": organization_,
+        "permissions": [],
+        "private_metadata": {},
+        "public_metadata": {},
+        "public_user_data": {
+            "first_name": user_["first_name"],
+            "has_image": user_["has_image"],
+            "identifier": user_["email_addresses"][0]["email_address"],
+            "image_url": user_["image_url"],
+            "last_name": user_["last_name"],
+            "profile_image_url": user_["profile_image_url"],
+            "user_id": user_["id"],
+            "username": user_["username"],
+        },
+        "role": "org:member",
+        "role_name": "Member",
+        "updated_at": created_at,
+        **fields,
+    }
+
+
+def deleted(id_: str, object_: str = "user") -> Json:
+    """Return what Clerk says of a user who was deleted, or of another object."""
+    return {"deleted": True, "external_id": None, "id": id_, "object": object_}
 
 
 def encode(event_: Json) -> bytes:
@@ -259,6 +305,36 @@ def _deleted(moment: Moment) -> Json:
     return deleted(moment.clerk_id)
 
 
+def _company(moment: Moment, **fields: Any) -> Json:
+    """Return the organization that the user has been in since they signed up; the user's id decides all."""
+    chance = random.Random(f"organization of {moment.clerk_id}")  # noqa: S311 - picks names, keeps no secret
+    name = " & ".join(chance.sample(LAST_NAMES, 2))
+    created_at = made_at(moment.clerk_id, moment.now)
+    return organization(_id_of_theirs("org", moment), created_at, f"{name} Ltd", **fields)
+
+
+def _joined(moment: Moment, **fields: Any) -> Json:
+    person, company = _person(moment), _company(moment)
+    return membership(_id_of_theirs("orgmem", moment), person, company, person["created_at"], **fields)
+
+
+def _promoted_member(moment: Moment) -> Json:
+    return _joined(moment, role="org:admin", role_name="Admin", updated_at=moment.now - 15)
+
+
+def _renamed_company(moment: Moment) -> Json:
+    company = _company(moment, updated_at=moment.now - 15)
+    return {**company, "name": company["name"].replace("Ltd", "Group")}
+
+
+def _deleted_company(moment: Moment) -> Json:
+    return deleted(_id_of_theirs("org", moment), "organization")
+
+
+def _id_of_theirs(prefix: str, moment: Moment) -> str:
+    return f"{prefix}_{moment.clerk_id.removeprefix('user_')}"
+
+
 def _new_session(status: str) -> Callable[[Moment], Json]:
     def build(moment: Moment) -> Json:
         return session(moment.clerk_id, moment.now - 40, status=status, user=_person(moment))
@@ -289,6 +365,11 @@ _SAMPLES: dict[str, Callable[[Moment], Json]] = {
     "session.ended": _old_session("ended"),
     "session.removed": _old_session("removed"),
     "session.revoked": _old_session("revoked"),
+    "organizationMembership.created": _joined,
+    "organizationMembership.updated": _promoted_member,
+    "organizationMembership.deleted": _joined,
+    "organization.updated": _renamed_company,
+    "organization.deleted": _deleted_company,
 }
 
 TYPES = tuple(_SAMPLES)

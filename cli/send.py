@@ -80,7 +80,11 @@ class Sender:
 @click.argument("type_", metavar="TYPE", required=False)
 @click.option("--url", callback=_check_url, help=f"Where to.  [default: http://127.0.0.1:$PORT{PATH}]")
 @click.option("--file", type=click.File("rb"), help="Send the bytes of this file; TYPE may be left out then.")
-@click.option("--user-id", "clerk_id", help="Whom the sample is about.  [default: somebody new]")
+@click.option(
+    "--user-id",
+    "clerk_id",
+    help="Whom the sample is about; of an organization: who is in it.  [default: somebody new]",
+)
 @click.option("--svix-id", callback=_check_svix_id, help="Id of the delivery; a used one makes a redelivery.")
 def send(
     type_: str | None, url: str | None, file: BinaryIO | None, clerk_id: str | None, svix_id: str | None

@@ -137,8 +137,8 @@ def _unstored(known: UserChange, roster: Roster) -> list[Membership]:
 
 
 def _concerns_organization(change: UserChange) -> bool:
-    """Say whether the column may change: by a membership, a row that appears, or one that goes."""
-    return bool(change.memberships) or change.profile is not None or change.deleted_at is not None
+    """Say whether the column may change: by a membership, or a row that appears."""
+    return bool(change.memberships) or change.profile is not None
 
 
 def _organization(

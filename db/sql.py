@@ -234,7 +234,10 @@ def delete_memberships() -> Executable:
 
 @cache
 def set_organizations() -> Executable:
-    """Set the organization of the users in `ids` and of the members of the organizations in `changed`."""
+    """Set the organization of the users in `ids` and of the members of the organizations in `changed`.
+
+    A deleted user is a member of none any more, and gets none.
+    """
     concerned = _concerned().subquery("concerned")
     joined_last = (
         select(OrganizationSync.name)
@@ -243,7 +246,6 @@ def set_organizations() -> Executable:
             MembershipSync.clerk_id == concerned.c.clerk_id,
             MembershipSync.ended_at.is_(None),
             OrganizationSync.deleted_at.is_(None),
-            OrganizationSync.name.is_not(None),
         )
         .order_by(MembershipSync.joined_at.desc(), MembershipSync.id.collate("C").desc())
         .limit(1)
@@ -251,8 +253,7 @@ def set_organizations() -> Executable:
     )
     found = (
         select(concerned.c.clerk_id, joined_last.c.name)
-        .join(UserSync, and_(UserSync.clerk_id == concerned.c.clerk_id, UserSync.deleted_at.is_(None)))
-        .outerjoin(joined_last, true())
+        .select_from(concerned.outerjoin(joined_last, true()))
         .subquery("found")
     )
     return (

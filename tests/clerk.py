@@ -89,7 +89,7 @@ def membership(clerk_id: object = ANN, of: Json | None = None, **fields: Any) ->
     template = payload("organizations/organizationMembership.created")["data"]
     defaults = {
         "organization": organization() if of is None else of,
-        "public_user_data": {**template["public_user_data"], "user_id": clerk_id},
+        "public_user_data": _replaced(template["public_user_data"], {"user_id": clerk_id}),
         "created_at": NOW + 50,
         "updated_at": NOW + 50,
     }

@@ -14,14 +14,14 @@ from cli import samples
 from cli.main import main
 from cli.servers import free_port
 from config import decode_signing_secret
-from db.change import UserChange
+from db.change import Organization, UserChange, merge_organizations
 from db.ledger import Incoming
 from tests.conftest import SECRET, MakeSettings
 from tests.stack import Stack, wait_until
-from tests.storable import assert_storable
+from tests.storable import assert_storable, assert_storable_organization
 from web.signature import verify
 from worker.batch import incoming
-from worker.events import HANDLED_TYPES, MetadataKeys
+from worker.events import HANDLED_TYPES, ORGANIZATION_TYPES, MetadataKeys
 
 NOW = 1_767_261_600_000
 OTHER_SECRET = "whsec_plJ3nmyCDGBKInavdOK15jsl"
@@ -102,7 +102,7 @@ def test_every_type_is_delivered_and_applied(
     run: RunCli,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = make_settings(port=free_port(), web_workers=1)
+    settings = make_settings(port=free_port(), web_workers=1, organization_source="membership")
     monkeypatch.setenv("PORT", str(settings.port))
     clerk_id = samples.new_id("user", NOW)
     with (
@@ -114,6 +114,10 @@ def test_every_type_is_delivered_and_applied(
             found = connection.execute(
                 "SELECT role, last_login_at FROM users WHERE clerk_id = %s", [clerk_id]
             )
+            return found.fetchone()
+
+        def organization() -> Any:
+            found = connection.execute("SELECT organization FROM users WHERE clerk_id = %s", [clerk_id])
             return found.fetchone()
 
         def applied() -> Any:
@@ -132,7 +136,18 @@ def test_every_type_is_delivered_and_applied(
         role, last_login_at = row()
         assert role == "admin", "a session's user is as old as the sign-up"
         assert last_login_at is not None
-        send("user.deleted", count + 1)
+        assert organization() == (None,)
+        send("organizationMembership.created", count + 1)
+        (founded,) = organization()
+        assert founded.endswith(" Ltd")
+        send("organizationMembership.updated", count + 2)
+        assert organization() == (founded,)
+        send("organization.updated", count + 3)
+        assert organization() == (founded.replace("Ltd", "Group"),)
+        send("organizationMembership.deleted", count + 4)
+        assert organization() == (None,)
+        send("organization.deleted", count + 5)
+        send("user.deleted", count + 6)
         assert row() is None
         assert run("user.created", "--svix-id", "msg_1")[0] == 0
         assert run("user.created", "--svix-id", "msg_1")[1].startswith("200 duplicate: user.created of user_")
@@ -142,7 +157,7 @@ def test_every_type_is_delivered_and_applied(
 
 
 def test_there_is_a_sample_of_every_type_that_is_handled() -> None:
-    assert samples.TYPES == HANDLED_TYPES
+    assert list(samples.TYPES) == [*HANDLED_TYPES, *ORGANIZATION_TYPES]
 
 
 @pytest.mark.parametrize("type_", HANDLED_TYPES)
@@ -156,6 +171,35 @@ def test_a_sample_is_understood_and_about_the_user_that_was_named(type_: str) ->
     assert_storable(change)
     if change.email:
         assert str(change.email.address).endswith("@example.com")
+
+
+@pytest.mark.parametrize("type_", ORGANIZATION_TYPES)
+@pytest.mark.parametrize("clerk_id", ["user_1", "1", "user_36F9wJ2xNcVb6sQeLhG0pTrKyZa"])
+def test_a_sample_of_organizations_is_understood_and_fits_the_others(type_: str, clerk_id: str) -> None:
+    understood = sampled(type_, clerk_id)
+    change = understood.change
+    joined = sampled("organizationMembership.created", clerk_id).change
+    assert isinstance(joined, UserChange)
+    (membership,) = joined.memberships
+    assert (understood.type, understood.event_at) == (type_, NOW)
+    assert membership.ended_at is None
+    if isinstance(change, UserChange):
+        assert_storable(change)
+        assert change.clerk_id == clerk_id
+        ended_at = NOW if type_ == "organizationMembership.deleted" else None
+        assert change.memberships == (membership._replace(ended_at=ended_at),)
+    else:
+        assert_storable_organization(change)
+        assert change.id == membership.organization_id
+        assert (change.deleted_at == NOW) == (type_ == "organization.deleted")
+
+
+def test_a_sample_of_a_rename_is_newer_than_the_name_that_members_tell() -> None:
+    joined, renamed = (sampled(type_, "user_1").change for type_ in ORGANIZATION_TYPES[1:4:2])
+    assert isinstance(joined, UserChange)
+    assert isinstance(renamed, Organization)
+    (named,) = joined.organizations
+    assert merge_organizations(named, renamed).name == renamed.name != named.name
 
 
 def test_samples_about_one_user_fit_together() -> None:
@@ -263,7 +307,7 @@ def test_a_type_that_is_not_known_is_wrong_usage_and_names_those_that_are(
     monkeypatch.delenv("CLERK_WEBHOOK_SIGNING_SECRET")
     code, _, errors = run(*arguments)
     assert code == 2
-    assert all(type_ in errors for type_ in HANDLED_TYPES)
+    assert all(type_ in errors for type_ in (*HANDLED_TYPES, *ORGANIZATION_TYPES))
 
 
 @pytest.mark.parametrize(

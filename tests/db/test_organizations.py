@@ -1,0 +1,573 @@
+"""ORGANIZATION_SOURCE=membership: stories, transactions that meet, and what it costs."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, permutations
+from typing import Any, NamedTuple, cast
+
+import psycopg
+import pytest
+import structlog.testing
+from pydantic import SecretStr
+from sqlalchemy import ClauseElement, Executable
+from sqlalchemy.dialects.postgresql import psycopg as dialect
+
+import config
+from db import sql, users
+from db.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
+from db.engine import Database
+from db.ledger import Incoming
+from db.policy import Policy
+from tests.clerk import (
+    NOW,
+    Json,
+    dissolved,
+    membership,
+    membership_event,
+    organization,
+    organization_event,
+)
+from tests.db.test_races import held, wait_until_blocked
+from tests.db.test_stories import anonymous, deleted, deliveries, row, saved, signed_in
+from tests.db.test_users import statements
+from tests.histories import Plan
+from tests.model import Choices, Delivery, Row, tables
+from tests.trial import Trial
+from tests.trips import TripCounter
+
+ANN, BEN, CAT = "user_a", "user_B", "user_b"
+ACME, ZOO = "org_a", "org_B"
+MEMBERSHIP = Choices(organization_source="membership")
+ANONYMIZE = Choices("anonymize", organization_source="membership")
+PATIENCE_S = 20
+FOLLOWS = Policy(owns_organization=False, follows_memberships=True)
+
+
+def acme(name: object = "Acme", at: int = 0) -> Json:
+    return organization(ACME, name, updated_at=NOW + at)
+
+
+def zoo(name: object = "Zoo", at: int = 0) -> Json:
+    return organization(ZOO, name, updated_at=NOW + at)
+
+
+def joined(
+    clerk_id: str,
+    of: Json,
+    at: int,
+    id_: str | None = None,
+    *,
+    told_at: int | None = None,
+    verb: str = "created",
+) -> Json:
+    """Return the event of a membership that began then (ms after NOW)."""
+    id_ = id_ or f"orgmem_{clerk_id}_{of['id']}"
+    data = membership(clerk_id, of, id=id_, created_at=NOW + at, updated_at=NOW + at)
+    timestamp = NOW + (at if told_at is None else told_at)
+    return membership_event(f"organizationMembership.{verb}", data, timestamp=timestamp)
+
+
+def left(clerk_id: str, of: Json, at: int, id_: str | None = None) -> Json:
+    """Return the event that ends the membership that began at 1."""
+    return joined(clerk_id, of, 1, id_, told_at=at, verb="deleted")
+
+
+def renamed(of: Json) -> Json:
+    return organization_event(data=of, timestamp=of["updated_at"])
+
+
+def closed(organization_id: str, at: int = 0) -> Json:
+    return organization_event("organization.deleted", dissolved(organization_id), timestamp=NOW + at)
+
+
+class Story(NamedTuple):
+    """What is told, and the rows it must end in."""
+
+    events: list[Json]
+    rows: list[Row]
+    choices: Choices = MEMBERSHIP
+
+
+STORIES = {
+    "who joins has the organization's name": Story(
+        [saved(ANN, 1), saved(BEN, 1), joined(ANN, acme(), 2)], [row(ANN, organization="Acme"), row(BEN)]
+    ),
+    "the organization joined last counts": Story(
+        [saved(ANN, 1), joined(ANN, zoo(), 2), joined(ANN, acme(), 3)], [row(ANN, organization="Acme")]
+    ),
+    "what is told last of a membership is not when it began": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 2, told_at=9, verb="updated"), joined(ANN, zoo(), 3)],
+        [row(ANN, organization="Zoo")],
+    ),
+    "of two joined at once the membership with the greater id counts, by its bytes": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 2, "orgmem_a"), joined(ANN, zoo(), 2, "orgmem_B")],
+        [row(ANN, organization="Acme")],
+    ),
+    "who leaves is in the one joined before": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 1), joined(ANN, zoo(), 0), left(ANN, acme(), 5)],
+        [row(ANN, organization="Zoo")],
+    ),
+    "who leaves all has none": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 1), left(ANN, acme(), 5)], [row(ANN)]
+    ),
+    "who joins again is in again": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 1), left(ANN, acme(), 5), joined(ANN, acme(), 6, "orgmem_new")],
+        [row(ANN, organization="Acme")],
+    ),
+    "a membership that has ended stays so, whatever is told of it": Story(
+        [saved(ANN, 1), left(ANN, acme(), 2), joined(ANN, acme(), 1, told_at=9, verb="updated")], [row(ANN)]
+    ),
+    "an end without a time is an end": Story(
+        [
+            saved(ANN, 1),
+            joined(ANN, acme(), 1),
+            {key: value for key, value in left(ANN, acme(), 0).items() if key != "timestamp"},
+        ],
+        [row(ANN)],
+    ),
+    "a rename reaches its members and nobody else": Story(
+        [
+            *(saved(clerk_id, 1) for clerk_id in (ANN, BEN, CAT)),
+            joined(ANN, acme(), 2),
+            joined(BEN, zoo(), 2),
+            renamed(acme("New", 5)),
+        ],
+        [row(ANN, organization="New"), row(BEN, organization="Zoo"), row(CAT)],
+    ),
+    "a name is as old as the organization says": Story(
+        [saved(ANN, 1), renamed(acme("New", 5)), joined(ANN, acme("Old", 0), 9)],
+        [row(ANN, organization="New")],
+    ),
+    "of two names with one updated_at the one observed later counts": Story(
+        [saved(ANN, 1), joined(ANN, acme("A", 0), 2), joined(BEN, acme("B", 0), 1)],
+        [row(ANN, organization="A")],
+    ),
+    "of two names with one version the greater counts, by code point": Story(
+        [saved(ANN, 1), joined(ANN, acme("acme", 0), 2), joined(BEN, acme("Zoo", 0), 2)],
+        [row(ANN, organization="acme")],
+    ),
+    "a deleted organization is no longer anybody's": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 2), joined(ANN, zoo(), 1), closed(ACME, 3)],
+        [row(ANN, organization="Zoo")],
+    ),
+    "a deleted organization stays so, whatever is told of it": Story(
+        [saved(ANN, 1), closed(ACME), renamed(acme("New", 5)), joined(ANN, acme("New", 5), 9)], [row(ANN)]
+    ),
+    "an organization whose name nobody tells counts once somebody does": Story(
+        [saved(ANN, 1), joined(ANN, acme(None), 3), joined(ANN, zoo(), 2), renamed(acme("Acme", 4))],
+        [row(ANN, organization="Acme")],
+    ),
+    "until then the one before counts": Story(
+        [saved(ANN, 1), joined(ANN, acme(""), 3), joined(ANN, zoo(), 2)], [row(ANN, organization="Zoo")]
+    ),
+    "a membership of nobody waits": Story([joined(ANN, acme(), 2), saved(BEN, 1)], [row(BEN)]),
+    "a user's JSON tells memberships": Story(
+        [saved(ANN, 1, organization_memberships=[membership(ANN, acme())])],
+        [row(ANN, organization="Acme")],
+    ),
+    "and ends none by leaving it out": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 2), saved(ANN, 9, organization_memberships=[])],
+        [row(ANN, organization="Acme")],
+    ),
+    "a session's user tells memberships": Story(
+        [signed_in(ANN, 4, user=saved(ANN, 1, organization_memberships=[membership(ANN, acme())])["data"])],
+        [row(ANN, login_at=4, organization="Acme")],
+    ),
+    "metadata says nothing of the organization, and the role as ever": Story(
+        [
+            saved(ANN, 1, public_metadata={"role": "admin", "organization": "Meta"}),
+            saved(BEN, 1, public_metadata={"organization": "Meta"}),
+            joined(ANN, acme(), 2),
+        ],
+        [row(ANN, organization="Acme", role="admin"), row(BEN)],
+    ),
+    "a deleted user is in none": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 2), deleted(ANN, 3), renamed(acme("New", 5))], []
+    ),
+    "an anonymous row has no organization, and gets none": Story(
+        [
+            saved(ANN, 1),
+            joined(ANN, acme(), 2),
+            deleted(ANN, 3),
+            joined(ANN, zoo(), 5),
+            renamed(acme("New", 5)),
+        ],
+        [anonymous(ANN)],
+        ANONYMIZE,
+    ),
+    "the name of a deleted user's organization is known all the same": Story(
+        [deleted(ANN), joined(ANN, acme("New", 5), 2), saved(BEN, 1), joined(BEN, acme("Old", 1), 2)],
+        [row(BEN, organization="New")],
+    ),
+    "where metadata decides memberships say nothing": Story(
+        [saved(ANN, 1, public_metadata={"organization": "Meta"}), joined(ANN, acme(), 2), closed(ZOO)],
+        [row(ANN, organization="Meta")],
+        Choices(),
+    ),
+    "where the application decides they say nothing either": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 2), renamed(acme("New", 5))],
+        [row(ANN)],
+        Choices(organization_source="none"),
+    ),
+}
+
+
+@pytest.fixture
+def trial(make_settings: Callable[..., config.Settings]) -> Iterator[Trial]:
+    trial = Trial(make_settings(db_pool_size=3))
+    yield trial
+    trial.close()
+
+
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())
+def test_the_model_ends_a_story_of_members_as_it_must(story: Story) -> None:
+    found = tables(deliveries(*story.events), story.choices).users
+    assert found == {it.clerk_id: it for it in story.rows}
+
+
+def test_the_tables_end_every_story_of_members_as_they_must_in_every_order(trial: Trial) -> None:
+    for title, story in STORIES.items():
+        told = deliveries(*story.events)
+        ending = tables(told, story.choices)._replace(users={it.clerk_id: it for it in story.rows})
+        for order in islice(permutations(told), 24):
+            for batches in ([[delivery] for delivery in order], [list(order)]):
+                trial.deliver(Plan(batches, workers=1), story.choices)
+                assert trial.tables() == ending, title
+
+
+def test_the_ledger_says_what_was_new(trial: Trial) -> None:
+    told = {
+        "applied": joined(ANN, acme("Acme", 1), 2),
+        "stale": joined(ANN, acme("Acme", 1), 2),
+        "applied: only the name is new": joined(ANN, acme("New", 5), 2),
+        "stale: the name is old": renamed(acme("Old", 3)),
+        "applied: a rename": renamed(acme("Newer", 6)),
+        "stale: the same again": renamed(acme("Newer", 6)),
+        "ignored": renamed(acme(None, 9)),
+        "applied: an end": left(ANN, acme(), 9),
+        "applied: a deletion": closed(ACME, 9),
+        "stale: a later deletion": closed(ACME, 10),
+    }
+    ones = [Delivery(title, event, NOW) for title, event in told.items()]
+    expected = [(title, title.partition(":")[0]) for title in told]
+    for batches in ([ones], [[one] for one in ones]):
+        trial.deliver(Plan(batches, workers=1), MEMBERSHIP)
+        found = trial.connection.execute("SELECT svix_id, outcome FROM webhook_events").fetchall()
+        assert sorted(found) == sorted(expected)
+    trial.deliver(Plan([ones], workers=1), Choices())
+    assert trial.connection.execute("SELECT DISTINCT outcome FROM webhook_events").fetchall() == [
+        ("ignored",)
+    ]
+
+
+def test_back_at_metadata_the_next_profile_says_it_and_a_deletion_forgets_the_memberships(
+    trial: Trial,
+) -> None:
+    first, member, late, second, gone = deliveries(
+        saved(ANN, 1, public_metadata={"organization": "Meta"}),
+        joined(ANN, acme(), 2),
+        joined(ANN, zoo(), 3),
+        saved(ANN, 4, public_metadata={"organization": "Meta"}),
+        deleted(ANN),
+    )
+    trial.apply([first, member], MEMBERSHIP)
+    assert trial.rows() == {ANN: row(ANN, organization="Acme")}
+    trial.apply([late], Choices())
+    assert trial.rows() == {ANN: row(ANN, organization="Acme")}
+    trial.apply([second], Choices())
+    assert trial.rows() == {ANN: row(ANN, organization="Meta")}
+    trial.apply([gone], Choices())
+    assert trial.tables() == tables([gone], Choices())._replace(organizations=trial.tables().organizations)
+
+
+def test_from_metadata_to_membership_the_next_profile_says_it(trial: Trial) -> None:
+    first, second, member, again = deliveries(
+        saved(ANN, 1, public_metadata={"organization": "Meta"}),
+        saved(BEN, 1, public_metadata={"organization": "Meta"}),
+        joined(ANN, acme(), 2),
+        saved(BEN, 1, public_metadata={"organization": "Meta"}),
+    )
+    trial.apply([first, second], Choices())
+    trial.apply([member], MEMBERSHIP)
+    assert trial.rows() == {ANN: row(ANN, organization="Acme"), BEN: row(BEN, organization="Meta")}
+    trial.apply([again], MEMBERSHIP)
+    assert trial.rows()[BEN] == row(BEN)
+
+
+def test_what_the_application_wrote_is_overwritten_and_a_removed_row_comes_back_with_its_organization(
+    trial: Trial,
+) -> None:
+    first, member, again = deliveries(saved(ANN, 1), joined(ANN, acme(), 2), saved(ANN, 1))
+    trial.apply([first, member], MEMBERSHIP)
+    for statement in ("UPDATE users SET organization = 'Theirs'", "DELETE FROM users"):
+        trial.connection.execute(statement)
+        trial.apply([again], MEMBERSHIP)
+        assert trial.rows() == {ANN: row(ANN, organization="Acme")}
+
+
+# Two at once
+
+
+def race(trial: Trial, hold: str, first: Delivery, second: Delivery, choices: Choices = MEMBERSHIP) -> None:
+    """Let `first` come as far as the row of `hold`, then let `second` come, then let go of the row."""
+    with ThreadPoolExecutor(2) as threads:
+        with held(trial, hold):
+            one = threads.submit(trial.apply, [first], choices)
+            wait_until_blocked(trial, 1)
+            two = threads.submit(trial.apply, [second], choices)
+            wait_until_blocked(trial, 2, unless=two)
+        for future in (one, two):
+            future.result(PATIENCE_S)
+
+
+class Meeting(NamedTuple):
+    """Two events that meet: each comes as far as the row of the user beside it, and the other then comes."""
+
+    before: list[Json]
+    one: tuple[Json, str]
+    other: tuple[Json, str]
+
+
+THERE = [saved(ANN, 1), saved(BEN, 1), joined(ANN, acme(), 1)]
+NEW_NAME = (renamed(acme("New", 5)), ANN)
+
+MEETINGS = {
+    "a rename, and somebody joins with the old name": Meeting(THERE, NEW_NAME, (joined(BEN, acme(), 2), BEN)),
+    "a rename, and a member leaves for another": Meeting(
+        [*THERE, joined(BEN, acme(), 1), joined(BEN, zoo(), 0)], NEW_NAME, (left(BEN, acme(), 9), BEN)
+    ),
+    "a rename, and a member's profile changes": Meeting(
+        THERE, NEW_NAME, (saved(ANN, 5, first_name="New"), ANN)
+    ),
+    "a rename, and a member signs in": Meeting(THERE, NEW_NAME, (signed_in(ANN, 5), ANN)),
+    "a rename, and a member is deleted": Meeting(THERE, NEW_NAME, (deleted(ANN), ANN)),
+    "a rename, and another": Meeting(THERE, NEW_NAME, (renamed(acme("Newer", 6)), ANN)),
+    "a rename, and the end of the organization": Meeting(THERE, NEW_NAME, (closed(ACME), ANN)),
+    "a rename, and the end of the organization joined later": Meeting(
+        [*THERE, joined(ANN, zoo(), 2)], NEW_NAME, (closed(ZOO), ANN)
+    ),
+    "a rename, and a member who joins another and ends it": Meeting(
+        [*THERE, joined(ANN, zoo(), 1, "orgmem_z")], NEW_NAME, (left(ANN, zoo(), 5, "orgmem_z"), ANN)
+    ),
+    "the end of an organization, and somebody joins it": Meeting(
+        THERE, (closed(ACME), ANN), (joined(BEN, acme(), 2), BEN)
+    ),
+    "two join at once, and each knows another name": Meeting(
+        THERE[:2], (joined(ANN, zoo("Old", 1), 2), ANN), (joined(BEN, zoo("New", 2), 2), BEN)
+    ),
+    "one joins two organizations": Meeting(
+        THERE, (joined(ANN, zoo(), 2), ANN), (joined(ANN, acme(), 3, "orgmem_again"), ANN)
+    ),
+    "one leaves both": Meeting(
+        [*THERE, joined(ANN, zoo(), 1)], (left(ANN, acme(), 5), ANN), (left(ANN, zoo(), 5), ANN)
+    ),
+}
+
+
+@pytest.mark.parametrize("choices", [MEMBERSHIP, ANONYMIZE], ids=["delete", "anonymize"])
+def test_nothing_is_lost_when_two_meet(trial: Trial, choices: Choices) -> None:
+    with structlog.testing.capture_logs() as logs:
+        for title, (before, one, other) in MEETINGS.items():
+            for (first, hold), (second, _) in ((one, other), (other, one)):
+                told = deliveries(*before, first, second)
+                trial.reset()
+                trial.apply(told[:-2], choices)
+                race(trial, hold, told[-2], told[-1], choices)
+                assert trial.tables() == tables(told, choices), title
+    assert logs == [], "nothing had to be tried again"
+
+
+def test_a_row_that_appears_while_its_organization_is_renamed_has_the_new_name(trial: Trial) -> None:
+    *before, rename, appears = deliveries(*THERE, joined(CAT, acme(), 2), NEW_NAME[0], saved(CAT, 1))
+    trial.apply(before, MEMBERSHIP)
+    race(trial, ANN, rename, appears)
+    assert trial.tables() == tables([*before, rename, appears], MEMBERSHIP)
+
+
+def test_a_rename_waits_for_a_row_that_is_just_appearing(trial: Trial) -> None:
+    # Ben's row is held, and stands in the batch beside the row that appears.
+    *before, appears, ben, rename = deliveries(
+        *THERE, joined(CAT, acme(), 2), saved(CAT, 1), saved(BEN, 2, first_name="New"), NEW_NAME[0]
+    )
+    trial.apply(before, MEMBERSHIP)
+    with ThreadPoolExecutor(2) as threads:
+        with held(trial, BEN):
+            one = threads.submit(trial.apply, [appears, ben], MEMBERSHIP)
+            wait_until_blocked(trial, 1)
+            two = threads.submit(trial.apply, [rename], MEMBERSHIP)
+            wait_until_blocked(trial, 2, unless=two)
+            assert not two.done()
+        for future in (one, two):
+            future.result(PATIENCE_S)
+    assert trial.tables() == tables([*before, appears, ben, rename], MEMBERSHIP)
+
+
+def test_members_of_one_organization_do_not_wait_for_one_another(trial: Trial) -> None:
+    *before, ann, ben = deliveries(
+        *THERE, joined(BEN, acme(), 1), saved(ANN, 5, first_name="New"), saved(BEN, 5, first_name="New")
+    )
+    trial.apply(before, MEMBERSHIP)
+    with ThreadPoolExecutor(2) as threads, structlog.testing.capture_logs() as logs:
+        with held(trial, ANN):
+            one = threads.submit(trial.apply, [ann], MEMBERSHIP)
+            wait_until_blocked(trial, 1)
+            threads.submit(trial.apply, [ben], MEMBERSHIP).result(PATIENCE_S)
+            assert not one.done()
+        one.result(PATIENCE_S)
+    assert logs == [], "nobody waited so long that it had to be tried again"
+
+
+# What it costs
+
+
+CROWD = """
+    INSERT INTO users (clerk_id, email, name, organization)
+        SELECT 'user_' || i, i || '@example.com', 'Somebody', 'Org ' || i % 1999 + 2
+        FROM generate_series(1, 20000) i;
+    INSERT INTO user_sync (clerk_id, profile_updated_at, profile_observed_at,
+                           claimed_email, claim_updated_at, claim_observed_at)
+        SELECT 'user_' || i, 1, 1, i || '@example.com', 1, 1 FROM generate_series(1, 20000) i;
+    INSERT INTO organization_sync (id, name, name_updated_at, name_observed_at)
+        SELECT 'org_' || i, 'Org ' || i, 1, 1 FROM generate_series(1, 2000) i;
+    INSERT INTO membership_sync (clerk_id, id, organization_id, joined_at)
+        SELECT 'user_' || i % 20000 + 1, 'orgmem_' || i, 'org_' || i % 1999 + 2, 'epoch'
+        FROM generate_series(1, 95000) i;
+    INSERT INTO membership_sync (clerk_id, id, organization_id, joined_at)
+        SELECT 'user_' || i, 'orgmem_big', 'org_1', now() FROM generate_series(1, 5000) i;
+    ANALYZE;
+"""
+SOME = [f"user_{i}" for i in range(7000, 7010)]
+ADDRESSES = [f"{i}@example.com" for i in range(8000, 8010)]
+STATEMENTS: dict[str, tuple[Callable[[], Executable], dict[str, Any]]] = {
+    "lock_sync_rows": (sql.lock_sync_rows, {"ids": SOME}),
+    "lock_addresses": (sql.lock_addresses, {"ids": SOME, "addresses": ADDRESSES}),
+    "lock_organizations": (sql.lock_organizations, {"ids": SOME, "changed": ["org_7"]}),
+    "lock_users": (sql.lock_users, {"ids": SOME}),
+    "lock_users_and_members": (sql.lock_users_and_members, {"ids": SOME, "changed": ["org_7"]}),
+    "lock_users_and_members of nothing that changed": (
+        sql.lock_users_and_members,
+        {"ids": SOME, "changed": []},
+    ),
+    "read_users": (sql.read_users, {"ids": SOME}),
+    "read_rivals": (sql.read_rivals, {"ids": SOME, "addresses": ADDRESSES, "all_ids": SOME}),
+    "read_holders": (sql.read_holders, {"ids": SOME, "addresses": ADDRESSES}),
+    "read_organizations": (sql.read_organizations, {"ids": ["org_7", "org_8"]}),
+    "read_memberships": (sql.read_memberships, {"ids": SOME}),
+    "set_organizations": (sql.set_organizations, {"ids": SOME, "changed": ["org_7"]}),
+    "set_organizations of nothing that changed": (sql.set_organizations, {"ids": SOME, "changed": []}),
+    "set_emails": (sql.set_emails, {"c0": SOME, "c1": ADDRESSES}),
+    "delete_users": (sql.delete_users, {"ids": SOME}),
+    "delete_memberships": (sql.delete_memberships, {"ids": SOME}),
+}
+
+
+@pytest.fixture
+def crowd(database_url_unpooled: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database with 20,000 users in 100,000 memberships; one organization has 5,000."""
+    with psycopg.connect(database_url_unpooled, autocommit=True, prepare_threshold=None) as connection:
+        connection.execute(CROWD)
+        yield connection
+
+
+def plan_of(connection: psycopg.Connection[Any], statement: Executable, parameters: dict[str, Any]) -> str:
+    compiled = cast("ClauseElement", statement).compile(dialect=dialect.dialect())
+    explain = f"EXPLAIN {compiled}".encode()
+    return "\n".join(line for (line,) in connection.execute(explain, {**compiled.params, **parameters}))
+
+
+def test_no_statement_reads_a_whole_table(crowd: psycopg.Connection[Any]) -> None:
+    for title, (statement, parameters) in STATEMENTS.items():
+        plan = plan_of(crowd, statement(), parameters)
+        assert re.findall(r"Seq Scan on (\w+)", plan) == [], title
+        if title == "read_rivals":
+            assert "Backward using idx_user_sync_claim" in plan, "the greatest claim is the last entry"
+        if title.startswith("lock_"):
+            assert ORDERED.search(plan), f"{title}: whoever locks the same does so in the same order"
+
+
+ORDERED = re.compile(
+    r'LockRows .*\n +->  Sort .*\n +Sort Key: \S*clerk_id COLLATE "C"|Sort Key: \(hashtext\('
+)
+
+
+def saying(change: UserChange | Organization) -> Incoming:
+    return Incoming(change, f"msg_{time.perf_counter_ns()}", "any", NOW, NOW)
+
+
+def member_of(clerk_id: str, number: int, *, ended_at: int | None = None) -> Incoming:
+    """Return that a user joined organization `number`, which is new."""
+    name = Organization(f"org_new_{number}", Version(1, 1), "New")
+    stay = Membership(f"orgmem_{clerk_id}", name.id, NOW, ended_at)
+    return saying(UserChange(clerk_id, memberships=(stay,), organizations=(name,)))
+
+
+def sign_ups(size: int) -> Sequence[Incoming]:
+    return [
+        saying(
+            UserChange(
+                f"user_{size}_{i}",
+                Profile(Version(1, 1), 1, "Ann", None, "user"),
+                EmailClaim(Version(1, 1), f"{i}.{size}@example.com"),
+            )
+        )
+        for i in range(size)
+    ]
+
+
+def joins(size: int) -> Sequence[Incoming]:
+    return [member_of(f"user_{size}_{i}", i) for i in range(size)]
+
+
+def new_names(size: int) -> Sequence[Incoming]:
+    return [saying(Organization(f"org_new_{i}", Version(size, 2), f"Name {size}")) for i in range(size)]
+
+
+def partings(size: int) -> Sequence[Incoming]:
+    return [member_of(f"user_{size}_{i}", i, ended_at=NOW) for i in range(size)]
+
+
+def departures(size: int) -> Sequence[Incoming]:
+    return [saying(UserChange(f"user_{size}_{i}", deleted_at=NOW)) for i in range(size)]
+
+
+@pytest.fixture
+def counted(
+    make_settings: Callable[..., config.Settings], database_url: str
+) -> Iterator[Callable[[Sequence[Incoming]], tuple[int, int]]]:
+    """Apply a batch, and return how many round trips and how many statements that took."""
+    with TripCounter(database_url) as counter:
+        url = SecretStr(counter.url)
+        database = Database(make_settings(database_url=url, database_url_unpooled=None, redis_url=None))
+        users.apply(database, [saying(UserChange("user_first", login_at=1))], FOLLOWS)
+
+        def apply(batch: Sequence[Incoming]) -> tuple[int, int]:
+            with counter.counting() as trips:
+                users.apply(database, batch, FOLLOWS)
+            return trips.count, statements(trips.sent)
+
+        yield apply
+        database.dispose()
+
+
+def test_a_batch_about_members_is_two_round_trips_and_as_many_statements_whatever_its_size(
+    counted: Callable[[Sequence[Incoming]], tuple[int, int]],
+) -> None:
+    for shape in (sign_ups, joins, new_names, partings, departures):
+        seen = {counted(shape(size)) for size in (1, 10, 100)}
+        ((round_trips, _),) = seen
+        assert round_trips == 2, shape.__name__
+
+
+def test_renaming_a_big_organization_is_one_batch_like_any_other(
+    crowd: psycopg.Connection[Any], counted: Callable[[Sequence[Incoming]], tuple[int, int]]
+) -> None:
+    small = counted([saying(Organization("org_2", Version(2, 2), "New"))])
+    began = time.perf_counter()
+    big = counted([saying(Organization("org_1", Version(2, 2), "Newer"))])
+    took = time.perf_counter() - began
+    assert small == big
+    assert took < 10
+    named = crowd.execute("SELECT count(*) FROM users WHERE organization = 'Newer'").fetchone()
+    assert named == (5000,)

@@ -1,0 +1,479 @@
+"""What the events of organizations and memberships mean, one row for each rule."""
+
+import time
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import config
+from db.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
+from tests.clerk import (
+    ABSENT,
+    ACME,
+    ANN,
+    BEN,
+    NOW,
+    PAYLOADS,
+    Json,
+    body,
+    dissolved,
+    membership,
+    membership_event,
+    organization,
+    organization_event,
+    payload,
+    session,
+    session_event,
+    user,
+    user_event,
+)
+from tests.patient import patient
+from tests.storable import assert_storable, assert_storable_organization
+from tests.worker.test_changes import ODD, ODD_TIMES, RECEIVED, said
+from tests.worker.test_events import BAD_IDS, MARK, anything, assert_clean, mutate
+from worker.batch import incoming
+from worker.changes import change_of, organization_of
+from worker.errors import Unreadable
+from worker.events import (
+    HANDLED_TYPES,
+    ORGANIZATION_TYPES,
+    MembershipSeen,
+    MetadataKeys,
+    OrganizationSeen,
+    handled_types,
+    parse,
+    summarize,
+)
+
+KEYS = MetadataKeys(organization=None, memberships=True)
+STAY = str(membership()["id"])
+JOINED = NOW + 50
+TOLD = NOW + 65  # the builders stamp an envelope 15 ms after its data's updated_at
+NAMED = Version(NOW, TOLD)
+LATEST = 253_402_214_400_000
+LONG = "n" * 3000
+CREATED, UPDATED, DELETED, RENAMED, CLOSED = ORGANIZATION_TYPES
+
+
+def meaning(event: object, keys: MetadataKeys = KEYS) -> UserChange | Organization:
+    """Return what one delivery says."""
+    fact = parse(body(event).decode(), keys)
+    return (
+        organization_of(fact, RECEIVED) if isinstance(fact, OrganizationSeen) else change_of(fact, RECEIVED)
+    )
+
+
+def member(
+    *,
+    clerk_id: str = ANN,
+    organization_id: str = ACME,
+    id_: str = STAY,
+    joined_at: int = JOINED,
+    ended_at: int | None = None,
+    name: str | None = "Acme",
+    version: tuple[int, int] = NAMED,
+) -> UserChange:
+    """Return what `membership_event()` says, but for what the arguments say."""
+    named = Organization(organization_id, Version(*version) if name else None, name)
+    stay = Membership(id_, organization_id, joined_at, ended_at)
+    return UserChange(clerk_id, memberships=(stay,), organizations=(named,))
+
+
+def acme(name: str | None = "Acme", version: tuple[int, int] = (NOW, NOW + 15)) -> Organization:
+    """Return what `organization_event()` says, but for what the arguments say."""
+    return Organization(ACME, Version(*version) if name else None, name)
+
+
+def shown(of: Json, **fields: Any) -> Json:
+    """Return a membership's event that shows this organization."""
+    return membership_event(data=membership(of=of), **fields)
+
+
+RULES: dict[str, tuple[Json, UserChange | Organization]] = {
+    "a membership that was created began at its created_at": (membership_event(), member()),
+    "one that was updated says the same": (membership_event(UPDATED), member()),
+    "its own updated_at says nothing": (
+        membership_event(data=membership(updated_at=NOW + 900), timestamp=TOLD),
+        member(),
+    ),
+    "one that was deleted ended when that happened": (
+        membership_event(DELETED, timestamp=NOW + 700),
+        member(ended_at=NOW + 700, version=(NOW, NOW + 700)),
+    ),
+    "without the envelope's timestamp it ended when that was received": (
+        membership_event(DELETED, timestamp=ABSENT),
+        member(ended_at=RECEIVED, version=(NOW, NOW)),
+    ),
+    "the envelope's timestamp may be in seconds": (
+        membership_event(DELETED, timestamp=NOW // 1000),
+        member(ended_at=NOW, version=(NOW, NOW)),
+    ),
+    "the user is the one in public_user_data": (
+        membership_event(data=membership(BEN, user_id=ANN, user={"id": ANN})),
+        member(clerk_id=BEN),
+    ),
+    "the name's version is the organization's updated_at, then the envelope's timestamp": (
+        shown(organization(updated_at=NOW + 5), timestamp=NOW + 900),
+        member(version=(NOW + 5, NOW + 900)),
+    ),
+    "without updated_at it is the envelope's timestamp": (
+        shown(organization(updated_at=ABSENT), timestamp=NOW + 900),
+        member(version=(NOW + 900, NOW + 900)),
+    ),
+    "without the envelope's timestamp it is updated_at": (
+        shown(organization(updated_at=NOW + 5), timestamp=ABSENT),
+        member(version=(NOW + 5, NOW + 5)),
+    ),
+    "without any time it is older than every other": (
+        shown(organization(updated_at=None), timestamp=None),
+        member(version=(0, 0)),
+    ),
+    "a membership without created_at began when it was seen": (
+        membership_event(data=membership(created_at=ABSENT), timestamp=NOW + 900),
+        member(joined_at=NOW + 900, version=(NOW, NOW + 900)),
+    ),
+    "without any time it began before every other": (
+        membership_event(data=membership(created_at=None), timestamp=ABSENT),
+        member(joined_at=0, version=(NOW, NOW)),
+    ),
+    "the latest time there is": (
+        membership_event(DELETED, membership(created_at=LATEST), timestamp=LATEST),
+        member(joined_at=LATEST, ended_at=LATEST, version=(NOW, LATEST)),
+    ),
+    "an organization that was updated has that name": (organization_event(), acme()),
+    "one that was deleted was so when that happened": (
+        organization_event(CLOSED, dissolved(), timestamp=NOW + 700),
+        Organization(ACME, deleted_at=NOW + 700),
+    ),
+    "without a time, when that was received": (
+        organization_event(CLOSED, dissolved(), timestamp=ABSENT),
+        Organization(ACME, deleted_at=RECEIVED),
+    ),
+    "one that was deleted may still tell its name": (
+        organization_event(CLOSED, organization(), timestamp=NOW + 700),
+        acme(version=(NOW, NOW + 700))._replace(deleted_at=NOW + 700),
+    ),
+    "a name in its public metadata is none": (
+        organization_event(data=organization(name=None, public_metadata={"name": "Meta"})),
+        acme(None),
+    ),
+}
+
+
+@pytest.mark.parametrize(("event", "expected"), RULES.values(), ids=RULES.keys())
+def test_rules(event: Json, expected: UserChange | Organization) -> None:
+    assert meaning(event) == expected
+
+
+NAMES: dict[str, tuple[object, str | None]] = {
+    "as sent": ("Fjord & Sønner A/S 🎈", "Fjord & Sønner A/S 🎈"),
+    "with white space": ("  Acme\n", "  Acme\n"),
+    "NUL goes": ("Ac\0me", "Acme"),
+    "lone surrogates are replaced": ("Ac\ud800me", "Ac\ufffdme"),
+    "too long is cut": (LONG, "n" * 255),
+    "cut after NUL went": ("\0" + LONG, "n" * 255),
+    "empty is none": ("", None),
+    "only NUL is none": ("\0\0", None),
+    "only white space is none": (" \t\n", None),
+    "null is none": (None, None),
+    "absent is none": (ABSENT, None),
+    "a number is none": (5, None),
+    "a list is none": (["Acme"], None),
+    "an object is none": ({"name": "Acme"}, None),
+}
+
+
+@pytest.mark.parametrize(("sent", "name"), NAMES.values(), ids=NAMES.keys())
+def test_names(sent: object, name: str | None) -> None:
+    assert meaning(organization_event(data=organization(name=sent))) == acme(name)
+    assert meaning(shown(organization(name=sent))) == member(name=name)
+
+
+@pytest.mark.parametrize("value", ODD_TIMES, ids=lambda value: "absent" if value is ABSENT else repr(value))
+def test_an_odd_time_is_none(value: object) -> None:
+    unnamed = shown(organization(updated_at=value), timestamp=TOLD)
+    assert meaning(unnamed) == member(version=(TOLD, TOLD))
+    undated = membership_event(data=membership(created_at=value), timestamp=TOLD)
+    assert meaning(undated) == member(joined_at=TOLD)
+    ended = membership_event(DELETED, timestamp=value)
+    assert meaning(ended) == member(ended_at=RECEIVED, version=(NOW, NOW))
+    gone = organization_event(CLOSED, dissolved(), timestamp=value)
+    assert meaning(gone) == Organization(ACME, deleted_at=RECEIVED)
+
+
+@pytest.mark.parametrize("type_", [CREATED, UPDATED, DELETED])
+@pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())
+def test_a_membership_without_its_three_ids_cannot_be_understood(type_: str, value: object) -> None:
+    spoiled = {
+        "data.id": membership(id=value),
+        "data.organization.id": membership(of=organization(value, MARK)),
+        "data.public_user_data.user_id": membership(value),
+    }
+    for place, content in spoiled.items():
+        with pytest.raises(Unreadable, match=rf"^the event's {place} is no Clerk id$") as refused:
+            meaning(membership_event(type_, content))
+        assert_clean(refused.value)
+
+
+@pytest.mark.parametrize("type_", [RENAMED, CLOSED])
+@pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())
+def test_an_organization_without_its_id_cannot_be_understood(type_: str, value: object) -> None:
+    with pytest.raises(Unreadable, match=r"^the event's data.id is no Clerk id$") as refused:
+        meaning(organization_event(type_, organization(value, MARK)))
+    assert_clean(refused.value)
+
+
+@pytest.mark.parametrize("field", ["organization", "public_user_data"])
+@pytest.mark.parametrize("value", ODD, ids=lambda value: "absent" if value is ABSENT else repr(value))
+def test_a_part_of_a_membership_that_is_no_object_cannot_be_understood(field: str, value: object) -> None:
+    with pytest.raises(Unreadable, match=rf"^the event's data.{field}.\w+ is no Clerk id$"):
+        meaning(membership_event(data={**membership(), field: None if value is ABSENT else value}))
+
+
+def test_an_odd_field_changes_nothing_else() -> None:
+    for value in ODD:
+        for field in membership().keys() - {"id", "organization", "public_user_data", "created_at"}:
+            data = membership(**dict[str, Any]({field: value}))
+            assert meaning(membership_event(data=data, timestamp=TOLD)) == member()
+        for field in organization().keys() - {"id", "name", "updated_at"}:
+            event = organization_event(data=organization(**dict[str, Any]({field: value})))
+            assert meaning(event) == acme()
+
+
+def ann(memberships: object, **fields: Any) -> Json:
+    """Return the JSON of a user with these `organization_memberships`."""
+    return user(email=None, organization_memberships=memberships, **fields)
+
+
+def ann_says(*of_members: UserChange, version: tuple[int, int] = (NOW + 20, NOW + 35)) -> UserChange:
+    """Return what `ann` says, with what these say of organizations."""
+    profile = Profile(Version(*version), NOW, "Marisol Okonkwo", None, "user")
+    return UserChange(
+        ANN,
+        profile,
+        EmailClaim(Version(*version), None),
+        memberships=tuple(stay for change in of_members for stay in change.memberships),
+        organizations=tuple(named for change in of_members for named in change.organizations),
+    )
+
+
+IN_USER = (NOW, NOW + 35)  # the version of a name that a user's JSON tells
+
+
+def test_a_users_json_tells_memberships() -> None:
+    entries = [membership(id="orgmem_b", of=organization("org_a")), membership(id="orgmem_a")]
+    told = [member(id_="orgmem_a", version=IN_USER), member(id_="orgmem_b", organization_id="org_a")]
+    event = user_event(data=ann(entries))
+    found = meaning(event)
+    assert isinstance(found, UserChange)
+    assert found.memberships == (told[0].memberships[0], told[1].memberships[0])
+    assert [named.id for named in found.organizations] == sorted([ACME, "org_a"])
+    assert meaning(user_event("user.updated", ann([membership()]))) == ann_says(member(version=IN_USER))
+
+
+def test_whose_they_are_is_said_around_them() -> None:
+    for odd in (ABSENT, None, {"user_id": BEN}):
+        entry = membership(public_user_data=odd)
+        assert meaning(user_event(data=ann([entry]))) == ann_says(member(version=IN_USER))
+
+
+def test_of_one_membership_told_twice_the_later_beginning_counts_in_either_order() -> None:
+    entries = [membership(), membership(created_at=NOW + 60, of=organization(name="New", updated_at=NOW + 1))]
+    for order in permutations(entries):
+        found = meaning(user_event(data=ann(list(order))))
+        assert found == ann_says(member(joined_at=NOW + 60, name="New", version=(NOW + 1, NOW + 35)))
+
+
+def test_without_the_envelopes_timestamp_they_were_seen_when_the_user_was_updated() -> None:
+    entry = membership(created_at=None, of=organization(updated_at=None))
+    expected = member(joined_at=NOW + 20, version=(NOW + 20, NOW + 20))
+    found = meaning(user_event(data=ann([entry]), timestamp=ABSENT))
+    assert found == ann_says(expected, version=(NOW + 20, NOW + 20))
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: "absent" if value is ABSENT else repr(value))
+def test_odd_memberships_lose_no_user_and_no_other_membership(value: object) -> None:
+    assert meaning(user_event(data=ann(value))) == ann_says()
+    odd = None if value is ABSENT else value
+    entries: list[object] = [odd, {**membership(), "organization": odd}]
+    if odd != "text":  # which might be an id
+        entries += [membership(id=odd), membership(of=organization(odd))]
+    event = user_event(data=ann([*entries, membership(), *entries]))
+    assert meaning(event) == ann_says(member(version=IN_USER))
+
+
+def test_a_sessions_user_tells_them_too() -> None:
+    event = session_event(data=session(user=ann([membership()])), timestamp=NOW + 35)
+    assert meaning(event) == ann_says(member(version=IN_USER))._replace(login_at=NOW)
+    other = session_event(data=session(user=user(BEN, organization_memberships=[membership(BEN)])))
+    assert meaning(other) == UserChange(ANN, login_at=NOW)
+
+
+def test_where_membership_does_not_decide_a_users_json_tells_none() -> None:
+    for keys in (MetadataKeys(), MetadataKeys(organization=None)):
+        assert meaning(user_event(data=ann([membership()])), keys) == ann_says()
+
+
+def test_where_membership_decides_metadata_tells_no_organization() -> None:
+    data = ann([], public_metadata={"role": "admin", "organization": "Meta"})
+    found = meaning(user_event(data=data))
+    assert isinstance(found, UserChange)
+    assert found.profile is not None
+    assert (found.profile.role, found.profile.organization) == ("admin", None)
+
+
+def test_a_body_full_of_memberships_takes_no_more_than_its_size() -> None:
+    entries = [{"id": f"m{i}", "organization": {"id": f"o{i}"}} for i in range(20_000)]
+    text = body(user_event(data=ann(entries))).decode()
+    began = time.perf_counter()
+    change = change_of_user(text)
+    assert time.perf_counter() - began < 10
+    assert len(change.memberships) == len(change.organizations) == 20_000
+
+
+def change_of_user(text: str) -> UserChange:
+    fact = parse(text, KEYS)
+    assert not isinstance(fact, OrganizationSeen)
+    return change_of(fact, RECEIVED)
+
+
+@pytest.mark.parametrize(
+    ("source", "types"),
+    [
+        ("metadata", HANDLED_TYPES),
+        ("none", HANDLED_TYPES),
+        ("membership", (*HANDLED_TYPES, *ORGANIZATION_TYPES)),
+    ],
+)
+def test_the_source_says_which_types_are_handled(source: str, types: tuple[str, ...]) -> None:
+    settings = config.load(_env_file=None, organization_source=source)
+    assert handled_types(settings) == types
+    assert MetadataKeys.of(settings) == MetadataKeys(
+        organization="organization" if source == "metadata" else None, memberships=source == "membership"
+    )
+
+
+def test_the_types_of_organizations_are_these_five() -> None:
+    assert ORGANIZATION_TYPES == (
+        "organizationMembership.created",
+        "organizationMembership.updated",
+        "organizationMembership.deleted",
+        "organization.updated",
+        "organization.deleted",
+    )
+
+
+@pytest.mark.parametrize("type_", ORGANIZATION_TYPES)
+def test_a_summary_names_the_user_or_the_organization(type_: str) -> None:
+    everything = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
+    data, subject = (organization(), ACME) if type_ in (RENAMED, CLOSED) else (membership(), ANN)
+    event = membership_event(type_, data)
+    assert summarize(event, everything) == (type_, True, subject, event["instance_id"])
+    assert summarize(event) == (type_, False, None, event["instance_id"])
+    for odd in ODD:
+        spoiled = {**event, "data": None if odd is ABSENT else odd}
+        assert summarize(spoiled, everything) == (type_, True, None, event["instance_id"])
+
+
+@pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())
+def test_a_summary_never_holds_what_is_no_id(value: object) -> None:
+    for event in (membership_event(data=membership(value)), organization_event(data=organization(value))):
+        assert summarize(event, ORGANIZATION_TYPES).clerk_id is None
+
+
+MARISOL = "user_36F9wJ2xNcVb6sQeLhG0pTrKyZa"
+FJORD = "org_36M2qYdKcVb8TzNxWs5LhRpGuJe"
+
+
+def marisol(name: str, version: tuple[int, int], ended_at: int | None = None) -> UserChange:
+    return member(
+        clerk_id=MARISOL,
+        organization_id=FJORD,
+        id_="orgmem_36M4tHsXbLq0VnZcRw7KpYdGuEa",
+        joined_at=1764935117204,
+        ended_at=ended_at,
+        name=name,
+        version=version,
+    )
+
+
+FIXTURES: dict[str, UserChange | Organization] = {
+    CREATED: marisol("Fjord & Sønner A/S", (1764931402618, 1764935117241)),
+    UPDATED: marisol("Fjord & Sønner A/S", (1764931402618, 1764999630029)),
+    DELETED: marisol("Fjord og Døtre A/S", (1765011208330, 1765098007712), 1765098007712),
+    RENAMED: Organization(FJORD, Version(1765011208330, 1765011208347), "Fjord og Døtre A/S"),
+    CLOSED: Organization(FJORD, deleted_at=1765184400903),
+}
+
+
+def test_every_fixture_of_organizations_has_its_meaning_here() -> None:
+    assert {path.stem for path in (PAYLOADS / "organizations").glob("*.json")} == FIXTURES.keys()
+
+
+@pytest.mark.parametrize("type_", FIXTURES)
+def test_what_a_fixture_of_organizations_means(type_: str) -> None:
+    event = payload(f"organizations/{type_}")
+    assert event["type"] == type_
+    assert meaning(event) == FIXTURES[type_]
+
+
+@pytest.mark.parametrize("type_", ORGANIZATION_TYPES)
+def test_a_delivery_becomes_what_is_applied(type_: str) -> None:
+    event = payload(f"organizations/{type_}")
+    found = incoming("msg_1", body(event).decode(), RECEIVED, KEYS)
+    assert found.subject == (FJORD if type_ in (RENAMED, CLOSED) else MARISOL)
+    assert found == (FIXTURES[type_], "msg_1", type_, event["timestamp"], RECEIVED)
+
+
+def test_what_several_say_of_one_user_merges() -> None:
+    late = membership_event(DELETED, timestamp=NOW + 700)
+    later = membership_event(DELETED, timestamp=NOW + 900)
+    for order in permutations([membership_event(), late, later]):
+        assert said(*order, keys=KEYS) == member(ended_at=NOW + 700, version=(NOW, NOW + 900))
+
+
+def assert_understood(text: str) -> None:
+    """Fail unless `text` ends as what can be stored, or as Unreadable with a clean reason."""
+    try:
+        fact = parse(text, KEYS)
+        if isinstance(fact, OrganizationSeen):
+            assert_storable_organization(organization_of(fact, RECEIVED))
+        else:
+            assert_storable(change_of(fact, RECEIVED))
+    except Unreadable as error:
+        assert_clean(error)
+
+
+genuine = st.sampled_from(ORGANIZATION_TYPES).map(lambda type_: payload(f"organizations/{type_}"))
+
+
+@patient
+@given(genuine, st.data())
+def test_any_mutation_of_an_event_is_understood_or_unreadable(event: Json, data: st.DataObject) -> None:
+    for _ in range(data.draw(st.integers(1, 5))):
+        mutate(event, data)
+    summarize(event, ORGANIZATION_TYPES)
+    assert_understood(body(event).decode())
+
+
+@patient
+@given(anything, st.sampled_from(ORGANIZATION_TYPES), anything)
+def test_any_data_of_an_organization_is_understood_or_unreadable(
+    data: object, type_: str, timestamp: object
+) -> None:
+    assert_understood(body({"type": type_, "data": data, "timestamp": timestamp}).decode())
+
+
+@patient
+@given(st.lists(anything, max_size=4))
+def test_any_memberships_of_a_user_are_understood(entries: list[object]) -> None:
+    assert_understood(body(user_event(data=ann([*entries, membership()]))).decode())
+
+
+def test_facts_of_members_carry_their_user() -> None:
+    fact = parse(body(membership_event(DELETED, membership(BEN))).decode(), KEYS)
+    assert isinstance(fact, MembershipSeen)
+    assert (fact.user_id, fact.ended, fact.membership.organization.name) == (BEN, True, "Acme")
