@@ -5,7 +5,7 @@ INSTALL := -e '.[dev]' -c constraints.txt
 # trust whom the machine trusts, as pip does
 export UV_SYSTEM_CERTS ?= true
 
-.PHONY: help setup run test check clean
+.PHONY: help setup run test bench check clean
 
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -31,6 +31,9 @@ run: setup ## Run it all here with sample deliveries: PostgreSQL, Redis, receive
 
 test: setup ## Run the tests; they start their own servers
 	@$(BIN)/python -m pytest
+
+bench: setup ## Measure speed, lag and memory beside what people write instead; a quarter of an hour
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 check: setup ## Run all that must pass before a change is taken: style, types, imports, tests
 	$(BIN)/ruff check .

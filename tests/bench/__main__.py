@@ -1,0 +1,65 @@
+"""`python -m tests.bench`: start the stack, measure, print the tables."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from cli.process import interrupted_by_signals
+from tests.bench import big_table, drain, lag, machine, memory, receiver, sustained, table
+from tests.bench.figures import Figures
+from tests.bench.harness import Bench
+from tests.bench.plan import FULL, QUICK, Plan
+
+PARTS: dict[str, Callable[[Bench, Plan, Figures], None]] = {
+    "receiver": receiver.measure,
+    "drain": drain.measure,
+    "table": big_table.measure,
+    "sustained": sustained.measure,
+    "lag": lag.measure,
+    "memory": memory.measure,
+}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Three minutes instead of fifteen, and rough figures.")
+@click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="This part; may be repeated.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a file too."
+)
+@click.option(
+    "--write",
+    "markdown_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Replace the tables in a Markdown file, between its two markers.",
+)
+def bench(quick: bool, only: tuple[str, ...], json_file: Path | None, markdown_file: Path | None) -> None:
+    """Measure speed, lag and memory, and print tables with ratios."""
+    console, progress = Console(width=None if sys.stdout.isatty() else 140), Console(stderr=True)
+    load_before = os.getloadavg()[0]
+    figures = Figures()
+    directory = Path(tempfile.mkdtemp(prefix="clerk-sync-bench-"))
+    try:
+        with interrupted_by_signals(), Bench(directory) as stack:
+            facts = machine.facts(stack, is_quick=quick, load_before=load_before)
+            for name in only or PARTS:
+                began = time.monotonic()
+                PARTS[name](stack, QUICK if quick else FULL, figures)
+                progress.print(f"{name}: measured in {time.monotonic() - began:.0f} s", highlight=False)
+    finally:
+        shutil.rmtree(directory)
+    table.show(console, facts, figures)
+    if json_file:
+        json_file.write_text(table.to_json(facts, figures), encoding="utf-8")
+    if markdown_file:
+        table.write(markdown_file, facts, figures)
+
+
+if __name__ == "__main__":
+    bench()

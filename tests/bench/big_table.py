@@ -1,0 +1,63 @@
+"""The drain with many users already in the tables, beside the drain into empty ones."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from cli.process import Process
+from tests import clerk
+from tests.bench import drain
+from tests.bench.drain import Backlog, Contender
+from tests.bench.figures import Case, Figures
+from tests.bench.harness import Bench, Urls, migrate, with_database
+from tests.bench.plan import Plan, Setting
+from worker.rq_layout import QUEUE
+
+PART = "drain with users in the tables"
+RATE = drain.RATE
+DATABASE = "many"
+ADD_USERS = """
+    INSERT INTO users (clerk_id, email, name, created_at)
+    SELECT 'user_bench000' || lpad(i::text, 18, '0'), 'bench0.' || i || '@example.com', 'No ' || i,
+           to_timestamp(%(now)s / 1000.0)
+    FROM generate_series(0, %(count)s - 1) AS i
+"""
+ADD_SYNC = """
+    INSERT INTO user_sync (clerk_id, profile_updated_at, profile_observed_at,
+                           claimed_email, claim_updated_at, claim_observed_at)
+    SELECT clerk_id, %(now)s, %(now)s, email, %(now)s, %(now)s FROM users
+"""
+
+
+def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+    """Drain into empty tables and into full ones in turn; every round brings new events."""
+    urls = bench.urls(Setting.LOCAL)
+    many = Urls(with_database(urls.database, DATABASE), urls.redis)
+    _make_users(bench, many.database, plan.big_table)
+    backlog = Backlog(bench, 1, QUEUE)
+    cases = {
+        users: Case(PART, f"clerk-sync worker, {users:,} users", Setting.LOCAL)
+        for users in (0, plan.big_table)
+    }
+    for _ in range(plan.rounds):
+        for users, case in cases.items():
+            backlog.fill(drain.put_deliveries(bench.next_seed(), users), plan.backlog // 2)
+            contender = Contender(case.subject, backlog, 1, _starter(bench, many if users else urls))
+            figures.add(case, {RATE: drain.drain(bench, contender)})
+    full, empty = cases[plan.big_table], cases[0]
+    ratio = figures.ratio(full, empty, RATE)
+    figures.check(f"drain, {plan.big_table:,} users : none", Setting.LOCAL, ratio, at_least=0.7)
+
+
+def _starter(bench: Bench, urls: Urls) -> Callable[[], AbstractContextManager[Process]]:
+    return lambda: bench.workers(urls)
+
+
+def _make_users(bench: Bench, database_url: str, count: int) -> None:
+    with bench.connect() as connection:
+        connection.execute(f"CREATE DATABASE {DATABASE}")
+    migrate(database_url)
+    with bench.connect(DATABASE) as connection:
+        for statement in (ADD_USERS, ADD_SYNC):
+            connection.execute(statement, {"now": clerk.NOW, "count": count})
+        connection.execute("VACUUM ANALYZE")
+        connection.execute("CHECKPOINT")

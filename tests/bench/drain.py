@@ -1,0 +1,203 @@
+"""The drain of a backlog: our worker, and the same events under what people write instead."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from itertools import count
+from typing import NamedTuple
+
+from redis import Redis
+from rq import Queue
+
+from cli.process import Process
+from config import load
+from tests.bench.events import traffic
+from tests.bench.figures import Case, Figures
+from tests.bench.harness import ROOT, Bench, Urls
+from tests.bench.plan import Plan, Setting, rounds
+from worker.queue import Delivery, intake
+from worker.rq_layout import QUEUE
+
+PART = "drain of a backlog"
+OURS = "clerk-sync worker"
+OURS_TWO = "clerk-sync worker --processes 2"
+LOOP = "psycopg loop, a commit per event"
+SIMPLE = "rq worker, SimpleWorker"
+FORKING = "rq worker"
+PRELOADED = "rq worker, the job's module loaded before the fork"
+RATE = "events/s"
+RIVALS_QUEUE = "bench"
+JOB_MODULE = "tests.bench.rival_job"
+POLL_S = 0.01
+LIMIT_S = 300
+SETTLE_S = 0.5
+CHUNK = 2_000
+
+
+class Backlog:
+    """Jobs kept in a logical database of their own, from where they are put on the queue again and again."""
+
+    def __init__(self, bench: Bench, number: int, queue: str) -> None:
+        self.queue = queue
+        self.size = 0
+        self.url = bench.redis_server.url.removesuffix("/0") + f"/{number}"
+        self._redis = Redis.from_url(self.url, decode_responses=True)
+        self._list = f"rq:queue:{queue}"
+        self._others: list[str] = []
+
+    def fill(self, put: Callable[[str, int], None], size: int) -> None:
+        """Let `put(redis_url, size)` enqueue the jobs, and remember them."""
+        self._redis.flushdb()
+        put(self.url, size)
+        self.size = size
+        keys = [str(key) for key in self._redis.keys("*")]
+        self._others = [key for key in keys if key != self._list]
+
+    def lay_out(self) -> None:
+        """Copy all of the jobs but the queue's list to logical database 0."""
+        for start in range(0, len(self._others), CHUNK):
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for key in self._others[start : start + CHUNK]:
+                    pipeline.copy(key, key, "0", replace=True)
+                pipeline.execute()
+
+    def release(self) -> None:
+        """Copy the list too: that instant, every job is ready."""
+        self._redis.copy(self._list, self._list, "0", replace=True)
+
+
+class Contender(NamedTuple):
+    """Who drains what: `start` runs it, and `workers` of them register."""
+
+    subject: str
+    backlog: Backlog
+    workers: int
+    start: Callable[[], AbstractContextManager[Process]]
+
+
+def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+    """Drain the same backlog in every setting, everybody in turn; the slow once where they are slowest."""
+    backlogs = _Backlogs(bench, plan)
+    for turn in range(plan.rounds):
+        for setting in Setting:
+            if turn < rounds(plan, setting):
+                _measure_loop(bench, plan, figures, setting)
+                for contender in _contenders(bench, backlogs, setting, is_first=turn == 0):
+                    figures.add(Case(PART, contender.subject, setting), {RATE: drain(bench, contender)})
+    _check(figures)
+
+
+class _Backlogs:
+    """The backlogs of everybody."""
+
+    def __init__(self, bench: Bench, plan: Plan) -> None:
+        self.ours = Backlog(bench, 1, QUEUE)
+        self.ours.fill(put_deliveries(bench.next_seed()), plan.backlog)
+        numbers = count(2)
+        self.simple = {s: _rivals_backlog(bench, next(numbers), size) for s, size in plan.simple.items()}
+        self.forking = {s: _rivals_backlog(bench, next(numbers), size) for s, size in plan.forking.items()}
+
+
+def _contenders(
+    bench: Bench, backlogs: _Backlogs, setting: Setting, *, is_first: bool
+) -> Iterator[Contender]:
+    urls = bench.urls(setting)
+    yield Contender(OURS, backlogs.ours, 1, partial(bench.workers, urls))
+    if is_first or setting is Setting.LOCAL:
+        yield Contender(OURS_TWO, backlogs.ours, 2, partial(bench.workers, urls, 2))
+        yield Contender(SIMPLE, backlogs.simple[setting], 1, partial(_rq_worker, bench, urls, "SimpleWorker"))
+        yield Contender(FORKING, backlogs.forking[setting], 1, partial(_rq_worker, bench, urls, "Worker"))
+    if is_first and setting is Setting.LOCAL:
+        # RQ imports the module that its settings are in before it works: that is all this does.
+        start = partial(_rq_worker, bench, urls, "Worker", "--config", JOB_MODULE)
+        yield Contender(PRELOADED, backlogs.forking[setting], 1, start)
+
+
+def drain(bench: Bench, contender: Contender) -> float:
+    """Return how many events/s are done from the first that is finished to the last."""
+    bench.clear()
+    backlog = contender.backlog
+    with contender.start() as process:
+        bench.await_workers(contender.workers, backlog.queue)
+        backlog.lay_out()
+        time.sleep(SETTLE_S)
+        backlog.release()
+        return _await_finished(bench, process, backlog)
+
+
+def _await_finished(bench: Bench, process: Process, backlog: Backlog) -> float:
+    deadline = time.monotonic() + LIMIT_S
+    first: tuple[float, int] | None = None
+    while True:
+        finished, now = bench.finished(backlog.queue), time.monotonic()
+        if finished and first is None:
+            first = now, finished
+        if first and finished >= backlog.size:
+            return (finished - first[1]) / (now - first[0])
+        failed = bench.redis.zcard(f"rq:failed:{backlog.queue}")
+        if failed or now > deadline or not process.running:
+            raise RuntimeError(f"{backlog.queue}: {finished} of {backlog.size} finished, {failed} failed")
+        time.sleep(POLL_S)
+
+
+def put_deliveries(seed: int, existing: int = 0) -> Callable[[str, int], None]:
+    """Return what puts `traffic` on our queue, as the receiver does."""
+
+    def put(redis_url: str, size: int) -> None:
+        queue = intake(load(_env_file=None, redis_url=redis_url))
+        with closing(queue.redis):
+            for event in traffic(size, seed=seed, existing=existing):
+                now_ms = time.time_ns() // 1_000_000
+                queue.enqueue(Delivery(event.svix_id, event.body, event.description, now_ms))
+
+    return put
+
+
+def _rivals_backlog(bench: Bench, number: int, size: int) -> Backlog:
+    backlog = Backlog(bench, number, RIVALS_QUEUE)
+    seed = bench.next_seed()
+
+    def put(redis_url: str, size: int) -> None:
+        with closing(Redis.from_url(redis_url)) as redis:
+            queue = Queue(RIVALS_QUEUE, connection=redis, serializer="json")
+            for event in traffic(size, seed=seed):
+                queue.enqueue(f"{JOB_MODULE}.handle_body", event.body, description=event.description)
+
+    backlog.fill(put, size)
+    return backlog
+
+
+def _rq_worker(bench: Bench, urls: Urls, kind: str, *more: str) -> AbstractContextManager[Process]:
+    options = ["--url", urls.redis, "--serializer", "json", "--worker-class", f"rq.worker.{kind}", "--quiet"]
+    argv = [sys.executable, "-m", "rq.cli", "worker", *options, *more, RIVALS_QUEUE]
+    return bench.running(argv, urls, ROOT)
+
+
+def _measure_loop(bench: Bench, plan: Plan, figures: Figures, setting: Setting) -> None:
+    bench.clear()
+    argv = [sys.executable, "-m", JOB_MODULE, str(bench.next_seed()), str(plan.loop[setting])]
+    env = {"DATABASE_URL": bench.urls(setting).database}
+    loop = subprocess.run(argv, env=env, cwd=ROOT, check=True, capture_output=True, text=True)
+    figures.add(Case(PART, LOOP, setting), {RATE: float(loop.stdout)})
+
+
+def _check(figures: Figures) -> None:
+    def case(subject: str, setting: Setting) -> Case:
+        return Case(PART, subject, setting)
+
+    goals = ((LOOP, 3.0), (SIMPLE, 20.0), (FORKING, 300.0))
+    for setting in Setting:
+        ours, is_local = case(OURS, setting), setting is Setting.LOCAL
+        for subject, goal in goals:
+            value = figures.ratio(ours, case(subject, setting), RATE)
+            figures.check(f"drain : {subject}", setting, value, at_least=goal if is_local else None)
+        if is_local:
+            value = figures.ratio(ours, case(PRELOADED, setting), RATE)
+            figures.check(f"drain : {PRELOADED}", setting, value)
+        two = figures.ratio(case(OURS_TWO, setting), ours, RATE)
+        figures.check("drain, two processes : one", setting, two, at_least=1.3 if is_local else None)
+    far, near = case(OURS, Setting.BOTH), case(OURS, Setting.LOCAL)
+    figures.check("drain, 5 ms to both : local", Setting.BOTH, figures.ratio(far, near, RATE), at_least=0.6)

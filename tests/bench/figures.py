@@ -1,0 +1,76 @@
+"""What was measured, and what follows from it."""
+
+from collections.abc import Mapping
+from statistics import median
+from typing import NamedTuple
+
+from tests.bench.plan import Setting
+
+
+class Case(NamedTuple):
+    """What was measured, and where."""
+
+    part: str
+    subject: str
+    setting: Setting
+
+
+class Check(NamedTuple):
+    """A ratio or a figure that counts, and what it is to reach, if anything."""
+
+    text: str
+    setting: Setting
+    value: float
+    unit: str
+    goal: float | None = None
+    at_most: bool = False
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is reached; None without one."""
+        if self.goal is None:
+            return None
+        return self.value <= self.goal if self.at_most else self.value >= self.goal
+
+
+class Figures:
+    """Samples by case and measure ("events/s", "p99 ms", …), and checks. Filled round by round."""
+
+    def __init__(self) -> None:
+        self.samples: dict[Case, dict[str, list[float]]] = {}
+        self.checks: list[Check] = []
+
+    def add(self, case: Case, measures: Mapping[str, float]) -> None:
+        """Add one round's sample of each measure."""
+        known = self.samples.setdefault(case, {})
+        for measure, value in measures.items():
+            known.setdefault(measure, []).append(value)
+
+    def median(self, case: Case, measure: str) -> float:
+        """Return the median of the rounds."""
+        return median(self.samples[case][measure])
+
+    def ratio(self, ours: Case, theirs: Case, measure: str) -> float:
+        """Return how many times theirs ours is.
+
+        Where both have as many rounds, the median of each round's ratio: what slowed the machine down in one
+        round slowed both.
+        """
+        mine, other = self.samples[ours][measure], self.samples[theirs][measure]
+        if len(mine) == len(other):
+            return median(a / b for a, b in zip(mine, other, strict=True))
+        return median(mine) / median(other)
+
+    def check(
+        self,
+        text: str,
+        setting: Setting,
+        value: float,
+        unit: str = "x",
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> None:
+        """Add a check; without `at_least` or `at_most` it has no goal."""
+        goal = at_least if at_most is None else at_most
+        self.checks.append(Check(text, setting, value, unit, goal, at_most is not None))

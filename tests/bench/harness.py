@@ -1,0 +1,274 @@
+"""The stack that is measured: servers as in production, proxies before them, processes, the load client.
+
+PostgreSQL and Redis write to the disk as in production (fsync on; append-only file, once a second). Nothing
+outlives the block:
+
+    with Bench(directory) as bench, bench.web(Setting.LOCAL) as web:
+        report = bench.load(web, seconds=4, deliveries=16_000)
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+import httpx
+import psycopg
+from redis import Redis
+
+from cli.process import Process
+from cli.servers import HOST, PostgresServer, RedisServer, free_port, port_in_use
+from config import load
+from db import schema
+from db.engine import Database
+from db.models import Base
+from tests.bench.load import Report, Spec
+from tests.bench.plan import ROUND_TRIP_MS, Setting
+from tests.stack import wait_until
+from worker.rq_layout import QUEUE
+
+ROOT = Path(__file__).parents[2]
+SECRET = "whsec_dGhpcyBrZXkgaXMgZm9yIHRoZSBiZW5jaA=="
+START_TIMEOUT_S = 30
+WEB_WORKERS = 2
+TABLES = ", ".join(Base.metadata.tables)
+
+
+class Endpoint(NamedTuple):
+    """A receiver that answers on a port."""
+
+    port: int
+    process: Process
+
+
+class Urls(NamedTuple):
+    """Where a process under measurement finds its servers."""
+
+    database: str
+    redis: str
+
+
+class Bench:
+    """PostgreSQL, Redis, and a proxy before each; starts the rest on demand."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.postgres = PostgresServer(directory / "postgres", free_port())
+        self.redis_server = RedisServer(directory / "redis", free_port())
+        self._far = {"postgres": free_port(), "redis": free_port()}
+        self._open = ExitStack()
+        self._numbers = count(1)
+        self._seeds = count(1)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            opening.callback(self.postgres.stop)
+            self.postgres.start()
+            opening.callback(self.redis_server.stop)
+            self.redis_server.start()
+            opening.enter_context(self._proxy(self._far["postgres"], self.postgres.port))
+            opening.enter_context(self._proxy(self._far["redis"], self.redis_server.port))
+            migrate(self.postgres.url)
+            self.redis = opening.enter_context(closing(Redis.from_url(self.redis_server.url)))
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def urls(self, setting: Setting) -> Urls:
+        """Return how the servers are reached there."""
+        far_redis = setting is Setting.BOTH
+        return Urls(
+            self.postgres.url if setting is Setting.LOCAL else _at(self.postgres.url, self._far["postgres"]),
+            _at(self.redis_server.url, self._far["redis"]) if far_redis else self.redis_server.url,
+        )
+
+    def clear(self) -> None:
+        """Empty the queue and the tables. No worker may be running."""
+        self.redis.flushdb()
+        with self.connect() as connection:
+            connection.execute(f"TRUNCATE {TABLES}")
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        """Return a connection of our own to PostgreSQL, without the proxy."""
+        return psycopg.connect(with_database(self.postgres.url, database), autocommit=True)
+
+    def next_seed(self) -> int:
+        """Return a seed that no traffic in this run has had."""
+        return next(self._seeds)
+
+    def finished(self, queue: str = QUEUE) -> int:
+        """Return how many jobs RQ knows as finished."""
+        return self.redis.zcard(f"rq:finished:{queue}")
+
+    def await_workers(self, number: int, queue: str = QUEUE) -> None:
+        """Wait until so many workers have registered."""
+        wait_until(lambda: self.redis.scard(f"rq:workers:{queue}") >= number, START_TIMEOUT_S)
+
+    @contextmanager
+    def running(
+        self, argv: Sequence[str], urls: Urls, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Iterator[Process]:
+        """Run a command as long as the block does; it writes to a file in the directory."""
+        name = f"{next(self._numbers):03}-{Path(argv[0]).name}"
+        process = Process(name, self.directory / f"{name}.pid")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+            "DATABASE_URL": urls.database,
+            "REDIS_URL": urls.redis,
+            "LOG_FORMAT": "json",
+            **(env or {}),
+        }
+        process.launch(argv, env=environment, cwd=cwd or self.directory, log=self._log_of(process))
+        try:
+            yield process
+        finally:
+            process.end()
+
+    @contextmanager
+    def web(self, setting: Setting) -> Iterator[Endpoint]:
+        """Run `clerk-sync web` with WEB_WORKERS processes."""
+        port = free_port()
+        argv = clerk_sync("web")
+        env = {"PORT": str(port), "WEB_WORKERS": str(WEB_WORKERS)}
+        with self.running(argv, self.urls(setting), env=env) as process:
+            self._await_answer(process, port)
+            yield Endpoint(port, process)
+
+    @contextmanager
+    def workers(self, urls: Urls, processes: int = 1) -> Iterator[Process]:
+        """Run `clerk-sync worker`, ready for work."""
+        with self.running(clerk_sync("worker", "--processes", str(processes)), urls) as process:
+            self.await_workers(processes)
+            yield process
+
+    @contextmanager
+    def gunicorn(self, app: str, setting: Setting) -> Iterator[Endpoint]:
+        """Run an application of `rivals` under gunicorn with two sync workers."""
+        port = free_port()
+        options = [
+            "--workers",
+            "2",
+            "--worker-class",
+            "sync",
+            "--bind",
+            f"{HOST}:{port}",
+            "--no-control-socket",
+        ]
+        argv = [sys.executable, "-m", "gunicorn", *options, f"tests.bench.rivals:{app}()"]
+        with self.running(argv, self.urls(setting), ROOT) as process:
+            self._await_answer(process, port)
+            yield Endpoint(port, process)
+
+    def load(
+        self,
+        endpoint: Endpoint,
+        *,
+        watch: Callable[[], bool] = lambda: True,
+        every_s: float = 0.1,
+        **spec: Any,
+    ) -> Report:
+        """Run the load client with a Spec and return its report.
+
+        `watch` is called every `every_s`; once it says False, the client stops early.
+        """
+        full = Spec(**{"port": endpoint.port, "secret": SECRET, "seed": 0, **spec})
+        if full.seed == 0:
+            full = full._replace(seed=self.next_seed())
+        output = self.directory / f"load-{next(self._numbers):03}.json"
+        with output.open("wb") as file:
+            argv = [sys.executable, "-m", "tests.bench.load", json.dumps(full._asdict())]
+            client = subprocess.Popen(argv, stdout=file, cwd=ROOT)
+        try:
+            while client.poll() is None:
+                if not watch():
+                    client.terminate()
+                    client.wait()
+                time.sleep(every_s)
+        finally:
+            if client.poll() is None:
+                client.kill()
+                client.wait()
+        if client.returncode:
+            raise RuntimeError(f"the load client ended with status {client.returncode}")
+        return Report(**json.loads(output.read_text()))
+
+    def round_trip_ms(self, setting: Setting) -> float:
+        """Return the median time of a PING to Redis there."""
+        times = []
+        with closing(Redis.from_url(self.urls(setting).redis)) as redis:
+            for _ in range(51):
+                began = time.perf_counter()
+                redis.ping()
+                times.append((time.perf_counter() - began) * 1000)
+        return sorted(times)[len(times) // 2]
+
+    @contextmanager
+    def _proxy(self, port: int, target_port: int) -> Iterator[None]:
+        delay_ms = str(ROUND_TRIP_MS / 2)
+        argv = [sys.executable, "-m", "tests.bench.proxy", str(port), str(target_port), delay_ms]
+        with self.running(argv, Urls("", ""), ROOT) as process:
+            wait_until(lambda: port_in_use(port), START_TIMEOUT_S, self._log_of(process).read_text)
+            yield
+
+    def _await_answer(self, process: Process, port: int) -> None:
+        def is_ready() -> bool:
+            if not process.running:
+                raise RuntimeError(f"{process.name} ended: {self._log_of(process).read_text()}")
+            with suppress(httpx.TransportError):
+                path = f"http://{HOST}:{port}/health/ready"
+                return httpx.get(path, timeout=5, trust_env=False).status_code in (200, 404)
+            return False
+
+        wait_until(is_ready, START_TIMEOUT_S)
+
+    def _log_of(self, process: Process) -> Path:
+        return self.directory / f"{process.name}.log"
+
+
+def clerk_sync(*arguments: str) -> list[str]:
+    """Return the command line of a command of ours."""
+    return [sys.executable, "-P", "-m", "cli.main", *arguments]
+
+
+def migrate(database_url: str) -> None:
+    """Make the tables."""
+    database = Database(load(_env_file=None, database_url=database_url))
+    try:
+        schema.upgrade(database)
+    finally:
+        database.dispose()
+
+
+def with_database(url: str, name: str) -> str:
+    """Return the URL of another database of the same server."""
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+def rss_mb(pid: int) -> float:
+    """Return the memory of one process that is in use (resident), in MB. Source: proc(5)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that descend from it, the eldest first."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(member for child in children for member in family(int(child)))]
+
+
+def _at(url: str, port: int) -> str:
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}{at}{HOST}:{port}").geturl()

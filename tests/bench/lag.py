@@ -1,0 +1,83 @@
+"""The lag: from the moment a delivery is due to its row being there to be read."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+
+from tests.bench.events import svix_id
+from tests.bench.figures import Case, Figures
+from tests.bench.harness import Bench, Endpoint
+from tests.bench.load import percentile
+from tests.bench.plan import Plan, Setting
+
+PART = "lag from delivery to row"
+P50, P99, MAX = "p50 ms", "p99 ms", "max ms"
+LOOK_EVERY_S = 0.003  # so a row is seen that much too late at most
+LIMIT_S = 20
+CONNECTIONS = 64
+NEW_ROWS = "SELECT svix_id, applied_at FROM webhook_events WHERE applied_at > %s"
+
+
+class Watcher:
+    """Notes when it first sees each row of the ledger, which is committed with the user's row.
+
+    It knows of rows by `applied_at`, the beginning of their transaction: enough for a single worker, whose
+    transactions follow one another.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.seen_at: dict[str, float] = {}
+        self._connection = connection
+        self._newest = datetime.fromtimestamp(0, UTC)
+
+    def look(self) -> bool:
+        """Note what is new. Always True."""
+        rows = self._connection.execute(NEW_ROWS, (self._newest,)).fetchall()
+        now = time.time()
+        for id_, applied_at in rows:
+            self.seen_at[id_] = now
+            self._newest = max(self._newest, applied_at)
+        return True
+
+
+def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+    """Deliver at steady rates to a receiver and one worker."""
+    for setting in Setting:
+        with bench.web(setting) as web, bench.workers(bench.urls(setting)), bench.connect() as connection:
+            for rate, seconds in plan.lag_s.items():
+                connection.execute("TRUNCATE webhook_events")
+                lags = _lags_ms(bench, web, Watcher(connection), rate, seconds)
+                case = Case(PART, f"at {rate}/s", setting)
+                figures.add(case, {P50: percentile(lags, 50), P99: percentile(lags, 99), MAX: lags[-1]})
+                goal = 100.0 if (rate, setting) == (50, Setting.LOCAL) else None
+                p99 = figures.median(case, P99)
+                figures.check(f"lag at {rate}/s, p99", setting, p99, "ms", at_most=goal)
+
+
+def _lags_ms(bench: Bench, web: Endpoint, watcher: Watcher, rate: int, seconds: float) -> list[float]:
+    """Return the lag of every delivery, from when it was due, the least first."""
+    seed = bench.next_seed()
+    report = bench.load(
+        web,
+        seed=seed,
+        rate=rate,
+        seconds=seconds,
+        deliveries=int(rate * seconds),
+        connections=CONNECTIONS,
+        watch=watcher.look,
+        every_s=LOOK_EVERY_S,
+    )
+    _await_rows(watcher, report.answered)
+    due_at = [report.sent_at[0] + i / rate for i in range(len(report.sent_at))]
+    return sorted((watcher.seen_at[svix_id(seed, i)] - due) * 1000 for i, due in enumerate(due_at))
+
+
+def _await_rows(watcher: Watcher, count: int) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while len(watcher.seen_at) < count:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(watcher.seen_at)} of {count} rows came")
+        watcher.look()
+        time.sleep(LOOK_EVERY_S)

@@ -1,0 +1,101 @@
+"""Start-up, and the memory of each process before and after many events."""
+
+import time
+
+from redis import Redis
+
+from tests.bench.drain import POLL_S, put_deliveries
+from tests.bench.figures import Case, Figures
+from tests.bench.harness import Bench, Endpoint, clerk_sync, family, rss_mb
+from tests.bench.plan import Plan, Setting
+from tests.bench.receiver import CONNECTIONS
+from worker.rq_layout import QUEUE_KEY
+
+START_PART = "start-up"
+MEMORY_PART = "memory"
+READY_S, RSS_MB = "ready after s", "MB in all"
+STEPS = 4
+WARM = 20  # of the events, one in so many come before the first measurement: caches and pools are full then
+LIMIT_S = 300
+
+
+def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+    """Measure starts first, then memory."""
+    _measure_starts(bench, plan, figures)
+    _measure_memory(bench, plan, figures)
+
+
+def _measure_starts(bench: Bench, plan: Plan, figures: Figures) -> None:
+    receiver = Case(START_PART, "clerk-sync web, until it takes deliveries", Setting.LOCAL)
+    worker = Case(START_PART, "clerk-sync worker, until its first event is applied", Setting.LOCAL)
+    for _ in range(plan.starts):
+        bench.clear()
+        began = time.monotonic()
+        with bench.web(Setting.LOCAL) as web:
+            sample = {READY_S: time.monotonic() - began, RSS_MB: _total_mb(web.process.pid)}
+            figures.add(receiver, sample)
+        put_deliveries(bench.next_seed())(bench.redis_server.url, 1)
+        began = time.monotonic()
+        with bench.running(clerk_sync("worker"), bench.urls(Setting.LOCAL)) as process:
+            while not bench.finished():
+                if time.monotonic() > began + LIMIT_S:
+                    raise RuntimeError("the worker applied nothing")
+                time.sleep(POLL_S)
+            figures.add(worker, {READY_S: time.monotonic() - began, RSS_MB: _total_mb(process.pid)})
+    figures.check(
+        "start-up of the receiver", Setting.LOCAL, figures.median(receiver, READY_S), "s", at_most=1.5
+    )
+    figures.check("start-up of the worker", Setting.LOCAL, figures.median(worker, READY_S), "s")
+
+
+def _measure_memory(bench: Bench, plan: Plan, figures: Figures) -> None:
+    bench.clear()
+    warm = plan.memory_events // WARM
+    step = (plan.memory_events - warm) // STEPS
+    with bench.web(Setting.LOCAL) as web, bench.workers(bench.urls(Setting.LOCAL)) as worker:
+        processes = _named(web, worker.pid)
+        _note(figures, processes, "MB at the start")
+        _deliver(bench, web, warm)
+        before = f"MB after {warm:,}"
+        _note(figures, processes, before)
+        for _ in range(STEPS):
+            _deliver(bench, web, step)
+        after = f"MB after {plan.memory_events:,}"
+        _note(figures, processes, after)
+    for subject in processes:
+        case = Case(MEMORY_PART, subject, Setting.LOCAL)
+        growth = figures.median(case, after) / figures.median(case, before)
+        figures.check(f"memory of {subject}, after : before", Setting.LOCAL, growth, at_most=1.1)
+
+
+def _named(web: Endpoint, worker_pid: int | None) -> dict[str, int]:
+    """Return the process ids under the names that the table shows."""
+    assert web.process.pid
+    assert worker_pid
+    parent, *children = family(web.process.pid)
+    servers = {f"receiver, process {i}": pid for i, pid in enumerate(children, 1)}
+    return {"receiver, parent": parent, **servers, "worker": worker_pid}
+
+
+def _note(figures: Figures, processes: dict[str, int], measure_: str) -> None:
+    for subject, pid in processes.items():
+        figures.add(Case(MEMORY_PART, subject, Setting.LOCAL), {measure_: rss_mb(pid)})
+
+
+def _deliver(bench: Bench, web: Endpoint, count: int) -> None:
+    report = bench.load(web, seconds=LIMIT_S, deliveries=count, connections=CONNECTIONS)
+    if report.answered < count:
+        raise RuntimeError(f"{report.answered} of {count} deliveries were taken")
+    _await_empty(bench.redis)
+
+
+def _await_empty(redis: Redis) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while redis.exists(QUEUE_KEY):
+        if time.monotonic() > deadline:
+            raise RuntimeError("the worker does not empty the queue")
+        time.sleep(0.05)
+
+
+def _total_mb(pid: int | None) -> float:
+    return sum(map(rss_mb, family(pid))) if pid else 0.0

@@ -1,0 +1,99 @@
+"""The receiver: how many deliveries it takes, how soon it answers, and that it does not need PostgreSQL."""
+
+from tests.bench.figures import Case, Figures
+from tests.bench.harness import Bench, Endpoint
+from tests.bench.load import Report
+from tests.bench.plan import Plan, Setting, rounds
+
+PART = "receiver"
+OURS = "clerk-sync web"
+OURS_RECONNECTING = "clerk-sync web, a connection per delivery"
+OURS_WITHOUT_POSTGRES = "clerk-sync web, PostgreSQL stopped"
+ECHO = "Flask echo, gunicorn sync"
+INLINE = "inline Flask handler, gunicorn sync"
+RATE, P50, P99, FAILED = "deliveries/s", "p50 ms", "p99 ms", "failed"
+CONNECTIONS = 16
+WARM_UP_S = 0.5
+MOST_PER_S = 5_000  # more requests than anybody here answers are not made
+
+
+def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+    """Closed loops at CONNECTIONS, everybody in turn; no worker runs."""
+    _measure_local(bench, plan, figures)
+    _measure_far(bench, plan, figures)
+    _measure_without_postgres(bench, plan, figures)
+    _check(figures)
+
+
+def closed_loop(bench: Bench, endpoint: Endpoint, seconds: float, *, keep_alive: bool = True) -> Report:
+    """Deliver as fast as the receiver answers, after a warm-up that is not counted."""
+    seconds += WARM_UP_S
+    return bench.load(
+        endpoint,
+        seconds=seconds,
+        deliveries=int(seconds * MOST_PER_S),
+        connections=CONNECTIONS,
+        warm_up_s=WARM_UP_S,
+        keep_alive=keep_alive,
+    )
+
+
+def _measure_local(bench: Bench, plan: Plan, figures: Figures) -> None:
+    local = Setting.LOCAL
+    with (
+        bench.web(local) as ours,
+        bench.gunicorn("echo_app", local) as echo,
+        bench.gunicorn("inline_app", local) as inline,
+    ):
+        everybody = {ECHO: echo, OURS: ours, OURS_RECONNECTING: ours, INLINE: inline}
+        for _ in range(plan.rounds):
+            for subject, endpoint in everybody.items():
+                bench.clear()
+                keep_alive = subject != OURS_RECONNECTING
+                report = closed_loop(bench, endpoint, plan.load_s, keep_alive=keep_alive)
+                _add(figures, subject, local, report)
+
+
+def _measure_far(bench: Bench, plan: Plan, figures: Figures) -> None:
+    for setting in (Setting.POSTGRES, Setting.BOTH):
+        with bench.web(setting) as ours, bench.gunicorn("inline_app", setting) as inline:
+            for _ in range(rounds(plan, setting)):
+                for subject, endpoint in ((OURS, ours), (INLINE, inline)):
+                    bench.clear()
+                    _add(figures, subject, setting, closed_loop(bench, endpoint, plan.load_s))
+
+
+def _measure_without_postgres(bench: Bench, plan: Plan, figures: Figures) -> None:
+    local = Setting.LOCAL
+    with bench.web(local) as ours:
+        for _ in range(plan.rounds):
+            bench.clear()
+            _add(figures, f"{OURS}, PostgreSQL running", local, closed_loop(bench, ours, plan.load_s))
+            bench.clear()
+            bench.postgres.stop()
+            try:
+                _add(figures, OURS_WITHOUT_POSTGRES, local, closed_loop(bench, ours, plan.load_s))
+            finally:
+                bench.postgres.start()
+
+
+def _add(figures: Figures, subject: str, setting: Setting, report: Report) -> None:
+    sample = {RATE: report.rate, P50: report.p50_ms, P99: report.p99_ms, FAILED: report.failed}
+    figures.add(Case(PART, subject, setting), sample)
+
+
+def _check(figures: Figures) -> None:
+    def case(subject: str, setting: Setting = Setting.LOCAL) -> Case:
+        return Case(PART, subject, setting)
+
+    local = Setting.LOCAL
+    against_echo = figures.ratio(case(OURS), case(ECHO), RATE)
+    figures.check("receiver : Flask echo", local, against_echo, at_least=0.75)
+    reconnecting = figures.ratio(case(OURS_RECONNECTING), case(ECHO), RATE)
+    figures.check("receiver, a connection per delivery : Flask echo", local, reconnecting, at_least=0.75)
+    for setting in Setting:
+        against_inline = figures.ratio(case(OURS, setting), case(INLINE, setting), RATE)
+        figures.check("receiver : inline Flask handler", setting, against_inline)
+    figures.check("receiver, p99", local, figures.median(case(OURS), P99), "ms", at_most=50)
+    stopped = figures.ratio(case(OURS_WITHOUT_POSTGRES), case(f"{OURS}, PostgreSQL running"), RATE)
+    figures.check("receiver, PostgreSQL stopped : running", local, stopped, at_least=0.9)

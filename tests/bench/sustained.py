@@ -1,0 +1,128 @@
+"""The sustained rate: the highest at which rows keep pace with deliveries."""
+
+import time
+from collections.abc import Callable
+
+from tests.bench.figures import Case, Figures
+from tests.bench.harness import Bench, Endpoint
+from tests.bench.load import Report
+from tests.bench.plan import Plan, Setting
+from tests.bench.receiver import INLINE, closed_loop
+from worker.rq_layout import QUEUE_KEY
+
+PART = "sustained rate"
+OURS = "clerk-sync web and worker"
+RATE = "events/s"
+CONNECTIONS = 64
+LOWEST, HIGHEST = 0.7, 1.1  # of a first estimate: where the search begins
+NEAR = 1.08  # the probes end when what fails is that little above what does not
+STEP = 0.95
+LIMIT_S = 60
+POLL_S = 0.01
+
+KeepsPace = Callable[[float, float], bool]
+
+
+def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+    """Search with short probes, then confirm over the full time."""
+    for setting in Setting:
+        bench.clear()
+        with bench.web(setting) as web, bench.workers(bench.urls(setting)):
+            ours = _search(plan, _estimate(bench, web, plan), _rows_keep_pace(bench, web))
+        figures.add(Case(PART, OURS, setting), {RATE: ours})
+        bench.clear()
+        with bench.gunicorn("inline_app", setting) as web:
+            estimate = closed_loop(bench, web, plan.load_s).rate
+            inline = _search(plan, estimate, _answers_keep_pace(bench, web))
+        figures.add(Case(PART, INLINE, setting), {RATE: inline})
+        goal = 1.5 if setting is Setting.LOCAL else None
+        figures.check("sustained : inline Flask handler", setting, ours / inline, at_least=goal)
+
+
+def _estimate(bench: Bench, endpoint: Endpoint, plan: Plan) -> float:
+    """Return how many events/s go all the way: taken as fast as possible for a while, then worked off."""
+    before = bench.finished()
+    report = closed_loop(bench, endpoint, plan.load_s)
+    _await_finished(bench, before + report.answered, LIMIT_S)
+    return report.answered / (time.time() - report.sent_at[0])
+
+
+def _search(plan: Plan, estimate: float, keeps_pace: KeepsPace) -> float:
+    low, high = estimate * LOWEST, estimate * HIGHEST
+    while high / low > NEAR:
+        middle = (low * high) ** 0.5
+        if keeps_pace(middle, plan.probe_s):
+            low = middle
+        else:
+            high = middle
+    while not keeps_pace(low, plan.sustained_s):
+        low *= STEP
+    return low
+
+
+def _rows_keep_pace(bench: Bench, endpoint: Endpoint) -> KeepsPace:
+    """Return what tries a rate (deliveries/s) for some seconds, and says whether every row came in time."""
+
+    def keeps_pace(rate: float, seconds: float) -> bool:
+        before, behind_s = bench.finished(), _tolerance_s(seconds)
+        report = _open_loop(
+            bench, endpoint, rate, seconds, lambda: _depth(bench) <= rate * _hopeless_s(seconds)
+        )
+        left_s = behind_s - (time.time() - report.sent_at[0] - seconds)
+        is_done = _await_finished(bench, before + report.answered, max(left_s, 0))
+        _await_finished(bench, before + report.answered, LIMIT_S)
+        return is_done and _was_in_time(report, behind_s)
+
+    return keeps_pace
+
+
+def _answers_keep_pace(bench: Bench, endpoint: Endpoint) -> KeepsPace:
+    """Return the same for a handler whose row is there when it answers."""
+
+    def keeps_pace(rate: float, seconds: float) -> bool:
+        report = _open_loop(bench, endpoint, rate, seconds, lambda: True)
+        return _was_in_time(report, _tolerance_s(seconds))
+
+    return keeps_pace
+
+
+def _open_loop(
+    bench: Bench, endpoint: Endpoint, rate: float, seconds: float, watch: Callable[[], bool]
+) -> Report:
+    return bench.load(
+        endpoint,
+        rate=rate,
+        seconds=seconds,
+        deliveries=int(rate * seconds),
+        connections=CONNECTIONS,
+        give_up_s=_hopeless_s(seconds),
+        watch=watch,
+        every_s=0.05,
+    )
+
+
+def _was_in_time(report: Report, behind_s: float) -> bool:
+    return not (report.gave_up or report.failed) and report.late_s <= behind_s
+
+
+def _tolerance_s(seconds: float) -> float:
+    """Return how far behind the deliveries the rows may be at the end: a second in 30."""
+    return max(seconds / 30, 0.25)
+
+
+def _hopeless_s(seconds: float) -> float:
+    """Return how far behind a try is given up before its end."""
+    return 2 * _tolerance_s(seconds) + 0.5
+
+
+def _depth(bench: Bench) -> int:
+    return int(str(bench.redis.llen(QUEUE_KEY)))
+
+
+def _await_finished(bench: Bench, count: int, limit_s: float) -> bool:
+    deadline = time.monotonic() + limit_s
+    while bench.finished() < count:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True

@@ -1,0 +1,262 @@
+"""The two parts of `make bench` that every figure leans on: the delay proxy and the load client."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from cli.servers import HOST, free_port
+from config import decode_signing_secret
+from tests.bench import table
+from tests.bench.figures import Case, Figures
+from tests.bench.load import Report, Spec, percentile
+from tests.bench.plan import Setting
+from tests.bench.proxy import READY
+from tests.conftest import SECRET
+from web.signature import verify
+
+ROOT = Path(__file__).parents[1]
+DELAY_MS = 20.0
+ANSWER_S = 0.02
+
+
+class Received(NamedTuple):
+    """A delivery as a receiver saw it; `client` tells the connections apart."""
+
+    headers: dict[str, str]
+    body: bytes
+    client: tuple[str, int]
+    at: float
+
+
+class Receiver:
+    """Answers every delivery after ANSWER_S, and notes it."""
+
+    def __init__(self, protocol: str = "HTTP/1.1", status: int = 202) -> None:
+        self.received: list[Received] = []
+        receiver = self
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128
+            daemon_threads = True
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = protocol
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                receiver.received.append(Received(headers, body, self.client_address, time.monotonic()))
+                time.sleep(ANSWER_S)
+                self.send_response(status)
+                self.send_header("content-length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = Server((HOST, 0), Handler)
+        self.port = self._server.server_port
+
+    @contextmanager
+    def running(self) -> Iterator["Receiver"]:
+        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            thread.join(5)
+            self._server.server_close()
+
+
+@contextmanager
+def far_away(target_port: int) -> Iterator[int]:
+    """A proxy before the target; yields its port."""
+    port = free_port()
+    argv = [sys.executable, "-m", "tests.bench.proxy", str(port), str(target_port), str(DELAY_MS)]
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == f"{READY}\n"
+        yield port
+    finally:
+        process.terminate()
+        process.wait(5)
+        process.stdout.close()
+
+
+@contextmanager
+def server(serve: Callable[[socket.socket], object]) -> Iterator[int]:
+    """A TCP server for one connection; yields its port."""
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(5)
+
+        def accept() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(5)
+                serve(connection)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            thread.join(5)
+
+
+def connect(port: int) -> socket.socket:
+    connection = socket.create_connection((HOST, port), 5)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def echo(connection: socket.socket) -> None:
+    while data := connection.recv(65536):
+        connection.sendall(data)
+
+
+def receive(connection: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        data = connection.recv(1024 * 1024)
+        assert data, "closed early"
+        received += data
+    return received
+
+
+def deliver(port: int, **spec: Any) -> Report:
+    spec = {"port": port, "secret": SECRET, "seed": 7, "deliveries": 400, "seconds": 5.0, **spec}
+    argv = [sys.executable, "-m", "tests.bench.load", json.dumps(Spec(**spec)._asdict())]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
+    return Report(**json.loads(done.stdout))
+
+
+def test_the_proxy_adds_its_delay_each_way_and_no_more_than_the_machine_is_late() -> None:
+    with server(echo) as target, far_away(target) as port, connect(port) as connection:
+        trips = []
+        for _ in range(15):
+            began = time.monotonic()
+            connection.sendall(b"ping")
+            receive(connection, 4)
+            trips.append((time.monotonic() - began) * 1000)
+    assert min(trips) >= 2 * DELAY_MS
+    assert sorted(trips)[3] < 2 * DELAY_MS + 15
+    assert trips[0] >= 4 * DELAY_MS, "the first waits for the handshake too"
+
+
+def test_the_proxy_keeps_the_order_of_many_small_messages_and_delays_them_together() -> None:
+    sent = b"".join(b"%07d\n" % i for i in range(2_000))
+    with server(echo) as target, far_away(target) as port, connect(port) as connection:
+        began = time.monotonic()
+        for start in range(0, len(sent), 8):
+            connection.sendall(sent[start : start + 8])
+        assert receive(connection, len(sent)) == sent
+    assert time.monotonic() - began < 2_000 * DELAY_MS / 1000 / 10
+
+
+def test_the_proxy_does_not_narrow_the_line() -> None:
+    size = 20 * 1024 * 1024
+
+    def pour(connection: socket.socket) -> None:
+        connection.sendall(b"x" * size)
+
+    with server(pour) as target, far_away(target) as port, connect(port) as connection:
+        began = time.monotonic()
+        assert len(receive(connection, size)) == size
+        assert connection.recv(1) == b"", "the end comes through"
+    assert time.monotonic() - began < 4
+
+
+def test_a_connection_through_the_proxy_ends_when_nobody_listens_behind_it() -> None:
+    with far_away(free_port()) as port, connect(port) as connection:
+        assert connection.recv(1) == b""
+
+
+def test_every_delivery_is_signed_and_has_an_id_of_its_own() -> None:
+    with Receiver().running() as receiver:
+        report = deliver(receiver.port, deliveries=40)
+    assert (report.answered, report.failed) == (40, 0)
+    key = decode_signing_secret(SECRET)
+    ids = {verify(r.body, r.headers, [key], time.time()) for r in receiver.received}
+    assert len(ids) == len(receiver.received) == 40
+
+
+def test_a_closed_loop_has_one_delivery_on_each_connection_and_measures_the_answer() -> None:
+    with Receiver().running() as receiver:
+        report = deliver(receiver.port, connections=4, seconds=0.6)
+    assert report.connected == len({r.client for r in receiver.received}) == 4
+    assert report.p50_ms >= ANSWER_S * 1000
+    assert report.rate <= 4 / ANSWER_S
+    assert report.rate == pytest.approx(4 / (report.p50_ms / 1000), rel=0.5)
+
+
+def test_an_open_loop_keeps_its_rate_whatever_an_answer_takes() -> None:
+    with Receiver().running() as receiver:
+        report = deliver(receiver.port, connections=40, rate=100, seconds=0.5)
+    assert (report.answered, report.gave_up) == (50, False)
+    arrived = sorted(r.at for r in receiver.received)
+    assert arrived[-1] - arrived[0] == pytest.approx(0.49, abs=0.2)
+    assert len(report.sent_at) == 50
+
+
+def test_an_open_loop_counts_from_when_a_delivery_was_due_and_gives_up_when_it_is_late() -> None:
+    with Receiver().running() as receiver:
+        report = deliver(receiver.port, connections=1, rate=200, seconds=2.0, give_up_s=0.5)
+    assert report.gave_up
+    assert report.answered < 100
+    assert report.p99_ms > 300
+
+
+def test_the_client_opens_a_new_connection_when_the_server_has_closed_the_last_one() -> None:
+    with Receiver("HTTP/1.0").running() as receiver:
+        report = deliver(receiver.port, connections=2, deliveries=20)
+    assert (report.answered, report.failed, report.connected) == (20, 0, 20)
+
+
+def test_what_is_refused_is_counted_as_failed() -> None:
+    with Receiver(status=503).running() as receiver:
+        report = deliver(receiver.port, deliveries=5)
+    assert (report.answered, report.failed) == (0, 5)
+    assert deliver(free_port(), deliveries=5).failed == 5
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    values = [float(i) for i in range(1, 101)]
+    assert (percentile(values, 50), percentile(values, 99), percentile([7.0], 99)) == (50, 99, 7)
+
+
+def test_a_ratio_is_the_median_of_the_rounds() -> None:
+    figures = Figures()
+    ours, theirs = (Case("drain", subject, Setting.LOCAL) for subject in ("ours", "theirs"))
+    for mine, other in ((300, 100), (50, 10), (400, 100)):
+        figures.add(ours, {"events/s": mine})
+        figures.add(theirs, {"events/s": other})
+    assert figures.ratio(ours, theirs, "events/s") == 4
+
+
+def test_the_tables_go_between_the_markers_of_a_file_and_nowhere_else(tmp_path: Path) -> None:
+    figures = Figures()
+    figures.add(Case("drain", "ours", Setting.LOCAL), {"events/s": 2400.0})
+    figures.check("ours : theirs", Setting.LOCAL, 3.1, at_least=3)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    table.write(page, {"machine": "two cores"}, figures)
+    text = page.read_text()
+    assert text.startswith(f"before\n{table.BEGIN}\n")
+    assert text.endswith(f"{table.END}\nafter\n")
+    assert "old" not in text
+    assert "| ours : theirs | local | 3.10 x | ≥ 3.00 x | yes |" in text
+    assert "| ours | local | 2,400 |" in text
+    assert json.loads(table.to_json({}, figures))["checks"][0]["reached"] is True
