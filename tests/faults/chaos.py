@@ -1,0 +1,183 @@
+"""One trial: random pasts are delivered while a plan breaks one thing after another; then all is compared.
+
+Nobody lays a hand on anything: what ends is started again, as a platform does, and that is all.
+"""
+
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+import config
+from tests import model
+from tests.faults.damage import FAULTS, TRACKS, Scene
+from tests.faults.house import House, what_is_left
+from tests.faults.past import past
+from tests.faults.plan import Step, plan
+from tests.faults.servers import Servers
+from tests.faults.svix import Svix
+from tests.model import Choices, Delivery
+from tests.stack import wait_until
+from tests.trial import DAWDLE, Trial, expected_ledger
+
+DELIVERIES_PER_S = 40
+EVENTS_PER_WORLD = 9
+TWICE = 0.15
+STORMS_EVERY_S = 8  # half of all deliveries come at these moments, so that workers have much in hand
+SETTLED_WITHIN_S = 90.0
+DEFAULT = Choices()
+PROPER_ANSWERS = {"200", "202", "503"}
+
+
+class Broken(NamedTuple):
+    """A fault, and when it was over (s since the epoch)."""
+
+    fault: str
+    ended_at: float
+
+
+class Recovery(NamedTuple):
+    """How long after the end of a fault all was applied that had been accepted until then, in s."""
+
+    fault: str
+    took_s: float
+
+
+class Report(NamedTuple):
+    """What a trial has survived; `answers` counts statuses, and by its name what was no answer."""
+
+    seed: int
+    histories: int
+    deliveries: int
+    answers: Counter[str]
+    slowest_answer_s: float
+    restarts: int
+    recoveries: list[Recovery]
+    settled_in_s: float
+
+
+def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object]) -> Report:
+    """Go through the trial of that seed. Raises AssertionError for whatever differs in the end."""
+    steps = plan(seed, seconds)
+    say(f"seed {seed}, {seconds:.0f} s\n" + "\n".join(map(str, steps)))
+    random = Random(seed)
+    choices = Choices(
+        random.choice(["delete", "anonymize"]),
+        random.choice(["metadata", "none"]),
+        random.choice(["metadata", "membership", "none"]),
+    )
+    histories = past(
+        seed,
+        round(seconds * DELIVERIES_PER_S / EVENTS_PER_WORLD),
+        with_organizations=choices.organization_source == "membership",
+    )
+    deliveries = [delivery for history in histories for delivery in history]
+    settings = servers.fresh(**choices._asdict())
+    with servers.connection() as connection:
+        connection.execute(DAWDLE)
+    with (
+        tempfile.TemporaryDirectory(prefix="clerk-sync-") as directory,
+        House(settings, Path(directory), receivers=2, workers=2, kept=True) as house,
+        Svix(house.ports, random) as svix,
+    ):
+        deliver(svix, deliveries, seconds, random)
+        broken = follow(steps, servers, house)
+        began = time.monotonic()
+        with servers.client() as client:
+            await_settled(client, house, svix)
+        settled_in_s = time.monotonic() - began
+        assert house.ends() == {}, house.logs()
+        assert {answer for answer in svix.answers if answer.isdigit()} <= PROPER_ANSWERS, svix.answers
+        restarts = sum(member.starts - 1 for member in house.members)
+    compare(settings, deliveries, choices)
+    return Report(
+        seed,
+        len(histories),
+        len(deliveries),
+        svix.answers,
+        max(svix.answered_in),
+        restarts,
+        recoveries(servers, broken, svix.accepted_at),
+        settled_in_s,
+    )
+
+
+def deliver(svix: Svix, deliveries: Sequence[Delivery], seconds: float, random: Random) -> None:
+    """Let half of the deliveries trickle in, and half come in storms."""
+    order = random.sample(deliveries, len(deliveries))
+    trickle, storms = order[::2], order[1::2]
+    svix.send(trickle, over_s=seconds, twice=TWICE)
+    number = max(1, round(seconds / STORMS_EVERY_S))
+    for i in range(number):
+        svix.send(storms[i::number], after_s=i * seconds / number, twice=TWICE)
+
+
+def follow(steps: Sequence[Step], servers: Servers, house: House) -> list[Broken]:
+    """Do what the plan says; each track in a thread of its own."""
+    began = time.monotonic()
+    broken: list[Broken] = []
+    errors: list[BaseException] = []
+
+    def follow_track(track: str) -> None:
+        try:
+            for step in (step for step in steps if FAULTS[step.fault].track == track):
+                time.sleep(max(0.0, began + step.at_s - time.monotonic()))
+                with FAULTS[step.fault].damage(Scene(servers, house, step.target)):
+                    time.sleep(step.lasts_s)
+                broken.append(Broken(step.fault, time.time()))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=follow_track, args=(track,)) for track in TRACKS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return broken
+
+
+def await_settled(redis: Redis, house: House, svix: Svix, within_s: float = SETTLED_WITHIN_S) -> None:
+    """Wait until everything is delivered, and no job is anywhere but finished."""
+
+    def what_remains() -> dict[str, int]:
+        try:
+            left = what_is_left(redis)
+        except RedisError:
+            left = {"unknown": 1}
+        return {**left, "undelivered": svix.undelivered} if svix.undelivered else left
+
+    wait_until(lambda: not what_remains(), within_s, lambda: f"{what_remains()}\n{house.logs()}")
+
+
+def compare(settings: config.Settings, deliveries: Sequence[Delivery], choices: Choices = DEFAULT) -> None:
+    """Compare the tables with the model, and the ledger with what was delivered."""
+    trial = Trial(settings)
+    try:
+        assert trial.tables() == model.tables(deliveries, choices)
+        assert trial.ledger() == expected_ledger(deliveries)
+    finally:
+        trial.close()
+
+
+def recoveries(servers: Servers, broken: Iterable[Broken], accepted_at: dict[str, float]) -> list[Recovery]:
+    """Return, for each fault, how long after its end the last was applied of all accepted until then.
+
+    Where the next fault came before that, its time is in it too.
+    """
+    with servers.connection() as connection:
+        rows = connection.execute("SELECT svix_id, extract(epoch FROM applied_at) FROM webhook_events")
+        applied_at = {svix_id: float(at) for svix_id, at in rows}
+    found = []
+    for fault, ended_at in broken:
+        waiting = [applied_at[svix_id] for svix_id, at in accepted_at.items() if at <= ended_at]
+        found.append(Recovery(fault, max(0.0, max(waiting, default=ended_at) - ended_at)))
+    return found

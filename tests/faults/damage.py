@@ -1,0 +1,278 @@
+"""The faults: each holds for the length of a block, and what is broken by it works again after the block."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import NamedTuple
+
+import psycopg
+from psycopg import sql
+from redis.exceptions import RedisError
+
+from tests.faults.house import House, Member
+from tests.faults.servers import ROLE, Servers, frozen_family
+
+CUT_EVERY_S = 0.5
+SLOW_S = 0.15
+GRACE_S = 10
+
+
+class Scene(NamedTuple):
+    """What can be damaged; `target` says which process of several."""
+
+    servers: Servers
+    house: House
+    target: int
+
+    @property
+    def worker(self) -> Member:
+        """The worker that is meant."""
+        return self.house.workers[self.target % len(self.house.workers)]
+
+    @property
+    def receiver(self) -> Member:
+        """The receiver that is meant."""
+        return self.house.receivers[self.target % len(self.house.receivers)]
+
+
+Damage = Callable[[Scene], AbstractContextManager[None]]
+
+
+class Fault(NamedTuple):
+    """What it befalls, how long it lasts (least and most, s), and what does it."""
+
+    track: str
+    lasts_s: tuple[float, float]
+    damage: Damage
+
+
+TRACKS = ("worker", "receiver", "postgres", "redis")
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(track: str, least_s: float, most_s: float) -> Callable[[Damage], Damage]:
+    """List a fault under its function's name in words."""
+
+    def list_it(damage: Damage) -> Damage:
+        name = getattr(damage, "__name__", "").replace("_", " ")
+        FAULTS[name] = Fault(track, (least_s, most_s), damage)
+        return damage
+
+    return list_it
+
+
+@fault("worker", 0, 0)
+@contextmanager
+def worker_killed(scene: Scene) -> Iterator[None]:
+    scene.worker.signal(signal.SIGKILL)
+    yield
+
+
+@fault("worker", 0, 0)
+@contextmanager
+def worker_terminated(scene: Scene) -> Iterator[None]:
+    scene.worker.signal(signal.SIGTERM)
+    yield
+
+
+@fault("worker", 18, 24)  # longer than it takes until others have what it holds
+@contextmanager
+def worker_frozen(scene: Scene) -> Iterator[None]:
+    with _frozen(scene.worker):
+        yield
+
+
+@fault("worker", 0, 0)
+@contextmanager
+def all_workers_killed(scene: Scene) -> Iterator[None]:
+    for worker in scene.house.workers:
+        worker.signal(signal.SIGKILL)
+    yield
+
+
+@fault("receiver", 0, 0)
+@contextmanager
+def receiver_killed(scene: Scene) -> Iterator[None]:
+    scene.receiver.signal(signal.SIGKILL)
+    yield
+
+
+@fault("receiver", 0, 0)
+@contextmanager
+def receivers_process_killed(scene: Scene) -> Iterator[None]:
+    scene.receiver.signal(signal.SIGKILL, child=True)
+    yield
+
+
+@fault("receiver", 0, 0)
+@contextmanager
+def receiver_terminated(scene: Scene) -> Iterator[None]:
+    scene.receiver.signal(signal.SIGTERM)
+    yield
+
+
+@fault("receiver", 2, 6)
+@contextmanager
+def receiver_frozen(scene: Scene) -> Iterator[None]:
+    with _frozen(scene.receiver):
+        yield
+
+
+@fault("postgres", 1, 5)
+@contextmanager
+def postgres_stopped(scene: Scene) -> Iterator[None]:
+    scene.servers.postgres.stop("immediate")
+    yield
+    scene.servers.postgres.start()
+
+
+@fault("postgres", 1, 3)
+@contextmanager
+def postgres_killed(scene: Scene) -> Iterator[None]:
+    scene.servers.postgres.kill()
+    yield
+    scene.servers.postgres.start()
+
+
+@fault("postgres", 2, 4)
+@contextmanager
+def postgres_frozen(scene: Scene) -> Iterator[None]:
+    assert scene.servers.postgres.pid
+    with frozen_family(scene.servers.postgres.pid):
+        yield
+
+
+@fault("postgres", 2, 4)
+@contextmanager
+def postgres_connections_cut_again_and_again(scene: Scene) -> Iterator[None]:
+    ended = threading.Event()
+
+    def cut() -> None:
+        while not ended.wait(CUT_EVERY_S):
+            scene.servers.cut_connections()
+
+    thread = threading.Thread(target=cut, daemon=True)
+    thread.start()
+    yield
+    ended.set()
+    thread.join(GRACE_S)
+
+
+@fault("postgres", 2, 4)
+@contextmanager
+def postgres_says_too_many_connections(scene: Scene) -> Iterator[None]:
+    with _altered(scene, "ROLE", ROLE, "CONNECTION LIMIT 0", "CONNECTION LIMIT -1"):
+        yield
+
+
+@fault("postgres", 2, 4)
+@contextmanager
+def postgres_accepts_no_connections(scene: Scene) -> Iterator[None]:
+    allow = "ALLOW_CONNECTIONS {}".format
+    with _altered(scene, "DATABASE", scene.servers.database, allow("false"), allow("true")):
+        yield
+
+
+@fault("postgres", 2, 4)
+@contextmanager
+def postgres_is_read_only(scene: Scene) -> Iterator[None]:
+    setting = "default_transaction_read_only"
+    with _altered(scene, "DATABASE", scene.servers.database, f"SET {setting} = on", f"RESET {setting}"):
+        yield
+    scene.servers.cut_connections()
+
+
+@fault("postgres", 2, 4)
+@contextmanager
+def postgres_says_that_it_starts_up(scene: Scene) -> Iterator[None]:
+    with scene.servers.postgres_line.starting_up():
+        scene.servers.cut_connections()
+        yield
+
+
+@fault("postgres", 2, 5)
+@contextmanager
+def postgres_far_away(scene: Scene) -> Iterator[None]:
+    with scene.servers.postgres_line.slow(SLOW_S):
+        yield
+
+
+@fault("redis", 1, 4)
+@contextmanager
+def redis_stopped(scene: Scene) -> Iterator[None]:
+    scene.servers.redis.stop()
+    yield
+    scene.servers.redis.start()
+
+
+@fault("redis", 0.5, 3)
+@contextmanager
+def redis_killed(scene: Scene) -> Iterator[None]:
+    scene.servers.redis.kill()
+    yield
+    scene.servers.redis.start()
+
+
+@fault("redis", 2, 5)
+@contextmanager
+def redis_hangs(scene: Scene) -> Iterator[None]:
+    assert scene.servers.redis.pid
+    with frozen_family(scene.servers.redis.pid):
+        yield
+
+
+@fault("redis", 3, 6)
+@contextmanager
+def redis_full(scene: Scene) -> Iterator[None]:
+    with scene.servers.client() as client:
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"] * 0.8))
+        yield
+        client.config_set("maxmemory", 0)
+
+
+@fault("redis", 0, 0)
+@contextmanager
+def redis_connections_cut(scene: Scene) -> Iterator[None]:
+    with scene.servers.client() as client, suppress(RedisError):
+        for kind in ("normal", "pubsub"):
+            client.client_kill_filter(_type=kind, skipme=True)
+    yield
+
+
+@fault("redis", 0, 0)
+@contextmanager
+def redis_forgets_the_scripts(scene: Scene) -> Iterator[None]:
+    with scene.servers.client() as client:
+        client.script_flush()
+    yield
+
+
+@fault("redis", 2, 5)
+@contextmanager
+def redis_far_away(scene: Scene) -> Iterator[None]:
+    with scene.servers.redis_line.slow(SLOW_S):
+        yield
+
+
+@contextmanager
+def _frozen(member: Member) -> Iterator[None]:
+    with ExitStack() as stack:
+        if member.pid:
+            stack.enter_context(frozen_family(member.pid))
+        yield
+
+
+@contextmanager
+def _altered(scene: Scene, kind: str, name: str, change: str, back: str) -> Iterator[None]:
+    """Alter a role or a database, so that connections that are there are cut and new ones meet the change."""
+    alter = sql.SQL("ALTER {} {} ").format(sql.SQL(kind), sql.Identifier(name))
+    with scene.servers.admin() as admin:
+        _execute(admin, alter, change)
+        scene.servers.cut_connections()
+        yield
+        _execute(admin, alter, back)
+
+
+def _execute(admin: psycopg.Connection[object], alter: sql.Composed, change: str) -> None:
+    admin.execute(alter + sql.SQL(change))

@@ -1,0 +1,108 @@
+"""The network between the service and its servers: it can be slow, and say that a server starts up."""
+
+import asyncio
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakSet
+
+from cli.servers import free_port
+from tests.bench.proxy import HOST, End, OneWay, Proxy
+
+SSL_REQUEST = struct.pack("!II", 8, 80877103)
+# What PostgreSQL answers while it recovers. Source: PostgreSQL documentation, "Message Formats"
+FIELDS = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
+STARTING_UP = b"E" + struct.pack("!I", 4 + len(FIELDS)) + FIELDS
+START_S = 10
+
+
+class Line(Proxy):
+    """A proxy in a thread of this process; every connection is as slow as the line is at that moment."""
+
+    def __init__(self, target_port: int) -> None:
+        super().__init__(target_port, 0)
+        self.port = free_port()
+        self._ways: WeakSet[OneWay] = WeakSet()
+        self._refuses = False
+        self._listens = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"line {self.port}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to pass connections on."""
+        self._thread.start()
+        assert self._listens.wait(START_S)
+
+    def stop(self) -> None:
+        """Close every connection and end."""
+        self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join(START_S)
+
+    @contextmanager
+    def slow(self, delay_s: float) -> Iterator[None]:
+        """Let every byte take that long, each way, for the length of the block."""
+        self._loop.call_soon_threadsafe(self._set_delay, delay_s)
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._set_delay, 0)
+
+    @contextmanager
+    def starting_up(self) -> Iterator[None]:
+        """Answer every new connection as a PostgreSQL does that is recovering."""
+        self._refuses = True
+        try:
+            yield
+        finally:
+            self._refuses = False
+
+    def accept(self) -> End:
+        """Return the client's end of a new connection."""
+        if self._refuses:
+            return Refusal()
+        end = super().accept()
+        self._ways.update((end._onward, end._back))
+        return end
+
+    def _set_delay(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+        for way in self._ways:
+            way._delay_s = delay_s
+
+    def _run(self) -> None:
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._closing = asyncio.Event()
+        async with await self._loop.create_server(self.accept, HOST, self.port, backlog=1024) as server:
+            self._listens.set()
+            await self._closing.wait()
+            server.close()
+            for way in self._ways:
+                if way._exit:
+                    way._exit.abort()
+            await asyncio.sleep(0)  # a transport is closed one turn after it was aborted
+
+
+class Refusal(End):
+    """The client's end of a connection to a PostgreSQL that is not ready."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        assert self._transport
+        if data == SSL_REQUEST:
+            self._transport.write(b"N")
+        else:
+            self._transport.write(STARTING_UP)
+            self._transport.close()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._transport = None

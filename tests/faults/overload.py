@@ -1,0 +1,123 @@
+"""Far more is delivered than workers can apply."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
+
+from redis import Redis
+
+from tests.bench.load import Report, Spec
+from tests.conftest import SECRET
+from tests.faults.house import ROOT, House
+from tests.faults.outage import memory_mb, redis_mb
+from tests.faults.servers import Servers
+from worker.rq_layout import FINISHED_KEY, QUEUE_KEY
+
+ROW_S = 0.1
+LOOK_EVERY_S = 0.1
+PATIENCE_S = 60
+SLOW = f"""
+    CREATE OR REPLACE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_sleep({ROW_S}); RETURN NEW; END $$;
+    CREATE TRIGGER be_slow BEFORE INSERT OR UPDATE ON webhook_events FOR EACH ROW EXECUTE FUNCTION be_slow();
+"""
+
+
+class Overload(NamedTuple):
+    """What was seen. Memory is in MB, before and at most; `deepest` is the longest that the queue was."""
+
+    offered_per_s: float
+    drained_per_s: float
+    taken: int
+    shed: int
+    p50_ms: float
+    p99_ms: float
+    kept_up: bool
+    deepest: int
+    memory_before: dict[str, float]
+    memory_at_most: dict[str, float]
+    redis_before: float
+    redis_at_most: float
+
+
+class Offer:
+    """The load client at work."""
+
+    def __init__(self, client: "subprocess.Popen[bytes]", output: IO[str], seconds: float) -> None:
+        self._client = client
+        self._output = output
+        self._deadline = time.monotonic() + seconds
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has not come to its end yet."""
+        assert time.monotonic() < self._deadline
+        return self._client.poll() is None
+
+    def report(self) -> Report:
+        """Return what came of it."""
+        self._output.seek(0)
+        return Report(**json.load(self._output))
+
+
+@contextmanager
+def offered(spec: Spec) -> Iterator[Offer]:
+    """Run the load client, in a process of its own."""
+    argv = [sys.executable, "-m", "tests.bench.load", json.dumps(spec._asdict())]
+    with TemporaryFile("w+") as output, subprocess.Popen(argv, cwd=ROOT, stdout=output) as client:
+        try:
+            yield Offer(client, output, spec.seconds + PATIENCE_S)
+        finally:
+            client.kill()
+
+
+@contextmanager
+def slow_database(servers: Servers) -> Iterator[None]:
+    """Let every delivery take ROW_S to apply, for the length of the block."""
+    with servers.connection() as connection:
+        connection.execute(SLOW)
+        try:
+            yield
+        finally:
+            connection.execute("DROP TRIGGER be_slow ON webhook_events")
+
+
+def overload(house: House, redis: Redis, rate: float, seconds: float) -> Overload:
+    """Offer `rate` deliveries a second for so long, whether or not those before have been answered."""
+    spec = Spec(house.ports[0], SECRET, seed=1, deliveries=int(rate * seconds), seconds=seconds, rate=rate)
+    memory_before = memory_at_most = memory_mb(house.members)
+    redis_before = redis_at_most = redis_mb(redis)
+    deepest, began = 0, time.monotonic()
+    with offered(spec) as offer:
+        while offer.goes_on:
+            deepest = max(deepest, redis.llen(QUEUE_KEY))
+            memory_at_most = greatest(memory_at_most, memory_mb(house.members))
+            redis_at_most = max(redis_at_most, redis_mb(redis))
+            time.sleep(LOOK_EVERY_S)
+        drained = redis.zcard(FINISHED_KEY)
+        took_s = time.monotonic() - began
+        report = offer.report()
+    return Overload(
+        report.rate,
+        drained / took_s,
+        report.answered,
+        report.failed,
+        report.p50_ms,
+        report.p99_ms,
+        not report.gave_up,
+        deepest,
+        memory_before,
+        memory_at_most,
+        redis_before,
+        redis_at_most,
+    )
+
+
+def greatest(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    """Return the greater number under each name."""
+    return {name: max(number, other[name]) for name, number in one.items()}

@@ -1,0 +1,153 @@
+"""PostgreSQL and Redis that may be stopped, killed, frozen, filled, and reached over lines that may be slow.
+
+They leave writing to the operating system (no fsync; Redis writes its append-only file before it answers), so
+what they have confirmed survives their own death by SIGKILL, though not that of the machine.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+from psycopg import sql
+from pydantic import SecretStr
+from redis import Redis
+
+import config
+from cli.servers import HOST, PostgresServer, RedisServer, free_port
+from db import schema
+from db.engine import Database
+from tests.bench.harness import family
+from tests.conftest import SECRET
+from tests.faults.line import Line
+
+ROLE = "clerk_sync"
+
+
+class Servers:
+    """One PostgreSQL, one Redis, a line to each. `fresh` makes a database of its own for each trial."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
+        self.postgres = PostgresServer(self.directory / "postgres", free_port(), durable=False)
+        self.redis = RedisServer(self.directory / "redis", free_port(), durable=False)
+        self.postgres_line = Line(self.postgres.port)
+        self.redis_line = Line(self.redis.port)
+        self.database = ""
+        self._numbers = count(1)
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            opening.callback(shutil.rmtree, self.directory)
+            opening.callback(self.postgres.stop, "immediate")
+            opening.callback(self.redis.kill)
+            self.postgres.start()
+            self.redis.start()
+            for line in (self.postgres_line, self.redis_line):
+                line.start()
+                opening.callback(line.stop)
+            with self.admin() as connection:
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(ROLE)))
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def fresh(self, *, migrated: bool = True, redis_number: int = 0, **overrides: Any) -> config.Settings:
+        """Return settings for an empty Redis and a new database, both reached over the lines.
+
+        With a `redis_number` of its own a trial can go on beside others, as long as nothing is broken.
+        """
+        self.ensure_running()
+        self.database = f"trial_{next(self._numbers)}"
+        with self.admin() as connection:
+            names = {"database": sql.Identifier(self.database), "role": sql.Identifier(ROLE)}
+            connection.execute(sql.SQL("CREATE DATABASE {database} OWNER {role}").format(**names))
+        with self.client(redis_number) as client:
+            client.flushdb()
+        settings = config.load(
+            _env_file=None,
+            **{
+                "clerk_webhook_signing_secret": SECRET,
+                "database_url": SecretStr(self.url(self.postgres_line.port)),
+                "redis_url": SecretStr(f"redis://{HOST}:{self.redis_line.port}/{redis_number}"),
+                "log_format": "json",
+                **overrides,
+            },
+        )
+        if migrated:
+            migrate(settings)
+        return settings
+
+    def ensure_running(self) -> None:
+        """Start what a trial has left stopped."""
+        for server in (self.postgres, self.redis):
+            if not server.running:
+                server.start()
+
+    def url(self, port: int | None = None) -> str:
+        """Return the URL of the trial's database; without a port the direct one."""
+        return f"postgresql://{ROLE}@{HOST}:{port or self.postgres.port}/{self.database}"
+
+    @contextmanager
+    def admin(self) -> Iterator[psycopg.Connection[Any]]:
+        """A connection of the superuser, past the line, to no trial's database."""
+        with psycopg.connect(self.postgres.url, autocommit=True) as connection:
+            yield connection
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """A connection to the trial's database, past the line."""
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            yield connection
+
+    @contextmanager
+    def client(self, number: int = 0) -> Iterator[Redis]:
+        """A client of Redis, past the line."""
+        with closing(Redis(host=HOST, port=self.redis.port, db=number)) as client:
+            yield client
+
+    def cut_connections(self) -> int:
+        """End every connection to the trial's database and return how many there were."""
+        with self.admin() as connection:
+            found = connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [self.database]
+            )
+            return len(found.fetchall())
+
+
+@contextmanager
+def frozen_family(pid: int) -> Iterator[None]:
+    """Let a process and all its descendants hang for the length of the block."""
+    members = family(pid)
+    send(members, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        send(members, signal.SIGCONT)
+
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    """Send a signal to each process that is still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def migrate(settings: config.Settings, revision: str = "head") -> None:
+    """Bring the database to a revision."""
+    database = Database(settings)
+    try:
+        schema.upgrade(database, revision)
+    finally:
+        database.dispose()

@@ -1,0 +1,140 @@
+"""Svix, only faster: delivers at least once, again on anything but 2xx, several at a time, in no order.
+
+Svix waits 5 s, 5 min, 30 min and longer between its attempts, and gives up on an answer after 15 s. Here it
+is tenths of a second, and ANSWER_S; and nothing is ever given up.
+"""
+
+import heapq
+import http.client
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from random import Random
+from typing import NamedTuple, Self
+
+from cli.samples import signed_headers
+from cli.servers import HOST
+from config import decode_signing_secret
+from tests.clerk import body
+from tests.conftest import SECRET
+from tests.model import Delivery
+
+PATH = "/webhooks/clerk"
+ANSWER_S = 8.0
+PAUSES_S = (0.2, 0.5, 1.0, 2.0)
+SPREAD = 0.2
+KEY = decode_signing_secret(SECRET)
+
+
+class Attempt(NamedTuple):
+    """When a delivery is to be tried, how often it was already; `number` orders what is due at once."""
+
+    due: float
+    number: int
+    tried: int
+    delivery: Delivery
+
+
+class Svix:
+    """Delivers in threads for the length of the block.
+
+    `accepted_at` has, for each svix-id, the time (s since the epoch) of its first 2xx; `answers` counts the
+    statuses, and by the error's name what was no answer; `answered_in` has how long each answer took, in s.
+    Each attempt goes to one of `ports`, which may change.
+    """
+
+    def __init__(self, ports: Sequence[int], random: Random, *, threads: int = 12) -> None:
+        self.accepted_at: dict[str, float] = {}
+        self.answers: Counter[str] = Counter()
+        self.answered_in: list[float] = []
+        self.ports = ports
+        self._random = random
+        self._heap: list[Attempt] = []
+        self._open = 0
+        self._count = 0
+        self._changed = threading.Condition()
+        self._closing = False
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(2 * ANSWER_S)
+
+    def send(
+        self, deliveries: Iterable[Delivery], *, after_s: float = 0, over_s: float = 0, twice: float = 0
+    ) -> None:
+        """Deliver each at a random moment of `over_s` seconds, and that share of them twice."""
+        begins = time.monotonic() + after_s
+        with self._changed:
+            for delivery in deliveries:
+                times = 2 if self._random.random() < twice else 1
+                for _ in range(times):
+                    self._push(begins + self._random.uniform(0, over_s), 0, delivery)
+            self._changed.notify_all()
+
+    @property
+    def undelivered(self) -> int:
+        """How many deliveries have not been accepted yet."""
+        with self._changed:
+            return self._open
+
+    def _push(self, due: float, tried: int, delivery: Delivery) -> None:
+        self._count += 1
+        self._open += tried == 0
+        heapq.heappush(self._heap, Attempt(due, self._count, tried, delivery))
+
+    def _work(self) -> None:
+        connections: dict[int, http.client.HTTPConnection] = {}
+        while (attempt := self._next()) is not None:
+            began = time.monotonic()
+            answer = self._deliver(attempt, connections)
+            self._note(attempt, answer, time.monotonic() - began)
+        for connection in connections.values():
+            connection.close()
+
+    def _next(self) -> Attempt | None:
+        with self._changed:
+            while not self._closing:
+                wait_s = self._heap[0].due - time.monotonic() if self._heap else 1.0
+                if wait_s <= 0:
+                    return heapq.heappop(self._heap)
+                self._changed.wait(wait_s)
+        return None
+
+    def _deliver(self, attempt: Attempt, connections: dict[int, http.client.HTTPConnection]) -> str:
+        port = self._random.choice(self.ports)
+        content = body(attempt.delivery.event)
+        headers = signed_headers(KEY, attempt.delivery.svix_id, int(time.time()), content)
+        connection = connections.setdefault(port, http.client.HTTPConnection(HOST, port, timeout=ANSWER_S))
+        try:
+            connection.request("POST", PATH, content, headers)
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            return type(error).__name__
+        return str(response.status)
+
+    def _note(self, attempt: Attempt, answer: str, took_s: float) -> None:
+        with self._changed:
+            self.answers[answer] += 1
+            if answer.isdigit():
+                self.answered_in.append(took_s)
+            if answer.startswith("2"):
+                self.accepted_at.setdefault(attempt.delivery.svix_id, time.time())
+                self._open -= 1
+                return
+            pause_s = PAUSES_S[min(attempt.tried, len(PAUSES_S) - 1)] * self._random.uniform(
+                1 - SPREAD, 1 + SPREAD
+            )
+            self._push(time.monotonic() + pause_s, attempt.tried + 1, attempt.delivery)
+            self._changed.notify()

@@ -1,0 +1,134 @@
+"""Stopping and replacing while deliveries come."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from random import Random
+
+from redis import Redis
+
+from db import schema
+from tests.faults.chaos import await_settled, compare
+from tests.faults.house import ROOT, House, Member, has_begun, running
+from tests.faults.overload import slow_database
+from tests.faults.past import some_deliveries
+from tests.faults.servers import Servers
+from tests.faults.svix import Svix
+from tests.jobs import RqView, clerk_sync
+from tests.stack import environment, wait_until
+from worker.queue import HELD_PREFIX
+
+PARTS = ("config.py", "cli", "db", "migrations", "web", "worker")
+MIGRATION = '''"""What the next version needs."""
+
+from alembic import op
+from sqlalchemy import Column, String
+
+revision = "next"
+down_revision = "{head}"
+
+
+def upgrade() -> None:
+    op.add_column("users", Column("nickname", String(255), nullable=True))
+    op.create_index("idx_users_nickname", "users", ["nickname"])
+
+
+def downgrade() -> None:
+    op.drop_column("users", "nickname")
+'''
+LOAD_S = 12
+STEP_S = 1.5
+SOON_S = 30
+
+
+def next_version(directory: Path) -> dict[str, str]:
+    """Make the next version, which has one migration more, and return the environment that runs it."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, directory)
+    migration = directory / "migrations" / "versions" / "next.py"
+    migration.write_text(MIGRATION.format(head=schema.head()))
+    return {"PYTHONPATH": str(directory)}
+
+
+def test_a_new_version_with_a_migration_replaces_the_old_one_under_load_and_nothing_is_lost(
+    servers: Servers, redis: Redis, directory: Path
+) -> None:
+    deliveries = some_deliveries(401, 600)
+    settings = servers.fresh()
+    old_directory, new_directory = directory / "old", directory / "new"
+    for path in (old_directory, new_directory):
+        path.mkdir()
+    env = next_version(new_directory)
+    new = House(settings, new_directory, env=env)
+    with House(settings, old_directory) as old, Svix(old.ports, Random(0)) as svix:
+        svix.send(deliveries, over_s=LOAD_S, twice=0.1)
+        time.sleep(STEP_S)
+        subprocess.run(
+            clerk_sync("db", "upgrade"),
+            env={**environment(settings), **env},
+            cwd=new_directory,
+            check=True,
+            timeout=60,
+        )
+        with new:
+            svix.ports = [*old.ports, *new.ports]
+            time.sleep(STEP_S)
+            for member in old.members:
+                member.signal(signal.SIGTERM)
+            svix.ports = new.ports
+            for member in old.members:
+                wait_until(lambda member=member: not member.process.running, SOON_S, old.logs)
+                assert member.process.exit_status == 0
+            await_settled(redis, new, svix)
+            workers = {RqView(redis).job(delivery.svix_id).worker_name for delivery in deliveries}
+    assert set(svix.answers) <= {"200", "202", "ConnectionRefusedError", "BrokenPipeError"}, svix.answers
+    assert len(workers) == 2, "both versions had their share"
+    compare(settings, deliveries)
+
+
+def test_a_receiver_that_is_stopped_under_load_answers_what_it_has_and_queues_what_it_answered(
+    servers: Servers, redis: Redis, directory: Path
+) -> None:
+    deliveries = some_deliveries(402, 2000)
+    settings = servers.fresh(web_workers=2)
+    with House(settings, directory, workers=0) as house, Svix(house.ports, Random(0)) as svix:
+        (receiver,) = house.receivers
+        svix.send(deliveries)
+        wait_until(lambda: len(svix.accepted_at) > 200, SOON_S, house.logs)
+        receiver.signal(signal.SIGTERM)
+        wait_until(lambda: not receiver.process.running, SOON_S, house.logs)
+        assert receiver.process.exit_status == 0
+    assert set(svix.answers) <= {"202", "ConnectionRefusedError", "BrokenPipeError"}, svix.answers
+    assert sorted(RqView(redis).queue.get_job_ids()) == sorted(svix.accepted_at)
+
+
+def test_a_worker_that_is_stopped_in_the_middle_of_a_batch_finishes_it_in_time(
+    servers: Servers, house: House, redis: Redis, directory: Path
+) -> None:
+    deliveries = some_deliveries(403, 100)
+    stopped = Member("stopped", clerk_sync("worker"), environment(house.settings), directory)
+    with Svix(house.ports, Random(0)) as svix, running(stopped):
+        wait_until(lambda: has_begun(stopped), SOON_S, stopped.read_log)
+        with slow_database(servers):
+            svix.send(deliveries)
+            wait_until(lambda: holds_jobs(redis, stopped), SOON_S, stopped.read_log)
+            began = time.monotonic()
+            stopped.signal(signal.SIGTERM)
+            wait_until(lambda: not stopped.process.running, SOON_S, stopped.read_log)
+        assert stopped.process.exit_status == 0
+        assert time.monotonic() - began < house.settings.shutdown_seconds
+        assert '"batch"' in stopped.read_log()
+        await_settled(redis, house, svix)
+    compare(house.settings, deliveries)
+
+
+def holds_jobs(redis: Redis, worker: Member) -> bool:
+    """Say whether a worker has a batch in hand."""
+    known = {rq.pid: rq.name for rq in RqView(redis).workers()}
+    return worker.pid in known and redis.llen(HELD_PREFIX + known[worker.pid]) > 1

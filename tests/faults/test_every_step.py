@@ -1,0 +1,111 @@
+"""A worker dies, or freezes, at each step of a batch, and another is there."""
+
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+import config
+from tests.clerk import body
+from tests.faults.chaos import compare
+from tests.faults.doomed import STEPS
+from tests.faults.house import ROOT, Member, running, what_is_left
+from tests.faults.past import past
+from tests.faults.servers import Servers
+from tests.jobs import RqView, clerk_sync
+from tests.model import Delivery
+from tests.stack import environment, wait_until
+from worker import queue
+
+WORLDS = 4
+RIGHT_WITHIN_S = 30
+PATIENCE_S = 60
+KILLED = [(step, "KILL") for step in STEPS]
+FROZEN = [(step, "STOP") for step in ("taken", "in transaction", "committed")]
+
+Fate = tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def recoveries(servers: Servers) -> Iterator[dict[Fate, "Future[float]"]]:
+    """Let every fate befall a worker of its own, all at the same time, each with its own database."""
+    fates = [*KILLED, *FROZEN]
+    grounds = [servers.fresh(redis_number=number) for number in range(len(fates))]
+    with ThreadPoolExecutor(len(fates)) as threads:
+        yield {
+            fate: threads.submit(recover, settings, number, *fate)
+            for number, (fate, settings) in enumerate(zip(fates, grounds, strict=True))
+        }
+
+
+@pytest.mark.parametrize(("step", "signal_name"), KILLED)
+def test_a_worker_killed_at_any_step_leaves_all_right_within_thirty_seconds(
+    recoveries: "dict[Fate, Future[float]]", step: str, signal_name: str
+) -> None:
+    assert recoveries[step, signal_name].result(PATIENCE_S * 2) < RIGHT_WITHIN_S
+
+
+@pytest.mark.parametrize(("step", "signal_name"), FROZEN)
+def test_a_worker_frozen_at_any_step_holds_up_nobody_and_wakes_to_do_no_harm(
+    recoveries: "dict[Fate, Future[float]]", step: str, signal_name: str
+) -> None:
+    assert recoveries[step, signal_name].result(PATIENCE_S * 2) < RIGHT_WITHIN_S
+
+
+def recover(settings: config.Settings, seed: int, step: str, signal_name: str) -> float:
+    """Strike a worker and return after how many seconds another had put all right; then wake the first."""
+    deliveries = list(chain.from_iterable(past(seed, WORLDS)))
+    first, rest = deliveries[::2], deliveries[1::2]
+    with (
+        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
+        closing(queue.worker_redis(settings)) as redis,
+    ):
+        fill(settings, first)
+        with running(doomed(settings, Path(path), step, signal_name)) as struck:
+            wait_until(lambda: is_struck(struck), PATIENCE_S, struck.log.read_text)
+            at = time.monotonic()
+            assert struck.process.exit_status in (None, -signal.SIGKILL), struck.log.read_text()
+            with running(Member("other", clerk_sync("worker"), environment(settings), Path(path))) as other:
+                wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.log.read_text)
+                took_s = time.monotonic() - at
+                compare(settings, first)
+                struck.signal(signal.SIGCONT)
+                fill(settings, rest)
+                wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.log.read_text)
+        compare(settings, deliveries)
+        assert_each_was_finished_once(RqView(redis), deliveries)
+    return took_s
+
+
+def assert_each_was_finished_once(rq: RqView, deliveries: Sequence[Delivery]) -> None:
+    ids = [delivery.svix_id for delivery in deliveries]
+    assert [rq.places(id_) for id_ in ids] == [["finished"]] * len(ids)
+    assert [len(rq.job(id_).results()) for id_ in ids] == [1] * len(ids)
+
+
+def doomed(settings: config.Settings, directory: Path, step: str, signal_name: str) -> Member:
+    """Return a worker that is struck at that step."""
+    argv = [sys.executable, "-m", "tests.faults.doomed", step, signal_name]
+    return Member("doomed", argv, {**environment(settings), "PYTHONPATH": str(ROOT)}, directory)
+
+
+def fill(settings: config.Settings, deliveries: Sequence[Delivery]) -> None:
+    """Put deliveries on the queue."""
+    receiver = queue.intake(settings)
+    for svix_id, event, received_at in deliveries:
+        receiver.enqueue(queue.Delivery(svix_id, body(event).decode(), "a delivery", received_at))
+    receiver.redis.close()
+
+
+def is_struck(member: Member) -> bool:
+    """Say whether a process is dead or frozen. Source of the state's letter: proc(5)."""
+    if member.pid is None:
+        return True
+    return Path(f"/proc/{member.pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ"

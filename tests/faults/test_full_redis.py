@@ -1,0 +1,155 @@
+"""A Redis that is full: nothing more comes in, what is there goes out, and then there is room again."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tests.faults.chaos import await_settled, compare
+from tests.faults.conftest import are_known
+from tests.faults.house import House, Member, has_begun, running
+from tests.faults.past import some_deliveries
+from tests.faults.servers import Servers
+from tests.faults.svix import Svix
+from tests.jobs import RqView, clerk_sync, delivery
+from tests.stack import environment, wait_until
+from worker.process import BEAT_EVERY_S
+from worker.queue import (
+    HOLDERS_KEY,
+    DeliveryQueue,
+    Failed,
+    Finished,
+    HeldJobs,
+    QueueUnavailable,
+    TakenJob,
+)
+from worker.rq_layout import FINISHED_KEY, JOB_PREFIX, RESULT_PREFIX, SUSPENDED_KEY
+
+ROOM_BYTES = 700_000  # for some two hundred deliveries
+SOON_S = 20
+SETTLED_WITHIN_S = 60
+
+
+@pytest.fixture
+def apart(servers: Servers) -> Iterator[Redis]:
+    """A logical database that no worker listens to, for a worker's steps one by one."""
+    with servers.client(15) as client:
+        client.flushdb()
+        yield client
+
+
+@contextmanager
+def full(client: Redis, room: int = 0) -> Iterator[None]:
+    """Let Redis have no more room than that many bytes, for the length of the block."""
+    used: Any = client.info("memory")["used_memory"]
+    client.config_set("maxmemory", used + room if room else 1)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", 0)
+
+
+@pytest.mark.timeout(180)
+def test_more_goes_through_a_full_redis_than_it_can_hold_also_by_a_worker_that_starts_then(
+    house: House, redis: Redis, directory: Path
+) -> None:
+    deliveries = some_deliveries(101, 800)
+    late = Member("late", clerk_sync("worker"), environment(house.settings), directory)
+    with Svix(house.ports, Random(1)) as svix, full(redis, ROOM_BYTES):
+        redis.set(SUSPENDED_KEY, 1)
+        svix.send(deliveries)
+        wait_until(lambda: svix.answers["503"] > 20, SOON_S)
+        with running(late):
+            wait_until(lambda: has_begun(late), SOON_S, late.read_log)
+            redis.delete(SUSPENDED_KEY)
+            await_settled(redis, house, svix, SETTLED_WITHIN_S)
+            wait_until(lambda: late.pid in {known.pid for known in RqView(redis).workers()}, SOON_S)
+    assert set(svix.answers) == {"202", "503"}
+    compare(house.settings, deliveries)
+
+
+def test_workers_stay_known_in_a_full_redis(house: House, redis: Redis) -> None:
+    with full(redis):
+        time.sleep(2 * BEAT_EVERY_S)
+        latest: Any = redis.zrange(HOLDERS_KEY, 0, -1, withscores=True)
+        now: Any = redis.time()
+        assert [score > now[0] - 2 * BEAT_EVERY_S for _, score in latest] == [True, True]
+        assert are_known(redis, house)
+
+
+@pytest.fixture
+def queue(apart: Redis) -> DeliveryQueue:
+    return DeliveryQueue(apart)
+
+
+@pytest.fixture
+def held(apart: Redis) -> HeldJobs:
+    return HeldJobs(apart, "somebody")
+
+
+def fill(queue: DeliveryQueue, number: int) -> list[str]:
+    given = [delivery() for _ in range(number)]
+    for one in given:
+        queue.enqueue(one)
+    return [one.svix_id for one in given]
+
+
+def take(held: HeldJobs, limit: int) -> list[TakenJob]:
+    jobs = held.finish_and_take([], limit)
+    assert jobs is not None
+    return jobs
+
+
+def test_every_step_of_a_worker_works_in_a_full_redis(
+    apart: Redis, queue: DeliveryQueue, held: HeldJobs
+) -> None:
+    ids, rq = fill(queue, 6), RqView(apart)
+    with full(apart):
+        with pytest.raises(QueueUnavailable):
+            queue.enqueue(delivery())
+        jobs = take(held, 4)
+        assert [job.id for job in jobs] == ids[:4]
+        failed = [Failed(jobs[i], "reason", "trace", retryable=i == 2) for i in (1, 2)]
+        held.finish_and_take([Finished(jobs[0], "applied"), *failed], 0)
+        held.beat()
+        assert held.wait(1) is False
+        assert held.give_back() == 1
+        assert len(take(held, 2)) == 2
+        held.leave()
+    assert [rq.places(id_) for id_ in ids] == [[], ["failed"], ["scheduled"], *[["queue"]] * 3]
+
+
+def test_what_was_finished_longest_ago_is_forgotten_first_and_nothing_else(
+    apart: Redis, queue: DeliveryQueue, held: HeldJobs
+) -> None:
+    ids, rq = fill(queue, 30), RqView(apart)
+    held.finish_and_take([Finished(job, "applied") for job in take(held, 20)], 0)
+    for number, id_ in enumerate(ids[:20]):
+        apart.zadd(FINISHED_KEY, {id_: 2_000_000_000 + number})
+    # Its hash had expired, and it came again: RQ clears its registry later.
+    apart.delete(JOB_PREFIX + ids[0])
+    apart.hset(JOB_PREFIX + ids[0], mapping={"data": "a body", "status": "queued"})
+    with full(apart):
+        assert [job.id for job in take(held, 5)] == ids[20:25]
+    assert rq.ids("finished") == ids[11:20]
+    assert rq.fields(ids[0]) == {b"data": b"a body", b"status": b"queued"}
+    assert [apart.exists(JOB_PREFIX + id_, RESULT_PREFIX + id_) for id_ in ids[1:20]] == [0] * 10 + [2] * 9
+    assert take(held, 5)
+    assert rq.ids("finished") == ids[11:20], "there is room again"
+
+
+def test_what_a_worker_held_before_redis_set_its_clock_back_is_taken_back(
+    apart: Redis, queue: DeliveryQueue, held: HeldJobs
+) -> None:
+    fill(queue, 3)
+    take(held, 3)
+    apart.zadd(HOLDERS_KEY, {"somebody": time.time() + 3600})
+    other = HeldJobs(apart, "other")
+    other.beat()
+    assert other.reap() == 3
+    assert len(take(other, 5)) == 3

@@ -1,0 +1,76 @@
+"""Whatever is genuinely signed: no process dies of it, nothing is lost, and what is wrong is said."""
+
+import http.client
+import time
+from collections.abc import Mapping
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from cli.samples import signed_headers
+from cli.servers import HOST
+from tests.clerk import body, svix_id
+from tests.faults.corpus import bodies, corpus
+from tests.faults.house import House
+from tests.faults.svix import KEY, PATH
+from tests.jobs import RqView
+from tests.patient import patient
+from tests.stack import wait_until
+
+EXAMPLES = 60
+MOST_AT_ONCE = 25
+SETTLED_WITHIN_S = 20
+ANSWER_S = 5.0
+IGNORED, QUEUED, REFUSED = 200, 202, 400
+
+
+def test_every_known_shape_is_taken_and_applied_and_only_one_without_an_id_fails(
+    house: House, redis: Redis
+) -> None:
+    statuses = deliver(house, {svix_id(): body(event) for event in corpus()})
+    assert set(statuses.values()) == {IGNORED, QUEUED}
+    assert list(settle(redis, house, statuses)) == ["Unreadable: the event's data.id is no Clerk id"]
+
+
+def test_nothing_that_is_signed_ends_a_process_or_is_lost_or_answered_late(
+    house: House, redis: Redis
+) -> None:
+    @settings(patient, max_examples=EXAMPLES)
+    @given(st.lists(bodies(), min_size=1, max_size=MOST_AT_ONCE))
+    def look(contents: list[bytes]) -> None:
+        statuses = deliver(house, {svix_id(): content for content in contents})
+        assert set(statuses.values()) <= {IGNORED, QUEUED, REFUSED}
+        reasons = settle(redis, house, statuses)
+        assert [reason for reason in reasons if not reason.startswith("Unreadable: ")] == []
+        assert all(member.process.running for member in house.members)
+
+    look()
+
+
+def deliver(house: House, contents: Mapping[str, bytes]) -> dict[str, int]:
+    """Deliver each body under its svix-id and return the statuses."""
+    connection = http.client.HTTPConnection(HOST, house.ports[0], timeout=ANSWER_S)
+    statuses = {}
+    for id_, content in contents.items():
+        connection.request("POST", PATH, content, signed_headers(KEY, id_, int(time.time()), content))
+        response = connection.getresponse()
+        response.read()
+        statuses[id_] = response.status
+    connection.close()
+    return statuses
+
+
+def settle(redis: Redis, house: House, statuses: Mapping[str, int]) -> list[str]:
+    """Wait until every delivery that was queued is finished or failed, and return why those failed."""
+    rq = RqView(redis)
+    ids = [id_ for id_, status in statuses.items() if status == QUEUED]
+
+    def where() -> dict[str, str]:
+        return {id_: rq.status(id_) for id_ in ids}
+
+    def is_settled() -> bool:
+        return set(where().values()) <= {"finished", "failed"}
+
+    wait_until(is_settled, SETTLED_WITHIN_S, lambda: f"{where()}\n{house.logs()}")
+    return [rq.job(id_).meta["reason"] for id_, status in where().items() if status == "failed"]

@@ -1,0 +1,193 @@
+"""Whatever comes over the wire: an answer below 500 or none, soon, and genuine deliveries go through."""
+
+import select
+import socket
+import time
+from contextlib import ExitStack, suppress
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cli.samples import signed_headers
+from cli.servers import HOST
+from tests.bench.load import Spec, percentile
+from tests.clerk import body, svix_id, user_event
+from tests.faults.house import House
+from tests.faults.overload import offered
+from tests.faults.svix import KEY, PATH
+from tests.patient import patient
+
+EXAMPLES = 300
+ANSWER_S = 5.0
+HALF_CLOSED_AFTER_S = 0.5
+DRIPPING = 200
+FLOODING_S = 4
+MOST_FORGED = 10_000
+WRONG_SECRET = "whsec_bm90IHRoZSBzZWNyZXQgb2YgdGhpcyBlbmRwb2ludA=="
+
+names = st.sampled_from(
+    [
+        "svix-id",
+        "svix-timestamp",
+        "svix-signature",
+        "Svix-Id",
+        "webhook-id",
+        "content-length",
+        "transfer-encoding",
+        "content-type",
+        "content-encoding",
+        "expect",
+        "connection",
+        "host",
+        "x-forwarded-for",
+        "authorization",
+        "cookie",
+    ]
+) | st.text("!#$%&'*+-.^_`|~azAZ09", min_size=1, max_size=12)
+texts = st.sampled_from(
+    [
+        b"msg_1",
+        b"msg_" + b"a" * 300,
+        b"../../etc",
+        b"{{7*7}}",
+        b"%00",
+        b"0",
+        b"-1",
+        b"99999999999999999999",
+        b"1e9",
+        b"v1,",
+        b"v1,,",
+        b"v1 v1,=",
+        b"v1a,AAAA v1,\xff",
+        b"v1," + b"A" * 6_000,
+        b"chunked",
+        b"gzip, chunked",
+        b"100-continue",
+        b"close",
+        b"upgrade",
+        b"multipart/form-data; boundary=x",
+        b"application/json; charset=utf-16",
+        b"\xff\xfe",
+        b"",
+    ]
+) | st.binary(max_size=40).map(lambda raw: raw.replace(b"\r", b"").replace(b"\n", b""))
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """Draw a request: mostly with a genuine one's headers, some of them replaced and others beside them."""
+    content = draw(st.binary(max_size=60) | st.just(body(user_event())))
+    fields: list[tuple[str, bytes]] = []
+    if draw(st.booleans()):
+        genuine = signed_headers(KEY, svix_id(), int(time.time()), content)
+        kept = draw(st.just(sorted(genuine)) | st.lists(st.sampled_from(sorted(genuine)), unique=True))
+        fields += [(name, genuine[name].encode()) for name in kept]
+    if draw(st.booleans()):
+        fields.append(("content-length", str(len(content)).encode()))
+    fields += draw(st.lists(st.tuples(names, texts), max_size=6))
+    method = draw(st.sampled_from(["POST", "POST", "POST", "GET", "PUT", "HEAD", "TRACE", "post"]))
+    path = draw(
+        st.sampled_from([PATH, PATH, PATH + "?a=%00", PATH + "/", "/health", "/metrics", "/%2e%2e/", "*"])
+    )
+    version = draw(st.sampled_from(["HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/3.0", ""]))
+    head = b"".join(b"%b: %b\r\n" % (name.encode(), value) for name, value in fields)
+    return f"{method} {path} {version}\r\nHost: x\r\n".encode() + head + b"\r\n" + content
+
+
+def test_no_request_is_answered_5xx_late_or_ends_a_process(house: House) -> None:
+    (receiver,) = house.receivers
+    processes = receiver.family()
+
+    @settings(patient, max_examples=EXAMPLES)
+    @given(requests())
+    def look(raw: bytes) -> None:
+        began = time.monotonic()
+        status = answer_to(house, raw)
+        assert status < 500, raw
+        assert time.monotonic() - began < ANSWER_S, raw
+
+    look()
+    assert receiver.family() == processes
+    assert answer_to(house, genuine_request()) == 202
+
+
+def test_headers_of_any_size_are_refused_without_being_kept(house: House) -> None:
+    (receiver,) = house.receivers
+    before = receiver.memory_mb()
+    for size in (10_000, 100_000, 10_000_000):
+        line = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nsvix-id: {'a' * size}\r\n"
+        assert answer_to(house, f"{line}content-length: 0\r\n\r\n".encode()) in {0, 400, 431}
+    assert receiver.memory_mb() - before < 20
+    assert answer_to(house, genuine_request()) == 202
+
+
+def test_two_hundred_connections_that_drip_keep_nobody_waiting(house: House) -> None:
+    whole = genuine_request()
+    cuts = (1, whole.index(b"\r\n\r\n") + 40)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connect(house)) for _ in range(DRIPPING)]
+        for i, connection in enumerate(connections):
+            connection.sendall(whole[: cuts[i % 2]])
+        for step in range(5):
+            for i, connection in enumerate(connections):
+                connection.sendall(whole[cuts[i % 2] + step :][:1])
+            assert slowest_of(house, 10) < ANSWER_S / 2
+            time.sleep(0.2)
+
+
+def test_as_many_forged_requests_as_it_can_answer_do_not_stop_genuine_ones(house: House) -> None:
+    spec = Spec(
+        house.ports[0], WRONG_SECRET, seed=1, deliveries=MOST_FORGED, seconds=FLOODING_S, connections=64
+    )
+    with offered(spec) as flood:
+        times = []
+        while flood.goes_on:
+            times.append(slowest_of(house, 1))
+        report = flood.report()
+    assert report.answered == 0
+    assert report.failed > 100 * FLOODING_S
+    assert len(times) > 10
+    assert percentile(sorted(times), 99) < ANSWER_S / 2
+
+
+def genuine_request() -> bytes:
+    """Return a delivery as it goes over the wire."""
+    content = body(user_event())
+    fields = {
+        **signed_headers(KEY, svix_id(), int(time.time()), content),
+        "host": "localhost",
+        "content-length": str(len(content)),
+        "connection": "close",
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {PATH} HTTP/1.1\r\n{head}\r\n".encode() + content
+
+
+def connect(house: House) -> socket.socket:
+    """Open a connection."""
+    return socket.create_connection((HOST, house.ports[0]), ANSWER_S)
+
+
+def answer_to(house: House, raw: bytes) -> int:
+    """Send a request; return the status, 0 when the connection is closed without an answer.
+
+    When none comes for some time, which is right as long as more may follow, say that nothing follows.
+    """
+    with connect(house) as connection, suppress(ConnectionError):
+        connection.sendall(raw)
+        ready, _, _ = select.select([connection], [], [], HALF_CLOSED_AFTER_S)
+        if not ready:
+            connection.shutdown(socket.SHUT_WR)
+        line = connection.recv(65536).split(b"\r\n")[0]
+        return int(line.split()[1]) if line else 0
+    return 0
+
+
+def slowest_of(house: House, number: int) -> float:
+    """Send genuine deliveries, which must be taken, and return how long the slowest took."""
+    slowest = 0.0
+    for _ in range(number):
+        began = time.monotonic()
+        assert answer_to(house, genuine_request()) == 202
+        slowest = max(slowest, time.monotonic() - began)
+    return slowest

@@ -1,0 +1,81 @@
+"""The service is started before anything that it needs is there, or is as it should be."""
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+from redis import Redis
+
+from cli.servers import HOST
+from tests.faults.chaos import await_settled, compare
+from tests.faults.house import House, takes_deliveries
+from tests.faults.past import some_deliveries
+from tests.faults.servers import Servers, migrate
+from tests.faults.svix import Svix
+from tests.stack import wait_until
+
+SOON_S = 30
+OLDEST = "0001"
+
+
+def test_started_before_everything_it_waits_says_what_for_and_then_works(
+    servers: Servers, redis: Redis, directory: Path
+) -> None:
+    deliveries = some_deliveries(301, 60)
+    settings = servers.fresh(migrated=False)
+    servers.postgres.stop()
+    servers.redis.stop()
+    with House(settings, directory, is_awaited=False) as house, Svix(house.ports, Random(0)) as svix:
+        svix.send(deliveries)
+        await_words(house, "Redis does not answer (ConnectionError)")
+        wait_until(lambda: svix.answers["503"] > 0, SOON_S, house.logs)
+        servers.redis.start()
+        wait_until(lambda: takes_deliveries(house.ports[0]), SOON_S, house.logs)
+        await_words(house, "no connection to the database (DATABASE_URL)")
+        assert errors_of_health(house)["database"] == "no connection to the database (DATABASE_URL)"
+        servers.postgres.start()
+        await_words(house, missing := "the schema is missing: run clerk-sync db upgrade")
+        assert errors_of_health(house) == {"schema": missing}
+        migrate(settings, OLDEST)
+        await_words(house, old := "the schema is old: run clerk-sync db upgrade")
+        assert errors_of_health(house) == {"schema": old}
+        migrate(settings)
+        await_settled(redis, house, svix)
+        assert errors_of_health(house) == {}
+        assert [member.process.running for member in house.members] == [True, True]
+    compare(settings, deliveries)
+
+
+def test_a_schema_that_is_newer_is_said_and_does_not_stop_the_version_that_is_being_replaced(
+    servers: Servers, redis: Redis, directory: Path
+) -> None:
+    deliveries = some_deliveries(302, 60)
+    settings = servers.fresh()
+    with servers.connection() as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'newer'")
+    with House(settings, directory) as house, Svix(house.ports, Random(0)) as svix:
+        svix.send(deliveries)
+        await_settled(redis, house, svix)
+        newer = "the schema is newer than this version: deploy the version that made it"
+        assert newer in [line["event"] for line in lines(house)]
+        assert errors_of_health(house) == {"schema": newer}
+    compare(settings, deliveries)
+
+
+def await_words(house: House, reason: str) -> None:
+    """Wait until the worker says that it waits for that reason."""
+    wait_until(lambda: reason in [line.get("reason") for line in lines(house)], SOON_S, house.logs)
+
+
+def lines(house: House) -> list[dict[str, Any]]:
+    """Return the lines of the worker's log."""
+    (worker,) = house.workers
+    return list(map(json.loads, worker.read_log().rpartition("\n")[0].splitlines()))
+
+
+def errors_of_health(house: House) -> dict[str, str]:
+    """Return what each failing check of /health says."""
+    checks = httpx.get(f"http://{HOST}:{house.ports[0]}/health", timeout=8, trust_env=False).json()["checks"]
+    return {name: check["error"] for name, check in checks.items() if check["error"]}
