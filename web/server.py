@@ -24,7 +24,7 @@ BACKLOG = 1024
 CONNECTIONS_PER_PROCESS = 512
 HEADER_TIMEOUT_MS = 75_000  # Also how long a connection may idle: load balancers commonly allow 60 s.
 HEADER_LIMIT_BYTES = 64 * 1024
-STOP_TIMEOUT_S = 8  # A delivery takes 5 s at most, and a container is killed 10 s after its SIGTERM.
+STOP_TIMEOUT_S = 6  # A delivery takes 5 s at most, and a container is killed 10 s after its SIGTERM.
 PARENT_CHECK_S = 1.0
 
 
