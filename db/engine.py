@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -63,7 +64,11 @@ class Pipeline:
     def send(self, statement: Executable, **parameters: object) -> psycopg.Cursor[Any]:
         """Queue `statement`. Reading from the cursor waits for its answer and for all sent before."""
         sql, defaults = _compile(statement)
-        return self._driver.cursor().execute(cast("Any", sql), {**defaults, **parameters})
+        values = {
+            name: array_literal(value) if isinstance(value, list) else value
+            for name, value in parameters.items()
+        }
+        return self._driver.cursor().execute(cast("Any", sql), {**defaults, **values})
 
     def wait(self) -> None:
         """Wait for the answers to all that was sent. To be done before reading while locks are held.
@@ -256,6 +261,28 @@ def _limits(knows_transaction_timeout: bool) -> Executable:
 def _compile(statement: Executable) -> tuple[str, dict[str, Any]]:
     compiled = cast("Any", statement).compile(dialect=cast("Any", PGDialect_psycopg)())
     return str(compiled), dict(compiled.params)
+
+
+def array_literal(values: Sequence[object]) -> str:
+    """Return a list as PostgreSQL writes an array. psycopg does the same in several times as long.
+
+    Takes texts, whole numbers, booleans, datetimes and None.
+    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    """
+    return f"{{{','.join(map(_array_element, values))}}}"
+
+
+def _array_element(value: object) -> str:
+    match value:
+        case None:
+            return "NULL"
+        case str():
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            return f'"{escaped}"'
+        case datetime():
+            return f'"{value.isoformat()}"'
+        case _:
+            return str(value)
 
 
 def columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:

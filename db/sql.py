@@ -333,12 +333,17 @@ def _insert_or_replace(table: Any) -> Executable:
 
 
 def _concerned() -> CompoundSelect[str]:
-    """Return `ids` and who is in the organizations in `changed` now; an OR of both would use no index."""
-    ids = func.unnest(_array("ids")).table_valued("clerk_id", name="incoming").render_derived()
+    """Return `ids` and who is in the organizations in `changed` now.
+
+    An OR of both would use no index. Nor would a join when PostgreSQL guesses at the number of members: new
+    organizations have few, and it takes them for average ones. In an array it expects few.
+    """
     members = select(MembershipSync.clerk_id).where(
         MembershipSync.organization_id == any_(_array("changed")), MembershipSync.ended_at.is_(None)
     )
-    return union(select(ids.c.clerk_id), members)
+    both = (_array("ids"), func.array(members.scalar_subquery()))
+    sources = (func.unnest(each).table_valued("clerk_id").render_derived() for each in both)
+    return union(*(select(source.c.clerk_id) for source in sources))
 
 
 def _array(name: str) -> BindParameter[Sequence[str]]:

@@ -201,7 +201,7 @@ def dissolutions(draw: st.DrawFn, cast: Cast) -> Json:
 
 def shown_memberships(cast: Cast) -> st.SearchStrategy[Any]:
     """Draw what a user's JSON shows of memberships: mostly nothing."""
-    nothing = st.sampled_from([ABSENT, ABSENT, None, []])
+    nothing: st.SearchStrategy[Any] = st.sampled_from([ABSENT, ABSENT, None, []])
     return nothing | st.lists(memberships(cast), max_size=2) if cast.organization_ids else nothing
 
 

@@ -151,8 +151,7 @@ def test_the_proxy_adds_its_delay_each_way_and_no_more_than_the_machine_is_late(
             connection.sendall(b"ping")
             receive(connection, 4)
             trips.append((time.monotonic() - began) * 1000)
-    assert min(trips) >= 2 * DELAY_MS
-    assert sorted(trips)[3] < 2 * DELAY_MS + 15
+    assert 2 * DELAY_MS <= min(trips) < 2 * DELAY_MS + 15
     assert trips[0] >= 4 * DELAY_MS, "the first waits for the handshake too"
 
 

@@ -27,7 +27,7 @@ TASK = "backfill"
 GOES_ON_WITHIN = timedelta(days=1)  # what is older would leave too much of the first part unread
 
 MAX_TROUBLES = 20
-PAGES_AT_ONCE = 2  # PostgreSQL works on one while the next is made ready
+PAGES_AT_ONCE = 3  # PostgreSQL works on one while the next is made ready
 
 log = structlog.get_logger("worker.backfill")
 

@@ -138,7 +138,8 @@ def test_workers_that_meet_in_the_same_organizations_do_no_harm(trial: Trial) ->
 
 def test_the_language_that_the_database_sorts_by_decides_nothing(trial: Trial) -> None:
     trial.collate()
-    explore(trial, max_size=12, max_examples=40, plans_each=3)
+    for told_of_members in (False, True):
+        explore(trial, max_size=12, max_examples=40, plans_each=3, with_organizations=told_of_members)
 
 
 @pytest.mark.skipif(not THOROUGH, reason="HYPOTHESIS_PROFILE=thorough runs it")

@@ -438,7 +438,10 @@ CROWD = """
         SELECT 'user_' || i, 'orgmem_big', 'org_1', now() FROM generate_series(1, 5000) i;
     ANALYZE;
 """
+# By the bytes of the Clerk id where rows are locked, else by the key of the lock.
+ORDERED = re.compile(r'LockRows .*\n +->  Sort .*\n +Sort Key: .*clerk_id COLLATE "C"|Sort Key: .*hashtext')
 SOME = [f"user_{i}" for i in range(7000, 7010)]
+MANY = [f"org_new_{i}" for i in range(500)]
 ADDRESSES = [f"{i}@example.com" for i in range(8000, 8010)]
 STATEMENTS: dict[str, tuple[Callable[[], Executable], dict[str, Any]]] = {
     "lock_sync_rows": (sql.lock_sync_rows, {"ids": SOME}),
@@ -446,6 +449,11 @@ STATEMENTS: dict[str, tuple[Callable[[], Executable], dict[str, Any]]] = {
     "lock_organizations": (sql.lock_organizations, {"ids": SOME, "changed": ["org_7"]}),
     "lock_users": (sql.lock_users, {"ids": SOME}),
     "lock_users_and_members": (sql.lock_users_and_members, {"ids": SOME, "changed": ["org_7"]}),
+    "lock_users_and_members of many that changed": (
+        sql.lock_users_and_members,
+        {"ids": SOME, "changed": MANY},
+    ),
+    "lock_users_and_members of a big one": (sql.lock_users_and_members, {"ids": [], "changed": ["org_1"]}),
     "lock_users_and_members of nothing that changed": (
         sql.lock_users_and_members,
         {"ids": SOME, "changed": []},
@@ -456,6 +464,8 @@ STATEMENTS: dict[str, tuple[Callable[[], Executable], dict[str, Any]]] = {
     "read_organizations": (sql.read_organizations, {"ids": ["org_7", "org_8"]}),
     "read_memberships": (sql.read_memberships, {"ids": SOME}),
     "set_organizations": (sql.set_organizations, {"ids": SOME, "changed": ["org_7"]}),
+    "set_organizations of many that changed": (sql.set_organizations, {"ids": SOME, "changed": MANY}),
+    "set_organizations of a big one": (sql.set_organizations, {"ids": [], "changed": ["org_1"]}),
     "set_organizations of nothing that changed": (sql.set_organizations, {"ids": SOME, "changed": []}),
     "set_emails": (sql.set_emails, {"c0": SOME, "c1": ADDRESSES}),
     "delete_users": (sql.delete_users, {"ids": SOME}),
@@ -485,11 +495,6 @@ def test_no_statement_reads_a_whole_table(crowd: psycopg.Connection[Any]) -> Non
             assert "Backward using idx_user_sync_claim" in plan, "the greatest claim is the last entry"
         if title.startswith("lock_"):
             assert ORDERED.search(plan), f"{title}: whoever locks the same does so in the same order"
-
-
-ORDERED = re.compile(
-    r'LockRows .*\n +->  Sort .*\n +Sort Key: \S*clerk_id COLLATE "C"|Sort Key: \(hashtext\('
-)
 
 
 def saying(change: UserChange | Organization) -> Incoming:

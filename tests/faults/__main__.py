@@ -1,64 +1,116 @@
-"""`make faults`: the trials of many seeds, one after the other, and what they have survived.
+"""`make faults`: the trials of many seeds, then a long outage and a long overload, and what came of them.
 
-    python -m tests.faults [--seeds 20] [--first 1] [--seconds 60]
+    python -m tests.faults [--seeds 20] [--first 1] [--seconds 60] [--outage 600] [--overload 60]
 
 The same seed is the same plan. Ends with status 1 when anything differs.
 """
 
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 import click
 
 from tests.faults import chaos
+from tests.faults.house import House, what_is_left
+from tests.faults.outage import Outage, without_postgres
+from tests.faults.overload import ROW_S, Overload, overload, slow_database
+from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
+from tests.stack import wait_until
+
+STEADY_PER_S = 20
+OUTAGE_SEED, OVERLOAD_SEED = 1001, 1002
+WORKERS = 2
+TIMES_TOO_MUCH = 20
+MAX_QUEUE_DEPTH = 5000
+DRAINED_WITHIN_S = 120
 
 
 @click.command()
 @click.option("--seeds", default=20, show_default=True, help="How many trials.")
 @click.option("--first", default=1, show_default=True, help="The seed of the first.")
 @click.option("--seconds", default=60.0, show_default=True, help="How long each breaks things.")
-def main(seeds: int, first: int, seconds: float) -> None:
+@click.option("--outage", default=600.0, show_default=True, help="Seconds without PostgreSQL; 0: left out.")
+@click.option("--overload", "overloaded", default=60.0, show_default=True, help="Seconds; 0: left out.")
+def main(seeds: int, first: int, seconds: float, outage: float, overloaded: float) -> None:
     """Break the service in every way, and compare the tables with the model."""
-    reports, failures = [], []
+    failures = []
     with Servers() as servers:
+        reports = []
         for seed in range(first, first + seeds):
             try:
                 reports.append(chaos.run(servers, seed, seconds, click.echo))
-            except AssertionError as error:
-                failures.append(seed)
-                click.echo(f"seed {seed} FAILED: {str(error)[:20_000]}")
-            else:
                 click.echo(f"seed {seed}: {_summary(reports[-1:])}\n")
-    click.echo(_summary(reports))
-    click.echo(_recoveries(reports))
+            except AssertionError as error:
+                failures.append(f"seed {seed}")
+                click.echo(f"seed {seed} FAILED: {str(error)[:20_000]}")
+        if reports:
+            click.echo(f"{_summary(reports)}\n{_recoveries(reports)}\n")
+        for name, length, run in (("outage", outage, _outage), ("overload", overloaded, _overload)):
+            try:
+                if length:
+                    click.echo(f"{name}: {run(servers, length)}\n")
+            except AssertionError as error:
+                failures.append(name)
+                click.echo(f"{name} FAILED: {str(error)[:20_000]}")
     if failures:
-        click.echo(f"FAILED seeds: {failures}")
+        click.echo(f"FAILED: {', '.join(failures)}")
         sys.exit(1)
+
+
+def _outage(servers: Servers, seconds: float) -> Outage:
+    """Go without PostgreSQL for so long, under a steady load and with the pauses of production."""
+    deliveries = some_deliveries(OUTAGE_SEED, round(seconds * STEADY_PER_S))
+    settings = servers.fresh(web_workers=2)
+    with (
+        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
+        House(settings, Path(path), workers=WORKERS) as house,
+    ):
+        seen = without_postgres(servers, house, deliveries, seconds)
+        assert all(member.process.running for member in house.members), house.logs()
+    chaos.compare(settings, deliveries)
+    return seen
+
+
+def _overload(servers: Servers, seconds: float) -> Overload:
+    """Offer far more than can be drained, then wait until all that was taken is applied."""
+    settings = servers.fresh(web_workers=2, max_queue_depth=MAX_QUEUE_DEPTH)
+    with (
+        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
+        House(settings, Path(path), workers=WORKERS) as house,
+    ):
+        with slow_database(servers):
+            seen = overload(house, TIMES_TOO_MUCH * WORKERS / ROW_S, seconds)
+        wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)
+        assert all(member.process.running for member in house.members), house.logs()
+    return seen
 
 
 def _summary(reports: Sequence[chaos.Report]) -> str:
     answers = sum((report.answers for report in reports), Counter[str]())
-    faults = sum(len(report.recoveries) for report in reports)
     return (
         f"{len(reports)} trials, {sum(r.histories for r in reports)} histories, "
         f"{sum(r.deliveries for r in reports)} deliveries in {answers.total()} attempts "
         f"({', '.join(f'{answer} {count}' for answer, count in sorted(answers.items()))}), "
-        f"{faults} faults, {sum(r.restarts for r in reports)} restarts; "
-        f"slowest answer {max((r.slowest_answer_s for r in reports), default=0):.1f} s; "
-        f"settled after {max((r.settled_in_s for r in reports), default=0):.1f} s at most"
+        f"{sum(len(r.recoveries) for r in reports)} faults, {sum(r.restarts for r in reports)} restarts; "
+        f"slowest answer {max(r.slowest_answer_s for r in reports):.1f} s; "
+        f"settled after {max(r.settled_in_s for r in reports):.1f} s at most; "
+        "0 differences, 0 failed jobs"
     )
 
 
 def _recoveries(reports: Sequence[chaos.Report]) -> str:
-    by_fault: dict[str, list[float]] = {}
-    for recovery in (recovery for report in reports for recovery in report.recoveries):
-        by_fault.setdefault(recovery.fault, []).append(recovery.took_s)
+    took = [recovery for report in reports for recovery in report.recoveries]
+    by_fault: dict[str, list[float]] = {"any": [recovery.took_s for recovery in took]}
+    for fault, took_s in sorted(took):
+        by_fault.setdefault(fault, []).append(took_s)
     lines = [
         f"  {fault:42} {len(times):4} times   median {median(times):5.1f} s   worst {max(times):5.1f} s"
-        for fault, times in sorted(by_fault.items())
+        for fault, times in by_fault.items()
     ]
     return "\n".join(["all applied again after the end of a fault:", *lines])
 

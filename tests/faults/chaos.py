@@ -8,11 +8,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 import config
@@ -23,7 +23,7 @@ from tests.faults.past import past
 from tests.faults.plan import Step, plan
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.model import Choices, Delivery
+from tests.model import Choices, Delivery, Tables
 from tests.stack import wait_until
 from tests.trial import DAWDLE, Trial, expected_ledger
 
@@ -32,6 +32,7 @@ EVENTS_PER_WORLD = 9
 TWICE = 0.15
 STORMS_EVERY_S = 8  # half of all deliveries come at these moments, so that workers have much in hand
 SETTLED_WITHIN_S = 90.0
+FEW = 5
 DEFAULT = Choices()
 PROPER_ANSWERS = {"200", "202", "503"}
 
@@ -90,8 +91,7 @@ def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object
         deliver(svix, deliveries, seconds, random)
         broken = follow(steps, servers, house)
         began = time.monotonic()
-        with servers.client() as client:
-            await_settled(client, house, svix)
+        await_settled(house, svix)
         settled_in_s = time.monotonic() - began
         assert house.ends() == {}, house.logs()
         assert {answer for answer in svix.answers if answer.isdigit()} <= PROPER_ANSWERS, svix.answers
@@ -145,15 +145,16 @@ def follow(steps: Sequence[Step], servers: Servers, house: House) -> list[Broken
     return broken
 
 
-def await_settled(redis: Redis, house: House, svix: Svix, within_s: float = SETTLED_WITHIN_S) -> None:
+def await_settled(house: House, svix: Svix, within_s: float = SETTLED_WITHIN_S) -> None:
     """Wait until everything is delivered, and no job is anywhere but finished."""
 
     def what_remains() -> dict[str, int]:
+        undelivered = svix.undelivered  # first: what is delivered meanwhile is seen on the queue
         try:
-            left = what_is_left(redis)
+            left = what_is_left(house.redis)
         except RedisError:
             left = {"unknown": 1}
-        return {**left, "undelivered": svix.undelivered} if svix.undelivered else left
+        return {**left, "undelivered": undelivered} if undelivered else left
 
     wait_until(lambda: not what_remains(), within_s, lambda: f"{what_remains()}\n{house.logs()}")
 
@@ -162,10 +163,22 @@ def compare(settings: config.Settings, deliveries: Sequence[Delivery], choices: 
     """Compare the tables with the model, and the ledger with what was delivered."""
     trial = Trial(settings)
     try:
-        assert trial.tables() == model.tables(deliveries, choices)
-        assert trial.ledger() == expected_ledger(deliveries)
+        found = differences(trial.tables(), model.tables(deliveries, choices))
+        assert found == {}, (len(found), dict(islice(found.items(), FEW)))
+        assert trial.ledger() == expected_ledger(deliveries), "the ledger"
     finally:
         trial.close()
+
+
+def differences(found: Tables, expected: Tables) -> dict[Any, tuple[Any, Any]]:
+    """Return what is found and what is expected, of each user or other thing where they are not the same."""
+    told: dict[Any, tuple[Any, Any]] = {}
+    for part in Tables._fields:
+        here, there = getattr(found, part), getattr(expected, part)
+        for key in here.keys() | there.keys():
+            if here.get(key) != there.get(key):
+                told[part, key] = (here.get(key), there.get(key))
+    return told
 
 
 def recoveries(servers: Servers, broken: Iterable[Broken], accepted_at: dict[str, float]) -> list[Recovery]:

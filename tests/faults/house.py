@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +18,8 @@ import config
 from cli.process import Process
 from cli.servers import HOST, free_port
 from tests.bench.harness import clerk_sync, family, rss_mb
-from tests.jobs import RqView
 from tests.stack import environment, wait_until
+from worker import rq_layout as rq
 from worker.queue import HELD_PREFIX
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,7 @@ class House:
     """Receivers, each on a port of its own, and workers.
 
     With `kept` a thread starts again what ends. Ready when the block begins, unless not `is_awaited`.
+    `worker` names a module of these tests that runs in place of the worker.
     """
 
     def __init__(
@@ -112,9 +114,11 @@ class House:
         workers: int = 1,
         kept: bool = False,
         is_awaited: bool = True,
+        worker: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
         assert settings.database_url
+        assert settings.redis_url
         self.settings = settings
         self.ports = [free_port() for _ in range(receivers)]
         self.receivers = [
@@ -122,8 +126,9 @@ class House:
             for i, port in enumerate(self.ports)
         ]
         self.workers = [
-            Member(f"worker-{i + 1}", clerk_sync("worker"), self._env(env), directory) for i in range(workers)
+            worker_member(f"worker-{i + 1}", self._env(env), directory, worker) for i in range(workers)
         ]
+        self.redis = Redis.from_url(settings.redis_url.get_secret_value())
         self.database = urlsplit(settings.database_url.get_secret_value()).path.removeprefix("/")
         self._kept = kept
         self._is_awaited = is_awaited
@@ -175,6 +180,7 @@ class House:
         self._closing.set()
         if self._platform.is_alive():
             self._platform.join(READY_S)
+        self.redis.close()
         for member in self.members:
             member.signal(signal.SIGCONT)
             member.signal(signal.SIGCONT, child=True)
@@ -196,6 +202,17 @@ def running(member: Member) -> Iterator[Member]:
         member.process.kill()
 
 
+def worker_member(
+    name: str, env: Mapping[str, str], directory: Path, module: str | None = None, *arguments: str
+) -> Member:
+    """Return a worker: the one that is deployed, or one that a module of these tests runs."""
+    if module is None:
+        return Member(name, clerk_sync("worker"), env, directory)
+    return Member(
+        name, [sys.executable, "-m", module, *arguments], {**env, "PYTHONPATH": str(ROOT)}, directory
+    )
+
+
 def takes_deliveries(port: int) -> bool:
     """Say whether the receiver on that port is ready."""
     with suppress(httpx.TransportError):
@@ -210,12 +227,12 @@ def has_begun(worker: Member) -> bool:
 
 def what_is_left(redis: Redis) -> dict[str, int]:
     """Return how many jobs are anywhere but finished; an empty dictionary when all is done."""
-    rq = RqView(redis)
-    found = {
-        "queued": len(rq.queue.get_job_ids()),
-        "held": sum(redis.llen(key) for key in redis.scan_iter(f"{HELD_PREFIX}*")),
-        "started": len(rq.ids("started")),
-        "scheduled": len(rq.ids("scheduled")),
-        "failed": len(rq.ids("failed")),
-    }
+    with redis.pipeline() as pipeline:
+        pipeline.llen(rq.QUEUE_KEY)
+        for registry in (rq.STARTED_KEY, rq.SCHEDULED_KEY, rq.FAILED_KEY):
+            pipeline.zcard(registry)
+        queued, started, scheduled, failed = pipeline.execute()
+    # After the queue: that is the way that a job goes.
+    held = sum(redis.llen(key) for key in redis.scan_iter(f"{HELD_PREFIX}*"))
+    found = {"queued": queued, "started": started, "held": held, "scheduled": scheduled, "failed": failed}
     return {place: number for place, number in found.items() if number}

@@ -37,20 +37,20 @@ class Outage(NamedTuple):
 
 
 def without_postgres(
-    servers: Servers, house: House, redis: Redis, deliveries: Sequence[Delivery], seconds: float
+    servers: Servers, house: House, deliveries: Sequence[Delivery], seconds: float
 ) -> Outage:
     """Take PostgreSQL away, deliver steadily for so long, bring it back, and wait until all is applied."""
-    memory_before, redis_before, waits_before = memory_mb(house.members), redis_mb(redis), waits(house)
+    memory_before, redis_before, waits_before = memory_mb(house.members), redis_mb(house.redis), waits(house)
     servers.postgres.stop("immediate")
     with Svix(house.ports, Random(0)) as svix:
         svix.send(deliveries, over_s=seconds)
         time.sleep(seconds)
-        waiting = RqView(redis)
+        waiting = RqView(house.redis)
         retries_left = Counter(waiting.job(id_).retries_left or 0 for id_ in waiting.queue.get_job_ids())
-        memory_after, redis_after, waits_after = memory_mb(house.members), redis_mb(redis), waits(house)
+        memory_after, redis_after, waits_after = memory_mb(house.members), redis_mb(house.redis), waits(house)
         servers.postgres.start()
         began = time.monotonic()
-        await_settled(redis, house, svix, SETTLED_WITHIN_S)
+        await_settled(house, svix, SETTLED_WITHIN_S)
     return Outage(
         seconds,
         svix.answers,

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
-from redis import Redis
-
 from tests.bench.load import Report, Spec
 from tests.conftest import SECRET
 from tests.faults.house import ROOT, House
@@ -87,19 +85,19 @@ def slow_database(servers: Servers) -> Iterator[None]:
             connection.execute("DROP TRIGGER be_slow ON webhook_events")
 
 
-def overload(house: House, redis: Redis, rate: float, seconds: float) -> Overload:
+def overload(house: House, rate: float, seconds: float) -> Overload:
     """Offer `rate` deliveries a second for so long, whether or not those before have been answered."""
     spec = Spec(house.ports[0], SECRET, seed=1, deliveries=int(rate * seconds), seconds=seconds, rate=rate)
     memory_before = memory_at_most = memory_mb(house.members)
-    redis_before = redis_at_most = redis_mb(redis)
+    redis_before = redis_at_most = redis_mb(house.redis)
     deepest, began = 0, time.monotonic()
     with offered(spec) as offer:
         while offer.goes_on:
-            deepest = max(deepest, redis.llen(QUEUE_KEY))
+            deepest = max(deepest, house.redis.llen(QUEUE_KEY))
             memory_at_most = greatest(memory_at_most, memory_mb(house.members))
-            redis_at_most = max(redis_at_most, redis_mb(redis))
+            redis_at_most = max(redis_at_most, redis_mb(house.redis))
             time.sleep(LOOK_EVERY_S)
-        drained = redis.zcard(FINISHED_KEY)
+        drained = house.redis.zcard(FINISHED_KEY)
         took_s = time.monotonic() - began
         report = offer.report()
     return Overload(

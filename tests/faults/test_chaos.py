@@ -6,7 +6,7 @@ from tests.faults import chaos
 from tests.faults.plan import plan
 from tests.faults.servers import Servers
 
-SECONDS = 25
+SECONDS = 20
 SEED = 1
 
 

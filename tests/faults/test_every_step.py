@@ -1,12 +1,11 @@
 """A worker dies, or freezes, at each step of a batch, and another is there."""
 
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -16,15 +15,17 @@ import config
 from tests.clerk import body
 from tests.faults.chaos import compare
 from tests.faults.doomed import STEPS
-from tests.faults.house import ROOT, Member, running, what_is_left
+from tests.faults.house import Member, has_begun, running, what_is_left, worker_member
 from tests.faults.past import past
 from tests.faults.servers import Servers
-from tests.jobs import RqView, clerk_sync
+from tests.jobs import RqView
 from tests.model import Delivery
 from tests.stack import environment, wait_until
 from worker import queue
+from worker.process import WAIT_S
 
 WORLDS = 4
+DOOMED = "tests.faults.doomed"
 RIGHT_WITHIN_S = 30
 PATIENCE_S = 60
 KILLED = [(step, "KILL") for step in STEPS]
@@ -61,39 +62,49 @@ def test_a_worker_frozen_at_any_step_holds_up_nobody_and_wakes_to_do_no_harm(
 
 def recover(settings: config.Settings, seed: int, step: str, signal_name: str) -> float:
     """Strike a worker and return after how many seconds another had put all right; then wake the first."""
+    env = environment(settings)
     deliveries = list(chain.from_iterable(past(seed, WORLDS)))
     first, rest = deliveries[::2], deliveries[1::2]
     with (
         tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
         closing(queue.worker_redis(settings)) as redis,
+        running(worker_member("other", env, Path(path))) as other,
     ):
-        fill(settings, first)
-        with running(doomed(settings, Path(path), step, signal_name)) as struck:
-            wait_until(lambda: is_struck(struck), PATIENCE_S, struck.log.read_text)
-            at = time.monotonic()
-            assert struck.process.exit_status in (None, -signal.SIGKILL), struck.log.read_text()
-            with running(Member("other", clerk_sync("worker"), environment(settings), Path(path))) as other:
-                wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.log.read_text)
-                took_s = time.monotonic() - at
-                compare(settings, first)
-                struck.signal(signal.SIGCONT)
-                fill(settings, rest)
-                wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.log.read_text)
+        wait_until(lambda: has_begun(other), PATIENCE_S, other.read_log)
+        with ExitStack() as stack:
+            with looking_away(other):
+                fill(settings, first)
+                member = worker_member("struck", env, Path(path), DOOMED, step, signal_name)
+                struck = stack.enter_context(running(member))
+                wait_until(lambda: is_struck(struck), PATIENCE_S, struck.read_log)
+                at = time.monotonic()
+            assert struck.process.exit_status in (None, -signal.SIGKILL), struck.read_log()
+            wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.read_log)
+            took_s = time.monotonic() - at
+            compare(settings, first)
+            struck.signal(signal.SIGCONT)
+            fill(settings, rest)
+            wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.read_log)
         compare(settings, deliveries)
         assert_each_was_finished_once(RqView(redis), deliveries)
     return took_s
+
+
+@contextmanager
+def looking_away(worker: Member) -> Iterator[None]:
+    """Let a worker take nothing for the length of the block."""
+    worker.signal(signal.SIGSTOP)
+    time.sleep(2 * WAIT_S)  # until its wait for a job, which goes on in Redis, is over
+    try:
+        yield
+    finally:
+        worker.signal(signal.SIGCONT)
 
 
 def assert_each_was_finished_once(rq: RqView, deliveries: Sequence[Delivery]) -> None:
     ids = [delivery.svix_id for delivery in deliveries]
     assert [rq.places(id_) for id_ in ids] == [["finished"]] * len(ids)
     assert [len(rq.job(id_).results()) for id_ in ids] == [1] * len(ids)
-
-
-def doomed(settings: config.Settings, directory: Path, step: str, signal_name: str) -> Member:
-    """Return a worker that is struck at that step."""
-    argv = [sys.executable, "-m", "tests.faults.doomed", step, signal_name]
-    return Member("doomed", argv, {**environment(settings), "PYTHONPATH": str(ROOT)}, directory)
 
 
 def fill(settings: config.Settings, deliveries: Sequence[Delivery]) -> None:

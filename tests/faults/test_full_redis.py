@@ -12,11 +12,11 @@ from redis import Redis
 
 from tests.faults.chaos import await_settled, compare
 from tests.faults.conftest import are_known
-from tests.faults.house import House, Member, has_begun, running
+from tests.faults.house import House, has_begun, running, worker_member
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.jobs import RqView, clerk_sync, delivery
+from tests.jobs import RqView, delivery
 from tests.stack import environment, wait_until
 from worker.process import BEAT_EVERY_S
 from worker.queue import (
@@ -56,30 +56,30 @@ def full(client: Redis, room: int = 0) -> Iterator[None]:
 
 @pytest.mark.timeout(180)
 def test_more_goes_through_a_full_redis_than_it_can_hold_also_by_a_worker_that_starts_then(
-    house: House, redis: Redis, directory: Path
+    house: House, directory: Path
 ) -> None:
-    deliveries = some_deliveries(101, 800)
-    late = Member("late", clerk_sync("worker"), environment(house.settings), directory)
-    with Svix(house.ports, Random(1)) as svix, full(redis, ROOM_BYTES):
-        redis.set(SUSPENDED_KEY, 1)
+    deliveries = some_deliveries(101, 500)
+    late = worker_member("late", environment(house.settings), directory)
+    with Svix(house.ports, Random(1)) as svix, full(house.redis, ROOM_BYTES):
+        house.redis.set(SUSPENDED_KEY, 1)
         svix.send(deliveries)
         wait_until(lambda: svix.answers["503"] > 20, SOON_S)
         with running(late):
             wait_until(lambda: has_begun(late), SOON_S, late.read_log)
-            redis.delete(SUSPENDED_KEY)
-            await_settled(redis, house, svix, SETTLED_WITHIN_S)
-            wait_until(lambda: late.pid in {known.pid for known in RqView(redis).workers()}, SOON_S)
+            house.redis.delete(SUSPENDED_KEY)
+            await_settled(house, svix, SETTLED_WITHIN_S)
+            wait_until(lambda: late.pid in {known.pid for known in RqView(house.redis).workers()}, SOON_S)
     assert set(svix.answers) == {"202", "503"}
     compare(house.settings, deliveries)
 
 
-def test_workers_stay_known_in_a_full_redis(house: House, redis: Redis) -> None:
-    with full(redis):
+def test_workers_stay_known_in_a_full_redis(house: House) -> None:
+    with full(house.redis):
         time.sleep(2 * BEAT_EVERY_S)
-        latest: Any = redis.zrange(HOLDERS_KEY, 0, -1, withscores=True)
-        now: Any = redis.time()
+        latest: Any = house.redis.zrange(HOLDERS_KEY, 0, -1, withscores=True)
+        now: Any = house.redis.time()
         assert [score > now[0] - 2 * BEAT_EVERY_S for _, score in latest] == [True, True]
-        assert are_known(redis, house)
+        assert are_known(house)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from redis import Redis
 
 from cli.samples import signed_headers
 from cli.servers import HOST
@@ -25,23 +24,19 @@ ANSWER_S = 5.0
 IGNORED, QUEUED, REFUSED = 200, 202, 400
 
 
-def test_every_known_shape_is_taken_and_applied_and_only_one_without_an_id_fails(
-    house: House, redis: Redis
-) -> None:
+def test_every_known_shape_is_taken_and_applied_and_only_one_without_an_id_fails(house: House) -> None:
     statuses = deliver(house, {svix_id(): body(event) for event in corpus()})
     assert set(statuses.values()) == {IGNORED, QUEUED}
-    assert list(settle(redis, house, statuses)) == ["Unreadable: the event's data.id is no Clerk id"]
+    assert list(settle(house, statuses)) == ["Unreadable: the event's data.id is no Clerk id"]
 
 
-def test_nothing_that_is_signed_ends_a_process_or_is_lost_or_answered_late(
-    house: House, redis: Redis
-) -> None:
+def test_nothing_that_is_signed_ends_a_process_or_is_lost_or_answered_late(house: House) -> None:
     @settings(patient, max_examples=EXAMPLES)
     @given(st.lists(bodies(), min_size=1, max_size=MOST_AT_ONCE))
     def look(contents: list[bytes]) -> None:
         statuses = deliver(house, {svix_id(): content for content in contents})
         assert set(statuses.values()) <= {IGNORED, QUEUED, REFUSED}
-        reasons = settle(redis, house, statuses)
+        reasons = settle(house, statuses)
         assert [reason for reason in reasons if not reason.startswith("Unreadable: ")] == []
         assert all(member.process.running for member in house.members)
 
@@ -61,9 +56,9 @@ def deliver(house: House, contents: Mapping[str, bytes]) -> dict[str, int]:
     return statuses
 
 
-def settle(redis: Redis, house: House, statuses: Mapping[str, int]) -> list[str]:
+def settle(house: House, statuses: Mapping[str, int]) -> list[str]:
     """Wait until every delivery that was queued is finished or failed, and return why those failed."""
-    rq = RqView(redis)
+    rq = RqView(house.redis)
     ids = [id_ for id_, status in statuses.items() if status == QUEUED]
 
     def where() -> dict[str, str]:

@@ -3,8 +3,6 @@
 import http.client
 import time
 
-from redis import Redis
-
 from cli.samples import signed_headers
 from cli.servers import HOST
 from tests.clerk import body, svix_id, user_event
@@ -25,10 +23,10 @@ DRAINED_WITHIN_S = 40
 
 
 def test_the_receiver_stays_fast_sheds_what_is_too_much_and_memory_stays_bounded(
-    servers: Servers, house: House, redis: Redis
+    servers: Servers, house: House
 ) -> None:
     with slow_database(servers):
-        seen = overload(house, redis, TIMES * WORKERS / ROW_S, SECONDS)
+        seen = overload(house, TIMES * WORKERS / ROW_S, SECONDS)
     assert seen.kept_up, seen
     assert seen.p99_ms < FAST_MS, seen
     assert seen.shed > 0, seen
@@ -36,33 +34,33 @@ def test_the_receiver_stays_fast_sheds_what_is_too_much_and_memory_stays_bounded
     for name, before in seen.memory_before.items():
         assert seen.memory_at_most[name] - before < GROWTH_MB, seen
     assert seen.redis_at_most - seen.redis_before < GROWTH_MB, seen
-    wait_until(lambda: what_is_left(redis) == {}, DRAINED_WITHIN_S, house.logs)
+    wait_until(lambda: what_is_left(house.redis) == {}, DRAINED_WITHIN_S, house.logs)
     with servers.connection() as connection:
         ((applied,),) = connection.execute("SELECT count(*) FROM webhook_events").fetchall()
     assert applied == seen.taken, "what was taken is applied, no more and no less"
 
 
 def test_a_queue_that_is_too_long_is_answered_503_with_retry_after_and_duplicates_as_ever(
-    house: House, redis: Redis
+    house: House,
 ) -> None:
     known = svix_id()
     assert deliver(house, known).status == 202
-    wait_until(lambda: what_is_left(redis) == {}, DRAINED_WITHIN_S)
-    redis.set(SUSPENDED_KEY, 1)
-    redis.rpush(QUEUE_KEY, *(f"gone-{number}" for number in range(MAX_QUEUE_DEPTH + 10)))
+    wait_until(lambda: what_is_left(house.redis) == {}, DRAINED_WITHIN_S)
+    house.redis.set(SUSPENDED_KEY, 1)
+    house.redis.rpush(QUEUE_KEY, *(f"gone-{number}" for number in range(MAX_QUEUE_DEPTH + 10)))
     answer = deliver(house, svix_id())
     assert (answer.status, answer.getheader("Retry-After")) == (503, "5")
     assert deliver(house, known).status == 200
-    redis.delete(SUSPENDED_KEY)
+    house.redis.delete(SUSPENDED_KEY)
     wait_until(lambda: deliver(house, svix_id()).status == 202, DRAINED_WITHIN_S)
 
 
-def test_ids_without_a_job_are_dropped_and_keep_nobody_waiting_for_redis(house: House, redis: Redis) -> None:
-    redis.rpush(QUEUE_KEY, *(f"gone-{number}" for number in range(100_000)))
+def test_ids_without_a_job_are_dropped_and_keep_nobody_waiting_for_redis(house: House) -> None:
+    house.redis.rpush(QUEUE_KEY, *(f"gone-{number}" for number in range(100_000)))
     slowest = 0.0
-    while redis.llen(QUEUE_KEY):
+    while house.redis.llen(QUEUE_KEY):
         began = time.monotonic()
-        redis.ping()
+        house.redis.ping()
         slowest = max(slowest, time.monotonic() - began)
     assert slowest < 0.5
     assert deliver(house, svix_id()).status == 202

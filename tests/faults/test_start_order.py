@@ -6,7 +6,6 @@ from random import Random
 from typing import Any
 
 import httpx
-from redis import Redis
 
 from cli.servers import HOST
 from tests.faults.chaos import await_settled, compare
@@ -18,16 +17,20 @@ from tests.stack import wait_until
 
 SOON_S = 30
 OLDEST = "0001"
+HURRIED = "tests.faults.hurried"  # the test need not wait as long as a worker's longest pauses
 
 
 def test_started_before_everything_it_waits_says_what_for_and_then_works(
-    servers: Servers, redis: Redis, directory: Path
+    servers: Servers, directory: Path
 ) -> None:
     deliveries = some_deliveries(301, 60)
     settings = servers.fresh(migrated=False)
     servers.postgres.stop()
     servers.redis.stop()
-    with House(settings, directory, is_awaited=False) as house, Svix(house.ports, Random(0)) as svix:
+    with (
+        House(settings, directory, is_awaited=False, worker=HURRIED) as house,
+        Svix(house.ports, Random(0)) as svix,
+    ):
         svix.send(deliveries)
         await_words(house, "Redis does not answer (ConnectionError)")
         wait_until(lambda: svix.answers["503"] > 0, SOON_S, house.logs)
@@ -42,14 +45,14 @@ def test_started_before_everything_it_waits_says_what_for_and_then_works(
         await_words(house, old := "the schema is old: run clerk-sync db upgrade")
         assert errors_of_health(house) == {"schema": old}
         migrate(settings)
-        await_settled(redis, house, svix)
+        await_settled(house, svix)
         assert errors_of_health(house) == {}
         assert [member.process.running for member in house.members] == [True, True]
     compare(settings, deliveries)
 
 
 def test_a_schema_that_is_newer_is_said_and_does_not_stop_the_version_that_is_being_replaced(
-    servers: Servers, redis: Redis, directory: Path
+    servers: Servers, directory: Path
 ) -> None:
     deliveries = some_deliveries(302, 60)
     settings = servers.fresh()
@@ -57,7 +60,7 @@ def test_a_schema_that_is_newer_is_said_and_does_not_stop_the_version_that_is_be
         connection.execute("UPDATE alembic_version SET version_num = 'newer'")
     with House(settings, directory) as house, Svix(house.ports, Random(0)) as svix:
         svix.send(deliveries)
-        await_settled(redis, house, svix)
+        await_settled(house, svix)
         newer = "the schema is newer than this version: deploy the version that made it"
         assert newer in [line["event"] for line in lines(house)]
         assert errors_of_health(house) == {"schema": newer}

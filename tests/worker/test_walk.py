@@ -1,5 +1,6 @@
 """Walks through all users, while users come, go and change, and past servers that page in other ways."""
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count, islice
@@ -54,6 +55,7 @@ def test_everyone_is_seen_once_by_cursor(clerk: FakeClerk, api: ClerkApi) -> Non
 
 def test_everyone_is_seen_once_where_the_cursor_is_overlooked(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.knows_cursor = False
+    clerk.before = lambda _: time.sleep(0.1)
     assert walked(api) == everyone()
     assert 1 < clerk.most_at_once <= AHEAD + 1
 
