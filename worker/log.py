@@ -8,7 +8,7 @@ from structlog.typing import EventDict, Processor
 
 from config import Settings
 
-CHATTY = ("rq.worker", "rq.scheduler", "alembic")
+CHATTY = ("rq.worker", "rq.scheduler", "alembic", "httpx")
 
 
 def configure(settings: Settings) -> None:
