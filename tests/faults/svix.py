@@ -49,6 +49,7 @@ class Svix:
         self.answers: Counter[str] = Counter()
         self.answered_in: list[float] = []
         self.ports = ports
+        self.connections = threads
         self._random = random
         self._heap: list[Attempt] = []
         self._open = 0
