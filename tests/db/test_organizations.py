@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, permutations
+from itertools import permutations
 from typing import Any, NamedTuple, cast
 
 import psycopg
@@ -227,11 +227,12 @@ def test_the_model_ends_a_story_of_members_as_it_must(story: Story) -> None:
     assert found == {it.clerk_id: it for it in story.rows}
 
 
-def test_the_tables_end_every_story_of_members_as_they_must_in_every_order(trial: Trial) -> None:
+def test_the_tables_end_every_story_of_members_as_they_must_in_many_orders(trial: Trial) -> None:
     for title, story in STORIES.items():
         told = deliveries(*story.events)
         ending = tables(told, story.choices)._replace(users={it.clerk_id: it for it in story.rows})
-        for order in islice(permutations(told), 24):
+        orders = list(permutations(told))
+        for order in orders[:: max(1, len(orders) // 10)]:
             for batches in ([[delivery] for delivery in order], [list(order)]):
                 trial.deliver(Plan(batches, workers=1), story.choices)
                 assert trial.tables() == ending, title
