@@ -42,7 +42,6 @@ from worker.retries import DueRetries
 from worker.rq_layout import QUEUE, WORKER_REPORT
 from worker.stop import StopSignal
 from worker.tally import Tally
-from worker.upkeep import Upkeep
 
 log = structlog.get_logger("worker")
 
@@ -52,7 +51,7 @@ WORKER_TTL_S = 30
 BEAT_EVERY_S = 3
 REAP_EVERY_S = 5
 SCHEDULE_EVERY_S = 2
-UPKEEP_EVERY_S = 60
+MAINTENANCE_EVERY_S = 60
 PRUNE_EVERY_S = 3600
 OVERDUE_LOOK_S = 0.5
 FIRST_PAUSE_S = 0.25
@@ -72,7 +71,6 @@ class BatchWorker(SimpleWorker):
         self.stopping = stopping
         self.waiting_for: str | None = None
         self._retries = DueRetries(queue)
-        self._upkeep = Upkeep(queue)
         self._done: list[Finished | Failed] = []
         self._is_busy = False
         self._pause_s = FIRST_PAUSE_S
@@ -182,7 +180,7 @@ class BatchWorker(SimpleWorker):
             Duty("flush", FLUSH_EVERY_S, self._flush),
             Duty("reap", REAP_EVERY_S, self._reap),
             Duty("schedule", SCHEDULE_EVERY_S, self._retries.enqueue_due),
-            Duty("upkeep", UPKEEP_EVERY_S, self._upkeep.tidy),
+            Duty("maintenance", MAINTENANCE_EVERY_S, self.clean_registries),
             Duty("prune", PRUNE_EVERY_S, self._prune),
         ]
 

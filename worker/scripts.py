@@ -211,20 +211,6 @@ return count
 """
 )
 
-# Put back what a plain RQ worker had started and has not been heard of since: its entry has expired. Those of
-# our own workers never do.
-REQUEUE_ABANDONED = """
-local started, queue, job_prefix = KEYS[1], KEYS[2], ARGV[1]
-for _, entry in ipairs(redis.call('ZRANGEBYSCORE', started, '-inf', redis.call('TIME')[1])) do
-  redis.call('ZREM', started, entry)
-  local id = string.match(entry, '^(.*):') or entry
-  if redis.call('HGET', job_prefix .. id, 'status') == 'started' then
-    redis.call('HSET', job_prefix .. id, 'status', 'queued')
-    redis.call('LPUSH', queue, id)
-  end
-end
-"""
-
 # A failed job that is to be replayed or discarded: what is not failed (any more) is left alone, and an entry
 # of the registry without such a job behind it goes. 0 gone, 1 not failed any more, else the script goes on.
 _IF_FAILED = """
