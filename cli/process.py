@@ -73,7 +73,7 @@ class Process:
         env: Mapping[str, str] | None = None,
         log: Path | None = None,
         account: Account | None = None,
-    ) -> None:
+    ) -> "subprocess.Popen[bytes]":
         """Start `argv`, writing to the end of `log` or, without one, where this process writes.
 
         Without `env` the child inherits the environment. A child that an earlier run left behind is
@@ -103,6 +103,25 @@ class Process:
             raise DevError(f"{self.name} could not be started: {error.strerror}") from None
         finally:
             os.close(lock)
+        return self._child
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        log: Path,
+        account: Account | None = None,
+    ) -> int:
+        """Run `argv` to its end and return its exit status. Interrupted, leave nothing of it behind."""
+        child = self.launch(argv, cwd=cwd, env=env, log=log, account=account)
+        try:
+            return child.wait()
+        except BaseException:
+            self.kill()
+            self.end_left_over(signal.SIGKILL)  # its own children may take a moment longer
+            raise
 
     def end(self, signum: int = signal.SIGTERM, patience: float = 30) -> None:
         """Send `signum` and wait until the child is gone; after `patience` seconds kill its whole group."""

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import stat
-import subprocess
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -181,22 +180,18 @@ class PostgresServer(Server):
             *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
             *([] if self.durable else ["--no-sync"]),
         ]
-        result = subprocess.run(  # noqa: S603 - a list, no shell
+        log_file = self.directory / "log"
+        log_file.touch()
+        log_starts = log_file.stat().st_size
+        status = self._process.run(
             [binary.with_name("initdb"), "-D", unfinished, *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            cwd=self.directory,
             env=ENVIRONMENT,
-            start_new_session=True,
-            user=account.uid if account else None,
-            group=account.gid if account else None,
-            extra_groups=[] if account else None,
+            cwd=self.directory,
+            log=log_file,
+            account=account,
         )
-        if result.returncode:
-            raise DevError(f"PostgreSQL could not make its data directory: {_last_line(result.stderr)}")
+        if status:
+            raise DevError(f"PostgreSQL could not make its data directory: {_reason(log_file, log_starts)}")
         unfinished.rename(self.data)
 
     def _forget_dead_postmaster(self) -> None:

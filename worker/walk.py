@@ -201,17 +201,20 @@ class _PagesAhead:
         self._api = api
         self._order_by = order_by
         self._asked: deque[tuple[int, Future[Page]]] = deque()
+        self._dropped: list[Future[Page]] = []  # of no use any more, but still a load on Clerk
         self._next_offset = 0
 
     def go_to(self, offset: int) -> None:
         """Go on from `offset`; what is on its way is of no use any more."""
+        self._dropped += [future for _, future in self._asked]
         self._asked.clear()
         self._next_offset = offset
 
     def next(self, stopping: StopSignal) -> tuple[int, Page]:
         """Return the next page and its offset."""
         ahead = AHEAD if self._next_offset or self._asked else 1  # most lists fit into one page
-        while len(self._asked) < ahead:
+        self._dropped = [future for future in self._dropped if not future.done()]
+        while len(self._asked) < max(1, ahead - len(self._dropped)):
             self._ask(self._next_offset)
             self._next_offset += MAX_PAGE - OVERLAP
         offset, future = self._asked.popleft()
