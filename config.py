@@ -147,7 +147,7 @@ class Settings(BaseSettings):
 
     port: int = Field(8000, ge=0, le=65535)
     web_workers: int = Field(2, ge=1, le=64)
-    max_body_bytes: int = Field(1024 * 1024, ge=1024)
+    max_body_bytes: int = Field(1024 * 1024, ge=1024, le=4 * 1024 * 1024)
     max_queue_depth: int = Field(1_000_000, ge=1)
 
     db_pool_size: int = Field(5, ge=1, le=200)

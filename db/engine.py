@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -19,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from config import Settings, SettingsError
-from db.errors import is_transient, loses_connection, sqlstate, translate
+from db.errors import UNIQUE_VIOLATION, is_transient, loses_connection, sqlstate, translate
 
 RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, and its connections die with it.
 CONNECT_TIMEOUT_S = 5
@@ -29,10 +28,12 @@ TRANSACTION_LIMITS = {
     "statement_timeout": "30s",
     "idle_in_transaction_session_timeout": "10s",
 }
-# The one above does not count while more statements are to be sent; this does, where it is known.
-TRANSACTION_TIMEOUT = "30s"
+# The one above does not count while more statements are to be sent; this does, where it is known. What a
+# frozen worker holds is with others after some 15 s: they must be done with it within 30.
+TRANSACTION_TIMEOUT = "20s"
 KNOWS_TRANSACTION_TIMEOUT = 170_000  # https://www.postgresql.org/docs/17/release-17.html
 ATTEMPTS = 6
+RACE_ATTEMPTS = 3  # each sees what won before
 MAX_PAUSE_S = 1.0
 
 T = TypeVar("T")
@@ -97,7 +98,7 @@ class Database:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=MAX_PAUSE_S),
-            stop=tenacity.stop_after_attempt(self._attempts),
+            stop=self._is_last,
             before_sleep=_log_retry,
             reraise=True,
         )
@@ -142,6 +143,11 @@ class Database:
     def dispose(self) -> None:
         """Close every idle connection."""
         self.engine.dispose()
+
+    def _is_last(self, state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        is_race = error is not None and sqlstate(error) == UNIQUE_VIOLATION
+        return state.attempt_number >= min(self._attempts, RACE_ATTEMPTS if is_race else self._attempts)
 
     def _attempt(self, work: Callable[[Connection], T]) -> T:
         try:
@@ -269,20 +275,19 @@ def array_literal(values: Sequence[object]) -> str:
     Takes texts, whole numbers, booleans, datetimes and None.
     https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
     """
-    return f"{{{','.join(map(_array_element, values))}}}"
+    literal = _joined(values)
+    quotes = 2 * (len(values) - values.count(None))
+    if "\\" in literal or literal.count('"') != quotes:  # few texts have anything to escape
+        return _joined([_escaped(value) if isinstance(value, str) else value for value in values])
+    return literal
 
 
-def _array_element(value: object) -> str:
-    match value:
-        case None:
-            return "NULL"
-        case str():
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-            return f'"{escaped}"'
-        case datetime():
-            return f'"{value.isoformat()}"'
-        case _:
-            return str(value)
+def _joined(values: Sequence[object]) -> str:
+    return "{" + ",".join(["NULL" if value is None else f'"{value}"' for value in values]) + "}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:

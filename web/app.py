@@ -14,7 +14,7 @@ from worker import log
 from worker.metrics import Flusher, Metrics
 from worker.queue import intake
 
-_log = structlog.get_logger()
+_log = structlog.get_logger("web.app")
 
 
 def start(settings: Settings) -> Flask:

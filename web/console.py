@@ -27,7 +27,7 @@ LISTED = 20
 VERBS = {"replay": Fate.REPLAYED, "discard": Fate.DISCARDED}
 ALL = "all"
 
-_log = structlog.get_logger()
+_log = structlog.get_logger("web.console")
 
 
 class Order(NamedTuple):

@@ -33,7 +33,7 @@ RETRY_AFTER_S = 5  # Svix's own first interval.
 EVENT_TYPE = re.compile(r"[A-Za-z0-9_.]{1,64}")
 HTTP_STATUS = {"queued": 202, "duplicate": 200, "requeued": 202, "ignored": 200}
 
-_log = structlog.get_logger()
+_log = structlog.get_logger("web.webhook")
 
 
 def blueprint(settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> Blueprint:

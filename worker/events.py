@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import orjson
+
 from config import Settings
 from worker.errors import NotJson, Unreadable
 
@@ -33,6 +35,23 @@ class ClerkMembership(NamedTuple):
     id: str
     created_at: int | None
     organization: ClerkOrganization
+
+
+class ClerkMember(NamedTuple):
+    """A membership in a listing, with the id of the user whose it is."""
+
+    user_id: str
+    membership: ClerkMembership
+
+    @property
+    def id(self) -> str:
+        """The membership's id."""
+        return self.membership.id
+
+    @property
+    def created_at(self) -> int | None:
+        """When the user joined (ms)."""
+        return self.membership.created_at
 
 
 class ClerkUser(NamedTuple):
@@ -212,6 +231,13 @@ def parse_user(data: dict[str, Any], keys: MetadataKeys) -> ClerkUser:
     )
 
 
+def parse_member(data: dict[str, Any]) -> ClerkMember:
+    """Return the membership in Clerk's JSON, and whose it is. Raises Unreadable when an id is missing."""
+    user = data.get("public_user_data")
+    user_id = _clerk_id(user if isinstance(user, dict) else {}, "user_id", "data.public_user_data")
+    return ClerkMember(user_id, _membership(data))
+
+
 def _user_saved(envelope: Envelope, data: dict[str, Any], keys: MetadataKeys) -> Event:
     return UserSaved(*envelope, parse_user(data, keys))
 
@@ -236,10 +262,8 @@ def _session_seen(envelope: Envelope, data: dict[str, Any], keys: MetadataKeys) 
 
 
 def _membership_seen(envelope: Envelope, data: dict[str, Any], _keys: MetadataKeys) -> Event:
-    user = data.get("public_user_data")
-    user_id = _clerk_id(user if isinstance(user, dict) else {}, "user_id", "data.public_user_data")
-    membership = _membership(data)
-    return MembershipSeen(*envelope, user_id, membership, envelope.type == "organizationMembership.deleted")
+    member = parse_member(data)
+    return MembershipSeen(*envelope, *member, envelope.type == "organizationMembership.deleted")
 
 
 def _organization_seen(envelope: Envelope, data: dict[str, Any], _keys: MetadataKeys) -> Event:
@@ -300,7 +324,7 @@ def _email(data: dict[str, Any]) -> tuple[bool, str | None]:
         addresses = (_text(entry, "email_address") for entry in entries if _is_verified(entry))
         return True, next((address for address in addresses if address is not None), None)
     for entry in entries:
-        if entry.get("id") == primary_id:
+        if isinstance(primary_id, str) and entry.get("id") == primary_id:
             return True, _text(entry, "email_address")
     return False, None
 
@@ -350,6 +374,13 @@ def _time(value: object) -> int | None:
 
 
 def _read(text: str) -> Any:
+    try:
+        return orjson.loads(text)  # in a third of the time
+    except orjson.JSONDecodeError:  # it also refuses lone surrogates, and numbers beyond its own
+        return _read_anything(text)
+
+
+def _read_anything(text: str) -> Any:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError:

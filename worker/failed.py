@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from config import Settings
 from db.times import to_datetime
@@ -26,6 +26,7 @@ from worker.events import CLERK_ID, HANDLED_TYPES, ORGANIZATION_TYPES
 from worker.queue import ENCODING_ERRORS, QueueUnavailable, impatient_redis, worker_redis
 
 PAGE = 500
+MAX_TRACEBACK_BYTES = 1024 * 1024
 TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
 FIELDS = ("data", "description", "meta", "retries_left", "retry_intervals")
 FRAME = re.compile(r'  File ".*", line \d+')
@@ -172,9 +173,9 @@ class FailedJobs:
             for id_ in ids:
                 pipeline.hmget(rq.JOB_PREFIX + id_, FIELDS)
                 pipeline.xrevrange(rq.RESULT_PREFIX + id_, count=1)
-            answers = pipeline.execute()
+            answers = pipeline.execute(raise_on_error=False)
         return [
-            _record(id_, fields, results)
+            None if isinstance(fields, ResponseError) else _record(id_, fields, results)
             for id_, fields, results in zip(ids, answers[::2], answers[1::2], strict=True)
         ]
 
@@ -221,12 +222,14 @@ class _Record(NamedTuple):
     failed_at: str | None
 
 
-def _record(id_: str, fields: Sequence[bytes | None], results: Sequence[tuple[bytes, Any]]) -> _Record | None:
+def _record(
+    id_: str, fields: Sequence[bytes | None], results: Sequence[tuple[bytes, Any]] | ResponseError
+) -> _Record | None:
     data, description, meta, retries_left, intervals = fields
     if data is None:
         return None
     raised, failed_at = "", None
-    if results:  # a stream; its ids begin with the time in ms
+    if results and not isinstance(results, ResponseError):  # a stream; its ids begin with the time in ms
         at, entry = results[0]
         raised = _inflated(entry.get(b"exc_string", b""))
         with suppress(OverflowError):
@@ -296,7 +299,7 @@ def _attempts(retries_left: bytes | None, intervals: bytes | None) -> int:
         retries = len(json.loads(intervals or b"[]"))
     except (ValueError, TypeError, RecursionError):
         retries = 0
-    return max(1, retries - (int(left) if left.isdigit() else 0) + 1)
+    return max(1, retries - (int(left) if left.isdigit() and len(left) < 10 else 0) + 1)
 
 
 def _body(data: bytes) -> str | None:
@@ -308,9 +311,10 @@ def _body(data: bytes) -> str | None:
 
 def _inflated(packed: bytes) -> str:
     try:
-        return zlib.decompress(b64decode(packed)).decode(errors="replace")
+        plain = zlib.decompressobj().decompress(b64decode(packed), MAX_TRACEBACK_BYTES)
     except (zlib.error, ValueError):
         return ""
+    return plain.decode(errors="replace")
 
 
 def _object(text: bytes | None) -> dict[str, Any]:

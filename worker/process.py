@@ -19,7 +19,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import structlog
@@ -29,33 +29,30 @@ from rq import Queue, worker_registration
 from rq.worker import SimpleWorker
 
 from config import Settings
-from db import ledger, schema, users
+from db import ledger, users
 from db.engine import Database
-from db.errors import DatabaseError, DatabaseUnavailable
 from db.policy import Policy
 from worker import batch
 from worker.events import MetadataKeys
 from worker.keeper import Duty, Keeper
+from worker.lane import FIRST_PAUSE_S, MAX_PAUSE_S, Lane, Shared
 from worker.metrics import FLUSH_EVERY_S, Metrics
 from worker.queue import Failed, Finished, HeldJobs, TakenJob, redis_trouble, worker_redis
 from worker.retries import DueRetries
 from worker.rq_layout import QUEUE, WORKER_REPORT
 from worker.stop import StopSignal
 from worker.tally import Tally
+from worker.upkeep import Upkeep
 
 log = structlog.get_logger("worker")
 
-WAIT_S = 1  # for a job; a stop signal is seen after that long at the latest
-SUSPENDED_PAUSE_S = 1
 WORKER_TTL_S = 30
 BEAT_EVERY_S = 3
 REAP_EVERY_S = 5
 SCHEDULE_EVERY_S = 2
-MAINTENANCE_EVERY_S = 60
+UPKEEP_EVERY_S = 60
 PRUNE_EVERY_S = 3600
 OVERDUE_LOOK_S = 0.5
-FIRST_PAUSE_S = 0.25
-MAX_PAUSE_S = 10.0
 
 
 class BatchWorker(SimpleWorker):
@@ -67,18 +64,17 @@ class BatchWorker(SimpleWorker):
         self.birth_date = datetime.now(UTC)
         self.settings = settings
         self.database = database
-        self.held = HeldJobs(redis, self.name)
         self.stopping = stopping
-        self.waiting_for: str | None = None
         self._retries = DueRetries(queue)
-        self._done: list[Finished | Failed] = []
-        self._is_busy = False
-        self._pause_s = FIRST_PAUSE_S
-        policy = Policy.of(settings)
         self._metrics = Metrics()
         self._tally = Tally(self._metrics)
-        self._apply = self._tally.watching(partial(users.apply, database, policy=policy))
+        self._apply = self._tally.watching(partial(users.apply, database, policy=Policy.of(settings)))
         self._keys = MetadataKeys.of(settings)
+        self._fault: BaseException | None = None
+        shared = Shared(self._process, settings.batch_size, database, stopping, Event())
+        self._leader = Lane(HeldJobs(redis, self.name), shared)
+        self._helper = Lane(HeldJobs(redis, self.name, ".2"), shared)
+        self._lanes = (self._leader, self._helper)
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
         """Take and apply batches until told to stop; then settle what is in hand and give back the rest."""
@@ -89,15 +85,26 @@ class BatchWorker(SimpleWorker):
         for keeper in keepers:
             keeper.start()
         log.info("worker started", worker=self.name, batch_size=self.settings.batch_size)
+        helper = Thread(target=self._help, name="helper", daemon=True)
+        helper.start()
         try:
-            self._await_database()
-            while not self.stopping.requested:
-                self._turn()
+            self._leader.lead()
         finally:
+            self.stopping.request()
+            helper.join()
             for keeper in keepers:
                 keeper.stop()
             self._leave()
+        if self._fault is not None:
+            raise self._fault
         return True
+
+    def _help(self) -> None:
+        try:
+            self._helper.help()
+        except BaseException as fault:  # it ends the worker, as one in the main thread does
+            self._fault = fault
+            self.stopping.request()
 
     def _introduce(self) -> None:
         """Register and listen for commands, in a way that may be tried again: RQ's own may not."""
@@ -107,31 +114,11 @@ class BatchWorker(SimpleWorker):
                     self._beat()
                 self.subscribe()
             except RedisError as error:
-                self._pause("Redis", f"Redis does not answer ({redis_trouble(error)})")
+                self._leader.pause_for_redis(error)
             else:
                 return
 
-    def _turn(self) -> None:
-        """Settle the last batch, take the next, process it. Trouble with either server is waited out."""
-        try:
-            jobs = self.held.finish_and_take(self._done, self.settings.batch_size)
-            self._done = []
-            if jobs is None:
-                self.stopping.wait(SUSPENDED_PAUSE_S)
-            elif jobs:
-                self._done = self._process(jobs)
-            else:
-                self._is_busy = False
-                self.held.wait(WAIT_S)
-            self._pause_s = FIRST_PAUSE_S
-        except DatabaseUnavailable as error:
-            self._put_back(error)
-        except RedisError as error:
-            self._pause("Redis", f"Redis does not answer ({redis_trouble(error)})")
-
     def _process(self, jobs: list[TakenJob]) -> list[Finished | Failed]:
-        self.waiting_for = None
-        self._is_busy = True
         self._tally.took(len(jobs))
         done = batch.process(jobs, self._keys, self._apply)
         for item in done:
@@ -139,34 +126,10 @@ class BatchWorker(SimpleWorker):
                 self._tally.failed(item)
         return done
 
-    def _put_back(self, error: DatabaseUnavailable) -> None:
-        """Give the batch back, as no event is at fault, and wait until the database can take it."""
-        try:
-            self.held.give_back()
-        except RedisError:
-            # It stays under this worker's name, and the next take begins with it.
-            log.warning("batch not given back", worker=self.name)
-        self._pause("database", str(error))
-        self._await_database()
-
-    def _await_database(self) -> None:
-        while not self.stopping.requested:
-            reason = database_trouble(self.database)
-            if reason is None:
-                return
-            self._pause("database", reason)
-
-    def _pause(self, what: str, reason: str) -> None:
-        """Wait a while, longer each time in a row, and say what for."""
-        self.waiting_for = what
-        log.warning("waiting", what=what, reason=reason, pause_s=self._pause_s)
-        self.stopping.wait(self._pause_s)
-        self._pause_s = min(self._pause_s * 2, MAX_PAUSE_S)
-
     def _leave(self) -> None:
         try:
-            self.held.finish_and_take(self._done, 0)
-            self.held.leave()
+            for lane in self._lanes:
+                lane.leave()
             self._flush()
             self._retries.stop()
             self.teardown()
@@ -180,16 +143,18 @@ class BatchWorker(SimpleWorker):
             Duty("flush", FLUSH_EVERY_S, self._flush),
             Duty("reap", REAP_EVERY_S, self._reap),
             Duty("schedule", SCHEDULE_EVERY_S, self._retries.enqueue_due),
-            Duty("maintenance", MAINTENANCE_EVERY_S, self.clean_registries),
+            Duty("upkeep", UPKEEP_EVERY_S, Upkeep(self.queues[0]).tidy),
             Duty("prune", PRUNE_EVERY_S, self._prune),
         ]
 
     def _beat(self) -> None:
-        self.held.beat()
+        for lane in self._lanes:
+            lane.held.beat()
         # No transaction: a Redis that is full refuses the fields, and still does not forget the worker.
         with self.connection.pipeline(transaction=False) as pipeline:
             self.heartbeat(pipeline=pipeline)
-            self.set_state("busy" if self._is_busy else "idle", pipeline=pipeline)
+            is_busy = any(lane.is_busy for lane in self._lanes)
+            self.set_state("busy" if is_busy else "idle", pipeline=pipeline)
             pipeline.hset(self.key, WORKER_REPORT, json.dumps(self._report()))
             pipeline.hexists(self.key, "birth")
             is_registered = pipeline.execute()[-1]
@@ -200,14 +165,14 @@ class BatchWorker(SimpleWorker):
                 pipeline.execute()
 
     def _report(self) -> dict[str, object]:
-        return {"waiting_for": self.waiting_for, "pool": self.database.pool_state()._asdict()}
+        return {"waiting_for": self._leader.waiting_for, "pool": self.database.pool_state()._asdict()}
 
     def _flush(self) -> None:
         self._tally.saw_pool(self.database.pool_state())
         self._metrics.flush(self.connection)
 
     def _reap(self) -> None:
-        count = self.held.reap()
+        count = self._leader.held.reap()
         if count:
             log.warning("took back what a dead worker held", jobs=count)
 
@@ -251,23 +216,6 @@ def _repairing(
     from worker.repair import repairing  # noqa: PLC0415 - loads an HTTP client, which most workers do without
 
     return repairing(settings, redis, database, stopping)
-
-
-def database_trouble(database: Database) -> str | None:
-    """Return why the database cannot take changes now, as a line that says what to do; None when it can.
-
-    A schema newer than this code is no trouble: while a new version is being deployed, the old one goes on.
-    """
-    try:
-        database.ping()  # once: whoever waits asks again soon, and looks in between whether it is to stop
-        state = schema.state(database)
-    except DatabaseError as error:
-        return str(error)
-    if state in {schema.SchemaState.MISSING, schema.SchemaState.OLD}:
-        return f"the schema is {state.value}: run clerk-sync db upgrade"
-    if state is schema.SchemaState.NEWER:
-        log.warning("the schema is newer than this version: deploy the version that made it")
-    return None
 
 
 def _make_worker(

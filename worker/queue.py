@@ -9,9 +9,10 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
-from redis import Redis
+from redis import BlockingConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.commands.core import Script
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from redis.retry import Retry
 
@@ -20,6 +21,7 @@ from worker import rq_layout as rq
 from worker import scripts
 
 INTAKE_TIMEOUT_S = 1.5
+INTAKE_CONNECTIONS = 16  # of one receiver process; each is in use for a round trip
 WORKER_TIMEOUT_S = 15.0
 _Json = TypeVar("_Json", list[Any], dict[str, Any])
 
@@ -93,7 +95,7 @@ class DeliveryQueue:
     def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
         self.redis = redis
         self._max_depth = max_depth
-        self._enqueue = redis.register_script(scripts.ENQUEUE)
+        self._script = redis.register_script(scripts.enqueue(rq.COMMON_FIELDS))
 
     def enqueue(self, delivery: Delivery) -> Answer:
         """Store the delivery and return what it was, once Redis has confirmed it. One round trip.
@@ -103,7 +105,7 @@ class DeliveryQueue:
         """
         received = datetime.fromtimestamp(delivery.received_at / 1000, UTC)
         try:
-            answer = self._enqueue(
+            answer = self._run(
                 keys=[
                     rq.JOB_PREFIX + delivery.svix_id,
                     rq.QUEUE_KEY,
@@ -116,7 +118,7 @@ class DeliveryQueue:
                     delivery.svix_id,
                     delivery.received_at,
                     self._max_depth,
-                    *rq.job_fields(delivery.body, delivery.description, received),
+                    *rq.own_fields(delivery.body, delivery.description, received),
                 ],
             )
         except RedisError as error:
@@ -124,6 +126,23 @@ class DeliveryQueue:
         if answer == TOO_DEEP:
             raise QueueUnavailable("the queue is as long as it may be (MAX_QUEUE_DEPTH)")
         return _ANSWERS[cast("int", answer)]
+
+    def _run(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        try:
+            return self._send(keys, args)
+        except NoScriptError:  # Redis was started since
+            self.redis.script_load(self._script.script)
+            return self._send(keys, args)
+
+    def _send(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        # What Redis.evalsha does around this (retries, observers, options) costs more than the rest.
+        pool = self.redis.connection_pool
+        connection: Any = pool.get_connection()
+        try:
+            connection.send_command("EVALSHA", self._script.sha, len(keys), *keys, *args)
+            return connection.read_response()
+        finally:
+            pool.release(connection)
 
     def ping(self) -> None:
         """Raise QueueUnavailable unless Redis answers and would take a write."""
@@ -138,16 +157,17 @@ _ANSWERS = {0: Answer.DUPLICATE, 1: Answer.QUEUED, 2: Answer.REQUEUED}
 
 
 class HeldJobs:
-    """A worker's side of the queue: the jobs that it holds under its name.
+    """A worker's side of the queue: the jobs that it holds under its name, or a `part` of them.
 
     Every method raises redis.RedisError when Redis does not answer, and may then simply be called again: what
     had been done is not done twice.
     """
 
-    def __init__(self, redis: Redis, worker: str) -> None:
+    def __init__(self, redis: Redis, worker: str, part: str = "") -> None:
         self.redis = redis
         self.worker = worker
-        self._held_key = HELD_PREFIX + worker
+        self._holder = worker + part
+        self._held_key = HELD_PREFIX + self._holder
         self._worker_key = rq.WORKER_PREFIX + worker
         self._beat = redis.register_script(scripts.BEAT)
         self._take = redis.register_script(scripts.TAKE)
@@ -191,18 +211,18 @@ class HeldJobs:
         return cast(
             "int",
             self._give_back(
-                keys=[self._held_key, rq.QUEUE_KEY, rq.STARTED_KEY], args=[self.worker, rq.JOB_PREFIX]
+                keys=[self._held_key, rq.QUEUE_KEY, rq.STARTED_KEY], args=[self._holder, rq.JOB_PREFIX]
             ),
         )
 
     def beat(self) -> None:
         """Say that this worker lives, so that nobody takes over what it holds."""
-        self._beat(keys=[HOLDERS_KEY], args=[self.worker])
+        self._beat(keys=[HOLDERS_KEY], args=[self._holder])
 
     def leave(self) -> None:
         """Give back what is held and end this worker's membership."""
         self.give_back()
-        self.redis.zrem(HOLDERS_KEY, self.worker)
+        self.redis.zrem(HOLDERS_KEY, self._holder)
 
     def reap(self) -> int:
         """Give back what workers hold that have been silent for SILENT_AFTER_S; return how many jobs."""
@@ -226,7 +246,15 @@ class HeldJobs:
                 rq.SUSPENDED_KEY,
                 rq.FINISHED_KEY,
             ],
-            args=[self.worker, limit, MAX_BATCH_BYTES, _now(), rq.JOB_PREFIX, rq.RESULT_PREFIX],
+            args=[
+                self.worker,
+                limit,
+                MAX_BATCH_BYTES,
+                _now(),
+                rq.JOB_PREFIX,
+                rq.RESULT_PREFIX,
+                self._holder,
+            ],
         )
 
     def _send_finished(self, pipeline: Any, done: Sequence[Finished]) -> None:
@@ -238,7 +266,15 @@ class HeldJobs:
             pipeline,
             self._finish,
             keys=[self._held_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key],
-            args=[self.worker, _now(), rq.RESULT_TTL_S, rq.JOB_PREFIX, rq.RESULT_PREFIX, *jobs],
+            args=[
+                self.worker,
+                self._holder,
+                _now(),
+                rq.RESULT_TTL_S,
+                rq.JOB_PREFIX,
+                rq.RESULT_PREFIX,
+                *jobs,
+            ],
         )
 
     def _send_failed(self, pipeline: Any, failed: Failed) -> None:
@@ -259,14 +295,22 @@ class HeldJobs:
             args=[
                 job.id,
                 self.worker,
+                self._holder,
                 _now(),
                 rq.FAILURE_TTL_S,
                 "" if due is None else int(due.timestamp()),
-                json.dumps(failure_meta(job.meta, failed.reason)),
+                _meta_text(job, failed.reason),
                 exc_info,
                 exc_string,
             ],
         )
+
+
+def _meta_text(job: TakenJob, reason: str) -> str:
+    try:
+        return json.dumps(failure_meta(job.meta, reason))
+    except (ValueError, RecursionError):  # what somebody else wrote there can be read, and not written again
+        return json.dumps(failure_meta({}, reason))
 
 
 def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
@@ -283,8 +327,11 @@ def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
 
 
 def intake(settings: Settings) -> DeliveryQueue:
-    """Return the receiver's queue."""
-    return DeliveryQueue(impatient_redis(settings), settings.max_queue_depth)
+    """Return the receiver's queue, on no more than INTAKE_CONNECTIONS: small Redis plans take few."""
+    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+        redis_url(settings), max_connections=INTAKE_CONNECTIONS, timeout=INTAKE_TIMEOUT_S, **_impatience()
+    )
+    return DeliveryQueue(Redis.from_pool(pool), settings.max_queue_depth)
 
 
 def redis_trouble(error: RedisError) -> str:
@@ -292,15 +339,27 @@ def redis_trouble(error: RedisError) -> str:
     return OutOfMemoryError.__name__ if "OOM" in str(error) else type(error).__name__
 
 
+class _Packer(HiredisRespSerializer):
+    """hiredis, which takes no id with lone surrogates, unless it comes as bytes."""
+
+    def pack(self, *args: Any) -> list[bytes]:
+        encoded = [arg.encode(errors=ENCODING_ERRORS) if isinstance(arg, str) else arg for arg in args]
+        return cast("list[bytes]", super().pack(*cast("Any", encoded)))
+
+
 def impatient_redis(settings: Settings) -> Redis:
     """Return a client for whoever must answer soon: no retries, short time-outs. Clerk delivers again."""
-    return Redis.from_url(
-        redis_url(settings),
-        socket_timeout=INTAKE_TIMEOUT_S,
-        socket_connect_timeout=INTAKE_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        encoding_errors=ENCODING_ERRORS,
-    )
+    return Redis.from_url(redis_url(settings), **_impatience())
+
+
+def _impatience() -> dict[str, Any]:
+    return {
+        "socket_timeout": INTAKE_TIMEOUT_S,
+        "socket_connect_timeout": INTAKE_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+        "encoding_errors": ENCODING_ERRORS,
+        "command_packer": _Packer(),
+    }
 
 
 def worker_redis(settings: Settings) -> Redis:
@@ -313,6 +372,7 @@ def worker_redis(settings: Settings) -> Redis:
         health_check_interval=30,
         retry=Retry(ExponentialBackoff(cap=1, base=0.05), 5),
         encoding_errors=ENCODING_ERRORS,
+        command_packer=_Packer(),
     )
 
 

@@ -1,7 +1,17 @@
-"""RQ's scheduler without a process of its own: moves the retries that are due back to the queue."""
+"""RQ's scheduler without a process of its own: moves the retries that are due back to the queue.
+
+RQ's lock is used, so that no scheduler of RQ's does the same at the same time. Its way of moving is not: that
+loads the jobs, and one that somebody wrote badly keeps all others from being retried.
+"""
+
+from datetime import UTC, datetime
 
 from rq import Queue
 from rq.scheduler import RQScheduler
+
+from worker import rq_layout, scripts
+
+MOVED_AT_ONCE = 1000
 
 
 class DueRetries:
@@ -11,6 +21,7 @@ class DueRetries:
         self._scheduler = RQScheduler(
             [queue], connection=queue.connection, serializer=queue.serializer, logging_level="WARNING"
         )
+        self._enqueue = queue.connection.register_script(scripts.ENQUEUE_DUE)
 
     def enqueue_due(self) -> None:
         """Enqueue what is due, if this worker has the lock or can get it."""
@@ -20,7 +31,14 @@ class DueRetries:
                 self._scheduler.register_birth()
         if self._scheduler.acquired_locks:
             self._scheduler.heartbeat()
-            self._scheduler.enqueue_scheduled_jobs()
+            self._move()
+
+    def _move(self) -> None:
+        now = datetime.now(UTC)
+        self._enqueue(
+            keys=[rq_layout.SCHEDULED_KEY, rq_layout.QUEUE_KEY, rq_layout.QUEUES_KEY],
+            args=[rq_layout.JOB_PREFIX, int(now.timestamp()), rq_layout.timestamp(now), MOVED_AT_ONCE],
+        )
 
     def stop(self) -> None:
         """Release the lock, so that another worker need not wait for it to expire."""

@@ -7,18 +7,24 @@ reads, and fails when another RQ does otherwise.
 import json
 import zlib
 from base64 import b64encode
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+
+import orjson
 
 QUEUE = "clerk"
 JOB_FUNCTION = "worker.job.apply_delivery"
 JOB_TIMEOUT_S = 60
 RESULT_TTL_S = 3600
 FAILURE_TTL_S = 90 * 24 * 3600
+COMPRESS_FROM_BYTES = 4096  # an ordinary delivery is smaller: half its size is not worth its time
 RETRY_INTERVALS_S = (10, 60, 300)
+MAX_BODY_BYTES = 4 * 1024 * 1024  # of a delivery that can be read again; Svix sends no more than 1 MiB
+MAX_CALL_BYTES = 3 * MAX_BODY_BYTES + 1024  # two bytes of UTF-8 are at most six of JSON: an escape
 
 QUEUES_KEY = "rq:queues"
 QUEUE_KEY = f"rq:queue:{QUEUE}"
+INTERMEDIATE_KEY = f"{QUEUE_KEY}:intermediate"  # where plain RQ workers have a job between queue and start
 STARTED_KEY = f"rq:wip:{QUEUE}"
 FINISHED_KEY = f"rq:finished:{QUEUE}"
 FAILED_KEY = f"rq:failed:{QUEUE}"
@@ -50,30 +56,34 @@ def timestamp(moment: datetime) -> str:
 
 
 def parse_timestamp(text: str) -> datetime:
-    """Return the moment that RQ wrote; with and without fractions of a second."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+    """Return the moment that RQ wrote; with and without fractions of a second. Raises ValueError."""
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+    except OverflowError:
+        raise ValueError("there is no such time") from None
 
 
-def job_fields(body: str, description: str, received: datetime) -> list[str | bytes | int]:
-    """Return the fields and values of a queued job's hash, for HSET."""
+COMMON_FIELDS: dict[str, str | int] = {
+    "origin": QUEUE,
+    "status": "queued",
+    "timeout": JOB_TIMEOUT_S,
+    "result_ttl": RESULT_TTL_S,
+    "failure_ttl": FAILURE_TTL_S,
+    "retries_left": len(RETRY_INTERVALS_S),
+    "retry_intervals": json.dumps(RETRY_INTERVALS_S),
+    "started_at": "",
+    "ended_at": "",
+    "worker_name": "",
+}
+
+
+def own_fields(body: str, description: str, received: datetime) -> list[str | bytes]:
+    """Return the fields and values of a queued job's hash, for HSET, beside those that all have in common."""
     moment = timestamp(received)
-    fields: dict[str, str | bytes | int] = {
-        "created_at": moment,
-        "enqueued_at": moment,
-        "data": zlib.compress(encode_call(body), 1),
-        "description": description,
-        "origin": QUEUE,
-        "status": "queued",
-        "timeout": JOB_TIMEOUT_S,
-        "result_ttl": RESULT_TTL_S,
-        "failure_ttl": FAILURE_TTL_S,
-        "retries_left": len(RETRY_INTERVALS_S),
-        "retry_intervals": json.dumps(RETRY_INTERVALS_S),
-        "started_at": "",
-        "ended_at": "",
-        "worker_name": "",
-    }
-    return [part for field in fields.items() for part in field]
+    data = encode_call(body)
+    if len(data) >= COMPRESS_FROM_BYTES:
+        data = zlib.compress(data, 1)
+    return ["created_at", moment, "enqueued_at", moment, "data", data, "description", description]
 
 
 def encode_call(body: str) -> bytes:
@@ -81,28 +91,42 @@ def encode_call(body: str) -> bytes:
     return json.dumps((JOB_FUNCTION, None, (body,), {})).encode()
 
 
+_BEFORE_BODY, _AFTER_BODY = encode_call("").split(b'""')
+
+
 def decode_call(data: bytes) -> str:
     """Return the delivery's body in a job's `data`.
 
-    Raises ForeignJobError for anything but a call of this project's own function: nothing that somebody wrote
-    into Redis is ever imported or run.
+    Raises ForeignJobError for anything but a call of this project's own function, as it is written here:
+    nothing that somebody wrote into Redis is ever imported or run, nor built up in memory to be looked at.
     """
+    call = _inflate(data)
+    if not (call.startswith(_BEFORE_BODY + b'"') and call.endswith(b'"' + _AFTER_BODY)):
+        raise ForeignJobError("the job does not call this queue's function")
     try:
-        call: Any = json.loads(_inflate(data))
-    except (ValueError, RecursionError):
-        raise ForeignJobError("the job's data is not what this queue holds") from None
-    match call:
-        case [function, None, [str(body)], dict(keywords)] if function == JOB_FUNCTION and not keywords:
-            return body
-        case _:
-            raise ForeignJobError("the job does not call this queue's function")
+        return _text(call[len(_BEFORE_BODY) : -len(_AFTER_BODY)])
+    except ValueError:
+        raise ForeignJobError("the job does not call this queue's function with one text") from None
+
+
+def _text(literal: bytes) -> str:
+    """Return the text in a JSON string. Raises ValueError."""
+    try:
+        text: str = orjson.loads(literal)
+    except orjson.JSONDecodeError:  # it does not take lone surrogates
+        text = json.loads(literal.decode())
+    return text
 
 
 def _inflate(data: bytes) -> bytes:
-    try:
-        return zlib.decompress(data)
-    except zlib.error:  # RQ reads uncompressed data too
-        return data
+    """Return what is inside, up to a limit: a few bytes of zlib can become any number of bytes."""
+    plain = data  # RQ reads uncompressed data too
+    if not data.startswith(_BEFORE_BODY):
+        with suppress(zlib.error):
+            plain = zlib.decompressobj().decompress(data, MAX_CALL_BYTES + 1)
+    if len(plain) > MAX_CALL_BYTES:
+        raise ForeignJobError("the job's data is larger than any delivery")
+    return plain
 
 
 def encode_result(value: str) -> str:

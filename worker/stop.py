@@ -30,6 +30,11 @@ class StopSignal:
         """Return how long ago the stop was requested; 0 when it was not."""
         return 0.0 if self._requested_at is None else time.monotonic() - self._requested_at
 
+    def request(self) -> None:
+        """Tell the process itself to stop."""
+        if self._requested_at is None:
+            self._requested_at = time.monotonic()
+
     def listen(self) -> None:
         """Take the signals over. To be called in the main thread."""
         signal.signal(signal.SIGTERM, self._request)
@@ -42,5 +47,4 @@ class StopSignal:
             time.sleep(min(left, SLICE_S))
 
     def _request(self, _signum: int, _frame: FrameType | None) -> None:
-        if self._requested_at is None:
-            self._requested_at = time.monotonic()
+        self.request()

@@ -11,10 +11,11 @@ import pytest
 from redis import Redis
 
 from cli.main import main
+from config import load
 from tests.clerk import ANN, BEN, user, user_event
 from tests.jobs import RqView, delivery
 from tests.jobs_failed import REASON, fail, forget
-from worker.queue import ENCODING_ERRORS, DeliveryQueue
+from worker.queue import DeliveryQueue, worker_redis
 
 RunCli = Callable[..., tuple[int, str, str]]
 MARK = "ann.marked@example.com"
@@ -23,7 +24,7 @@ COLUMNS = {"id", "type", "clerk_id", "reason", "attempts", "first_failed_at", "f
 
 @pytest.fixture
 def redis(redis_url: str) -> Iterator[Redis]:
-    with Redis.from_url(redis_url, encoding_errors=ENCODING_ERRORS) as connection:
+    with worker_redis(load(_env_file=None, redis_url=redis_url)) as connection:
         yield connection
 
 

@@ -214,7 +214,7 @@ def test_a_unique_violation_that_stays_is_the_changes_own_fault_but_may_heal_lat
     admin.execute("INSERT INTO things VALUES (1, 'there')")
     work = Work(add(1))
     with pytest.raises(ChangeRefused) as refused:
-        make_database(attempts=3).run(work)
+        make_database().run(work)
     assert (work.tries, refused.value.retryable) == (3, True)
     assert str(refused.value) == (
         "the database refused the change: UniqueViolation (SQLSTATE 23505, constraint things_pkey)"

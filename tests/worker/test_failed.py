@@ -93,7 +93,7 @@ def test_what_has_expired_is_not_listed(failed: FailedJobs, redis: Redis) -> Non
 def test_many_pages_are_walked_without_a_gap(failed: FailedJobs, redis: Redis) -> None:
     with redis.pipeline() as pipeline:
         for i in range(1234):
-            fields = rq_layout.job_fields("{}", f"user.created {ANN}", datetime.now(UTC))
+            fields = rq_layout.own_fields("{}", f"user.created {ANN}", datetime.now(UTC))
             pipeline.hset(f"rq:job:msg_{i}", items=[*fields, "status", "failed"])
             pipeline.zadd(rq_layout.FAILED_KEY, {f"msg_{i}": 4_000_000_000 + i})
         pipeline.execute()

@@ -142,17 +142,19 @@ def await_status(rq: RqView, ids: list[str], status: str, within: float = SOON_S
 
 
 @contextmanager
-def locked(connection: psycopg.Connection[Any], clerk_id: str) -> Iterator[None]:
-    """Let whoever applies something of this user wait, holding its batch, until the block ends."""
-    connection.execute("INSERT INTO user_sync (clerk_id) VALUES (%s) ON CONFLICT DO NOTHING", [clerk_id])
+def locked(connection: psycopg.Connection[Any], *clerk_ids: str) -> Iterator[None]:
+    """Let whoever applies something of these users wait, holding its batch, until the block ends."""
+    for clerk_id in clerk_ids:
+        connection.execute("INSERT INTO user_sync (clerk_id) VALUES (%s) ON CONFLICT DO NOTHING", [clerk_id])
     with connection.transaction():
-        connection.execute("SELECT 1 FROM user_sync WHERE clerk_id = %s FOR UPDATE", [clerk_id])
+        connection.execute("SELECT 1 FROM user_sync WHERE clerk_id = ANY (%s) FOR UPDATE", [list(clerk_ids)])
         yield
 
 
 def held(rq: RqView, worker: Worker) -> list[str]:
-    found: Any = rq.redis.lrange(HELD_PREFIX + worker.name, 0, -1)
-    return [id_.decode() for id_ in found]
+    """Return what a worker's first lane holds, then what its second does."""
+    parts: Any = [rq.redis.lrange(HELD_PREFIX + worker.name + part, 0, -1) for part in ("", ".2")]
+    return [id_.decode() for part in parts for id_ in part]
 
 
 def assert_nothing_is_held(rq: RqView) -> None:
@@ -194,19 +196,37 @@ def test_a_worker_without_work_ends_at_once(rq: RqView, launch: Launch) -> None:
 def test_sigterm_lets_it_finish_what_is_in_hand_and_take_no_more(
     queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
 ) -> None:
-    ids = fill(queue, range(15))
-    with locked(connection, "user_3"):
+    ids = fill(queue, range(25))
+    with locked(connection, "user_3", "user_13"):
         worker = launch(batch_size=10).ready()
-        wait_until(lambda: len(held(rq, worker)) == 10, SOON_S)
+        wait_until(lambda: held(rq, worker) == ids[:20], SOON_S)
         for _ in range(3):  # whoever sends it again changes nothing
             os.kill(worker.pid, signal.SIGTERM)
             time.sleep(0.1)
         assert worker.process.running
     wait_until(lambda: not worker.process.running, SOON_S)
     assert worker.process.exit_status == 0
-    assert names(connection) == {f"name {i}" for i in range(10)}
-    assert [rq.places(id_) for id_ in ids] == [*[["finished"]] * 10, *[["queue"]] * 5]
-    assert rq.queue.get_job_ids() == ids[10:]
+    assert names(connection) == {f"name {i}" for i in range(20)}
+    assert [rq.places(id_) for id_ in ids] == [*[["finished"]] * 20, *[["queue"]] * 5]
+    assert rq.queue.get_job_ids() == ids[20:]
+    assert_nothing_is_held(rq)
+
+
+def test_while_one_batch_waits_for_the_database_the_next_are_applied(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    ids = fill(queue, range(45))
+    with locked(connection, "user_3"):
+        worker = launch(batch_size=10).ready()
+        await_users(connection, range(10, 45))
+        await_status(rq, ids[10:], "finished")
+        wait_until(lambda: held(rq, worker) == ids[:10], SOON_S)
+    await_users(connection, range(45))
+    await_status(rq, ids, "finished")
+    (known,) = rq.workers()
+    assert known.successful_job_count == 45
+    assert {rq.job(id_).worker_name for id_ in ids} == {worker.name}
+    assert worker.end() == 0
     assert_nothing_is_held(rq)
 
 
@@ -236,8 +256,8 @@ def test_what_a_killed_worker_held_is_applied_by_another_within_thirty_seconds(
     queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
 ) -> None:
     ids = fill(queue, range(20))
-    with locked(connection, "user_0"):
-        killed = launch().ready()
+    with locked(connection, "user_0", "user_10"):
+        killed = launch(batch_size=10).ready()
         wait_until(lambda: held(rq, killed) == ids, SOON_S)
         other = launch().ready()
         killed.process.kill()

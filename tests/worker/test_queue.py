@@ -34,6 +34,7 @@ from worker import rq_layout
 from worker.queue import (
     HELD_PREFIX,
     HOLDERS_KEY,
+    INTAKE_CONNECTIONS,
     LAST_RECEIVED_KEY,
     SILENT_AFTER_S,
     Answer,
@@ -276,6 +277,18 @@ def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own
         ):
             ask()
     assert receiver.redis.lrange(rq_layout.QUEUE_KEY, 0, -1) == [first.svix_id.encode()]
+    receiver.redis.close()
+
+
+def test_a_receiver_opens_few_connections_and_the_others_wait_their_turn(
+    make_settings: MakeSettings, own_redis: RedisServer
+) -> None:
+    receiver = intake(own_settings(make_settings, own_redis))
+    with ThreadPoolExecutor(100) as threads, Redis.from_url(own_redis.url) as watching:
+        watching.client_pause(500)
+        answers = list(threads.map(lambda _: receiver.enqueue(delivery()), range(100)))
+        assert answers == [Answer.QUEUED] * 100
+        assert len(watching.client_list()) <= INTAKE_CONNECTIONS + 1
     receiver.redis.close()
 
 

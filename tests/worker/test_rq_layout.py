@@ -119,7 +119,17 @@ def test_the_hash_of_a_job_has_rqs_fields_and_no_others(queue: DeliveryQueue, rq
     assert {name: ours[name] for name in ours.keys() - times} == {
         name: theirs[name] for name in ours.keys() - times
     }
-    assert zlib.decompress(ours[b"data"]) == zlib.decompress(theirs[b"data"])
+    assert ours[b"data"] == zlib.decompress(theirs[b"data"])
+
+
+@pytest.mark.parametrize("size", [10, rq_layout.COMPRESS_FROM_BYTES, 200_000])
+def test_rq_reads_the_body_of_a_small_and_of_a_large_delivery(
+    queue: DeliveryQueue, rq: RqView, size: int
+) -> None:
+    given = delivery()._replace(body="x" * size)
+    queue.enqueue(given)
+    assert rq.job(given.svix_id).args == [given.body]
+    assert (len(rq.fields(given.svix_id)[b"data"]) < size) == (size >= rq_layout.COMPRESS_FROM_BYTES)
 
 
 def test_the_queue_that_we_fill_is_one_that_rq_lists(queue: DeliveryQueue, rq: RqView, redis: Redis) -> None:
