@@ -1,0 +1,39 @@
+"""The security page, against the tests that it names and the places that it points to."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECURITY = (ROOT / "docs" / "security.md").read_text()
+NAMED = sorted(set(re.findall(r"`(test_\w+)`", SECURITY)))
+ROW = re.compile(r"^\| \*\*.+\|$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def tests() -> set[str]:
+    """The names of all tests there are."""
+    files = (ROOT / "tests").rglob("test_*.py")
+    return {
+        name for file in files for name in re.findall(r"^def (test_\w+)\(", file.read_text(), re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_test_that_the_page_names_exists(name: str, tests: set[str]) -> None:
+    assert name in tests
+
+
+def test_every_answer_to_a_threat_names_a_test() -> None:
+    threats = ROW.findall(SECURITY)
+    assert len(threats) >= 20
+    assert [row for row in threats if "`test_" not in row] == []
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", SECURITY))
+def test_every_link_leads_somewhere(link: str) -> None:
+    path, _, anchor = link.partition("#")
+    page = (ROOT / "docs" / path).read_text() if path else SECURITY
+    headings = [line.lstrip("# ").lower() for line in page.splitlines() if line.startswith("#")]
+    assert not anchor or anchor in [re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in headings]

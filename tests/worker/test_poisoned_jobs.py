@@ -1,0 +1,171 @@
+"""Jobs that are written so that reading, moving or listing them goes wrong stop nothing beside them."""
+
+import json
+import tracemalloc
+import zlib
+from base64 import b64encode
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from db.ledger import Outcome
+from tests.jobs import RqView, delivery
+from worker import batch
+from worker.events import MetadataKeys
+from worker.failed import FailedJobs
+from worker.queue import DeliveryQueue, HeldJobs
+from worker.retries import DueRetries
+from worker.rq_layout import FAILED_KEY, JOB_PREFIX, QUEUE_KEY, RESULT_PREFIX, SCHEDULED_KEY
+
+MB = 1024 * 1024
+LONG_AGO = 1
+FAR = 9e9
+FOREIGN = zlib.compress(json.dumps(("os.system", None, ("true",), {})).encode())
+
+
+def poison(redis: Redis, id_: bytes, **fields: Any) -> None:
+    job: dict[Any, Any] = {"data": FOREIGN, "status": "queued", **fields}
+    redis.hset(JOB_PREFIX.encode() + id_, mapping=job)
+
+
+def genuine(redis: Redis) -> str:
+    given = delivery()
+    DeliveryQueue(redis).enqueue(given)
+    return given.svix_id
+
+
+def turn(redis: Redis) -> None:
+    """Do what a worker does in one turn."""
+    held = HeldJobs(redis, "turning")
+    jobs = held.finish_and_take([], 100)
+    assert jobs is not None
+    done = batch.process(
+        jobs, MetadataKeys("role", "organization"), lambda given: [Outcome.APPLIED] * len(given)
+    )
+    held.finish_and_take(done, 0)
+
+
+def test_a_key_that_is_no_job_does_not_stop_the_queue(redis: Redis, rq: RqView) -> None:
+    redis.set(f"{JOB_PREFIX}text", "no hash")
+    redis.rpush(QUEUE_KEY, "text")
+    id_ = genuine(redis)
+    turn(redis)
+    assert rq.places(id_) == ["finished"]
+    assert redis.exists(QUEUE_KEY) == 0
+
+
+@pytest.mark.parametrize(
+    "meta",
+    ['{"attempts":' + "9" * 4300 + "}", *('{"a":' + "[" * n + "]" * n + "}" for n in range(880, 1000, 4))],
+)
+def test_what_can_be_read_and_not_written_again_fails_for_its_reason(
+    meta: str, redis: Redis, rq: RqView
+) -> None:
+    poison(redis, b"odd", meta=meta)
+    redis.rpush(QUEUE_KEY, "odd")
+    id_ = genuine(redis)
+    turn(redis)
+    assert rq.places(id_) == ["finished"]
+    assert rq.places("odd") == ["failed"]
+
+
+SCHEDULED: dict[str, dict[str, str | bytes]] = {
+    "created": {"created_at": "yesterday"},
+    "time-out": {"timeout": "soon"},
+    "ttl": {"result_ttl": "long"},
+    "intervals": {"retry_intervals": "[" * 50_000},
+    "dependencies": {"dependency_ids": "{"},
+    "callback": {"success_callback_timeout": "x", "failure_callback_name": b"\xff"},
+    "worker": {"worker_name": b"\xff"},
+    "place": {"enqueue_at_front": "perhaps"},
+    "traceback": {"exc_info": zlib.compress(bytes(64 * MB))},
+    "bomb": {"data": zlib.compress(bytes(64 * MB))},
+}
+
+
+@pytest.mark.parametrize("fields", SCHEDULED.values(), ids=SCHEDULED.keys())
+def test_a_job_that_rq_could_not_load_holds_up_no_retry(
+    fields: dict[str, str | bytes], redis: Redis, rq: RqView
+) -> None:
+    """Each comes to the queue, where it fails."""
+    poison(redis, b"odd", status="scheduled", **fields)
+    _schedule(redis, "odd", due=LONG_AGO)
+    id_ = _scheduled(redis)
+    tracemalloc.start()
+    DueRetries(rq.queue).enqueue_due()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert redis.lrange(QUEUE_KEY, 0, -1) == [b"odd", id_.encode()]
+    assert redis.zcard(SCHEDULED_KEY) == 0
+    assert peak < 8 * MB
+
+
+@pytest.mark.parametrize("entry", [b"gone", b"text", b"odd-status", b"\xff\x00"])
+def test_an_entry_without_a_scheduled_job_only_goes(entry: bytes, redis: Redis, rq: RqView) -> None:
+    redis.set(f"{JOB_PREFIX}text", "no hash")
+    poison(redis, b"odd-status", status="finished")
+    _schedule(redis, entry, due=LONG_AGO)
+    id_ = _scheduled(redis)
+    DueRetries(rq.queue).enqueue_due()
+    assert redis.lrange(QUEUE_KEY, 0, -1) == [id_.encode()]
+    assert redis.zcard(SCHEDULED_KEY) == 0
+    assert rq.status(id_) == "queued"
+
+
+def _scheduled(redis: Redis) -> str:
+    id_ = genuine(redis)
+    redis.delete(QUEUE_KEY)
+    redis.hset(JOB_PREFIX + id_, "status", "scheduled")
+    _schedule(redis, id_, due=LONG_AGO + 1)
+    return id_
+
+
+def _schedule(redis: Redis, id_: Any, due: float) -> None:
+    redis.zadd(SCHEDULED_KEY, {id_: due})
+
+
+LISTED: dict[str, dict[str, Any]] = {
+    "retries": {"retries_left": "9" * 5000},
+    "meta": {"meta": "[" * 50_000},
+    "times": {
+        "meta": json.dumps(
+            {"reason": "x", "first_failed_at": "9999-99", "failed_at": "0001-01-01T00:00+23:00"}
+        )
+    },
+    "bytes": {"meta": b"\xff", "description": b"\xff", "retry_intervals": b"\xff"},
+}
+
+
+@pytest.mark.parametrize("fields", LISTED.values(), ids=LISTED.keys())
+def test_an_odd_job_among_the_failed_is_listed_shown_and_discarded(
+    fields: dict[str, Any], redis: Redis
+) -> None:
+    poison(redis, b"odd", status="failed", **fields)
+    redis.zadd(FAILED_KEY, {"odd": FAR})
+    failed = FailedJobs(redis)
+    assert [job.id for job in failed.newest()] == ["odd"]
+    assert failed.show("odd").body is None
+    assert [fate.name for _, fate in failed.discard(["odd"])] == ["DISCARDED"]
+
+
+def test_keys_that_are_no_job_among_the_failed_are_passed_over_and_go(redis: Redis) -> None:
+    redis.set(f"{JOB_PREFIX}text", "no hash")
+    redis.set(f"{RESULT_PREFIX}text", "no stream")
+    poison(redis, b"odd", status="failed")
+    redis.set(f"{RESULT_PREFIX}odd", "no stream")
+    redis.zadd(FAILED_KEY, {"text": FAR, "odd": FAR})
+    failed = FailedJobs(redis)
+    assert [job.id for job in failed.newest()] == ["odd"]
+    assert [fate.name for _, fate in failed.replay(["text", "odd"])] == ["GONE", "REPLAYED"]
+
+
+def test_a_bomb_in_a_traceback_is_not_inflated(redis: Redis) -> None:
+    poison(redis, b"odd", status="failed")
+    redis.xadd(f"{RESULT_PREFIX}odd", {"exc_string": b64encode(zlib.compress(bytes(256 * MB)))})
+    redis.zadd(FAILED_KEY, {"odd": FAR})
+    tracemalloc.start()
+    assert len(list(FailedJobs(redis).newest())) == 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 * MB
