@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
-from redis import BlockingConnectionPool, Redis
+from redis import BlockingConnectionPool, ConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.commands.core import Script
 from redis.connection import HiredisRespSerializer
@@ -377,10 +377,15 @@ def worker_redis(settings: Settings) -> Redis:
 
 
 def redis_url(settings: Settings) -> str:
-    """Return the URL of Redis. Raises SettingsError when it is not set."""
+    """Return the URL of Redis. Raises SettingsError when it is not set, or redis-py cannot read it."""
     if settings.redis_url is None:
         raise SettingsError("REDIS_URL is not set")
-    return settings.redis_url.get_secret_value()
+    url = settings.redis_url.get_secret_value()
+    try:
+        ConnectionPool.from_url(url).make_connection()  # which connects nowhere
+    except (RedisError, TypeError, ValueError):
+        raise SettingsError("REDIS_URL has an option that cannot be read") from None
+    return url
 
 
 def _send(pipeline: Any, script: Script, keys: Sequence[str], args: Sequence[Any]) -> None:

@@ -70,6 +70,25 @@ def test_what_is_wrong_is_one_line_that_does_not_show_it(tmp_path: Path) -> None
     assert ran == (1, "", "clerk-sync: DATABASE_URL must begin with postgres:// or postgresql://\n")
 
 
+@pytest.mark.parametrize("command", ["web", "worker", "status"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hunter2@h:x/0",
+        "redis://:hunter2@h/0?socket_timeout=hunter2",
+        "redis://:hunter2@h/0?hunter2=1",
+    ],
+)
+def test_a_redis_url_that_cannot_be_read_is_one_line(command: str, url: str, tmp_path: Path) -> None:
+    needed = {
+        "CLERK_WEBHOOK_SIGNING_SECRET": "whsec_dGhpcyBpcyBhIGtleSBmb3IgdGhlIHRlc3Rz",
+        "DATABASE_URL": "postgresql://127.0.0.1:1/x",
+        "PORT": "0",
+    }
+    ran = run(command, directory=tmp_path, REDIS_URL=url, **needed)
+    assert ran == (1, "", "clerk-sync: REDIS_URL has an option that cannot be read\n")
+
+
 def test_a_database_that_is_away_is_one_line_without_its_address(tmp_path: Path) -> None:
     url = f"postgresql://secret_user:hunter2@127.0.0.1:{free_port()}/secret_name"
     ran = run("db", "current", directory=tmp_path, DATABASE_URL=url)
