@@ -2,6 +2,7 @@
 
 import sys
 from datetime import datetime
+from functools import partial
 
 import click
 
@@ -24,7 +25,7 @@ class Interrupted(Exception):
 def backfill(since: datetime | None, restart: bool) -> None:
     """Read every user of Clerk into the table. An interrupted run goes on where it was."""
     with bridge_from_environment() as bridge, UserBar("Users") as bar:
-        task = Backfill(bridge, lambda done: bar.show(done.seen, done.expected))
+        task = Backfill(bridge, partial(_progress, bar))
         try:
             if since is not None:
                 done = task.since(to_ms(since))
@@ -35,6 +36,13 @@ def backfill(since: datetime | None, restart: bool) -> None:
             raise Interrupted(_after_stop(since, task.resumable())) from None
     _show(done)
     sys.exit(1 if done.is_cut_short or done.refused else 0)
+
+
+def _progress(bar: UserBar, done: Done) -> None:
+    if done.memberships_expected:
+        bar.show(done.memberships, done.memberships_expected, "Memberships")
+    else:
+        bar.show(done.seen, done.expected)
 
 
 def _announce(done: Done | None) -> None:
@@ -56,9 +64,11 @@ def _show(done: Done) -> None:
     if left_out:
         counts["left out"] = left_out
     told = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    click.echo(f"{done.seen:,} users: {told}")
+    members = f"; {done.memberships:,} memberships" if done.memberships_expected else ""
+    click.echo(f"{done.seen:,} users: {told}{members}")
     if done.is_cut_short:
+        users, memberships = f"{done.expected:,} users", f"{done.memberships_expected:,} memberships"
+        counted = users if done.seen < done.expected else memberships
         click.echo(
-            f"The listing ended early, Clerk counts {done.expected:,} users: the next run goes on from there",
-            err=True,
+            f"The listing ended early, Clerk counts {counted}: the next run goes on from there", err=True
         )

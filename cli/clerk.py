@@ -45,8 +45,9 @@ class UserBar:
     """A progress bar on the terminal, with the rate and the time left; nothing where there is no terminal."""
 
     def __init__(self, title: str) -> None:
+        self._title = title
         self._progress = Progress(
-            TextColumn(title),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             _Rate(),
@@ -64,9 +65,14 @@ class UserBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, seen: int, expected: int) -> None:
-        """Show how many users were seen of those expected, 0 for nobody knows."""
-        self._progress.update(self._task, completed=seen, total=max(seen, expected) if expected else None)
+    def show(self, seen: int, expected: int, title: str | None = None) -> None:
+        """Show how many were seen of those expected, 0 for nobody knows; `title` where they are no users."""
+        self._progress.update(
+            self._task,
+            description=title or self._title,
+            completed=seen,
+            total=max(seen, expected) if expected else None,
+        )
 
 
 class _Rate(ProgressColumn):

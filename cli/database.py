@@ -63,7 +63,8 @@ def reset(settings: Settings, yes: bool, force: bool) -> None:
     if not (force or all(_is_local(host) for host in hosts(settings, unpooled=True))):
         raise NotLocal("the database is not on this machine: nothing was done; --force does it all the same")
     if not yes:
-        click.confirm("Drop users, user_sync and webhook_events with all their rows?", abort=True)
+        *names, last = schema.tables()
+        click.confirm(f"Drop {', '.join(names)} and {last} with all their rows?", abort=True)
     with _migrating(settings) as database:
         schema.downgrade(database, "base")
         schema.upgrade(database)

@@ -8,6 +8,7 @@ import click
 
 from cli.clerk import UserBar, bridge_from_environment
 from cli.output import show_json, show_table
+from worker.member_drift import MemberReport
 from worker.reconcile import Reconcile, Report
 
 SHOWN = 100
@@ -15,13 +16,19 @@ SHOWN = 100
 
 @click.command()
 @click.option("--fix", is_flag=True, help="Mend it: merge what Clerk says, delete who is gone there.")
-@click.option("--allow-deletes", type=click.IntRange(0), metavar="N", help="Delete up to N users.")
+@click.option(
+    "--allow-deletes",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Delete up to N users, end up to N memberships.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, with everybody who differs.")
 def reconcile(fix: bool, allow_deletes: int | None, as_json: bool) -> None:
     """Report who differs between the table and Clerk. Exit status 1 when somebody does.
 
     With --fix exit status 0 once all is mended. More than 5 % of the users (RECONCILE_MAX_DELETE), or ten,
-    are only deleted with --allow-deletes; nobody is when the listing is empty or was cut short.
+    are only deleted with --allow-deletes; nobody is when the listing is empty or was cut short. So it is with
+    memberships, which count where ORGANIZATION_SOURCE=membership.
     """
     left: list[str] = []
     with bridge_from_environment() as bridge:
@@ -57,14 +64,24 @@ def _plain(report: Report, left: list[str] | None) -> dict[str, Any]:
         "tombstone": report.tombstone,
         "unread": report.unread,
         "refusal": report.refusal,
+        **({"memberships": _memberships(report.memberships)} if report.memberships else {}),
         "mended": left is not None,
         "left": left,
     }
 
 
+def _memberships(found: MemberReport) -> dict[str, int]:
+    ended = sum(len(change.memberships) for change in found.ended)
+    return {"listed": found.listed, "here": found.here, "ended": ended}
+
+
 def _show(report: Report, left: list[str], *, is_mended: bool) -> None:
     rows = list(_rows(report))
     click.echo(f"{report.listed:,} users in Clerk, {report.here:,} here, {report.differing:,} differ")
+    if report.memberships is not None:
+        click.echo(
+            "{listed:,} memberships in Clerk, {here:,} here".format(**_memberships(report.memberships))
+        )
     if rows:
         show_table("Drift", ("what", "Clerk id", "how"), rows[:SHOWN])
     if len(rows) > SHOWN:

@@ -36,6 +36,8 @@ def _show(report: dict[str, Any]) -> None:
     queue = [(name, _known(value)) for name, value in report["queue"].items()]
     last = [(name, _known(report[name])) for name in ("last_received_at", "last_applied_at")]
     show_table("Queue", ("what", "value"), [*queue, *last])
+    if report.get("repair"):
+        show_table("Last repair", ("what", "value"), _repair(report["repair"]))
     show_table(
         f"Workers alive: {_known(report['workers']['alive'])}"
         f" (last seen {_known(report['workers']['last_seen_at'])})",
@@ -45,6 +47,12 @@ def _show(report: dict[str, Any]) -> None:
             for w in report["workers"]["list"]
         ],
     )
+
+
+def _repair(repair: dict[str, Any]) -> list[tuple[str, object]]:
+    told = ("finished_at", "seconds", "result", "reason", "differing")
+    drift = (repair["drift"] or {}).items()
+    return [(name, _known(repair[name])) for name in told] + [(kind, count) for kind, count in drift if count]
 
 
 def _connections(pool: dict[str, int] | None) -> str | None:

@@ -123,7 +123,7 @@ def some_ids(database: Database, count: int) -> list[str]:
 def find(database: Database, clerk_id: str) -> FoundUser | None:
     """Return the row of a user who was not deleted, None when there is none."""
     columns = (cast(User.id, String), *(getattr(User, name) for name in FoundUser._fields[1:]))
-    query = select(*columns).where(User.clerk_id == clerk_id, ~_has_tombstone())
+    query = select(*columns).where(User.clerk_id == clerk_id, ~has_tombstone())
     row = database.run(lambda connection: connection.execute(query).one_or_none())
     return None if row is None else FoundUser(*row)
 
@@ -158,10 +158,11 @@ def _living_ids(database: Database, after: str) -> list[str]:
 
 
 def _living() -> Any:
-    return select(User.clerk_id).where(~_has_tombstone())
+    return select(User.clerk_id).where(~has_tombstone())
 
 
-def _has_tombstone() -> Any:
+def has_tombstone() -> Any:
+    """Return the condition that the user of a row of `users` was deleted."""
     tombstone = select(UserSync.clerk_id).where(
         UserSync.clerk_id == User.clerk_id, UserSync.deleted_at.is_not(None)
     )

@@ -34,12 +34,14 @@ class Roster(NamedTuple):
 
 
 class RosterWrites(NamedTuple):
-    """What is to be written, and whose column may change by it.
+    """What is to be written, and whose column may change by it: users, and the members of organizations.
 
-    `news` tells of each change in the batch whether it said something new of an organization.
+    `renamed` are the organizations whose name or end is new; the others were only seen again. `news` tells of
+    each change in the batch whether it said something new of an organization.
     """
 
     concerned: list[str]
+    renamed: list[str]
     organizations: list[Organization]
     memberships: list[tuple[str, Membership]]
     news: list[bool]
@@ -86,6 +88,7 @@ def decide(roster: Roster, known: dict[str, UserChange], batch: Sequence[Incomin
         merged.update((it.id, it) for it in said)
     return RosterWrites(
         roster.concerned,
+        [it.id for it in merged.values() if _shows(it) != _shows(_stored(roster.organizations, it.id))],
         [it for it in merged.values() if it != _stored(roster.organizations, it.id)],
         [
             (clerk_id, membership)
@@ -104,9 +107,8 @@ def write(pipeline: Pipeline, writes: RosterWrites) -> None:
     if writes.memberships:
         rows = [_membership_row(*it) for it in writes.memberships]
         sql.send_rows(pipeline, sql.write_memberships(), columns(rows, 5))
-    changed = [it.id for it in writes.organizations]
-    if writes.concerned or changed:
-        pipeline.send(sql.set_organizations(), ids=writes.concerned, changed=changed)
+    if writes.concerned or writes.renamed:
+        pipeline.send(sql.set_organizations(), ids=writes.concerned, changed=writes.renamed)
 
 
 def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
@@ -129,6 +131,11 @@ def _facts(incoming: Incoming) -> Sequence[Organization]:
 
 def _stored(organizations: Mapping[str, Organization], id_: str) -> Organization:
     return organizations.get(id_) or Organization(id_)
+
+
+def _shows(organization: Organization) -> tuple[str | None, bool]:
+    """Return what users can see of an organization."""
+    return organization.name, organization.deleted_at is not None
 
 
 def _unstored(known: UserChange, roster: Roster) -> list[Membership]:

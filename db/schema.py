@@ -9,10 +9,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Inspector, inspect
 
 import migrations
 from db.engine import Database
+from db.models import Base
 
 
 class SchemaState(StrEnum):
@@ -25,7 +26,7 @@ class SchemaState(StrEnum):
 
 
 class MigrationError(Exception):
-    """There is no such way up or down; the message says which revision is unknown."""
+    """There is no such way up or down, or something stands in it; the message says what."""
 
     retryable = False
 
@@ -33,8 +34,16 @@ class MigrationError(Exception):
 def upgrade(database: Database, revision: str = "head") -> None:
     """Run every migration up to `revision`. Of two at once the second waits and then does nothing.
 
-    Raises MigrationError.
+    Raises MigrationError, also when a table of that name is there already, which is somebody else's.
     """
+    strangers = _strangers(database)
+    if strangers:
+        name = strangers[0]
+        raise MigrationError(
+            f"a table {name} is there already, and not by this service: give the service a database of its"
+            f" own, or move that table away: CREATE SCHEMA before; ALTER TABLE {name} SET SCHEMA before"
+            " (docs/operations.md tells how to keep its rows)"
+        )
     _migrate(database, command.upgrade, revision)
 
 
@@ -60,6 +69,11 @@ def head() -> str:
     return str(_script().get_current_head())
 
 
+def tables() -> list[str]:
+    """Return the names of the tables that the migrations make."""
+    return list(Base.metadata.tables)
+
+
 def state(database: Database) -> SchemaState:
     """Compare the database with this code."""
     found = revision(database)
@@ -69,6 +83,17 @@ def state(database: Database) -> SchemaState:
         return SchemaState.CURRENT
     known = {script.revision for script in _script().walk_revisions()}
     return SchemaState.OLD if found in known else SchemaState.NEWER
+
+
+def _strangers(database: Database) -> list[str]:
+    """Return which tables have the name of one of ours, where no migration has run."""
+    there = database.run(lambda connection: _names(inspect(connection)))
+    found = [name for name in tables() if name in there]
+    return found if revision(database) is None else []
+
+
+def _names(inspector: Inspector) -> list[str]:
+    return [*inspector.get_table_names(), *inspector.get_view_names()]
 
 
 def _script() -> ScriptDirectory:

@@ -129,9 +129,8 @@ def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.RosterWr
     touched = {*writes.gone, *(t.row.clerk_id for t in writes.changed)}
     touched |= {clerk_id for clerk_id, _ in (*writes.released, *writes.granted)}
     if roster:
-        changed = [organization.id for organization in roster.organizations]
         ids = sorted(touched.union(roster.concerned))
-        pipeline.send(sql.lock_users_and_members(), ids=ids, changed=changed)
+        pipeline.send(sql.lock_users_and_members(), ids=ids, changed=roster.renamed)
     elif touched:
         pipeline.send(sql.lock_users(), ids=sorted(touched))
 

@@ -1,7 +1,9 @@
-"""A small fake of Clerk's Backend API, as a real HTTP server: what its OpenAPI description says of users.
+"""A small fake of Clerk's Backend API, as a real HTTP server: what its OpenAPI description says of users and
+memberships.
 
     with FakeClerk() as clerk:
         clerk.put(user(ANN))
+        clerk.put_members(membership(ANN, organization(name="Acme")))
         clerk.answer_next(429, headers={"Retry-After": "1"})
         httpx.get(f"{clerk.url}/v1/users", headers={"Authorization": f"Bearer {clerk.key}"})
 
@@ -15,7 +17,7 @@ import json
 import threading
 import time
 from bisect import bisect_left, bisect_right, insort
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
@@ -23,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
 
-from tests.clerk import NOW, Json, body, user
+from tests.clerk import NOW, Json, body, membership, organization, user
 
 KEY = "sk_live_9fK2mQ7xVbN4tR8wZc3LhY6s"
 MAX_PAGE = 500
@@ -31,6 +33,7 @@ DEFAULT_PAGE = 10
 MAX_IDS = 100
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 ORDERS = ("created_at", "updated_at")
+NO_ORGANIZATION: Json = {}
 
 
 class Request(NamedTuple):
@@ -63,6 +66,16 @@ class Record(NamedTuple):
     body: Callable[[], bytes]
 
 
+class Member(NamedTuple):
+    """A membership, in the order in which a list shows it; `json` makes it, but for the organization."""
+
+    created_at: int
+    id: str
+    user_id: str
+    organization_id: str
+    json: Callable[[], Json]
+
+
 class FakeClerk:
     """The server. Its attributes may be changed while it runs, also by `before`."""
 
@@ -75,6 +88,9 @@ class FakeClerk:
         self.lists_at_most: int | None = None  # the listing ends there, and says nothing of it
         self.counts: int | None = None  # what /users/count says, when that is not the truth
         self.hidden: set[str] = set()  # left out of the listing, but there when asked for by id
+        self.lists_members_at_most: int | None = None  # the same for memberships
+        self.counts_members: int | None = None  # what a list of them says of their number
+        self.hidden_members: set[str] = set()  # left out of the list of all, but in that of their user
         self.shortens_pages_to: int | None = None
         self.before: Callable[[Request], None] = lambda _: None  # called before every answer
         self.requests: list[Request] = []
@@ -82,6 +98,10 @@ class FakeClerk:
         self._at_once = 0
         self._records: dict[str, Record] = {}
         self._by_creation: list[tuple[int, str]] = []
+        self._members: dict[str, Member] = {}
+        self._by_joining: list[tuple[int, str]] = []
+        self._members_of: defaultdict[str, list[str]] = defaultdict(list)
+        self._organizations: dict[str, Json] = {}
         self._canned: deque[tuple[str, Response]] = deque()
         self._recent: deque[float] = deque()
         self._lock = threading.RLock()
@@ -122,8 +142,57 @@ class FakeClerk:
         """Delete users."""
         with self._lock:
             for clerk_id in clerk_ids:
-                record = self._records.pop(clerk_id)
-                del self._by_creation[bisect_left(self._by_creation, (record.created_at, clerk_id))]
+                self._remove(clerk_id)
+                self.remove_members(*self.members_of(clerk_id))
+
+    def put_members(self, *memberships: Json) -> None:
+        """Create memberships, or replace those of the same id; their organizations are as they show them."""
+        with self._lock:
+            for each in memberships:
+                self.put_organization(each["organization"])
+                user_id, of = each["public_user_data"]["user_id"], each["organization"]["id"]
+                self._put_member(Member(each["created_at"], each["id"], user_id, of, partial(deepcopy, each)))
+
+    def put_many_members(self, count: int) -> None:
+        """Let as many made-up users be members of ten made-up organizations; each is made anew when shown."""
+        with self._lock:
+            for i in range(count):
+                of = f"org_2fake{i % 10}"
+                self._organizations.setdefault(of, organization(of, f"Firm {i % 10}"))
+                id_, at = f"orgmem_2fake{i:08}", NOW - 10_000_000 + i
+                make = partial(
+                    membership, numbered_id(i), NO_ORGANIZATION, id=id_, created_at=at, updated_at=at
+                )
+                self._put_member(Member(at, id_, numbered_id(i), of, make))
+
+    def remove_members(self, *membership_ids: str) -> None:
+        """End memberships."""
+        with self._lock:
+            for id_ in membership_ids:
+                member = self._members.pop(id_)
+                self._members_of[member.user_id].remove(id_)
+                del self._by_joining[bisect_left(self._by_joining, (member.created_at, id_))]
+
+    def members_of(self, clerk_id: str) -> list[str]:
+        """Return the ids of a user's memberships."""
+        with self._lock:
+            return list(self._members_of[clerk_id])
+
+    def member_ids(self) -> list[str]:
+        """Return the ids of all memberships."""
+        with self._lock:
+            return list(self._members)
+
+    def put_organization(self, shown: Json) -> None:
+        """Let an organization be so from now on, in every membership of it."""
+        with self._lock:
+            self._organizations[shown["id"]] = deepcopy(shown)
+
+    def remove_organization(self, organization_id: str) -> None:
+        """Delete an organization, and with it the memberships of it."""
+        with self._lock:
+            gone = [id_ for id_, it in self._members.items() if it.organization_id == organization_id]
+            self.remove_members(*gone)
 
     def ids(self) -> list[str]:
         """Return the ids of all users, in the order of their creation."""
@@ -191,9 +260,20 @@ class FakeClerk:
     def _put(self, record: Record) -> None:
         with self._lock:
             if record.id in self._records:
-                self.remove(record.id)
+                self._remove(record.id)
             self._records[record.id] = record
             insort(self._by_creation, (record.created_at, record.id))
+
+    def _remove(self, clerk_id: str) -> None:
+        record = self._records.pop(clerk_id)
+        del self._by_creation[bisect_left(self._by_creation, (record.created_at, clerk_id))]
+
+    def _put_member(self, member: Member) -> None:
+        if member.id in self._members:
+            self.remove_members(member.id)
+        self._members[member.id] = member
+        self._members_of[member.user_id].append(member.id)
+        insort(self._by_joining, (member.created_at, member.id))
 
     def _next_canned(self, request: Request) -> Response | None:
         for i, (path, canned) in enumerate(self._canned):
@@ -221,6 +301,8 @@ class FakeClerk:
                 return answer({"object": "total_count", "total_count": count})
             case ["users", clerk_id] if clerk_id in self._records:
                 return Response(200, self._records[clerk_id].body(), JSON)
+            case [*owner, "organization_memberships"]:
+                return self._list_members(request, owner)
             case ["instance"]:
                 return answer(
                     {"object": "instance", "id": self.instance_id, "environment_type": "production"}
@@ -238,16 +320,40 @@ class FakeClerk:
             return error(422, "form_param_value_invalid", "starting_after is invalid")
         if cursor and self.knows_cursor and cursor not in self._records:
             return error(422, "form_param_value_invalid", "starting_after is invalid")
-        limit = int(request.parameter("limit", str(DEFAULT_PAGE)))
-        if not 0 < limit <= MAX_PAGE:
-            limit = DEFAULT_PAGE
-        if self.shortens_pages_to is not None:
-            limit = min(limit, self.shortens_pages_to)
+        limit = self._limit(request)
         if asked and self.knows_user_id:
             rows = [self._records[clerk_id] for clerk_id in asked if clerk_id in self._records]
             return _array(rows[offset : offset + limit])
         rows = list(self._page(field, cursor, offset, limit, descending=order.startswith("-")))
         return _array(rows)
+
+    def _list_members(self, request: Request, owner: list[str]) -> Response:
+        """Answer with memberships; `owner` is empty or the path of the user whose they are to be."""
+        if owner and owner[-1] not in self._records:
+            return error(404, "resource_not_found", "not found")
+        order = request.parameter("order_by", "-created_at")
+        if order.lstrip("+-") != "created_at":
+            return error(422, "form_param_value_invalid", "is invalid")
+        listed = self._by_joining
+        if owner:
+            listed = sorted((self._members[id_].created_at, id_) for id_ in self.members_of(owner[-1]))
+        elif self.hidden_members:
+            listed = [entry for entry in listed if entry[1] not in self.hidden_members]
+        if order.startswith("-"):
+            listed = listed[::-1]
+        count = len(listed) if self.counts_members is None else self.counts_members
+        limit, offset = self._limit(request), int(request.parameter("offset", "0"))
+        shown = listed[: self.lists_members_at_most][offset : offset + limit]
+        return answer({"data": [self._member(self._members[id_]) for _, id_ in shown], "total_count": count})
+
+    def _member(self, member: Member) -> Json:
+        return {**member.json(), "organization": self._organizations[member.organization_id]}
+
+    def _limit(self, request: Request) -> int:
+        limit = int(request.parameter("limit", str(DEFAULT_PAGE)))
+        if not 0 < limit <= MAX_PAGE:
+            limit = DEFAULT_PAGE
+        return limit if self.shortens_pages_to is None else min(limit, self.shortens_pages_to)
 
     def _page(
         self, field: str, cursor: str, offset: int, limit: int, *, descending: bool
@@ -363,10 +469,12 @@ def main() -> None:
     """Serve made-up users until killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--users", type=int, default=1000)
+    parser.add_argument("--members", type=int, default=0, help="how many of them are in an organization")
     parser.add_argument("--port", type=int, default=0)
     arguments = parser.parse_args()
     clerk = FakeClerk(port=arguments.port)
     clerk.put_many(arguments.users)
+    clerk.put_many_members(arguments.members)
     with clerk:
         print(f"CLERK_API_URL={clerk.url} CLERK_SECRET_KEY={clerk.key}", flush=True)  # noqa: T201
         threading.Event().wait()

@@ -21,7 +21,7 @@ from worker.pull import PullDesk, Verdict
 STATUS = {Verdict.FOUND: 200, Verdict.ABSENT: 404, Verdict.BUSY: 429, Verdict.UNAVAILABLE: 503}
 RETRY_AFTER_S = 2
 
-_log = structlog.get_logger()
+_log = structlog.get_logger("web.pull")
 
 
 def blueprint(desk: PullDesk, token: str) -> Blueprint:

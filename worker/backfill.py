@@ -3,6 +3,9 @@
 What is read says when it was asked for, so that whatever happens to a user later wins, in whatever order the
 two arrive. How far a full run is stands in the database, beside what it has written: an interrupted one goes
 on from there, and one that was restored from a backup from where it was then.
+
+Where memberships decide on `organization`, all of those follow the users: which of them were changed lately,
+nobody can ask Clerk.
 """
 
 import hashlib
@@ -19,9 +22,11 @@ from db.change import UserChange
 from db.drift import Kind
 from worker.bridge import Bridge
 from worker.changes import user_change
-from worker.clerk_api import LAST_UPDATED_FIRST, Unread
+from worker.clerk_api import LAST_UPDATED_FIRST, Entry, Unread
 from worker.events import ClerkUser
-from worker.walk import Position, Step, results, walk
+from worker.member_drift import changes_in
+from worker.store import Refused
+from worker.walk import Position, Step, results, walk, walk_members
 
 TASK = "backfill"
 GOES_ON_WITHIN = timedelta(days=1)  # what is older would leave too much of the first part unread
@@ -36,7 +41,7 @@ class Done(NamedTuple):
     """What a run has done so far, over all its interruptions. `expected` is how many users Clerk counts.
 
     `unread` entries are no users, `refused` users are those that the database did not take; `troubles` says
-    which the first of them are, and why.
+    which the first of them are, and why. `memberships` were read of `memberships_expected`.
     """
 
     seen: int = 0
@@ -47,9 +52,11 @@ class Done(NamedTuple):
     refused: int = 0
     expected: int = 0
     troubles: tuple[str, ...] = ()
+    memberships: int = 0
+    memberships_expected: int = 0
 
     def plus(self, more: "Done") -> "Done":
-        """Return both together; `expected` stays."""
+        """Return both together; what is expected stays."""
         return Done(
             self.seen + more.seen,
             self.created + more.created,
@@ -59,12 +66,22 @@ class Done(NamedTuple):
             self.refused + more.refused,
             self.expected,
             (*self.troubles, *more.troubles)[:MAX_TROUBLES],
+            self.memberships + more.memberships,
+            self.memberships_expected,
         )
 
     @property
     def is_cut_short(self) -> bool:
         """Whether the listing ended before all were seen that Clerk counts."""
-        return self.seen < self.expected
+        return self.seen < self.expected or self.memberships < self.memberships_expected
+
+
+class Saved(NamedTuple):
+    """How far a full run is: among the users, what it has done, and how far it is among the memberships."""
+
+    position: Position
+    done: Done
+    members: Position = Position()
 
 
 OnProgress = Callable[[Done], object]
@@ -81,7 +98,7 @@ class Backfill:
     def resumable(self) -> Done | None:
         """Return what an interrupted run has done, None when there is none to go on with."""
         saved = self._saved()
-        return None if saved is None else saved[1]
+        return None if saved is None else saved.done
 
     def everything(self, *, restart: bool = False) -> Done:
         """Read every user; go on where the last run was interrupted, unless told to `restart`.
@@ -89,15 +106,17 @@ class Backfill:
         Raises ClerkApiError, DatabaseError, and Stopped; all that was read until then is kept.
         """
         self._bridge.api.check_instance()
-        position, done = (None if restart else self._saved()) or (Position(), Done())
+        saved = (None if restart else self._saved()) or Saved(Position(), Done())
+        position, done = saved.position, saved.done
         before = self._bridge.api.count()
         done = done._replace(expected=before)
         steps = walk(self._bridge.api, self._bridge.stopping, position)
         for step, page_done in self._taken(steps):
-            done = done.plus(page_done)
-            self._save(step.position, done)
+            done, position = done.plus(page_done), step.position
+            self._save(Saved(position, done, saved.members))
             self._on_progress(done)
         done = done._replace(expected=min(before, self._bridge.api.count()))
+        done = self._members(saved.members, done, lambda *at: self._save(Saved(position, *at)))
         if not done.is_cut_short:
             progress.clear(self._bridge.database, TASK)
         return done
@@ -109,6 +128,21 @@ class Backfill:
         done = Done()
         for _, page_done in self._taken(_recent(steps, since_ms)):
             done = done.plus(page_done)
+            self._on_progress(done)
+        return self._members(Position(), done)
+
+    def _members(
+        self, start: Position, done: Done, keep: Callable[[Done, Position], object] = lambda *_: None
+    ) -> Done:
+        """Write all memberships after `start`, where those count; `keep` is told after every page."""
+        if not self._bridge.store.policy.follows_memberships:
+            return done
+        done = done._replace(memberships_expected=self._bridge.api.count_members())
+        steps = walk_members(self._bridge.api, self._bridge.stopping, start)
+        for step, page_done in results(self._take_members, steps, self._bridge.stopping, PAGES_AT_ONCE):
+            expected = min(done.memberships_expected, step.page.total or 0)
+            done = done.plus(page_done)._replace(memberships_expected=expected)
+            keep(done, step.position)
             self._on_progress(done)
         return done
 
@@ -126,26 +160,18 @@ class Backfill:
         changes = [user_change(user, page.observed_at) for user in page.users]
         kinds = self._kinds(changes)
         refused = self._bridge.store.write(changes, page.observed_at)
-        unread = [
-            (number, entry)
-            for number, entry in enumerate(page.entries, start=step.position.walked - len(page.entries) + 1)
-            if isinstance(entry, Unread)
-        ]
-        troubles = (
-            *(f"entry {number} was left out: {entry.reason}" for number, entry in unread),
-            *(f"{clerk_id} was left out: {reason}" for clerk_id, reason in refused),
-        )
-        for trouble in troubles:
-            log.warning("left out", reason=trouble)
-        return Done(
+        return _left_out("entry", step, refused)._replace(
             seen=len(page.entries),
             created=kinds["created"],
             updated=kinds["updated"],
             unchanged=kinds["unchanged"],
-            unread=len(unread),
-            refused=len(refused),
-            troubles=troubles,
         )
+
+    def _take_members(self, step: Step) -> tuple[Step, Done]:
+        """Write a page of memberships."""
+        page = step.page
+        refused = self._bridge.store.write(changes_in(page), page.observed_at)
+        return step, _left_out("membership", step, refused)._replace(memberships=len(page.entries))
 
     def _kinds(self, changes: list[UserChange]) -> "Counter[str]":
         stored = drift.read(self._bridge.database, [change.clerk_id for change in changes])
@@ -154,15 +180,33 @@ class Backfill:
             for change in changes
         )
 
-    def _save(self, position: Position, done: Done) -> None:
-        state = {"source": self._source, "position": position._asdict(), "done": done._asdict()}
-        progress.save(self._bridge.database, TASK, state)
+    def _save(self, saved: Saved) -> None:
+        parts = {name: part._asdict() for name, part in saved._asdict().items()}
+        progress.save(self._bridge.database, TASK, {"source": self._source, **parts})
 
-    def _saved(self) -> tuple[Position, Done] | None:
+    def _saved(self) -> Saved | None:
         state = progress.load(self._bridge.database, TASK, GOES_ON_WITHIN)
         if state is None or state.get("source") != self._source:
             return None
-        return _position(state["position"]), _done(state["done"])
+        members = _position(state["members"]) if "members" in state else Position()
+        return Saved(_position(state["position"]), _done(state["done"]), members)
+
+
+def _left_out(what: str, step: Step, refused: list[Refused]) -> Done:
+    """Return what of a page was left out, and why; each is logged."""
+    entries = step.page.entries
+    unread = [
+        (number, entry)
+        for number, entry in enumerate(entries, start=step.position.walked - len(entries) + 1)
+        if isinstance(entry, Unread)
+    ]
+    troubles = (
+        *(f"{what} {number} was left out: {entry.reason}" for number, entry in unread),
+        *(f"{clerk_id} was left out: {reason}" for clerk_id, reason in refused),
+    )
+    for trouble in troubles:
+        log.warning("left out", reason=trouble)
+    return Done(unread=len(unread), refused=len(refused), troubles=troubles)
 
 
 def _kind(differences: list[drift.Difference]) -> str:
@@ -181,8 +225,9 @@ def _recent(steps: Iterator[Step], since_ms: int) -> Iterator[Step]:
             return
 
 
-def _is_recent(entry: ClerkUser | Unread, since_ms: int) -> bool:
-    return isinstance(entry, Unread) or entry.updated_at is None or entry.updated_at >= since_ms
+def _is_recent(entry: Entry, since_ms: int) -> bool:
+    updated_at = entry.updated_at if isinstance(entry, ClerkUser) else None
+    return updated_at is None or updated_at >= since_ms
 
 
 def fingerprint(settings: Settings) -> str:

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from worker.clerk_api import MAX_IDS, ClerkApi, Page, Unread
-from worker.events import ClerkUser
+from worker.clerk_api import MAX_IDS, ClerkApi, ClerkUnavailable, Entry, Page
 from worker.stop import StopSignal
-from worker.walk import results
+from worker.walk import Position, results, walk_members
 
 T = TypeVar("T")
 
@@ -31,7 +30,7 @@ def looks(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iter
         shown = {user.id: user for user in page.users}
         wanted = [shown[clerk_id] for clerk_id in asked if clerk_id in shown]
         return Look(
-            page._replace(entries=list[ClerkUser | Unread](wanted)),
+            page._replace(entries=list[Entry](wanted)),
             [clerk_id for clerk_id in asked if clerk_id not in shown],
         )
 
@@ -46,6 +45,33 @@ def sure_looks(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) ->
         return Look(page, [] if page.entries else [clerk_id])
 
     return results(look, clerk_ids, stopping)
+
+
+class Members(NamedTuple):
+    """All memberships of one user, as one page; None when Clerk knows no such user."""
+
+    clerk_id: str
+    page: Page | None
+
+
+def members_of(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[Members]:
+    """Ask for the memberships of each of `clerk_ids`, which a request for users does not show.
+
+    Raises likewise; ClerkUnavailable also when fewer come than the answer counts.
+    """
+    return results(lambda clerk_id: Members(clerk_id, _all_of(api, clerk_id, stopping)), clerk_ids, stopping)
+
+
+def _all_of(api: ClerkApi, clerk_id: str, stopping: StopSignal) -> Page | None:
+    page = api.members_of(clerk_id, 0)
+    if page.total is None:
+        return None
+    if len(page.entries) < page.total:
+        pages = [step.page for step in walk_members(api, stopping, Position(), clerk_id)]
+        page = page._replace(entries=[entry for each in pages for entry in each.entries])
+        if len(page.entries) < min(each.total or 0 for each in (page, *pages)):
+            raise ClerkUnavailable("Clerk's API shows fewer memberships than it counts: try again later")
+    return page
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

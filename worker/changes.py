@@ -18,6 +18,7 @@ from db.change import (
 )
 from worker.errors import Unreadable
 from worker.events import (
+    ClerkMember,
     ClerkMembership,
     ClerkOrganization,
     ClerkUser,
@@ -86,6 +87,15 @@ def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
         user.last_sign_in_at,
         memberships=merge_by_id(merge_memberships, (), memberships),
         organizations=merge_by_id(merge_organizations, (), organizations),
+    )
+
+
+def member_change(member: ClerkMember, observed_at: int) -> UserChange:
+    """Return what a membership that a listing showed at `observed_at` (ms) says of its user."""
+    return UserChange(
+        member.user_id,
+        memberships=(_membership(member.membership, observed_at, None),),
+        organizations=(_organization(member.membership.organization, observed_at),),
     )
 
 

@@ -4,6 +4,8 @@
     GET /users/{id}    one user
     GET /users/count   how many there are
     GET /instance      which instance the key belongs to
+    GET /organization_memberships              pages of all memberships, at most 500, with their number
+    GET /users/{id}/organization_memberships   the same of one user
 
 Every request stays under Clerk's rate limit by itself. What may heal is tried again for a bounded time: no
 connection, 5xx, an answer cut off on its way, and 429, which waits as long as its `Retry-After` says.
@@ -28,7 +30,7 @@ import tenacity
 
 from config import Settings, SettingsError
 from worker.errors import NotJson, Unreadable
-from worker.events import ClerkUser, MetadataKeys, decode, parse_user
+from worker.events import ClerkMember, ClerkUser, MetadataKeys, decode, parse_member, parse_user
 from worker.rate import RateLimit
 from worker.stop import StopSignal
 
@@ -46,6 +48,7 @@ LIMITED_PATIENCE_S = 600.0
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 10.0
 NOT_FOUND = "resource_not_found"
+NO_ORGANIZATIONS = "organization_not_enabled_in_instance"
 MAX_DEPTH = 50
 BRACKET_OR_STRING = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
 CODE = re.compile("[a-z0-9_]{1,100}")
@@ -89,29 +92,44 @@ class Stopped(Exception):
 
 
 class Unread(NamedTuple):
-    """An entry of a list that is no user, and why not."""
+    """An entry of a list that is no user, or no membership, and why not."""
 
     reason: str
 
 
-class Page(NamedTuple):
-    """What one request for users showed, in Clerk's order.
+Entry = ClerkUser | ClerkMember | Unread
 
-    `observed_at` (ms) is when the request was sent: what is shown is at least as new.
+
+class Page(NamedTuple):
+    """What one request for users, or for memberships, showed, in Clerk's order.
+
+    `observed_at` (ms) is when the request was sent: what is shown is at least as new. `total` is how many
+    there are in all, where the answer says it.
     """
 
-    entries: list[ClerkUser | Unread]
+    entries: list[Entry]
     observed_at: int
+    total: int | None = None
+
+    @property
+    def known(self) -> list[ClerkUser | ClerkMember]:
+        """The entries that were understood."""
+        return [entry for entry in self.entries if not isinstance(entry, Unread)]
 
     @property
     def users(self) -> list[ClerkUser]:
-        """The entries that were understood."""
+        """Those of them that are users."""
         return [entry for entry in self.entries if isinstance(entry, ClerkUser)]
 
     @property
+    def members(self) -> list[ClerkMember]:
+        """Those of them that are memberships."""
+        return [entry for entry in self.entries if isinstance(entry, ClerkMember)]
+
+    @property
     def ids(self) -> list[str]:
-        """The ids of those users."""
-        return [user.id for user in self.users]
+        """The ids of what was understood."""
+        return [entry.id for entry in self.known]
 
 
 class Answer(NamedTuple):
@@ -187,6 +205,23 @@ class ClerkApi:
             raise ClerkRefused("Clerk's API answered with something else than a count: check CLERK_API_URL")
         return count
 
+    def count_members(self) -> int:
+        """Return how many memberships there are."""
+        return self._members("/organization_memberships", 0, limit=1).total or 0
+
+    def members(self, offset: int) -> Page:
+        """Return up to MAX_PAGE memberships of all users, the oldest first, from `offset` on."""
+        return self._members("/organization_memberships", offset, order_by=OLDEST_FIRST)
+
+    def members_of(self, clerk_id: str, offset: int) -> Page:
+        """Return up to MAX_PAGE memberships of one user; without `total` when Clerk knows no such user."""
+        try:
+            return self._members(f"/users/{clerk_id}/organization_memberships", offset)
+        except ClerkRefused as error:
+            if error.code == NOT_FOUND:
+                return self._page([], _now())
+            raise
+
     def check_instance(self) -> None:
         """Raise ClerkRefused when CLERK_INSTANCE_ID is set and the key belongs to another instance."""
         if self._instance_id is None or self._is_instance_checked:
@@ -214,10 +249,17 @@ class ClerkApi:
             raise ClerkRefused("Clerk's API answered with something else than a list: check CLERK_API_URL")
         return self._page(answer.body, answer.observed_at)
 
+    def _members(self, path: str, offset: int, **parameters: str | int) -> Page:
+        answer = self._get(path, {"limit": MAX_PAGE, "offset": offset, **parameters})
+        match answer.body:
+            case {"data": list(entries), "total_count": int(total)}:
+                return Page([_read_member(entry) for entry in entries], answer.observed_at, total)
+        raise ClerkRefused("Clerk's API answered with something else than memberships: check CLERK_API_URL")
+
     def _page(self, entries: list[Any], observed_at: int) -> Page:
         return Page([self._read(entry) for entry in entries], observed_at)
 
-    def _read(self, entry: Any) -> ClerkUser | Unread:
+    def _read(self, entry: Any) -> Entry:
         if not isinstance(entry, dict):
             return Unread("it is no JSON object")
         try:
@@ -276,6 +318,12 @@ class ClerkApi:
             )
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.REQUEST_TIMEOUT:
             raise ClerkUnavailable(f"Clerk's API has trouble ({_said(response)}): try again later")
+        if code == NO_ORGANIZATIONS:
+            raise ClerkRefused(
+                "Clerk has no organizations for this instance: enable them, or change ORGANIZATION_SOURCE",
+                status,
+                code,
+            )
         if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
             raise ClerkRefused(
                 f"Clerk's API refuses the key ({_said(response)}): check CLERK_SECRET_KEY", status, code
@@ -295,6 +343,15 @@ class ClerkApi:
             self._stopping.wait(seconds)
         if self._stopping.requested:
             raise Stopped("stopped")
+
+
+def _read_member(entry: Any) -> Entry:
+    if not isinstance(entry, dict):
+        return Unread("it is no JSON object")
+    try:
+        return parse_member(entry)
+    except Unreadable:
+        return Unread("it lacks the id of the membership, of its user or of its organization")
 
 
 def _pause(state: tenacity.RetryCallState) -> float:

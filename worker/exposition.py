@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from redis import Redis
 
 from config import Settings
+from worker import repair_log
 from worker.metrics import (
     COUNTERS,
     HISTOGRAMS,
@@ -42,16 +43,24 @@ class Exposition:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._redis = impatient_redis(settings)
         self._metrics = metrics
+        self._repair_every_s = settings.reconcile_every
         self._question = Question("metrics", self._facts)
 
     def render(self) -> bytes:
         """Return the metrics in Prometheus's text format; without Redis they say only that it is away."""
         answer = ask({"metrics": (self._question, ())})["metrics"]
-        return generate_latest(_Collected(list(_families(answer))))
+        families = [*_families(answer), *self._repair(answer)]
+        return generate_latest(_Collected(families))
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+    def _repair(self, answer: Answer) -> Iterator[Metric]:
+        """Return the figures of the last repair; none without RECONCILE_EVERY, or before the first."""
+        last = answer.facts.get("repair")
+        if self._repair_every_s is not None and last is not None:
+            yield from _repair(last, self._repair_every_s)
 
     def _facts(self) -> Facts:
         self._metrics.flush(self._redis)
@@ -152,6 +161,30 @@ def _pools(workers: list[dict[str, Any]]) -> Iterator[Metric]:
             if worker["pool"]:
                 family.add_metric([worker["name"]], worker["pool"][key])
         yield family
+
+
+def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
+    yield _gauge(
+        "clerk_sync_repair_interval_seconds", "How often a repair is to run: RECONCILE_EVERY.", every_s
+    )
+    yield _gauge(
+        "clerk_sync_repair_timestamp_seconds",
+        "When the last repair ended.",
+        datetime.fromisoformat(last["finished_at"]).timestamp(),
+    )
+    yield _gauge("clerk_sync_repair_seconds", "Time that the last repair took.", repair_log.seconds(last))
+    ended = repair_log.result(last)
+    results = GaugeMetricFamily("clerk_sync_repair_result", "How the last repair ended.", labels=["result"])
+    for result in repair_log.Result:
+        results.add_metric([result], int(result is ended))
+    yield results
+    if last["drift"] is not None:
+        drift = GaugeMetricFamily(
+            "clerk_sync_repair_drift", "Users who differed in the last repair, by how.", labels=["kind"]
+        )
+        for kind in repair_log.KINDS:
+            drift.add_metric([kind], last["drift"][kind])
+        yield drift
 
 
 def _gauge(name: str, help_: str, value: float | None) -> Metric:

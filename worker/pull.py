@@ -6,7 +6,9 @@ PullDesk    the same for many callers at once, in several processes: a second ca
 """
 
 import json
+import threading
 import time
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -14,10 +16,11 @@ from typing import Any, NamedTuple, cast
 
 import structlog
 from redis.exceptions import LockError, RedisError
+from redis.lock import Lock
 
 from config import Settings
 from db import drift
-from db.change import UserChange
+from db.change import UserChange, merge
 from db.drift import FoundUser
 from db.engine import Database
 from db.errors import DatabaseError
@@ -25,9 +28,11 @@ from db.policy import Policy
 from worker.bridge import Bridge
 from worker.changes import user_change
 from worker.clerk_api import PERIOD_S, ClerkApi, ClerkApiError, ClerkRefused, Page
+from worker.member_drift import memberships_now
 from worker.queue import impatient_redis
 from worker.stop import StopSignal
 from worker.store import Store
+from worker.walk import in_background
 
 OTHERS = 20
 STRANGERS = 3  # that many others, and Clerk knows none of them: the key may be another instance's
@@ -38,7 +43,7 @@ API_TIMEOUT_S = 4.0
 DATABASE_ATTEMPTS = 2
 ANSWER_TTL_MS = 1000
 LOCK_S = 30.0
-WAIT_S = 10.0
+WAIT_S = 8.0  # and no longer, whatever hangs
 LOOK_EVERY_S = 0.05
 PREFIX = "clerk-sync:pull:"
 
@@ -88,7 +93,10 @@ def _store(bridge: Bridge, clerk_id: str, page: Page) -> Pulled:
     users = [user for user in page.users if user.id == clerk_id]
     if not users:
         raise ClerkRefused("Clerk's API answered with something else than that user: check CLERK_API_URL")
-    refused = bridge.store.write([user_change(users[0], page.observed_at)], page.observed_at)
+    change = user_change(users[0], page.observed_at)
+    if bridge.store.policy.follows_memberships:
+        change = merge(change, memberships_now(bridge, clerk_id))
+    refused = bridge.store.write([change], page.observed_at)
     if refused:
         raise ClerkRefused(refused[0].reason)
     return Pulled(Outcome.FOUND, drift.find(bridge.database, clerk_id))
@@ -118,7 +126,11 @@ class Answer(NamedTuple):
 
 
 class PullDesk:
-    """Answers calls for users. Made once in a process; it connects when the first call comes."""
+    """Answers calls for users. Made once in a process; it connects when the first call comes.
+
+    A call is answered within WAIT_S. What it waits for may hang for longer, and goes on in a thread of its
+    own: no more of them than there may be connections to the database.
+    """
 
     def __init__(self, settings: Settings) -> None:
         stopping = StopSignal()
@@ -129,13 +141,15 @@ class PullDesk:
         store = Store(database, Policy.of(settings), stopping, patience_s=0)
         self._bridge = Bridge(settings, api, store, stopping)
         self._redis = impatient_redis(settings)
+        self._places = threading.BoundedSemaphore(settings.db_pool_size + settings.db_max_overflow)
+        self._requests_each = 2 if store.policy.follows_memberships else 1
 
     def pull(self, clerk_id: str) -> Answer:
         """Return the user's row as it is in Clerk now, or was a second ago at most."""
         deadline = time.monotonic() + WAIT_S
         try:
             while time.monotonic() < deadline:
-                answer = self._known_answer(clerk_id) or self._first_answer(clerk_id)
+                answer = self._known_answer(clerk_id) or self._first_answer(clerk_id, deadline)
                 if answer is not None:
                     return answer
                 time.sleep(LOOK_EVERY_S)
@@ -157,11 +171,22 @@ class PullDesk:
         verdict, user, reason = json.loads(kept)
         return Answer(Verdict(verdict), user, reason)
 
-    def _first_answer(self, clerk_id: str) -> Answer | None:
-        """Ask Clerk and keep the answer for all who wait for it; None when another process is at it."""
+    def _first_answer(self, clerk_id: str, deadline: float) -> Answer | None:
+        """Have Clerk asked; None when somebody else is at it."""
         lock = self._redis.lock(f"{PREFIX}lock:{clerk_id}", timeout=LOCK_S, thread_local=False)
         if not lock.acquire(blocking=False):
             return None
+        if not self._places.acquire(blocking=False):
+            _release(lock)
+            return Answer(Verdict.BUSY, reason="too many users are being pulled")
+        asked = in_background(self._answer, clerk_id, lock)
+        try:
+            return asked.result(max(0.0, deadline - time.monotonic()))
+        except FutureTimeout:
+            return Answer(Verdict.UNAVAILABLE, reason="Clerk or the database takes too long")
+
+    def _answer(self, clerk_id: str, lock: Lock) -> Answer:
+        """Ask Clerk, and keep the answer for all who wait for it."""
         try:
             answer = self._known_answer(clerk_id)
             if answer is None:
@@ -169,8 +194,8 @@ class PullDesk:
                 self._redis.set(f"{PREFIX}answer:{clerk_id}", json.dumps(answer), px=ANSWER_TTL_MS)
             return answer
         finally:
-            with suppress(LockError):  # it took longer than the lock lives
-                lock.release()
+            self._places.release()
+            _release(lock)
 
     def _ask(self, clerk_id: str) -> Answer:
         if not self._has_turn():
@@ -188,10 +213,15 @@ class PullDesk:
         """Count this call among those of all processes in the current window of Clerk's rate limit."""
         key = f"{PREFIX}calls:{int(time.time() / PERIOD_S)}"
         with self._redis.pipeline() as pipeline:
-            pipeline.incr(key)
+            pipeline.incrby(key, self._requests_each)
             pipeline.expire(key, int(PERIOD_S) * 2)
             count: int = pipeline.execute()[0]
         return count <= self._bridge.api.limit * SHARE
+
+
+def _release(lock: Lock) -> None:
+    with suppress(LockError):  # it took longer than the lock lives
+        lock.release()
 
 
 def _plain(user: FoundUser) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 2. A listing that ends before all were seen that Clerk counts tells nothing of who is gone, and ends it here.
 3. Who is here and was not listed, and who may simply have changed meanwhile, is looked at again, by id, once
    deliveries have had the time to come. Nobody is gone whom Clerk does not call "not found", asked for alone.
-4. Mending reads each user once more and merges; who is gone becomes a tombstone, which is final. Hence the
+4. Where memberships decide on `organization`, the same is done with those (`worker.member_drift`).
+5. Mending reads each user once more and merges; who is gone becomes a tombstone, which is final. Hence the
    refusals: see `Report.refusal`.
 """
 
@@ -24,6 +25,7 @@ from worker.changes import user_change
 from worker.clerk_api import Page, Stopped
 from worker.events import CLERK_ID
 from worker.id_set import IdSet
+from worker.member_drift import MemberDrift, MemberReport
 from worker.walk import Position, walk
 
 ALWAYS_ALLOWED = 10  # deletions
@@ -31,6 +33,7 @@ STRANGERS = 3  # that many rows, and none of them in Clerk: the key may be anoth
 RECENT_MS = 60_000
 SETTLE_S = 3.0  # a delivery of what has just happened at Clerk may still be on its way
 ROWS_AT_A_TIME = 500
+COLUMNS = ("email", "name", "organization", "role", "created_at", "last_login_at")
 
 log = structlog.get_logger("worker.reconcile")
 
@@ -57,7 +60,8 @@ class Report(NamedTuple):
     `listed` users came from Clerk, which counts `counted`; `here` have a row. `ghost` are those who have one
     and are gone in Clerk, each with the time (ms) at which that was seen; `tombstone` are those who are
     deleted here and not in Clerk. `unread` entries of the listing are no users. `refusal` says why nothing
-    may be mended by this report, whose ghosts are unproven then; None when it may.
+    may be mended by this report, whose ghosts are unproven then; None when it may. `memberships` is what was
+    found of those, where they decide; whose memberships differ is stale in the column `organization`.
     """
 
     listed: int
@@ -70,6 +74,7 @@ class Report(NamedTuple):
     tombstone: list[str]
     unread: int
     refusal: str | None
+    memberships: MemberReport | None = None
 
     @property
     def to_refresh(self) -> list[str]:
@@ -114,12 +119,20 @@ class Reconcile:
         counted = min(before, api.count())
         here, unlisted = self._unlisted(listed)
         refusal = _listing_refusal(len(listed), counted, here)
+        members = self._member_drift() if self._bridge.store.policy.follows_memberships else None
+        if members and refusal is None:
+            refusal = members.first_look()
         ghost: dict[str, int] = {}
-        if refusal is None and (found.suspects or unlisted):
+        if refusal is None and (found.suspects or unlisted or (members and members.is_doubtful)):
             self._pause()
             suspects = self._look_at_suspects(found)
             refusal, ghost = self._ghosts(found, [*suspects, *unlisted], here)
-        return found.report(len(listed), counted, here, ghost, refusal)
+            if members and refusal is None:
+                refusal = members.second_look(ghost)
+        if members:
+            found.note_organizations(members.stale)
+        report = found.report(len(listed), counted, here, ghost, refusal)
+        return report._replace(memberships=members.report() if members else None)
 
     def mend(self, report: Report) -> list[str]:
         """Mend what `report` names; return the ids of those who differ all the same. Raises likewise.
@@ -131,7 +144,13 @@ class Reconcile:
         differing = self._refresh(report.to_refresh)
         unburied = self._bury(report.ghost)
         left = self._refresh(differing)  # an address is free once its holder was refreshed or buried
-        return [*left, *unburied, *report.tombstone]
+        if report.memberships is not None:
+            stale = (user.clerk_id for user in report.stale if "organization" in user.columns)
+            left += self._member_drift().mend(report.memberships, [*report.missing, *stale])
+        return list(dict.fromkeys([*left, *unburied, *report.tombstone]))
+
+    def _member_drift(self) -> MemberDrift:
+        return MemberDrift(self._bridge, self._allow_deletes, self._on_progress)
 
     def _first_look(self, expected: int) -> "tuple[_Found, IdSet]":
         found, listed = _Found(), IdSet()
@@ -280,6 +299,12 @@ class _Found:
                     self.claims[clerk_id] = holder
                 case Kind.TOMBSTONE:
                     self.tombstone[clerk_id] = None
+
+    def note_organizations(self, clerk_ids: Iterable[str]) -> None:
+        """Add users who are stale in the column `organization`."""
+        for clerk_id in sorted(clerk_ids):
+            columns = {*self.stale.get(clerk_id, ()), "organization"}
+            self.stale[clerk_id] = tuple(sorted(columns, key=COLUMNS.index))
 
     def forget(self, clerk_ids: Iterable[str]) -> None:
         """Take back what was said of those."""

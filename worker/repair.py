@@ -114,14 +114,16 @@ def repairing(settings: Settings, redis: Redis, database: Database, stopping: St
 
 
 def _numbers(done: Done) -> dict[str, int]:
-    return {name: value for name, value in done._asdict().items() if name not in {"troubles", "expected"}}
+    numbers = done._asdict()
+    for name in ("troubles", "expected", "memberships_expected"):
+        del numbers[name]
+    return numbers
 
 
 def _sizes(report: Report) -> dict[str, Any]:
-    lists = ("missing", "stale", "ghost", "claims", "tombstone")
     return {
         "listed": report.listed,
         "here": report.here,
-        **{name: len(getattr(report, name)) for name in lists},
+        **{name: len(getattr(report, name)) for name in repair_log.KINDS},
         "refusal": report.refusal,
     }

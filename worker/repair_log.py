@@ -4,29 +4,85 @@ A JSON object, for health, metrics and console:
 
     started_at, finished_at   ISO 8601, UTC
     error                     the line that says why it failed, null when it did not
-    backfill                  seen, created, updated, unchanged, unread, refused: numbers, null when it failed
+    backfill                  seen, created, updated, unchanged, unread, refused, memberships: numbers, null
+                              when it failed
     drift                     listed, here, missing, stale, ghost, claims, tombstone: numbers; refusal: the
                               line that says why the listing proves nothing, or null; null when it failed
 """
 
 import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, cast
 
 from redis import Redis
 
 KEY = "clerk-sync:repair"
+KINDS = ("missing", "stale", "ghost", "claims", "tombstone")
+INTERVALS_LATE = 2  # a repair that is due for longer is told of
+
+
+class Result(StrEnum):
+    """How a repair ended."""
+
+    OK = "ok"
+    REFUSED = "refused"  # the listing proves nothing, or too many would have to be deleted
+    FAILED = "failed"
 
 
 def last_repair(redis: Redis) -> dict[str, Any] | None:
     """Return what the last repair did, None when there was none. Raises RedisError."""
-    kept = cast("bytes | None", redis.get(KEY))
+    return parse(cast("bytes | None", redis.get(KEY)))
+
+
+def parse(kept: bytes | None) -> dict[str, Any] | None:
+    """Return what is kept of a repair, None when it is nothing of ours."""
     try:
-        result = json.loads(kept or b"null")
-    except ValueError:  # somebody else's
+        found = json.loads(kept or b"null")
+        for name in ("started_at", "finished_at"):
+            datetime.fromisoformat(found[name])
+        drift = found["drift"]
+        known = drift is None or {"refusal", *KINDS} <= drift.keys()
+        return found if known and {"error", "backfill"} <= found.keys() else None
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return result if isinstance(result, dict) else None
 
 
 def keep(redis: Redis, result: dict[str, Any]) -> None:
     """Keep the result of a repair in place of the last one's. Raises RedisError."""
     redis.set(KEY, json.dumps(result))
+
+
+def summary(last: Mapping[str, Any] | None, every_s: float, since: datetime) -> dict[str, Any]:
+    """Return what is to be shown of the last repair, where one is to run every `every_s`.
+
+    `differing` is how many users it found to differ; `overdue` says that none has ended for so long, since
+    the last one or, where there was none, since then.
+    """
+    finished_at = datetime.fromisoformat(last["finished_at"]) if last else since
+    late_s = (datetime.now(UTC) - finished_at).total_seconds() - every_s
+    drift = last["drift"] if last else None
+    return {
+        "every_s": every_s,
+        "finished_at": last["finished_at"] if last else None,
+        "seconds": seconds(last) if last else None,
+        "result": result(last) if last else None,
+        "reason": (last["error"] or (drift and drift["refusal"])) if last else None,
+        "drift": drift and {kind: drift[kind] for kind in KINDS},
+        "differing": drift and sum(drift[kind] for kind in KINDS),
+        "overdue": late_s > INTERVALS_LATE * every_s,
+    }
+
+
+def result(last: Mapping[str, Any]) -> Result:
+    """Return how that repair ended."""
+    if last["error"] is not None or last["drift"] is None:
+        return Result.FAILED
+    return Result.OK if last["drift"]["refusal"] is None else Result.REFUSED
+
+
+def seconds(last: Mapping[str, Any]) -> float:
+    """Return how long that repair took."""
+    began, ended = (datetime.fromisoformat(last[name]) for name in ("started_at", "finished_at"))
+    return round((ended - began).total_seconds(), 3)

@@ -17,6 +17,7 @@ from config import Settings
 from db import ledger, schema
 from db.engine import Database
 from db.errors import DatabaseError
+from worker import repair_log
 from worker import rq_layout as rq
 from worker.queue import (
     HOLDERS_KEY,
@@ -25,6 +26,7 @@ from worker.queue import (
     QueueUnavailable,
     impatient_redis,
 )
+from worker.repair_log import Result
 
 LIMIT_S = 2.5
 
@@ -104,6 +106,7 @@ class Status:
 
     def __init__(self, settings: Settings) -> None:
         self._silence_minutes = settings.silence_alarm_minutes
+        self._repair_every_s = settings.reconcile_every
         self._began = datetime.now(UTC)
         self.redis = impatient_redis(settings)
         self.database = Database(settings, attempts=1)
@@ -122,16 +125,18 @@ class Status:
         """Return what is known now, ready for JSON, or what `answers` to the questions say.
 
         `status` is "failing" when a check fails; "degraded" when deliveries are taken, but do not come or are
-        not applied; else "ok". `warnings` say why it is degraded, and what else is not as it should be.
+        not applied, or the last repair failed or is overdue; else "ok". `warnings` say why it is degraded,
+        and what else is not as it should be. `repair` is there when RECONCILE_EVERY is set.
         """
         given = ask(self.questions) if answers is None else answers
         answers = {question.name: given[question.name] for question in self._questions}
         facts = {key: value for answer in answers.values() for key, value in answer.facts.items()}
         pool = self.database.pool_state()
-        alarms = [*self._silence(answers["redis"]), *_no_worker(facts)]
-        return {
+        repair = self._repair(answers["redis"])
+        alarms = [*self._silence(answers["redis"]), *_no_worker(facts), *_repair_alarms(repair)]
+        report = {
             "status": _verdict(answers, alarms),
-            "warnings": [*alarms, *_no_append_only_file(facts)],
+            "warnings": [*alarms, *_drift(repair), *_no_append_only_file(facts)],
             "checks": {
                 name: {"ok": answer.error is None, "ms": answer.ms, "error": answer.error}
                 for name, answer in answers.items()
@@ -143,6 +148,7 @@ class Status:
             "last_received_at": facts.get("last_received_at"),
             "last_applied_at": facts.get("last_applied_at"),
         }
+        return report if self._repair_every_s is None else {**report, "repair": repair}
 
     def close(self) -> None:
         """Close the connections."""
@@ -160,6 +166,12 @@ class Status:
             return []
         return [f"no delivery for {minutes:.0f} minutes: see the endpoint in Clerk's dashboard"]
 
+    def _repair(self, redis: Answer) -> dict[str, Any] | None:
+        """Return what is to be said of the last repair, None where none runs or Redis does not answer."""
+        if self._repair_every_s is None or redis.error is not None:
+            return None
+        return repair_log.summary(redis.facts["repair"], self._repair_every_s, self._began)
+
 
 _UNKNOWN_QUEUE = dict.fromkeys(("depth", "oldest_age_s", "started", "scheduled", "failed"))
 
@@ -176,6 +188,32 @@ def _no_worker(facts: Facts) -> list[str]:
     return ["no worker is alive: deliveries wait in the queue (start clerk-sync worker)"]
 
 
+def _repair_alarms(repair: Facts | None) -> list[str]:
+    if repair is None:
+        return []
+    failed = repair["result"] is Result.FAILED
+    return [
+        *([f"the last repair failed: {repair['reason']}"] if failed else []),
+        *(
+            ["no repair has ended for three times RECONCILE_EVERY: see the workers' log"]
+            if repair["overdue"]
+            else []
+        ),
+    ]
+
+
+def _drift(repair: Facts | None) -> list[str]:
+    """Say what somebody has to look at, which is no trouble of the service."""
+    if repair is None or repair["differing"] is None:
+        return []
+    if repair["reason"]:
+        return [f"the last repair proves nothing: {repair['reason']}"]
+    if not repair["differing"]:
+        return []
+    who = "1 user differs" if repair["differing"] == 1 else f"{repair['differing']:,} users differ"
+    return [f"{who} from Clerk: see clerk-sync reconcile"]
+
+
 def _no_append_only_file(facts: Facts) -> list[str]:
     if facts.get("append_only") is not False:
         return []
@@ -183,7 +221,7 @@ def _no_append_only_file(facts: Facts) -> list[str]:
 
 
 def redis_facts(redis: Redis) -> Facts:
-    """Return the queue's numbers, the workers, and when the last delivery came. Raises RedisError.
+    """Return the queue's numbers, the workers, the last delivery and the last repair. Raises RedisError.
 
     `append_only` says whether Redis has an append-only file, None when it does not tell.
     """
@@ -196,7 +234,8 @@ def redis_facts(redis: Redis) -> Facts:
         pipeline.smembers(rq.WORKERS_KEY)
         pipeline.zrange(HOLDERS_KEY, 0, -1, desc=True, withscores=True)
         pipeline.time()
-        depth, oldest, started, scheduled, failed, received, workers, seen, now = pipeline.execute()
+        pipeline.get(repair_log.KEY)
+        depth, oldest, started, scheduled, failed, received, workers, seen, now, repair = pipeline.execute()
     return {
         "queue": {
             "depth": depth,
@@ -211,6 +250,7 @@ def redis_facts(redis: Redis) -> Facts:
         },
         "last_received_at": _iso(datetime.fromtimestamp(int(received) / 1000, UTC)) if received else None,
         "append_only": _append_only(redis),
+        "repair": repair_log.parse(repair),
     }
 
 

@@ -3,7 +3,8 @@
 By cursor (`starting_after`), one page ahead, as a page's cursor stands in the page before it. Where the
 server does not know the cursor, or refuses it, by offset, several pages ahead. There a deletion moves users
 to the left, out of the page that is asked for next: so each page overlaps the one before it, and one that
-shares no user with it has left some out, and is asked for again from further left.
+shares no user with it has left some out, and is asked for again from further left. For memberships there is
+no cursor, and the same is done.
 
 A page that is shorter than it should be ends no walk: the next one does, when it shows nothing new. Users who
 sign up while the end is being read do not prolong it for ever: who comes later than a minute after the
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -28,8 +30,8 @@ from worker.clerk_api import (
     ClerkUnavailable,
     Page,
     Stopped,
+    Unread,
 )
-from worker.events import ClerkUser
 from worker.stop import StopSignal
 
 AHEAD = 4
@@ -78,7 +80,21 @@ def walk(
             log.info("the cursor is not known there, going on by offset", users=position.walked)
         else:
             return
-    yield from _by_offset(api, stopping, position._replace(by_offset=True), order_by)
+    yield from _by_offset(
+        lambda offset: api.page(order_by, offset=offset),
+        stopping,
+        position._replace(by_offset=True),
+        catches_up=order_by == OLDEST_FIRST,
+    )
+
+
+def walk_members(
+    api: ClerkApi, stopping: StopSignal, start: Position, clerk_id: str | None = None
+) -> Iterator[Step]:
+    """Yield the memberships after `start`, those of one user or of all, as `walk` yields users."""
+    page_at = api.members if clerk_id is None else partial(api.members_of, clerk_id)
+    start = start._replace(by_offset=True)
+    return _by_offset(page_at, stopping, start, catches_up=clerk_id is None)
 
 
 def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
@@ -169,13 +185,17 @@ def _page_after(api: ClerkApi, position: Position) -> Page:
     raise _CursorUnknown
 
 
-def _by_offset(api: ClerkApi, stopping: StopSignal, position: Position, order_by: str) -> Iterator[Step]:
+def _by_offset(
+    page_at: Callable[[int], Page], stopping: StopSignal, position: Position, *, catches_up: bool
+) -> Iterator[Step]:
+    """Walk by offset; with `catches_up`, in the order of creation, the end is where the newest are."""
     latest_ms = _now() + GRACE_MS
     steps_back = 0
-    pages = _PagesAhead(api, order_by)
+    pages = _PagesAhead(page_at)
     pages.go_to(max(0, position.walked - OVERLAP))
     while True:
         offset, page = pages.next(stopping)
+        pages.end = page.total
         if offset > 0 and not set(page.ids) & set(position.last_ids):
             steps_back += 1
             if steps_back > STEPS_BACK:
@@ -190,19 +210,21 @@ def _by_offset(api: ClerkApi, stopping: StopSignal, position: Position, order_by
         if len(page.entries) < MAX_PAGE:
             pages.go_to(max(0, position.walked - OVERLAP))
         yield Step(fresh, position)
-        if _is_last(page, fresh) or (order_by == OLDEST_FIRST and _has_caught_up(page, latest_ms)):
+        if page.total is not None and position.walked >= page.total:
+            return
+        if _is_last(page, fresh) or (catches_up and _has_caught_up(page, latest_ms)):
             return
 
 
 class _PagesAhead:
     """Pages by offset, each overlapping the one before it, several of them on their way at a time."""
 
-    def __init__(self, api: ClerkApi, order_by: str) -> None:
-        self._api = api
-        self._order_by = order_by
+    def __init__(self, page_at: Callable[[int], Page]) -> None:
+        self._page_at = page_at
         self._asked: deque[tuple[int, Future[Page]]] = deque()
         self._dropped: list[Future[Page]] = []  # of no use any more, but still a load on Clerk
         self._next_offset = 0
+        self.end: int | None = None  # where the list ends, as far as that is known
 
     def go_to(self, offset: int) -> None:
         """Go on from `offset`; what is on its way is of no use any more."""
@@ -215,22 +237,21 @@ class _PagesAhead:
         ahead = AHEAD if self._next_offset or self._asked else 1  # most lists fit into one page
         self._dropped = [future for future in self._dropped if not future.done()]
         while len(self._asked) < max(1, ahead - len(self._dropped)):
+            if self._asked and self.end is not None and self._next_offset >= self.end:
+                break
             self._ask(self._next_offset)
             self._next_offset += MAX_PAGE - OVERLAP
         offset, future = self._asked.popleft()
         return offset, await_result(future, stopping)
 
     def _ask(self, offset: int) -> None:
-        def page() -> Page:
-            return self._api.page(self._order_by, offset=offset)
-
-        self._asked.append((offset, in_background(page)))
+        self._asked.append((offset, in_background(self._page_at, offset)))
 
 
 def _after_overlap(page: Page, last_ids: tuple[str, ...]) -> Page:
     """Return the page without its entries up to the last one that was seen before."""
     seen = set(last_ids)
-    before = [i for i, entry in enumerate(page.entries) if isinstance(entry, ClerkUser) and entry.id in seen]
+    before = [i for i, entry in enumerate(page.entries) if not isinstance(entry, Unread) and entry.id in seen]
     return page._replace(entries=page.entries[before[-1] + 1 :]) if before else page
 
 
@@ -240,12 +261,12 @@ def _is_last(page: Page, fresh: Page) -> bool:
         return False
     if len(page.entries) < MAX_PAGE:
         return True
-    raise ClerkRefused("Clerk's API shows no other users on the next page: check CLERK_API_URL")
+    raise ClerkRefused("Clerk's API shows nothing else on the next page: check CLERK_API_URL")
 
 
 def _has_caught_up(page: Page, latest_ms: int) -> bool:
     """Say whether the page is the last for now, and ends with somebody who came after `latest_ms`."""
-    last = page.users[-1].created_at if page.users else None
+    last = page.known[-1].created_at if page.known else None
     return len(page.entries) < MAX_PAGE and last is not None and last > latest_ms
 
 

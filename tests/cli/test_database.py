@@ -1,5 +1,7 @@
 import os
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
@@ -10,6 +12,7 @@ from psycopg import sql
 from cli.database import db
 from cli.servers import PostgresServer
 from db import schema
+from tests.clerk import ANN
 from tests.conftest import GivenServer
 
 Run = Callable[..., Result]
@@ -82,6 +85,15 @@ def test_reset_asks_first(run: Run, database_url_unpooled: str) -> None:
     assert users(database_url_unpooled) == []
 
 
+def test_reset_names_every_table_that_it_drops(run: Run, database_url_unpooled: str) -> None:
+    asked = run("reset", stdin="n\n", DATABASE_URL=database_url_unpooled).output
+    with psycopg.connect(database_url_unpooled) as connection:
+        there = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    names = {name for (name,) in there} - {"alembic_version"}
+    assert {"users", "membership_sync"} < names
+    assert names == {word for word in re.split(r"[ ,]+", asked) if word in names}
+
+
 def test_reset_need_not_ask(run: Run, database_url_unpooled: str) -> None:
     run("seed", DATABASE_URL=database_url_unpooled)
     assert run("reset", "--yes").output == f"schema at {schema.head()}, tables empty\n"
@@ -141,3 +153,69 @@ def test_a_revision_that_is_none_is_said(run: Run, database_url_unpooled: str) -
 
 def test_there_is_no_way_down_from_the_bottom(run: Run, empty_url: str) -> None:
     assert isinstance(run("downgrade", DATABASE_URL=empty_url).exception, schema.MigrationError)
+
+
+CONTRACT = """
+    CREATE TABLE users (
+        id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+        clerk_id varchar(255) UNIQUE NOT NULL,
+        email varchar(255) UNIQUE NOT NULL,
+        name varchar(255) NOT NULL,
+        organization varchar(255),
+        role varchar(50) NOT NULL DEFAULT 'user',
+        created_at timestamptz NOT NULL DEFAULT now(),
+        last_login_at timestamptz
+    );
+    CREATE INDEX idx_users_clerk_id ON users (clerk_id);
+    CREATE INDEX idx_users_email ON users (email)
+"""
+IN_THE_WAY = {
+    "another table": "CREATE TABLE users (id serial PRIMARY KEY, login text)",
+    "one like ours": CONTRACT,
+    "a view": "CREATE VIEW users AS SELECT 1 AS id",
+    "another name of ours": "CREATE TABLE webhook_events (id serial PRIMARY KEY)",
+}
+
+
+@pytest.mark.parametrize("statement", IN_THE_WAY.values(), ids=IN_THE_WAY)
+def test_a_table_that_is_there_already_is_left_alone_and_told_in_one_line(
+    run: Run, empty_url: str, statement: str
+) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+        ran = run("upgrade", DATABASE_URL=empty_url)
+        name = "webhook_events" if "webhook_events" in statement else "users"
+        assert ran.exit_code == 1
+        assert isinstance(ran.exception, schema.MigrationError)
+        assert str(ran.exception).startswith(f"a table {name} is there already")
+        assert f"ALTER TABLE {name} SET SCHEMA before" in str(ran.exception)
+        assert "\n" not in str(ran.exception)
+        found = connection.execute("SELECT relname FROM pg_class WHERE relname LIKE '%_sync'").fetchall()
+        assert found == []
+        connection.execute(f"CREATE SCHEMA before; ALTER TABLE {name} SET SCHEMA before".encode())
+        assert run("upgrade").exit_code == 0
+
+
+def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("### A table users is there already")[2].partition("\n### ")[0]
+    before, after = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(CONTRACT.encode())
+        connection.execute(
+            "INSERT INTO users (clerk_id, email, name) VALUES (%s, 'ann@example.com', 'Ann')", (ANN,)
+        )
+        connection.execute("CREATE TABLE orders (id serial, user_id uuid REFERENCES users (id))")
+        connection.execute("INSERT INTO orders (user_id) SELECT id FROM users")
+        connection.execute(before.encode())
+        assert run("upgrade", DATABASE_URL=empty_url).exit_code == 0
+        connection.execute(after.encode())
+        assert users(empty_url) == [(ANN, "ann@example.com", "user")]
+        joined = connection.execute("SELECT name FROM orders JOIN users ON users.id = user_id").fetchall()
+        assert joined == [("Ann",)]
+        target = connection.execute(
+            "SELECT confrelid::regclass::text FROM pg_constraint WHERE conname = 'orders_user_id_fkey'"
+        ).fetchone()
+        assert target == ("users",)
+        deleted = connection.execute("DROP SCHEMA before CASCADE")
+        assert deleted.statusmessage == "DROP SCHEMA"

@@ -74,7 +74,7 @@ def test_what_is_wrong_is_one_line_that_does_not_show_it(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "url",
     [
-        "redis://:hunter2@h:x/0",
+        "rediss://:hunter2@h/0?ssl_cert_reqs=hunter2",
         "redis://:hunter2@h/0?socket_timeout=hunter2",
         "redis://:hunter2@h/0?hunter2=1",
     ],

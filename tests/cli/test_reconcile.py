@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 import config
-from tests.clerk import ANN, BEN, CAT, NOW, deleted_event, user, user_event
+from tests.clerk import (
+    ANN,
+    BEN,
+    CAT,
+    NOW,
+    deleted_event,
+    membership,
+    organization,
+    user,
+    user_event,
+)
 from tests.cli.commands import run
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, numbered_id
@@ -162,3 +172,28 @@ def test_pull_of_what_is_no_id_is_wrong_usage(settings: config.Settings) -> None
     assert run(settings, "pull").returncode == 2
     assert run(settings, "reconcile", "--allow-deletes", "-1").returncode == 2
     assert run(settings, "backfill", "--since", "soon").returncode == 2
+
+
+def test_where_memberships_decide_they_are_counted_compared_and_mended(
+    clerk: FakeClerk, make_settings: MakeSettings
+) -> None:
+    clerk.put_many_members(12)
+    settings = api_settings(make_settings, clerk, organization_source="membership")
+    assert run(settings, "backfill").stdout == (
+        "30 users: 30 created, 0 updated, 0 unchanged; 12 memberships\n"
+    )
+    assert rows(settings)[numbered_id(3)].organization == "Firm 3"
+    clerk.remove_members("orgmem_2fake00000003")
+    ran = run(settings, "reconcile")
+    assert ran.returncode == 1
+    assert "11 memberships in Clerk, 12 here" in ran.stdout
+    assert "organization" in ran.stdout
+    found = report(settings)
+    assert found["stale"] == [{"clerk_id": numbered_id(3), "columns": ["organization"]}]
+    assert found["memberships"] == {"listed": 11, "here": 12, "ended": 1}
+    assert run(settings, "reconcile", "--fix").stdout.endswith("All mended\n")
+    assert rows(settings)[numbered_id(3)].organization is None
+    clerk.put_members(membership(numbered_id(20), organization(name="Acme")))
+    assert run(settings, "pull", numbered_id(20)).returncode == 0
+    assert rows(settings)[numbered_id(20)].organization == "Acme"
+    assert run(settings, "reconcile").returncode == 0

@@ -152,7 +152,8 @@ def test_processes_that_upgrade_at_once_do_no_harm(
 
 def test_a_migration_that_fails_leaves_nothing_behind(empty: Database, empty_url: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
-        connection.execute("CREATE TABLE webhook_events (something int)")
+        connection.execute("CREATE TABLE other (something int)")
+        connection.execute("CREATE INDEX idx_webhook_events_clerk_id ON other (something)")
     before = catalog(empty_url)
     with pytest.raises(Exception, match="DuplicateTable"):
         schema.upgrade(empty)

@@ -16,6 +16,7 @@ from cli.process import Process
 from cli.servers import ENVIRONMENT, RedisServer, free_port
 from tests.clerk import body, svix_id, user, user_event
 from tests.conftest import MakeSettings
+from tests.fake_clerk import FakeClerk
 from tests.stack import Stack, wait_until
 from tests.web.deliveries import signed
 from worker.queue import Delivery, intake
@@ -101,8 +102,14 @@ def redis_of_its_own(server_directory: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
+@pytest.fixture
+def clerk() -> Iterator[FakeClerk]:
+    with FakeClerk() as fake:
+        yield fake
+
+
 def test_every_alert_fires_for_what_it_is_there_for(
-    make_settings: MakeSettings, redis_of_its_own: RedisServer, tmp_path: Path
+    make_settings: MakeSettings, redis_of_its_own: RedisServer, clerk: FakeClerk, tmp_path: Path
 ) -> None:
     settings = make_settings(
         redis_url=redis_of_its_own.url,
@@ -111,6 +118,9 @@ def test_every_alert_fires_for_what_it_is_there_for(
         db_pool_size=1,
         db_max_overflow=0,
         db_pool_timeout=0.3,
+        clerk_secret_key=clerk.key,
+        clerk_api_url=clerk.url,
+        reconcile_every="5s",
     )
     assert settings.database_url_unpooled
     with (
@@ -124,6 +134,7 @@ def test_every_alert_fires_for_what_it_is_there_for(
             prometheus.fired.clear()
             _forge(stack, prometheus)
             _fail(stack, prometheus)
+            _drift(stack, prometheus, clerk)
             _exhaust(stack, prometheus, connection)
             _lag(settings, stack, prometheus)
             _lose_redis(stack, prometheus, redis_of_its_own)
@@ -159,6 +170,16 @@ def _forge(stack: Stack, prometheus: Prometheus) -> None:
 def _fail(stack: Stack, prometheus: Prometheus) -> None:
     assert _send(stack, body(user_event(data={"id": 3}))) == 202
     prometheus.await_alert("ClerkSyncFailedJobs")
+
+
+def _drift(stack: Stack, prometheus: Prometheus, clerk: FakeClerk) -> None:
+    """Let somebody be here who is not in Clerk, and then the key be wrong."""
+    assert _send(stack, body(user_event(data=user("user_ghost")))) == 202
+    prometheus.await_alert("ClerkSyncDrift")
+    key, clerk.key = clerk.key, "sk_live_another"
+    prometheus.await_alert("ClerkSyncRepairFails")
+    clerk.key = key
+    prometheus.await_quiet("ClerkSyncRepairFails")
 
 
 def _exhaust(stack: Stack, prometheus: Prometheus, connection: psycopg.Connection) -> None:

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from db.engine import PoolState
 from tests.conftest import MakeSettings
 from worker import metrics as m
+from worker import repair_log
 from worker.exposition import Exposition
 from worker.metrics import Metrics
 from worker.queue import worker_redis
@@ -44,7 +45,9 @@ def expressions() -> list[str]:
 @pytest.fixture
 def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     """The names and labels that `/metrics` shows, once everything has happened."""
-    settings = make_settings(database_url=None, database_url_unpooled=None)
+    settings = make_settings(
+        database_url=None, database_url_unpooled=None, clerk_secret_key="sk_test_key", reconcile_every="1h"
+    )
     redis = worker_redis(settings)
     redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
     report = {"waiting_for": None, "pool": PoolState(5, 1, 0, 9, 0, 0)._asdict()}
@@ -52,6 +55,9 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     counts = Metrics()
     counts.note(m.LAST_APPLIED, 1.0)
     redis.set("clerk-sync:last-received", 1)
+    drift = {**dict.fromkeys(repair_log.KINDS, 0), "refusal": None}
+    moments = dict.fromkeys(("started_at", "finished_at"), "2026-01-01T10:00:00+00:00")
+    repair_log.keep(redis, {**moments, "error": None, "backfill": None, "drift": drift})
     exposition = Exposition(settings, counts)
     found: dict[str, list[dict[str, str]]] = {}
     for family in text_string_to_metric_families(exposition.render().decode()):

@@ -2,6 +2,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ from tests.stack import Stack
 from web.app import create_app
 from worker.attempts import LIMIT
 from worker.queue import worker_redis
+from worker.repair_log import KINDS, keep
 from worker.status import LIMIT_S
 
 PASSWORD = "correct horse bättery"
@@ -304,6 +306,19 @@ def test_what_another_worker_raised_stays_out_of_the_page(console: FlaskClient, 
     page = console.get("/console", auth=AUTH).text
     assert "LookupError" in page
     assert MARK not in page
+
+
+def test_the_last_repair_is_a_line_where_repairs_run(make_settings: MakeSettings, redis: Redis) -> None:
+    drift = {**dict.fromkeys(KINDS, 0), "stale": 1200, "refusal": None}
+    moments = dict.fromkeys(("started_at", "finished_at"), datetime.now(UTC).isoformat())
+    keep(redis, {**moments, "error": None, "backfill": None, "drift": drift})
+    settings = make_settings(console_password=PASSWORD, clerk_secret_key="sk_live_key", reconcile_every="6h")
+    page = create_app(settings).test_client().get("/console", auth=AUTH).text
+    assert "last repair" in page
+    assert "1,200 differ" in page
+    assert "1,200 users differ from Clerk" in page
+    page = create_app(make_settings(console_password=PASSWORD)).test_client().get("/console", auth=AUTH).text
+    assert "last repair" not in page
 
 
 def test_without_a_database_the_rest_is_shown(make_settings: MakeSettings, redis: Redis) -> None:

@@ -10,12 +10,13 @@ import pytest
 from flask.testing import FlaskClient
 
 import config
-from cli.servers import free_port
+from cli.servers import PostgresServer, free_port
 from tests.clerk import ANN, BEN, user, user_event
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk
+from tests.faults.servers import frozen_family, migrate
 from tests.repair import api_settings, bridged, deliver, rows, tombstones
-from tests.stack import Stack
+from tests.stack import Stack, wait_until
 from web.app import create_app
 
 TOKEN = "b7Kq-2fR_9wZ.tY4"
@@ -135,6 +136,52 @@ def test_trouble_with_the_database_or_redis_is_503(make_settings: MakeSettings, 
             answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
         assert answer.status_code == 503
         assert "127.0.0.1" not in answer.text
+
+
+def test_a_database_that_hangs_is_told_in_time_and_is_not_asked_by_ever_more(
+    clerk: FakeClerk, make_settings: MakeSettings, server_directory: Path, tmp_path: Path
+) -> None:
+    server = PostgresServer(server_directory / "postgres", free_port(), durable=False)
+    server.start()
+    clerk.put(*(user(f"user_{i}") for i in range(13)))
+    settings = api_settings(
+        make_settings,
+        clerk,
+        pull_token=TOKEN,
+        port=free_port(),
+        web_workers=1,
+        db_pool_size=2,
+        db_max_overflow=2,
+        database_url=server.url,
+        database_url_unpooled=server.url,
+    )
+    migrate(settings)
+    answers: list[httpx.Response] = []
+
+    def call(number: int) -> httpx.Response:
+        url = f"http://127.0.0.1:{settings.port}/users/user_{number}/pull"
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            answers.append(http.post(url, headers=BEARER))
+        return answers[-1]
+
+    with Stack(settings, tmp_path, workers=0):
+        assert call(12).status_code == 200
+        answers.clear()
+        assert server.pid
+        with frozen_family(server.pid):
+            threads = [threading.Thread(target=call, args=(i % 12,)) for i in range(24)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(30)
+        assert len(answers) == 24
+        assert {answer.status_code for answer in answers} == {503, 429}
+        assert sum(answer.status_code == 429 for answer in answers) >= 8
+        for answer in answers:
+            assert answer.headers["Retry-After"]
+            assert answer.elapsed.total_seconds() < 10
+        wait_until(lambda: call(12).status_code == 200, 40)
+    server.stop("immediate")
 
 
 def test_too_many_users_at_once_are_429(clerk: FakeClerk, make_settings: MakeSettings) -> None:

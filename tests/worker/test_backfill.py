@@ -127,16 +127,9 @@ def is_first(request: Request) -> bool:
     return not request.parameter("starting_after") and request.parameter("offset", "0") == "0"
 
 
-class Stopping(StopSignal):
-    """A stop signal that a test gives."""
-
-    def request(self) -> None:
-        self._request(15, None)
-
-
 def interrupt_after(settings: config.Settings, pages_: int) -> None:
     """Run a backfill that is stopped after some pages."""
-    stopping = Stopping()
+    stopping = StopSignal()
     seen: list[Done] = []
 
     def look(done: Done) -> None:
@@ -259,7 +252,7 @@ def test_an_api_that_is_away_is_an_error_and_not_an_empty_table(
 ) -> None:
     clerk.put(user(ANN))
     clerk.answer_next(503, times=100)
-    stopping = Stopping()
+    stopping = StopSignal()
     with bridged(settings, stopping) as both:
         both.api._patience_s = 0.5
         with pytest.raises(ClerkUnavailable):

@@ -331,7 +331,7 @@ def test_a_key_of_another_instance_is_refused(clerk: FakeClerk) -> None:
 
 
 def test_a_stop_ends_every_wait(clerk: FakeClerk) -> None:
-    stopping = Stopping()
+    stopping = StopSignal()
     clerk.answer_next(429, headers={"Retry-After": "60"})
     with client(api_alone(clerk), stopping=stopping) as api:
         threading.Timer(0.3, stopping.request).start()
@@ -362,13 +362,6 @@ def test_no_period_sees_more_turns_than_the_limit() -> None:
     assert turns[-1] < 200 / 50 * 1.2
     for start in turns:
         assert sum(start <= turn < start + 1 for turn in turns) <= 50
-
-
-class Stopping(StopSignal):
-    """A stop signal that a test gives."""
-
-    def request(self) -> None:
-        self._request(15, None)
 
 
 def none(_: object) -> None:

@@ -75,7 +75,8 @@ def test_the_first_repair_brings_everyone_and_says_what_it_did(
     result = result_of(redis)
     assert result["error"] is None
     assert result["backfill"] == {
-        "seen": 700, "created": 700, "updated": 0, "unchanged": 0, "unread": 0, "refused": 0
+        "seen": 700, "created": 700, "updated": 0, "unchanged": 0, "unread": 0, "refused": 0,
+        "memberships": 0,
     }  # fmt: skip
     assert result["drift"] == {
         "listed": 700, "here": 700, "missing": 0, "stale": 0, "ghost": 0, "claims": 0, "tombstone": 0,

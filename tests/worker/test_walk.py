@@ -209,16 +209,9 @@ def test_a_listing_that_changes_faster_than_it_is_read_is_given_up(clerk: FakeCl
 
 
 def test_a_stop_ends_a_walk_at_once(api: ClerkApi) -> None:
-    stopping = Stopping()
+    stopping = StopSignal()
     steps: Iterator[Step] = walk(api, stopping, Position())
     next(steps)
     stopping.request()
     with pytest.raises(Stopped):
         list(steps)
-
-
-class Stopping(StopSignal):
-    """A stop signal that a test gives."""
-
-    def request(self) -> None:
-        self._request(15, None)

@@ -1,0 +1,136 @@
+"""A hundred thousand users: brought beside live deliveries, compared, in little memory.
+
+pytest -s tests/cli/test_hundred_thousand.py      # shows how long it took
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count as count_from
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import config
+from cli.servers import free_port
+from tests.bench.harness import rss_mb
+from tests.clerk import NOW, body, session, session_event, svix_id
+from tests.cli.commands import start
+from tests.conftest import MakeSettings
+from tests.fake_clerk import numbered_id
+from tests.repair import count
+from tests.stack import Stack
+from worker.queue import Delivery, intake
+
+ROOT = Path(__file__).parents[2]
+USERS = 100_000
+DELIVERIES_PER_S = 200
+MOST_MB = 150
+PATIENCE_S = 300  # on a busy machine; on a quiet one it takes a tenth of that
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+class Run(NamedTuple):
+    """What a command said, how many s it took, and the most memory it had."""
+
+    status: int
+    out: str
+    seconds: float
+    mb: float
+
+
+@contextmanager
+def fake_clerk(*arguments: str) -> Iterator[dict[str, str]]:
+    """Give the settings that lead to a fake in a process of its own."""
+    command = [sys.executable, "-m", "tests.fake_clerk", "--users", str(USERS), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout
+        told = dict(part.split("=", 1) for part in process.stdout.readline().split())
+        try:
+            yield {name.lower(): value for name, value in told.items()}
+        finally:
+            process.kill()
+
+
+def measured(settings: config.Settings, *arguments: str) -> Run:
+    """Run a command of clerk-sync and look at its memory while it runs."""
+    began = time.monotonic()
+    running = start(settings, *arguments)
+    out: list[tuple[str, str]] = []
+    reader = threading.Thread(target=lambda: out.append(running.communicate(timeout=PATIENCE_S)))
+    reader.start()
+    most = 0.0
+    while reader.is_alive():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            most = max(most, rss_mb(running.pid))
+        reader.join(0.1)
+    return Run(running.returncode, "".join(out[0]), time.monotonic() - began, most)
+
+
+@contextmanager
+def deliveries(settings: config.Settings) -> Iterator[list[int]]:
+    """Let sign-ins of these users come in, so many a second; give their number, in a list."""
+    sent = [0]
+    stopped = threading.Event()
+    queue = intake(settings)
+
+    def send() -> None:
+        began = time.monotonic()
+        for i in count_from():
+            if stopped.wait(max(0.0, began + i / DELIVERIES_PER_S - time.monotonic())):
+                return
+            clerk_id, at = numbered_id(i * 7919 % USERS), NOW + 3600_000 + i
+            event = session_event(data=session(clerk_id, id=f"sess_{i}", created_at=at, updated_at=at))
+            now = time.time_ns() // 1_000_000
+            queue.enqueue(Delivery(svix_id(), body(event).decode(), f"session.created {clerk_id}", now))
+            sent[0] += 1
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        stopped.set()
+        thread.join(30)
+        queue.redis.close()
+
+
+THOROUGH = pytest.mark.skipif(
+    os.environ.get("HYPOTHESIS_PROFILE") != "thorough", reason="HYPOTHESIS_PROFILE=thorough runs it"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "members"),
+    [
+        pytest.param("metadata", 0, id="users"),
+        pytest.param("membership", USERS, id="users and memberships", marks=THOROUGH),
+    ],
+)
+def test_they_are_brought_beside_live_deliveries_and_compared(
+    make_settings: MakeSettings, tmp_path: Path, source: str, members: int
+) -> None:
+    with fake_clerk("--members", str(members)) as api:
+        settings = make_settings(**api, organization_source=source, port=free_port(), web_workers=1)
+        with Stack(settings, tmp_path), deliveries(settings) as sent:
+            backfill = measured(settings, "backfill")
+        assert backfill.status == 0, backfill.out
+        assert count(settings) == USERS
+        report = measured(settings, "reconcile", "--json")
+    assert report.status == 0, report.out[:500]
+    assert json.loads(report.out)["listed"] == USERS
+    _show(("backfill", "report"), (backfill, report), sent[0])
+    assert max(backfill.mb, report.mb) < MOST_MB
+
+
+def _show(names: Sequence[str], runs: Sequence[Run], sent: int) -> None:
+    for name, run in zip(names, runs, strict=True):
+        print(f"{name}: {run.seconds:.1f} s, {USERS / run.seconds:,.0f} users/s, {run.mb:.0f} MB")  # noqa: T201
+    print(f"{sent} deliveries beside the backfill")  # noqa: T201
