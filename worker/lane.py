@@ -49,6 +49,7 @@ class Lane:
         self.held = held
         self.is_busy = False
         self.waiting_for: str | None = None
+        self._rests = True
         self._process, self._batch_size, self._database, self._stopping, self._crowded = shared
         self._done: list[Finished | Failed] = []
         self._pause_s = FIRST_PAUSE_S
@@ -74,21 +75,23 @@ class Lane:
     def help(self) -> None:
         """Work while it is crowded, until told to stop. The lane that leads waits for the database."""
         while not self._stopping.requested:
-            if not self._crowded.wait(SLICE_S):
+            if self._rests and not self._crowded.wait(SLICE_S):
                 continue
+            self._rests = False
             try:
                 taken = self._take_and_process()
                 if taken is None or taken < self._batch_size:
+                    self._settle()
                     self._rest()
             except DatabaseUnavailable:
                 if self._give_back():
                     self._rest()
-            except RedisError as error:
+            except RedisError as error:  # it may hold jobs, so it does not rest before it knows
                 self.pause_for_redis(error)
 
     def leave(self) -> None:
         """Settle what is done and give back what is held. Raises RedisError."""
-        self.held.finish_and_take(self._done, 0)
+        self._settle()
         self.held.leave()
 
     def pause_for_redis(self, error: RedisError) -> None:
@@ -115,10 +118,13 @@ class Lane:
         self._pause_s = FIRST_PAUSE_S
         return None if jobs is None else len(jobs)
 
-    def _rest(self) -> None:
-        """Settle at once, as the next turn may be far away, and let go of the crowd."""
+    def _settle(self) -> None:
         self.held.finish_and_take(self._done, 0)
         self._done = []
+
+    def _rest(self) -> None:
+        """Sleep until it is crowded again. Nothing is in hand."""
+        self._rests = True
         self.is_busy = False
         self._crowded.clear()
 

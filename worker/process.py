@@ -46,6 +46,7 @@ from worker.upkeep import Upkeep
 
 log = structlog.get_logger("worker")
 
+LANES = 2  # a third brings a few percent more: docs/decisions/008-why-two-lanes.md
 WORKER_TTL_S = 30
 BEAT_EVERY_S = 3
 REAP_EVERY_S = 5
@@ -73,8 +74,8 @@ class BatchWorker(SimpleWorker):
         self._fault: BaseException | None = None
         shared = Shared(self._process, settings.batch_size, database, stopping, Event())
         self._leader = Lane(HeldJobs(redis, self.name), shared)
-        self._helper = Lane(HeldJobs(redis, self.name, ".2"), shared)
-        self._lanes = (self._leader, self._helper)
+        self._helpers = [Lane(HeldJobs(redis, self.name, f".{i}"), shared) for i in range(2, LANES + 1)]
+        self._lanes = (self._leader, *self._helpers)
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
         """Take and apply batches until told to stop; then settle what is in hand and give back the rest."""
@@ -85,13 +86,15 @@ class BatchWorker(SimpleWorker):
         for keeper in keepers:
             keeper.start()
         log.info("worker started", worker=self.name, batch_size=self.settings.batch_size)
-        helper = Thread(target=self._help, name="helper", daemon=True)
-        helper.start()
+        helpers = [Thread(target=self._help, args=(lane,), daemon=True) for lane in self._helpers]
+        for helper in helpers:
+            helper.start()
         try:
             self._leader.lead()
         finally:
             self.stopping.request()
-            helper.join()
+            for helper in helpers:
+                helper.join()
             for keeper in keepers:
                 keeper.stop()
             self._leave()
@@ -99,9 +102,9 @@ class BatchWorker(SimpleWorker):
             raise self._fault
         return True
 
-    def _help(self) -> None:
+    def _help(self, lane: Lane) -> None:
         try:
-            self._helper.help()
+            lane.help()
         except BaseException as fault:  # it ends the worker, as one in the main thread does
             self._fault = fault
             self.stopping.request()

@@ -370,7 +370,7 @@ def worker_redis(settings: Settings) -> Redis:
         socket_connect_timeout=5,
         socket_keepalive=True,
         health_check_interval=30,
-        retry=Retry(ExponentialBackoff(cap=1, base=0.05), 5),
+        retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # for each of connecting and asking
         encoding_errors=ENCODING_ERRORS,
         command_packer=_Packer(),
     )

@@ -17,7 +17,7 @@ import click
 from tests.faults import chaos
 from tests.faults.house import House, what_is_left
 from tests.faults.outage import Outage, without_postgres
-from tests.faults.overload import ROW_S, Overload, overload, slow_database
+from tests.faults.overload import ROW_S, TIMES_TOO_MUCH, Overload, check, overload, slow_database
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.stack import wait_until
@@ -25,8 +25,8 @@ from tests.stack import wait_until
 STEADY_PER_S = 20
 OUTAGE_SEED, OVERLOAD_SEED = 1001, 1002
 WORKERS = 2
-TIMES_TOO_MUCH = 20
 MAX_QUEUE_DEPTH = 5000
+BATCH_SIZE = 25  # a transaction of 25 slow rows is no longer than real ones may be
 DRAINED_WITHIN_S = 120
 
 
@@ -78,7 +78,7 @@ def _outage(servers: Servers, seconds: float) -> Outage:
 
 def _overload(servers: Servers, seconds: float) -> Overload:
     """Offer far more than can be drained, then wait until all that was taken is applied."""
-    settings = servers.fresh(web_workers=2, max_queue_depth=MAX_QUEUE_DEPTH)
+    settings = servers.fresh(web_workers=2, max_queue_depth=MAX_QUEUE_DEPTH, batch_size=BATCH_SIZE)
     with (
         tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
         House(settings, Path(path), workers=WORKERS) as house,
@@ -87,6 +87,10 @@ def _overload(servers: Servers, seconds: float) -> Overload:
             seen = overload(house, TIMES_TOO_MUCH * WORKERS / ROW_S, seconds)
         wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)
         assert all(member.process.running for member in house.members), house.logs()
+    check(seen, MAX_QUEUE_DEPTH)
+    with servers.connection() as connection:
+        ((applied,),) = connection.execute("SELECT count(*) FROM webhook_events").fetchall()
+    assert applied == seen.taken, "what was taken is applied, no more and no less"
     return seen
 
 

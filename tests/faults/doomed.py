@@ -1,14 +1,17 @@
-"""A worker that is struck by a signal at one step of its first batch. Only tests run it.
+"""A worker that is struck by a signal at one step of a batch, its third. Only tests run it.
 
     python -m tests.faults.doomed "in transaction" KILL
 
+By then there are batches that it has settled, and others in its hand where it applies several at a time.
 What the worker works with is wrapped here, in this process: the worker itself knows of no such thing.
 """
 
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 from unittest.mock import patch
 
@@ -19,25 +22,23 @@ from db import users
 from worker import log, process
 from worker.queue import Failed, Finished, HeldJobs, TakenJob
 
+BATCH = 3
 STEPS = ("taken", "loaded", "parsed", "in transaction", "committed", "finishing", "finished")
 
 
 class Doom:
-    """Strikes this process when it comes to a step, once."""
+    """Strikes this process when it comes to a step, the third time and no more."""
 
     def __init__(self, step: str, number: signal.Signals) -> None:
         assert step in STEPS
-        self._step: str | None = step
+        self._step = step
         self._number = number
-
-    def awaits(self, step: str) -> bool:
-        """Say whether this is the step."""
-        return step == self._step
+        self._times = count(1)
+        self.settles = threading.local()  # `now` while this thread tells Redis what is done
 
     def at(self, step: str) -> None:
-        """Strike, if this is the step."""
-        if self.awaits(step):
-            self._step = None
+        """Strike, if this is the step and the time has come."""
+        if step == self._step and next(self._times) == BATCH:
             os.kill(os.getpid(), self._number)
 
 
@@ -52,14 +53,27 @@ def doomed_jobs(doom: Doom) -> type[HeldJobs]:
             return jobs
 
         def _settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> Any:
-            if done and doom.awaits("finishing"):
-                with patch.object(Connection, "read_response", lambda *_a, **_k: doom.at("finishing")):
-                    return super()._settle_and_take(done, limit)  # sent, and the answer is never read
+            doom.settles.now = bool(done)
             taken = super()._settle_and_take(done, limit)
-            doom.at("finished" if done else "taken" if taken else "")
+            if done:
+                doom.at("finished")
+            if taken:
+                doom.at("taken")
             return taken
 
     return DoomedJobs
+
+
+def before_reading(doom: Doom, read: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `read` so that the process is struck when it has sent what is done, and has heard no answer."""
+
+    def read_response(*args: Any, **kwargs: Any) -> Any:
+        if getattr(doom.settles, "now", False):
+            doom.settles.now = False
+            doom.at("finishing")
+        return read(*args, **kwargs)
+
+    return read_response
 
 
 def around(doom: Doom, before: str, function: Callable[..., Any], after: str) -> Callable[..., Any]:
@@ -81,6 +95,7 @@ def main() -> None:
     log.configure(settings)
     with (
         patch.object(process, "HeldJobs", doomed_jobs(doom)),
+        patch.object(Connection, "read_response", before_reading(doom, Connection.read_response)),
         patch.object(users, "apply", around(doom, "parsed", users.apply, "committed")),
         patch.object(users, "_decide", around(doom, "in transaction", users._decide, "")),
     ):

@@ -19,6 +19,10 @@ from worker.rq_layout import FINISHED_KEY, QUEUE_KEY
 ROW_S = 0.1
 LOOK_EVERY_S = 0.1
 PATIENCE_S = 60
+TIMES_TOO_MUCH = 20
+FAST_MS = 2500  # on a machine that others use too
+MISSED_BY = 10  # who looks now and then does not see the queue at its longest
+GROWTH_MB = 30
 SLOW = f"""
     CREATE OR REPLACE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN PERFORM pg_sleep({ROW_S}); RETURN NEW; END $$;
@@ -27,7 +31,10 @@ SLOW = f"""
 
 
 class Overload(NamedTuple):
-    """What was seen. Memory is in MB, before and at most; `deepest` is the longest that the queue was."""
+    """What was seen. Memory is in MB, before and at most; `deepest` is the longest that the queue was.
+
+    `taken` and `shed` count the deliveries that were answered 202 and 503.
+    """
 
     offered_per_s: float
     drained_per_s: float
@@ -90,10 +97,11 @@ def overload(house: House, rate: float, seconds: float) -> Overload:
     spec = Spec(house.ports[0], SECRET, seed=1, deliveries=int(rate * seconds), seconds=seconds, rate=rate)
     memory_before = memory_at_most = memory_mb(house.members)
     redis_before = redis_at_most = redis_mb(house.redis)
-    deepest, began = 0, time.monotonic()
+    deepest, began = 0, 0.0
     with offered(spec) as offer:
         while offer.goes_on:
             deepest = max(deepest, house.redis.llen(QUEUE_KEY))
+            began = began or (time.monotonic() if deepest else 0.0)  # first the client signs all it will send
             memory_at_most = greatest(memory_at_most, memory_mb(house.members))
             redis_at_most = max(redis_at_most, redis_mb(house.redis))
             time.sleep(LOOK_EVERY_S)
@@ -114,6 +122,18 @@ def overload(house: House, rate: float, seconds: float) -> Overload:
         redis_before,
         redis_at_most,
     )
+
+
+def check(seen: Overload, max_queue_depth: int) -> None:
+    """Fail unless the receiver stayed fast, shed what was too much, and nothing grew without an end."""
+    assert seen.kept_up, seen
+    assert seen.offered_per_s > TIMES_TOO_MUCH * seen.drained_per_s, seen
+    assert seen.p99_ms < FAST_MS, seen
+    assert seen.shed > 0, seen
+    assert max_queue_depth - MISSED_BY <= seen.deepest <= max_queue_depth, seen
+    for name, before in seen.memory_before.items():
+        assert seen.memory_at_most[name] - before < GROWTH_MB, seen
+    assert seen.redis_at_most - seen.redis_before < GROWTH_MB, seen
 
 
 def greatest(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:

@@ -6,8 +6,8 @@ from tests.faults import chaos
 from tests.faults.plan import plan
 from tests.faults.servers import Servers
 
-SECONDS = 20
-SEED = 1
+SECONDS = 14
+SEED = 2132  # in so short a time it breaks each of the four, and freezes a worker for long enough
 
 
 def test_the_same_seed_is_the_same_plan() -> None:

@@ -22,12 +22,13 @@ from tests.jobs import RqView
 from tests.model import Delivery
 from tests.stack import environment, wait_until
 from worker import queue
-from worker.process import WAIT_S
 
-WORLDS = 4
+WORLDS = 6
+BATCH_SIZE = 5
 DOOMED = "tests.faults.doomed"
 RIGHT_WITHIN_S = 30
 PATIENCE_S = 60
+IDLE_S = 2  # longer than a worker waits in Redis for a job before it asks again
 KILLED = [(step, "KILL") for step in STEPS]
 FROZEN = [(step, "STOP") for step in ("taken", "in transaction", "committed")]
 
@@ -38,7 +39,7 @@ Fate = tuple[str, str]
 def recoveries(servers: Servers) -> Iterator[dict[Fate, "Future[float]"]]:
     """Let every fate befall a worker of its own, all at the same time, each with its own database."""
     fates = [*KILLED, *FROZEN]
-    grounds = [servers.fresh(redis_number=number) for number in range(len(fates))]
+    grounds = [servers.fresh(redis_number=number, batch_size=BATCH_SIZE) for number in range(len(fates))]
     with ThreadPoolExecutor(len(fates)) as threads:
         yield {
             fate: threads.submit(recover, settings, number, *fate)
@@ -94,7 +95,7 @@ def recover(settings: config.Settings, seed: int, step: str, signal_name: str) -
 def looking_away(worker: Member) -> Iterator[None]:
     """Let a worker take nothing for the length of the block."""
     worker.signal(signal.SIGSTOP)
-    time.sleep(2 * WAIT_S)  # until its wait for a job, which goes on in Redis, is over
+    time.sleep(IDLE_S)  # until its wait for a job, which goes on in Redis, is over
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from tests.faults.chaos import await_settled, compare
+from tests.faults.chaos import PROPER_ANSWERS, await_settled, compare
 from tests.faults.conftest import are_known
 from tests.faults.house import House, has_begun, running, worker_member
 from tests.faults.past import some_deliveries
@@ -69,7 +69,8 @@ def test_more_goes_through_a_full_redis_than_it_can_hold_also_by_a_worker_that_s
             house.redis.delete(SUSPENDED_KEY)
             await_settled(house, svix, SETTLED_WITHIN_S)
             wait_until(lambda: late.pid in {known.pid for known in RqView(house.redis).workers()}, SOON_S)
-    assert set(svix.answers) == {"202", "503"}
+    # 200: it was taken, which the receiver did not hear in time
+    assert {"202", "503"} <= set(svix.answers) <= PROPER_ANSWERS
     compare(house.settings, deliveries)
 
 
@@ -78,7 +79,11 @@ def test_workers_stay_known_in_a_full_redis(house: House) -> None:
         time.sleep(2 * BEAT_EVERY_S)
         latest: Any = house.redis.zrange(HOLDERS_KEY, 0, -1, withscores=True)
         now: Any = house.redis.time()
-        assert [score > now[0] - 2 * BEAT_EVERY_S for _, score in latest] == [True, True]
+        assert all(score > now[0] - 2 * BEAT_EVERY_S for _, score in latest)
+        # a holder is a worker, or a part of one
+        assert {name.partition(b".")[0].decode() for name, _ in latest} == {
+            worker.name for worker in RqView(house.redis).workers()
+        }
         assert are_known(house)
 
 

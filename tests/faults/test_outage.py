@@ -16,7 +16,7 @@ from tests.faults.svix import Svix
 from tests.stack import environment, wait_until
 from worker.rq_layout import RETRY_INTERVALS_S
 
-OUTAGE_S = 14  # and the hurried worker waits as often as others do in ten minutes
+OUTAGE_S = 10  # and the hurried worker waits as often as others do in ten minutes
 TEN_MINUTES_OF_WAITS = 50
 GROWTH_MB = 15
 ANSWER_S = 5

@@ -1,4 +1,4 @@
-"""Twenty times what workers can drain."""
+"""A queue that is too long. How fast the receiver is meanwhile is measured by `make faults`."""
 
 import http.client
 import time
@@ -8,36 +8,12 @@ from cli.servers import HOST
 from tests.clerk import body, svix_id, user_event
 from tests.faults.conftest import MAX_QUEUE_DEPTH
 from tests.faults.house import House, what_is_left
-from tests.faults.overload import ROW_S, overload, slow_database
-from tests.faults.servers import Servers
 from tests.faults.svix import KEY, PATH
 from tests.stack import wait_until
+from worker.queue import INTAKE_TIMEOUT_S
 from worker.rq_layout import QUEUE_KEY, SUSPENDED_KEY
 
-SECONDS = 6
-TIMES = 20
-WORKERS = 2
-GROWTH_MB = 30
-FAST_MS = 2500  # on a machine that others use too
 DRAINED_WITHIN_S = 40
-
-
-def test_the_receiver_stays_fast_sheds_what_is_too_much_and_memory_stays_bounded(
-    servers: Servers, house: House
-) -> None:
-    with slow_database(servers):
-        seen = overload(house, TIMES * WORKERS / ROW_S, SECONDS)
-    assert seen.kept_up, seen
-    assert seen.p99_ms < FAST_MS, seen
-    assert seen.shed > 0, seen
-    assert MAX_QUEUE_DEPTH - 10 <= seen.deepest <= MAX_QUEUE_DEPTH, seen
-    for name, before in seen.memory_before.items():
-        assert seen.memory_at_most[name] - before < GROWTH_MB, seen
-    assert seen.redis_at_most - seen.redis_before < GROWTH_MB, seen
-    wait_until(lambda: what_is_left(house.redis) == {}, DRAINED_WITHIN_S, house.logs)
-    with servers.connection() as connection:
-        ((applied,),) = connection.execute("SELECT count(*) FROM webhook_events").fetchall()
-    assert applied == seen.taken, "what was taken is applied, no more and no less"
 
 
 def test_a_queue_that_is_too_long_is_answered_503_with_retry_after_and_duplicates_as_ever(
@@ -62,7 +38,7 @@ def test_ids_without_a_job_are_dropped_and_keep_nobody_waiting_for_redis(house: 
         began = time.monotonic()
         house.redis.ping()
         slowest = max(slowest, time.monotonic() - began)
-    assert slowest < 0.5
+    assert slowest < INTAKE_TIMEOUT_S
     assert deliver(house, svix_id()).status == 202
 
 

@@ -32,7 +32,8 @@ def test_started_before_everything_it_waits_says_what_for_and_then_works(
         Svix(house.ports, Random(0)) as svix,
     ):
         svix.send(deliveries)
-        await_words(house, "Redis does not answer (ConnectionError)")
+        await_words(house, away := "Redis does not answer (ConnectionError)")
+        assert errors_of_health(house)["redis"] == away
         wait_until(lambda: svix.answers["503"] > 0, SOON_S, house.logs)
         servers.redis.start()
         wait_until(lambda: takes_deliveries(house.ports[0]), SOON_S, house.logs)
