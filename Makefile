@@ -3,7 +3,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 INSTALL := -e '.[dev]' -c constraints.txt
 # most tests wait for a server or a process
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile
+# more than the usual ones
+TESTS ?=
 # trust whom the machine trusts, as pip does
 export UV_SYSTEM_CERTS ?= true
 
@@ -45,7 +47,7 @@ check: setup ## Run all that must pass before a change is taken: style, types, i
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
 
 clean: ## Remove what can be made again: .venv and caches, not the data in .data
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from config import Settings, SettingsError
 from db.errors import UNIQUE_VIOLATION, is_transient, loses_connection, sqlstate, translate
@@ -88,6 +88,7 @@ class Database:
         self._attempts = attempts
         self._counts: Counter[str] = Counter()
         _watch_pool(self.engine, self._counts)
+        _close_what_comes_late(self.engine)
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` returns, having committed it in one transaction.
@@ -225,6 +226,22 @@ def _watch_pool(engine: Engine, counts: "Counter[str]") -> None:
         pool = cast("QueuePool", engine.pool)
         if pool.overflow() > 0:
             log.info("pool overflows", size=pool.size(), overflow=pool.overflow())
+
+
+def _close_what_comes_late(engine: Engine) -> None:
+    """Close connections that are given back when the engine's pool has been replaced by another.
+
+    They would go back to the old one, where nobody takes or closes them.
+    """
+
+    @event.listens_for(engine, "connect")
+    def connected(_connection: object, entry: ConnectionPoolEntry) -> None:
+        entry.info["pool"] = engine.pool
+
+    @event.listens_for(engine, "checkin")
+    def given_back(_connection: object, entry: ConnectionPoolEntry) -> None:
+        if entry.info.get("pool", engine.pool) is not engine.pool:
+            entry.close()
 
 
 def _log_retry(state: tenacity.RetryCallState) -> None:

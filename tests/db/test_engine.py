@@ -497,6 +497,16 @@ def test_no_log_line_shows_a_value(
 # The pool
 
 
+def test_a_connection_that_comes_back_after_the_pool_was_emptied_is_closed(database: Database) -> None:
+    late = database.engine.connect()
+    driver = late.connection.driver_connection
+    database.dispose()
+    late.close()
+    assert isinstance(driver, psycopg.Connection)
+    assert driver.closed
+    database.ping()
+
+
 def test_a_pool_without_a_free_connection_says_which_settings_to_raise(
     make_database: Callable[..., Database],
 ) -> None:
