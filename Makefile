@@ -9,7 +9,7 @@ TESTS ?=
 # trust whom the machine trusts, as pip does
 export UV_SYSTEM_CERTS ?= true
 
-.PHONY: help setup run test bench faults check clean
+.PHONY: help setup run test bench faults lint check clean
 
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -34,7 +34,7 @@ run: setup ## Run it all here with sample deliveries: PostgreSQL, Redis, receive
 	@$(BIN)/clerk-sync dev --demo
 
 test: setup ## Run the tests; they start their own servers
-	@$(PYTEST)
+	@$(PYTEST) $(TESTS)
 
 bench: setup ## Measure speed, lag and memory beside what people write instead; a quarter of an hour
 	@$(BIN)/python -m tests.bench $(BENCH)
@@ -42,12 +42,13 @@ bench: setup ## Measure speed, lag and memory beside what people write instead; 
 faults: setup ## Break everything on purpose, and compare the tables after; three quarters of an hour
 	@$(BIN)/python -m tests.faults $(FAULTS)
 
-check: setup ## Run all that must pass before a change is taken: style, types, imports, tests
+lint: setup ## Look at style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) $(TESTS)
+
+check: lint test ## Run all that must pass before a change is taken: style, types, imports, tests
 
 clean: ## Remove what can be made again: .venv and caches, not the data in .data
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -143,4 +143,4 @@ def release(directory: Path, env: dict[str, str]) -> None:
 def holds_jobs(redis: Redis, worker: Member) -> bool:
     """Say whether a worker has a batch in hand."""
     known = {rq.pid: rq.name for rq in RqView(redis).workers()}
-    return worker.pid in known and redis.llen(HELD_PREFIX + known[worker.pid]) > 1
+    return worker.pid in known and redis.llen(HELD_PREFIX + known[worker.pid]) > 0
