@@ -23,6 +23,7 @@ from config import Settings, decode_signing_secret, load
 from db import ledger
 from db.engine import Database
 from db.models import User
+from db.times import now_ms
 from web.webhook import PATH
 
 TIMEOUT_S = 30
@@ -69,7 +70,7 @@ def play(url: str, secret: str, database_url: str) -> None:
 
 def _new_story(settings: Settings) -> Story:
     tag = secrets.choice(string.digits) + "".join(secrets.choice(TAG_LETTERS) for _ in range(3))
-    return Story(tag, time.time_ns() // 1_000_000, settings.clerk_instance_id or samples.INSTANCE)
+    return Story(tag, now_ms(), settings.clerk_instance_id or samples.INSTANCE)
 
 
 def _deliver(story: Story, url: str, key: bytes, database: Database) -> tuple[list[Played], float | None]:

@@ -74,7 +74,7 @@ class Process:
         log: Path | None = None,
         account: Account | None = None,
     ) -> "subprocess.Popen[bytes]":
-        """Start `argv`, writing to the end of `log` or, without one, where this process writes.
+        """Start `argv` and return it, writing to the end of `log` or, without one, where this process writes.
 
         Without `env` the child inherits the environment. A child that an earlier run left behind is
         ended first. Raises DevError.

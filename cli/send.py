@@ -8,6 +8,7 @@ import httpx
 
 from cli import samples
 from config import load
+from db.times import now_ms
 from web.webhook import PATH
 
 TIMEOUT_S = 15  # Svix waits as long for an answer.
@@ -95,7 +96,7 @@ def send(
     """
     _check_usage(type_, file, clerk_id)
     settings = load("clerk_webhook_signing_secret")
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     if file:
         what, body = file.name, file.read()
     else:

@@ -70,7 +70,7 @@ def read(asked: Asked) -> Roster:
     for clerk_id, id_, organization_id, joined_at, ended_at in asked.memberships.fetchall():
         membership = Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at))
         memberships.setdefault(clerk_id, []).append(membership)
-    organizations = [_organization(*row) for row in asked.organizations.fetchall()]
+    organizations = [stored_organization(*row) for row in asked.organizations.fetchall()]
     return Roster(
         asked.concerned,
         {it.id: it for it in organizations},
@@ -148,9 +148,10 @@ def _concerns_organization(change: UserChange) -> bool:
     return bool(change.memberships) or change.profile is not None
 
 
-def _organization(
+def stored_organization(
     id_: str, name: str | None, updated_at: int, observed_at: int, deleted_at: datetime | None
 ) -> Organization:
+    """Return what a row of `organization_sync` says; the parameters are its columns."""
     version = None if name is None else Version(updated_at, observed_at)
     return Organization(id_, version, name, maybe_ms(deleted_at))
 

@@ -12,6 +12,7 @@ from db import sql
 from db.change import Membership, Organization, UserChange, Version
 from db.drift import has_tombstone
 from db.engine import Database
+from db.memberships import stored_organization
 from db.models import MembershipSync, OrganizationSync, User
 from db.times import maybe_ms, to_ms
 
@@ -126,9 +127,8 @@ def _current(database: Database, after: tuple[str, str]) -> list[Any]:
 
 
 def _held(row: Sequence[Any]) -> Held:
-    id_, organization_id, joined_at, ended_at, name, updated_at, observed_at, deleted_at = row
-    version = None if updated_at is None or observed_at is None else Version(updated_at, observed_at)
+    id_, organization_id, joined_at, ended_at, *organization = row
     return Held(
         Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at)),
-        Organization(organization_id, version, name, maybe_ms(deleted_at)),
+        stored_organization(organization_id, *organization),
     )

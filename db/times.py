@@ -1,8 +1,14 @@
 """Whole milliseconds since the epoch, as Clerk counts, and PostgreSQL's timestamps."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now_ms() -> int:
+    """Return this moment."""
+    return time.time_ns() // 1_000_000
 
 
 def to_datetime(ms: int) -> datetime:

@@ -29,6 +29,7 @@ from cli.servers import (
 )
 from db import schema
 from db.engine import Database
+from tests.fake_clerk import FakeClerk
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 MakeSettings = Callable[..., config.Settings]
@@ -194,6 +195,13 @@ def redis_url(redis_server: RedisServer | GivenServer, _numbers: Iterator[int]) 
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return url
+
+
+@pytest.fixture
+def clerk() -> Iterator[FakeClerk]:
+    """A fake of Clerk's API, over HTTP."""
+    with FakeClerk() as fake:
+        yield fake
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from worker.batch import incoming
 from worker.bridge import Bridge, bridge
 from worker.clerk_api import ClerkApi
 from worker.events import MetadataKeys
+from worker.reconcile import Reconcile, Report
 from worker.stop import StopSignal
 
 
@@ -54,6 +55,21 @@ def client(settings: config.Settings, **options: Any) -> Iterator[ClerkApi]:
         yield api
     finally:
         api.close()
+
+
+def report(both: Bridge, allow_deletes: int | None = None) -> Report:
+    """Return what differs between the tables and Clerk now."""
+    return Reconcile(both, settle_s=0, allow_deletes=allow_deletes).report()
+
+
+def mend(both: Bridge, allow_deletes: int | None = None) -> list[str]:
+    """Mend what is found, and make sure that nothing more is found then."""
+    task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
+    found = task.report()
+    assert found.refusal is None
+    left = task.mend(found)
+    assert left or not report(both).differing
+    return left
 
 
 def deliver(both: Bridge, *events: Json) -> None:

@@ -22,6 +22,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from config import Settings
+from db.times import now_ms
 from web.signature import HEADERS, Forged, verify
 from worker.errors import NotJson
 from worker.events import CLERK_ID, Summary, decode, handled_types, summarize
@@ -50,7 +51,7 @@ def blueprint(settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> Blu
         summary = _summarize(svix_id, body, types)
         if summary.handled is False or _is_foreign(summary, settings.clerk_instance_id):
             return _answer("ignored")
-        delivery = Delivery(svix_id, body.decode(), _describe(summary), _now_ms())
+        delivery = Delivery(svix_id, body.decode(), _describe(summary), now_ms())
         with metrics.timed(ENQUEUE_SECONDS):
             answer = queue.enqueue(delivery)
         return _answer(answer.value)
@@ -101,10 +102,6 @@ def _describe(summary: Summary) -> str:
 def _if_shaped(shape: re.Pattern[str], text: str | None) -> str | None:
     # What Clerk sends in odd shapes may be anything, somebody's name too: the log does not get it.
     return text if text is not None and shape.fullmatch(text) else None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _answer(status: str) -> ResponseReturnValue:

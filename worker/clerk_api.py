@@ -20,7 +20,6 @@ Source: https://github.com/clerk/openapi-specs, and for the limits https://clerk
 
 import re
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
@@ -29,6 +28,7 @@ import httpx
 import tenacity
 
 from config import Settings, SettingsError
+from db.times import now_ms
 from worker.errors import NotJson, Unreadable
 from worker.events import ClerkMember, ClerkUser, MetadataKeys, decode, parse_member, parse_user
 from worker.rate import RateLimit
@@ -191,7 +191,7 @@ class ClerkApi:
             answer = self._get(f"/users/{clerk_id}")
         except ClerkRefused as error:
             if error.code == NOT_FOUND:
-                return self._page([], _now())
+                return self._page([], now_ms())
             raise
         if not isinstance(answer.body, dict):
             raise ClerkRefused("Clerk's API answered with something else than a user: check CLERK_API_URL")
@@ -219,7 +219,7 @@ class ClerkApi:
             return self._members(f"/users/{clerk_id}/organization_memberships", offset)
         except ClerkRefused as error:
             if error.code == NOT_FOUND:
-                return self._page([], _now())
+                return self._page([], now_ms())
             raise
 
     def check_instance(self) -> None:
@@ -281,7 +281,7 @@ class ClerkApi:
     def _attempt(self, path: str, parameters: dict[str, Any] | None) -> Answer:
         self._wait(self._rate.delay())
         with self._counted():
-            observed_at = _now()
+            observed_at = now_ms()
             response = self._response(path, parameters)
         if not response.is_success:
             self._refuse(response)
@@ -431,7 +431,3 @@ def _retry_after(response: httpx.Response) -> float:
     except ValueError:
         return PERIOD_S
     return seconds if 0 <= seconds < float("inf") else PERIOD_S
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -119,8 +119,9 @@ class Lane:
         return None if jobs is None else len(jobs)
 
     def _settle(self) -> None:
-        self.held.finish_and_take(self._done, 0)
-        self._done = []
+        if self._done:
+            self.held.finish_and_take(self._done, 0)
+            self._done = []
 
     def _rest(self) -> None:
         """Sleep until it is crowded again. Nothing is in hand."""

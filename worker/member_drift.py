@@ -7,7 +7,6 @@
 3. A membership that has ended is so for good. Hence the refusals, as for users who are gone.
 """
 
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from db import drift, roster
 from db.change import Membership, UserChange, merge, merge_by_id, merge_memberships
 from db.roster import Roster
+from db.times import now_ms
 from worker.bridge import Bridge
 from worker.by_id import Members, chunks, members_of
 from worker.changes import member_change
@@ -48,7 +48,7 @@ class MemberDrift:
         self._bridge = bridge
         self._allow_deletes = allow_deletes
         self._on_progress = on_progress
-        self._recent_ms = _now() - RECENT_MS
+        self._recent_ms = now_ms() - RECENT_MS
         self._listed = IdSet()
         self._here = 0
         self._unlisted: dict[str, list[Membership]] = {}
@@ -118,10 +118,10 @@ class MemberDrift:
         store = self._bridge.store
         left: set[str] = set()
         for ended in chunks(report.ended, ROWS_AT_A_TIME):
-            left |= {clerk_id for clerk_id, _ in store.write(ended, _now())}
+            left |= {clerk_id for clerk_id, _ in store.write(ended, now_ms())}
         wanted = {*clerk_ids, *(change.clerk_id for change in report.ended)}
         for changes in self._shown(wanted, report.listed):
-            left |= {clerk_id for clerk_id, _ in store.write(changes, _now())}
+            left |= {clerk_id for clerk_id, _ in store.write(changes, now_ms())}
             left |= {shown.clerk_id for shown, _ in self._differences(changes)}
         for chunk in chunks(wanted, ROWS_AT_A_TIME):
             left |= set(roster.misnamed(self._bridge.database, chunk))
@@ -203,7 +203,7 @@ def memberships_now(bridge: Bridge, clerk_id: str) -> UserChange:
     Those are what it does not show twice, but for what has only just begun. Raises ClerkApiError,
     DatabaseError, Stopped.
     """
-    recent_ms = _now() - RECENT_MS
+    recent_ms = now_ms() - RECENT_MS
     here = [membership for membership in _current(bridge, clerk_id) if membership.joined_at < recent_ms]
     page = _page(bridge, clerk_id)
     shown = changes_in(page) if page else []
@@ -235,7 +235,3 @@ def _ended(page: Page, memberships: Sequence[Membership]) -> tuple[Membership, .
         for membership in memberships
         if membership.id not in shown
     )
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -10,7 +10,6 @@
    refusals: see `Report.refusal`.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import structlog
 from db import drift
 from db.change import UserChange
 from db.drift import Difference, Kind, Stored
+from db.times import now_ms
 from worker.bridge import Bridge
 from worker.by_id import chunks, looks, sure_looks
 from worker.changes import user_change
@@ -154,7 +154,7 @@ class Reconcile:
 
     def _first_look(self, expected: int) -> "tuple[_Found, IdSet]":
         found, listed = _Found(), IdSet()
-        recent_ms = time.time_ns() // 1_000_000 - RECENT_MS
+        recent_ms = now_ms() - RECENT_MS
         seen = 0
         for step in walk(self._bridge.api, self._bridge.stopping, Position()):
             page = step.page

@@ -8,6 +8,7 @@ import structlog
 
 from db.engine import PoolState
 from db.ledger import Incoming, Outcome
+from db.times import now_ms
 from worker import metrics as m
 from worker.batch import Apply
 from worker.errors import NotJson
@@ -65,14 +66,14 @@ class Tally:
         self._metrics.count_up_to(m.CONNECTIONS_LOST, pool.invalidated)
 
     def _count(self, batch: Sequence[Incoming], outcomes: Sequence[Outcome]) -> None:
-        now_ms = time.time_ns() // 1_000_000
+        now = now_ms()
         for (type_, outcome), count in Counter(zip((i.type for i in batch), outcomes, strict=True)).items():
             self._metrics.count(m.EVENTS, type_, outcome.value, by=count)
-        self._metrics.observe(m.DELIVERY_LAG, *(_lag_s(now_ms, i.received_at) for i in batch))
+        self._metrics.observe(m.DELIVERY_LAG, *(_lag_s(now, i.received_at) for i in batch))
         self._metrics.observe(
-            m.EVENT_LAG, *(_lag_s(now_ms, i.event_at) for i in batch if i.event_at is not None)
+            m.EVENT_LAG, *(_lag_s(now, i.event_at) for i in batch if i.event_at is not None)
         )
-        self._metrics.note(m.LAST_APPLIED, now_ms / 1000)
+        self._metrics.note(m.LAST_APPLIED, now / 1000)
 
 
 def _sums(outcomes: Sequence[Outcome]) -> dict[str, int]:

@@ -12,7 +12,6 @@ beginning is not waited for.
 """
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
+from db.times import now_ms
 from worker.clerk_api import (
     MAX_PAGE,
     OLDEST_FIRST,
@@ -153,7 +153,7 @@ def results(
 
 
 def _by_cursor(api: ClerkApi, stopping: StopSignal, position: Position) -> Iterator[Step]:
-    latest_ms = _now() + GRACE_MS
+    latest_ms = now_ms() + GRACE_MS
     following = in_background(_page_after, api, position)
     while True:
         page = await_result(following, stopping)
@@ -189,7 +189,7 @@ def _by_offset(
     page_at: Callable[[int], Page], stopping: StopSignal, position: Position, *, catches_up: bool
 ) -> Iterator[Step]:
     """Walk by offset; with `catches_up`, in the order of creation, the end is where the newest are."""
-    latest_ms = _now() + GRACE_MS
+    latest_ms = now_ms() + GRACE_MS
     steps_back = 0
     pages = _PagesAhead(page_at)
     pages.go_to(max(0, position.walked - OVERLAP))
@@ -268,10 +268,6 @@ def _has_caught_up(page: Page, latest_ms: int) -> bool:
     """Say whether the page is the last for now, and ends with somebody who came after `latest_ms`."""
     last = page.known[-1].created_at if page.known else None
     return len(page.entries) < MAX_PAGE and last is not None and last > latest_ms
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _moved(position: Position, page: Page) -> Position:

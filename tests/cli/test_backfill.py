@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,12 +13,6 @@ from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
 from tests.repair import api_settings, count, execute, query, rows
 from tests.stack import wait_until
-
-
-@pytest.fixture
-def clerk() -> Iterator[FakeClerk]:
-    with FakeClerk() as fake:
-        yield fake
 
 
 @pytest.fixture

@@ -24,12 +24,6 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture
-def clerk() -> Iterator[FakeClerk]:
-    with FakeClerk() as fake:
-        yield fake
-
-
-@pytest.fixture
 def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     return api_settings(make_settings, clerk, pull_token=TOKEN)
 

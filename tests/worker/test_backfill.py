@@ -1,6 +1,5 @@
 """Every user into the table: the first time, again, interrupted, and beside live deliveries."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -18,20 +17,8 @@ from worker.stop import StopSignal
 
 
 @pytest.fixture
-def clerk() -> Iterator[FakeClerk]:
-    with FakeClerk() as fake:
-        yield fake
-
-
-@pytest.fixture
 def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     return api_settings(make_settings, clerk)
-
-
-@pytest.fixture
-def both(settings: config.Settings) -> Iterator[Bridge]:
-    with bridged(settings) as made:
-        yield made
 
 
 def pages(clerk: FakeClerk) -> list[Request]:

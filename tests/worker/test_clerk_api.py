@@ -31,12 +31,6 @@ from worker.stop import StopSignal
 
 
 @pytest.fixture
-def clerk() -> Iterator[FakeClerk]:
-    with FakeClerk() as fake:
-        yield fake
-
-
-@pytest.fixture
 def api(clerk: FakeClerk) -> Iterator[ClerkApi]:
     with client(api_alone(clerk), patience_s=5) as made:
         yield made

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -11,7 +10,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 import config
-from cli.servers import RedisServer, free_port
+from cli.servers import RedisServer
 from db.engine import Database
 from db.errors import DatabaseUnavailable
 from tests.conftest import MakeSettings
@@ -34,15 +33,6 @@ class Crowd(NamedTuple):
 
 
 Help = Callable[[Process], Crowd]
-
-
-@pytest.fixture
-def own_redis(server_directory: Path) -> Iterator[RedisServer]:
-    """A Redis that the test may stop and start."""
-    server = RedisServer(server_directory / "redis", free_port(), durable=False)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

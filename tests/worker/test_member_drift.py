@@ -1,7 +1,7 @@
 """Memberships, where they decide: fetched, compared, mended, and never by a list that proves nothing."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from random import Random
 
@@ -24,12 +24,12 @@ from tests.clerk import (
 )
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
-from tests.repair import api_settings, bridged, deliver, execute, query, rows
+from tests.repair import api_settings, bridged, deliver, execute, mend, query, report, rows
 from worker.backfill import Backfill, Done
 from worker.bridge import Bridge
 from worker.clerk_api import ClerkRefused, ClerkUnavailable, Stopped
 from worker.pull import Outcome, pull
-from worker.reconcile import Reconcile, Report, Stale
+from worker.reconcile import Reconcile, Stale
 from worker.stop import StopSignal
 
 ZOO = "org_zoo"
@@ -37,20 +37,8 @@ IN_ACME, IN_ZOO = "orgmem_a", "orgmem_b"
 
 
 @pytest.fixture
-def clerk() -> Iterator[FakeClerk]:
-    with FakeClerk() as fake:
-        yield fake
-
-
-@pytest.fixture
 def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     return api_settings(make_settings, clerk, organization_source="membership")
-
-
-@pytest.fixture
-def both(settings: config.Settings) -> Iterator[Bridge]:
-    with bridged(settings) as made:
-        yield made
 
 
 @pytest.fixture
@@ -65,20 +53,6 @@ def few(clerk: FakeClerk, both: Bridge) -> Bridge:
     Backfill(both).everything()
     clerk.requests.clear()
     return both
-
-
-def report(both: Bridge, allow_deletes: int | None = None) -> Report:
-    return Reconcile(both, settle_s=0, allow_deletes=allow_deletes).report()
-
-
-def mend(both: Bridge, allow_deletes: int | None = None) -> list[str]:
-    """Mend what is found, and make sure that nothing more is found then."""
-    task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
-    found = task.report()
-    assert found.refusal is None
-    left = task.mend(found)
-    assert left or not report(both).differing
-    return left
 
 
 def organizations(both: Bridge) -> dict[str, str | None]:

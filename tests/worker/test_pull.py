@@ -21,20 +21,8 @@ from worker.pull import Answer, Outcome, PullDesk, Verdict, pull
 
 
 @pytest.fixture
-def clerk() -> Iterator[FakeClerk]:
-    with FakeClerk() as fake:
-        yield fake
-
-
-@pytest.fixture
 def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     return api_settings(make_settings, clerk)
-
-
-@pytest.fixture
-def both(settings: config.Settings) -> Iterator[Bridge]:
-    with bridged(settings) as made:
-        yield made
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,15 +227,6 @@ def test_a_delivery_is_one_round_trip(make_settings: MakeSettings, redis_url: st
                 receiver.enqueue(given)
             assert trips.count == 1
         receiver.redis.close()
-
-
-@pytest.fixture
-def own_redis(server_directory: Path) -> Iterator[RedisServer]:
-    """A Redis that the test may stop, fill and spoil."""
-    server = RedisServer(server_directory / "redis", free_port(), durable=False)
-    server.start()
-    yield server
-    server.kill()
 
 
 def own_settings(make_settings: MakeSettings, server: RedisServer) -> config.Settings:

@@ -1,7 +1,7 @@
 """Drift between the tables and Clerk: found, mended, and never mended by a listing that proves nothing."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -10,7 +10,7 @@ import config
 from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, deleted_event, user, user_event
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
-from tests.repair import api_settings, bridged, count, deliver, execute, rows, tombstones
+from tests.repair import api_settings, bridged, count, deliver, execute, mend, report, rows, tombstones
 from worker.backfill import Backfill
 from worker.bridge import Bridge
 from worker.clerk_api import ClerkRefused
@@ -18,34 +18,8 @@ from worker.reconcile import Claim, Reconcile, Report, Stale
 
 
 @pytest.fixture
-def clerk() -> Iterator[FakeClerk]:
-    with FakeClerk() as fake:
-        yield fake
-
-
-@pytest.fixture
 def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     return api_settings(make_settings, clerk)
-
-
-@pytest.fixture
-def both(settings: config.Settings) -> Iterator[Bridge]:
-    with bridged(settings) as made:
-        yield made
-
-
-def report(both: Bridge, allow_deletes: int | None = None) -> Report:
-    return Reconcile(both, settle_s=0, allow_deletes=allow_deletes).report()
-
-
-def mend(both: Bridge, allow_deletes: int | None = None) -> list[str]:
-    """Mend what is found, and make sure that nothing more is found then."""
-    task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
-    found = task.report()
-    assert found.refusal is None
-    left = task.mend(found)
-    assert left or not report(both).differing
-    return left
 
 
 def filled(clerk: FakeClerk, both: Bridge, number: int) -> None:
