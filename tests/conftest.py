@@ -1,6 +1,7 @@
 """Real servers for every test: started here, or given by TEST_DATABASE_URL and TEST_REDIS_URL."""
 
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 import redis
+import structlog
 from psycopg import sql
 
 import config
@@ -48,6 +50,15 @@ def _nobodys_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(field, raising=False)
         monkeypatch.delenv(field.upper(), raising=False)
     monkeypatch.setitem(config.Settings.model_config, "env_file", None)
+
+
+@pytest.fixture(autouse=True)
+def _everybodys_log() -> Iterator[None]:
+    """No test is left with the log as a command set it up in the one before."""
+    handlers = list(logging.getLogger().handlers)
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers = handlers
 
 
 @pytest.fixture

@@ -177,6 +177,7 @@ def test_the_page_can_be_read_in_each_theme_and_width(
         assert page.evaluate(PALE) == []
         page.get_by_role("button", name="Discard all").click()
         page.get_by_role("button", name="Discard 1 failed job").wait_for()
+        page.wait_for_load_state()  # the button may be there before the style sheet is
         visit.assert_fits()
         assert page.evaluate(PALE) == []
         visit.assert_harmless()
