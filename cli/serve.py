@@ -17,7 +17,7 @@ def web() -> None:
     settings = load("clerk_webhook_signing_secret", "redis_url", "database_url")
     log.configure(settings)
     from web.server import serve  # noqa: PLC0415 - a worker need not load the server
-    from worker.queue import redis_url  # noqa: PLC0415 - nor the parent of several workers
+    from worker.redis_clients import redis_url  # noqa: PLC0415 - nor the parent of several workers
 
     redis_url(settings)  # one that cannot be read is to end the command, not its processes
     serve(settings)

@@ -23,7 +23,8 @@ from rq.worker import BaseWorker
 
 from cli.servers import Server
 from tests.clerk import NOW, Json, body, svix_id, user_event
-from worker.queue import HELD_PREFIX, Delivery
+from worker.intake import Delivery
+from worker.queue import HELD_PREFIX
 
 REGISTRIES: dict[str, type[BaseRegistry]] = {
     "started": StartedJobRegistry,

@@ -9,7 +9,8 @@ from rq.worker import SimpleWorker
 
 from tests.clerk import Json
 from tests.jobs import delivery
-from worker.queue import DeliveryQueue, Failed, HeldJobs
+from worker.intake import DeliveryQueue
+from worker.queue import Failed, HeldJobs
 
 REASON = "Unreadable: the event's data.id is no Clerk id"
 

@@ -32,7 +32,7 @@ from tests.stack import Stack, environment, wait_until
 from tests.web.deliveries import signed
 from web.app import create_app
 from worker.failed import failed_jobs
-from worker.queue import impatient_redis, worker_redis
+from worker.redis_clients import impatient_redis, worker_redis
 
 MARK = "zqs3cret"
 SIGNING = f"whsec_{MARK}KeyForSvix0123456789AbCd"

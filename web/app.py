@@ -11,8 +11,8 @@ from werkzeug.wrappers import Response
 from config import Settings
 from web import console, health, metrics, webhook
 from worker import log
+from worker.intake import intake
 from worker.metrics import Flusher, Metrics
-from worker.queue import intake
 
 _log = structlog.get_logger("web.app")
 

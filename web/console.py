@@ -20,7 +20,7 @@ from worker.attempts import Attempts
 from worker.events import CLERK_ID
 from worker.failed import FailedJobs, Fate, Wanted
 from worker.overview import Overseer
-from worker.queue import ENCODING_ERRORS, QueueUnavailable
+from worker.redis_clients import ENCODING_ERRORS, QueueUnavailable
 
 MAX_FORM_BYTES = 256 * 1024
 LISTED = 20

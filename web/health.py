@@ -3,7 +3,8 @@
 from flask import Blueprint, Response, jsonify
 
 from config import Settings
-from worker.queue import DeliveryQueue, QueueUnavailable
+from worker.intake import DeliveryQueue
+from worker.redis_clients import QueueUnavailable
 from worker.status import Status
 
 

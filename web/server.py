@@ -3,6 +3,7 @@
 Why granian, and what was measured: docs/decisions/001-which-wsgi-server.md.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -68,7 +69,9 @@ def serve(settings: Settings) -> None:
 
 def _start_process(settings: Settings, parent: int) -> Flask:
     threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
-    return start(settings)
+    app = start(settings)
+    gc.freeze()  # what is here by now stays: the garbage collector need not go through it again and again
+    return app
 
 
 def _stop_without_parent(parent: int) -> None:

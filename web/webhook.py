@@ -26,8 +26,9 @@ from db.times import now_ms
 from web.signature import HEADERS, Forged, verify
 from worker.errors import NotJson
 from worker.events import CLERK_ID, Summary, decode, handled_types, summarize
+from worker.intake import Delivery, DeliveryQueue
 from worker.metrics import DELIVERIES, ENQUEUE_SECONDS, REJECTED_SIGNATURES, Metrics
-from worker.queue import Delivery, DeliveryQueue, QueueUnavailable
+from worker.redis_clients import QueueUnavailable
 
 PATH = "/webhooks/clerk"
 RETRY_AFTER_S = 5  # Svix's own first interval.
@@ -44,7 +45,7 @@ def blueprint(settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> Blu
     receiver = Blueprint("webhook", __name__)
 
     @receiver.post(PATH, provide_automatic_options=False)
-    def receive() -> ResponseReturnValue:
+    def receive() -> Response:
         """Verify a delivery, put it on the queue, and answer once it is safe there."""
         body = _read_body(settings.max_body_bytes)
         svix_id = verify(body, _svix_headers(), keys, time.time())
@@ -77,7 +78,8 @@ def _read_body(limit: int) -> bytes:
 
 
 def _svix_headers() -> dict[str, str]:
-    return {name: request.headers.get(name, "") for name in HEADERS}
+    headers = request.headers
+    return {name: headers.get(name, "") for name in HEADERS}
 
 
 def _summarize(svix_id: str, body: bytes, types: tuple[str, ...]) -> Summary:
@@ -104,9 +106,10 @@ def _if_shaped(shape: re.Pattern[str], text: str | None) -> str | None:
     return text if text is not None and shape.fullmatch(text) else None
 
 
-def _answer(status: str) -> ResponseReturnValue:
+def _answer(status: str) -> Response:
     _note(status=status)
-    return {"status": status}, HTTP_STATUS[status]
+    body = f'{{"status":"{status}"}}\n'
+    return Response(body, HTTP_STATUS[status], content_type="application/json")
 
 
 def _refuse_forgery(error: Forged) -> ResponseReturnValue:

@@ -7,7 +7,7 @@ from redis.exceptions import RedisError
 
 from config import Settings
 from worker import scripts
-from worker.queue import impatient_redis
+from worker.redis_clients import impatient_redis
 
 KEY_PREFIX = "clerk-sync:attempts:"
 WINDOW_S = 300

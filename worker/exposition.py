@@ -29,7 +29,7 @@ from worker.metrics import (
     Histogram,
     Metrics,
 )
-from worker.queue import impatient_redis
+from worker.redis_clients import impatient_redis
 from worker.status import Answer, Facts, Question, ask, redis_facts
 
 WAITING_FOR = ("database", "Redis")

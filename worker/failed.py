@@ -23,7 +23,7 @@ from db.times import to_datetime
 from worker import rq_layout as rq
 from worker import scripts
 from worker.events import CLERK_ID, HANDLED_TYPES, ORGANIZATION_TYPES
-from worker.queue import ENCODING_ERRORS, QueueUnavailable, impatient_redis, worker_redis
+from worker.redis_clients import ENCODING_ERRORS, QueueUnavailable, impatient_redis, worker_redis
 
 PAGE = 500
 MAX_TRACEBACK_BYTES = 1024 * 1024

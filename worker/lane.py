@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 from db import schema
 from db.engine import Database
 from db.errors import DatabaseError, DatabaseUnavailable
-from worker.queue import Failed, Finished, HeldJobs, TakenJob, redis_trouble
+from worker.queue import Failed, Finished, HeldJobs, TakenJob
+from worker.redis_clients import redis_trouble
 from worker.stop import SLICE_S, StopSignal
 
 log = structlog.get_logger("worker")

@@ -23,7 +23,7 @@ from config import Settings
 from db.ledger import Outcome
 from worker import scripts
 from worker.events import HANDLED_TYPES, ORGANIZATION_TYPES
-from worker.queue import impatient_redis
+from worker.redis_clients import impatient_redis
 
 log = structlog.get_logger("worker.metrics")
 
@@ -68,6 +68,10 @@ class Histogram(NamedTuple):
     name: str
     help: str
     buckets: Sequence[float]
+
+    def bound(self, index: int) -> str:
+        """Return the upper bound of a bucket as Prometheus writes it; the one after the last has none."""
+        return str(self.buckets[index]) if index < len(self.buckets) else INFINITY
 
 
 class Latest(NamedTuple):
@@ -151,11 +155,10 @@ class Metrics:
 
     def observe(self, histogram: Histogram, *values: float) -> None:
         """Add values to a histogram."""
-        found = Tallied(bisect_left(histogram.buckets, value) for value in values)
-        bounds = [*map(str, histogram.buckets), INFINITY]
+        found = Tallied([bisect_left(histogram.buckets, value) for value in values])
         with self._lock:
             for index, count in found.items():
-                self._counts[histogram.name, bounds[index]] += count
+                self._counts[histogram.name, histogram.bound(index)] += count
             self._counts[histogram.name, SUM] += sum(values)
 
     @contextmanager

@@ -37,7 +37,8 @@ from worker.events import MetadataKeys
 from worker.keeper import Duty, Keeper
 from worker.lane import FIRST_PAUSE_S, MAX_PAUSE_S, Lane, Shared
 from worker.metrics import FLUSH_EVERY_S, Metrics
-from worker.queue import Failed, Finished, HeldJobs, TakenJob, redis_trouble, worker_redis
+from worker.queue import Failed, Finished, HeldJobs, TakenJob
+from worker.redis_clients import redis_trouble, worker_redis
 from worker.retries import DueRetries
 from worker.rq_layout import QUEUE, WORKER_REPORT
 from worker.stop import StopSignal

@@ -29,7 +29,7 @@ from worker.bridge import Bridge
 from worker.changes import user_change
 from worker.clerk_api import PERIOD_S, ClerkApi, ClerkApiError, ClerkRefused, Page
 from worker.member_drift import memberships_now
-from worker.queue import impatient_redis
+from worker.redis_clients import impatient_redis
 from worker.stop import StopSignal
 from worker.store import Store
 from worker.walk import in_background

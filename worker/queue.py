@@ -1,60 +1,26 @@
-"""The queue of deliveries in Redis: enqueue, take, finish, fail, give back. To RQ it is one of its own."""
+"""A worker's side of the queue in Redis: take, finish, fail, give back. To RQ the queue is one of its own."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
-from redis import BlockingConnectionPool, ConnectionPool, Redis
-from redis.backoff import ExponentialBackoff, NoBackoff
+from redis import Redis
 from redis.commands.core import Script
-from redis.connection import HiredisRespSerializer
-from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
-from redis.retry import Retry
+from redis.exceptions import NoScriptError, OutOfMemoryError
 
-from config import Settings, SettingsError
 from worker import rq_layout as rq
 from worker import scripts
 
-INTAKE_TIMEOUT_S = 1.5
-INTAKE_CONNECTIONS = 16  # of one receiver process; each is in use for a round trip
-WORKER_TIMEOUT_S = 15.0
 _Json = TypeVar("_Json", list[Any], dict[str, Any])
 
 HOLDERS_KEY = "clerk-sync:holders"
 HELD_PREFIX = "clerk-sync:held:"
-LAST_RECEIVED_KEY = "clerk-sync:last-received"
-ENCODING_ERRORS = "surrogateescape"  # any id that somebody put on the queue can be named again
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 SILENT_AFTER_S = 15  # a worker beats every few seconds; after this long it is taken for dead
 FORGET_AFTER_S = 24 * 3600
-
-
-class QueueUnavailable(Exception):
-    """Redis did not take or give a job. Waiting helps."""
-
-    retryable = True
-
-
-class Answer(StrEnum):
-    """What became of a delivery at the queue."""
-
-    QUEUED = "queued"
-    DUPLICATE = "duplicate"
-    REQUEUED = "requeued"
-
-
-class Delivery(NamedTuple):
-    """A verified delivery; `description` is its type and Clerk id only, `received_at` is in ms."""
-
-    svix_id: str
-    body: str
-    description: str
-    received_at: int
 
 
 class TakenJob(NamedTuple):
@@ -87,73 +53,6 @@ class Failed(NamedTuple):
     def has_retry(self) -> bool:
         """Whether it is tried again by itself."""
         return self.retryable and self.job.retries_left > 0 and len(self.job.retry_intervals) > 0
-
-
-class DeliveryQueue:
-    """The receiver's side of the queue."""
-
-    def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
-        self.redis = redis
-        self._max_depth = max_depth
-        self._script = redis.register_script(scripts.enqueue(rq.COMMON_FIELDS))
-
-    def enqueue(self, delivery: Delivery) -> Answer:
-        """Store the delivery and return what it was, once Redis has confirmed it. One round trip.
-
-        Raises QueueUnavailable when Redis cannot be reached, is too slow, or refuses (full, read-only), and
-        when so many jobs wait already that it would have to wait too long.
-        """
-        received = datetime.fromtimestamp(delivery.received_at / 1000, UTC)
-        try:
-            answer = self._run(
-                keys=[
-                    rq.JOB_PREFIX + delivery.svix_id,
-                    rq.QUEUE_KEY,
-                    rq.QUEUES_KEY,
-                    rq.FAILED_KEY,
-                    rq.CANCELED_KEY,
-                    LAST_RECEIVED_KEY,
-                ],
-                args=[
-                    delivery.svix_id,
-                    delivery.received_at,
-                    self._max_depth,
-                    *rq.own_fields(delivery.body, delivery.description, received),
-                ],
-            )
-        except RedisError as error:
-            raise QueueUnavailable(f"Redis did not take the job ({redis_trouble(error)})") from None
-        if answer == TOO_DEEP:
-            raise QueueUnavailable("the queue is as long as it may be (MAX_QUEUE_DEPTH)")
-        return _ANSWERS[cast("int", answer)]
-
-    def _run(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        try:
-            return self._send(keys, args)
-        except NoScriptError:  # Redis was started since
-            self.redis.script_load(self._script.script)
-            return self._send(keys, args)
-
-    def _send(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        # What Redis.evalsha does around this (retries, observers, options) costs more than the rest.
-        pool = self.redis.connection_pool
-        connection: Any = pool.get_connection()
-        try:
-            connection.send_command("EVALSHA", self._script.sha, len(keys), *keys, *args)
-            return connection.read_response()
-        finally:
-            pool.release(connection)
-
-    def ping(self) -> None:
-        """Raise QueueUnavailable unless Redis answers and would take a write."""
-        try:
-            self.redis.set(f"{LAST_RECEIVED_KEY}:probe", 1, ex=60)
-        except RedisError as error:
-            raise QueueUnavailable(f"Redis takes no writes ({redis_trouble(error)})") from None
-
-
-TOO_DEEP = -1
-_ANSWERS = {0: Answer.DUPLICATE, 1: Answer.QUEUED, 2: Answer.REQUEUED}
 
 
 class HeldJobs:
@@ -324,68 +223,6 @@ def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
         "first_failed_at": meta.get("first_failed_at", now),
         "failed_at": now,
     }
-
-
-def intake(settings: Settings) -> DeliveryQueue:
-    """Return the receiver's queue, on no more than INTAKE_CONNECTIONS: small Redis plans take few."""
-    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        redis_url(settings), max_connections=INTAKE_CONNECTIONS, timeout=INTAKE_TIMEOUT_S, **_impatience()
-    )
-    return DeliveryQueue(Redis.from_pool(pool), settings.max_queue_depth)
-
-
-def redis_trouble(error: RedisError) -> str:
-    """Return the name of an error, also of one in a script; its own text may hold a job's fields."""
-    return OutOfMemoryError.__name__ if "OOM" in str(error) else type(error).__name__
-
-
-class _Packer(HiredisRespSerializer):
-    """hiredis, which takes no id with lone surrogates, unless it comes as bytes."""
-
-    def pack(self, *args: Any) -> list[bytes]:
-        encoded = [arg.encode(errors=ENCODING_ERRORS) if isinstance(arg, str) else arg for arg in args]
-        return cast("list[bytes]", super().pack(*cast("Any", encoded)))
-
-
-def impatient_redis(settings: Settings) -> Redis:
-    """Return a client for whoever must answer soon: no retries, short time-outs. Clerk delivers again."""
-    return Redis.from_url(redis_url(settings), **_impatience())
-
-
-def _impatience() -> dict[str, Any]:
-    return {
-        "socket_timeout": INTAKE_TIMEOUT_S,
-        "socket_connect_timeout": INTAKE_TIMEOUT_S,
-        "retry": Retry(NoBackoff(), 0),
-        "encoding_errors": ENCODING_ERRORS,
-        "command_packer": _Packer(),
-    }
-
-
-def worker_redis(settings: Settings) -> Redis:
-    """Return a patient client for workers and commands: it retries for some seconds by itself."""
-    return Redis.from_url(
-        redis_url(settings),
-        socket_timeout=WORKER_TIMEOUT_S,
-        socket_connect_timeout=5,
-        socket_keepalive=True,
-        health_check_interval=30,
-        retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # for each of connecting and asking
-        encoding_errors=ENCODING_ERRORS,
-        command_packer=_Packer(),
-    )
-
-
-def redis_url(settings: Settings) -> str:
-    """Return the URL of Redis. Raises SettingsError when it is not set, or redis-py cannot read it."""
-    if settings.redis_url is None:
-        raise SettingsError("REDIS_URL is not set")
-    url = settings.redis_url.get_secret_value()
-    try:
-        ConnectionPool.from_url(url).make_connection()  # which connects nowhere
-    except (RedisError, TypeError, ValueError):
-        raise SettingsError("REDIS_URL has an option that cannot be read") from None
-    return url
 
 
 def _send(pipeline: Any, script: Script, keys: Sequence[str], args: Sequence[Any]) -> None:

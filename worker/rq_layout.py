@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 
 import orjson
 
+from db.times import to_datetime
+
 QUEUE = "clerk"
 JOB_FUNCTION = "worker.job.apply_delivery"
 JOB_TIMEOUT_S = 60
@@ -77,9 +79,12 @@ COMMON_FIELDS: dict[str, str | int] = {
 }
 
 
-def own_fields(body: str, description: str, received: datetime) -> list[str | bytes]:
-    """Return the fields and values of a queued job's hash, for HSET, beside those that all have in common."""
-    moment = timestamp(received)
+def own_fields(body: str, description: str, received_at: int) -> list[str | bytes]:
+    """Return the fields and values of a queued job's hash, for HSET, beside those that all have in common.
+
+    `received_at` is in ms.
+    """
+    moment = timestamp(to_datetime(received_at))
     data = encode_call(body)
     if len(data) >= COMPRESS_FROM_BYTES:
         data = zlib.compress(data, 1)

@@ -19,13 +19,9 @@ from db.engine import Database
 from db.errors import DatabaseError
 from worker import repair_log
 from worker import rq_layout as rq
-from worker.queue import (
-    HOLDERS_KEY,
-    LAST_RECEIVED_KEY,
-    SILENT_AFTER_S,
-    QueueUnavailable,
-    impatient_redis,
-)
+from worker.intake import LAST_RECEIVED_KEY
+from worker.queue import HOLDERS_KEY, SILENT_AFTER_S
+from worker.redis_clients import QueueUnavailable, impatient_redis
 from worker.repair_log import Result
 
 LIMIT_S = 2.5

@@ -18,7 +18,7 @@ from tests.bench.events import traffic
 from tests.bench.figures import Case, Figures
 from tests.bench.harness import ROOT, Bench, Urls
 from tests.bench.plan import Plan, Setting, rounds
-from worker.queue import Delivery, intake
+from worker.intake import Delivery, intake
 from worker.rq_layout import QUEUE
 
 PART = "drain of a backlog"
@@ -148,7 +148,7 @@ def put_deliveries(seed: int, existing: int = 0) -> Callable[[str, int], None]:
 
     def put(redis_url: str, size: int) -> None:
         queue = intake(load(_env_file=None, redis_url=redis_url))
-        with closing(queue.redis):
+        with closing(queue):
             for event in traffic(size, seed=seed, existing=existing):
                 now_ms = time.time_ns() // 1_000_000
                 queue.enqueue(Delivery(event.svix_id, event.body, event.description, now_ms))

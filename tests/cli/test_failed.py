@@ -15,7 +15,8 @@ from config import load
 from tests.clerk import ANN, BEN, user, user_event
 from tests.jobs import RqView, delivery
 from tests.jobs_failed import REASON, fail, forget
-from worker.queue import DeliveryQueue, worker_redis
+from worker.intake import DeliveryQueue
+from worker.redis_clients import worker_redis
 
 RunCli = Callable[..., tuple[int, str, str]]
 MARK = "ann.marked@example.com"

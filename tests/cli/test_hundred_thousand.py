@@ -26,7 +26,7 @@ from tests.conftest import MakeSettings
 from tests.fake_clerk import numbered_id
 from tests.repair import count
 from tests.stack import Stack
-from worker.queue import Delivery, intake
+from worker.intake import Delivery, intake
 
 ROOT = Path(__file__).parents[2]
 USERS = 100_000
@@ -104,7 +104,7 @@ def deliveries(settings: config.Settings) -> Iterator[list[int]]:
     finally:
         stopped.set()
         thread.join(30)
-        queue.redis.close()
+        queue.close()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk
 from tests.stack import Stack, wait_until
 from tests.web.deliveries import signed
-from worker.queue import Delivery, intake
+from worker.intake import Delivery, intake
 
 ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yml"
 PATIENCE_S = 60
@@ -210,7 +210,7 @@ def _lag(settings: config.Settings, stack: Stack, prometheus: Prometheus) -> Non
     for i in range(40):
         event = body(user_event(data=user(f"user_{i}"))).decode()
         queue.enqueue(Delivery(svix_id(), event, f"user.created user_{i}", then))
-    queue.redis.close()
+    queue.close()
     prometheus.await_alert("ClerkSyncLag")
     prometheus.await_alert("ClerkSyncSilence")
     stack.start("worker", stack.workers[0])

@@ -17,7 +17,7 @@ from worker import metrics as m
 from worker import repair_log
 from worker.exposition import Exposition
 from worker.metrics import Metrics
-from worker.queue import worker_redis
+from worker.redis_clients import worker_redis
 from worker.rq_layout import WORKER_PREFIX, WORKER_REPORT, WORKERS_KEY
 
 DOCS = Path(__file__).parents[2] / "docs"

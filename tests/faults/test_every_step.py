@@ -21,7 +21,9 @@ from tests.faults.servers import Servers
 from tests.jobs import RqView
 from tests.model import Delivery
 from tests.stack import environment, wait_until
-from worker import queue
+from worker.intake import Delivery as Enqueued
+from worker.intake import intake
+from worker.redis_clients import worker_redis
 
 WORLDS = 6
 BATCH_SIZE = 5
@@ -68,7 +70,7 @@ def recover(settings: config.Settings, seed: int, step: str, signal_name: str) -
     first, rest = deliveries[::2], deliveries[1::2]
     with (
         tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
-        closing(queue.worker_redis(settings)) as redis,
+        closing(worker_redis(settings)) as redis,
         running(worker_member("other", env, Path(path))) as other,
     ):
         wait_until(lambda: has_begun(other), PATIENCE_S, other.read_log)
@@ -110,10 +112,10 @@ def assert_each_was_finished_once(rq: RqView, deliveries: Sequence[Delivery]) ->
 
 def fill(settings: config.Settings, deliveries: Sequence[Delivery]) -> None:
     """Put deliveries on the queue."""
-    receiver = queue.intake(settings)
+    receiver = intake(settings)
     for svix_id, event, received_at in deliveries:
-        receiver.enqueue(queue.Delivery(svix_id, body(event).decode(), "a delivery", received_at))
-    receiver.redis.close()
+        receiver.enqueue(Enqueued(svix_id, body(event).decode(), "a delivery", received_at))
+    receiver.close()
 
 
 def is_struck(member: Member) -> bool:

@@ -18,16 +18,10 @@ from tests.faults.servers import Servers
 from tests.faults.svix import Svix
 from tests.jobs import RqView, delivery
 from tests.stack import environment, wait_until
+from worker.intake import DeliveryQueue
 from worker.process import BEAT_EVERY_S
-from worker.queue import (
-    HOLDERS_KEY,
-    DeliveryQueue,
-    Failed,
-    Finished,
-    HeldJobs,
-    QueueUnavailable,
-    TakenJob,
-)
+from worker.queue import HOLDERS_KEY, Failed, Finished, HeldJobs, TakenJob
+from worker.redis_clients import QueueUnavailable
 from worker.rq_layout import FINISHED_KEY, JOB_PREFIX, RESULT_PREFIX, SUSPENDED_KEY
 
 ROOM_BYTES = 700_000  # for some two hundred deliveries

@@ -21,7 +21,7 @@ from tests.jobs_failed import fail, fail_in_another_worker, raise_personal
 from tests.stack import Stack
 from web.app import create_app
 from worker.attempts import LIMIT
-from worker.queue import worker_redis
+from worker.redis_clients import worker_redis
 from worker.repair_log import KINDS, keep
 from worker.status import LIMIT_S
 

@@ -12,7 +12,9 @@ from tests.conftest import MakeSettings
 from tests.jobs import RqView
 from tests.repair import bridged
 from worker.bridge import Bridge
-from worker.queue import DeliveryQueue, HeldJobs, intake, worker_redis
+from worker.intake import DeliveryQueue, intake
+from worker.queue import HeldJobs
+from worker.redis_clients import worker_redis
 
 NO_DATABASE = {"database_url": None, "database_url_unpooled": None}
 
@@ -30,7 +32,7 @@ def queue(make_settings: MakeSettings) -> Iterator[DeliveryQueue]:
     """The receiver's side of the queue."""
     receiver = intake(make_settings(**NO_DATABASE))
     yield receiver
-    receiver.redis.close()
+    receiver.close()
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ from tests.jobs_failed import REASON, fail, fail_in_another_worker, forget, rais
 from tests.worker.conftest import NO_DATABASE
 from worker import rq_layout
 from worker.failed import FailedJobs, Fate, UnknownJob, Wanted, _failed_job, _record, failed_jobs
-from worker.queue import Answer, DeliveryQueue, Failed, HeldJobs, QueueUnavailable
+from worker.intake import Answer, DeliveryQueue
+from worker.queue import Failed, HeldJobs
+from worker.redis_clients import QueueUnavailable
 
 MARK = "ann.marked@example.com"
 HOUR = timedelta(hours=1)
@@ -93,7 +95,7 @@ def test_what_has_expired_is_not_listed(failed: FailedJobs, redis: Redis) -> Non
 def test_many_pages_are_walked_without_a_gap(failed: FailedJobs, redis: Redis) -> None:
     with redis.pipeline() as pipeline:
         for i in range(1234):
-            fields = rq_layout.own_fields("{}", f"user.created {ANN}", datetime.now(UTC))
+            fields = rq_layout.own_fields("{}", f"user.created {ANN}", NOW)
             pipeline.hset(f"rq:job:msg_{i}", items=[*fields, "status", "failed"])
             pipeline.zadd(rq_layout.FAILED_KEY, {f"msg_{i}": 4_000_000_000 + i})
         pipeline.execute()

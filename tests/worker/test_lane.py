@@ -16,8 +16,10 @@ from db.errors import DatabaseUnavailable
 from tests.conftest import MakeSettings
 from tests.jobs import RqView, delivery
 from tests.stack import wait_until
+from worker.intake import DeliveryQueue
 from worker.lane import Lane, Process, Shared
-from worker.queue import DeliveryQueue, Failed, Finished, HeldJobs, TakenJob, worker_redis
+from worker.queue import Failed, Finished, HeldJobs, TakenJob
+from worker.redis_clients import worker_redis
 from worker.stop import StopSignal
 
 SOON_S = 10.0

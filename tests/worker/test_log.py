@@ -15,7 +15,7 @@ from tests.clerk import user, user_event
 from tests.conftest import MakeSettings
 from tests.jobs import RqView, clerk_sync, delivery
 from tests.stack import environment, wait_until
-from worker.queue import DeliveryQueue
+from worker.intake import DeliveryQueue
 
 MARK = "marked.person"
 SPEAK = f"""

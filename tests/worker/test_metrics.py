@@ -15,8 +15,9 @@ from tests.jobs_failed import fail
 from tests.worker.conftest import NO_DATABASE
 from worker import metrics as m
 from worker.exposition import Exposition
+from worker.intake import DeliveryQueue
 from worker.metrics import Metrics
-from worker.queue import DeliveryQueue, impatient_redis
+from worker.redis_clients import impatient_redis
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -28,7 +28,7 @@ from tests.conftest import MakeSettings
 from tests.faults.house import Member, has_begun, running, worker_member
 from tests.jobs import RqView, delivery
 from tests.stack import environment, wait_until
-from worker.queue import DeliveryQueue
+from worker.intake import DeliveryQueue
 from worker.rq_layout import (
     FAILED_KEY,
     INTERMEDIATE_KEY,

@@ -14,7 +14,8 @@ from tests.jobs import RqView, delivery
 from worker import batch
 from worker.events import MetadataKeys
 from worker.failed import FailedJobs
-from worker.queue import DeliveryQueue, HeldJobs
+from worker.intake import DeliveryQueue
+from worker.queue import HeldJobs
 from worker.retries import DueRetries
 from worker.rq_layout import FAILED_KEY, JOB_PREFIX, QUEUE_KEY, RESULT_PREFIX, SCHEDULED_KEY
 

@@ -27,7 +27,8 @@ from tests.clerk import deleted_event, user, user_event
 from tests.conftest import MakeSettings
 from tests.jobs import RqView, clerk_sync, delivery, frozen, rq_command
 from tests.stack import environment, wait_until
-from worker.queue import HELD_PREFIX, HOLDERS_KEY, SILENT_AFTER_S, DeliveryQueue
+from worker.intake import DeliveryQueue
+from worker.queue import HELD_PREFIX, HOLDERS_KEY, SILENT_AFTER_S
 from worker.rq_layout import JOB_PREFIX, RETRY_INTERVALS_S, SCHEDULED_KEY, WORKER_REPORT
 
 START_S = 30.0  # two processes on a busy machine take their time

@@ -30,21 +30,9 @@ from tests.trips import TripCounter
 from tests.worker.conftest import NO_DATABASE
 from worker import queue as queue_module
 from worker import rq_layout
-from worker.queue import (
-    HELD_PREFIX,
-    HOLDERS_KEY,
-    INTAKE_CONNECTIONS,
-    LAST_RECEIVED_KEY,
-    SILENT_AFTER_S,
-    Answer,
-    DeliveryQueue,
-    Failed,
-    Finished,
-    HeldJobs,
-    QueueUnavailable,
-    TakenJob,
-    intake,
-)
+from worker.intake import CONNECTIONS, LAST_RECEIVED_KEY, Answer, Delivery, DeliveryQueue, intake
+from worker.queue import HELD_PREFIX, HOLDERS_KEY, SILENT_AFTER_S, Failed, Finished, HeldJobs, TakenJob
+from worker.redis_clients import QueueUnavailable, worker_redis
 from worker.rq_layout import FAILURE_TTL_S, RESULT_TTL_S, RETRY_INTERVALS_S, decode_call
 
 Holder = Callable[[str], HeldJobs]
@@ -115,7 +103,7 @@ def test_eight_receivers_with_one_delivery_queue_it_once(make_settings: MakeSett
     with ThreadPoolExecutor(8) as threads:
         answers = Counter(answer for answers in threads.map(receive, receivers) for answer in answers)
     for receiver in receivers:
-        receiver.redis.close()
+        receiver.close()
     assert answers == {Answer.QUEUED: 10, Answer.DUPLICATE: 70}
     assert Counter(rq.queue.get_job_ids()) == dict.fromkeys((one.svix_id for one in given), 1)
 
@@ -169,7 +157,7 @@ def test_eight_receivers_queue_a_failed_delivery_anew_once(
     with ThreadPoolExecutor(8) as threads:
         answers = Counter(threads.map(lambda receiver: receiver.enqueue(delivery(id_=failed)), receivers))
     for receiver in receivers:
-        receiver.redis.close()
+        receiver.close()
     assert answers == {Answer.REQUEUED: 1, Answer.DUPLICATE: 7}
     assert rq.places(failed) == ["queue"]
 
@@ -226,7 +214,7 @@ def test_a_delivery_is_one_round_trip(make_settings: MakeSettings, redis_url: st
             with counter.counting() as trips:
                 receiver.enqueue(given)
             assert trips.count == 1
-        receiver.redis.close()
+        receiver.close()
 
 
 def own_settings(make_settings: MakeSettings, server: RedisServer) -> config.Settings:
@@ -254,20 +242,21 @@ def test_a_redis_that_hangs_is_said_in_time(make_settings: MakeSettings, own_red
             with pytest.raises(QueueUnavailable, match="TimeoutError"):
                 ask()
             assert time.monotonic() - began < 3
-    receiver.redis.close()
+    receiver.close()
 
 
 def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own_redis: RedisServer) -> None:
     receiver = intake(own_settings(make_settings, own_redis))
     receiver.enqueue(first := delivery())
-    receiver.redis.config_set("maxmemory", 1)
-    for ask in (lambda: receiver.enqueue(delivery()), receiver.ping):
-        with pytest.raises(
-            QueueUnavailable, match=r"^Redis (did not take the job|takes no writes) \(.*Error\)$"
-        ):
-            ask()
-    assert receiver.redis.lrange(rq_layout.QUEUE_KEY, 0, -1) == [first.svix_id.encode()]
-    receiver.redis.close()
+    with Redis.from_url(own_redis.url) as watching:
+        watching.config_set("maxmemory", 1)
+        for ask in (lambda: receiver.enqueue(delivery()), receiver.ping):
+            with pytest.raises(
+                QueueUnavailable, match=r"^Redis (did not take the job|takes no writes) \(.*Error\)$"
+            ):
+                ask()
+        assert watching.lrange(rq_layout.QUEUE_KEY, 0, -1) == [first.svix_id.encode()]
+    receiver.close()
 
 
 def test_a_receiver_opens_few_connections_and_the_others_wait_their_turn(
@@ -278,8 +267,54 @@ def test_a_receiver_opens_few_connections_and_the_others_wait_their_turn(
         watching.client_pause(500)
         answers = list(threads.map(lambda _: receiver.enqueue(delivery()), range(100)))
         assert answers == [Answer.QUEUED] * 100
-        assert len(watching.client_list()) <= INTAKE_CONNECTIONS + 1
-    receiver.redis.close()
+        assert len(watching.client_list()) <= CONNECTIONS + 1
+    receiver.close()
+
+
+def test_a_connection_that_redis_has_closed_costs_no_delivery(
+    make_settings: MakeSettings, own_redis: RedisServer
+) -> None:
+    receiver = intake(own_settings(make_settings, own_redis))
+    with Redis.from_url(own_redis.url) as watching:
+        for _ in range(3):
+            assert receiver.enqueue(delivery()) == Answer.QUEUED
+            assert watching.client_kill_filter(_type="normal", skipme=True) == 1
+    receiver.close()
+
+
+def test_trouble_uses_up_no_connection(make_settings: MakeSettings, own_redis: RedisServer) -> None:
+    receiver = intake(own_settings(make_settings, own_redis))
+    receiver.enqueue(delivery())
+    own_redis.stop()
+    for _ in range(2 * CONNECTIONS):
+        with pytest.raises(QueueUnavailable, match="ConnectionError"):
+            receiver.enqueue(delivery())
+    own_redis.start()
+    assert receiver.enqueue(delivery()) == Answer.QUEUED
+    receiver.close()
+
+
+def test_when_every_connection_is_in_use_for_too_long_it_is_said(
+    make_settings: MakeSettings, own_redis: RedisServer
+) -> None:
+    receiver = intake(own_settings(make_settings, own_redis))
+    given = [delivery() for _ in range(3 * CONNECTIONS)]
+
+    def reason(one: Delivery) -> str:
+        with pytest.raises(QueueUnavailable) as refused:
+            receiver.enqueue(one)
+        return str(refused.value)
+
+    with frozen(own_redis), ThreadPoolExecutor(len(given)) as threads:
+        began = time.monotonic()
+        reasons = set(threads.map(reason, given))
+        assert time.monotonic() - began < 5
+    assert reasons == {
+        "Redis did not take the job (ConnectionError)",
+        "Redis did not take the job (TimeoutError)",
+    }
+    assert {receiver.enqueue(one) for one in given} <= {Answer.QUEUED, Answer.DUPLICATE}
+    receiver.close()
 
 
 def test_a_restarted_redis_is_used_again_at_once(make_settings: MakeSettings, own_redis: RedisServer) -> None:
@@ -289,7 +324,7 @@ def test_a_restarted_redis_is_used_again_at_once(make_settings: MakeSettings, ow
     own_redis.start()
     assert receiver.enqueue(delivery()) == Answer.QUEUED, "without its script and on a dead connection"
     assert receiver.enqueue(first) == Answer.DUPLICATE
-    receiver.redis.close()
+    receiver.close()
 
 
 # A worker's side
@@ -378,10 +413,10 @@ def test_waiting_ends_when_a_job_comes_and_holds_it(queue: DeliveryQueue, holder
 
 
 def test_taking_and_settling_is_one_round_trip_however_many_jobs(
-    queue: DeliveryQueue, make_settings: MakeSettings, redis_url: str
+    queue: DeliveryQueue, redis: Redis, make_settings: MakeSettings, redis_url: str
 ) -> None:
     with TripCounter(redis_url) as counter:
-        client = queue_module.worker_redis(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
+        client = worker_redis(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
         held = HeldJobs(client, "w")
         settle(held)
         for size in (1, 10, 100):
@@ -396,7 +431,7 @@ def test_taking_and_settling_is_one_round_trip_however_many_jobs(
             assert (len(jobs), len(ids(more))) == (size, size)
             assert (trips.count, more_trips.count) == (1, 1)
             held.leave()
-            queue.redis.delete(rq_layout.QUEUE_KEY)
+            redis.delete(rq_layout.QUEUE_KEY)
         client.close()
 
 
@@ -600,7 +635,7 @@ def test_many_workers_share_the_queue_and_each_job_is_one_workers(
     queued = fill(queue, 200)
 
     def work(name: str) -> list[str]:
-        client = queue_module.worker_redis(make_settings(**NO_DATABASE))
+        client = worker_redis(make_settings(**NO_DATABASE))
         held = HeldJobs(client, name)
         done: list[Finished] = []
         taken: list[str] = []

@@ -19,7 +19,7 @@ from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
 from tests.repair import api_settings, count, execute, query, rows
 from tests.stack import Stack, wait_until
-from worker.queue import worker_redis
+from worker.redis_clients import worker_redis
 from worker.repair import LOCK_KEY, Repair
 from worker.repair_log import KEY, keep, last_repair
 from worker.stop import StopSignal

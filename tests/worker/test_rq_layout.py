@@ -28,8 +28,8 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 from tests.clerk import NOW
 from tests.jobs import RqView, delivery
 from worker import rq_layout
+from worker.intake import DeliveryQueue
 from worker.job import apply_delivery
-from worker.queue import DeliveryQueue
 from worker.rq_layout import ForeignJobError, decode_call, encode_call
 
 MOMENT = datetime(2026, 1, 1, 10, 0, 0, 123456, tzinfo=UTC)

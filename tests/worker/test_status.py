@@ -13,7 +13,8 @@ from cli.servers import RedisServer, free_port
 from tests.conftest import MakeSettings
 from tests.jobs import delivery
 from tests.jobs_failed import fail
-from worker.queue import HOLDERS_KEY, LAST_RECEIVED_KEY, SILENT_AFTER_S, DeliveryQueue, HeldJobs
+from worker.intake import LAST_RECEIVED_KEY, DeliveryQueue
+from worker.queue import HOLDERS_KEY, SILENT_AFTER_S, HeldJobs
 from worker.rq_layout import WORKER_PREFIX, WORKERS_KEY
 from worker.status import LIMIT_S, Question, Status, ask
 

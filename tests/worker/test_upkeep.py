@@ -20,7 +20,8 @@ from rq.job import Job, JobStatus
 from tests.jobs import RqView, delivery
 from tests.stack import wait_until
 from worker import rq_layout
-from worker.queue import DeliveryQueue, HeldJobs
+from worker.intake import DeliveryQueue
+from worker.queue import HeldJobs
 from worker.upkeep import SEEN_KEY, STUCK_AFTER_S, Upkeep
 
 LONG_AGO = 1

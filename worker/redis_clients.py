@@ -1,0 +1,137 @@
+"""The ways to Redis: patient for workers, impatient for whoever must answer soon."""
+
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, cast
+
+import hiredis
+from redis import ConnectionError as RedisConnectionError
+from redis import ConnectionPool, Redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import OutOfMemoryError, RedisError
+from redis.retry import Retry
+
+from config import Settings, SettingsError
+
+IMPATIENCE_S = 1.5
+PATIENCE_S = 15.0
+ENCODING_ERRORS = "surrogateescape"  # any id that somebody put on the queue can be named again
+
+
+class QueueUnavailable(Exception):
+    """Redis did not take or give a job. Waiting helps."""
+
+    retryable = True
+
+
+class FewConnections:
+    """A fixed number of connections to Redis for any number of threads, each of which asks one thing.
+
+    redis-py's own pools look at a connection's socket each time before they hand it out; that alone takes
+    longer than a script. Here a connection that Redis has closed is noticed when it is used.
+    """
+
+    def __init__(self, pool: ConnectionPool, count: int, patience_s: float) -> None:
+        self._pool = pool
+        self._patience_s = patience_s
+        self._idle: list[Any] = []
+        self._permits: SimpleQueue[None] = SimpleQueue()
+        for _ in range(count):
+            self._permits.put(None)
+
+    def ask(self, *command: str | bytes | int) -> Any:
+        """Return Redis's answer. What is asked may be asked twice.
+
+        Raises redis.RedisError, also when no connection is free for `patience_s`.
+        """
+        try:
+            self._permits.get(timeout=self._patience_s)
+        except Empty:
+            raise RedisConnectionError("no connection is free") from None
+        try:
+            connection = self._take()
+            try:
+                return _ask(connection, command)
+            finally:
+                self._idle.append(connection)
+        finally:
+            self._permits.put(None)
+
+    def _take(self) -> Any:
+        try:
+            return self._idle.pop()  # the last used: while it is quiet, few are open
+        except IndexError:
+            return self._pool.make_connection()
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        for connection in self._idle:
+            connection.disconnect()
+
+
+def _ask(connection: Any, command: Sequence[str | bytes | int]) -> Any:
+    was_open = connection.is_connected
+    try:
+        connection.send_command(*command)
+        return connection.read_response()
+    except RedisConnectionError:
+        if not was_open:
+            raise
+        connection.send_command(*command)  # Redis had closed it since: this opens it anew
+        return connection.read_response()
+
+
+def redis_trouble(error: RedisError) -> str:
+    """Return the name of an error, also of one in a script; its own text may hold a job's fields."""
+    return OutOfMemoryError.__name__ if "OOM" in str(error) else type(error).__name__
+
+
+class _Packer:
+    """Writes commands for Redis. redis-py's own takes no text with lone surrogates."""
+
+    def pack(self, *args: str | bytes | float) -> list[bytes]:
+        """Return a command; its name may be of two words."""
+        name, *rest = (arg.encode(errors=ENCODING_ERRORS) if isinstance(arg, str) else arg for arg in args)
+        words = (*cast("bytes", name).split(), *rest)
+        return [hiredis.pack_command(cast("Any", words))]
+
+
+def impatient_redis(settings: Settings) -> Redis:
+    """Return a client for whoever must answer soon: no retries, short time-outs. Clerk delivers again."""
+    return Redis.from_url(redis_url(settings), **_impatience())
+
+
+def _impatience() -> dict[str, Any]:
+    return {
+        "socket_timeout": IMPATIENCE_S,
+        "socket_connect_timeout": IMPATIENCE_S,
+        "retry": Retry(NoBackoff(), 0),
+        "encoding_errors": ENCODING_ERRORS,
+        "command_packer": _Packer(),
+    }
+
+
+def worker_redis(settings: Settings) -> Redis:
+    """Return a patient client for workers and commands: it retries for some seconds by itself."""
+    return Redis.from_url(
+        redis_url(settings),
+        socket_timeout=PATIENCE_S,
+        socket_connect_timeout=5,
+        socket_keepalive=True,
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # for each of connecting and asking
+        encoding_errors=ENCODING_ERRORS,
+        command_packer=_Packer(),
+    )
+
+
+def redis_url(settings: Settings) -> str:
+    """Return the URL of Redis. Raises SettingsError when it is not set, or redis-py cannot read it."""
+    if settings.redis_url is None:
+        raise SettingsError("REDIS_URL is not set")
+    url = settings.redis_url.get_secret_value()
+    try:
+        ConnectionPool.from_url(url).make_connection()  # which connects nowhere
+    except (RedisError, TypeError, ValueError):
+        raise SettingsError("REDIS_URL has an option that cannot be read") from None
+    return url
