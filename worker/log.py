@@ -1,5 +1,6 @@
 """Logs: one line per event of ours, and RQ's and the server's own lines in the same form."""
 
+import json
 import logging
 import sys
 from contextlib import suppress
@@ -9,6 +10,7 @@ from structlog.typing import EventDict, Processor
 
 from config import Settings
 
+_JSON = json.JSONEncoder(default=repr)
 CHATTY = ("rq.worker", "rq.scheduler", "alembic", "httpx")
 
 
@@ -78,7 +80,11 @@ def _without_traceback(_logger: object, _name: str, event: EventDict) -> EventDi
     return event
 
 
+def _serialize(event: EventDict, **_options: object) -> str:
+    return _JSON.encode(event)  # json.dumps with structlog's options makes an encoder for each line
+
+
 def _renderer(log_format: str) -> Processor:
     if log_format == "json":
-        return structlog.processors.JSONRenderer()
+        return structlog.processors.JSONRenderer(serializer=_serialize)
     return structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())

@@ -9,7 +9,6 @@ import threading
 import time
 import uuid
 from bisect import bisect_left
-from collections import Counter as Tallied
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,8 +68,9 @@ class Histogram(NamedTuple):
     help: str
     buckets: Sequence[float]
 
-    def bound(self, index: int) -> str:
-        """Return the upper bound of a bucket as Prometheus writes it; the one after the last has none."""
+    def bound(self, value: float) -> str:
+        """Return the upper bound of the bucket that `value` falls into, as Prometheus writes it."""
+        index = bisect_left(self.buckets, value)
         return str(self.buckets[index]) if index < len(self.buckets) else INFINITY
 
 
@@ -155,10 +155,9 @@ class Metrics:
 
     def observe(self, histogram: Histogram, *values: float) -> None:
         """Add values to a histogram."""
-        found = Tallied([bisect_left(histogram.buckets, value) for value in values])
         with self._lock:
-            for index, count in found.items():
-                self._counts[histogram.name, histogram.bound(index)] += count
+            for value in values:
+                self._counts[histogram.name, histogram.bound(value)] += 1
             self._counts[histogram.name, SUM] += sum(values)
 
     @contextmanager

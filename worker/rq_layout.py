@@ -91,12 +91,12 @@ def own_fields(body: str, description: str, received_at: int) -> list[str | byte
     return ["created_at", moment, "enqueued_at", moment, "data", data, "description", description]
 
 
+_BEFORE_BODY, _AFTER_BODY = json.dumps((JOB_FUNCTION, None, ("",), {})).encode().split(b'""')
+
+
 def encode_call(body: str) -> bytes:
-    """Return the call of the job function as RQ's JSON serializer writes it."""
-    return json.dumps((JOB_FUNCTION, None, (body,), {})).encode()
-
-
-_BEFORE_BODY, _AFTER_BODY = encode_call("").split(b'""')
+    """Return the call of the job function as RQ's JSON serializer writes it, but for what it escapes."""
+    return _BEFORE_BODY + orjson.dumps(body) + _AFTER_BODY
 
 
 def decode_call(data: bytes) -> str:

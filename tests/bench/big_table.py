@@ -42,7 +42,7 @@ def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
         for users, case in cases.items():
             backlog.fill(drain.put_deliveries(bench.next_seed(), users), plan.backlog // 2)
             contender = Contender(case.subject, backlog, 1, _starter(bench, many if users else urls))
-            figures.add(case, {RATE: drain.drain(bench, contender)})
+            figures.add(case, drain.drain(bench, contender))
     full, empty = cases[plan.big_table], cases[0]
     ratio = figures.ratio(full, empty, RATE)
     figures.check(f"drain, {plan.big_table:,} users : none", Setting.LOCAL, ratio, at_least=0.7)

@@ -14,6 +14,7 @@ from rq import Queue
 
 from cli.process import Process
 from config import load
+from tests.bench.cpu import OWN, CpuClock, cores_allow
 from tests.bench.events import traffic
 from tests.bench.figures import Case, Figures
 from tests.bench.harness import ROOT, Bench, Urls
@@ -86,7 +87,7 @@ def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
             if turn < rounds(plan, setting):
                 _measure_loop(bench, plan, figures, setting)
                 for contender in _contenders(bench, backlogs, setting, is_first=turn == 0):
-                    figures.add(Case(PART, contender.subject, setting), {RATE: drain(bench, contender)})
+                    figures.add(Case(PART, contender.subject, setting), drain(bench, contender))
     _check(figures)
 
 
@@ -116,16 +117,18 @@ def _contenders(
         yield Contender(PRELOADED, backlogs.forking[setting], 1, start)
 
 
-def drain(bench: Bench, contender: Contender) -> float:
-    """Return how many events/s are done from the first that is finished to the last."""
+def drain(bench: Bench, contender: Contender) -> dict[str, float]:
+    """Return how many events/s are done from the first that is finished to the last, and the CPU time."""
     bench.clear()
     backlog = contender.backlog
     with contender.start() as process:
         bench.await_workers(contender.workers, backlog.queue)
         backlog.lay_out()
         time.sleep(SETTLE_S)
+        clock = CpuClock(bench, {OWN: process.pid})
         backlog.release()
-        return _await_finished(bench, process, backlog)
+        rate = _await_finished(bench, process, backlog)
+        return {RATE: rate, **clock.per_event(backlog.size)}
 
 
 def _await_finished(bench: Bench, process: Process, backlog: Backlog) -> float:
@@ -178,10 +181,13 @@ def _rq_worker(bench: Bench, urls: Urls, kind: str, *more: str) -> AbstractConte
 
 def _measure_loop(bench: Bench, plan: Plan, figures: Figures, setting: Setting) -> None:
     bench.clear()
-    argv = [sys.executable, "-m", JOB_MODULE, str(bench.next_seed()), str(plan.loop[setting])]
+    count = plan.loop[setting]
+    argv = [sys.executable, "-m", JOB_MODULE, str(bench.next_seed()), str(count)]
     env = {"DATABASE_URL": bench.urls(setting).database}
+    clock = CpuClock(bench, {})
     loop = subprocess.run(argv, env=env, cwd=ROOT, check=True, capture_output=True, text=True)
-    figures.add(Case(PART, LOOP, setting), {RATE: float(loop.stdout)})
+    rate, cpu_us = map(float, loop.stdout.split())
+    figures.add(Case(PART, LOOP, setting), {RATE: rate, OWN: cpu_us, **clock.per_event(count)})
 
 
 def _check(figures: Figures) -> None:
@@ -200,4 +206,8 @@ def _check(figures: Figures) -> None:
         two = figures.ratio(case(OURS_TWO, setting), ours, RATE)
         figures.check("drain, two processes : one", setting, two, at_least=1.3 if is_local else None)
     far, near = case(OURS, Setting.BOTH), case(OURS, Setting.LOCAL)
+    most = cores_allow(figures, near)
+    figures.check("drain, were every core always busy", Setting.LOCAL, most, "events/s")
+    ratio = most / figures.median(case(LOOP, Setting.LOCAL), RATE)
+    figures.check(f"drain, were every core always busy : {LOOP}", Setting.LOCAL, ratio)
     figures.check("drain, 5 ms to both : local", Setting.BOTH, figures.ratio(far, near, RATE), at_least=0.6)

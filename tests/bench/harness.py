@@ -264,7 +264,10 @@ def rss_mb(pid: int) -> float:
 
 def family(pid: int) -> list[int]:
     """Return a process and all that descend from it, the eldest first."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return []
     return [pid, *(member for child in children for member in family(int(child)))]
 
 

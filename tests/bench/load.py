@@ -58,8 +58,8 @@ class Spec(NamedTuple):
 class Report(NamedTuple):
     """What came of it. `sent_at` (s since the epoch) has one entry per delivery sent, in their order.
 
-    `failed` counts the answers that were no 2xx, and deliveries without an answer. `cpu` is the share of a
-    core that the client itself took. `late_s` is how long after it was due the last delivery was answered.
+    `failed` counts the answers that were no 2xx, and deliveries without an answer. `cpu_us` is what the
+    client itself took for a delivery. `late_s` is how long after it was due the last delivery was answered.
     """
 
     rate: float
@@ -70,7 +70,7 @@ class Report(NamedTuple):
     connected: int
     gave_up: bool
     late_s: float
-    cpu: float
+    cpu_us: float
     sent_at: list[float]
 
 
@@ -249,7 +249,7 @@ class Client:
             connected=sum(connection.connected for connection in self._connections),
             gave_up=self._gave_up or self._stopped,
             late_s=max(0.0, end - self._due(len(self._sent_at) - 1)) if self._spec.rate else 0.0,
-            cpu=cpu_s / (time.perf_counter() - self._start),
+            cpu_us=cpu_s * 1e6 / max(len(self._sent_at), 1),
             sent_at=self._sent_at,
         )
 

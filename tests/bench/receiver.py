@@ -1,5 +1,6 @@
 """The receiver: how many deliveries it takes, how soon it answers, and that it does not need PostgreSQL."""
 
+from tests.bench.cpu import CLIENT, OWN, CpuClock
 from tests.bench.figures import Case, Figures
 from tests.bench.harness import Bench, Endpoint
 from tests.bench.load import Report
@@ -25,10 +26,16 @@ def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
     _check(figures)
 
 
-def closed_loop(bench: Bench, endpoint: Endpoint, seconds: float, *, keep_alive: bool = True) -> Report:
-    """Deliver as fast as the receiver answers, after a warm-up that is not counted."""
+def closed_loop(
+    bench: Bench, endpoint: Endpoint, seconds: float, *, keep_alive: bool = True
+) -> tuple[Report, dict[str, float]]:
+    """Deliver as fast as the receiver answers, after a warm-up that is not counted in the report.
+
+    Returns the CPU time per delivery too.
+    """
     seconds += WARM_UP_S
-    return bench.load(
+    clock = CpuClock(bench, {OWN: endpoint.process.pid})
+    report = bench.load(
         endpoint,
         seconds=seconds,
         deliveries=int(seconds * MOST_PER_S),
@@ -36,6 +43,7 @@ def closed_loop(bench: Bench, endpoint: Endpoint, seconds: float, *, keep_alive:
         warm_up_s=WARM_UP_S,
         keep_alive=keep_alive,
     )
+    return report, {**clock.per_event(report.answered), CLIENT: report.cpu_us}
 
 
 def _measure_local(bench: Bench, plan: Plan, figures: Figures) -> None:
@@ -50,8 +58,9 @@ def _measure_local(bench: Bench, plan: Plan, figures: Figures) -> None:
             for subject, endpoint in everybody.items():
                 bench.clear()
                 keep_alive = subject != OURS_RECONNECTING
-                report = closed_loop(bench, endpoint, plan.load_s, keep_alive=keep_alive)
-                _add(figures, subject, local, report)
+                _add(
+                    figures, subject, local, *closed_loop(bench, endpoint, plan.load_s, keep_alive=keep_alive)
+                )
 
 
 def _measure_far(bench: Bench, plan: Plan, figures: Figures) -> None:
@@ -60,7 +69,7 @@ def _measure_far(bench: Bench, plan: Plan, figures: Figures) -> None:
             for _ in range(rounds(plan, setting)):
                 for subject, endpoint in ((OURS, ours), (INLINE, inline)):
                     bench.clear()
-                    _add(figures, subject, setting, closed_loop(bench, endpoint, plan.load_s))
+                    _add(figures, subject, setting, *closed_loop(bench, endpoint, plan.load_s))
 
 
 def _measure_without_postgres(bench: Bench, plan: Plan, figures: Figures) -> None:
@@ -68,18 +77,18 @@ def _measure_without_postgres(bench: Bench, plan: Plan, figures: Figures) -> Non
     with bench.web(local) as ours:
         for _ in range(plan.rounds):
             bench.clear()
-            _add(figures, f"{OURS}, PostgreSQL running", local, closed_loop(bench, ours, plan.load_s))
+            _add(figures, f"{OURS}, PostgreSQL running", local, *closed_loop(bench, ours, plan.load_s))
             bench.clear()
             bench.postgres.stop()
             try:
-                _add(figures, OURS_WITHOUT_POSTGRES, local, closed_loop(bench, ours, plan.load_s))
+                _add(figures, OURS_WITHOUT_POSTGRES, local, *closed_loop(bench, ours, plan.load_s))
             finally:
                 bench.postgres.start()
 
 
-def _add(figures: Figures, subject: str, setting: Setting, report: Report) -> None:
+def _add(figures: Figures, subject: str, setting: Setting, report: Report, cpu_us: dict[str, float]) -> None:
     sample = {RATE: report.rate, P50: report.p50_ms, P99: report.p99_ms, FAILED: report.failed}
-    figures.add(Case(PART, subject, setting), sample)
+    figures.add(Case(PART, subject, setting), {**sample, **cpu_us})
 
 
 def _check(figures: Figures) -> None:

@@ -1,6 +1,6 @@
 """What people write instead of this project's apply: one statement per event. The least that is the same job.
 
-    python -m tests.bench.rival_job SEED COUNT      (the bare loop: prints how many events it wrote a second)
+    python -m tests.bench.rival_job SEED COUNT      (the bare loop: prints events/s and us of CPU per event)
 
 Apart from the web applications, as each job of a forking worker imports this module anew.
 """
@@ -51,10 +51,11 @@ def main() -> None:
     seed, count = int(sys.argv[1]), int(sys.argv[2])
     bodies = [event.body for event in traffic(count, seed=seed)]
     with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         for body in bodies:
             upsert(connection, json.loads(body))
-        sys.stdout.write(str(count / (time.perf_counter() - began)))
+        cpu_us = (time.process_time() - cpu) * 1e6 / count
+        sys.stdout.write(f"{count / (time.perf_counter() - began)} {cpu_us}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+from cli.process import Process
+from tests.bench.cpu import CLIENT, OWN, WORKER, CpuClock, cores_allow
 from tests.bench.figures import Case, Figures
 from tests.bench.harness import Bench, Endpoint
 from tests.bench.load import Report
@@ -20,34 +22,39 @@ STEP = 0.95
 LIMIT_S = 60
 POLL_S = 0.01
 
-KeepsPace = Callable[[float, float], bool]
+KeepsPace = Callable[[float, float], dict[str, float] | None]
 
 
 def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
     """Search with short probes, then confirm over the full time."""
     for setting in Setting:
         bench.clear()
-        with bench.web(setting) as web, bench.workers(bench.urls(setting)):
-            ours = _search(plan, _estimate(bench, web, plan), _rows_keep_pace(bench, web))
-        figures.add(Case(PART, OURS, setting), {RATE: ours})
+        ours, inline = Case(PART, OURS, setting), Case(PART, INLINE, setting)
+        with bench.web(setting) as web, bench.workers(bench.urls(setting)) as worker:
+            estimate = _estimate(bench, web, plan)
+            figures.add(ours, _search(plan, estimate, _rows_keep_pace(bench, web, worker)))
         bench.clear()
         with bench.gunicorn("inline_app", setting) as web:
-            estimate = closed_loop(bench, web, plan.load_s).rate
-            inline = _search(plan, estimate, _answers_keep_pace(bench, web))
-        figures.add(Case(PART, INLINE, setting), {RATE: inline})
-        goal = 1.5 if setting is Setting.LOCAL else None
-        figures.check("sustained : inline Flask handler", setting, ours / inline, at_least=goal)
+            report, _ = closed_loop(bench, web, plan.load_s)
+            figures.add(inline, _search(plan, report.rate, _answers_keep_pace(bench, web)))
+        is_local = setting is Setting.LOCAL
+        ratio = figures.ratio(ours, inline, RATE)
+        figures.check("sustained : inline Flask handler", setting, ratio, at_least=1.5 if is_local else None)
+        if is_local:
+            most = cores_allow(figures, ours)
+            figures.check("sustained, were every core always busy", setting, most, "events/s")
 
 
 def _estimate(bench: Bench, endpoint: Endpoint, plan: Plan) -> float:
     """Return how many events/s go all the way: taken as fast as possible for a while, then worked off."""
     before = bench.finished()
-    report = closed_loop(bench, endpoint, plan.load_s)
+    report, _ = closed_loop(bench, endpoint, plan.load_s)
     _await_finished(bench, before + report.answered, LIMIT_S)
     return report.answered / (time.time() - report.sent_at[0])
 
 
-def _search(plan: Plan, estimate: float, keeps_pace: KeepsPace) -> float:
+def _search(plan: Plan, estimate: float, keeps_pace: KeepsPace) -> dict[str, float]:
+    """Return the highest rate found, and the CPU time per event at it."""
     low, high = estimate * LOWEST, estimate * HIGHEST
     while high / low > NEAR:
         middle = (low * high) ** 0.5
@@ -55,23 +62,29 @@ def _search(plan: Plan, estimate: float, keeps_pace: KeepsPace) -> float:
             low = middle
         else:
             high = middle
-    while not keeps_pace(low, plan.sustained_s):
+    while (cpu_us := keeps_pace(low, plan.sustained_s)) is None:
         low *= STEP
-    return low
+    return {RATE: low, **cpu_us}
 
 
-def _rows_keep_pace(bench: Bench, endpoint: Endpoint) -> KeepsPace:
-    """Return what tries a rate (deliveries/s) for some seconds, and says whether every row came in time."""
+def _rows_keep_pace(bench: Bench, endpoint: Endpoint, worker: Process) -> KeepsPace:
+    """Return what tries a rate (deliveries/s) for some seconds.
 
-    def keeps_pace(rate: float, seconds: float) -> bool:
+    If every row came in time, that returns the CPU time per event, else None.
+    """
+
+    def keeps_pace(rate: float, seconds: float) -> dict[str, float] | None:
         before, behind_s = bench.finished(), _tolerance_s(seconds)
+        clock = CpuClock(bench, {OWN: endpoint.process.pid, WORKER: worker.pid})
         report = _open_loop(
             bench, endpoint, rate, seconds, lambda: _depth(bench) <= rate * _hopeless_s(seconds)
         )
         left_s = behind_s - (time.time() - report.sent_at[0] - seconds)
         is_done = _await_finished(bench, before + report.answered, max(left_s, 0))
         _await_finished(bench, before + report.answered, LIMIT_S)
-        return is_done and _was_in_time(report, behind_s)
+        if not (is_done and _was_in_time(report, behind_s)):
+            return None
+        return {**clock.per_event(report.answered), CLIENT: report.cpu_us}
 
     return keeps_pace
 
@@ -79,9 +92,12 @@ def _rows_keep_pace(bench: Bench, endpoint: Endpoint) -> KeepsPace:
 def _answers_keep_pace(bench: Bench, endpoint: Endpoint) -> KeepsPace:
     """Return the same for a handler whose row is there when it answers."""
 
-    def keeps_pace(rate: float, seconds: float) -> bool:
+    def keeps_pace(rate: float, seconds: float) -> dict[str, float] | None:
+        clock = CpuClock(bench, {OWN: endpoint.process.pid})
         report = _open_loop(bench, endpoint, rate, seconds, lambda: True)
-        return _was_in_time(report, _tolerance_s(seconds))
+        if not _was_in_time(report, _tolerance_s(seconds)):
+            return None
+        return {**clock.per_event(report.answered), CLIENT: report.cpu_us}
 
     return keeps_pace
 

@@ -151,9 +151,11 @@ def test_a_time_without_fractions_is_read_as_rq_does() -> None:
 
 
 @given(st.text())
-def test_a_call_is_written_as_rqs_serializer_writes_it(body: str) -> None:
-    theirs = JSONSerializer.dumps((rq_layout.JOB_FUNCTION, None, (body,), {}))
-    assert encode_call(body) == theirs
+def test_a_call_is_what_rqs_serializer_reads_and_writes(body: str) -> None:
+    call: list[Any] = [rq_layout.JOB_FUNCTION, None, [body], {}]
+    theirs = JSONSerializer.dumps(call)
+    assert JSONSerializer.loads(encode_call(body)) == call
+    assert decode_call(encode_call(body)) == body
     assert decode_call(zlib.compress(theirs)) == decode_call(theirs) == body
 
 

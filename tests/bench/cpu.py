@@ -1,0 +1,42 @@
+"""The CPU time that something takes, by who takes it: why a rate is not higher, and what it could be."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from tests.bench.figures import Case, Figures
+from tests.bench.harness import Bench, family
+
+OWN, WORKER = "CPU us", "CPU us worker"
+POSTGRES, REDIS, CLIENT = "CPU us PostgreSQL", "CPU us Redis", "CPU us load client"
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class CpuClock:
+    """Runs from when it is made: the CPU time of processes and of all that descend from them."""
+
+    def __init__(self, bench: Bench, own: Mapping[str, int | None]) -> None:
+        self._pids = {**own, POSTGRES: bench.postgres.pid, REDIS: bench.redis_server.pid}
+        self._before = self._now()
+
+    def per_event(self, events: float) -> dict[str, float]:
+        """Return the us of CPU time per event since then, by name."""
+        return {name: (spent - self._before[name]) / events * 1e6 for name, spent in self._now().items()}
+
+    def _now(self) -> dict[str, float]:
+        return {name: sum(map(_spent_s, family(pid))) for name, pid in self._pids.items() if pid}
+
+
+def cores_allow(figures: Figures, case: Case) -> float:
+    """Return how many events/s there could be with this CPU time per event, were every core always busy."""
+    names = [name for name in figures.samples[case] if name.startswith(OWN)]
+    return (os.cpu_count() or 1) * 1e6 / sum(figures.median(case, name) for name in names)
+
+
+def _spent_s(pid: int) -> float:
+    """Return the CPU time of a process and of its children that have ended. Source: proc(5)."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) * TICK_S
+    return 0.0
