@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.bench.figures import Case, Figures
 from tests.bench.harness import Bench, family
 
+BUSY = "cores busy %"
 OWN, WORKER = "CPU us", "CPU us worker"
 POSTGRES, REDIS, CLIENT = "CPU us PostgreSQL", "CPU us Redis", "CPU us load client"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -19,10 +20,16 @@ class CpuClock:
     def __init__(self, bench: Bench, own: Mapping[str, int | None]) -> None:
         self._pids = {**own, POSTGRES: bench.postgres.pid, REDIS: bench.redis_server.pid}
         self._before = self._now()
+        self._cores_before = _core_ticks()
 
     def per_event(self, events: float) -> dict[str, float]:
         """Return the us of CPU time per event since then, by name."""
         return {name: (spent - self._before[name]) / events * 1e6 for name, spent in self._now().items()}
+
+    def busy(self) -> dict[str, float]:
+        """Return which share of the cores' time was used since then, with whatever."""
+        idle, total = (now - before for now, before in zip(_core_ticks(), self._cores_before, strict=True))
+        return {BUSY: 100 * (1 - idle / total)}
 
     def _now(self) -> dict[str, float]:
         return {name: sum(map(_spent_s, family(pid))) for name, pid in self._pids.items() if pid}
@@ -32,6 +39,13 @@ def cores_allow(figures: Figures, case: Case) -> float:
     """Return how many events/s there could be with this CPU time per event, were every core always busy."""
     names = [name for name in figures.samples[case] if name.startswith(OWN)]
     return (os.cpu_count() or 1) * 1e6 / sum(figures.median(case, name) for name in names)
+
+
+def _core_ticks() -> tuple[int, int]:
+    """Return for how long the cores have had nothing to do, and for how long they have been there."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    idle, waiting_for_disk = fields[3:5]
+    return idle + waiting_for_disk, sum(fields)
 
 
 def _spent_s(pid: int) -> float:

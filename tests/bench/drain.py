@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import psycopg
 from redis import Redis
 from rq import Queue
 
@@ -32,6 +34,11 @@ PRELOADED = "rq worker, the job's module loaded before the fork"
 RATE = "events/s"
 RIVALS_QUEUE = "bench"
 JOB_MODULE = "tests.bench.rival_job"
+ROW_WAITS = "waits for rows %"
+WAITS = """
+    SELECT coalesce(wait_event_type = 'Lock', false) FROM pg_stat_activity
+    WHERE state <> 'idle' AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
 POLL_S = 0.01
 LIMIT_S = 300
 SETTLE_S = 0.5
@@ -121,17 +128,35 @@ def drain(bench: Bench, contender: Contender) -> dict[str, float]:
     """Return how many events/s are done from the first that is finished to the last, and the CPU time."""
     bench.clear()
     backlog = contender.backlog
-    with contender.start() as process:
+    with contender.start() as process, bench.connect() as connection:
         bench.await_workers(contender.workers, backlog.queue)
         backlog.lay_out()
         time.sleep(SETTLE_S)
         clock = CpuClock(bench, {OWN: process.pid})
+        waits = RowWaits(connection)
         backlog.release()
-        rate = _await_finished(bench, process, backlog)
-        return {RATE: rate, **clock.per_event(backlog.size)}
+        rate = _await_finished(bench, process, backlog, waits)
+        return {RATE: rate, **clock.per_event(backlog.size), **clock.busy(), ROW_WAITS: waits.percent}
 
 
-def _await_finished(bench: Bench, process: Process, backlog: Backlog) -> float:
+class RowWaits:
+    """How much of the time that workers are in a transaction they wait for rows that another holds."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+        self._looks = Counter[bool]()
+
+    def look(self) -> None:
+        """Look at every transaction that is under way."""
+        self._looks.update(waits for (waits,) in self._connection.execute(WAITS))
+
+    @property
+    def percent(self) -> float:
+        """The share of the transactions seen that waited for a row."""
+        return 100 * self._looks[True] / max(self._looks.total(), 1)
+
+
+def _await_finished(bench: Bench, process: Process, backlog: Backlog, waits: RowWaits) -> float:
     deadline = time.monotonic() + LIMIT_S
     first: tuple[float, int] | None = None
     while True:
@@ -143,6 +168,7 @@ def _await_finished(bench: Bench, process: Process, backlog: Backlog) -> float:
         failed = bench.redis.zcard(f"rq:failed:{backlog.queue}")
         if failed or now > deadline or not process.running:
             raise RuntimeError(f"{backlog.queue}: {finished} of {backlog.size} finished, {failed} failed")
+        waits.look()
         time.sleep(POLL_S)
 
 
