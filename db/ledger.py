@@ -6,13 +6,15 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, RowMapping, Select, delete, desc, func, select, tuple_
+from sqlalchemy import ColumnElement, RowMapping, Select, any_, delete, desc, func, select, tuple_
 
 from db import sql
 from db.change import Organization, UserChange
 from db.engine import Database, Pipeline, columns
 from db.models import WebhookEvent
 from db.times import to_datetime
+
+PRUNED_AT_ONCE = 5_000
 
 
 class Outcome(StrEnum):
@@ -157,9 +159,21 @@ def last_applied_at(database: Database) -> datetime | None:
 
 
 def prune(database: Database, older_than: timedelta) -> int:
-    """Delete the rows applied longer ago than `older_than`, and return how many they were."""
-    statement = delete(WebhookEvent).where(WebhookEvent.applied_at < func.now() - older_than)
-    return database.run(lambda connection: connection.execute(statement).rowcount)
+    """Delete the rows applied longer ago than `older_than`, and return how many they were.
+
+    Some at a time, each time in a transaction of its own; what somebody else is deleting is left to him.
+    """
+    old = (
+        select(WebhookEvent.svix_id)
+        .where(WebhookEvent.applied_at < func.now() - older_than)
+        .limit(PRUNED_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    )
+    statement = delete(WebhookEvent).where(WebhookEvent.svix_id == any_(func.array(old.scalar_subquery())))
+    total = 0
+    while count := database.run(lambda connection: connection.execute(statement).rowcount):
+        total += count
+    return total
 
 
 def _ledger_row(row: RowMapping) -> LedgerRow:

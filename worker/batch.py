@@ -14,6 +14,7 @@ from worker.events import MetadataKeys, OrganizationSeen, parse
 from worker.queue import Failed, Finished, TakenJob
 from worker.rq_layout import ForeignJobError, decode_call, parse_timestamp
 
+MAX_ID = 255
 Apply = Callable[[Sequence[Incoming]], list[Outcome]]
 
 
@@ -39,11 +40,18 @@ def process(jobs: Sequence[TakenJob], keys: MetadataKeys, apply: Apply) -> list[
 
 def _parse(job: TakenJob, keys: MetadataKeys) -> Parsed | Failed:
     try:
+        _check_id(job.id)
         return Parsed(job, incoming(job.id, decode_call(job.data), received_at(job), keys))
     except (EventError, ForeignJobError) as error:
         return Failed(job, f"{type(error).__name__}: {error}", _trace(error), retryable=False)
     except Exception as error:  # a fault of ours in one event must not stop all others
         return _unexpected(job, error)
+
+
+def _check_id(job_id: str) -> None:
+    # The ledger's key holds no id that is longer than PostgreSQL's index entries may be.
+    if len(job_id) > MAX_ID:
+        raise ForeignJobError("the job's id is longer than any svix-id")
 
 
 def incoming(svix_id: str | None, body: str, received_ms: int, keys: MetadataKeys) -> Incoming:

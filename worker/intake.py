@@ -45,7 +45,8 @@ class DeliveryQueue:
     """The receiver's side of the queue."""
 
     def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
-        self._connections = FewConnections(redis.connection_pool, CONNECTIONS, IMPATIENCE_S)
+        pool = redis.connection_pool
+        self._connections = FewConnections(pool, min(CONNECTIONS, pool.max_connections), IMPATIENCE_S)
         self._max_depth = max_depth
         self._script = scripts.enqueue(rq.COMMON_FIELDS)
         self._sha = sha1(self._script.encode(), usedforsecurity=False).hexdigest()

@@ -83,7 +83,9 @@ class Lane:
                 taken = self._take_and_process()
                 if taken is None or taken < self._batch_size:
                     self._settle()
-                    self._rest()
+                    # Suspended, it may hold jobs all the same: the answer to an earlier take was lost.
+                    if taken is not None or self._give_back():
+                        self._rest()
             except DatabaseUnavailable:
                 if self._give_back():
                     self._rest()
@@ -96,7 +98,8 @@ class Lane:
         self.held.leave()
 
     def pause_for_redis(self, error: RedisError) -> None:
-        """Wait a while for Redis."""
+        """Wait a while for Redis, and connect anew: another may lead at the same address by then."""
+        self.held.redis.connection_pool.disconnect(inuse_connections=False)
         self.pause("Redis", f"Redis does not answer ({redis_trouble(error)})")
 
     def pause(self, what: str, reason: str) -> None:
@@ -110,8 +113,8 @@ class Lane:
         """Settle the last batch, take the next and process it; return its size, None while suspended."""
         jobs = self.held.finish_and_take(self._done, self._batch_size)
         self._done = []
+        self.waiting_for = None
         if jobs:
-            self.waiting_for = None
             self.is_busy = True
             if len(jobs) == self._batch_size:
                 self._crowded.set()

@@ -83,9 +83,9 @@ class BatchWorker(SimpleWorker):
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
         """Take and apply batches until told to stop; then settle what is in hand and give back the rest."""
         self._introduce()
-        beat, flush, *others = self._duties()
-        # Whatever takes long must not hold up the heartbeat.
-        keepers = (Keeper([beat, flush]), Keeper(others))
+        beat, flush, prune, *others = self._duties()
+        # Whatever takes long must not hold up the heartbeat, nor what others wait for.
+        keepers = (Keeper([beat, flush]), Keeper(others), Keeper([prune]))
         for keeper in keepers:
             keeper.start()
         log.info("worker started", worker=self.name, batch_size=self.settings.batch_size)
@@ -147,10 +147,10 @@ class BatchWorker(SimpleWorker):
         return [
             Duty("beat", BEAT_EVERY_S, self._beat),
             Duty("flush", FLUSH_EVERY_S, self._flush),
+            Duty("prune", PRUNE_EVERY_S, self._prune),
             Duty("reap", REAP_EVERY_S, self._reap),
             Duty("schedule", SCHEDULE_EVERY_S, self._retries.enqueue_due),
             Duty("upkeep", UPKEEP_EVERY_S, Upkeep(self.queues[0]).tidy),
-            Duty("prune", PRUNE_EVERY_S, self._prune),
         ]
 
     def _beat(self) -> None:

@@ -8,13 +8,22 @@ import hiredis
 from redis import ConnectionError as RedisConnectionError
 from redis import ConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from config import Settings, SettingsError
 
 IMPATIENCE_S = 1.5
 PATIENCE_S = 15.0
+READ_ONLY = "READONLY"
+# Redis's codes, which stand within the text where a script was refused, by the names that they get.
+TROUBLES = {
+    "OOM": OutOfMemoryError.__name__,
+    READ_ONLY: ReadOnlyError.__name__,
+    "MISCONF": "MISCONF: it cannot write to its disk",
+    "NOREPLICAS": "NOREPLICAS",
+}
 ENCODING_ERRORS = "surrogateescape"  # any id that somebody put on the queue can be named again
 
 
@@ -59,7 +68,7 @@ class FewConnections:
 
     def _take(self) -> Any:
         try:
-            return self._idle.pop()  # the last used: while it is quiet, few are open
+            return self._idle.pop()  # the last used
         except IndexError:
             return self._pool.make_connection()
 
@@ -72,18 +81,28 @@ class FewConnections:
 def _ask(connection: Any, command: Sequence[str | bytes | int]) -> Any:
     was_open = connection.is_connected
     try:
+        return _exchange(connection, command)
+    except (RedisConnectionError, ResponseError):
+        if not was_open or connection.is_connected:
+            raise
+        return _exchange(connection, command)  # Redis had closed it since, or leads no more
+
+
+def _exchange(connection: Any, command: Sequence[str | bytes | int]) -> Any:
+    try:
         connection.send_command(*command)
         return connection.read_response()
-    except RedisConnectionError:
-        if not was_open:
-            raise
-        connection.send_command(*command)  # Redis had closed it since: this opens it anew
-        return connection.read_response()
+    except BaseException as error:
+        # Nobody knows what would be read from it next. And where a replica answers now, another may lead at
+        # the same address.
+        if not isinstance(error, ResponseError) or READ_ONLY in str(error):
+            connection.disconnect()
+        raise
 
 
 def redis_trouble(error: RedisError) -> str:
     """Return the name of an error, also of one in a script; its own text may hold a job's fields."""
-    return OutOfMemoryError.__name__ if "OOM" in str(error) else type(error).__name__
+    return next((name for code, name in TROUBLES.items() if code in str(error)), type(error).__name__)
 
 
 class _Packer:
@@ -98,31 +117,35 @@ class _Packer:
 
 def impatient_redis(settings: Settings) -> Redis:
     """Return a client for whoever must answer soon: no retries, short time-outs. Clerk delivers again."""
-    return Redis.from_url(redis_url(settings), **_impatience())
-
-
-def _impatience() -> dict[str, Any]:
-    return {
-        "socket_timeout": IMPATIENCE_S,
-        "socket_connect_timeout": IMPATIENCE_S,
-        "retry": Retry(NoBackoff(), 0),
-        "encoding_errors": ENCODING_ERRORS,
-        "command_packer": _Packer(),
-    }
+    return _client(
+        settings,
+        socket_timeout=IMPATIENCE_S,
+        socket_connect_timeout=IMPATIENCE_S,
+        retry=Retry(NoBackoff(), 0),
+    )
 
 
 def worker_redis(settings: Settings) -> Redis:
     """Return a patient client for workers and commands: it retries for some seconds by itself."""
-    return Redis.from_url(
-        redis_url(settings),
+    return _client(
+        settings,
         socket_timeout=PATIENCE_S,
         socket_connect_timeout=5,
         socket_keepalive=True,
         health_check_interval=30,
         retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # for each of connecting and asking
-        encoding_errors=ENCODING_ERRORS,
-        command_packer=_Packer(),
     )
+
+
+def _client(settings: Settings, **options: Any) -> Redis:
+    # Redis's announcements of its maintenance would lengthen the time-outs, and each costs a round trip.
+    quiet: Any = {"maint_notifications_config": MaintNotificationsConfig(enabled=False), "driver_info": None}
+    pool: ConnectionPool = ConnectionPool.from_url(redis_url(settings), **quiet)
+    # Afterwards, as what stands in the URL would go before it.
+    pool.connection_kwargs.update(
+        options, decode_responses=False, encoding_errors=ENCODING_ERRORS, command_packer=_Packer()
+    )
+    return Redis.from_pool(pool)
 
 
 def redis_url(settings: Settings) -> str:

@@ -132,7 +132,7 @@ class Status:
         alarms = [*self._silence(answers["redis"]), *_no_worker(facts), *_repair_alarms(repair)]
         report = {
             "status": _verdict(answers, alarms),
-            "warnings": [*alarms, *_drift(repair), *_no_append_only_file(facts)],
+            "warnings": [*alarms, *_drift(repair), *_no_append_only_file(facts), *_evicts(facts)],
             "checks": {
                 name: {"ok": answer.error is None, "ms": answer.ms, "error": answer.error}
                 for name, answer in answers.items()
@@ -210,6 +210,12 @@ def _drift(repair: Facts | None) -> list[str]:
     return [f"{who} from Clerk: see clerk-sync reconcile"]
 
 
+def _evicts(facts: Facts) -> list[str]:
+    if not facts.get("evicts"):
+        return []
+    return ["Redis throws keys away when it is full, jobs too: set maxmemory-policy noeviction"]
+
+
 def _no_append_only_file(facts: Facts) -> list[str]:
     if facts.get("append_only") is not False:
         return []
@@ -219,7 +225,8 @@ def _no_append_only_file(facts: Facts) -> list[str]:
 def redis_facts(redis: Redis) -> Facts:
     """Return the queue's numbers, the workers, the last delivery and the last repair. Raises RedisError.
 
-    `append_only` says whether Redis has an append-only file, None when it does not tell.
+    `append_only` says whether Redis has an append-only file, `evicts` whether it may throw keys away when it
+    is full; None when it does not tell.
     """
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.llen(rq.QUEUE_KEY)
@@ -246,6 +253,7 @@ def redis_facts(redis: Redis) -> Facts:
         },
         "last_received_at": _iso(datetime.fromtimestamp(int(received) / 1000, UTC)) if received else None,
         "append_only": _append_only(redis),
+        "evicts": _evicts_keys(redis),
         "repair": repair_log.parse(repair),
     }
 
@@ -282,6 +290,15 @@ def _answer(future: Future[Answer], limit_s: float) -> Answer:
         return Answer({}, LIMIT_S * 1000, f"no answer within {LIMIT_S} s")
     except CancelledError:  # somebody else asked the same, and gave up
         return Answer({}, LIMIT_S * 1000, "no answer in time")
+
+
+def _evicts_keys(redis: Redis) -> bool | None:
+    try:
+        memory: Any = redis.info("memory")
+    except ResponseError:  # as above
+        return None
+    policy = memory.get("maxmemory_policy")
+    return None if policy is None else policy != "noeviction" and memory.get("maxmemory") != 0
 
 
 def _append_only(redis: Redis) -> bool | None:

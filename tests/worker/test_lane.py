@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 import config
-from cli.servers import RedisServer
+from cli.servers import RedisServer, free_port
 from db.engine import Database
 from db.errors import DatabaseUnavailable
 from tests.conftest import MakeSettings
@@ -20,6 +20,7 @@ from worker.intake import DeliveryQueue
 from worker.lane import Lane, Process, Shared
 from worker.queue import Failed, Finished, HeldJobs, TakenJob
 from worker.redis_clients import worker_redis
+from worker.rq_layout import SUSPENDED_KEY
 from worker.stop import StopSignal
 
 SOON_S = 10.0
@@ -129,6 +130,45 @@ def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(
         crowd.thread.join(1)
         assert tried == [BATCH]
         assert RqView(redis).queue.count == BATCH
+
+
+def test_suspended_it_rests_with_nothing_in_hand(settings: config.Settings, redis: Redis) -> None:
+    fill(redis, BATCH)
+    HeldJobs(redis, "w", ".2").finish_and_take([], BATCH)  # its answer is lost
+    redis.set(SUSPENDED_KEY, 1)
+    with helping(settings, redis, finish) as crowd:
+        crowd.crowded.set()
+        wait_until(lambda: RqView(redis).queue.count == BATCH, SOON_S)
+
+
+def test_it_says_no_more_what_it_waited_for_although_nothing_comes(
+    settings: config.Settings, redis: Redis
+) -> None:
+    database, stopping = Database(settings), StopSignal()
+    lane = Lane(HeldJobs(redis, "w"), Shared(finish, BATCH, database, stopping, threading.Event()))
+    lane.waiting_for = "database"
+    thread = threading.Thread(target=lane.lead, daemon=True)
+    thread.start()
+    wait_until(lambda: lane.waiting_for is None, SOON_S)
+    stopping.request()
+    thread.join(SOON_S)
+    database.dispose()
+    assert not thread.is_alive()
+
+
+def test_a_redis_that_has_become_a_replica_is_left(
+    settings: config.Settings, redis: Redis, own_redis: RedisServer
+) -> None:
+    fill(redis, BATCH)
+    with Redis.from_url(own_redis.url) as watching, helping(settings, redis, finish) as crowd:
+        watching.ping()
+        redis.ping()
+        own = {client["id"] for client in watching.client_list()}
+        watching.replicaof("127.0.0.1", free_port())
+        crowd.crowded.set()
+        wait_until(lambda: len(own & {client["id"] for client in watching.client_list()}) == 1, SOON_S)
+        watching.replicaof("NO", "ONE")
+        wait_until(lambda: finished(redis) == BATCH, SOON_S)
 
 
 def test_when_both_servers_go_it_ends_not_and_gives_back_in_the_end(

@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 
 from db.ledger import Outcome
+from tests.clerk import body, user_event
 from tests.jobs import RqView, delivery
 from worker import batch
 from worker.events import MetadataKeys
@@ -17,7 +18,14 @@ from worker.failed import FailedJobs
 from worker.intake import DeliveryQueue
 from worker.queue import HeldJobs
 from worker.retries import DueRetries
-from worker.rq_layout import FAILED_KEY, JOB_PREFIX, QUEUE_KEY, RESULT_PREFIX, SCHEDULED_KEY
+from worker.rq_layout import (
+    FAILED_KEY,
+    JOB_PREFIX,
+    QUEUE_KEY,
+    RESULT_PREFIX,
+    SCHEDULED_KEY,
+    encode_call,
+)
 
 MB = 1024 * 1024
 LONG_AGO = 1
@@ -69,6 +77,16 @@ def test_what_can_be_read_and_not_written_again_fails_for_its_reason(
     turn(redis)
     assert rq.places(id_) == ["finished"]
     assert rq.places("odd") == ["failed"]
+
+
+def test_an_id_that_no_index_holds_fails_alone(redis: Redis, rq: RqView) -> None:
+    long = "a" * 3000
+    poison(redis, long.encode(), data=encode_call(body(user_event()).decode()))
+    redis.rpush(QUEUE_KEY, long)
+    id_ = genuine(redis)
+    turn(redis)
+    assert rq.places(id_) == ["finished"]
+    assert rq.places(long) == ["failed"]
 
 
 SCHEDULED: dict[str, dict[str, str | bytes]] = {

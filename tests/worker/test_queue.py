@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq.command import send_stop_job_command
 from rq.exceptions import NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
@@ -32,7 +33,7 @@ from worker import queue as queue_module
 from worker import rq_layout
 from worker.intake import CONNECTIONS, LAST_RECEIVED_KEY, Answer, Delivery, DeliveryQueue, intake
 from worker.queue import HELD_PREFIX, HOLDERS_KEY, SILENT_AFTER_S, Failed, Finished, HeldJobs, TakenJob
-from worker.redis_clients import QueueUnavailable, worker_redis
+from worker.redis_clients import QueueUnavailable, redis_trouble, worker_redis
 from worker.rq_layout import FAILURE_TTL_S, RESULT_TTL_S, RETRY_INTERVALS_S, decode_call
 
 Holder = Callable[[str], HeldJobs]
@@ -280,6 +281,46 @@ def test_a_connection_that_redis_has_closed_costs_no_delivery(
             assert receiver.enqueue(delivery()) == Answer.QUEUED
             assert watching.client_kill_filter(_type="normal", skipme=True) == 1
     receiver.close()
+
+
+def test_a_redis_that_has_become_a_replica_is_left(
+    make_settings: MakeSettings, own_redis: RedisServer
+) -> None:
+    receiver = intake(own_settings(make_settings, own_redis))
+    receiver.enqueue(delivery())
+    with Redis.from_url(own_redis.url) as watching:
+        watching.replicaof("127.0.0.1", free_port())
+        with pytest.raises(QueueUnavailable, match="ReadOnlyError"):
+            receiver.enqueue(delivery())
+        assert len(watching.client_list(_type="normal")) == 1, "its own"
+        watching.replicaof("NO", "ONE")
+        assert receiver.enqueue(delivery()) == Answer.QUEUED
+    receiver.close()
+
+
+def test_what_stands_in_the_url_does_not_change_how_long_it_waits_nor_what_it_reads(
+    make_settings: MakeSettings, own_redis: RedisServer
+) -> None:
+    url = f"{own_redis.url}?socket_timeout=30&socket_connect_timeout=30&decode_responses=true"
+    settings = make_settings(**NO_DATABASE, redis_url=SecretStr(f"{url}&max_connections=2"))
+    receiver, client = intake(settings), worker_redis(settings)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: receiver.enqueue(delivery()), range(8)))
+    assert answers == [Answer.QUEUED] * 8
+    assert len(take(HeldJobs(client, "w"))) == 8
+    with frozen(own_redis):
+        began = time.monotonic()
+        with pytest.raises(QueueUnavailable, match="TimeoutError"):
+            receiver.enqueue(delivery())
+        assert time.monotonic() - began < 3
+    receiver.close()
+    client.close()
+
+
+def test_a_redis_that_cannot_write_to_its_disk_is_named_by_its_own_code() -> None:
+    refused = ResponseError("MISCONF Redis is configured to save RDB snapshots, user_1@example.com")
+    assert redis_trouble(refused) == "MISCONF: it cannot write to its disk"
+    assert redis_trouble(ResponseError("wrong number of arguments")) == "ResponseError"
 
 
 def test_trouble_uses_up_no_connection(make_settings: MakeSettings, own_redis: RedisServer) -> None:

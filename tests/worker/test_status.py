@@ -112,6 +112,25 @@ def test_redis_without_an_append_only_file_is_a_warning_and_no_more(
         server.stop()
 
 
+@pytest.mark.parametrize(
+    ("policy", "maxmemory", "warned"),
+    [("noeviction", "1gb", False), ("volatile-lru", "1gb", True), ("allkeys-lru", "0", False)],
+)
+def test_a_redis_that_may_throw_jobs_away_is_a_warning(
+    make_status: MakeStatus, server_directory: Path, policy: str, maxmemory: str, *, warned: bool
+) -> None:
+    server = RedisServer(server_directory, free_port())
+    server.start()
+    try:
+        with Redis.from_url(server.url) as redis:
+            redis.config_set("maxmemory-policy", policy)
+            redis.config_set("maxmemory", maxmemory)
+        report = make_status(redis_url=server.url).report()
+        assert any("noeviction" in warning for warning in report["warnings"]) is warned
+    finally:
+        server.stop()
+
+
 def test_a_redis_that_does_not_tell_is_not_warned_about(
     make_status: MakeStatus, server_directory: Path
 ) -> None:
