@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +14,12 @@ NOW = datetime.now(UTC).replace(second=30, microsecond=0)
 ROW = """
     INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, applied_at, outcome)
     VALUES (%s, %s, %s, %s, %s, %s)
+"""
+
+MANY_OLD_ROWS = """
+    INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, applied_at, outcome)
+    SELECT 'msg_' || i, 'user.updated', 'user_1', long_ago, long_ago, 'applied'
+    FROM generate_series(1, %(count)s) AS i, (SELECT now() - interval '40 days' AS long_ago) AS moment
 """
 
 
@@ -82,3 +89,24 @@ def test_activity_counts_each_minute_and_says_how_long_it_took(
 
 def test_activity_of_nothing_is_nothing(database: Database) -> None:
     assert ledger.activity(database, NOW) == ledger.Activity([], 0, None, None)
+
+
+def test_only_what_is_old_is_pruned(connection: psycopg.Connection, database: Database) -> None:
+    connection.execute(MANY_OLD_ROWS, {"count": 2 * ledger.PRUNED_AT_ONCE + 1})
+    record(connection, "yesterday", at=datetime.now(UTC) - timedelta(days=1))
+    assert ledger.prune(database, timedelta(days=30)) == 2 * ledger.PRUNED_AT_ONCE + 1
+    assert ids(database, Wanted()) == ["yesterday"]
+    assert ledger.prune(database, timedelta(days=30)) == 0
+
+
+def test_two_that_prune_at_once_do_not_wait_for_each_other(
+    connection: psycopg.Connection, database: Database, database_url_unpooled: str
+) -> None:
+    record(connection, "a", at=NOW - timedelta(days=90))
+    record(connection, "b", at=NOW - timedelta(days=90))
+    with psycopg.connect(database_url_unpooled) as other:
+        other.execute("DELETE FROM webhook_events WHERE svix_id = 'a'")
+        began = time.monotonic()
+        assert ledger.prune(database, timedelta(days=30)) == 1
+        assert time.monotonic() - began < 5
+    assert ids(database, Wanted()) == []
