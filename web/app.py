@@ -65,6 +65,5 @@ def _say_in_json(error: HTTPException) -> Response:
 
 
 def _ask_to_come_again(error: Exception) -> ResponseReturnValue:
-    # Only the class is logged: a message may hold what was in the delivery.
-    _log.error("unexpected error", error=type(error).__name__)
+    _log.error("unexpected error", error=log.fault(error))
     return {"error": "not now"}, 503, {"Retry-After": str(webhook.RETRY_AFTER_S)}

@@ -11,7 +11,6 @@ import threading
 import time
 from functools import partial
 
-from flask import Flask
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -19,6 +18,7 @@ from granian.log import LogLevels
 
 from config import Settings
 from web.app import start
+from web.patience import Patience
 
 ADDRESS = "0.0.0.0"  # noqa: S104 - Clerk comes from outside
 BACKLOG = 1024
@@ -48,8 +48,8 @@ def serve(settings: Settings) -> None:
         port=settings.port,
         interface=Interfaces.WSGI,
         workers=settings.web_workers,
-        # A body that trickles in holds its thread. So there may be one for every connection; they are started
-        # when there is work for them, and end when there is none.
+        # A body that trickles in holds its thread until web.patience ends it. So there may be one for every
+        # connection; they are started when there is work for them, and end when there is none.
         blocking_threads=CONNECTIONS_PER_PROCESS,
         backpressure=CONNECTIONS_PER_PROCESS,
         backlog=BACKLOG,
@@ -67,9 +67,10 @@ def serve(settings: Settings) -> None:
     server.serve(target_loader=partial(_start_process, settings, os.getpid()), wrap_loader=False)
 
 
-def _start_process(settings: Settings, parent: int) -> Flask:
+def _start_process(settings: Settings, parent: int) -> Patience:
     threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
-    app = start(settings)
+    app = Patience(start(settings))
+    app.watch(settings.port)
     gc.freeze()  # what is here by now stays: the garbage collector need not go through it again and again
     return app
 

@@ -7,6 +7,7 @@
     forged      400  the same words whatever is wrong with the signature
     not_json    400
     too_large   413
+    incomplete  408  the body took too long to come, or 400: the client left before it was all there
     unavailable 503  Redis cannot take it: Clerk delivers again
 
 Each delivery leaves one line in the log, with ids and the type but nothing personal.
@@ -19,7 +20,7 @@ from functools import partial
 import structlog
 from flask import Blueprint, Response, g, request
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout
 
 from config import Settings
 from db.times import now_ms
@@ -63,6 +64,8 @@ def blueprint(settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> Blu
     receiver.register_error_handler(Forged, _refuse_forgery)
     receiver.register_error_handler(NotJson, _refuse_what_is_not_json)
     receiver.register_error_handler(RequestEntityTooLarge, _refuse_what_is_too_large)
+    receiver.register_error_handler(RequestTimeout, _refuse_what_is_too_slow)
+    receiver.register_error_handler(ClientDisconnected, _refuse_what_is_cut_off)
     receiver.register_error_handler(QueueUnavailable, _ask_to_deliver_again)
     return receiver
 
@@ -74,6 +77,8 @@ def _read_body(limit: int) -> bytes:
     body = request.get_data(cache=False)
     if len(body) > limit:
         raise RequestEntityTooLarge
+    if len(body) < (request.content_length or 0):
+        raise ClientDisconnected  # Nor does it say so when the client leaves half way.
     return body
 
 
@@ -127,6 +132,16 @@ def _refuse_what_is_too_large(_error: RequestEntityTooLarge) -> ResponseReturnVa
     return {"error": "the body is too large"}, 413
 
 
+def _refuse_what_is_too_slow(_error: RequestTimeout) -> ResponseReturnValue:
+    _note(level="warning", status="incomplete", reason="too slow")
+    return {"error": "the body took too long"}, 408
+
+
+def _refuse_what_is_cut_off(_error: ClientDisconnected) -> ResponseReturnValue:
+    _note(level="warning", status="incomplete", reason="cut off")
+    return {"error": "the body is not complete"}, 400
+
+
 def _ask_to_deliver_again(error: QueueUnavailable) -> ResponseReturnValue:
     _note(level="error", status="unavailable", reason=str(error))
     return {"error": "the queue cannot take it now"}, 503, {"Retry-After": str(RETRY_AFTER_S)}
@@ -134,7 +149,7 @@ def _ask_to_deliver_again(error: QueueUnavailable) -> ResponseReturnValue:
 
 def _begin_line() -> None:
     g.started = time.perf_counter()
-    g.line = {"level": "info", "status": "error"}
+    g.line = {"status": "error"}
 
 
 def _note(**facts: str | None) -> None:
@@ -149,6 +164,7 @@ def _count(metrics: Metrics, response: Response) -> Response:
 
 
 def _write_line(response: Response) -> Response:
-    write = getattr(_log, g.line.pop("level"))
+    level = g.line.pop("level", "error" if g.line["status"] == "error" else "info")
+    write = getattr(_log, level)
     write("delivery", **g.line, ms=round((time.perf_counter() - g.started) * 1000, 2))
     return response

@@ -8,6 +8,7 @@ from db.change import Organization, UserChange
 from db.errors import ChangeRefused, DatabaseUnavailable
 from db.ledger import Incoming, Outcome
 from db.times import to_ms
+from worker import log
 from worker.changes import change_of, organization_of
 from worker.errors import EventError
 from worker.events import MetadataKeys, OrganizationSeen, parse
@@ -94,9 +95,7 @@ def _refused(job: TakenJob, error: Exception) -> Failed:
 
 
 def _unexpected(job: TakenJob, error: Exception) -> Failed:
-    # Its own text may quote the payload; the place in the code is what helps.
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    reason = f"{type(error).__name__} in {place.name}, line {place.lineno}: a fault of clerk-sync, report it"
+    reason = f"{log.fault(error)}: a fault of clerk-sync, report it"
     return Failed(job, reason, f"{_frames(error)}{reason}", retryable=True)
 
 

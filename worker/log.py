@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import traceback
 from contextlib import suppress
 
 import structlog
@@ -66,6 +67,12 @@ def silence() -> None:
     """Drop every line: a command that ends with an answer says in it what went wrong."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.getLogger().handlers = [logging.NullHandler()]
+
+
+def fault(error: BaseException) -> str:
+    """Return an error's class and where it was raised: its own text may quote what it failed on."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {place.name}, line {place.lineno}"
 
 
 def _without_traceback(_logger: object, _name: str, event: EventDict) -> EventDict:

@@ -41,6 +41,7 @@ ANSWERS = (
     "forged",
     "not_json",
     "too_large",
+    "incomplete",
     "unavailable",
     "error",
 )

@@ -22,10 +22,14 @@ from tests.conftest import SECRET, GivenServer
 from tests.jobs import RqView
 from tests.web.conftest import NO_DATABASE
 from tests.web.deliveries import FORGERY, PATH, genuine, signed
+from web.patience import BODY_TIMEOUT_S
+from web.server import CONNECTIONS_PER_PROCESS
 
 ROOT = Path(__file__).parents[2]
 SLOW_CLIENTS = 100
 DEADLINE_S = 20
+
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no late connection is closed")
 
 
 class Answer(NamedTuple):
@@ -295,12 +299,14 @@ def _status(receiver: Receiver, raw: bytes) -> int:
     return 0
 
 
-def test_a_client_that_leaves_half_way_does_no_harm(shared: Receiver) -> None:
+def test_a_client_that_leaves_half_way_does_no_harm_and_counts_as_no_forger(receiver: Receiver) -> None:
     head, content = request_of(genuine())
     for raw in (head[:50], head, head + content[:100]):
-        with shared.connect() as connection:
+        with receiver.connect() as connection:
             connection.sendall(raw)
-    assert shared.deliver().status == 202
+    assert receiver.deliver().status == 202
+    wait_until(lambda: len(receiver.lines()) == 3)
+    assert sorted(str(line["status"]) for line in receiver.lines()) == ["incomplete", "incomplete", "queued"]
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
@@ -314,19 +320,77 @@ def test_a_hundred_clients_that_send_a_byte_a_second_block_nobody(shared: Receiv
             assert time.monotonic() - started < 2
 
 
+@only_linux
+def test_a_body_that_does_not_end_is_cut_off_and_one_that_comes_slowly_is_taken(receiver: Receiver) -> None:
+    whole = b"".join(request_of(genuine()))
+    head, content = request_of(genuine())
+    chunked = head.replace(b"content-length: ", b"transfer-encoding: chunked\r\nx-length: ")
+    beginnings = [head, head + content[:100], chunked, chunked + b"40\r\n" + content[:64], whole + head]
+    with ExitStack() as stack:
+        endless = [stack.enter_context(receiver.connect()) for _ in beginnings]
+        for connection, beginning in zip(endless, beginnings, strict=True):
+            connection.sendall(beginning)
+        time.sleep(BODY_TIMEOUT_S * 0.6)
+        assert send_slowly(receiver, seconds=BODY_TIMEOUT_S * 0.8) == b"HTTP/1.1 202 Accepted"
+        assert b"202 Accepted" in endless[-1].recv(65536)
+        assert [at_its_end(connection) for connection in endless] == [True] * len(endless)
+    wait_until(lambda: [line["status"] for line in receiver.lines()].count("incomplete") == len(beginnings))
+    assert {line["status"] for line in receiver.lines()} == {"queued", "incomplete"}
+
+
+def send_slowly(receiver: Receiver, *, seconds: float) -> bytes:
+    head, content = request_of(genuine())
+    with receiver.connect() as connection:
+        connection.sendall(head)
+        for start in range(0, len(content), 1 + len(content) // 20):
+            time.sleep(seconds / 20)
+            connection.sendall(content[start : start + 1 + len(content) // 20])
+        return first_line(connection)
+
+
+def at_its_end(connection: socket.socket) -> bool:
+    connection.settimeout(0)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+    except BlockingIOError:
+        return False
+
+
+@only_linux
+def test_more_unfinished_bodies_than_it_has_connections_hold_it_up_for_seconds(receiver: Receiver) -> None:
+    head, content = request_of(genuine())
+    before = open_files(receiver)
+    with slow_clients(receiver, head + content, len(head) + 1, 2 * CONNECTIONS_PER_PROCESS + 176):
+        started = time.monotonic()
+        assert receiver.deliver().status == 202
+        seconds = time.monotonic() - started
+    assert BODY_TIMEOUT_S / 2 < seconds < BODY_TIMEOUT_S + 8, seconds
+    started = time.monotonic()
+    assert [receiver.deliver().status for _ in range(20)] == [202] * 20
+    assert time.monotonic() - started < 5
+    wait_until(lambda: open_files(receiver) < before + 20)
+
+
+def open_files(receiver: Receiver) -> int:
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in receiver.children())
+
+
 @contextmanager
-def slow_clients(receiver: Receiver, raw: bytes, begin: int) -> Iterator[None]:
+def slow_clients(receiver: Receiver, raw: bytes, begin: int, number: int = SLOW_CLIENTS) -> Iterator[None]:
     stop = threading.Event()
 
     def drip(connections: list[socket.socket]) -> None:
         sent = begin
         while not stop.wait(1):
             for connection in connections:
-                connection.sendall(raw[sent : sent + 1])
+                with suppress(ConnectionError):  # cut off
+                    connection.sendall(raw[sent : sent + 1])
             sent += 1
 
     with ExitStack() as stack:
-        connections = [stack.enter_context(receiver.connect()) for _ in range(SLOW_CLIENTS)]
+        connections = [stack.enter_context(receiver.connect()) for _ in range(number)]
         for connection in connections:
             connection.sendall(raw[:begin])
         thread = threading.Thread(target=drip, args=(connections,))
