@@ -69,6 +69,4 @@ def _show(done: Done) -> None:
     if done.is_cut_short:
         users, memberships = f"{done.expected:,} users", f"{done.memberships_expected:,} memberships"
         counted = users if done.seen < done.expected else memberships
-        click.echo(
-            f"The listing ended early, Clerk counts {counted}: the next run goes on from there", err=True
-        )
+        click.echo(f"The listing ended early, Clerk counts {counted}: run it again", err=True)

@@ -10,7 +10,7 @@ nobody can ask Clerk.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from config import Settings
 from db import drift, progress
 from db.change import UserChange
 from db.drift import Kind
+from db.times import now_ms
 from worker.bridge import Bridge
 from worker.changes import user_change
-from worker.clerk_api import LAST_UPDATED_FIRST, Entry, Unread
+from worker.clerk_api import LAST_UPDATED_FIRST, Entry, Page, Unread
 from worker.events import ClerkUser
 from worker.member_drift import changes_in
 from worker.store import Refused
@@ -30,6 +31,7 @@ from worker.walk import Position, Step, results, walk, walk_members
 
 TASK = "backfill"
 GOES_ON_WITHIN = timedelta(days=1)  # what is older would leave too much of the first part unread
+OVERLAP_MS = 600_000  # two clocks, Clerk's and ours, may differ by as much, and Clerk's lists lag by as much
 
 MAX_TROUBLES = 20
 PAGES_AT_ONCE = 3  # PostgreSQL works on one while the next is made ready
@@ -76,24 +78,67 @@ class Done(NamedTuple):
         return self.seen < self.expected or self.memberships < self.memberships_expected
 
 
+class Reach(NamedTuple):
+    """How far into Clerk's past and present a run has read (ms): what the next one need not read again.
+
+    `began_at` is when it began, by this machine's clock; `newest` and `refused` are by Clerk's: the last
+    update among all who were read, and the first one among those whom the database did not take.
+    """
+
+    began_at: int
+    newest: int = 0
+    refused: int | None = None
+
+    def past(self, page: Page, refused: Iterable[Refused]) -> "Reach":
+        """Return it with a page that was read, and who of it was refused."""
+        updates = {user.id: user.updated_at or 0 for user in page.users}
+        untaken = [updates[clerk_id] for clerk_id, _ in refused if clerk_id in updates]
+        if self.refused is not None:
+            untaken.append(self.refused)
+        return Reach(self.began_at, max([self.newest, *updates.values()]), min(untaken) if untaken else None)
+
+    @property
+    def since(self) -> int:
+        """What to give to the next `Backfill.since`.
+
+        Not simply when this run began: what answers may lag behind, and show nobody of the last hour. The
+        last update that it did show is proof that it was so far, and OVERLAP_MS allows for the rest.
+        """
+        reached = max(0, min(self.began_at, self.newest) - OVERLAP_MS)
+        return reached if self.refused is None else min(reached, self.refused)
+
+
 class Saved(NamedTuple):
     """How far a full run is: among the users, what it has done, and how far it is among the memberships."""
 
     position: Position
     done: Done
+    reach: Reach
     members: Position = Position()
+
+
+class Taken(NamedTuple):
+    """A page that was written, what was done of it, and whom the database refused."""
+
+    step: Step
+    done: Done
+    refused: list[Refused]
 
 
 OnProgress = Callable[[Done], object]
 
 
 class Backfill:
-    """Reads users from Clerk's API into the tables. `on_progress` is called after every page."""
+    """Reads users from Clerk's API into the tables. `on_progress` is called after every page.
+
+    `reach` says how far the last run got, over all its interruptions.
+    """
 
     def __init__(self, bridge: Bridge, on_progress: OnProgress = lambda _: None) -> None:
         self._bridge = bridge
         self._on_progress = on_progress
         self._source = fingerprint(bridge.settings)
+        self.reach = Reach(0)
 
     def resumable(self) -> Done | None:
         """Return what an interrupted run has done, None when there is none to go on with."""
@@ -106,29 +151,39 @@ class Backfill:
         Raises ClerkApiError, DatabaseError, and Stopped; all that was read until then is kept.
         """
         self._bridge.api.check_instance()
-        saved = (None if restart else self._saved()) or Saved(Position(), Done())
-        position, done = saved.position, saved.done
+        saved = (None if restart else self._saved()) or Saved(Position(), Done(), Reach(now_ms()))
+        position, done, self.reach = saved.position, saved.done, saved.reach
         before = self._bridge.api.count()
         done = done._replace(expected=before)
         steps = walk(self._bridge.api, self._bridge.stopping, position)
         for step, page_done in self._taken(steps):
             done, position = done.plus(page_done), step.position
-            self._save(Saved(position, done, saved.members))
+            self._save(Saved(position, done, self.reach, saved.members))
             self._on_progress(done)
         done = done._replace(expected=min(before, self._bridge.api.count()))
-        done = self._members(saved.members, done, lambda *at: self._save(Saved(position, *at)))
+        done = self._members(
+            saved.members, done, lambda done, members: self._save(Saved(position, done, self.reach, members))
+        )
         if not done.is_cut_short:
             progress.clear(self._bridge.database, TASK)
         return done
 
     def since(self, since_ms: int) -> Done:
-        """Read the users updated at `since_ms` or later, the last updated first. Raises likewise."""
+        """Read the users updated at `since_ms` or later, the last updated first. Raises likewise.
+
+        Whoever was updated before is the end of such a listing. One that ends without is that of all users,
+        and was cut short when they are fewer than Clerk counts.
+        """
         self._bridge.api.check_instance()
+        self.reach = Reach(now_ms())
+        recent = _Recent(since_ms)
         steps = walk(self._bridge.api, self._bridge.stopping, Position(), LAST_UPDATED_FIRST)
         done = Done()
-        for _, page_done in self._taken(_recent(steps, since_ms)):
+        for _, page_done in self._taken(recent.of(steps)):
             done = done.plus(page_done)
             self._on_progress(done)
+        if not recent.is_whole:
+            done = done._replace(expected=self._bridge.api.count())
         return self._members(Position(), done)
 
     def _members(
@@ -148,24 +203,23 @@ class Backfill:
 
     def _taken(self, steps: Iterator[Step]) -> Iterator[tuple[Step, Done]]:
         """Write the pages, some at once; yield each, in their order, with what was done of it."""
+        for taken in results(self._take, steps, self._bridge.stopping, PAGES_AT_ONCE):
+            self.reach = self.reach.past(taken.step.page, taken.refused)
+            yield taken.step, taken.done
 
-        def take(step: Step) -> tuple[Step, Done]:
-            return step, self._take(step)
-
-        return results(take, steps, self._bridge.stopping, PAGES_AT_ONCE)
-
-    def _take(self, step: Step) -> Done:
+    def _take(self, step: Step) -> Taken:
         """Write a page, and count what was new in it."""
         page = step.page
         changes = [user_change(user, page.observed_at) for user in page.users]
         kinds = self._kinds(changes)
         refused = self._bridge.store.write(changes, page.observed_at)
-        return _left_out("entry", step, refused)._replace(
+        done = _left_out("entry", step, refused)._replace(
             seen=len(page.entries),
             created=kinds["created"],
             updated=kinds["updated"],
             unchanged=kinds["unchanged"],
         )
+        return Taken(step, done, refused)
 
     def _take_members(self, step: Step) -> tuple[Step, Done]:
         """Write a page of memberships."""
@@ -189,7 +243,8 @@ class Backfill:
         if state is None or state.get("source") != self._source:
             return None
         members = _position(state["members"]) if "members" in state else Position()
-        return Saved(_position(state["position"]), _done(state["done"]), members)
+        reach = Reach(**state.get("reach", {"began_at": 0}))
+        return Saved(_position(state["position"]), _done(state["done"]), reach, members)
 
 
 def _left_out(what: str, step: Step, refused: list[Refused]) -> Done:
@@ -216,13 +271,24 @@ def _kind(differences: list[drift.Difference]) -> str:
     return "updated" if Kind.STALE in kinds else "unchanged"
 
 
-def _recent(steps: Iterator[Step], since_ms: int) -> Iterator[Step]:
-    """Yield the steps down to `since_ms`, without what is older."""
-    for step in steps:
-        recent = [entry for entry in step.page.entries if _is_recent(entry, since_ms)]
-        yield step._replace(page=step.page._replace(entries=recent))
-        if len(recent) < len(step.page.entries):
-            return
+class _Recent:
+    """What of a walk, the last updated first, was updated at `since_ms` or later.
+
+    `is_whole` says whether it came down to somebody who was not.
+    """
+
+    def __init__(self, since_ms: int) -> None:
+        self._since_ms = since_ms
+        self.is_whole = False
+
+    def of(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Yield the steps without what is older, and none after the first such."""
+        for step in steps:
+            recent = [entry for entry in step.page.entries if _is_recent(entry, self._since_ms)]
+            self.is_whole = len(recent) < len(step.page.entries)
+            yield step._replace(page=step.page._replace(entries=recent))
+            if self.is_whole:
+                return
 
 
 def _is_recent(entry: Entry, since_ms: int) -> bool:
@@ -237,7 +303,8 @@ def fingerprint(settings: Settings) -> str:
 
 
 def _position(state: dict[str, Any]) -> Position:
-    return Position(state["walked"], tuple(state["last_ids"]), state["by_offset"])
+    last_ids, nameless = tuple(state["last_ids"]), state.get("nameless", 0)
+    return Position(state["walked"], last_ids, state["by_offset"], nameless)
 
 
 def _done(state: dict[str, Any]) -> Done:

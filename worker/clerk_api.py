@@ -30,7 +30,7 @@ import tenacity
 from config import Settings, SettingsError
 from db.times import now_ms
 from worker.errors import NotJson, Unreadable
-from worker.events import ClerkMember, ClerkUser, MetadataKeys, decode, parse_member, parse_user
+from worker.events import CLERK_ID, ClerkMember, ClerkUser, MetadataKeys, decode, parse_member, parse_user
 from worker.rate import RateLimit
 from worker.stop import StopSignal
 
@@ -92,9 +92,10 @@ class Stopped(Exception):
 
 
 class Unread(NamedTuple):
-    """An entry of a list that is no user, or no membership, and why not."""
+    """An entry of a list that is no user, or no membership, and why not; its id, where that can be read."""
 
     reason: str
+    id: str | None = None
 
 
 Entry = ClerkUser | ClerkMember | Unread
@@ -128,8 +129,8 @@ class Page(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
-        """The ids of what was understood."""
-        return [entry.id for entry in self.known]
+        """The ids of all entries that have one, also of those that were not understood."""
+        return [entry.id for entry in self.entries if entry.id is not None]
 
 
 class Answer(NamedTuple):
@@ -151,7 +152,10 @@ class ClerkApi:
         limited_patience_s: float = LIMITED_PATIENCE_S,
         read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
-        """`patience_s` bounds the retries of one request, `limited_patience_s` those after a 429."""
+        """`patience_s` bounds the retries of one request, `limited_patience_s` those after a 429.
+
+        Waiting for a turn, or for what a 429 asks for, is not counted in the first.
+        """
         if settings.clerk_secret_key is None:
             raise SettingsError("CLERK_SECRET_KEY is not set")
         key = settings.clerk_secret_key.get_secret_value()
@@ -268,18 +272,21 @@ class ClerkApi:
             return Unread("it has no Clerk id")
 
     def _get(self, path: str, parameters: dict[str, Any] | None = None) -> Answer:
+        patience = _Patience(self._patience_s, self._limited_patience_s)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(ClerkUnavailable),
             wait=_pause,
-            stop=self._is_out_of_patience,
+            stop=patience.is_over,
             sleep=self._wait,
             reraise=True,
         )
-        answer: Answer = retrying(self._attempt, path, parameters)
+        answer: Answer = retrying(self._attempt, path, parameters, patience)
         return answer
 
-    def _attempt(self, path: str, parameters: dict[str, Any] | None) -> Answer:
-        self._wait(self._rate.delay())
+    def _attempt(self, path: str, parameters: dict[str, Any] | None, patience: "_Patience") -> Answer:
+        turn_in_s = self._rate.delay()  # long after a 429, whichever thread it came to
+        self._wait(turn_in_s)
+        patience.waited(turn_in_s)
         with self._counted():
             observed_at = now_ms()
             response = self._response(path, parameters)
@@ -332,17 +339,32 @@ class ClerkApi:
             f"Clerk's API refuses the request ({_said(response)}): check CLERK_API_URL", status, code
         )
 
-    def _is_out_of_patience(self, state: tenacity.RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        limited = isinstance(error, ClerkUnavailable) and error.retry_after_s is not None
-        patience_s = self._limited_patience_s if limited else self._patience_s
-        return (state.seconds_since_start or 0.0) + state.upcoming_sleep > patience_s
-
     def _wait(self, seconds: float) -> None:
         if seconds > 0:
             self._stopping.wait(seconds)
         if self._stopping.requested:
             raise Stopped("stopped")
+
+
+class _Patience:
+    """How long one request is tried again: so long for trouble, and so long in all where a 429 came last."""
+
+    def __init__(self, trouble_s: float, limited_s: float) -> None:
+        self._trouble_s = trouble_s
+        self._limited_s = limited_s
+        self._waited_s = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Take note of time that went by without trouble."""
+        self._waited_s += seconds
+
+    def is_over(self, state: tenacity.RetryCallState) -> bool:
+        """Say whether to give up before the next pause."""
+        passed_s = (state.seconds_since_start or 0.0) + state.upcoming_sleep
+        if _retry_after_of(state) is None:
+            return passed_s - self._waited_s > self._trouble_s
+        self.waited(state.upcoming_sleep)
+        return passed_s > self._limited_s
 
 
 def _read_member(entry: Any) -> Entry:
@@ -351,14 +373,23 @@ def _read_member(entry: Any) -> Entry:
     try:
         return parse_member(entry)
     except Unreadable:
-        return Unread("it lacks the id of the membership, of its user or of its organization")
+        reason = "it lacks the id of the membership, of its user or of its organization"
+        return Unread(reason, _clerk_id(entry.get("id")))
+
+
+def _clerk_id(value: Any) -> str | None:
+    return value if isinstance(value, str) and CLERK_ID.fullmatch(value) else None
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
+    retry_after_s = _retry_after_of(state)
+    return _BACK_OFF(state) if retry_after_s is None else retry_after_s
+
+
+def _retry_after_of(state: tenacity.RetryCallState) -> float | None:
+    """Return how long the last attempt's 429 asks to wait, None when it was no 429."""
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, ClerkUnavailable) and error.retry_after_s is not None:
-        return error.retry_after_s
-    return _BACK_OFF(state)
+    return error.retry_after_s if isinstance(error, ClerkUnavailable) else None
 
 
 _BACK_OFF = tenacity.wait_random_exponential(multiplier=FIRST_PAUSE_S, max=MAX_PAUSE_S)

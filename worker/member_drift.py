@@ -1,6 +1,7 @@
 """Where memberships differ between the tables and Clerk: the part of `worker.reconcile` that looks at them.
 
-1. Walk through all memberships of the instance, 500 a request, and compare each page with the tables.
+1. Walk through all memberships of the instance, 500 a request, and compare each page with the tables. An
+   entry that cannot be read counts as listed, by its id where that can be.
 2. Who differs and may simply have changed meanwhile is looked at again, once deliveries have had the time to
    come. So is everybody with a membership here that was not listed: it has ended when the user's own list,
    all of it, does not show it either.
@@ -50,6 +51,7 @@ class MemberDrift:
         self._on_progress = on_progress
         self._recent_ms = now_ms() - RECENT_MS
         self._listed = IdSet()
+        self._nameless = 0
         self._here = 0
         self._unlisted: dict[str, list[Membership]] = {}
         self._suspects: set[str] = set()
@@ -80,14 +82,16 @@ class MemberDrift:
         for step in walk_members(self._bridge.api, self._bridge.stopping, Position()):
             counted = min(counted, step.page.total or 0)
             self._listed.add(step.page.ids)
+            self._nameless += len(step.page.entries) - len(step.page.ids)
             for shown, stored in self._differences(changes_in(step.page)):
                 self._differing.add(shown.clerk_id)
                 if roster.may_have_moved(shown, stored, self._recent_ms):
                     self._suspects.add(shown.clerk_id)
             self._on_progress(step.position.walked, counted)
         self._look_here()
-        if len(self._listed) < counted:
-            came = f"{len(self._listed)} of {counted} memberships came"
+        listed = len(self._listed) + self._nameless
+        if listed < counted:
+            came = f"{listed} of {counted} memberships came"
             return f"the listing was cut short: {came}. Try again later"
         return None
 
@@ -226,8 +230,8 @@ def _current(bridge: Bridge, clerk_id: str) -> list[Membership]:
 
 
 def _ended(page: Page, memberships: Sequence[Membership]) -> tuple[Membership, ...]:
-    """Return those that a user's own list does not show; none where an entry of it cannot be read."""
-    if len(page.known) < len(page.entries):
+    """Return those that a user's own list does not show; none where any entry of it has no id."""
+    if len(page.ids) < len(page.entries):
         return ()
     shown = set(page.ids)
     return tuple(

@@ -2,7 +2,8 @@
 
 1. Walk through all of Clerk's users and compare each page with the tables. Of what was listed, only a hash of
    each id is kept.
-2. A listing that ends before all were seen that Clerk counts tells nothing of who is gone, and ends it here.
+2. A listing that ends before all were seen that Clerk counts, whether they can be read or not, tells nothing
+   of who is gone, and ends it here.
 3. Who is here and was not listed, and who may simply have changed meanwhile, is looked at again, by id, once
    deliveries have had the time to come. Nobody is gone whom Clerk does not call "not found", asked for alone.
 4. Where memberships decide on `organization`, the same is done with those (`worker.member_drift`).
@@ -10,7 +11,7 @@
    refusals: see `Report.refusal`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -84,6 +85,11 @@ class Report(NamedTuple):
         return [*self.missing, *stale, *claims, *holders]
 
     @property
+    def astray(self) -> list[str]:
+        """The ids of those whose organization differs."""
+        return [user.clerk_id for user in self.stale if "organization" in user.columns]
+
+    @property
     def differing(self) -> int:
         """How many users differ."""
         lists = (self.missing, self.stale, self.ghost, self.claims, self.tombstone)
@@ -118,7 +124,7 @@ class Reconcile:
         found, listed = self._first_look(before)
         counted = min(before, api.count())
         here, unlisted = self._unlisted(listed)
-        refusal = _listing_refusal(len(listed), counted, here)
+        refusal = _listing_refusal(len(listed), found.unread, counted, here)
         members = self._member_drift() if self._bridge.store.policy.follows_memberships else None
         if members and refusal is None:
             refusal = members.first_look()
@@ -134,6 +140,21 @@ class Reconcile:
         report = found.report(len(listed), counted, here, ghost, refusal)
         return report._replace(memberships=members.report() if members else None)
 
+    def refresh(self, report: Report) -> Report:
+        """Merge what Clerk shows now of those whom `report` names; return it with who differs all the same.
+
+        Nobody is deleted and no membership ends, so this may be done whatever the report refuses. Raises
+        likewise.
+        """
+        left = set(self._refresh(self._refresh(report.to_refresh)))
+        astray = self._members_left(report)
+        stale = [_still_stale(user, left, astray) for user in report.stale]
+        return report._replace(
+            missing=[clerk_id for clerk_id in report.missing if clerk_id in left],
+            stale=[user for user in stale if user.columns],
+            claims=[claim for claim in report.claims if claim.clerk_id in left],
+        )
+
     def mend(self, report: Report) -> list[str]:
         """Mend what `report` names; return the ids of those who differ all the same. Raises likewise.
 
@@ -145,9 +166,19 @@ class Reconcile:
         unburied = self._bury(report.ghost)
         left = self._refresh(differing)  # an address is free once its holder was refreshed or buried
         if report.memberships is not None:
-            stale = (user.clerk_id for user in report.stale if "organization" in user.columns)
-            left += self._member_drift().mend(report.memberships, [*report.missing, *stale])
+            left += self._member_drift().mend(report.memberships, [*report.missing, *report.astray])
         return list(dict.fromkeys([*left, *unburied, *report.tombstone]))
+
+    def _members_left(self, report: Report) -> set[str]:
+        """Merge the memberships of whom `report` names; return whose organization differs all the same."""
+        members = report.memberships
+        if members is None:
+            return set()
+        if report.refusal is not None:
+            return set(report.astray)
+        unended = members._replace(ended=())
+        left = self._member_drift().mend(unended, [*report.missing, *report.astray])
+        return {*left, *(change.clerk_id for change in members.ended)}
 
     def _member_drift(self) -> MemberDrift:
         return MemberDrift(self._bridge, self._allow_deletes, self._on_progress)
@@ -330,10 +361,19 @@ class _Found:
         )
 
 
-def _listing_refusal(listed: int, counted: int, here: int) -> str | None:
+def _still_stale(user: Stale, left: Collection[str], astray: Collection[str]) -> Stale:
+    """Return the user with those columns that differ when some are `left` and some `astray`."""
+    columns = user.columns if user.clerk_id in left else ()
+    organization = ("organization",) if user.clerk_id in astray else ()
+    return user._replace(
+        columns=tuple(column for column in user.columns if column in {*columns, *organization})
+    )
+
+
+def _listing_refusal(listed: int, unread: int, counted: int, here: int) -> str | None:
     """Say why such a listing proves nothing of who is gone, None when it does."""
-    if listed < counted:
-        return f"the listing was cut short: {listed} of {counted} users came. Try again later"
+    if listed + unread < counted:
+        return f"the listing was cut short: {listed + unread} of {counted} users came. Try again later"
     if not listed and here:
         return f"Clerk lists no users, and {here} are here: check CLERK_SECRET_KEY"
     return None

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -28,9 +29,9 @@ from worker.clerk_api import (
     ClerkApi,
     ClerkRefused,
     ClerkUnavailable,
+    Entry,
     Page,
     Stopped,
-    Unread,
 )
 from worker.stop import StopSignal
 
@@ -48,11 +49,15 @@ log = structlog.get_logger("worker.walk")
 
 
 class Position(NamedTuple):
-    """Where a walk is: how many users it has seen, the ids of the last of them, and which way it goes."""
+    """Where a walk is: how many users it has seen, the ids of the last of them, and which way it goes.
+
+    `nameless` is how many entries without an id came after those: what follows an id shows them once more.
+    """
 
     walked: int = 0
     last_ids: tuple[str, ...] = ()
     by_offset: bool = False
+    nameless: int = 0
 
 
 class Step(NamedTuple):
@@ -157,7 +162,7 @@ def _by_cursor(api: ClerkApi, stopping: StopSignal, position: Position) -> Itera
     following = in_background(_page_after, api, position)
     while True:
         page = await_result(following, stopping)
-        fresh = _after_overlap(page, position.last_ids)
+        fresh = _after_overlap(page, position)
         if not fresh.entries:
             return
         position = _moved(position, fresh)
@@ -202,7 +207,7 @@ def _by_offset(
                 raise ClerkUnavailable("Clerk's users change faster than they can be listed: try again later")
             pages.go_to(max(0, offset - MAX_PAGE // 2))
             continue
-        fresh = _after_overlap(page, position.last_ids)
+        fresh = _after_overlap(page, position)
         if not fresh.entries:
             _is_last(page, fresh)
             return
@@ -248,11 +253,18 @@ class _PagesAhead:
         self._asked.append((offset, in_background(self._page_at, offset)))
 
 
-def _after_overlap(page: Page, last_ids: tuple[str, ...]) -> Page:
+def _after_overlap(page: Page, position: Position) -> Page:
     """Return the page without its entries up to the last one that was seen before."""
-    seen = set(last_ids)
-    before = [i for i, entry in enumerate(page.entries) if not isinstance(entry, Unread) and entry.id in seen]
-    return page._replace(entries=page.entries[before[-1] + 1 :]) if before else page
+    seen = set(position.last_ids)
+    before = [i for i, entry in enumerate(page.entries) if entry.id in seen]
+    entries = page.entries[before[-1] + 1 :] if before else page.entries
+    again = min(position.nameless, _nameless(entries))
+    return page._replace(entries=entries[again:])
+
+
+def _nameless(entries: Iterable[Entry]) -> int:
+    """Return how many entries come before the first one that has an id."""
+    return sum(1 for _ in takewhile(lambda entry: entry.id is None, entries))
 
 
 def _is_last(page: Page, fresh: Page) -> bool:
@@ -272,4 +284,5 @@ def _has_caught_up(page: Page, latest_ms: int) -> bool:
 
 def _moved(position: Position, page: Page) -> Position:
     last_ids = (*position.last_ids, *page.ids)[-OVERLAP:]
-    return position._replace(walked=position.walked + len(page.entries), last_ids=last_ids)
+    nameless = _nameless(reversed(page.entries)) + (0 if page.ids else position.nameless)
+    return position._replace(walked=position.walked + len(page.entries), last_ids=last_ids, nameless=nameless)

@@ -1,5 +1,6 @@
 """Every user into the table: the first time, again, interrupted, and beside live deliveries."""
 
+import time
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, deleted_event, session, sess
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
 from tests.repair import api_settings, bridged, count, deliver, execute, query, rows, tombstones
-from worker.backfill import Backfill, Done
+from worker.backfill import OVERLAP_MS, Backfill, Done
 from worker.bridge import Bridge
 from worker.clerk_api import ClerkRefused, ClerkUnavailable, Stopped
 from worker.stop import StopSignal
@@ -219,6 +220,40 @@ def test_only_what_was_updated_since_is_read(clerk: FakeClerk, both: Bridge) -> 
     assert rows(both.settings).keys() == {ANN, BEN}
     assert len(pages(clerk)) == 1
     assert not query(both.settings, "SELECT 1 FROM sync_progress")
+
+
+@pytest.mark.parametrize("shown", [0, 1])
+def test_a_listing_since_then_that_comes_to_nobody_older_must_be_of_all_users(
+    clerk: FakeClerk, both: Bridge, shown: int
+) -> None:
+    clerk.put(user(ANN, updated_at=NOW), user(BEN, updated_at=NOW + 1), user(CAT, updated_at=NOW + 2))
+    clerk.lists_at_most = shown
+    done = Backfill(both).since(NOW + 1)
+    assert done.is_cut_short
+    assert (done.seen, done.expected) == (shown, 3)
+    clerk.lists_at_most = None
+    assert not Backfill(both).since(NOW + 1).is_cut_short
+    assert not Backfill(both).since(NOW).is_cut_short
+
+
+def test_a_run_reaches_no_further_than_its_beginning_over_all_interruptions(
+    clerk: FakeClerk, settings: config.Settings
+) -> None:
+    clerk.put_many(1700)
+    clerk.put(user(ANN, created_at=NOW, updated_at=2 * now_ms()))
+    before = now_ms()
+    interrupt_after(settings, 1)
+    after = now_ms()
+    time.sleep(0.05)
+    with bridged(settings) as both:
+        task = Backfill(both)
+        task.everything()
+    assert before <= task.reach.began_at <= after
+    assert task.reach.since == task.reach.began_at - OVERLAP_MS
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def test_everything_since_the_beginning_is_everything(clerk: FakeClerk, both: Bridge) -> None:

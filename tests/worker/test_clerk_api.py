@@ -249,6 +249,34 @@ def test_a_429_that_asks_for_too_much_is_one_line(clerk: FakeClerk) -> None:
     assert_one_line(raised.value, clerk)
 
 
+def test_waiting_for_a_429_uses_up_no_patience_for_trouble(clerk: FakeClerk) -> None:
+    clerk.answer_next(429, headers={"Retry-After": "2"})
+    clerk.answer_next(503)
+    with client(api_alone(clerk), patience_s=1.5) as api:
+        assert api.count() == 0
+    assert len(clerk.requests) == 3
+
+
+def test_nor_does_waiting_for_the_429_of_another_thread(clerk: FakeClerk) -> None:
+    clerk.answer_next(429, headers={"Retry-After": "2"})
+    clerk.answer_next(503, path="/users")
+    with client(api_alone(clerk), patience_s=1.5) as api:
+        counting = threading.Thread(target=api.count)
+        counting.start()
+        time.sleep(0.3)
+        assert api.page(OLDEST_FIRST).entries == []
+        counting.join(10)
+
+
+def test_trouble_after_a_429_does_not_go_on_for_ever(clerk: FakeClerk) -> None:
+    clerk.answer_next(429, headers={"Retry-After": "1"})
+    clerk.answer_next(503, times=50)
+    began = time.monotonic()
+    with client(api_alone(clerk), patience_s=1) as api, pytest.raises(ClerkUnavailable, match="trouble"):
+        api.count()
+    assert time.monotonic() - began < 4
+
+
 @pytest.mark.parametrize("key", ["sk_live_another", "sk_test_another"])
 def test_a_key_that_is_refused_is_one_line(clerk: FakeClerk, key: str) -> None:
     with client(api_alone(clerk, clerk_secret_key=key)) as api, pytest.raises(ClerkRefused) as raised:

@@ -7,9 +7,11 @@ tries more of them. Each is made from its number alone.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from random import Random
 
 import pytest
+from redis import Redis
 
 import config
 from tests.clerk import Json
@@ -26,9 +28,13 @@ from tests.histories import (
 )
 from tests.model import Row
 from tests.repair import api_settings, bridged, deliver, execute, rows
-from worker.backfill import Backfill
+from worker import repair_log
+from worker.backfill import Backfill, Done
 from worker.bridge import Bridge
+from worker.clerk_api import Stopped
 from worker.reconcile import Reconcile
+from worker.repair import Pace, Repair
+from worker.stop import StopSignal
 
 TRIES = int(os.environ.get("INTERLEAVINGS", "20"))
 CAST = Cast(
@@ -37,6 +43,10 @@ CAST = Cast(
     [],
 )
 MEMBERS = CAST._replace(organization_ids=list(ORGANIZATION_IDS))
+BY_OFFSET = [25, 30]
+SIGN_UP_MS = 25  # who signs up is last updated so much later than that
+ANY_REQUEST = Request("", {}, 0)
+ENDS = ("user.deleted", "organizationMembership.deleted", "organization.deleted")
 TABLES = "users, user_sync, webhook_events, sync_progress, membership_sync, organization_sync"
 
 
@@ -44,19 +54,20 @@ class Interleaving:
     """Things happen at Clerk, and deliveries come, whenever the fake is asked for something."""
 
     def __init__(self, clerk: FakeClerk, both: Bridge, seed: int, *, loses: float) -> None:
+        self.loses = loses  # that part of the deliveries, but none of `never_lost`
+        self.never_lost: tuple[str, ...] = ()
         self.random = Random(seed)
         self.cast = MEMBERS if both.store.policy.follows_memberships else CAST
         self.world = World(self.cast.addresses)
         self.waiting: list[Json] = []
         self._clerk = clerk
         self._both = both
-        self._loses = loses
         self._told = 0
         clerk.remove(*clerk.ids())
         clerk.knows_cursor = self.random.random() < 0.5
         # By offset, pages have to be longer than what they overlap by; of memberships there is no other way.
         by_cursor = clerk.knows_cursor and not self.cast.organization_ids
-        clerk.shortens_pages_to = self.random.choice([1, 2, 5] if by_cursor else [25, 30])
+        clerk.shortens_pages_to = self.random.choice([1, 2, 5] if by_cursor else BY_OFFSET)
         clerk.remove_members(*clerk.member_ids())
         execute(both.settings, f"TRUNCATE {TABLES}")
 
@@ -75,7 +86,9 @@ class Interleaving:
         self._show_members()
         told = self.world.told[self._told :]
         self._told = len(self.world.told)
-        self.waiting += [event for event in told if self.random.random() >= self._loses]
+        self.waiting += [
+            event for event in told if event["type"] in self.never_lost or self.random.random() >= self.loses
+        ]
 
     def _show_members(self) -> None:
         """Let Clerk show who is a member of what in the world."""
@@ -91,6 +104,11 @@ class Interleaving:
             if self.random.random() < 0.8:
                 self.waiting.remove(event)
             deliver(self._both, event)
+
+    def deliver_all(self) -> None:
+        """Deliver whatever waits."""
+        while self.waiting:
+            self.deliver(1)
 
     def meanwhile(self, _: Request) -> None:
         """Let something happen before Clerk answers."""
@@ -132,9 +150,90 @@ def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk,
         clerk.before = tried.meanwhile
         Backfill(bridge).everything(restart=True)
         clerk.before = lambda _: None
-        while tried.waiting:
-            tried.deliver(1)
+        tried.deliver_all()
         assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+
+
+@pytest.mark.timeout(60 + 3 * TRIES)
+def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
+    both: tuple[FakeClerk, Bridge],
+) -> None:
+    clerk, bridge = both
+    for seed in range(TRIES):
+        tried = Interleaving(clerk, bridge, seed, loses=0)
+        tried.happen(tried.random.randint(0, 25))
+        tried.deliver(tried.random.randint(0, 10))
+        clerk.before = tried.meanwhile
+        for _ in range(3):
+            interrupt(bridge.settings, tried.random.randint(1, 4))
+            tried.meanwhile(ANY_REQUEST)
+        Backfill(bridge).everything()
+        clerk.before = lambda _: None
+        tried.deliver_all()
+        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+
+
+def interrupt(settings: config.Settings, pages: int) -> None:
+    """Run a backfill that is told to stop after some pages, and may be through before."""
+    stopping = StopSignal()
+    seen: list[Done] = []
+
+    def look(done: Done) -> None:
+        seen.append(done)
+        if len(seen) == pages:
+            stopping.request()
+
+    with bridged(settings, stopping) as bridge, suppress(Stopped):
+        Backfill(bridge, look).everything()
+
+
+@pytest.mark.timeout(60 + 3 * TRIES)
+def test_what_webhooks_lost_is_brought_by_a_run_since_then_among_webhooks(
+    both: tuple[FakeClerk, Bridge],
+) -> None:
+    clerk, bridge = both
+    for seed in range(TRIES):
+        tried = Interleaving(clerk, bridge, seed, loses=0)
+        tried.happen(tried.random.randint(5, 30))
+        tried.deliver_all()
+        task = Backfill(bridge)
+        task.everything(restart=True)
+        tried.loses, tried.never_lost = 1, ENDS
+        tried.happen(tried.random.randint(1, 20))
+        tried.loses = 0
+        clerk.shortens_pages_to = tried.random.choice(BY_OFFSET)
+        clerk.before = tried.meanwhile
+        task.since(task.reach.newest - SIGN_UP_MS)
+        clerk.before = lambda _: None
+        tried.deliver_all()
+        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+
+
+@pytest.mark.timeout(60 + 5 * TRIES)
+def test_repairs_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
+    both: tuple[FakeClerk, Bridge], redis: Redis
+) -> None:
+    clerk, bridge = both
+    repair = Repair(bridge.settings, redis, bridge.database, StopSignal(), Pace(settle_s=0))
+    for seed in range(TRIES // 2):
+        tried = Interleaving(clerk, bridge, seed, loses=0.5)
+        tried.never_lost = ENDS
+        clerk.shortens_pages_to = tried.random.choice(BY_OFFSET)
+        for happens in (tried.meanwhile, tried.meanwhile, none):
+            tried.happen(tried.random.randint(0, 15))
+            tried.deliver(tried.random.randint(0, 10))
+            clerk.before = happens
+            redis.delete(repair_log.KEY)
+            repair.turn()
+            last = repair_log.last_repair(redis)
+            assert last is not None
+            assert last["error"] is None, f"interleaving {seed}"
+        tried.deliver_all()
+        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+
+
+def none(_: Request) -> None:
+    """Let nothing happen."""
 
 
 @pytest.mark.timeout(60 + 3 * TRIES)
@@ -150,8 +249,7 @@ def test_what_webhooks_lost_is_mended_among_webhooks(both: tuple[FakeClerk, Brid
         if report.refusal is None:
             task.mend(report)
         clerk.before = lambda _: None
-        while tried.waiting:
-            tried.deliver(1)
+        tried.deliver_all()
         if not tried.world.living():  # a list of nobody proves nothing
             continue
         task = Reconcile(bridge, settle_s=0, allow_deletes=100)

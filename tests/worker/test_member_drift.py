@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from tests.clerk import (
     BEN,
     CAT,
     NOW,
+    Json,
+    body,
     dissolved,
     membership,
     membership_event,
@@ -283,6 +286,59 @@ def test_a_users_own_list_that_cannot_be_read_ends_nothing(clerk: FakeClerk, few
     clerk.answer_next(
         200, '{"data": [null], "total_count": 1}', path=f"/users/{BEN}/organization_memberships"
     )
+    assert report(few).differing == 0
+
+
+def unreadable(clerk_id: str, **fields: Any) -> Json:
+    """Return a membership that does not say whose it is."""
+    return {**membership(clerk_id, **fields), "public_user_data": None}
+
+
+def show_members(clerk: FakeClerk, entries: list[Json], request: Request) -> None:
+    if request.path == "/organization_memberships":
+        shown = entries if request.parameter("offset") == "0" else []
+        clerk.answer_next(200, body({"data": shown, "total_count": 3}), path=request.path)
+
+
+@pytest.mark.parametrize("id_", ["orgmem_c", None])
+def test_a_membership_that_cannot_be_read_is_counted_as_listed_and_has_not_ended(
+    clerk: FakeClerk, few: Bridge, id_: str | None
+) -> None:
+    entries = [
+        membership(ANN, id=IN_ACME, created_at=NOW),
+        membership(ANN, organization(ZOO, "Zoo"), id=IN_ZOO, created_at=NOW + 10),
+        unreadable(BEN, id=id_, created_at=NOW + 20),
+    ]
+    clerk.before = partial(show_members, clerk, entries)
+    found = report(few)
+    assert (found.refusal, found.differing) == (None, 0)
+    assert found.memberships is not None
+    assert not found.memberships.ended
+
+
+def test_a_membership_that_cannot_be_read_keeps_no_other_from_ending(clerk: FakeClerk, few: Bridge) -> None:
+    clerk.remove_members(IN_ZOO)
+    of_ann = f"/users/{ANN}/organization_memberships"
+    shown = {"data": [unreadable(ANN, id=IN_ACME)], "total_count": 1}
+    clerk.answer_next(200, body(shown), path=of_ann)
+    found = report(few)
+    assert found.memberships is not None
+    ((change),) = found.memberships.ended
+    assert [it.id for it in change.memberships] == [IN_ZOO]
+
+
+def test_many_memberships_that_cannot_be_read_stop_no_walk(clerk: FakeClerk, few: Bridge) -> None:
+    entries = [unreadable(ANN, id=f"orgmem_{i:04}") for i in range(1200)]
+
+    def show(request: Request) -> None:
+        if request.path == "/organization_memberships":
+            at = int(request.parameter("offset", "0"))
+            shown = {"data": entries[at : at + int(request.parameter("limit"))], "total_count": 1200}
+            clerk.answer_next(200, body(shown), path=request.path)
+
+    clerk.before = show
+    done = Backfill(few).everything()
+    assert (done.memberships, done.unread, done.is_cut_short) == (1200, 1200, False)
     assert report(few).differing == 0
 
 

@@ -363,6 +363,46 @@ def test_an_odd_entry_is_counted_and_hides_nobody(clerk: FakeClerk, both: Bridge
     assert (found.unread, found.differing, found.refusal) == (2, 0, None)
 
 
+UNREADABLE: dict[str, object] = {
+    "no object": None,
+    "no id": {"object": "user"},
+    "an id of another kind": {"id": 7},
+}
+
+
+@pytest.mark.parametrize("entry", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize("number", [0, 7, 19])
+def test_an_entry_that_cannot_be_read_is_counted_as_listed(
+    clerk: FakeClerk, both: Bridge, entry: object, number: int
+) -> None:
+    filled(clerk, both, 20)
+    shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
+    shown[number] = entry
+    clerk.before = partial(show_first, clerk, shown)
+    clerk.lists_at_most = 0  # after the first page
+    found = report(both)
+    assert (found.listed, found.counted, found.unread, found.refusal) == (19, 20, 1, None)
+    assert found.differing == 0
+
+
+def test_an_unreadable_entry_makes_up_for_nobody_who_was_cut_off(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 20)
+    shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
+    shown[17:] = [None]
+    clerk.before = partial(show_first, clerk, shown)
+    clerk.lists_at_most = 0  # after the first page
+    refuse(both, "cut short: 18 of 20")
+
+
+def test_of_a_user_the_id_is_enough_to_be_no_ghost(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 20)
+    shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
+    shown[7] = {"id": numbered_id(7), "email_addresses": 5, "created_at": "soon", "public_metadata": []}
+    clerk.before = partial(show_first, clerk, shown)
+    found = report(both)
+    assert (found.listed, found.unread, found.ghost, found.refusal) == (20, 0, {}, None)
+
+
 def show_first(clerk: FakeClerk, entries: list[object], request: Request) -> None:
     if request.path == "/users" and not request.parameter("starting_after"):
         clerk.show_next(entries)

@@ -1,10 +1,13 @@
 """Repair that workers run by themselves: when it is due, by one of them, and no longer than they live."""
 
 import json
+import multiprocessing
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,14 @@ from redis import Redis
 import config
 from cli.servers import free_port
 from db.engine import Database
-from tests.clerk import ANN, BEN, CAT, NOW, user
+from tests.clerk import ANN, BEN, CAT, NOW, membership, user
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
 from tests.repair import api_settings, count, execute, query, rows
 from tests.stack import Stack, wait_until
+from worker.backfill import OVERLAP_MS
 from worker.redis_clients import worker_redis
-from worker.repair import LOCK_KEY, Repair
+from worker.repair import LOCK_KEY, Pace, Repair
 from worker.repair_log import KEY, keep, last_repair
 from worker.stop import StopSignal
 
@@ -83,30 +87,121 @@ def test_a_later_repair_reads_what_was_updated_since(
     clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(700)
+    clerk.put(user(BEN, updated_at=NOW))
     repair.turn()
+    assert cursor(settings) == NOW - OVERLAP_MS
     make_due(redis)
     now = time.time_ns() // 1_000_000
-    clerk.put(user(ANN, created_at=now, updated_at=now))
+    clerk.put(user(ANN, created_at=now, updated_at=now), user(CAT, updated_at=NOW - OVERLAP_MS))
     clerk.requests.clear()
     repair.turn()
-    assert result_of(redis)["backfill"]["seen"] == 1
-    assert ANN in rows(settings)
+    assert result_of(redis)["backfill"]["seen"] == 3
+    assert {ANN, CAT} <= rows(settings).keys()
     assert clerk.requests[0].parameter("order_by") == "-updated_at"
+    assert now - OVERLAP_MS - 1000 <= cursor(settings) <= now - OVERLAP_MS
 
 
-def test_a_repair_tells_of_drift_and_deletes_nobody(
+def test_a_clock_of_clerks_that_is_ahead_does_not_put_the_cursor_into_the_future(
+    clerk: FakeClerk, repair: Repair, settings: config.Settings
+) -> None:
+    ahead = (time.time_ns() // 1_000_000) + 10 * OVERLAP_MS
+    clerk.put(user(ANN, updated_at=ahead))
+    repair.turn()
+    assert cursor(settings) <= ahead - 10 * OVERLAP_MS
+
+
+def cursor(settings: config.Settings) -> int:
+    """Return from when on the next repair reads."""
+    ((since,),) = query(settings, "SELECT state->'since' FROM sync_progress WHERE task = 'incremental'")
+    return int(since)
+
+
+@pytest.mark.parametrize("shown", ["nobody", "only the last", "none of the new"])
+def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, shown: str
+) -> None:
+    clerk.put(*(user(clerk_id, updated_at=NOW) for clerk_id in (ANN, BEN, CAT)))
+    repair.turn()
+    before = cursor(settings)
+    new = [
+        user(clerk_id, first_name="New", updated_at=NOW + at * OVERLAP_MS)
+        for at, clerk_id in enumerate((ANN, BEN, CAT), start=2)
+    ]
+    clerk.put(*new)
+    clerk.lists_at_most = {"nobody": 0, "only the last": 1}.get(shown)
+    clerk.hidden = {ANN, BEN} if shown == "none of the new" else set()
+    if shown == "none of the new":
+        clerk.put(user(CAT, updated_at=NOW))
+    make_due(redis)
+    repair.turn()
+    assert result_of(redis)["drift"]["refusal"]
+    assert cursor(settings) == before
+    clerk.lists_at_most, clerk.hidden = None, set()
+    clerk.put(*new)
+    make_due(redis)
+    repair.turn()
+    assert result_of(redis)["backfill"]["seen"] == 3
+    assert all(row.name.startswith("New") for row in rows(settings).values())
+    assert cursor(settings) == NOW + 3 * OVERLAP_MS
+
+
+def test_who_was_refused_by_the_database_is_read_again(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+) -> None:
+    clerk.put(user(ANN, updated_at=NOW), user(BEN, updated_at=NOW))
+    repair.turn()
+    execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'New %')")
+    clerk.put(user(ANN, first_name="New", updated_at=NOW + OVERLAP_MS))
+    clerk.put(user(BEN, first_name="Newer", updated_at=NOW + 9 * OVERLAP_MS))
+    for _ in range(2):
+        make_due(redis)
+        repair.turn()
+        assert result_of(redis)["backfill"]["refused"] == 1
+        assert result_of(redis)["drift"]["stale"] == 1
+        assert cursor(settings) == NOW + OVERLAP_MS
+    execute(settings, "ALTER TABLE users DROP CONSTRAINT nobody")
+    make_due(redis)
+    repair.turn()
+    assert result_of(redis)["backfill"]["updated"] == 1
+    assert cursor(settings) == NOW + 8 * OVERLAP_MS
+
+
+def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
     clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(30)
-    clerk.put(user(ANN))
+    clerk.put(user(ANN), user(BEN))
     repair.turn()
+    before = rows(settings)
     clerk.remove(ANN)
     execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(3)}'")
+    execute(settings, f"DELETE FROM users WHERE clerk_id = '{numbered_id(4)}'")
+    execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (role <> 'admin')")
+    clerk.put(user(BEN, public_metadata={"role": "admin"}))
     make_due(redis)
     repair.turn()
     drift = result_of(redis)["drift"]
-    assert (drift["stale"], drift["ghost"], drift["missing"]) == (1, 1, 0)
-    assert count(settings) == 31
+    assert (drift["missing"], drift["stale"], drift["ghost"]) == (0, 1, 1)
+    assert rows(settings) == before
+
+
+def test_a_repair_merges_memberships_and_only_tells_which_ended(
+    clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
+) -> None:
+    settings = api_settings(make_settings, clerk, reconcile_every="1h", organization_source="membership")
+    repair = Repair(settings, redis, database, StopSignal())
+    clerk.put(user(ANN), user(BEN), user(CAT, updated_at=NOW + 2 * OVERLAP_MS))
+    for clerk_id in (ANN, BEN, CAT):
+        clerk.put_members(membership(clerk_id, id=f"orgmem_{clerk_id}"))
+    repair.turn()
+    clerk.remove_members(f"orgmem_{ANN}")
+    execute(settings, f"UPDATE users SET organization = 'Other', name = 'Other' WHERE clerk_id <> '{CAT}'")
+    make_due(redis)
+    repair.turn()
+    drift = result_of(redis)["drift"]
+    assert (drift["missing"], drift["stale"], drift["refusal"]) == (0, 1, None)
+    assert {row.organization for row in rows(settings).values()} == {"Acme"}
+    assert all(row.name != "Other" for row in rows(settings).values())
 
 
 def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, repair: Repair) -> None:
@@ -140,18 +235,121 @@ def test_a_lock_that_a_dead_worker_left_expires(repair: Repair, redis: Redis) ->
     assert result_of(redis)["error"] is None
 
 
+LOCK_S = 0.9
+
+
+def watched(redis: Redis, turn: Callable[[], None]) -> list[int]:
+    """Do a turn; return how long the lock had yet to live (ms), again and again for as long as it is held."""
+    lives: list[int] = []
+    thread = threading.Thread(target=turn)
+    thread.start()
+    while thread.is_alive():
+        lives.append(redis.pttl(LOCK_KEY))
+        time.sleep(0.02)
+    thread.join()
+    taken = [i for i, life in enumerate(lives) if life > 0]
+    return lives[taken[0] : taken[-1] + 1]
+
+
+def test_the_lock_lives_as_long_as_a_repair_that_is_told_to_wait(
+    clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
+) -> None:
+    clerk.put_many(10)
+    clerk.answer_next(429, path="/users", headers={"Retry-After": "3"})
+    began = time.monotonic()
+    lives = watched(redis, Repair(settings, redis, database, StopSignal(), Pace(LOCK_S)).turn)
+    assert time.monotonic() - began >= 3
+    assert min(lives) > 0
+    assert max(lives) <= LOCK_S * 1000
+    assert result_of(redis)["error"] is None
+    assert not redis.exists(LOCK_KEY)
+
+
+def test_the_lock_lives_while_ghosts_are_asked_for_one_by_one(
+    clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
+) -> None:
+    clerk.put_many(100)
+    repair = Repair(settings, redis, database, StopSignal(), Pace(LOCK_S))
+    repair.turn()
+    clerk.remove(*(numbered_id(i) for i in range(10)))
+    make_due(redis)
+    clerk.before = lambda request: time.sleep(0.2 if request.path.startswith("/users/user_") else 0)
+    assert min(watched(redis, repair.turn)) > 0
+    assert result_of(redis)["drift"]["ghost"] == 10
+
+
+def repair_once(settings: config.Settings) -> None:
+    """Do one turn, in a process of its own."""
+    redis, database = worker_redis(settings), Database(settings)
+    Repair(settings, redis, database, StopSignal(), Pace(LOCK_S)).turn()
+    database.dispose()
+    redis.close()
+
+
+@pytest.fixture
+def other(settings: config.Settings) -> Iterator[BaseProcess]:
+    """Another worker's process, at its turn."""
+    process = multiprocessing.get_context("spawn").Process(target=repair_once, args=(settings,))
+    process.start()
+    yield process
+    process.kill()
+    process.join(10)
+
+
+def lock_is_held(redis: Redis) -> bool:
+    return bool(redis.exists(LOCK_KEY))
+
+
+def test_after_a_worker_was_killed_in_a_repair_another_one_goes_on_soon(
+    clerk: FakeClerk, repair: Repair, redis: Redis, other: BaseProcess
+) -> None:
+    clerk.answer_next(429, path="/users", headers={"Retry-After": "30"})
+    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
+    time.sleep(2 * LOCK_S)
+    repair.turn()
+    assert last_repair(redis) is None
+    other.kill()
+    killed_at = time.monotonic()
+    wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
+    assert time.monotonic() - killed_at < LOCK_S + 0.3
+    repair.turn()
+    assert result_of(redis)["error"] is None
+
+
+def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, other: BaseProcess
+) -> None:
+    clerk.answer_next(429, path="/users", headers={"Retry-After": "1"})
+    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
+    assert other.pid is not None
+    os.kill(other.pid, signal.SIGSTOP)
+    wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
+    clerk.put(user(ANN))
+    repair.turn()
+    done = result_of(redis)
+    asked = len(clerk.requests)
+    os.kill(other.pid, signal.SIGCONT)
+    other.join(20)
+    assert other.exitcode == 0
+    assert result_of(redis) == done
+    assert len(clerk.requests) == asked
+    assert cursor(settings) == NOW + 20 - OVERLAP_MS
+
+
+@pytest.mark.parametrize("path", ["/users", "/users/count"])
 def test_whoever_lost_the_lock_leaves_the_rest_to_others(
-    clerk: FakeClerk, repair: Repair, redis: Redis
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, path: str
 ) -> None:
     clerk.put_many(1200)
 
     def take_the_lock(request: Request) -> None:
-        if request.path == "/users":
+        if request.path == path:
             redis.set(LOCK_KEY, "somebody")
 
     clerk.before = take_the_lock
     repair.turn()
     assert last_repair(redis) is None
+    assert not query(settings, "SELECT 1 FROM sync_progress WHERE task = 'incremental'")
     assert redis.get(LOCK_KEY) == b"somebody"
 
 

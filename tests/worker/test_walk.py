@@ -115,6 +115,29 @@ def show_oddity(clerk: FakeClerk, cursor: str, request: Request) -> None:
 
 
 @pytest.mark.parametrize("knows_cursor", [True, False])
+@pytest.mark.parametrize("at", [0, 498, 499, 500, 501, MANY - 1])
+def test_entries_without_an_id_are_shown_once_wherever_they_stand(
+    clerk: FakeClerk, api: ClerkApi, at: int, knows_cursor: bool
+) -> None:
+    clerk.knows_cursor = knows_cursor
+    nameless = {numbered_id(at), numbered_id(min(at + 1, MANY - 1))}
+    clerk.before = partial(show_nameless, clerk, nameless)
+    steps = list(walk(api, StopSignal(), Position()))
+    assert sum(len(step.page.entries) for step in steps) == steps[-1].position.walked == MANY
+    assert [it for step in steps for it in step.page.ids] == [it for it in everyone() if it not in nameless]
+
+
+def show_nameless(clerk: FakeClerk, nameless: set[str], request: Request) -> None:
+    if request.path == "/users":
+        cursor, offset = request.parameter("starting_after"), int(request.parameter("offset", "0"))
+        if cursor and not clerk.knows_cursor:
+            cursor = ""
+        start = clerk.ids().index(cursor) + 1 if cursor else offset
+        shown = clerk.ids()[start : start + 500]
+        clerk.show_next([None if clerk_id in nameless else clerk.user(clerk_id) for clerk_id in shown])
+
+
+@pytest.mark.parametrize("knows_cursor", [True, False])
 def test_a_walk_goes_on_from_any_page(clerk: FakeClerk, api: ClerkApi, knows_cursor: bool) -> None:
     clerk.knows_cursor = knows_cursor
     for stop_after in range(1, 5):
