@@ -122,10 +122,17 @@ class Database:
         return self.run(piped)
 
     def ping(self) -> None:
-        """Raise DatabaseUnavailable unless the database answers. One attempt, no retry."""
+        """Raise DatabaseUnavailable unless the database answers. No retry, but on a fresh connection.
+
+        One from the pool may have died with a server that is back by now.
+        """
         try:
-            with self.engine.connect() as connection:
-                connection.execute(text("SELECT 1"))
+            try:
+                self._attempt(_select_one)
+            except SQLAlchemyError as error:
+                if not getattr(error, "connection_invalidated", False):
+                    raise
+                self._attempt(_select_one)
         except (psycopg.Error, SQLAlchemyError) as error:
             raise translate(error) from None
 
@@ -160,6 +167,10 @@ class Database:
                 self._counts["invalidated"] += 1
                 self.engine.dispose()
             raise
+
+
+def _select_one(connection: Connection) -> None:
+    connection.execute(text("SELECT 1"))
 
 
 def postgres_url(settings: Settings, *, unpooled: bool = False) -> URL:

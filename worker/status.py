@@ -105,7 +105,7 @@ class Status:
         self._repair_every_s = settings.reconcile_every
         self._began = datetime.now(UTC)
         self.redis = impatient_redis(settings)
-        self.database = Database(settings, attempts=1)
+        self.database = Database(settings, attempts=2)  # of its connections some may have died since
         self._questions = (
             Question("redis", lambda: redis_facts(self.redis)),
             Question("database", lambda: database_facts(self.database)),

@@ -1,6 +1,7 @@
-"""`make faults`: the trials of many seeds, then a long outage and a long overload, and what came of them.
+"""`make faults`: the trials of many seeds, then long outages, overload and a flood, and what came of them.
 
-    python -m tests.faults [--seeds 20] [--first 1] [--seconds 60] [--outage 600] [--overload 60]
+    python -m tests.faults [--seeds 20] [--first 1] [--seconds 60] [--outage 600] [--redis-outage 120]
+                           [--overload 60] [--forgeries 20]
 
 The same seed is the same plan. Ends with status 1 when anything differs.
 """
@@ -8,26 +9,36 @@ The same seed is the same plan. Ends with status 1 when anything differs.
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import click
 
-from tests.faults import chaos
+from tests.faults import chaos, forgeries
+from tests.faults.forgeries import Flood, flood
 from tests.faults.house import House, what_is_left
-from tests.faults.outage import Outage, without_postgres
+from tests.faults.outage import (
+    Outage,
+    RedisOutage,
+    check_outage,
+    check_redis_outage,
+    without_postgres,
+    without_redis,
+)
 from tests.faults.overload import ROW_S, TIMES_TOO_MUCH, Overload, check, overload, slow_database
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.stack import wait_until
 
 STEADY_PER_S = 20
-OUTAGE_SEED, OVERLOAD_SEED = 1001, 1002
+OUTAGE_SEED, REDIS_OUTAGE_SEED = 1001, 1002
 WORKERS = 2
 MAX_QUEUE_DEPTH = 5000
 BATCH_SIZE = 25  # a transaction of 25 slow rows is no longer than real ones may be
 DRAINED_WITHIN_S = 120
+
+Part = tuple[str, float, Callable[[Servers, float], object]]
 
 
 @click.command()
@@ -35,8 +46,19 @@ DRAINED_WITHIN_S = 120
 @click.option("--first", default=1, show_default=True, help="The seed of the first.")
 @click.option("--seconds", default=60.0, show_default=True, help="How long each breaks things.")
 @click.option("--outage", default=600.0, show_default=True, help="Seconds without PostgreSQL; 0: left out.")
+@click.option("--redis-outage", default=120.0, show_default=True, help="Seconds without Redis; 0: left out.")
 @click.option("--overload", "overloaded", default=60.0, show_default=True, help="Seconds; 0: left out.")
-def main(seeds: int, first: int, seconds: float, outage: float, overloaded: float) -> None:
+@click.option("--forgeries", "flooded", default=20.0, show_default=True, help="Seconds; 0: left out.")
+def main(
+    *,
+    seeds: int,
+    first: int,
+    seconds: float,
+    outage: float,
+    redis_outage: float,
+    overloaded: float,
+    flooded: float,
+) -> None:
     """Break the service in every way, and compare the tables with the model."""
     failures = []
     with Servers() as servers:
@@ -50,7 +72,13 @@ def main(seeds: int, first: int, seconds: float, outage: float, overloaded: floa
                 click.echo(f"seed {seed} FAILED: {str(error)[:20_000]}")
         if reports:
             click.echo(f"{_summary(reports)}\n{_recoveries(reports)}\n")
-        for name, length, run in (("outage", outage, _outage), ("overload", overloaded, _overload)):
+        parts: tuple[Part, ...] = (
+            ("a long outage of PostgreSQL", outage, _outage),
+            ("a long outage of Redis", redis_outage, _redis_outage),
+            ("overload", overloaded, _overload),
+            ("a flood of forgeries", flooded, _flood),
+        )
+        for name, length, run in parts:
             try:
                 if length:
                     click.echo(f"{name}: {run(servers, length)}\n")
@@ -73,6 +101,36 @@ def _outage(servers: Servers, seconds: float) -> Outage:
         seen = without_postgres(servers, house, deliveries, seconds)
         assert all(member.process.running for member in house.members), house.logs()
     chaos.compare(settings, deliveries)
+    check_outage(seen)
+    return seen
+
+
+def _redis_outage(servers: Servers, seconds: float) -> RedisOutage:
+    """Go without Redis for so long, under a steady load."""
+    deliveries = some_deliveries(REDIS_OUTAGE_SEED, round(seconds * STEADY_PER_S))
+    settings = servers.fresh(web_workers=2)
+    with (
+        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
+        House(settings, Path(path), workers=WORKERS) as house,
+    ):
+        seen = without_redis(servers, house, deliveries, seconds)
+    chaos.compare(settings, deliveries)
+    check_redis_outage(seen)
+    return seen
+
+
+def _flood(servers: Servers, seconds: float) -> Flood:
+    """Send forged deliveries, as many as can be refused, and genuine ones among them, which are applied."""
+    settings = servers.fresh(web_workers=2)
+    with (
+        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
+        House(settings, Path(path), workers=WORKERS) as house,
+    ):
+        seen = flood(house, seconds)
+        wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)
+        assert all(member.process.running for member in house.members), house.logs()
+    assert _applied(servers) == seen.taken, "what was genuine is applied, and nothing else"
+    forgeries.check(seen)
     return seen
 
 
@@ -88,10 +146,15 @@ def _overload(servers: Servers, seconds: float) -> Overload:
         wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)
         assert all(member.process.running for member in house.members), house.logs()
     check(seen, MAX_QUEUE_DEPTH)
+    assert _applied(servers) == seen.taken, "what was taken is applied, no more and no less"
+    return seen
+
+
+def _applied(servers: Servers) -> int:
+    """Return how many deliveries the ledger has."""
     with servers.connection() as connection:
         ((applied,),) = connection.execute("SELECT count(*) FROM webhook_events").fetchall()
-    assert applied == seen.taken, "what was taken is applied, no more and no less"
-    return seen
+    return int(applied)
 
 
 def _summary(reports: Sequence[chaos.Report]) -> str:

@@ -2,7 +2,9 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ KNOWN_AGAIN_S = 15
 IN_HAND = {"queued", "held", "started"}
 MAX_QUEUE_DEPTH = 1000
 REDIS_NUMBER = 14  # its workers must not take what other trials put on their queue
+OTHER_REDIS_NUMBER = 13
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +39,14 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def _house(servers: Servers) -> Iterator[House]:
-    settings = servers.fresh(
-        redis_number=REDIS_NUMBER, max_queue_depth=MAX_QUEUE_DEPTH, web_workers=2, batch_size=25
-    )
-    with tempfile.TemporaryDirectory(prefix="clerk-sync-") as path:
-        with House(settings, Path(path), workers=2) as house:
-            yield house
-        assert "Traceback" not in house.logs()
+    with inhabited(servers, REDIS_NUMBER) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def _house_of_memberships(servers: Servers) -> Iterator[House]:
+    with inhabited(servers, OTHER_REDIS_NUMBER, organization_source="membership") as house:
+        yield house
 
 
 @pytest.fixture
@@ -51,16 +55,46 @@ def house(servers: Servers, _house: House) -> Iterator[House]:
 
     None of them may end because of what a test breaks.
     """
+    with emptied(servers, _house):
+        yield _house
+
+
+@pytest.fixture
+def house_of_memberships(servers: Servers, _house_of_memberships: House) -> Iterator[House]:
+    """The same beside it, only that memberships say who is in which organization."""
+    with emptied(servers, _house_of_memberships):
+        yield _house_of_memberships
+
+
+@contextmanager
+def inhabited(servers: Servers, redis_number: int, **overrides: Any) -> Iterator[House]:
+    """Give a house for the length of the block; `overrides` are settings. Nobody may write a traceback."""
+    settings = servers.fresh(
+        redis_number=redis_number,
+        max_queue_depth=MAX_QUEUE_DEPTH,
+        web_workers=2,
+        batch_size=25,
+        **overrides,
+    )
+    with tempfile.TemporaryDirectory(prefix="clerk-sync-") as path:
+        with House(settings, Path(path), workers=2) as house:
+            yield house
+        assert "Traceback" not in house.logs()
+
+
+@contextmanager
+def emptied(servers: Servers, house: House) -> Iterator[None]:
+    """Let a house begin a test with nothing in it; no process may end during the block."""
     servers.ensure_running()
-    servers.database = _house.database
-    wait_until(lambda: not IN_HAND & what_is_left(_house.redis).keys(), KNOWN_AGAIN_S, _house.logs)
+    servers.database = house.database
+    wait_until(lambda: not IN_HAND & what_is_left(house.redis).keys(), KNOWN_AGAIN_S, house.logs)
     with servers.connection() as connection:
         connection.execute(f"TRUNCATE {TABLES}")
-    forget_jobs(_house)
-    wait_until(lambda: are_known(_house), KNOWN_AGAIN_S, _house.logs)
-    before = [member.pid for member in _house.members]
-    yield _house
-    assert [member.pid for member in _house.members] == before, _house.logs()
+    forget_jobs(house)
+    wait_until(lambda: are_known(house), KNOWN_AGAIN_S, house.logs)
+    before = [member.pid for member in house.members]
+    yield
+    assert [member.pid for member in house.members] == before, house.logs()
 
 
 def forget_jobs(house: House) -> None:

@@ -56,6 +56,10 @@ class Line(Proxy):
         finally:
             self._refuses = False
 
+    def cut(self) -> None:
+        """Close every connection there is, in the middle of whatever is on its way."""
+        self._loop.call_soon_threadsafe(self._abort)
+
     def accept(self) -> End:
         """Return the client's end of a new connection."""
         if self._refuses:
@@ -69,6 +73,11 @@ class Line(Proxy):
         for way in self._ways:
             way._delay_s = delay_s
 
+    def _abort(self) -> None:
+        for way in self._ways:
+            if way._exit:
+                way._exit.abort()
+
     def _run(self) -> None:
         with asyncio.Runner() as runner:
             self._loop = runner.get_loop()
@@ -80,9 +89,7 @@ class Line(Proxy):
             self._listens.set()
             await self._closing.wait()
             server.close()
-            for way in self._ways:
-                if way._exit:
-                    way._exit.abort()
+            self._abort()
             await asyncio.sleep(0)  # a transport is closed one turn after it was aborted
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL is away for long while deliveries come steadily: what it costs, and how soon all is applied."""
+"""A server is away for long while deliveries come steadily: what it costs, and how soon all is applied."""
 
 import time
 from collections import Counter
@@ -6,16 +6,30 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, NamedTuple
 
+import httpx
 from redis import Redis
 
+from cli.servers import HOST
 from tests.faults.chaos import await_settled
-from tests.faults.house import House, Member
+from tests.faults.house import House, Member, takes_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
 from tests.jobs import RqView
 from tests.model import Delivery
+from tests.stack import wait_until
+from worker.rq_layout import JOB_PREFIX, RETRY_INTERVALS_S, SUSPENDED_KEY
 
 SETTLED_WITHIN_S = 120
+READY_WITHIN_S = 30
+ANSWER_S = 5
+BACK_S = 20
+GROWTH_MB = 20
+WAITING_SHARE = 10  # one in so many deliveries is on the queue when Redis goes
+PAUSES_S = (1.0, 2.0, 5.0)  # all that is refused in two minutes is tried again some hundred times a second
+LOOK_EVERY_S = 0.5
+LOOKS = 10  # as each is answered by one process or the other
+WELL = "/health 200 ok"
+TRUTH = {"/health 503 failing: redis", "/health/live 200 ok", "/health/ready 503 failing"}
 
 
 class Outage(NamedTuple):
@@ -63,6 +77,130 @@ def without_postgres(
         redis_after,
         time.monotonic() - began,
     )
+
+
+class RedisOutage(NamedTuple):
+    """What was seen. `answers` and `health` count what was answered while Redis was away; memory is in MB.
+
+    `waiting` jobs were on the queue when it was killed, and `kept` were there when it came back. It took
+    deliveries again after `ready_in_s`.
+    """
+
+    lasted_s: float
+    answers: Counter[str]
+    slowest_answer_s: float
+    health: Counter[str]
+    slowest_health_s: float
+    memory_before: dict[str, float]
+    memory_after: dict[str, float]
+    redis_before: float
+    redis_after: float
+    waiting: int
+    kept: int
+    ready_in_s: float
+    applied_in_s: float
+
+
+def without_redis(
+    servers: Servers, house: House, deliveries: Sequence[Delivery], seconds: float
+) -> RedisOutage:
+    """Kill Redis while jobs wait in it, deliver steadily for so long, start it, wait until all is applied."""
+    waiting = deliveries[::WAITING_SHARE]
+    coming = [delivery for i, delivery in enumerate(deliveries) if i % WAITING_SHARE]
+    families = [member.family() for member in house.members]
+    with Svix(house.ports, Random(0), pauses_s=PAUSES_S) as svix:
+        house.redis.set(SUSPENDED_KEY, 1)
+        svix.send(waiting)
+        wait_until(lambda: not svix.undelivered, SETTLED_WITHIN_S, house.logs)
+        await_health(house)
+        taken = Counter(svix.answers)
+        memory_before, redis_before = memory_mb(house.members), redis_mb(house.redis)
+        servers.redis.kill()
+        svix.send(coming, over_s=seconds)
+        health, slowest_health_s = watch_health(house, seconds)
+        answers, slowest_answer_s = svix.answers - taken, max(svix.answered_in[taken.total() :])
+        memory_after = memory_mb(house.members)
+        servers.redis.start()
+        began = time.monotonic()
+        kept = sum(int(house.redis.exists(JOB_PREFIX + delivery.svix_id)) for delivery in waiting)
+        house.redis.delete(SUSPENDED_KEY)
+        wait_until(lambda: takes_deliveries(house.ports[0]), READY_WITHIN_S, house.logs)
+        ready_in_s = time.monotonic() - began
+        await_settled(house, svix, SETTLED_WITHIN_S)
+        applied_in_s = time.monotonic() - began
+    await_health(house)
+    assert [member.family() for member in house.members] == families, house.logs()
+    return RedisOutage(
+        seconds,
+        answers,
+        slowest_answer_s,
+        health,
+        slowest_health_s,
+        memory_before,
+        memory_after,
+        redis_before,
+        redis_mb(house.redis),
+        len(waiting),
+        kept,
+        ready_in_s,
+        applied_in_s,
+    )
+
+
+def check_outage(seen: Outage) -> None:
+    """Fail unless every delivery was taken, soon, no retry was used up, and nothing grew without an end."""
+    assert set(seen.answers) == {"202"}, seen
+    assert seen.slowest_answer_s < ANSWER_S, seen
+    assert set(seen.retries_left) == {len(RETRY_INTERVALS_S)}, seen
+    assert seen.waits > 0, seen
+    _check_growth(seen)
+
+
+def check_redis_outage(seen: RedisOutage) -> None:
+    """Fail unless every answer was 503, soon, health said so, no job was lost and nothing grew."""
+    assert set(seen.answers) == {"503"}, seen
+    assert seen.slowest_answer_s < ANSWER_S, seen
+    assert set(seen.health) == TRUTH, seen
+    assert seen.slowest_health_s < ANSWER_S, seen
+    assert seen.kept == seen.waiting, seen
+    assert seen.ready_in_s < BACK_S, seen
+    assert seen.applied_in_s < BACK_S + max(PAUSES_S), seen
+    _check_growth(seen)
+
+
+def _check_growth(seen: Outage | RedisOutage) -> None:
+    for name, before in seen.memory_before.items():
+        assert seen.memory_after[name] - before < GROWTH_MB, seen
+
+
+def watch_health(house: House, seconds: float) -> tuple[Counter[str], float]:
+    """Ask every route of health for so long; count what they say, and return the slowest answer's s too."""
+    said: Counter[str] = Counter()
+    slowest_s = 0.0
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        for path in ("/health", "/health/live", "/health/ready"):
+            began = time.monotonic()
+            said[health(house, path)] += 1
+            slowest_s = max(slowest_s, time.monotonic() - began)
+        time.sleep(LOOK_EVERY_S)
+    return said, slowest_s
+
+
+def await_health(house: House) -> None:
+    """Wait until every process of the receiver says that all is well."""
+    wait_until(
+        lambda: all(health(house, "/health") == WELL for _ in range(LOOKS)), READY_WITHIN_S, house.logs
+    )
+
+
+def health(house: House, path: str) -> str:
+    """Return what a route of health says: the status, the verdict, and which checks fail."""
+    answer = httpx.get(f"http://{HOST}:{house.ports[0]}{path}", timeout=2 * ANSWER_S, trust_env=False)
+    report = answer.json()
+    broken = [name for name, check in report.get("checks", {}).items() if not check["ok"]]
+    said = f"{path} {answer.status_code} {report['status']}"
+    return f"{said}: {', '.join(broken)}" if broken else said
 
 
 def waits(house: House) -> int:

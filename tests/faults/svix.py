@@ -41,16 +41,25 @@ class Svix:
 
     `accepted_at` has, for each svix-id, the time (s since the epoch) of its first 2xx; `answers` counts the
     statuses, and by the error's name what was no answer; `answered_in` has how long each answer took, in s.
-    Each attempt goes to one of `ports`, which may change.
+    Each attempt goes to one of `ports`, which may change. `pauses_s` are those between the attempts, the last
+    of them again and again.
     """
 
-    def __init__(self, ports: Sequence[int], random: Random, *, threads: int = 12) -> None:
+    def __init__(
+        self,
+        ports: Sequence[int],
+        random: Random,
+        *,
+        threads: int = 12,
+        pauses_s: Sequence[float] = PAUSES_S,
+    ) -> None:
         self.accepted_at: dict[str, float] = {}
         self.answers: Counter[str] = Counter()
         self.answered_in: list[float] = []
         self.ports = ports
         self.connections = threads
         self._random = random
+        self._pauses_s = pauses_s
         self._heap: list[Attempt] = []
         self._open = 0
         self._count = 0
@@ -134,8 +143,7 @@ class Svix:
                 self.accepted_at.setdefault(attempt.delivery.svix_id, time.time())
                 self._open -= 1
                 return
-            pause_s = PAUSES_S[min(attempt.tried, len(PAUSES_S) - 1)] * self._random.uniform(
-                1 - SPREAD, 1 + SPREAD
-            )
+            pause_s = self._pauses_s[min(attempt.tried, len(self._pauses_s) - 1)]
+            pause_s *= self._random.uniform(1 - SPREAD, 1 + SPREAD)
             self._push(time.monotonic() + pause_s, attempt.tried + 1, attempt.delivery)
             self._changed.notify()

@@ -32,7 +32,7 @@ RIGHT_WITHIN_S = 30
 PATIENCE_S = 60
 IDLE_S = 2  # longer than a worker waits in Redis for a job before it asks again
 KILLED = [(step, "KILL") for step in STEPS]
-FROZEN = [(step, "STOP") for step in ("taken", "in transaction", "committed")]
+FROZEN = [(step, "STOP") for step in STEPS]
 
 Fate = tuple[str, str]
 

@@ -1,29 +1,22 @@
 """Whatever comes over the wire: an answer below 500 or none, soon, and genuine deliveries go through."""
 
-import select
-import socket
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.samples import signed_headers
-from cli.servers import HOST
-from tests.bench.load import Spec
 from tests.clerk import body, svix_id, user_event
+from tests.faults.forgeries import check, flood
 from tests.faults.house import House
-from tests.faults.overload import offered
 from tests.faults.svix import KEY, PATH
+from tests.faults.wire import ANSWER_S, answer_to, connect, genuine_request, taken_in
 from tests.patient import patient
 
 EXAMPLES = 300
-ANSWER_S = 5.0
-HALF_CLOSED_AFTER_S = 0.5
 DRIPPING = 200
 FLOODING_S = 4
-MOST_FORGED = 20_000
-WRONG_SECRET = "whsec_bm90IHRoZSBzZWNyZXQgb2YgdGhpcyBlbmRwb2ludA=="
 
 names = st.sampled_from(
     [
@@ -136,58 +129,9 @@ def test_two_hundred_connections_that_drip_keep_nobody_waiting(house: House) -> 
 
 
 def test_as_many_forged_requests_as_it_can_answer_do_not_stop_genuine_ones(house: House) -> None:
-    spec = Spec(
-        house.ports[0], WRONG_SECRET, seed=1, deliveries=MOST_FORGED, seconds=FLOODING_S, connections=64
-    )
-    with offered(spec) as flood:
-        times = []
-        while flood.goes_on:
-            times.append(slowest_of(house, 1))
-        report = flood.report()
-    assert report.answered == 0
-    assert report.failed > 100 * FLOODING_S
-    assert len(times) > 2
-    assert max(times) < ANSWER_S
-
-
-def genuine_request() -> bytes:
-    """Return a delivery as it goes over the wire."""
-    content = body(user_event())
-    fields = {
-        **signed_headers(KEY, svix_id(), int(time.time()), content),
-        "host": "localhost",
-        "content-length": str(len(content)),
-        "connection": "close",
-    }
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"POST {PATH} HTTP/1.1\r\n{head}\r\n".encode() + content
-
-
-def connect(house: House) -> socket.socket:
-    """Open a connection."""
-    return socket.create_connection((HOST, house.ports[0]), ANSWER_S)
-
-
-def answer_to(house: House, raw: bytes) -> int:
-    """Send a request; return the status, 0 when the connection is closed without an answer.
-
-    When none comes for some time, which is right as long as more may follow, say that nothing follows.
-    """
-    with connect(house) as connection, suppress(ConnectionError):
-        connection.sendall(raw)
-        ready, _, _ = select.select([connection], [], [], HALF_CLOSED_AFTER_S)
-        if not ready:
-            connection.shutdown(socket.SHUT_WR)
-        line = connection.recv(65536).split(b"\r\n")[0]
-        return int(line.split()[1]) if line else 0
-    return 0
+    check(flood(house, FLOODING_S))
 
 
 def slowest_of(house: House, number: int) -> float:
     """Send genuine deliveries, which must be taken, and return how long the slowest took."""
-    slowest = 0.0
-    for _ in range(number):
-        began = time.monotonic()
-        assert answer_to(house, genuine_request()) == 202
-        slowest = max(slowest, time.monotonic() - began)
-    return slowest
+    return max(taken_in(house) for _ in range(number))

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from redis import Redis
 
@@ -92,6 +93,20 @@ def test_without_a_worker_the_service_is_degraded(make_status: MakeStatus, redis
     assert abs((datetime.now(UTC) - seen).total_seconds()) < 10
     redis.delete(HOLDERS_KEY)
     assert make_status().report()["workers"]["last_seen_at"] is None
+
+
+def test_connections_that_have_died_since_are_no_trouble(
+    make_status: MakeStatus, database_url_unpooled: str
+) -> None:
+    status = make_status()
+    status.report()
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    checks = status.report()["checks"]
+    assert {name: check["error"] for name, check in checks.items()} == dict.fromkeys(checks)
 
 
 @pytest.mark.parametrize("append_only", [True, False])

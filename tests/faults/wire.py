@@ -1,0 +1,55 @@
+"""Requests as bytes, over connections of their own."""
+
+import select
+import socket
+import time
+from contextlib import suppress
+
+from cli.samples import signed_headers
+from cli.servers import HOST
+from tests.clerk import body, svix_id, user_event
+from tests.faults.house import House
+from tests.faults.svix import KEY, PATH
+
+ANSWER_S = 5.0
+HALF_CLOSED_AFTER_S = 0.5
+
+
+def genuine_request() -> bytes:
+    """Return a delivery as it goes over the wire."""
+    content = body(user_event())
+    fields = {
+        **signed_headers(KEY, svix_id(), int(time.time()), content),
+        "host": "localhost",
+        "content-length": str(len(content)),
+        "connection": "close",
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {PATH} HTTP/1.1\r\n{head}\r\n".encode() + content
+
+
+def connect(house: House) -> socket.socket:
+    """Open a connection."""
+    return socket.create_connection((HOST, house.ports[0]), ANSWER_S)
+
+
+def answer_to(house: House, raw: bytes) -> int:
+    """Send a request; return the status, 0 when the connection is closed without an answer.
+
+    When none comes for some time, which is right as long as more may follow, say that nothing follows.
+    """
+    with connect(house) as connection, suppress(ConnectionError):
+        connection.sendall(raw)
+        ready, _, _ = select.select([connection], [], [], HALF_CLOSED_AFTER_S)
+        if not ready:
+            connection.shutdown(socket.SHUT_WR)
+        line = connection.recv(65536).split(b"\r\n")[0]
+        return int(line.split()[1]) if line else 0
+    return 0
+
+
+def taken_in(house: House) -> float:
+    """Send a genuine delivery, which must be taken, and return how long that took, in s."""
+    began = time.monotonic()
+    assert answer_to(house, genuine_request()) == 202
+    return time.monotonic() - began
