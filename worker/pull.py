@@ -2,7 +2,7 @@
 
 pull        the function; the command `pull` calls it
 PullDesk    the same for many callers at once, in several processes: a second call for a user waits for the
-            first one's answer, and all calls together stay under a part of Clerk's rate limit
+            first one's answer, and all requests to Clerk together stay under a part of its rate limit
 """
 
 import json
@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, cast
 
 import structlog
+from redis import Redis
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
@@ -28,14 +29,15 @@ from db.policy import Policy
 from worker.bridge import Bridge
 from worker.changes import user_change
 from worker.clerk_api import PERIOD_S, ClerkApi, ClerkApiError, ClerkRefused, Page
+from worker.clerk_api import Answer as ClerkAnswer
 from worker.member_drift import memberships_now
+from worker.rate import NoTurn, SharedLimit
 from worker.redis_clients import impatient_redis
 from worker.stop import StopSignal
 from worker.store import Store
 from worker.walk import in_background
 
 OTHERS = 20
-STRANGERS = 3  # that many others, and Clerk knows none of them: the key may be another instance's
 NEW_FOR = timedelta(minutes=1)
 SHARE = 0.5  # of Clerk's rate limit; the application uses the same key
 API_PATIENCE_S = 3.0
@@ -56,6 +58,7 @@ class Outcome(StrEnum):
     FOUND = "found"
     DELETED = "deleted"  # gone in Clerk, and now here
     ABSENT = "absent"  # gone in Clerk, or never there; nothing was changed here
+    UNPROVEN = "unproven"  # Clerk knows none of the others here either; nothing was changed here
 
 
 class Pulled(NamedTuple):
@@ -70,7 +73,8 @@ def pull(bridge: Bridge, clerk_id: str, *, is_sure: bool) -> Pulled:
 
     A tombstone is final. So without `is_sure`, where nobody has looked at the id, there is none for who has
     no row or has only just signed up (Clerk may not show everywhere yet what it has told elsewhere), nor when
-    Clerk knows none of the users here. Raises ClerkApiError, DatabaseError, Stopped.
+    others are here and Clerk knows none of them: the key may be another instance's. Raises ClerkApiError,
+    DatabaseError, Stopped, and whatever `bridge.api` adds to these.
     """
     page = bridge.api.user(clerk_id)
     if page.entries:
@@ -82,9 +86,8 @@ def pull(bridge: Bridge, clerk_id: str, *, is_sure: bool) -> Pulled:
     second_look = bridge.api.users([clerk_id, *others])
     if clerk_id in second_look.ids:
         return _store(bridge, clerk_id, second_look)
-    if not is_sure and len(others) >= STRANGERS and not set(others) & set(second_look.ids):
-        log.error("Clerk knows none of the users here, so nobody is deleted: check CLERK_SECRET_KEY")
-        return Pulled(Outcome.ABSENT)
+    if not is_sure and others and not set(others) & set(second_look.ids):
+        return Pulled(Outcome.UNPROVEN)
     bridge.store.write([UserChange(clerk_id, deleted_at=second_look.observed_at)], second_look.observed_at)
     return Pulled(Outcome.DELETED)
 
@@ -125,6 +128,30 @@ class Answer(NamedTuple):
     reason: str | None = None
 
 
+UNPROVEN = (
+    "Clerk knows neither {} nor any other user who is here, so nothing was changed: check CLERK_SECRET_KEY; "
+    "if it is right, await the event user.deleted or run clerk-sync pull"
+)
+TOO_MANY = Answer(Verdict.BUSY, reason="too many users are being pulled")
+
+
+class SharingApi(ClerkApi):
+    """A client for the desks of all processes, whose requests together leave a part of Clerk's rate limit.
+
+    Every request counts, each time it is sent. Its methods raise NoTurn as well, and redis.RedisError.
+    """
+
+    def __init__(self, settings: Settings, redis: Redis) -> None:
+        super().__init__(
+            settings, patience_s=API_PATIENCE_S, limited_patience_s=0, read_timeout_s=API_TIMEOUT_S
+        )
+        self._turns = SharedLimit(redis, f"{PREFIX}turns", int(self.limit * SHARE), PERIOD_S)
+
+    def _attempt(self, *arguments: Any) -> ClerkAnswer:
+        with self._turns.turn():  # before the wait for one of this process: who gets none is told at once
+            return super()._attempt(*arguments)
+
+
 class PullDesk:
     """Answers calls for users. Made once in a process; it connects when the first call comes.
 
@@ -134,15 +161,12 @@ class PullDesk:
 
     def __init__(self, settings: Settings) -> None:
         stopping = StopSignal()
-        api = ClerkApi(
-            settings, patience_s=API_PATIENCE_S, limited_patience_s=0, read_timeout_s=API_TIMEOUT_S
-        )
+        self._redis = impatient_redis(settings)
+        api = SharingApi(settings, self._redis)
         database = Database(settings, attempts=DATABASE_ATTEMPTS)
         store = Store(database, Policy.of(settings), stopping, patience_s=0)
         self._bridge = Bridge(settings, api, store, stopping)
-        self._redis = impatient_redis(settings)
         self._places = threading.BoundedSemaphore(settings.db_pool_size + settings.db_max_overflow)
-        self._requests_each = 2 if store.policy.follows_memberships else 1
 
     def pull(self, clerk_id: str) -> Answer:
         """Return the user's row as it is in Clerk now, or was a second ago at most."""
@@ -178,7 +202,7 @@ class PullDesk:
             return None
         if not self._places.acquire(blocking=False):
             _release(lock)
-            return Answer(Verdict.BUSY, reason="too many users are being pulled")
+            return TOO_MANY
         asked = in_background(self._answer, clerk_id, lock)
         try:
             return asked.result(max(0.0, deadline - time.monotonic()))
@@ -198,25 +222,20 @@ class PullDesk:
             _release(lock)
 
     def _ask(self, clerk_id: str) -> Answer:
-        if not self._has_turn():
-            return Answer(Verdict.BUSY, reason="too many users are being pulled")
         try:
             pulled = pull(self._bridge, clerk_id, is_sure=False)
+        except NoTurn:
+            return TOO_MANY
         except (ClerkApiError, DatabaseError) as error:
             log.warning("pull failed", clerk_id=clerk_id, reason=str(error))
             return Answer(Verdict.UNAVAILABLE, reason=str(error))
+        if pulled.outcome is Outcome.UNPROVEN:
+            reason = UNPROVEN.format(clerk_id)
+            log.error("nobody was deleted", clerk_id=clerk_id, reason=reason)
+            return Answer(Verdict.ABSENT, reason=reason)
         if pulled.user is None:
             return Answer(Verdict.ABSENT, reason="there is no such user")
         return Answer(Verdict.FOUND, _plain(pulled.user))
-
-    def _has_turn(self) -> bool:
-        """Count this call among those of all processes in the current window of Clerk's rate limit."""
-        key = f"{PREFIX}calls:{int(time.time() / PERIOD_S)}"
-        with self._redis.pipeline() as pipeline:
-            pipeline.incrby(key, self._requests_each)
-            pipeline.expire(key, int(PERIOD_S) * 2)
-            count: int = pipeline.execute()[0]
-        return count <= self._bridge.api.limit * SHARE
 
 
 def _release(lock: Lock) -> None:

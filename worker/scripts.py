@@ -393,3 +393,21 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', scheduled, '-inf', due, 'LIMIT',
   end
 end
 """
+
+# Take a turn of a limited number, or say how much longer one that was taken counts: until that millisecond
+# has passed on Redis's own clock. 1 taken, 0 there is none.
+TAKE_TURN = """
+local turns, turn, limit = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local counts_ms, longest_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', turns, '-inf', '(' .. now)
+-- Counted for longer than any is: Redis's clock has been set back.
+redis.call('ZREMRANGEBYSCORE', turns, '(' .. now + longest_ms, '+inf')
+if not redis.call('ZSCORE', turns, turn) and redis.call('ZCARD', turns) >= limit then
+  return 0
+end
+redis.call('ZADD', turns, now + counts_ms, turn)
+redis.call('PEXPIRE', turns, longest_ms)
+return 1
+"""

@@ -61,11 +61,27 @@ def test_whom_clerk_does_not_know_is_not_found(client: FlaskClient, settings: co
     assert not tombstones(settings)
 
 
-def test_who_is_gone_in_clerk_is_gone_here(client: FlaskClient, settings: config.Settings) -> None:
+def test_who_is_gone_in_clerk_is_gone_here(
+    clerk: FakeClerk, client: FlaskClient, settings: config.Settings
+) -> None:
+    clerk.put(user(BEN))
     with bridged(settings) as both:
-        deliver(both, user_event(data=user(ANN)))
-    assert client.post(f"/users/{ANN}/pull", headers=BEARER).status_code == 404
+        deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
+    answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
+    assert (answer.status_code, answer.json) == (404, {"error": "there is no such user"})
     assert tombstones(settings) == {ANN}
+
+
+def test_when_clerk_knows_none_of_those_here_nobody_is_deleted(
+    client: FlaskClient, settings: config.Settings
+) -> None:
+    with bridged(settings) as both:
+        deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
+    answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
+    assert answer.status_code == 404
+    assert "nothing was changed: check CLERK_SECRET_KEY" in answer.text
+    assert set(rows(settings)) == {ANN, BEN}
+    assert not tombstones(settings)
 
 
 @pytest.mark.parametrize(

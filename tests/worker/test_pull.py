@@ -1,5 +1,6 @@
 """One user, now: by the function, and at the desk where many callers ask at once."""
 
+import itertools
 import json
 import threading
 import time
@@ -7,10 +8,11 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
+from redis import Redis
 
 import config
 from cli.servers import free_port
-from tests.clerk import ANN, BEN, NOW, deleted_event, session, session_event, user, user_event
+from tests.clerk import ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
 from tests.repair import api_settings, bridged, count, deliver, execute, rows, tombstones
@@ -18,6 +20,7 @@ from worker.backfill import Backfill
 from worker.bridge import Bridge
 from worker.clerk_api import ClerkApiError, ClerkRefused
 from worker.pull import Answer, Outcome, PullDesk, Verdict, pull
+from worker.rate import NoTurn, SharedLimit
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_who_was_never_seen_gets_a_tombstone_only_from_somebody_who_is_sure(
     assert tombstones(both.settings) == {BEN}
 
 
-def test_who_has_only_just_signed_up_is_not_deleted_unasked(both: Bridge) -> None:
+def test_who_has_only_just_signed_up_is_not_deleted_unasked(clerk: FakeClerk, both: Bridge) -> None:
     now = time.time_ns() // 1_000_000
     deliver(
         both, session_event(data=session(BEN)), user_event(data=user(ANN, created_at=now, updated_at=now))
@@ -82,6 +85,9 @@ def test_who_has_only_just_signed_up_is_not_deleted_unasked(both: Bridge) -> Non
         assert pull(both, clerk_id, is_sure=False).outcome is Outcome.ABSENT
     assert rows(both.settings).keys() == {ANN}
     assert tombstones(both.settings) == set()
+    clerk.put(user(CAT))
+    pull(both, CAT, is_sure=True)
+    assert pull(both, ANN, is_sure=False).outcome is Outcome.ABSENT
     assert pull(both, ANN, is_sure=True).outcome is Outcome.DELETED
 
 
@@ -108,13 +114,44 @@ def test_a_not_found_that_is_not_clerks_deletes_nobody(clerk: FakeClerk, both: B
     assert rows(both.settings).keys() == {ANN}
 
 
-def test_a_key_that_knows_nobody_here_deletes_nobody_unasked(clerk: FakeClerk, both: Bridge) -> None:
-    clerk.put_many(5)
+@pytest.mark.parametrize("here", [2, 5])
+def test_a_key_that_knows_nobody_here_deletes_nobody(clerk: FakeClerk, both: Bridge, here: int) -> None:
+    clerk.put_many(here)
     Backfill(both).everything()
     clerk.remove(*clerk.ids())
-    assert pull(both, numbered_id(1), is_sure=False).outcome is Outcome.ABSENT
-    assert count(both.settings) == 5
-    assert pull(both, numbered_id(1), is_sure=True).outcome is Outcome.DELETED
+    clerk.put(user(ANN), user(BEN))
+    assert pull(both, numbered_id(0), is_sure=False) == (Outcome.UNPROVEN, None)
+    assert count(both.settings) == here
+    assert tombstones(both.settings) == set()
+    assert pull(both, numbered_id(0), is_sure=True).outcome is Outcome.DELETED
+
+
+def test_the_last_of_all_can_be_deleted(both: Bridge) -> None:
+    deliver(both, user_event(data=user(ANN)), deleted_event(BEN))
+    assert pull(both, ANN, is_sure=False).outcome is Outcome.DELETED
+    assert tombstones(both.settings) == {ANN, BEN}
+
+
+@pytest.mark.parametrize("is_sure", [True, False])
+def test_one_other_whom_clerk_knows_is_enough_to_delete(
+    clerk: FakeClerk, both: Bridge, is_sure: bool
+) -> None:
+    clerk.put_many(40)
+    Backfill(both).everything()
+    clerk.remove(*clerk.ids()[:-1])
+    before = len(clerk.requests)
+    assert pull(both, numbered_id(0), is_sure=is_sure).outcome is Outcome.DELETED
+    assert tombstones(both.settings) == {numbered_id(0)}
+    assert [request.path for request in clerk.requests[before:]] == [f"/users/{numbered_id(0)}", "/users"]
+
+
+def test_the_desk_says_why_nobody_was_deleted(desk: PullDesk, settings: config.Settings) -> None:
+    with bridged(settings) as both:
+        deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
+    answer = desk.pull(ANN)
+    assert answer.verdict is Verdict.ABSENT
+    assert "nothing was changed: check CLERK_SECRET_KEY" in str(answer.reason)
+    assert rows(settings).keys() == {ANN, BEN}
 
 
 def test_a_key_of_another_instance_deletes_nobody(settings: config.Settings) -> None:
@@ -194,17 +231,77 @@ def test_an_answer_is_fresh_again_after_a_second(clerk: FakeClerk, desk: PullDes
 def test_calls_together_leave_half_of_clerks_limit_to_the_application(
     clerk: FakeClerk, make_settings: MakeSettings
 ) -> None:
+    """Calls that Clerk answers at once, a second look after a 404, and what is tried again after a 503."""
     clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
-    desk = PullDesk(api_settings(make_settings, clerk))
-    verdicts = []
-    for i in range(130):
-        verdicts.append(desk.pull(f"user_{i}").verdict)
-        if verdicts[-1] is Verdict.BUSY:
-            break
-    desk.close()
-    assert verdicts[-1] is Verdict.BUSY
-    assert len(clerk.requests) <= 100
-    assert clerk.most_within(5) <= 60
+    settings = api_settings(make_settings, clerk)
+    clerk.put_many(60)
+    with bridged(settings) as both:
+        Backfill(both).everything()
+    clerk.remove(*clerk.ids()[::2])
+    clerk.answer_next(503, times=10)
+    clerk.requests.clear()
+    desks = [PullDesk(settings) for _ in range(6)]
+    until = time.monotonic() + 12
+    verdicts: list[Verdict] = []
+    threads = [
+        threading.Thread(target=call_until, args=(until, desk, first, verdicts))
+        for first, desk in enumerate(desks)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(40)
+    for desk in desks:
+        desk.close()
+    assert set(verdicts) == {Verdict.FOUND, Verdict.ABSENT, Verdict.BUSY}
+    assert clerk.most_within(10) == 50
+    assert len(clerk.requests) > 50, "there are turns again"
+    assert "/users" in {request.path for request in clerk.requests}
+
+
+def call_until(until: float, desk: PullDesk, first: int, verdicts: list[Verdict]) -> None:
+    for number in itertools.count(first, 6):
+        if time.monotonic() > until:
+            return
+        verdicts.append(desk.pull(numbered_id(number % 60)).verdict)
+
+
+def test_who_gets_no_turn_is_told_at_once_and_clerk_is_not_asked(
+    clerk: FakeClerk, make_settings: MakeSettings
+) -> None:
+    clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
+    desks = [PullDesk(api_settings(make_settings, clerk)) for _ in range(6)]
+    for number, desk in enumerate(desks * 9):
+        desk.pull(numbered_id(number))
+    began = time.monotonic()
+    answers = [desks[0].pull(f"user_{number}") for number in range(30)]
+    assert time.monotonic() - began < 2
+    assert set(answers) == {Answer(Verdict.BUSY, reason="too many users are being pulled")}
+    assert len(clerk.requests) == 50
+    for desk in desks:
+        desk.close()
+
+
+def test_a_turn_counts_until_a_period_after_the_answer(redis: Redis) -> None:
+    limit = SharedLimit(redis, "turns", 2, 0.4)
+    other = SharedLimit(redis, "turns", 2, 0.4)
+    with limit.turn():
+        time.sleep(0.6)
+        with other.turn(), pytest.raises(NoTurn):
+            limit.turn().__enter__()
+    time.sleep(0.2)
+    with pytest.raises(NoTurn):
+        other.turn().__enter__()
+    time.sleep(0.3)
+    with limit.turn(), other.turn():
+        pass
+
+
+def test_turns_taken_by_a_clock_that_was_set_back_do_not_count_for_ever(redis: Redis) -> None:
+    redis.zadd("turns", {"earlier": time.time_ns() // 1_000_000 + 3_600_000})
+    with SharedLimit(redis, "turns", 1, 10.0).turn():
+        assert redis.zcard("turns") == 1
+        assert 0 < redis.pttl("turns") <= 70_000
 
 
 def test_what_does_not_answer_is_told_within_seconds(clerk: FakeClerk, make_settings: MakeSettings) -> None:
