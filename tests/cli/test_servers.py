@@ -186,12 +186,17 @@ def test_a_postmaster_file_whose_number_is_somebody_elses_by_now_does_not_matter
 ) -> None:
     postgres.start()
     postgres.kill()
+    record = postgres.directory / "pid"
+    Process("PostgreSQL", record).end_left_over()  # its children take a moment longer, and hold the lock
     lines = (postgres.data / "postmaster.pid").read_text().splitlines(keepends=True)
-    somebody = f"{os.getppid()}\n"
-    (postgres.data / "postmaster.pid").write_text("".join([somebody, *lines[1:]]))
-    (postgres.directory / "pid").write_text(somebody)
-    postgres.start()
-    assert query(postgres, b"SELECT 1") == [(1,)]
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with bystander:
+        somebody = f"{bystander.pid}\n"
+        (postgres.data / "postmaster.pid").write_text("".join([somebody, *lines[1:]]))
+        record.write_text(somebody)
+        postgres.start()
+        assert query(postgres, b"SELECT 1") == [(1,)]
+        assert bystander.poll() is None
 
 
 def test_a_child_that_ignores_its_signal_is_killed(server_directory: Path) -> None:
