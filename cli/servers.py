@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -24,14 +25,18 @@ START_TIMEOUT = 60.0  # s; PostgreSQL may first have to recover from a crash
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # and no secret of ours, no PG* of the user's
 
 StopMode = Literal["fast", "immediate"]
+FREE_PORTS = range(16_384, 32_768)
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback address that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """Return a TCP port of the loopback address that nothing listens on now.
+
+    Below those that outgoing connections are given (from 32768 on Linux): those may be taken at any moment.
+    """
+    while True:
+        port = FREE_PORTS.start + secrets.randbelow(len(FREE_PORTS))
+        if not port_in_use(port):
+            return port
 
 
 def port_in_use(port: int, host: str = HOST) -> bool:
