@@ -359,18 +359,21 @@ def at_its_end(connection: socket.socket) -> bool:
 
 
 @only_linux
-def test_more_unfinished_bodies_than_it_has_connections_hold_it_up_for_seconds(receiver: Receiver) -> None:
+def test_more_unfinished_bodies_than_it_has_connections_hold_it_up_for_seconds_at_most(
+    receiver: Receiver,
+) -> None:
     head, content = request_of(genuine())
     before = open_files(receiver)
     with slow_clients(receiver, head + content, len(head) + 1, 2 * CONNECTIONS_PER_PROCESS + 176):
         started = time.monotonic()
         assert receiver.deliver().status == 202
         seconds = time.monotonic() - started
-    assert BODY_TIMEOUT_S / 2 < seconds < BODY_TIMEOUT_S + 8, seconds
+    assert seconds < BODY_TIMEOUT_S + 8
     started = time.monotonic()
     assert [receiver.deliver().status for _ in range(20)] == [202] * 20
     assert time.monotonic() - started < 5
     wait_until(lambda: open_files(receiver) < before + 20)
+    assert [line["status"] for line in receiver.lines()].count("incomplete") > CONNECTIONS_PER_PROCESS
 
 
 def open_files(receiver: Receiver) -> int:
