@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar, cast
 
 import psycopg
@@ -15,10 +16,11 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.pool import Pool
 
 from config import Settings, SettingsError
 from db.errors import UNIQUE_VIOLATION, is_transient, loses_connection, sqlstate, translate
+from db.pool import ReplaceablePool
 
 RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, and its connections die with it.
 CONNECT_TIMEOUT_S = 5
@@ -88,7 +90,7 @@ class Database:
         self._attempts = attempts
         self._counts: Counter[str] = Counter()
         _watch_pool(self.engine, self._counts)
-        _close_what_comes_late(self.engine)
+        self._renewing = Lock()
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` returns, having committed it in one transaction.
@@ -138,7 +140,7 @@ class Database:
 
     def pool_state(self) -> PoolState:
         """Return the pool's numbers."""
-        pool = cast("QueuePool", self.engine.pool)
+        pool = cast("ReplaceablePool", self.engine.pool)
         return PoolState(
             size=pool.size(),
             in_use=pool.checkedout(),
@@ -149,8 +151,9 @@ class Database:
         )
 
     def dispose(self) -> None:
-        """Close every idle connection."""
-        self.engine.dispose()
+        """Close every idle connection, and each in use once it is given back."""
+        with self._renewing:
+            self.engine.dispose()
 
     def _is_last(self, state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
@@ -158,15 +161,21 @@ class Database:
         return state.attempt_number >= min(self._attempts, RACE_ATTEMPTS if is_race else self._attempts)
 
     def _attempt(self, work: Callable[[Connection], T]) -> T:
+        pool = self.engine.pool
         try:
             with self.engine.begin() as connection:
                 return work(connection)
         except (psycopg.Error, SQLAlchemyError) as error:
             if loses_connection(error):
-                # What killed one connection has most likely killed its idle siblings.
                 self._counts["invalidated"] += 1
-                self.engine.dispose()
+                self._renew(pool)
             raise
+
+    def _renew(self, pool: Pool) -> None:
+        """Close the idle connections of `pool`: what killed one has most likely killed its siblings."""
+        with self._renewing:
+            if self.engine.pool is pool:  # and what came to another thread has not done so already
+                self.engine.dispose()
 
 
 def _select_one(connection: Connection) -> None:
@@ -203,6 +212,7 @@ def hosts(settings: Settings, *, unpooled: bool = False) -> set[str]:
 def _engine(settings: Settings, *, unpooled: bool) -> Engine:
     return create_engine(
         postgres_url(settings, unpooled=unpooled),
+        poolclass=ReplaceablePool,
         pool_size=settings.db_pool_size,
         max_overflow=settings.db_max_overflow,
         pool_timeout=settings.db_pool_timeout,
@@ -234,25 +244,9 @@ def _watch_pool(engine: Engine, counts: "Counter[str]") -> None:
 
     @event.listens_for(engine, "connect")
     def connected(*_: object) -> None:
-        pool = cast("QueuePool", engine.pool)
+        pool = cast("ReplaceablePool", engine.pool)
         if pool.overflow() > 0:
             log.info("pool overflows", size=pool.size(), overflow=pool.overflow())
-
-
-def _close_what_comes_late(engine: Engine) -> None:
-    """Close connections that are given back when the engine's pool has been replaced by another.
-
-    They would go back to the old one, where nobody takes or closes them.
-    """
-
-    @event.listens_for(engine, "connect")
-    def connected(_connection: object, entry: ConnectionPoolEntry) -> None:
-        entry.info["pool"] = engine.pool
-
-    @event.listens_for(engine, "checkin")
-    def given_back(_connection: object, entry: ConnectionPoolEntry) -> None:
-        if entry.info.get("pool", engine.pool) is not engine.pool:
-            entry.close()
 
 
 def _log_retry(state: tenacity.RetryCallState) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -505,6 +506,41 @@ def test_a_connection_that_comes_back_after_the_pool_was_emptied_is_closed(datab
     assert isinstance(driver, psycopg.Connection)
     assert driver.closed
     database.ping()
+
+
+def test_no_connection_is_left_open_however_often_the_pool_is_replaced(
+    make_database: Callable[..., Database], admin: psycopg.Connection[Any]
+) -> None:
+    database = make_database(db_pool_size=3, db_max_overflow=5)
+    until = time.monotonic() + 3
+
+    def ask() -> None:
+        while time.monotonic() < until:
+            with suppress(DatabaseUnavailable):
+                database.ping()
+
+    with ThreadPoolExecutor(8) as threads:
+        asking = [threads.submit(ask) for _ in range(8)]
+        while not all(one.done() for one in asking):
+            admin.execute(TERMINATE_OTHERS)
+            database.dispose()
+    assert [one.exception() for one in asking] == [None] * 8
+    assert database.pool_state().checkouts > 100
+    database.dispose()
+    wait_until(lambda: others(admin) == 0, 5)
+
+
+TERMINATE_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+def others(admin: psycopg.Connection[Any]) -> int:
+    (number,) = admin.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    ).fetchone() or (0,)
+    return int(number)
 
 
 def test_a_pool_without_a_free_connection_says_which_settings_to_raise(

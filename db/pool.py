@@ -1,0 +1,33 @@
+"""SQLAlchemy's pool, made to lose no connection when it is replaced while some are in use."""
+
+from threading import Lock
+from typing import Any
+
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+
+
+class ReplaceablePool(QueuePool):
+    """A QueuePool that, once disposed of, closes what is given back: there nobody takes or closes it.
+
+    SQLAlchemy leaves that to the garbage collector, and until then a connection of the server is taken.
+    https://docs.sqlalchemy.org/en/21/core/connections.html#engine-disposal
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._lock = Lock()
+        self._disposed = False
+
+    def dispose(self) -> None:
+        """Close every idle connection, and from now on each that comes back."""
+        with self._lock:
+            self._disposed = True
+        super().dispose()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        with self._lock:
+            if not self._disposed:
+                super()._do_return_conn(record)
+                return
+        record.close()
+        super()._do_return_conn(record)  # whoever waits here for one connects it anew
