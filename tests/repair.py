@@ -17,6 +17,7 @@ from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk
 from tests.model import Row
 from tests.trial import READ_USERS
+from worker.backfill import Backfill, Done
 from worker.batch import incoming
 from worker.bridge import Bridge, bridge
 from worker.clerk_api import ClerkApi
@@ -55,6 +56,20 @@ def client(settings: config.Settings, **options: Any) -> Iterator[ClerkApi]:
         yield api
     finally:
         api.close()
+
+
+def backfill_until(settings: config.Settings, pages: int) -> None:
+    """Run a backfill that is told to stop after so many pages. Raises Stopped unless it is through before."""
+    stopping = StopSignal()
+    seen: list[Done] = []
+
+    def look(done: Done) -> None:
+        seen.append(done)
+        if len(seen) == pages:
+            stopping.request()
+
+    with bridged(settings, stopping) as both:
+        Backfill(both, look).everything()
 
 
 def report(both: Bridge, allow_deletes: int | None = None) -> Report:

@@ -21,7 +21,7 @@ Source: https://github.com/clerk/openapi-specs, and for the limits https://clerk
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 import httpx
@@ -283,13 +283,18 @@ class ClerkApi:
         answer: Answer = retrying(self._attempt, path, parameters, patience)
         return answer
 
+    def _shared_turn(self) -> AbstractContextManager[None]:
+        """Return what is held while a request waits and is made; here nothing."""
+        return nullcontext()
+
     def _attempt(self, path: str, parameters: dict[str, Any] | None, patience: "_Patience") -> Answer:
-        turn_in_s = self._rate.delay()  # long after a 429, whichever thread it came to
-        self._wait(turn_in_s)
-        patience.waited(turn_in_s)
-        with self._counted():
-            observed_at = now_ms()
-            response = self._response(path, parameters)
+        with self._shared_turn():
+            turn_in_s = self._rate.delay()  # long after a 429, whichever thread it came to
+            self._wait(turn_in_s)
+            patience.waited(turn_in_s)
+            with self._counted():
+                observed_at = now_ms()
+                response = self._response(path, parameters)
         if not response.is_success:
             self._refuse(response)
         return Answer(_decoded(response), observed_at)

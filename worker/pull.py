@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, cast
@@ -29,7 +29,6 @@ from db.policy import Policy
 from worker.bridge import Bridge
 from worker.changes import user_change
 from worker.clerk_api import PERIOD_S, ClerkApi, ClerkApiError, ClerkRefused, Page
-from worker.clerk_api import Answer as ClerkAnswer
 from worker.member_drift import memberships_now
 from worker.rate import NoTurn, SharedLimit
 from worker.redis_clients import impatient_redis
@@ -147,9 +146,8 @@ class SharingApi(ClerkApi):
         )
         self._turns = SharedLimit(redis, f"{PREFIX}turns", int(self.limit * SHARE), PERIOD_S)
 
-    def _attempt(self, *arguments: Any) -> ClerkAnswer:
-        with self._turns.turn():  # before the wait for one of this process: who gets none is told at once
-            return super()._attempt(*arguments)
+    def _shared_turn(self) -> AbstractContextManager[None]:
+        return self._turns.turn()  # before the wait for one of this process: who gets none is told at once
 
 
 class PullDesk:

@@ -252,8 +252,7 @@ def redis_facts(redis: Redis) -> Facts:
             "last_seen_at": _iso(datetime.fromtimestamp(seen[0][1], UTC)) if seen else None,
         },
         "last_received_at": _iso(datetime.fromtimestamp(int(received) / 1000, UTC)) if received else None,
-        "append_only": _append_only(redis),
-        "evicts": _evicts_keys(redis),
+        **_info(redis),
         "repair": repair_log.parse(repair),
     }
 
@@ -292,22 +291,17 @@ def _answer(future: Future[Answer], limit_s: float) -> Answer:
         return Answer({}, LIMIT_S * 1000, "no answer in time")
 
 
-def _evicts_keys(redis: Redis) -> bool | None:
+def _info(redis: Redis) -> Facts:
+    """Return whether Redis has an append-only file, and whether it may throw keys away. None: unknown."""
     try:
-        memory: Any = redis.info("memory")
-    except ResponseError:  # as above
-        return None
-    policy = memory.get("maxmemory_policy")
-    return None if policy is None else policy != "noeviction" and memory.get("maxmemory") != 0
-
-
-def _append_only(redis: Redis) -> bool | None:
-    try:
-        persistence: Any = redis.info("persistence")
+        info: Any = redis.info()
     except ResponseError:  # a managed Redis may not tell
-        return None
-    enabled = persistence.get("aof_enabled")
-    return None if enabled is None else bool(enabled)
+        info = {}
+    enabled, policy = info.get("aof_enabled"), info.get("maxmemory_policy")
+    return {
+        "append_only": None if enabled is None else bool(enabled),
+        "evicts": None if policy is None else policy != "noeviction" and info.get("maxmemory") != 0,
+    }
 
 
 def _age_s(redis: Redis, job_id: bytes | None) -> float | None:

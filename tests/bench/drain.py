@@ -16,6 +16,7 @@ from rq import Queue
 
 from cli.process import Process
 from config import load
+from db.times import now_ms
 from tests.bench.cpu import OWN, CpuClock, cores_allow
 from tests.bench.events import traffic
 from tests.bench.figures import Case, Figures
@@ -179,8 +180,7 @@ def put_deliveries(seed: int, existing: int = 0) -> Callable[[str, int], None]:
         queue = intake(load(_env_file=None, redis_url=redis_url))
         with closing(queue):
             for event in traffic(size, seed=seed, existing=existing):
-                now_ms = time.time_ns() // 1_000_000
-                queue.enqueue(Delivery(event.svix_id, event.body, event.description, now_ms))
+                queue.enqueue(Delivery(event.svix_id, event.body, event.description, now_ms()))
 
     return put
 

@@ -16,6 +16,7 @@ import structlog
 import config
 from db.change import UserChange
 from db.ledger import Incoming, Outcome
+from db.times import now_ms
 from worker import log
 from worker.metrics import Metrics
 from worker.tally import Tally
@@ -27,7 +28,7 @@ ROUNDS = 300
 def main(log_format: str) -> None:
     """Measure and print."""
     settings = config.load(log_format=log_format)
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     batch = [
         Incoming(UserChange(f"user_{i:027}"), f"msg_{i:027}", "user.updated", now - 300, now - 50)
         for i in range(EVENTS)

@@ -7,6 +7,7 @@ import pytest
 
 import config
 from cli.servers import free_port
+from db.times import now_ms
 from tests.clerk import ABSENT, ANN, NOW, user
 from tests.cli.commands import PATIENCE_S, run, start
 from tests.conftest import MakeSettings
@@ -103,7 +104,7 @@ def test_restart_begins_anew(clerk: FakeClerk, settings: config.Settings) -> Non
 
 
 def test_since_reads_only_what_was_updated_since(clerk: FakeClerk, settings: config.Settings) -> None:
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     clerk.put(user(ANN, updated_at=now), user("user_old", updated_at=now - 10_000_000))
     ran = run(settings, "backfill", "--since", "1h")
     assert ran.stdout == "1 users: 1 created, 0 updated, 0 unchanged\n"

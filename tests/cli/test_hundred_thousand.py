@@ -19,6 +19,7 @@ import pytest
 
 import config
 from cli.servers import free_port
+from db.times import now_ms
 from tests.bench.harness import rss_mb
 from tests.clerk import NOW, body, session, session_event, svix_id
 from tests.cli.commands import start
@@ -93,7 +94,7 @@ def deliveries(settings: config.Settings) -> Iterator[list[int]]:
                 return
             clerk_id, at = numbered_id(i * 7919 % USERS), NOW + 3600_000 + i
             event = session_event(data=session(clerk_id, id=f"sess_{i}", created_at=at, updated_at=at))
-            now = time.time_ns() // 1_000_000
+            now = now_ms()
             queue.enqueue(Delivery(svix_id(), body(event).decode(), f"session.created {clerk_id}", now))
             sent[0] += 1
 

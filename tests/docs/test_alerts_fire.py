@@ -1,7 +1,6 @@
 """Each alert rule, fired once by what it is there for: a real Prometheus scrapes a real stack."""
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import yaml
 import config
 from cli.process import Process
 from cli.servers import ENVIRONMENT, RedisServer, free_port
+from db.times import now_ms
 from tests.clerk import body, svix_id, user, user_event
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk
@@ -206,7 +206,7 @@ def _lag(settings: config.Settings, stack: Stack, prometheus: Prometheus) -> Non
     """Let deliveries of two hours ago wait, then be applied."""
     stack.workers[0].end()
     queue = intake(settings)
-    then = time.time_ns() // 1_000_000 - OLD_MS
+    then = now_ms() - OLD_MS
     for i in range(40):
         event = body(user_event(data=user(f"user_{i}"))).decode()
         queue.enqueue(Delivery(svix_id(), event, f"user.created user_{i}", then))

@@ -9,9 +9,11 @@ The same seed is the same plan. Ends with status 1 when anything differs.
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 
@@ -90,17 +92,24 @@ def main(
         sys.exit(1)
 
 
-def _outage(servers: Servers, seconds: float) -> Outage:
-    """Go without PostgreSQL for so long, under a steady load and with the pauses of production."""
-    deliveries = some_deliveries(OUTAGE_SEED, round(seconds * STEADY_PER_S))
-    settings = servers.fresh(web_workers=2)
+@contextmanager
+def _house(servers: Servers, **overrides: Any) -> Iterator[House]:
+    """Give a service of two receivers and some workers, with empty tables and an empty Redis."""
+    settings = servers.fresh(web_workers=2, **overrides)
     with (
         tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
         House(settings, Path(path), workers=WORKERS) as house,
     ):
+        yield house
+
+
+def _outage(servers: Servers, seconds: float) -> Outage:
+    """Go without PostgreSQL for so long, under a steady load and with the pauses of production."""
+    deliveries = some_deliveries(OUTAGE_SEED, round(seconds * STEADY_PER_S))
+    with _house(servers) as house:
         seen = without_postgres(servers, house, deliveries, seconds)
         assert all(member.process.running for member in house.members), house.logs()
-    chaos.compare(settings, deliveries)
+    chaos.compare(house.settings, deliveries)
     check_outage(seen)
     return seen
 
@@ -108,24 +117,16 @@ def _outage(servers: Servers, seconds: float) -> Outage:
 def _redis_outage(servers: Servers, seconds: float) -> RedisOutage:
     """Go without Redis for so long, under a steady load."""
     deliveries = some_deliveries(REDIS_OUTAGE_SEED, round(seconds * STEADY_PER_S))
-    settings = servers.fresh(web_workers=2)
-    with (
-        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
-        House(settings, Path(path), workers=WORKERS) as house,
-    ):
+    with _house(servers) as house:
         seen = without_redis(servers, house, deliveries, seconds)
-    chaos.compare(settings, deliveries)
+    chaos.compare(house.settings, deliveries)
     check_redis_outage(seen)
     return seen
 
 
 def _flood(servers: Servers, seconds: float) -> Flood:
     """Send forged deliveries, as many as can be refused, and genuine ones among them, which are applied."""
-    settings = servers.fresh(web_workers=2)
-    with (
-        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
-        House(settings, Path(path), workers=WORKERS) as house,
-    ):
+    with _house(servers) as house:
         seen = flood(house, seconds)
         wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)
         assert all(member.process.running for member in house.members), house.logs()
@@ -136,11 +137,7 @@ def _flood(servers: Servers, seconds: float) -> Flood:
 
 def _overload(servers: Servers, seconds: float) -> Overload:
     """Offer far more than can be drained, then wait until all that was taken is applied."""
-    settings = servers.fresh(web_workers=2, max_queue_depth=MAX_QUEUE_DEPTH, batch_size=BATCH_SIZE)
-    with (
-        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
-        House(settings, Path(path), workers=WORKERS) as house,
-    ):
+    with _house(servers, max_queue_depth=MAX_QUEUE_DEPTH, batch_size=BATCH_SIZE) as house:
         with slow_database(servers):
             seen = overload(house, TIMES_TOO_MUCH * WORKERS / ROW_S, seconds)
         wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)

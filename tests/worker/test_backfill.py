@@ -7,10 +7,21 @@ import pytest
 from pydantic import SecretStr
 
 import config
+from db.times import now_ms
 from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
-from tests.repair import api_settings, bridged, count, deliver, execute, query, rows, tombstones
+from tests.repair import (
+    api_settings,
+    backfill_until,
+    bridged,
+    count,
+    deliver,
+    execute,
+    query,
+    rows,
+    tombstones,
+)
 from worker.backfill import OVERLAP_MS, Backfill, Done
 from worker.bridge import Bridge
 from worker.clerk_api import ClerkRefused, ClerkUnavailable, Stopped
@@ -115,20 +126,6 @@ def is_first(request: Request) -> bool:
     return not request.parameter("starting_after") and request.parameter("offset", "0") == "0"
 
 
-def interrupt_after(settings: config.Settings, pages_: int) -> None:
-    """Run a backfill that is stopped after some pages."""
-    stopping = StopSignal()
-    seen: list[Done] = []
-
-    def look(done: Done) -> None:
-        seen.append(done)
-        if len(seen) == pages_:
-            stopping.request()
-
-    with bridged(settings, stopping) as both, pytest.raises(Stopped):
-        Backfill(both, look).everything()
-
-
 @pytest.mark.parametrize("knows_cursor", [True, False])
 def test_an_interrupted_run_goes_on_where_it_was(
     clerk: FakeClerk, settings: config.Settings, knows_cursor: bool
@@ -136,7 +133,8 @@ def test_an_interrupted_run_goes_on_where_it_was(
     clerk.put_many(3200)
     clerk.knows_cursor = knows_cursor
     for _ in range(3):
-        interrupt_after(settings, 1)
+        with pytest.raises(Stopped):
+            backfill_until(settings, 1)
     with bridged(settings) as both:
         before = Backfill(both).resumable()
         assert before is not None
@@ -151,7 +149,8 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
 def test_a_run_goes_on_after_its_last_user_was_deleted(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put_many(1700)
-    interrupt_after(settings, 2)
+    with pytest.raises(Stopped):
+        backfill_until(settings, 2)
     clerk.remove(*(numbered_id(i) for i in range(990, 1000)))
     with bridged(settings) as both:
         assert Backfill(both).everything().seen >= 1690
@@ -181,7 +180,8 @@ def test_a_run_begins_anew_where_going_on_would_leave_something_out(
     clerk: FakeClerk, settings: config.Settings, reason: str
 ) -> None:
     clerk.put_many(1200)
-    interrupt_after(settings, 1)
+    with pytest.raises(Stopped):
+        backfill_until(settings, 1)
     clerk.requests.clear()
     if reason == "another key":
         clerk.key = "sk_live_another"
@@ -242,7 +242,8 @@ def test_a_run_reaches_no_further_than_its_beginning_over_all_interruptions(
     clerk.put_many(1700)
     clerk.put(user(ANN, created_at=NOW, updated_at=2 * now_ms()))
     before = now_ms()
-    interrupt_after(settings, 1)
+    with pytest.raises(Stopped):
+        backfill_until(settings, 1)
     after = now_ms()
     time.sleep(0.05)
     with bridged(settings) as both:
@@ -250,10 +251,6 @@ def test_a_run_reaches_no_further_than_its_beginning_over_all_interruptions(
         task.everything()
     assert before <= task.reach.began_at <= after
     assert task.reach.since == task.reach.began_at - OVERLAP_MS
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def test_everything_since_the_beginning_is_everything(clerk: FakeClerk, both: Bridge) -> None:

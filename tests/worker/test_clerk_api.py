@@ -11,6 +11,7 @@ import pytest
 import structlog.testing
 
 from config import SettingsError
+from db.times import now_ms
 from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, body, user
 from tests.fake_clerk import TRACE_ID, FakeClerk, numbered_id
 from tests.repair import api_alone, client
@@ -49,8 +50,8 @@ def test_a_profile_reads_as_the_same_profile_in_a_webhook_does(clerk: FakeClerk,
 def test_what_is_read_was_observed_when_the_request_was_sent(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.put(user(ANN))
     reached: list[int] = []
-    clerk.before = lambda _: reached.append(time.time_ns() // 1_000_000)
-    asked = time.time_ns() // 1_000_000
+    clerk.before = lambda _: reached.append(now_ms())
+    asked = now_ms()
     for page in (api.page(OLDEST_FIRST), api.user(ANN), api.users([ANN])):
         assert asked <= page.observed_at <= reached.pop(0)
         profile = user_change(page.users[0], page.observed_at).profile
@@ -61,7 +62,7 @@ def test_what_is_read_was_observed_when_the_request_was_sent(clerk: FakeClerk, a
 def test_a_retried_request_was_observed_when_it_was_sent_again(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.put(user(ANN))
     clerk.answer_next(429, headers={"Retry-After": "1"})
-    asked = time.time_ns() // 1_000_000
+    asked = now_ms()
     assert api.user(ANN).observed_at >= asked + 1000
 
 

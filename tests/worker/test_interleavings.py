@@ -27,9 +27,9 @@ from tests.histories import (
     happen_to_organizations,
 )
 from tests.model import Row
-from tests.repair import api_settings, bridged, deliver, execute, rows
+from tests.repair import api_settings, backfill_until, bridged, deliver, execute, rows
 from worker import repair_log
-from worker.backfill import Backfill, Done
+from worker.backfill import Backfill
 from worker.bridge import Bridge
 from worker.clerk_api import Stopped
 from worker.reconcile import Reconcile
@@ -60,6 +60,7 @@ class Interleaving:
         self.cast = MEMBERS if both.store.policy.follows_memberships else CAST
         self.world = World(self.cast.addresses)
         self.waiting: list[Json] = []
+        self._seed = seed
         self._clerk = clerk
         self._both = both
         self._told = 0
@@ -115,6 +116,12 @@ class Interleaving:
         self.happen(self.random.randint(0, 2))
         self.deliver(self.random.randint(0, 3))
 
+    def assert_ends_as_at_clerk(self) -> None:
+        """Let nothing more happen, and deliver whatever waits: the tables are as Clerk is."""
+        self._clerk.before = lambda _: None
+        self.deliver_all()
+        assert rows(self._both.settings) == self.rows_at_clerk(), f"interleaving {self._seed}"
+
     def rows_at_clerk(self) -> dict[str, Row]:
         """Return the rows that Clerk's own state makes."""
         return {
@@ -149,9 +156,7 @@ def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk,
         tried.deliver(tried.random.randint(0, 10))
         clerk.before = tried.meanwhile
         Backfill(bridge).everything(restart=True)
-        clerk.before = lambda _: None
-        tried.deliver_all()
-        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+        tried.assert_ends_as_at_clerk()
 
 
 @pytest.mark.timeout(60 + 3 * TRIES)
@@ -165,26 +170,11 @@ def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
         tried.deliver(tried.random.randint(0, 10))
         clerk.before = tried.meanwhile
         for _ in range(3):
-            interrupt(bridge.settings, tried.random.randint(1, 4))
+            with suppress(Stopped):  # unless it was through before
+                backfill_until(bridge.settings, tried.random.randint(1, 4))
             tried.meanwhile(ANY_REQUEST)
         Backfill(bridge).everything()
-        clerk.before = lambda _: None
-        tried.deliver_all()
-        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
-
-
-def interrupt(settings: config.Settings, pages: int) -> None:
-    """Run a backfill that is told to stop after some pages, and may be through before."""
-    stopping = StopSignal()
-    seen: list[Done] = []
-
-    def look(done: Done) -> None:
-        seen.append(done)
-        if len(seen) == pages:
-            stopping.request()
-
-    with bridged(settings, stopping) as bridge, suppress(Stopped):
-        Backfill(bridge, look).everything()
+        tried.assert_ends_as_at_clerk()
 
 
 @pytest.mark.timeout(60 + 3 * TRIES)
@@ -204,9 +194,7 @@ def test_what_webhooks_lost_is_brought_by_a_run_since_then_among_webhooks(
         clerk.shortens_pages_to = tried.random.choice(BY_OFFSET)
         clerk.before = tried.meanwhile
         task.since(task.reach.newest - SIGN_UP_MS)
-        clerk.before = lambda _: None
-        tried.deliver_all()
-        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+        tried.assert_ends_as_at_clerk()
 
 
 @pytest.mark.timeout(60 + 5 * TRIES)
@@ -228,8 +216,7 @@ def test_repairs_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
             last = repair_log.last_repair(redis)
             assert last is not None
             assert last["error"] is None, f"interleaving {seed}"
-        tried.deliver_all()
-        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+        tried.assert_ends_as_at_clerk()
 
 
 def none(_: Request) -> None:

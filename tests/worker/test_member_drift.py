@@ -1,6 +1,5 @@
 """Memberships, where they decide: fetched, compared, mended, and never by a list that proves nothing."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 
 import config
+from db.times import now_ms
 from tests.clerk import (
     ACME,
     ANN,
@@ -545,7 +545,3 @@ def test_a_user_who_signs_up_and_joins_beside_a_backfill(clerk: FakeClerk, both:
     Backfill(both).everything()
     assert organizations(both)[ANN] == "Acme"
     assert report(both).differing == 0
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000

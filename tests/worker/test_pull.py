@@ -4,7 +4,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pytest
@@ -12,6 +12,7 @@ from redis import Redis
 
 import config
 from cli.servers import free_port
+from db.times import now_ms
 from tests.clerk import ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
@@ -77,7 +78,7 @@ def test_who_was_never_seen_gets_a_tombstone_only_from_somebody_who_is_sure(
 
 
 def test_who_has_only_just_signed_up_is_not_deleted_unasked(clerk: FakeClerk, both: Bridge) -> None:
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     deliver(
         both, session_event(data=session(BEN)), user_event(data=user(ANN, created_at=now, updated_at=now))
     )
@@ -198,15 +199,19 @@ def test_many_calls_for_one_user_are_one_question_to_clerk(
     desks = [PullDesk(settings) for _ in range(3)]
     answers: list[Answer] = []
     threads = [threading.Thread(target=partial(ask, desk, answers)) for desk in desks * 8]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    run_through(threads, 30)
     for desk in desks:
         desk.close()
     assert len(clerk.requests) == 1
     assert len(answers) == 24
     assert {answer.verdict for answer in answers} == {Verdict.FOUND}
+
+
+def run_through(threads: Sequence[threading.Thread], patience_s: float) -> None:
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(patience_s)
 
 
 def ask(desk: PullDesk, answers: list[Answer]) -> None:
@@ -247,10 +252,7 @@ def test_calls_together_leave_half_of_clerks_limit_to_the_application(
         threading.Thread(target=call_until, args=(until, desk, first, verdicts))
         for first, desk in enumerate(desks)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(40)
+    run_through(threads, 40)
     for desk in desks:
         desk.close()
     assert set(verdicts) == {Verdict.FOUND, Verdict.ABSENT, Verdict.BUSY}
@@ -298,7 +300,7 @@ def test_a_turn_counts_until_a_period_after_the_answer(redis: Redis) -> None:
 
 
 def test_turns_taken_by_a_clock_that_was_set_back_do_not_count_for_ever(redis: Redis) -> None:
-    redis.zadd("turns", {"earlier": time.time_ns() // 1_000_000 + 3_600_000})
+    redis.zadd("turns", {"earlier": now_ms() + 3_600_000})
     with SharedLimit(redis, "turns", 1, 10.0).turn():
         assert redis.zcard("turns") == 1
         assert 0 < redis.pttl("turns") <= 70_000

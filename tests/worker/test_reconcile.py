@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 import config
+from db.times import now_ms
 from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, deleted_event, user, user_event
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
@@ -406,7 +407,3 @@ def test_of_a_user_the_id_is_enough_to_be_no_ghost(clerk: FakeClerk, both: Bridg
 def show_first(clerk: FakeClerk, entries: list[object], request: Request) -> None:
     if request.path == "/users" and not request.parameter("starting_after"):
         clerk.show_next(entries)
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000

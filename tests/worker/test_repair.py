@@ -17,6 +17,7 @@ from redis import Redis
 import config
 from cli.servers import free_port
 from db.engine import Database
+from db.times import now_ms
 from tests.clerk import ANN, BEN, CAT, NOW, membership, user
 from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk, Request, numbered_id
@@ -91,7 +92,7 @@ def test_a_later_repair_reads_what_was_updated_since(
     repair.turn()
     assert cursor(settings) == NOW - OVERLAP_MS
     make_due(redis)
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     clerk.put(user(ANN, created_at=now, updated_at=now), user(CAT, updated_at=NOW - OVERLAP_MS))
     clerk.requests.clear()
     repair.turn()
@@ -104,7 +105,7 @@ def test_a_later_repair_reads_what_was_updated_since(
 def test_a_clock_of_clerks_that_is_ahead_does_not_put_the_cursor_into_the_future(
     clerk: FakeClerk, repair: Repair, settings: config.Settings
 ) -> None:
-    ahead = (time.time_ns() // 1_000_000) + 10 * OVERLAP_MS
+    ahead = now_ms() + 10 * OVERLAP_MS
     clerk.put(user(ANN, updated_at=ahead))
     repair.turn()
     assert cursor(settings) <= ahead - 10 * OVERLAP_MS

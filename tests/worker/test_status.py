@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from cli.servers import RedisServer, free_port
+from db.times import now_ms
 from tests.conftest import MakeSettings
 from tests.jobs import delivery
 from tests.jobs_failed import fail
@@ -165,7 +166,7 @@ def test_what_waits_and_what_has_failed_is_counted(
     make_status: MakeStatus, redis: Redis, queue: DeliveryQueue
 ) -> None:
     fail(redis)
-    queue.enqueue(delivery(received_at=time.time_ns() // 1_000_000 - 5000))
+    queue.enqueue(delivery(received_at=now_ms() - 5000))
     report = make_status().report()
     assert (report["queue"]["depth"], report["queue"]["failed"]) == (1, 1)
     assert 5 <= report["queue"]["oldest_age_s"] < 60
