@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import Pool
 
 from config import Settings, SettingsError
+from db.connection import ImpatientConnection
 from db.errors import UNIQUE_VIOLATION, is_transient, loses_connection, sqlstate, translate
 from db.pool import ReplaceablePool
 
@@ -210,7 +211,7 @@ def hosts(settings: Settings, *, unpooled: bool = False) -> set[str]:
 
 
 def _engine(settings: Settings, *, unpooled: bool) -> Engine:
-    return create_engine(
+    engine = create_engine(
         postgres_url(settings, unpooled=unpooled),
         poolclass=ReplaceablePool,
         pool_size=settings.db_pool_size,
@@ -230,6 +231,15 @@ def _engine(settings: Settings, *, unpooled: bool) -> Engine:
             "tcp_user_timeout": 30_000,
         },
     )
+    if not unpooled:  # a migration may take its time
+        event.listen(engine, "do_connect", _connect_impatiently)
+    return engine
+
+
+def _connect_impatiently(
+    _dialect: object, _entry: object, arguments: Sequence[Any], options: dict[str, Any]
+) -> ImpatientConnection:
+    return ImpatientConnection.connect(*arguments, **options)
 
 
 def _watch_pool(engine: Engine, counts: "Counter[str]") -> None:

@@ -13,16 +13,17 @@ import pytest
 import structlog.testing
 from psycopg import errors, sql
 from pydantic import SecretStr
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 import config
-from cli.servers import free_port
+from cli.servers import HOST, free_port
 from config import SettingsError
-from db import engine
+from db import connection, engine
 from db.engine import ATTEMPTS, Database, Pipeline, postgres_url
 from db.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
 from tests.conftest import MakeSettings
+from tests.faults.line import Line
 from tests.stack import wait_until
 
 MARK = "marked.person@example.com"
@@ -48,9 +49,9 @@ def make_database(make_settings: MakeSettings) -> Iterator[Callable[..., Databas
     """Make a database with settings of its own; `attempts` as the engine takes it."""
     made: list[Database] = []
 
-    def make(attempts: int = ATTEMPTS, **overrides: Any) -> Database:
+    def make(attempts: int = ATTEMPTS, *, unpooled: bool = True, **overrides: Any) -> Database:
         overrides.setdefault("redis_url", None)
-        made.append(Database(make_settings(**overrides), unpooled=True, attempts=attempts))
+        made.append(Database(make_settings(**overrides), unpooled=unpooled, attempts=attempts))
         return made[-1]
 
     yield make
@@ -493,6 +494,72 @@ def test_no_log_line_shows_a_value(
         in_a_pipeline(make_database(attempts=3), "INSERT INTO people VALUES (:email)", {"email": MARK})
     assert len(logs) == 2
     assert "marked" not in str(logs)
+
+
+# A connection that is forgotten on its way
+
+
+@pytest.fixture
+def line(database_url: str) -> Iterator[Line]:
+    """What leads to the database."""
+    line = Line(urlsplit(database_url).port or 5432)
+    line.start()
+    yield line
+    line.stop()
+
+
+@pytest.fixture
+def far(make_database: Callable[..., Database], line: Line, database_url: str) -> Database:
+    """A database at the end of the line."""
+    there = urlsplit(database_url)
+    account = there.netloc.rpartition("@")[0]
+    return make_database(
+        unpooled=False, database_url=there._replace(netloc=f"{account}@{HOST}:{line.port}").geturl()
+    )
+
+
+def test_a_transaction_that_gets_no_answer_is_tried_on_a_fresh_connection(
+    far: Database, line: Line, admin: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_LIMIT_S", 1.0)
+    far.ping()
+    for id_, run in enumerate((run_statement, run_piped)):
+        line.forget()
+        began = time.monotonic()
+        run(far, text(f"INSERT INTO things VALUES ({id_}, 'good')"))
+        assert 1 <= time.monotonic() - began < 5
+    line.forget()
+    far.ping()
+    assert things(admin) == [(0, "good"), (1, "good")]
+    assert far.pool_state().in_use == 0
+
+
+def run_statement(database: Database, statement: TextClause) -> None:
+    database.run(lambda connection: connection.execute(statement))
+
+
+def run_piped(database: Database, statement: TextClause) -> None:
+    database.run_pipeline(lambda pipeline: pipeline.send(statement))
+
+
+def test_a_connection_that_was_not_answered_is_closed(
+    far: Database, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_LIMIT_S", 1.0)
+    with far.engine.connect() as late:
+        driver = late.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        line.forget()
+        with pytest.raises(DBAPIError):
+            late.execute(text("SELECT 1"))
+        assert driver.closed
+
+
+def test_a_migration_may_take_longer_than_any_answer(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_LIMIT_S", 0.2)
+    database.run(execute("SELECT pg_sleep(0.5)"))
 
 
 # The pool

@@ -1,6 +1,7 @@
-"""The network between the service and its servers: it can be slow, and say that a server starts up."""
+"""The network between the service and its servers: slow, forgetful, or in front of one that starts up."""
 
 import asyncio
+import math
 import struct
 import threading
 from collections.abc import Iterator
@@ -56,6 +57,10 @@ class Line(Proxy):
         finally:
             self._refuses = False
 
+    def forget(self) -> None:
+        """Let nothing arrive any more on the connections there are, without a word to either end."""
+        self._loop.call_soon_threadsafe(self._forget)
+
     def cut(self) -> None:
         """Close every connection there is, in the middle of whatever is on its way."""
         self._loop.call_soon_threadsafe(self._abort)
@@ -72,6 +77,10 @@ class Line(Proxy):
         self._delay_s = delay_s
         for way in self._ways:
             way._delay_s = delay_s
+
+    def _forget(self) -> None:
+        for way in self._ways:
+            way._delay_s = math.inf
 
     def _abort(self) -> None:
         for way in self._ways:

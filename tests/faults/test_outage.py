@@ -41,6 +41,17 @@ def test_ten_minutes_without_postgres_stop_no_intake_fail_no_job_and_burn_no_ret
     assert outage.applied_in_s < BACK_S
 
 
+def test_connections_that_are_forgotten_on_their_way_are_given_up(servers: Servers, house: House) -> None:
+    deliveries = some_deliveries(204, 400)
+    with Svix(house.ports, Random(0)) as svix:
+        svix.send(deliveries[:200])
+        servers.postgres_line.forget()
+        svix.send(deliveries[200:])
+        await_settled(house, svix)
+    assert any("database retry" in worker.read_log() for worker in house.workers)
+    compare(house.settings, deliveries)
+
+
 def test_while_redis_is_away_the_answer_is_503_health_says_so_and_what_was_queued_is_there_after(
     servers: Servers, house: House
 ) -> None:
