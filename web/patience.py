@@ -1,10 +1,13 @@
-"""How long a body may take to come: BODY_TIMEOUT_S, and then its connection is closed.
+"""How long a body may take to come, BODY_TIMEOUT_S, and how long a connection may idle when many do.
 
 Granian waits for a body as long as the client likes, with a thread and one of its connections. Only the end
 of the connection ends that wait, and of a connection granian tells the client's address without the port.
 So once a second a thread looks for bodies that are late, and closes what their address has open here and has
 been sent nothing on for as long. That is the late one's connection, and beside it any that idles: a client
 opens another, and Clerk delivers again what a proxy loses with it.
+
+When a process has most of the connections that it takes, whatever idles as long makes room, a head that does
+not end included: those who wait to be accepted are behind it.
 
 Only Linux says when something was last sent. Elsewhere a late body is refused once it is there.
 """
@@ -26,6 +29,8 @@ BODY_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 1.0
 # "100 Continue" is sent just after the clock of its body has started.
 SILENT_S = BODY_TIMEOUT_S - 1
+CROWDED = 0.75  # of the connections that a process takes
+OPEN_FILES = "/proc/self/fd"
 # linux/tcp.h, struct tcp_info: tcpi_last_data_sent, in ms. Before anything is sent it counts from the accept.
 LAST_DATA_SENT = struct.Struct("=44xI")
 
@@ -45,17 +50,22 @@ class Patience:
         environ["wsgi.input"] = _Body(environ["wsgi.input"], environ["REMOTE_ADDR"], self._awaited)
         return self._app(environ, start_response)
 
-    def watch(self, port: int) -> None:
-        """Close the connections to `port` of this process whose bodies are late, in a thread, from now on."""
-        if sys.platform == "linux":
-            threading.Thread(target=self._watch, args=(port,), daemon=True).start()
+    def watch(self, port: int, connections: int) -> None:
+        """Close the connections to `port` that take too long, in a thread, from now on.
 
-    def _watch(self, port: int) -> None:
+        This process takes `connections` at a time.
+        """
+        if sys.platform == "linux":
+            threading.Thread(target=self._watch, args=(port, CROWDED * connections), daemon=True).start()
+
+    def _watch(self, port: int, crowded: float) -> None:
         while True:
             time.sleep(LOOK_EVERY_S)
             late = {body.address for body in list(self._awaited) if body.is_late()}
-            if late:
-                with suppress(OSError):  # no file descriptor left to look with
+            with suppress(OSError):  # no file descriptor left to look with
+                if len(os.listdir(OPEN_FILES)) > crowded:
+                    _close_silent(port)
+                elif late:
                     _close_silent(port, late)
 
 
@@ -88,11 +98,14 @@ class _Body:
         return data
 
 
-def _close_silent(port: int, addresses: Collection[str]) -> None:
-    for name in os.listdir("/proc/self/fd"):
+def _close_silent(port: int, addresses: Collection[str] | None = None) -> None:
+    """Close the connections to `port`, from these addresses or any, that were sent nothing for SILENT_S."""
+    for name in os.listdir(OPEN_FILES):
         with suppress(OSError), _duplicate(int(name)) as connection:  # it may be gone, or none
-            is_ours = connection.getsockname()[1:] == (port,)
-            if is_ours and connection.getpeername()[0] in addresses and _silent_s(connection) > SILENT_S:
+            if connection.getsockname()[1:] != (port,):
+                continue
+            peer = connection.getpeername()[0]  # an OSError where we listen
+            if (addresses is None or peer in addresses) and _silent_s(connection) > SILENT_S:
                 connection.shutdown(socket.SHUT_RDWR)
 
 

@@ -70,7 +70,7 @@ def serve(settings: Settings) -> None:
 def _start_process(settings: Settings, parent: int) -> Patience:
     threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
     app = Patience(start(settings))
-    app.watch(settings.port)
+    app.watch(settings.port, CONNECTIONS_PER_PROCESS)
     gc.freeze()  # what is here by now stays: the garbage collector need not go through it again and again
     return app
 

@@ -359,21 +359,34 @@ def at_its_end(connection: socket.socket) -> bool:
 
 
 @only_linux
-def test_more_unfinished_bodies_than_it_has_connections_hold_it_up_for_seconds_at_most(
-    receiver: Receiver,
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_more_unfinished_requests_than_it_has_connections_hold_it_up_for_seconds_at_most(
+    receiver: Receiver, part: str
 ) -> None:
     head, content = request_of(genuine())
+    begin = len(head) + 1 if part == "body" else 1
     before = open_files(receiver)
-    with slow_clients(receiver, head + content, len(head) + 1, 2 * CONNECTIONS_PER_PROCESS + 176):
+    with slow_clients(receiver, head + content, begin, 2 * CONNECTIONS_PER_PROCESS + 176):
         started = time.monotonic()
         assert receiver.deliver().status == 202
-        seconds = time.monotonic() - started
-    assert seconds < BODY_TIMEOUT_S + 8
+        assert time.monotonic() - started < BODY_TIMEOUT_S + 8
     started = time.monotonic()
     assert [receiver.deliver().status for _ in range(20)] == [202] * 20
     assert time.monotonic() - started < 5
     wait_until(lambda: open_files(receiver) < before + 20)
-    assert [line["status"] for line in receiver.lines()].count("incomplete") > CONNECTIONS_PER_PROCESS
+    unfinished = [line["status"] for line in receiver.lines()].count("incomplete")
+    assert (unfinished > CONNECTIONS_PER_PROCESS) is (part == "body")
+
+
+@only_linux
+def test_a_crowd_that_does_nothing_makes_room_and_a_few_may_idle(receiver: Receiver) -> None:
+    with ExitStack() as stack:
+        few = [stack.enter_context(receiver.connect()) for _ in range(10)]
+        time.sleep(BODY_TIMEOUT_S + 2)
+        assert not any(at_its_end(connection) for connection in few)
+        crowd = [stack.enter_context(receiver.connect()) for _ in range(2 * CONNECTIONS_PER_PROCESS)]
+        wait_until(lambda: all(at_its_end(connection) for connection in few))
+        wait_until(lambda: sum(map(at_its_end, crowd)) > CONNECTIONS_PER_PROCESS)
 
 
 def open_files(receiver: Receiver) -> int:
