@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,15 @@ class GivenServer(NamedTuple):
     """A server that somebody else runs for us."""
 
     url: str
+
+
+def pytest_configure() -> None:
+    """Heed SIGINT, as a terminal's commands do: a script that runs the tests in the background ignores it.
+
+    What the tests start would inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
