@@ -27,6 +27,7 @@ from cli.servers import RedisServer, free_port
 from tests.clerk import NOW
 from tests.conftest import MakeSettings
 from tests.jobs import RqView, delivery, frozen, rq_command
+from tests.stack import wait_until
 from tests.trips import TripCounter
 from tests.worker.conftest import NO_DATABASE
 from worker import queue as queue_module
@@ -292,7 +293,7 @@ def test_a_redis_that_has_become_a_replica_is_left(
         watching.replicaof("127.0.0.1", free_port())
         with pytest.raises(QueueUnavailable, match="ReadOnlyError"):
             receiver.enqueue(delivery())
-        assert len(watching.client_list(_type="normal")) == 1, "its own"
+        wait_until(lambda: len(watching.client_list(_type="normal")) == 1, 5)  # its own
         watching.replicaof("NO", "ONE")
         assert receiver.enqueue(delivery()) == Answer.QUEUED
     receiver.close()
