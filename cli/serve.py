@@ -6,6 +6,7 @@ import sys
 import click
 
 from config import load
+from db.url import postgres_url
 from worker import log
 from worker.stop import StopSignal
 from worker.supervisor import supervise
@@ -19,7 +20,8 @@ def web() -> None:
     from web.server import serve  # noqa: PLC0415 - a worker need not load the server
     from worker.redis_clients import redis_url  # noqa: PLC0415 - nor the parent of several workers
 
-    redis_url(settings)  # one that cannot be read is to end the command, not its processes
+    for check in (redis_url, postgres_url):  # one that is wrong is to end the command, not its processes
+        check(settings)
     serve(settings)
 
 
@@ -33,6 +35,7 @@ def worker(processes: int, parent: int | None) -> None:
     settings = load("redis_url", "database_url")
     log.configure(settings)
     if processes > 1:
+        postgres_url(settings)  # see above
         _supervise(processes)
     else:
         from worker.process import run  # noqa: PLC0415 - the receiver need not load RQ

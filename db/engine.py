@@ -10,18 +10,17 @@ from typing import Any, NamedTuple, TypeVar, cast
 import psycopg
 import structlog
 import tenacity
-from psycopg.pq import Conninfo
 from sqlalchemy import Connection, Engine, Executable, create_engine, event, func, select, text, true
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import Pool
 
-from config import Settings, SettingsError
+from config import Settings
 from db.connection import ImpatientConnection
 from db.errors import UNIQUE_VIOLATION, is_transient, loses_connection, sqlstate, translate
 from db.pool import ReplaceablePool
+from db.url import postgres_url, variable
 
 RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, and its connections die with it.
 CONNECT_TIMEOUT_S = 5
@@ -52,6 +51,7 @@ class PoolState(NamedTuple):
     checkouts: int
     timeouts: int
     invalidated: int
+    overflows: int
 
 
 class Pipeline:
@@ -88,6 +88,7 @@ class Database:
 
     def __init__(self, settings: Settings, *, unpooled: bool = False, attempts: int = ATTEMPTS) -> None:
         self.engine = _engine(settings, unpooled=unpooled)
+        self._variable = variable(settings, unpooled=unpooled)
         self._attempts = attempts
         self._counts: Counter[str] = Counter()
         _watch_pool(self.engine, self._counts)
@@ -106,14 +107,8 @@ class Database:
             before_sleep=_log_retry,
             reraise=True,
         )
-        try:
+        with self._translating():
             return cast("T", retrying(self._attempt, work))
-        except PoolTimeout as error:
-            self._counts["timeouts"] += 1
-            log.warning("pool exhausted", **self.pool_state()._asdict())
-            raise translate(error) from None
-        except (psycopg.Error, SQLAlchemyError) as error:
-            raise translate(error) from None
 
     def run_pipeline(self, work: Callable[[Pipeline], T]) -> T:
         """Do as `run` does, with a `work` that sends its statements through a Pipeline."""
@@ -129,15 +124,13 @@ class Database:
 
         One from the pool may have died with a server that is back by now.
         """
-        try:
+        with self._translating():
             try:
                 self._attempt(_select_one)
             except SQLAlchemyError as error:
                 if not getattr(error, "connection_invalidated", False):
                     raise
                 self._attempt(_select_one)
-        except (psycopg.Error, SQLAlchemyError) as error:
-            raise translate(error) from None
 
     def pool_state(self) -> PoolState:
         """Return the pool's numbers."""
@@ -149,12 +142,24 @@ class Database:
             checkouts=self._counts["checkouts"],
             timeouts=self._counts["timeouts"],
             invalidated=self._counts["invalidated"],
+            overflows=self._counts["overflows"],
         )
 
     def dispose(self) -> None:
         """Close every idle connection, and each in use once it is given back."""
         with self._renewing:
             self.engine.dispose()
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except PoolTimeout as error:
+            self._counts["timeouts"] += 1
+            log.warning("pool exhausted", **self.pool_state()._asdict())
+            raise translate(error, self._variable) from None
+        except (psycopg.Error, SQLAlchemyError) as error:
+            raise translate(error, self._variable) from None
 
     def _is_last(self, state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
@@ -168,7 +173,6 @@ class Database:
                 return work(connection)
         except (psycopg.Error, SQLAlchemyError) as error:
             if loses_connection(error):
-                self._counts["invalidated"] += 1
                 self._renew(pool)
             raise
 
@@ -181,33 +185,6 @@ class Database:
 
 def _select_one(connection: Connection) -> None:
     connection.execute(text("SELECT 1"))
-
-
-def postgres_url(settings: Settings, *, unpooled: bool = False) -> URL:
-    """Return the URL to connect to; the unpooled one falls back to the other.
-
-    Raises SettingsError when neither is set, or the URL cannot be read.
-    """
-    secret = (settings.database_url_unpooled if unpooled else None) or settings.database_url
-    if secret is None:
-        raise SettingsError("DATABASE_URL is not set")
-    try:
-        return make_url(secret.get_secret_value()).set(drivername="postgresql+psycopg")
-    except (ArgumentError, ValueError):
-        raise SettingsError("DATABASE_URL is no URL that can be read") from None
-
-
-def hosts(settings: Settings, *, unpooled: bool = False) -> set[str]:
-    """Return every host and address that the URL leads to; none, or a directory, is a socket on this machine.
-
-    They may stand in the URL's query too, and what it leaves open libpq takes from PGHOST and the like
-    (https://www.postgresql.org/docs/current/libpq-envars.html). A service's name counts as a host: where it
-    leads, only libpq knows.
-    """
-    _, given = PGDialect_psycopg().create_connect_args(postgres_url(settings, unpooled=unpooled))
-    default = {option.keyword.decode(): (option.val or b"").decode() for option in Conninfo.get_defaults()}
-    named = [str(given.get(word) or default[word]) for word in ("host", "hostaddr", "service")]
-    return {host for part in named for host in part.split(",") if host}
 
 
 def _engine(settings: Settings, *, unpooled: bool) -> Engine:
@@ -256,6 +233,7 @@ def _watch_pool(engine: Engine, counts: "Counter[str]") -> None:
     def connected(*_: object) -> None:
         pool = cast("ReplaceablePool", engine.pool)
         if pool.overflow() > 0:
+            counts["overflows"] += 1
             log.info("pool overflows", size=pool.size(), overflow=pool.overflow())
 
 

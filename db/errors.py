@@ -76,8 +76,11 @@ def loses_connection(error: BaseException) -> bool:
     return is_transient(error) if state is None else state.startswith(("08", "25P03", "25P04", "57P0"))
 
 
-def translate(error: psycopg.Error | SQLAlchemyError) -> DatabaseError:
-    """Return our error for one of the driver's, without the values that the driver's text holds."""
+def translate(error: psycopg.Error | SQLAlchemyError, variable: str = "DATABASE_URL") -> DatabaseError:
+    """Return our error for one of the driver's, without the values that the driver's text holds.
+
+    `variable` names where the database is.
+    """
     if isinstance(error, PoolTimeout):
         return DatabaseUnavailable("every connection of the pool is in use (DB_POOL_SIZE, DB_MAX_OVERFLOW)")
     state = sqlstate(error)
@@ -85,7 +88,7 @@ def translate(error: psycopg.Error | SQLAlchemyError) -> DatabaseError:
         # The driver's own: a NUL in a text, or a stored date beyond the year 9999.
         return ChangeRefused("the change holds or meets a value that cannot be represented", retryable=False)
     if state is None:
-        return DatabaseUnavailable("no connection to the database (DATABASE_URL)")
+        return DatabaseUnavailable(f"no connection to the database ({variable})")
     what = f"{_name(state)} (SQLSTATE {state}{_constraint(error)})"
     if state.startswith(DATA_CLASSES):
         message = f"the database refused the change: {what}"

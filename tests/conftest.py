@@ -209,10 +209,16 @@ def database_url(database_url_unpooled: str, _pooler_url: str | None) -> str:
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer | GivenServer, _numbers: Iterator[int]) -> str:
-    """An empty logical database: the one that TEST_REDIS_URL names, else each of Redis's sixteen in turn."""
-    url = redis_server.url
+    """An empty logical database: each of Redis's sixteen in turn.
+
+    Of a Redis that is given, the one that TEST_REDIS_URL names, and the next ones for parallel processes.
+    """
+    there = urlsplit(redis_server.url)
     if isinstance(redis_server, RedisServer):
-        url = urlsplit(url)._replace(path=f"/{next(_numbers) % 16}").geturl()
+        number = next(_numbers) % 16
+    else:
+        number = int(there.path[1:] or 0) + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    url = there._replace(path=f"/{number}").geturl()
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return url

@@ -99,6 +99,7 @@ BAD_SECRETS = {
     "the example's": "whsec_replace_me",
     "the documentation's": "whsec_XXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX",
     "a placeholder in words": "whsec_yourSecretHere1234567890abcdefgh",
+    "another": "whsec_YOURCLERKWEBHOOKSECRET1234567890",
     "zeros": secret(bytes(24)),
     "cut short": secret(key())[:20],
     "cut so that it is no base64": secret(key())[:-3],
@@ -239,3 +240,10 @@ def test_a_file_is_read_in_development_and_the_environment_wins(
 def test_names_are_read_in_either_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("batch_size", "9")
     assert config.load().batch_size == 9
+
+
+def test_an_env_file_that_is_no_utf_8_is_a_settings_error(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes("CONSOLE_PASSWORD=gl\u00fcck\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"^\.env is not written in UTF-8$"):
+        config.load(_env_file=file)

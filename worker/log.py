@@ -39,7 +39,9 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level)
-    logging.getLogger("psycopg").setLevel(logging.ERROR)  # its warnings tell the host and the database
+    # What they say of a connection tells its host, database and user.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
+    logging.getLogger("db.pool").setLevel(logging.CRITICAL)  # SQLAlchemy's pool, by its class's name
     if settings.log_level != "DEBUG":
         for name in CHATTY:
             logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

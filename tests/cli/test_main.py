@@ -89,6 +89,17 @@ def test_a_redis_url_that_cannot_be_read_is_one_line(command: str, url: str, tmp
     assert ran == (1, "", "clerk-sync: REDIS_URL has an option that cannot be read\n")
 
 
+@pytest.mark.parametrize("arguments", [("web",), ("worker",), ("worker", "--processes", "2"), ("status",)])
+def test_a_database_url_that_cannot_work_is_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    needed = {
+        "CLERK_WEBHOOK_SIGNING_SECRET": "whsec_dGhpcyBpcyBhIGtleSBmb3IgdGhlIHRlc3Rz",
+        "DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x?pgbouncer=true",
+        "PORT": "0",
+    }
+    ran = run(*arguments, directory=tmp_path, REDIS_URL="redis://127.0.0.1:1/0", **needed)
+    assert ran == (1, "", "clerk-sync: DATABASE_URL has an option that libpq does not know: remove it\n")
+
+
 def test_a_database_that_is_away_is_one_line_without_its_address(tmp_path: Path) -> None:
     url = f"postgresql://secret_user:hunter2@127.0.0.1:{free_port()}/secret_name"
     ran = run("db", "current", directory=tmp_path, DATABASE_URL=url)
@@ -110,7 +121,7 @@ def test_a_question_that_is_not_answered_stops_the_command(
 ) -> None:
     ran = run("db", "reset", directory=tmp_path, **environment(make_settings(redis_url=None)))
     assert ran.status == 1
-    assert ran.err.splitlines()[-1] == "clerk-sync: stopped"
+    assert ran.err.endswith("clerk-sync: stopped\n")
 
 
 def test_settings_are_read_from_a_file_in_the_directory(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ import config
 from cli.servers import HOST, free_port
 from config import SettingsError
 from db import connection, engine
-from db.engine import ATTEMPTS, Database, Pipeline, postgres_url
+from db.engine import ATTEMPTS, Database, Pipeline
 from db.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
+from db.url import postgres_url
 from tests.conftest import MakeSettings
 from tests.faults.line import Line
 from tests.stack import wait_until
@@ -115,7 +116,7 @@ def test_a_connection_that_dies_in_mid_transaction_is_replaced(
     database.run(work)
     assert things(admin) == [(1, "good")]
     assert len(set(work.pids)) == 2, "on a fresh connection"
-    assert database.pool_state().invalidated >= 1
+    assert database.pool_state().invalidated == 1
 
 
 def test_a_pipeline_whose_connection_dies_is_sent_again(
@@ -132,6 +133,15 @@ def test_a_pipeline_whose_connection_dies_is_sent_again(
     database.run_pipeline(work)
     assert things(admin) == [(1, "good")]
     assert len(set(pids)) == 2
+    assert database.pool_state().invalidated == 1
+
+
+def test_a_connection_that_never_was_is_not_counted_as_lost(make_database: Callable[..., Database]) -> None:
+    database = make_database(attempts=3, database_url_unpooled=f"postgresql://{HOST}:{free_port()}/x")
+    for ask in (database.ping, lambda: database.run(execute("SELECT 1"))):
+        with pytest.raises(DatabaseUnavailable, match=r"\(DATABASE_URL_UNPOOLED\)$"):
+            ask()
+    assert database.pool_state().invalidated == 0
 
 
 def test_the_idle_siblings_of_a_dead_connection_are_not_tried_one_by_one(
@@ -622,6 +632,7 @@ def test_a_pool_without_a_free_connection_says_which_settings_to_raise(
             "checkouts": 0,
             "timeouts": 0,
             "invalidated": 0,
+            "overflows": 1,
         }
         began = time.monotonic()
         with structlog.testing.capture_logs() as logs, pytest.raises(DatabaseUnavailable) as refused:
@@ -698,6 +709,25 @@ def test_every_form_of_url_that_providers_give_is_taken(url: str) -> None:
     assert parsed.drivername == "postgresql+psycopg"
     assert (parsed.username, parsed.password, parsed.host) == ("ann", "pw", urlsplit(url).hostname)
     assert (parsed.query.get("sslmode") == "require") is ("sslmode" in url)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("postgresql:hunter2", "is no URL that can be read"),
+        ("postgresql://h/d?port=hunter2", "is no URL that can be read"),
+        ("postgresql://u:hunter2@h/d?pgbouncer=true", "has an option that libpq does not know: remove it"),
+        ("postgresql://u:hunter2@h/d?sslmode=hunter2", "has an sslmode that libpq does not know"),
+    ],
+)
+@pytest.mark.parametrize("field", ["database_url", "database_url_unpooled"])
+def test_a_url_that_cannot_work_is_a_settings_error_that_names_the_variable(
+    url: str, why: str, field: str
+) -> None:
+    settings = config.load(_env_file=None, **{field: url})
+    with pytest.raises(SettingsError) as refused:
+        Database(settings, unpooled=field.endswith("unpooled"))
+    assert str(refused.value) == f"{field.upper()} {why}"
 
 
 def test_the_unpooled_url_falls_back_to_the_other() -> None:

@@ -39,9 +39,9 @@ for speaker in (structlog.get_logger("worker"), logging.getLogger("rq.worker")):
 """
 
 
-def speak(directory: Path, **variables: str) -> list[str]:
+def speak(directory: Path, script: str = SPEAK, **variables: str) -> list[str]:
     ran = subprocess.run(
-        [sys.executable, "-P", "-c", SPEAK],
+        [sys.executable, "-P", "-c", script],
         cwd=directory,
         env=variables,
         capture_output=True,
@@ -51,6 +51,24 @@ def speak(directory: Path, **variables: str) -> list[str]:
     )
     assert ran.stderr == ""
     return ran.stdout.splitlines()
+
+
+CONNECT = """
+import config
+from db.engine import Database
+from worker import log
+
+settings = config.load()
+log.configure(settings)
+database = Database(settings)
+database.ping()
+database.dispose()
+"""
+
+
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_no_line_tells_where_the_database_is(level: str, database_url: str, tmp_path: Path) -> None:
+    assert speak(tmp_path, CONNECT, DATABASE_URL=database_url, LOG_LEVEL=level) == []
 
 
 def test_in_json_every_line_is_an_object_ours_and_rqs_alike(tmp_path: Path) -> None:
