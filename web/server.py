@@ -11,6 +11,7 @@ import threading
 import time
 from functools import partial
 
+import structlog
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -19,6 +20,8 @@ from granian.log import LogLevels
 from config import Settings
 from web.app import start
 from web.patience import Patience
+
+log = structlog.get_logger("web")
 
 ADDRESS = "0.0.0.0"  # noqa: S104 - Clerk comes from outside
 BACKLOG = 1024
@@ -42,6 +45,7 @@ def serve(settings: Settings) -> None:
     Raises CannotListen when the port is taken.
     """
     _check_port(settings.port)
+    log.info("receiver started", port=settings.port, processes=settings.web_workers)
     server = Granian(
         "web",
         address=ADDRESS,

@@ -119,8 +119,10 @@ class Receiver:
         return self.request("POST", PATH, content, signed(content, id_=id_))
 
     def lines(self) -> list[dict[str, object]]:
-        """Return what it has logged."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        """Return what it has logged since it said that it starts."""
+        started, *lines = map(json.loads, self.log.read_text().splitlines())
+        assert (started["event"], started["port"]) == ("receiver started", self.port)
+        return lines
 
 
 def _read(response: http.client.HTTPResponse) -> Answer:
