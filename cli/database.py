@@ -7,8 +7,9 @@ import click
 
 from config import Settings, load
 from db import schema
-from db.engine import Database, hosts
+from db.engine import Database
 from db.seed import seed_users
+from db.url import hosts
 
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
@@ -64,7 +65,7 @@ def reset(settings: Settings, yes: bool, force: bool) -> None:
         raise NotLocal("the database is not on this machine: nothing was done; --force does it all the same")
     if not yes:
         *names, last = schema.tables()
-        click.confirm(f"Drop {', '.join(names)} and {last} with all their rows?", abort=True)
+        click.confirm(f"Drop {', '.join(names)} and {last} with all their rows?", abort=True, err=True)
     with _migrating(settings) as database:
         schema.downgrade(database, "base")
         schema.upgrade(database)

@@ -13,6 +13,7 @@ from web import console, health, metrics, webhook
 from worker import log
 from worker.intake import intake
 from worker.metrics import Flusher, Metrics
+from worker.status import Status
 
 _log = structlog.get_logger("web.app")
 
@@ -36,13 +37,14 @@ def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
     app = Flask("web", static_folder=None)
     app.url_map.merge_slashes = False  # A redirect would tell Clerk that the delivery failed.
     queue = intake(settings)
+    status = Status(settings)
     app.register_blueprint(webhook.blueprint(settings, queue, counts))
-    app.register_blueprint(health.blueprint(settings, queue))
+    app.register_blueprint(health.blueprint(queue, status))
     app.register_blueprint(metrics.blueprint(settings, counts))
     if settings.pull_token:
         _register_pull(app, settings, settings.pull_token.get_secret_value())
     if settings.console_password:
-        app.register_blueprint(console.blueprint(settings, settings.console_password))
+        app.register_blueprint(console.blueprint(settings, settings.console_password, status))
     app.register_error_handler(HTTPException, _say_in_json)
     app.register_error_handler(Exception, _ask_to_come_again)
     return app
@@ -65,5 +67,5 @@ def _say_in_json(error: HTTPException) -> Response:
 
 
 def _ask_to_come_again(error: Exception) -> ResponseReturnValue:
-    _log.error("unexpected error", error=log.fault(error))
+    _log.error("unexpected error", svix_id=webhook.genuine_id(), error=log.fault(error))
     return {"error": "not now"}, 503, {"Retry-After": str(webhook.RETRY_AFTER_S)}

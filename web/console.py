@@ -21,6 +21,7 @@ from worker.events import CLERK_ID
 from worker.failed import FailedJobs, Fate, Wanted
 from worker.overview import Overseer
 from worker.redis_clients import ENCODING_ERRORS, QueueUnavailable
+from worker.status import Status
 
 MAX_FORM_BYTES = 256 * 1024
 LISTED = 20
@@ -45,9 +46,9 @@ class Order(NamedTuple):
         return (self.every or self.verb == "discard") and not self.is_confirmed
 
 
-def blueprint(settings: Settings, password: SecretStr) -> Blueprint:
+def blueprint(settings: Settings, password: SecretStr, status: Status) -> Blueprint:
     """Return the page, its form, and the files it needs; all of it behind the password."""
-    overseer = Overseer(settings)
+    overseer = Overseer(status)
     guard = Guard(password.get_secret_value(), Attempts(settings))
     console = Blueprint(
         "console",

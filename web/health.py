@@ -2,15 +2,13 @@
 
 from flask import Blueprint, Response, jsonify
 
-from config import Settings
 from worker.intake import DeliveryQueue
 from worker.redis_clients import QueueUnavailable
 from worker.status import Status
 
 
-def blueprint(settings: Settings, queue: DeliveryQueue) -> Blueprint:
+def blueprint(queue: DeliveryQueue, status: Status) -> Blueprint:
     """Return the routes. None of them shows a host, a user or a password."""
-    status = Status(settings)
     routes = Blueprint("health", __name__, url_prefix="/health")
 
     @routes.get("")

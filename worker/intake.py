@@ -1,6 +1,7 @@
 """The receiver's side of the queue in Redis: a verified delivery becomes a job, once."""
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from hashlib import sha1
 from typing import Any, NamedTuple, cast
@@ -9,6 +10,7 @@ from redis import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from config import Settings
+from db.times import now_ms
 from worker import rq_layout as rq
 from worker import scripts
 from worker.redis_clients import (
@@ -21,6 +23,7 @@ from worker.redis_clients import (
 
 CONNECTIONS = 16  # of one process; each is in use for a round trip, and small Redis plans take few
 LAST_RECEIVED_KEY = "clerk-sync:last-received"
+WATCHING_SINCE_KEY = "clerk-sync:watching-since"
 TOO_DEEP = -1
 
 
@@ -77,10 +80,7 @@ class DeliveryQueue:
 
     def ping(self) -> None:
         """Raise QueueUnavailable unless Redis answers and would take a write."""
-        try:
-            self._connections.ask("SET", f"{LAST_RECEIVED_KEY}:probe", 1, "EX", 60)
-        except RedisError as error:
-            raise QueueUnavailable(f"Redis takes no writes ({redis_trouble(error)})") from None
+        probe(self._connections.ask)
 
     def close(self) -> None:
         """Close the connections. They are opened again when they are needed."""
@@ -94,6 +94,18 @@ class DeliveryQueue:
 
 
 _ANSWERS = {0: Answer.DUPLICATE, 1: Answer.QUEUED, 2: Answer.REQUEUED}
+
+
+def probe(ask: Callable[..., object]) -> None:
+    """Raise QueueUnavailable unless Redis, which `ask` sends a command, answers and would take a write.
+
+    What it writes is since when somebody looks, in ms, once: silence counts from then where nothing has ever
+    been received. Redis refuses the command whether or not there is something to write.
+    """
+    try:
+        ask("SET", WATCHING_SINCE_KEY, now_ms(), "NX")
+    except RedisError as error:
+        raise QueueUnavailable(f"Redis takes no writes ({redis_trouble(error)})") from None
 
 
 def intake(settings: Settings) -> DeliveryQueue:

@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from config import Settings
 from db import ledger
 from db.ledger import Activity, LedgerRow
 from worker.failed import FailedJob, FailedJobs
@@ -38,8 +37,8 @@ class Overview(NamedTuple):
 class Overseer:
     """Asks for all of it side by side. Made once per process; answers within the limit of `worker.status`."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._status = Status(settings)
+    def __init__(self, status: Status) -> None:
+        self._status = status
         self.failed_jobs = FailedJobs(self._status.redis)
         self._activity = Question("activity", self._ask_activity)
         self._newest = Question("newest", self._ask_newest)
@@ -64,10 +63,6 @@ class Overseer:
             _part(answers["failed"]),
             _part(answers["history"]) if clerk_id is not None else None,
         )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._status.close()
 
     def _ask_activity(self) -> Facts:
         activity: Activity = ledger.activity(self._status.database, datetime.now(UTC) - HOUR)

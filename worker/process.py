@@ -72,7 +72,7 @@ class BatchWorker(SimpleWorker):
         self._retries = DueRetries(queue)
         self._metrics = Metrics()
         self._tally = Tally(self._metrics)
-        self._apply = self._tally.watching(partial(users.apply, database, policy=Policy.of(settings)))
+        self._apply = partial(users.apply, database, policy=Policy.of(settings))
         self._keys = MetadataKeys.of(settings)
         self._fault: BaseException | None = None
         shared = Shared(self._process, settings.batch_size, database, stopping, Event())
@@ -126,7 +126,7 @@ class BatchWorker(SimpleWorker):
 
     def _process(self, jobs: list[TakenJob]) -> list[Finished | Failed]:
         self._tally.took(len(jobs))
-        done = batch.process(jobs, self._keys, self._apply)
+        done = batch.process(jobs, self._keys, self._tally.watching(self._apply, jobs))
         for item in done:
             if isinstance(item, Failed):
                 self._tally.failed(item)

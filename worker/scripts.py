@@ -13,9 +13,9 @@ Source: redis.io, "Scripting with Lua", on scripts when memory has run out.
 from collections.abc import Mapping
 
 # One round trip from the receiver: a new delivery is queued; one whose job failed is queued anew; one that is
-# known is a duplicate; one that finds the queue too long is not taken. -1 too long, 0 duplicate, 1 queued,
-# 2 requeued. The fields that all jobs have in common are part of the script: as arguments they would cost the
-# receiver a tenth of a delivery.
+# known is a duplicate; one that finds the queue too long is not taken, but it came. -1 too long, 0 duplicate,
+# 1 queued, 2 requeued. The fields that all jobs have in common are part of the script: as arguments they
+# would cost the receiver a tenth of a delivery.
 _ENQUEUE = """
 local job, queue, queues = KEYS[1], KEYS[2], KEYS[3]
 local failed, canceled, received = KEYS[4], KEYS[5], KEYS[6]
@@ -31,6 +31,7 @@ if known[1] then
   answer = 2
 end
 if redis.call('LLEN', queue) >= max_depth then
+  redis.call('SET', received, now_ms)
   return -1
 end
 redis.call('HSET', job, $common, unpack(ARGV, 4))

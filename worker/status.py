@@ -19,20 +19,25 @@ from db.engine import Database
 from db.errors import DatabaseError
 from worker import repair_log
 from worker import rq_layout as rq
-from worker.intake import LAST_RECEIVED_KEY
+from worker.intake import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, probe
 from worker.queue import HOLDERS_KEY, SILENT_AFTER_S
 from worker.redis_clients import QueueUnavailable, impatient_redis
 from worker.repair_log import Result
 
 LIMIT_S = 2.5
+WAITING_FOR = ("database", "Redis")  # what a worker says that it waits for
 
 Facts = Mapping[str, Any]
 
 
 class Broken(Exception):
-    """A part answered, and what it says is not good; the message says what to do."""
+    """A part answered, and what it says is not good; the message says what to do, `facts` what is known."""
 
     retryable = True
+
+    def __init__(self, message: str, facts: Facts | None = None) -> None:
+        super().__init__(message)
+        self.facts = facts or {}
 
 
 class Answer(NamedTuple):
@@ -85,7 +90,9 @@ class Question:
         error: str | None = None
         try:
             facts = self._ask(*about)
-        except (Broken, DatabaseError, QueueUnavailable) as trouble:
+        except Broken as trouble:
+            facts, error = trouble.facts, str(trouble)
+        except (DatabaseError, QueueUnavailable) as trouble:
             error = str(trouble)
         except RedisError as trouble:
             error = f"Redis does not answer ({type(trouble).__name__})"
@@ -102,12 +109,13 @@ class Status:
 
     def __init__(self, settings: Settings) -> None:
         self._silence_minutes = settings.silence_alarm_minutes
+        self._max_queue_depth = settings.max_queue_depth
         self._repair_every_s = settings.reconcile_every
         self._began = datetime.now(UTC)
         self.redis = impatient_redis(settings)
         self.database = Database(settings, attempts=2)  # of its connections some may have died since
         self._questions = (
-            Question("redis", lambda: redis_facts(self.redis)),
+            Question("redis", lambda: _writable(redis_facts(self.redis))),
             Question("database", lambda: database_facts(self.database)),
             Question("schema", lambda: schema_facts(self.database)),
         )
@@ -120,16 +128,24 @@ class Status:
     def report(self, answers: Mapping[str, Answer] | None = None) -> dict[str, Any]:
         """Return what is known now, ready for JSON, or what `answers` to the questions say.
 
-        `status` is "failing" when a check fails; "degraded" when deliveries are taken, but do not come or are
-        not applied, or the last repair failed or is overdue; else "ok". `warnings` say why it is degraded,
-        and what else is not as it should be. `repair` is there when RECONCILE_EVERY is set.
+        `status` is "failing" when a check fails; "degraded" when deliveries do not come, or so many wait that
+        no more are taken, or none are applied, or the last repair failed or is overdue; else "ok". `warnings`
+        say why it is degraded, and what else is not as it should be. `repair` is there when RECONCILE_EVERY
+        is set.
         """
         given = ask(self.questions) if answers is None else answers
         answers = {question.name: given[question.name] for question in self._questions}
         facts = {key: value for answer in answers.values() for key, value in answer.facts.items()}
         pool = self.database.pool_state()
-        repair = self._repair(answers["redis"])
-        alarms = [*self._silence(answers["redis"]), *_no_worker(facts), *_repair_alarms(repair)]
+        repair = self._repair(facts)
+        alarms = [
+            *self._silence(facts),
+            *self._too_deep(facts),
+            *_no_worker(facts),
+            *_suspended(facts),
+            *_all_wait(facts),
+            *_repair_alarms(repair),
+        ]
         report = {
             "status": _verdict(answers, alarms),
             "warnings": [*alarms, *_drift(repair), *_no_append_only_file(facts), *_evicts(facts)],
@@ -151,22 +167,26 @@ class Status:
         self.redis.close()
         self.database.dispose()
 
-    def _silence(self, redis: Answer) -> list[str]:
-        """Say that no delivery has come for too long: since the last one, or since we can tell."""
-        if self._silence_minutes is None or redis.error is not None:
+    def _silence(self, facts: Facts) -> list[str]:
+        """Say that no delivery has come for too long: since the last one, or since somebody looks."""
+        since = facts.get("last_received_at") or facts.get("watching_since")
+        if self._silence_minutes is None or since is None:
             return []
-        received = redis.facts["last_received_at"]
-        since = datetime.fromisoformat(received) if received else self._began
-        minutes = (datetime.now(UTC) - since).total_seconds() / 60
+        minutes = (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds() / 60
         if minutes < self._silence_minutes:
             return []
         return [f"no delivery for {minutes:.0f} minutes: see the endpoint in Clerk's dashboard"]
 
-    def _repair(self, redis: Answer) -> dict[str, Any] | None:
+    def _too_deep(self, facts: Facts) -> list[str]:
+        if "queue" not in facts or facts["queue"]["depth"] < self._max_queue_depth:
+            return []
+        return ["the queue is as long as it may be (MAX_QUEUE_DEPTH): deliveries are refused"]
+
+    def _repair(self, facts: Facts) -> dict[str, Any] | None:
         """Return what is to be said of the last repair, None where none runs or Redis does not answer."""
-        if self._repair_every_s is None or redis.error is not None:
+        if self._repair_every_s is None or "repair" not in facts:
             return None
-        return repair_log.summary(redis.facts["repair"], self._repair_every_s, self._began)
+        return repair_log.summary(facts["repair"], self._repair_every_s, self._began)
 
 
 _UNKNOWN_QUEUE = dict.fromkeys(("depth", "oldest_age_s", "started", "scheduled", "failed"))
@@ -182,6 +202,20 @@ def _no_worker(facts: Facts) -> list[str]:
     if facts.get("workers", {}).get("alive") != 0:
         return []
     return ["no worker is alive: deliveries wait in the queue (start clerk-sync worker)"]
+
+
+def _suspended(facts: Facts) -> list[str]:
+    if not facts.get("suspended"):
+        return []
+    return ['the workers are suspended: rq resume --url "$REDIS_URL"']
+
+
+def _all_wait(facts: Facts) -> list[str]:
+    """Say what every worker waits for. Only their own words are told: Redis may hold anybody's."""
+    waiting = [worker["waiting_for"] for worker in facts.get("workers", {}).get("list", ())]
+    if not waiting or any(what not in WAITING_FOR for what in waiting):
+        return []
+    return [f"every worker waits for {' or '.join(sorted(set(waiting)))}: see the workers' log"]
 
 
 def _repair_alarms(repair: Facts | None) -> list[str]:
@@ -225,8 +259,9 @@ def _no_append_only_file(facts: Facts) -> list[str]:
 def redis_facts(redis: Redis) -> Facts:
     """Return the queue's numbers, the workers, the last delivery and the last repair. Raises RedisError.
 
-    `append_only` says whether Redis has an append-only file, `evicts` whether it may throw keys away when it
-    is full; None when it does not tell.
+    `refusal` says why Redis takes no writes, None when it does. `watching_since` is when somebody first
+    looked. `append_only` says whether Redis has an append-only file, `evicts` whether it may throw keys away
+    when it is full; None when it does not tell.
     """
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.llen(rq.QUEUE_KEY)
@@ -238,7 +273,10 @@ def redis_facts(redis: Redis) -> Facts:
         pipeline.zrange(HOLDERS_KEY, 0, -1, desc=True, withscores=True)
         pipeline.time()
         pipeline.get(repair_log.KEY)
-        depth, oldest, started, scheduled, failed, received, workers, seen, now, repair = pipeline.execute()
+        pipeline.get(WATCHING_SINCE_KEY)
+        pipeline.exists(rq.SUSPENDED_KEY)
+        depth, oldest, started, scheduled, failed, received, workers, *rest = pipeline.execute()
+    seen, now, repair, since, suspended = rest
     return {
         "queue": {
             "depth": depth,
@@ -251,10 +289,30 @@ def redis_facts(redis: Redis) -> Facts:
             **_workers(redis, workers, {name for name, at in seen if at < now[0] - SILENT_AFTER_S}),
             "last_seen_at": _iso(datetime.fromtimestamp(seen[0][1], UTC)) if seen else None,
         },
-        "last_received_at": _iso(datetime.fromtimestamp(int(received) / 1000, UTC)) if received else None,
+        "last_received_at": _moment(received),
+        "watching_since": _moment(since) or _iso(datetime.now(UTC)),
+        "suspended": bool(suspended),
         **_info(redis),
         "repair": repair_log.parse(repair),
+        "refusal": _refusal(redis),  # asked last: of a Redis that is away it is not to be told
     }
+
+
+def _refusal(redis: Redis) -> str | None:
+    try:
+        probe(redis.execute_command)
+    except QueueUnavailable as error:
+        return str(error)
+    return None
+
+
+def _writable(facts: Facts) -> Facts:
+    """Return what Redis said. Raises Broken when it answers, but takes no writes and so no deliveries."""
+    if facts["refusal"]:
+        raise Broken(
+            f"{facts['refusal']}: deliveries are refused. Look at its memory, its disk, its role", facts
+        )
+    return facts
 
 
 def database_facts(database: Database) -> Facts:
@@ -305,11 +363,12 @@ def _info(redis: Redis) -> Facts:
 
 
 def _age_s(redis: Redis, job_id: bytes | None) -> float | None:
-    created_at: Any = (
-        redis.hget(rq.JOB_PREFIX + job_id.decode(errors="replace"), "created_at") if job_id else None
-    )
+    if job_id is None:
+        return None
+    # One that was replayed has waited since then.
+    moments: Any = redis.hmget(rq.JOB_PREFIX + job_id.decode(errors="replace"), ["enqueued_at", "created_at"])
     try:
-        age = datetime.now(UTC) - rq.parse_timestamp(created_at.decode())
+        age = datetime.now(UTC) - rq.parse_timestamp((moments[0] or moments[1]).decode())
     except (AttributeError, ValueError, OverflowError):  # no such job, or one that somebody else put there
         return None
     return round(max(0.0, age.total_seconds()), 3)
@@ -336,6 +395,10 @@ def _worker(name: str, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
         "waiting_for": report.get("waiting_for"),
         "pool": report.get("pool"),
     }
+
+
+def _moment(ms: bytes | None) -> str | None:
+    return _iso(datetime.fromtimestamp(int(ms) / 1000, UTC)) if ms else None
 
 
 def _iso(moment: datetime) -> str:

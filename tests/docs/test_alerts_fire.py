@@ -9,6 +9,7 @@ import httpx
 import psycopg
 import pytest
 import yaml
+from redis import Redis
 
 import config
 from cli.process import Process
@@ -19,7 +20,7 @@ from tests.conftest import MakeSettings
 from tests.fake_clerk import FakeClerk
 from tests.stack import Stack, wait_until
 from tests.web.deliveries import signed
-from worker.intake import Delivery, intake
+from worker.intake import WATCHING_SINCE_KEY, Delivery, intake
 
 ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yml"
 PATIENCE_S = 60
@@ -132,11 +133,13 @@ def test_every_alert_fires_for_what_it_is_there_for(
             wait_until(lambda: _knows(prometheus), PATIENCE_S)
             wait_until(lambda: prometheus.firing() == set(), PATIENCE_S, lambda: "alerts fire with no reason")
             prometheus.fired.clear()
+            _hear_nothing(prometheus, redis_of_its_own)
             _forge(stack, prometheus)
             _fail(stack, prometheus)
             _drift(stack, prometheus, clerk)
             _exhaust(stack, prometheus, connection)
             _lag(settings, stack, prometheus)
+            _fill_redis(prometheus, redis_of_its_own)
             _lose_redis(stack, prometheus, redis_of_its_own)
             stack.web.end()
             prometheus.await_alert("ClerkSyncNotScraped")
@@ -158,6 +161,16 @@ def _send(stack: Stack, content: bytes, headers: dict[str, str] | None = None) -
         stack.url, content=content, headers=headers or signed(content), trust_env=False, timeout=15
     )
     return answer.status_code
+
+
+def _hear_nothing(prometheus: Prometheus, redis: RedisServer) -> None:
+    """Let nothing ever have come, for two hours."""
+    with Redis.from_url(redis.url) as client:
+        client.set(WATCHING_SINCE_KEY, now_ms() - OLD_MS)
+        prometheus.await_alert("ClerkSyncSilence")
+        client.delete(WATCHING_SINCE_KEY)
+    prometheus.await_quiet("ClerkSyncSilence")
+    prometheus.fired.clear()
 
 
 def _forge(stack: Stack, prometheus: Prometheus) -> None:
@@ -216,6 +229,14 @@ def _lag(settings: config.Settings, stack: Stack, prometheus: Prometheus) -> Non
     stack.start("worker", stack.workers[0])
     prometheus.await_alert("ClerkSyncSlow")
     prometheus.await_quiet("ClerkSyncLag")
+
+
+def _fill_redis(prometheus: Prometheus, redis: RedisServer) -> None:
+    with Redis.from_url(redis.url) as client:
+        client.config_set("maxmemory", 1)
+        prometheus.await_alert("ClerkSyncRedisRefusesWrites")
+        client.config_set("maxmemory", 0)
+    prometheus.await_quiet("ClerkSyncRedisRefusesWrites")
 
 
 def _lose_redis(stack: Stack, prometheus: Prometheus, redis: RedisServer) -> None:

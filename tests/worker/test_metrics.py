@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,6 +189,37 @@ def test_counts_wait_for_a_redis_that_is_away(make_settings: MakeSettings, serve
     finally:
         exposition.close()
         server.stop()
+
+
+@pytest.mark.parametrize("spoil", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])
+def test_a_redis_that_takes_no_writes_is_still_read(
+    make_settings: MakeSettings, own_redis: RedisServer, spoil: tuple[str, ...]
+) -> None:
+    process = Metrics()
+    exposition = Exposition(make_settings(redis_url=own_redis.url, **NO_DATABASE), process)
+    with Redis.from_url(own_redis.url) as redis:
+        DeliveryQueue(redis).enqueue(delivery())
+        assert value(exposition, "clerk_sync_redis_takes_writes") == 1
+        process.count(m.RETRIES, "user.created")
+        redis.execute_command(*spoil)
+        assert value(exposition, "clerk_sync_redis_up") == 1
+        assert value(exposition, "clerk_sync_redis_takes_writes") == 0
+        assert value(exposition, "clerk_sync_queue_depth") == 1
+        assert value(exposition, "clerk_sync_retries_total", type="user.created") == 0
+        redis.execute_command("CONFIG", "SET", "maxmemory", "0")
+        redis.execute_command("REPLICAOF", "NO", "ONE")
+        assert value(exposition, "clerk_sync_redis_takes_writes") == 1
+        assert value(exposition, "clerk_sync_retries_total", type="user.created") == 1, "the count has waited"
+    exposition.close()
+
+
+def test_since_when_somebody_looks_is_kept(exposition: Exposition) -> None:
+    assert value(exposition, "clerk_sync_last_received_timestamp_seconds") is None
+    first = value(exposition, "clerk_sync_watching_since_timestamp_seconds")
+    time.sleep(0.02)
+    kept = value(exposition, "clerk_sync_watching_since_timestamp_seconds")
+    assert first is not None
+    assert kept == pytest.approx(first, abs=0.01)
 
 
 def test_what_waits_and_what_has_failed_is_measured(

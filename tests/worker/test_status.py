@@ -1,8 +1,9 @@
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ from db.times import now_ms
 from tests.conftest import MakeSettings
 from tests.jobs import delivery
 from tests.jobs_failed import fail
-from worker.intake import LAST_RECEIVED_KEY, DeliveryQueue
+from worker.failed import FailedJobs, Fate
+from worker.intake import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, DeliveryQueue
 from worker.queue import HOLDERS_KEY, SILENT_AFTER_S, HeldJobs
-from worker.rq_layout import WORKER_PREFIX, WORKERS_KEY
+from worker.redis_clients import QueueUnavailable
+from worker.rq_layout import (
+    JOB_PREFIX,
+    SUSPENDED_KEY,
+    WORKER_PREFIX,
+    WORKER_REPORT,
+    WORKERS_KEY,
+    timestamp,
+)
 from worker.status import LIMIT_S, Question, Status, ask
 
 MakeStatus = Callable[..., Status]
@@ -39,9 +49,14 @@ def make_status(make_settings: MakeSettings) -> Iterator[MakeStatus]:
 @pytest.fixture
 def worker(redis: Redis) -> None:
     """A worker that is alive, as far as Redis knows."""
-    redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
-    redis.hset(f"{WORKER_PREFIX}one", mapping={"state": "idle", "last_heartbeat": "2026-01-01T10:00:00.0Z"})
-    HeldJobs(redis, "one").beat()
+    add_worker(redis, "one")
+
+
+def add_worker(redis: Redis, name: str, waiting_for: object = None) -> None:
+    redis.sadd(WORKERS_KEY, WORKER_PREFIX + name)
+    redis.hset(WORKER_PREFIX + name, mapping={"state": "idle", "last_heartbeat": "2026-01-01T10:00:00.0Z"})
+    redis.hset(WORKER_PREFIX + name, WORKER_REPORT, json.dumps({"waiting_for": waiting_for, "pool": None}))
+    HeldJobs(redis, name).beat()
 
 
 def minutes_ago(redis: Redis, minutes: float) -> None:
@@ -78,10 +93,79 @@ def test_silence_is_reported_once_it_has_lasted_too_long(
 
 
 @pytest.mark.usefixtures("worker")
-def test_silence_from_the_beginning_counts_from_when_we_began_to_look(make_status: MakeStatus) -> None:
-    status = make_status(silence_alarm_minutes=0.001)
-    time.sleep(0.1)
-    assert status.report()["status"] == "degraded"
+def test_silence_from_the_beginning_counts_from_when_somebody_first_looked(
+    make_status: MakeStatus, redis: Redis
+) -> None:
+    assert make_status(silence_alarm_minutes=0.05).report()["status"] == "ok"
+    redis.set(WATCHING_SINCE_KEY, int((time.time() - 4) * 1000))
+    assert make_status(silence_alarm_minutes=0.05).report()["status"] == "degraded"
+    minutes_ago(redis, 0.01)
+    assert make_status(silence_alarm_minutes=0.05).report()["status"] == "ok"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_delivery_that_finds_the_queue_too_long_came_all_the_same(
+    make_status: MakeStatus, redis: Redis
+) -> None:
+    queue = DeliveryQueue(redis, max_depth=1)
+    queue.enqueue(delivery(received_at=now_ms() - 600_000))
+    status = make_status(silence_alarm_minutes=5, max_queue_depth=1)
+    assert any("no delivery" in warning for warning in status.report()["warnings"])
+    with pytest.raises(QueueUnavailable):
+        queue.enqueue(delivery(received_at=now_ms()))
+    report = status.report()
+    assert report["status"] == "degraded"
+    assert not any("no delivery" in warning for warning in report["warnings"])
+    assert any("MAX_QUEUE_DEPTH" in warning for warning in report["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("waits", "alarm"),
+    [
+        (("database", "database"), "every worker waits for database: see the workers' log"),
+        (("database", "Redis"), "every worker waits for Redis or database: see the workers' log"),
+        (("database", None), None),
+        (("\x1b[2J", ["database"]), None),
+    ],
+)
+def test_workers_that_all_wait_apply_nothing(
+    make_status: MakeStatus, redis: Redis, waits: tuple[object, ...], alarm: str | None
+) -> None:
+    for number, what in enumerate(waits):
+        add_worker(redis, str(number), what)
+    report = make_status().report()
+    assert report["status"] == ("degraded" if alarm else "ok")
+    assert [warning for warning in report["warnings"] if "waits for" in warning] == ([alarm] if alarm else [])
+
+
+@pytest.mark.usefixtures("worker")
+def test_workers_that_are_suspended_apply_nothing(make_status: MakeStatus, redis: Redis) -> None:
+    redis.set(SUSPENDED_KEY, 1)
+    report = make_status().report()
+    assert report["status"] == "degraded"
+    assert 'the workers are suspended: rq resume --url "$REDIS_URL"' in report["warnings"]
+    redis.delete(SUSPENDED_KEY)
+    assert make_status().report()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "trouble"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), "OutOfMemoryError"),
+        (("REPLICAOF", "127.0.0.1", "1"), "ReadOnlyError"),
+    ],
+)
+def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_told(
+    make_status: MakeStatus, own_redis: RedisServer, spoil: tuple[str, ...], trouble: str
+) -> None:
+    with Redis.from_url(own_redis.url) as redis:
+        add_worker(redis, "one")
+        DeliveryQueue(redis).enqueue(delivery())
+        redis.execute_command(*spoil)
+    report = make_status(redis_url=own_redis.url).report()
+    assert report["status"] == "failing"
+    assert report["checks"]["redis"]["error"].startswith(f"Redis takes no writes ({trouble}): deliveries are")
+    assert (report["queue"]["depth"], report["workers"]["alive"]) == (1, 1)
 
 
 def test_without_a_worker_the_service_is_degraded(make_status: MakeStatus, redis: Redis) -> None:
@@ -170,6 +254,16 @@ def test_what_waits_and_what_has_failed_is_counted(
     report = make_status().report()
     assert (report["queue"]["depth"], report["queue"]["failed"]) == (1, 1)
     assert 5 <= report["queue"]["oldest_age_s"] < 60
+
+
+def test_a_job_that_was_replayed_waits_since_then(make_status: MakeStatus, redis: Redis) -> None:
+    id_ = fail(redis)
+    long_ago = timestamp(datetime.now(UTC) - timedelta(hours=5))
+    redis.hset(JOB_PREFIX + id_, mapping={"created_at": long_ago, "enqueued_at": long_ago})
+    assert list(FailedJobs(redis).replay([id_])) == [(id_, Fate.REPLAYED)]
+    assert make_status().report()["queue"]["oldest_age_s"] < 60
+    redis.hset(JOB_PREFIX + id_, "enqueued_at", "")
+    assert make_status().report()["queue"]["oldest_age_s"] > 4 * 3600
 
 
 def test_whatever_hangs_the_report_comes_in_time(make_status: MakeStatus, server_directory: Path) -> None:

@@ -1,0 +1,97 @@
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+
+from cli.servers import PostgresServer, RedisServer, free_port
+from tests.clerk import body, user_event
+from tests.conftest import MakeSettings
+from tests.jobs import frozen
+from tests.web.conftest import MakeClient
+from tests.web.deliveries import PATH, signed
+from web.app import create_app
+
+
+@pytest.fixture
+def own_redis(server_directory: Path) -> Iterator[RedisServer]:
+    server = RedisServer(server_directory / "redis", free_port(), durable=False)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_postgres(server_directory: Path) -> Iterator[PostgresServer]:
+    server = PostgresServer(server_directory / "postgres", free_port(), durable=False)
+    server.start()
+    yield server
+    server.stop("immediate")
+
+
+@pytest.mark.parametrize("spoil", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])
+def test_while_deliveries_are_refused_no_page_says_that_all_is_well(
+    make_client: MakeClient, own_redis: RedisServer, spoil: tuple[str, ...]
+) -> None:
+    client = make_client(redis_url=own_redis.url)
+    first, second = body(user_event()), body(user_event())
+    assert client.post(PATH, data=first, headers=signed(first)).status_code == 202
+    with Redis.from_url(own_redis.url) as redis:
+        redis.execute_command(*spoil)
+    assert client.post(PATH, data=second, headers=signed(second)).status_code == 503
+    ready, health = client.get("/health/ready"), client.get("/health")
+    assert (ready.status_code, health.status_code) == (503, 503)
+    assert ready.json
+    assert health.json
+    assert health.json["checks"]["redis"]["error"].startswith(ready.json["error"])
+    assert health.json["queue"]["depth"] == 1
+    shown = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+    }
+    assert (shown["clerk_sync_redis_takes_writes"], shown["clerk_sync_queue_depth"]) == (0, 1)
+
+
+def test_with_both_servers_frozen_health_answers_in_time(
+    make_settings: MakeSettings, own_redis: RedisServer, own_postgres: PostgresServer
+) -> None:
+    settings = make_settings(
+        redis_url=own_redis.url, database_url=own_postgres.url, database_url_unpooled=None
+    )
+    known, fresh = (create_app(settings).test_client() for _ in range(2))
+    assert _errors(known)["database"] is None, "it has connections from now on"
+    with frozen(own_redis), frozen_wholly(own_postgres):
+        for client in (known, fresh):
+            began = time.monotonic()
+            assert None not in _errors(client).values()
+            assert time.monotonic() - began < 3
+
+
+def _errors(client: FlaskClient) -> dict[str, str | None]:
+    answer = client.get("/health")
+    assert answer.status_code == 503  # also before: nobody has migrated that database
+    assert answer.json
+    return {name: check["error"] for name, check in answer.json["checks"].items()}
+
+
+@contextmanager
+def frozen_wholly(postgres: PostgresServer) -> Iterator[None]:
+    """Let PostgreSQL hang with the processes that serve its connections: they would go on without it."""
+    with psycopg.connect(postgres.url) as connection:
+        serving = [pid for (pid,) in connection.execute("SELECT pid FROM pg_stat_activity").fetchall()]
+        with frozen(postgres):
+            for pid in serving:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                yield
+            finally:
+                for pid in serving:
+                    os.kill(pid, signal.SIGCONT)
