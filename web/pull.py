@@ -9,6 +9,7 @@
 """
 
 import hmac
+import math
 import time
 
 import structlog
@@ -19,7 +20,7 @@ from worker.events import CLERK_ID
 from worker.pull import PullDesk, Verdict
 
 STATUS = {Verdict.FOUND: 200, Verdict.ABSENT: 404, Verdict.BUSY: 429, Verdict.UNAVAILABLE: 503}
-RETRY_AFTER_S = 2
+RETRY_AFTER_S = 2  # unless Clerk asks for more
 
 _log = structlog.get_logger("web.pull")
 
@@ -46,8 +47,10 @@ def blueprint(desk: PullDesk, token: str) -> Blueprint:
         if answer.user is not None:
             return answer.user
         status = STATUS[answer.verdict]
-        headers = {} if status == STATUS[Verdict.ABSENT] else {"Retry-After": str(RETRY_AFTER_S)}
-        return {"error": answer.reason}, status, headers
+        if answer.verdict is Verdict.ABSENT:
+            return {"error": answer.reason}, status
+        retry_after_s = max(RETRY_AFTER_S, math.ceil(answer.retry_after_s or 0))
+        return {"error": answer.reason}, status, {"Retry-After": str(retry_after_s)}
 
     return routes
 

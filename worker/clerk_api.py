@@ -8,7 +8,8 @@
     GET /users/{id}/organization_memberships   the same of one user
 
 Every request stays under Clerk's rate limit by itself. What may heal is tried again for a bounded time: no
-connection, 5xx, an answer cut off on its way, and 429, which waits as long as its `Retry-After` says.
+connection, 5xx, an answer cut off on its way, and 429, which waits as long as its `Retry-After` says. Who
+would have to wait longer than he is ready to is told at once.
 
     ClerkApiError
     ├── ClerkUnavailable   it did not heal in time; later it may
@@ -18,8 +19,10 @@ No message holds the key or anything of a user but the id.
 Source: https://github.com/clerk/openapi-specs, and for the limits https://clerk.com/docs/guides/how-clerk-works/system-limits
 """
 
+import math
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, NoReturn
@@ -65,7 +68,7 @@ class ClerkApiError(Exception):
 
 
 class ClerkUnavailable(ClerkApiError):
-    """Clerk's API does not answer now. `retry_after_s` is how long it asked to be left alone, if it did."""
+    """Clerk's API does not answer now. `retry_after_s` is how long it asks to be left alone, if it does."""
 
     retryable = True
 
@@ -154,7 +157,8 @@ class ClerkApi:
     ) -> None:
         """`patience_s` bounds the retries of one request, `limited_patience_s` those after a 429.
 
-        Waiting for a turn, or for what a 429 asks for, is not counted in the first.
+        Waiting for a turn, or for what a 429 asks for, is not counted in the first. A turn that is further
+        away than the longer of the two is not waited for.
         """
         if settings.clerk_secret_key is None:
             raise SettingsError("CLERK_SECRET_KEY is not set")
@@ -288,8 +292,10 @@ class ClerkApi:
         return nullcontext()
 
     def _attempt(self, path: str, parameters: dict[str, Any] | None, patience: "_Patience") -> Answer:
+        patience.check(self._rate.away_s())  # before a shared turn is spent on it
         with self._shared_turn():
-            turn_in_s = self._rate.delay()  # long after a 429, whichever thread it came to
+            turn_in_s = self._rate.delay(patience.left_s)  # long after a 429, whichever thread it came to
+            patience.check(turn_in_s)
             self._wait(turn_in_s)
             patience.waited(turn_in_s)
             with self._counted():
@@ -325,9 +331,7 @@ class ClerkApi:
         if status == httpx.codes.TOO_MANY_REQUESTS:
             retry_after_s = _retry_after(response)
             self._rate.pause(retry_after_s)
-            raise ClerkUnavailable(
-                f"Clerk's rate limit is exhausted: try again in {retry_after_s:.0f} s", retry_after_s
-            )
+            raise _limited(retry_after_s)
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.REQUEST_TIMEOUT:
             raise ClerkUnavailable(f"Clerk's API has trouble ({_said(response)}): try again later")
         if code == NO_ORGANIZATIONS:
@@ -358,6 +362,17 @@ class _Patience:
         self._trouble_s = trouble_s
         self._limited_s = limited_s
         self._waited_s = 0.0
+        self._ends_at = time.monotonic() + max(trouble_s, limited_s)
+
+    @property
+    def left_s(self) -> float:
+        """How long a turn may be waited for."""
+        return max(0.0, self._ends_at - time.monotonic())
+
+    def check(self, turn_in_s: float) -> None:
+        """Raise ClerkUnavailable when a turn is further away than may be waited for."""
+        if turn_in_s > self.left_s:
+            raise _limited(turn_in_s)
 
     def waited(self, seconds: float) -> None:
         """Take note of time that went by without trouble."""
@@ -370,6 +385,11 @@ class _Patience:
             return passed_s - self._waited_s > self._trouble_s
         self.waited(state.upcoming_sleep)
         return passed_s > self._limited_s
+
+
+def _limited(retry_after_s: float) -> ClerkUnavailable:
+    seconds = math.ceil(retry_after_s)
+    return ClerkUnavailable(f"Clerk's rate limit is exhausted: try again in {seconds} s", retry_after_s)
 
 
 def _read_member(entry: Any) -> Entry:

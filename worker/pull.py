@@ -28,7 +28,8 @@ from db.errors import DatabaseError
 from db.policy import Policy
 from worker.bridge import Bridge
 from worker.changes import user_change
-from worker.clerk_api import PERIOD_S, ClerkApi, ClerkApiError, ClerkRefused, Page
+from worker.clerk_api import PERIOD_S, ClerkApi, ClerkApiError, ClerkRefused, ClerkUnavailable, Page
+from worker.events import CLERK_ID
 from worker.member_drift import memberships_now
 from worker.rate import NoTurn, SharedLimit
 from worker.redis_clients import impatient_redis
@@ -120,11 +121,15 @@ class Verdict(StrEnum):
 
 
 class Answer(NamedTuple):
-    """A verdict; the row, ready for JSON, when the user was found; else a sentence that says why not."""
+    """A verdict; the row, ready for JSON, when the user was found; else a sentence that says why not.
+
+    `retry_after_s` is how long Clerk asks to be left alone, where it does.
+    """
 
     verdict: Verdict
     user: dict[str, Any] | None = None
     reason: str | None = None
+    retry_after_s: float | None = None
 
 
 UNPROVEN = (
@@ -168,6 +173,8 @@ class PullDesk:
 
     def pull(self, clerk_id: str) -> Answer:
         """Return the user's row as it is in Clerk now, or was a second ago at most."""
+        if not CLERK_ID.fullmatch(clerk_id):
+            return Answer(Verdict.ABSENT, reason="that is no Clerk id")
         deadline = time.monotonic() + WAIT_S
         try:
             while time.monotonic() < deadline:
@@ -190,8 +197,8 @@ class PullDesk:
         kept = cast("bytes | None", self._redis.get(f"{PREFIX}answer:{clerk_id}"))
         if kept is None:
             return None
-        verdict, user, reason = json.loads(kept)
-        return Answer(Verdict(verdict), user, reason)
+        verdict, *rest = json.loads(kept)
+        return Answer(Verdict(verdict), *rest)
 
     def _first_answer(self, clerk_id: str, deadline: float) -> Answer | None:
         """Have Clerk asked; None when somebody else is at it."""
@@ -226,7 +233,11 @@ class PullDesk:
             return TOO_MANY
         except (ClerkApiError, DatabaseError) as error:
             log.warning("pull failed", clerk_id=clerk_id, reason=str(error))
-            return Answer(Verdict.UNAVAILABLE, reason=str(error))
+            return Answer(
+                Verdict.UNAVAILABLE,
+                reason=str(error),
+                retry_after_s=error.retry_after_s if isinstance(error, ClerkUnavailable) else None,
+            )
         if pulled.outcome is Outcome.UNPROVEN:
             reason = UNPROVEN.format(clerk_id)
             log.error("nobody was deleted", clerk_id=clerk_id, reason=reason)

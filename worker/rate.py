@@ -1,5 +1,6 @@
 """Limits on requests, kept from our own side: one for a process, and one for all that share a Redis."""
 
+import math
 import threading
 import time
 import uuid
@@ -24,12 +25,17 @@ class RateLimit:
         self._next_at = 0.0
         self._lock = threading.Lock()
 
-    def delay(self) -> float:
-        """Take the next turn; return how many seconds to wait for it."""
+    def away_s(self) -> float:
+        """Return how many seconds the next turn is away."""
+        return max(0.0, self._next_at - time.monotonic())
+
+    def delay(self, at_most_s: float = math.inf) -> float:
+        """Return how many seconds the next turn is away, and take it unless that is more than `at_most_s`."""
         with self._lock:
             now = time.monotonic()
             turn_at = max(self._next_at, now - self._burst_s)
-            self._next_at = turn_at + self._interval_s
+            if turn_at - now <= at_most_s:
+                self._next_at = turn_at + self._interval_s
             return max(0.0, turn_at - now)
 
     def pause(self, seconds: float) -> None:

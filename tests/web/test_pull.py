@@ -129,6 +129,14 @@ def test_a_token_needs_a_key_for_clerk(make_settings: MakeSettings) -> None:
         make_settings(pull_token=TOKEN)
 
 
+def test_retry_after_is_what_clerk_asks_for(clerk: FakeClerk, client: FlaskClient) -> None:
+    clerk.answer_next(429, headers={"Retry-After": "20"})
+    for clerk_id in (ANN, BEN):
+        answer = client.post(f"/users/{clerk_id}/pull", headers=BEARER)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "20")
+    assert len(clerk.requests) == 1
+
+
 @pytest.mark.parametrize("status", [500, 401, 429, 302, 200])
 def test_trouble_at_clerk_is_503(clerk: FakeClerk, client: FlaskClient, status: int) -> None:
     clerk.answer_next(status, "<html>", headers={"Retry-After": "60"}, times=50)

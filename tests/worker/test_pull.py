@@ -2,12 +2,17 @@
 
 import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from redis import Redis
 
 import config
@@ -22,6 +27,8 @@ from worker.bridge import Bridge
 from worker.clerk_api import ClerkApiError, ClerkRefused
 from worker.pull import Answer, Outcome, PullDesk, Verdict, pull
 from worker.rate import NoTurn, SharedLimit
+
+GUIDE = Path(__file__).parents[2] / "docs/applications.md"
 
 
 @pytest.fixture
@@ -338,6 +345,55 @@ def test_a_429_is_not_waited_for_at_the_desk(clerk: FakeClerk, desk: PullDesk) -
     began = time.monotonic()
     assert desk.pull(ANN).verdict is Verdict.UNAVAILABLE
     assert time.monotonic() - began < 2
+
+
+def test_after_a_429_the_next_user_is_told_at_once_how_long_it_lasts(
+    clerk: FakeClerk, desk: PullDesk, redis: Redis
+) -> None:
+    clerk.put(user(ANN), user(BEN))
+    clerk.answer_next(429, headers={"Retry-After": "5"})
+    first = desk.pull(ANN)
+    assert (first.verdict, first.retry_after_s) == (Verdict.UNAVAILABLE, 5)
+    began = time.monotonic()
+    second = desk.pull(BEN)
+    assert time.monotonic() - began < 1
+    assert second.verdict is Verdict.UNAVAILABLE
+    assert second.retry_after_s == pytest.approx(5, abs=1)
+    assert second.reason == "Clerk's rate limit is exhausted: try again in 5 s"
+    assert len(clerk.requests) == 1
+    assert redis.zcard("clerk-sync:pull:turns") == 1, "no turn is spent on what is not asked"
+    time.sleep(5)
+    assert desk.pull(BEN).verdict is Verdict.FOUND
+
+
+def test_a_turn_that_is_not_far_away_is_waited_for(clerk: FakeClerk, desk: PullDesk) -> None:
+    clerk.put(user(BEN))
+    clerk.answer_next(429, headers={"Retry-After": "2"})
+    desk.pull(ANN)
+    assert desk.pull(BEN).verdict is Verdict.FOUND
+
+
+def test_the_function_is_as_the_guide_for_applications_shows_it(
+    clerk: FakeClerk, settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clerk.put(user(ANN))
+    for name in ("clerk_secret_key", "clerk_api_url", "database_url", "redis_url"):
+        value = getattr(settings, name)
+        monkeypatch.setenv(name.upper(), value.get_secret_value() if isinstance(value, SecretStr) else value)
+    shown: dict[str, Any] = {}
+    example = re.search(r"    from config import load\n(?:    .*\n|\n)*", GUIDE.read_text())
+    assert example
+    exec(dedent(example[0]), shown)
+    assert shown["pulled_user"](ANN)["clerk_id"] == ANN
+    with pytest.raises(LookupError, match=r"^absent: there is no such user$"):
+        shown["pulled_user"](BEN)
+    shown["desk"].close()
+
+
+@pytest.mark.parametrize("clerk_id", ["", "..", f"{ANN}/../{BEN}", f"{ANN}?limit=1", "x" * 201])
+def test_what_is_no_clerk_id_leads_the_desk_nowhere(clerk: FakeClerk, desk: PullDesk, clerk_id: str) -> None:
+    assert desk.pull(clerk_id) == Answer(Verdict.ABSENT, reason="that is no Clerk id")
+    assert clerk.requests == []
 
 
 def test_a_user_whom_the_database_refuses_is_told_without_the_row(
