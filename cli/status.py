@@ -50,9 +50,15 @@ def _show(report: dict[str, Any]) -> None:
 
 
 def _repair(repair: dict[str, Any]) -> list[tuple[str, object]]:
-    told = ("finished_at", "seconds", "result", "reason", "differing")
-    drift = (repair["drift"] or {}).items()
-    return [(name, _known(repair[name])) for name in told] + [(kind, count) for kind, count in drift if count]
+    told = [(name, _known(repair[name])) for name in ("finished_at", "seconds", "result", "reason")]
+    return [*told, *_sum("brought", repair["brought"]), *_sum("differing", repair["drift"])]
+
+
+def _sum(what: str, parts: dict[str, int] | None) -> list[tuple[str, object]]:
+    """Return the sum, and after it whatever of its parts is not 0."""
+    if parts is None:
+        return [(what, _known(None))]
+    return [(what, sum(parts.values())), *((name, count) for name, count in parts.items() if count)]
 
 
 def _connections(pool: dict[str, int] | None) -> str | None:

@@ -1,12 +1,21 @@
 """The README and the pages under docs say what the code says."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 import config
 from cli.main import COMMANDS
+from tests.clerk import user, user_event
+from tests.cli.commands import run
+from tests.conftest import MakeSettings
+from tests.fake_clerk import FakeClerk
+from tests.repair import api_settings, bridged, deliver, rows
+from web.app import create_app
+from worker.redis_clients import worker_redis
+from worker.repair_log import KINDS, keep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,6 +47,50 @@ def test_the_environment_table_tells_the_defaults() -> None:
 
 def test_the_command_table_names_every_command() -> None:
     assert sorted(row[0] for row in table("Commands")) == sorted(COMMANDS)
+
+
+def test_what_a_repair_brought_is_in_status_health_metrics_and_the_console(
+    make_settings: MakeSettings,
+) -> None:
+    settings = make_settings(
+        console_password="long enough", clerk_secret_key="sk_live_x", reconcile_every="6h"
+    )
+    redis = worker_redis(settings)
+    moments = dict.fromkeys(("started_at", "finished_at"), datetime.now(UTC).isoformat())
+    drift = {**dict.fromkeys(KINDS, 0), "merged": 1200, "refusal": None}
+    keep(redis, {**moments, "error": None, "backfill": {"created": 30, "updated": 4}, "drift": drift})
+    redis.close()
+    client = create_app(settings).test_client()
+    told = client.get("/health").json
+    assert told is not None
+    assert told["repair"]["brought"] == {"created": 30, "updated": 4, "merged": 1200}
+    assert 'clerk_sync_repair_brought{how="merged"} 1200.0' in client.get("/metrics").text
+    page = client.get("/console", auth=("anybody", "long enough")).text
+    assert "nobody differs; 1,234 brought" in page
+    shown = [line.replace("│", " ").split() for line in run(settings, "status").stdout.splitlines()]
+    at = shown.index(["brought", "1234"])
+    assert shown[at + 1 : at + 5] == [
+        ["created", "30"],
+        ["updated", "4"],
+        ["merged", "1200"],
+        ["differing", "0"],
+    ]
+
+
+def test_every_command_of_the_section_on_filling_and_repairing_works(
+    clerk: FakeClerk, make_settings: MakeSettings
+) -> None:
+    clerk.put_many(30)
+    settings = api_settings(make_settings, clerk)
+    with bridged(settings) as both:
+        deliver(both, user_event(data=user("user_sample")))
+    section = README.partition("\n## Users from before")[2].partition("\n## ")[0]
+    commands = re.findall(r"^    clerk-sync ([^#\n]*)", section, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        ran = run(settings, *command.split(), *(["--yes"] if "reset" in command else []))
+        assert ran.returncode == 0, (command, ran.stdout, ran.stderr)
+    assert set(rows(settings)) == set(clerk.ids())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -18,8 +18,10 @@ import structlog
 
 from config import Settings
 from db import drift, progress
-from db.change import UserChange
-from db.drift import Kind
+from db.change import UserChange, merge
+from db.drift import Kind, Stored
+from db.policy import Policy
+from db.state import SyncRow, stored_change
 from db.times import now_ms
 from worker.bridge import Bridge
 from worker.changes import user_change
@@ -42,8 +44,9 @@ log = structlog.get_logger("worker.backfill")
 class Done(NamedTuple):
     """What a run has done so far, over all its interruptions. `expected` is how many users Clerk counts.
 
-    `unread` entries are no users, `refused` users are those that the database did not take; `troubles` says
-    which the first of them are, and why. `memberships` were read of `memberships_expected`.
+    Of the `seen` entries the `unread` are no users, and the `refused` are users whom the database did not
+    take; all others were `created`, `updated` or `unchanged`. `troubles` says which were left out first, and
+    why. `memberships` were read of `memberships_expected`.
     """
 
     seen: int = 0
@@ -213,11 +216,13 @@ class Backfill:
         changes = [user_change(user, page.observed_at) for user in page.users]
         kinds = self._kinds(changes)
         refused = self._bridge.store.write(changes, page.observed_at)
+        untaken = {clerk_id for clerk_id, _ in refused}
+        count = Counter(kind for clerk_id, kind in kinds.items() if clerk_id not in untaken)
         done = _left_out("entry", step, refused)._replace(
             seen=len(page.entries),
-            created=kinds["created"],
-            updated=kinds["updated"],
-            unchanged=kinds["unchanged"],
+            created=count["created"],
+            updated=count["updated"],
+            unchanged=count["unchanged"],
         )
         return Taken(step, done, refused)
 
@@ -227,12 +232,13 @@ class Backfill:
         refused = self._bridge.store.write(changes_in(page), page.observed_at)
         return step, _left_out("membership", step, refused)._replace(memberships=len(page.entries))
 
-    def _kinds(self, changes: list[UserChange]) -> "Counter[str]":
+    def _kinds(self, changes: list[UserChange]) -> dict[str, str]:
+        """Return of each user what the merge will do: created, updated or unchanged."""
         stored = drift.read(self._bridge.database, [change.clerk_id for change in changes])
-        return Counter(
-            _kind(drift.compare(change, stored[change.clerk_id], self._bridge.store.policy))
+        return {
+            change.clerk_id: _kind(change, stored[change.clerk_id], self._bridge.store.policy)
             for change in changes
-        )
+        }
 
     def _save(self, saved: Saved) -> None:
         parts = {name: part._asdict() for name, part in saved._asdict().items()}
@@ -264,7 +270,10 @@ def _left_out(what: str, step: Step, refused: list[Refused]) -> Done:
     return Done(unread=len(unread), refused=len(refused), troubles=troubles)
 
 
-def _kind(differences: list[drift.Difference]) -> str:
+def _kind(change: UserChange, stored: Stored, policy: Policy) -> str:
+    # What is newer here stays: so the row is compared with what the merge will make of both.
+    known = stored_change(stored.sync or SyncRow(change.clerk_id), stored.user, (), policy)
+    differences = drift.compare(merge(known, change), stored, policy)
     kinds = {difference.kind for difference in differences}
     if Kind.MISSING in kinds:
         return "created"

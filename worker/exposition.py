@@ -5,8 +5,8 @@ suspended when nothing happens.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from itertools import product
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from config import Settings
 from worker import repair_log
@@ -30,9 +31,7 @@ from worker.metrics import (
     Metrics,
 )
 from worker.redis_clients import impatient_redis
-from worker.status import Answer, Facts, Question, ask, redis_facts
-
-WAITING_FOR = ("database", "Redis")
+from worker.status import WAITING_FOR, Answer, Facts, Question, ask, redis_facts
 
 Totals = Mapping[Field, float]
 
@@ -63,7 +62,8 @@ class Exposition:
             yield from _repair(last, self._repair_every_s)
 
     def _facts(self) -> Facts:
-        self._metrics.flush(self._redis)
+        with suppress(ResponseError):  # refused: the counts wait, and what can be read is shown
+            self._metrics.flush(self._redis)
         return {**redis_facts(self._redis), "totals": _totals(self._redis)}
 
 
@@ -118,6 +118,11 @@ def _histogram(histogram: Histogram, totals: Totals) -> Metric:
 
 def _measured(facts: Facts) -> Iterator[Metric]:
     queue, workers = facts["queue"], facts["workers"]
+    yield _gauge(
+        "clerk_sync_redis_takes_writes",
+        "Whether Redis takes writes; without them deliveries are refused.",
+        int(facts["refusal"] is None),
+    )
     yield _gauge("clerk_sync_queue_depth", "Deliveries that wait in the queue.", queue["depth"])
     yield _gauge(
         "clerk_sync_queue_oldest_age_seconds",
@@ -130,23 +135,28 @@ def _measured(facts: Facts) -> Iterator[Metric]:
     yield _gauge("clerk_sync_workers_alive", "Workers that have been heard of.", workers["alive"])
     yield _waiting(workers["list"])
     yield from _pools(workers["list"])
-    received = facts["last_received_at"]
     yield _gauge(
         "clerk_sync_last_received_timestamp_seconds",
         "When a delivery was last received.",
-        datetime.fromisoformat(received).timestamp() if received else None,
+        _timestamp(facts["last_received_at"]),
+    )
+    yield _gauge(
+        "clerk_sync_watching_since_timestamp_seconds",
+        "When somebody first looked: silence counts from then where nothing was received.",
+        _timestamp(facts["watching_since"]),
     )
 
 
+def _timestamp(moment: str | None) -> float | None:
+    return datetime.fromisoformat(moment).timestamp() if moment else None
+
+
 def _waiting(workers: list[dict[str, Any]]) -> Metric:
-    count: defaultdict[str, int] = defaultdict(int)
-    for worker in workers:
-        count[worker["waiting_for"]] += 1
     family = GaugeMetricFamily(
         "clerk_sync_workers_waiting", "Workers that cannot go on, by what they wait for.", labels=["what"]
     )
     for what in WAITING_FOR:
-        family.add_metric([what], count[what])
+        family.add_metric([what], sum(worker["waiting_for"] == what for worker in workers))
     return family
 
 
@@ -178,9 +188,19 @@ def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
     for result in repair_log.Result:
         results.add_metric([result], int(result is ended))
     yield results
+    brought = repair_log.brought(last)
+    if brought is not None:
+        family = GaugeMetricFamily(
+            "clerk_sync_repair_brought",
+            "Users whom the last repair brought up to date, by how.",
+            labels=["how"],
+        )
+        for way, count in brought.items():
+            family.add_metric([way], count)
+        yield family
     if last["drift"] is not None:
         drift = GaugeMetricFamily(
-            "clerk_sync_repair_drift", "Users who differed in the last repair, by how.", labels=["kind"]
+            "clerk_sync_repair_drift", "Users who differ after the last repair, by how.", labels=["kind"]
         )
         for kind in repair_log.KINDS:
             drift.add_metric([kind], last["drift"][kind])

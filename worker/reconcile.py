@@ -3,7 +3,8 @@
 1. Walk through all of Clerk's users and compare each page with the tables. Of what was listed, only a hash of
    each id is kept.
 2. A listing that ends before all were seen that Clerk counts, whether they can be read or not, tells nothing
-   of who is gone, and ends it here.
+   of who is gone, and ends it here. Before that the end of the list is read again: somebody who signed up
+   after it was read may be counted in place of somebody who was deleted before the walk came there.
 3. Who is here and was not listed, and who may simply have changed meanwhile, is looked at again, by id, once
    deliveries have had the time to come. Nobody is gone whom Clerk does not call "not found", asked for alone.
 4. Where memberships decide on `organization`, the same is done with those (`worker.member_drift`).
@@ -121,8 +122,11 @@ class Reconcile:
         api = self._bridge.api
         api.check_instance()
         before = api.count()
-        found, listed = self._first_look(before)
+        found, listed = _Found(), IdSet()
+        end = self._first_look(found, listed, Position(), before)
         counted = min(before, api.count())
+        if len(listed) + found.unread < counted:
+            self._first_look(found, listed, end, before)
         here, unlisted = self._unlisted(listed)
         refusal = _listing_refusal(len(listed), found.unread, counted, here)
         members = self._member_drift() if self._bridge.store.policy.follows_memberships else None
@@ -143,9 +147,10 @@ class Reconcile:
     def refresh(self, report: Report) -> Report:
         """Merge what Clerk shows now of those whom `report` names; return it with who differs all the same.
 
-        Nobody is deleted and no membership ends, so this may be done whatever the report refuses. Raises
-        likewise.
+        Nobody is deleted and no membership ends. Must not be called with a report that says why not to.
+        Raises likewise.
         """
+        _insist(report)
         left = set(self._refresh(self._refresh(report.to_refresh)))
         astray = self._members_left(report)
         stale = [_still_stale(user, left, astray) for user in report.stale]
@@ -160,8 +165,7 @@ class Reconcile:
 
         Must not be called with a report that says why not to.
         """
-        if report.refusal is not None:
-            raise ValueError(report.refusal)
+        _insist(report)
         differing = self._refresh(report.to_refresh)
         unburied = self._bury(report.ghost)
         left = self._refresh(differing)  # an address is free once its holder was refreshed or buried
@@ -174,8 +178,6 @@ class Reconcile:
         members = report.memberships
         if members is None:
             return set()
-        if report.refusal is not None:
-            return set(report.astray)
         unended = members._replace(ended=())
         left = self._member_drift().mend(unended, [*report.missing, *report.astray])
         return {*left, *(change.clerk_id for change in members.ended)}
@@ -183,12 +185,11 @@ class Reconcile:
     def _member_drift(self) -> MemberDrift:
         return MemberDrift(self._bridge, self._allow_deletes, self._on_progress)
 
-    def _first_look(self, expected: int) -> "tuple[_Found, IdSet]":
-        found, listed = _Found(), IdSet()
+    def _first_look(self, found: "_Found", listed: IdSet, position: Position, expected: int) -> Position:
+        """Compare all users that are listed after `position`; return that of the last one."""
         recent_ms = now_ms() - RECENT_MS
-        seen = 0
-        for step in walk(self._bridge.api, self._bridge.stopping, Position()):
-            page = step.page
+        for step in walk(self._bridge.api, self._bridge.stopping, position):
+            page, position = step
             ids = page.ids
             listed.add(ids)
             found.unread += len(page.entries) - len(ids)
@@ -196,9 +197,8 @@ class Reconcile:
                 found.note(differences)
                 if _may_have_moved(change, stored, differences, recent_ms):
                     found.suspects.add(change.clerk_id)
-            seen += len(page.entries)
-            self._on_progress(seen, expected)
-        return found, listed
+            self._on_progress(position.walked, expected)
+        return position
 
     def _unlisted(self, listed: IdSet) -> tuple[int, list[str]]:
         """Return how many users have a row, and who of them was not listed, but can be a user of Clerk's."""
@@ -361,6 +361,12 @@ class _Found:
         )
 
 
+def _insist(report: Report) -> None:
+    """Raise ValueError when the report says why nothing may be mended."""
+    if report.refusal is not None:
+        raise ValueError(report.refusal)
+
+
 def _still_stale(user: Stale, left: Collection[str], astray: Collection[str]) -> Stale:
     """Return the user with those columns that differ when some are `left` and some `astray`."""
     columns = user.columns if user.clerk_id in left else ()
@@ -375,7 +381,8 @@ def _listing_refusal(listed: int, unread: int, counted: int, here: int) -> str |
     if listed + unread < counted:
         return f"the listing was cut short: {listed + unread} of {counted} users came. Try again later"
     if not listed and here:
-        return f"Clerk lists no users, and {here} are here: check CLERK_SECRET_KEY"
+        away = "If they are gone indeed: clerk-sync pull ID, for each"
+        return f"Clerk lists no users, and {here} are here: check CLERK_SECRET_KEY. {away}"
     return None
 
 

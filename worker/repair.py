@@ -2,7 +2,8 @@
 
 1. All workers ask whether it is time; one of them gets the lock and does it, for as long as it lives.
 2. It reads whom Clerk updated since the last time, the first time everybody, into the one merge.
-3. It compares everybody. Who is missing or differs all the same is read by id into the same merge.
+3. It compares everybody. Who is missing or differs all the same is read by id into the same merge, unless
+   the listing is refused: then it says so and changes nothing.
 4. What differs even then is told. Whether users who are gone in Clerk are deleted here is for a person to say
    (`reconcile --fix`).
 """
@@ -164,7 +165,7 @@ class Repair:
         try:
             with bridge(self._settings, self._database, lock) as both:
                 result["backfill"] = _numbers(self._fetch(both, lock))
-                result["drift"] = _sizes(_refreshed(Reconcile(both, settle_s=self._pace.settle_s)))
+                result["drift"] = _refreshed(Reconcile(both, settle_s=self._pace.settle_s))
         except (ClerkApiError, DatabaseError) as error:
             result["error"] = str(error)
         moments = {"started_at": started_at, "finished_at": datetime.now(UTC)}
@@ -200,13 +201,11 @@ def repairing(settings: Settings, redis: Redis, database: Database, stopping: St
         keeper.stop(STOP_TIMEOUT_S)
 
 
-def _refreshed(task: Reconcile) -> Report:
-    """Merge what was found to be missing or stale; return what differs all the same."""
+def _refreshed(task: Reconcile) -> dict[str, Any]:
+    """Merge what was found to be missing or stale; return of how many, and what differs all the same."""
     found = task.report()
-    left = task.refresh(found)
-    if left.differing < found.differing:
-        log.info("merged what no webhook told", users=found.differing - left.differing)
-    return left
+    left = found if found.refusal is not None else task.refresh(found)
+    return {**_sizes(left), "merged": found.differing - left.differing}
 
 
 def _numbers(done: Done) -> dict[str, int]:

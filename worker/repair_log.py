@@ -6,8 +6,9 @@ A JSON object, for health, metrics and console:
     error                     the line that says why it failed, null when it did not
     backfill                  seen, created, updated, unchanged, unread, refused, memberships: numbers, null
                               when it failed
-    drift                     listed, here, missing, stale, ghost, claims, tombstone: numbers; refusal: the
-                              line that says why the listing proves nothing, or null; null when it failed
+    drift                     listed, here, missing, stale, ghost, claims, tombstone: numbers, of those who
+                              differ still; merged: how many differed and do not any more; refusal: the line
+                              that says why the listing proves nothing, or null; null when it failed
 """
 
 import json
@@ -20,6 +21,7 @@ from redis import Redis
 
 KEY = "clerk-sync:repair"
 KINDS = ("missing", "stale", "ghost", "claims", "tombstone")
+WAYS = ("created", "updated", "merged")  # the last: found to differ when all were compared, and read by id
 INTERVALS_LATE = 2  # a repair that is due for longer is told of
 
 
@@ -57,8 +59,8 @@ def keep(redis: Redis, result: dict[str, Any]) -> None:
 def summary(last: Mapping[str, Any] | None, every_s: float, since: datetime) -> dict[str, Any]:
     """Return what is to be shown of the last repair, where one is to run every `every_s`.
 
-    `differing` is how many users it found to differ; `overdue` says that none has ended for so long, since
-    the last one or, where there was none, since then.
+    `brought` is how many users it changed; `differing` is how many it found to differ all the same; `overdue`
+    says that none has ended for so long, since the last one or, where there was none, since then.
     """
     finished_at = datetime.fromisoformat(last["finished_at"]) if last else since
     late_s = (datetime.now(UTC) - finished_at).total_seconds() - every_s
@@ -69,6 +71,7 @@ def summary(last: Mapping[str, Any] | None, every_s: float, since: datetime) -> 
         "seconds": seconds(last) if last else None,
         "result": result(last) if last else None,
         "reason": (last["error"] or (drift and drift["refusal"])) if last else None,
+        "brought": brought(last) if last else None,
         "drift": drift and {kind: drift[kind] for kind in KINDS},
         "differing": drift and sum(drift[kind] for kind in KINDS),
         "overdue": late_s > INTERVALS_LATE * every_s,
@@ -80,6 +83,14 @@ def result(last: Mapping[str, Any]) -> Result:
     if last["error"] is not None or last["drift"] is None:
         return Result.FAILED
     return Result.OK if last["drift"]["refusal"] is None else Result.REFUSED
+
+
+def brought(last: Mapping[str, Any]) -> dict[str, int] | None:
+    """Return how many users that repair changed, by WAYS; None when it failed before that was known."""
+    if last["backfill"] is None:
+        return None
+    numbers = {**last["backfill"], **(last["drift"] or {})}
+    return {way: numbers.get(way, 0) for way in WAYS}
 
 
 def seconds(last: Mapping[str, Any]) -> float:

@@ -33,6 +33,11 @@ def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     return api_settings(make_settings, clerk)
 
 
+def adds_up(done: Done) -> bool:
+    """Say whether each entry that was seen is counted once."""
+    return done.created + done.updated + done.unchanged + done.unread + done.refused == done.seen
+
+
 def pages(clerk: FakeClerk) -> list[Request]:
     return [request for request in clerk.requests if request.path == "/users"]
 
@@ -86,6 +91,34 @@ def test_what_came_by_webhook_and_is_newer_stays(clerk: FakeClerk, both: Bridge)
     assert tombstones(both.settings) == {BEN}
 
 
+def test_who_is_newer_here_than_in_the_listing_is_unchanged_and_a_later_login_an_update(
+    clerk: FakeClerk, both: Bridge
+) -> None:
+    clerk.put(user(ANN), user(BEN))
+    for clerk_id in (ANN, BEN):
+        newer = user(clerk_id, f"{clerk_id}@example.com", first_name="New", updated_at=NOW + 9000)
+        deliver(both, user_event("user.updated", newer, timestamp=NOW + 9000))
+    done = Backfill(both).everything()
+    assert (done.updated, done.unchanged, adds_up(done)) == (0, 2, True)
+    clerk.put(user(BEN, last_sign_in_at=NOW + 5000))
+    before = rows(both.settings)
+    done = Backfill(both).everything()
+    assert (done.updated, done.unchanged, adds_up(done)) == (1, 1, True)
+    assert rows(both.settings) == before | {BEN: before[BEN]._replace(last_login_at=NOW + 5000)}
+    assert Backfill(both).everything().unchanged == 2
+
+
+def test_a_row_that_the_database_does_not_let_be_changed_is_refused_and_not_updated(
+    clerk: FakeClerk, both: Bridge
+) -> None:
+    clerk.put_many(40)
+    Backfill(both).everything()
+    execute(both.settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'New %')")
+    clerk.put(user(numbered_id(3), first_name="New", updated_at=NOW))
+    done = Backfill(both).everything()
+    assert (done.updated, done.unchanged, done.refused, adds_up(done)) == (0, 39, 1, True)
+
+
 def test_a_later_login_stays_and_an_earlier_one_is_brought(clerk: FakeClerk, both: Bridge) -> None:
     clerk.put(user(ANN, last_sign_in_at=NOW), user(BEN, last_sign_in_at=NOW))
     deliver(both, session_event(data=session(ANN, created_at=NOW + 5000)))
@@ -99,7 +132,7 @@ def test_odd_entries_are_left_out_and_told(clerk: FakeClerk, both: Bridge) -> No
     clerk.put(user(ANN), user(BEN))
     clerk.before = partial(show_once, clerk, odd)
     done = Backfill(both).everything()
-    assert (done.created, done.unread) == (2, 2)
+    assert (done.created, done.unread, adds_up(done)) == (2, 2, True)
     assert done.troubles == (
         "entry 2 was left out: it is no JSON object",
         "entry 3 was left out: it has no Clerk id",
@@ -115,7 +148,7 @@ def test_a_user_whom_the_database_refuses_stops_nobody_else(clerk: FakeClerk, bo
     clerk.put_many(40)
     execute(both.settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'Name 17 %')")
     done = Backfill(both).everything()
-    assert (done.seen, done.refused, count(both.settings)) == (40, 1, 39)
+    assert (done.seen, done.created, done.refused, count(both.settings)) == (40, 39, 1, 39)
     assert numbered_id(17) in done.troubles[0]
     assert "nobody" in done.troubles[0]
     assert "Name" not in done.troubles[0]

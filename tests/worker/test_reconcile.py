@@ -15,6 +15,7 @@ from tests.repair import api_settings, bridged, count, deliver, execute, mend, r
 from worker.backfill import Backfill
 from worker.bridge import Bridge
 from worker.clerk_api import ClerkRefused
+from worker.pull import Outcome, pull
 from worker.reconcile import Claim, Reconcile, Report, Stale
 
 
@@ -187,8 +188,9 @@ def refuse(both: Bridge, reason: str, allow_deletes: int | None = None) -> None:
     found = task.report()
     assert found.refusal is not None
     assert reason in found.refusal
-    with pytest.raises(ValueError, match=r"."):
-        task.mend(found)
+    for change in (task.mend, task.refresh):
+        with pytest.raises(ValueError, match=r"."):
+            change(found)
     assert rows(both.settings) == before
     assert not tombstones(both.settings)
 
@@ -213,6 +215,14 @@ def test_an_empty_listing_deletes_nobody(
     filled(clerk, both, 5)
     clerk.lists_at_most, clerk.counts = 0, counts
     refuse(both, "cut short" if counts is None else "lists no users", allow_deletes)
+
+
+def test_where_no_users_are_listed_the_refusal_names_the_way_on(clerk: FakeClerk, both: Bridge) -> None:
+    filled(clerk, both, 5)
+    clerk.remove(*clerk.ids())
+    refuse(both, "clerk-sync pull ID", 10_000)
+    assert pull(both, numbered_id(3), is_sure=True).outcome is Outcome.DELETED
+    assert tombstones(both.settings) == {numbered_id(3)}
 
 
 @pytest.mark.parametrize(
@@ -333,6 +343,26 @@ def test_what_happens_while_they_are_compared_is_no_drift(
     filled(clerk, both, 1200)
     clerk.before = partial(happen_at, clerk, partial(happen, clerk, both), after)
     assert report(both).differing == 0
+
+
+@pytest.mark.parametrize("knows_cursor", [True, False])
+def test_a_deletion_and_a_sign_up_around_the_end_of_the_listing_do_not_cut_it_short(
+    clerk: FakeClerk, both: Bridge, *, knows_cursor: bool
+) -> None:
+    """Who was deleted before the walk came there is counted at first, who signs up after it at last."""
+    filled(clerk, both, 1200)
+    clerk.knows_cursor = knows_cursor
+
+    def move(request: Request) -> None:
+        if request.path == "/users" and numbered_id(1150) in clerk.ids():
+            clerk.remove(numbered_id(1150))
+            deliver(both, deleted_event(numbered_id(1150), timestamp=now_ms()))
+        if request.path == "/users/count" and numbered_id(1150) not in clerk.ids():
+            sign_up(clerk, both)
+
+    clerk.before = move
+    found = report(both)
+    assert (found.listed, found.counted, found.refusal, found.differing) == (1200, 1200, None, 0)
 
 
 def happen_at(clerk: FakeClerk, happen: Callable[[], None], after: int, _: Request) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tests.stack import Stack, wait_until
 from worker.backfill import OVERLAP_MS
 from worker.redis_clients import worker_redis
 from worker.repair import LOCK_KEY, Pace, Repair
-from worker.repair_log import KEY, keep, last_repair
+from worker.repair_log import KEY, brought, keep, last_repair, summary
 from worker.stop import StopSignal
 
 
@@ -79,7 +80,7 @@ def test_the_first_repair_brings_everyone_and_says_what_it_did(
     }  # fmt: skip
     assert result["drift"] == {
         "listed": 700, "here": 700, "missing": 0, "stale": 0, "ghost": 0, "claims": 0, "tombstone": 0,
-        "refusal": None,
+        "refusal": None, "merged": 0,
     }  # fmt: skip
     assert result["started_at"] <= result["finished_at"]
 
@@ -183,6 +184,55 @@ def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
     repair.turn()
     drift = result_of(redis)["drift"]
     assert (drift["missing"], drift["stale"], drift["ghost"]) == (0, 1, 1)
+    assert rows(settings) == before
+
+
+def test_what_a_repair_brought_is_told_when_nobody_differs_any_more(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+) -> None:
+    clerk.put_many(50)
+    clerk.put(user(BEN, updated_at=NOW))
+    repair.turn()
+    make_due(redis)
+    lost, changed = ([numbered_id(i) for i in range(first, last)] for first, last in ((0, 10), (10, 30)))
+    execute(settings, f"DELETE FROM users WHERE clerk_id <= '{lost[-1]}'")
+    execute(
+        settings, f"UPDATE users SET name = 'Other' WHERE clerk_id BETWEEN '{changed[0]}' AND '{changed[-1]}'"
+    )
+    clerk.put(user(ANN, updated_at=NOW), user(BEN, first_name="New", updated_at=NOW + 1))
+    repair.turn()
+    told = summary(last_repair(redis), 3600, datetime.now(UTC))
+    assert (told["result"], told["differing"]) == ("ok", 0)
+    assert told["brought"] == {"created": 1, "updated": 1, "merged": 30}
+    make_due(redis)
+    repair.turn()
+    assert brought(result_of(redis)) == {"created": 0, "updated": 0, "merged": 0}
+
+
+@pytest.mark.parametrize("reason", ["cut short", "lists no users", "more than 10 at a time"])
+def test_a_listing_that_is_refused_changes_nothing(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, reason: str
+) -> None:
+    clerk.put_many(30)
+    clerk.put(user(BEN, updated_at=NOW))
+    repair.turn()
+    make_due(redis)
+    execute(settings, f"DELETE FROM users WHERE clerk_id = '{numbered_id(29)}'")
+    execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(28)}'")
+    before = rows(settings)
+    match reason:
+        case "cut short":
+            clerk.counts = 32
+        case "lists no users":
+            clerk.lists_at_most = clerk.counts = 0
+        case _:
+            clerk.remove(*(numbered_id(i) for i in range(11)))
+    repair.turn()
+    result = result_of(redis)
+    assert reason in result["drift"]["refusal"]
+    listed = 0 if reason == "lists no users" else 1
+    assert (result["drift"]["missing"], result["drift"]["stale"]) == (listed, listed)
+    assert result["drift"]["merged"] == 0
     assert rows(settings) == before
 
 

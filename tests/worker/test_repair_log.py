@@ -58,7 +58,13 @@ def shown(make_settings: MakeSettings) -> Iterator[Callable[[], dict[str, float]
 
 
 def repaired(
-    redis: Redis, *, ago_s: float = 60, error: str | None = None, refusal: str | None = None, **drift: int
+    redis: Redis,
+    *,
+    ago_s: float = 60,
+    error: str | None = None,
+    refusal: str | None = None,
+    backfill: dict[str, int] | None = None,
+    **drift: int,
 ) -> None:
     """Let the last repair have ended so long ago, with this result."""
     ended = datetime.now(UTC) - timedelta(seconds=ago_s)
@@ -69,7 +75,7 @@ def repaired(
             "started_at": (ended - timedelta(seconds=12.5)).isoformat(),
             "finished_at": ended.isoformat(),
             "error": error,
-            "backfill": None,
+            "backfill": backfill,
             "drift": None if error else found,
         },
     )
@@ -82,6 +88,25 @@ def test_a_repair_that_went_well_is_shown(report: Report, redis: Redis) -> None:
     repair = told["repair"]
     assert (repair["result"], repair["seconds"], repair["differing"]) == ("ok", 12.5, 0)
     assert (repair["every_s"], repair["reason"], repair["overdue"]) == (HOUR_S, None, False)
+    assert repair["brought"] is None
+
+
+def test_what_a_repair_brought_is_shown_also_when_nobody_differs(
+    report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
+) -> None:
+    repaired(redis, backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30}, merged=20)
+    told = report()["repair"]
+    assert (told["differing"], told["brought"]) == (0, {"created": 3, "updated": 7, "merged": 20})
+    found = shown()
+    assert (found["brought created"], found["brought updated"], found["brought merged"]) == (3, 7, 20)
+
+
+def test_what_was_fetched_before_a_failure_is_shown(
+    report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
+) -> None:
+    repaired(redis, error="it failed", backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30})
+    assert report()["repair"]["brought"] == {"created": 3, "updated": 7, "merged": 0}
+    assert shown()["brought updated"] == 7
 
 
 def test_drift_is_a_warning_and_no_trouble_of_the_service(report: Report, redis: Redis) -> None:
