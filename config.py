@@ -22,7 +22,11 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-PLACEHOLDER_WORDS = re.compile("placeholder|replace|changeme|example|yoursecret|signingsecret", re.IGNORECASE)
+# Words of which none comes up in a random secret once in a million.
+PLACEHOLDER_WORDS = re.compile(
+    "placeholder|replace|changeme|example|dummy|yoursecret|yourclerk|yourwebhook|webhooksecret|signingsecret",
+    re.IGNORECASE,
+)
 HEADER_TEXT = re.compile("[!-~]+")
 DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -194,6 +198,8 @@ def load(*required: str, **overrides: Any) -> Settings:
         settings = Settings(**overrides)
     except ValidationError as error:
         raise SettingsError("; ".join(sorted(set(_problems(error))))) from None
+    except UnicodeDecodeError:
+        raise SettingsError(".env is not written in UTF-8") from None
     missing = [name.upper() for name in required if not getattr(settings, name)]
     if missing:
         raise SettingsError("; ".join(f"{name} is not set" for name in missing))
