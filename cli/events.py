@@ -4,23 +4,30 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from itertools import count
 
 import click
 
 from cli.options import Moment
-from cli.output import plain, printable, show_json, show_table
+from cli.output import plain, printable, show_json, show_rows
 from config import load
 from db import ledger
 from db.engine import Database
 from db.errors import DatabaseUnavailable
 from db.ledger import LedgerRow, Outcome, Wanted
+from db.times import to_datetime
 from worker.events import HANDLED_TYPES, ORGANIZATION_TYPES
 
+WIDE = 170  # columns; a terminal of fewer would break the ids
 LOOK_EVERY_S = 1.0
-# A row bears the time at which its transaction began, and is seen when that has ended: no transaction of ours
-# is longer than this.
+# A row bears the time at which its transaction began, and is seen when that has ended. So each look goes back
+# behind the one before: by as long as a transaction takes, and now and then by as long as one may take. From
+# PostgreSQL 17 on that is 20 s; an older one bounds its statements only, and what takes longer still is shown
+# by `events` without --follow alone.
+USUAL_TRANSACTION = timedelta(seconds=3)
 LONGEST_TRANSACTION = timedelta(seconds=40)
+FAR_EVERY = 10  # looks
 
 
 @click.command()
@@ -54,7 +61,7 @@ def events(  # noqa: PLR0913, PLR0917 - click hands over every option by its nam
     try:
         if follow:
             with suppress(KeyboardInterrupt):
-                for row in _following(database, wanted, limit):
+                for row in following(database, wanted, limit):
                     click.echo(_line(row, as_json))
         else:
             _show(ledger.recent(database, wanted, limit=limit), as_json)
@@ -66,37 +73,40 @@ def _show(rows: list[LedgerRow], as_json: bool) -> None:
     if as_json:
         show_json([row._asdict() for row in rows])
     else:
-        show_table("Deliveries applied", LedgerRow._fields, rows)
+        show_rows("Deliveries applied", LedgerRow._fields, rows, columns=WIDE, block=_block)
 
 
-def _following(database: Database, wanted: Wanted, limit: int) -> Iterator[LedgerRow]:
+def following(database: Database, wanted: Wanted, limit: int) -> Iterator[LedgerRow]:
     """Yield the newest `limit` rows, and then each row that comes; in their order, and each once."""
-    newest = ledger.recent(database, wanted, limit=1)
-    begin = _window(wanted, newest[0].applied_at if newest else datetime.now(UTC))
+    last = ledger.last_applied_at(database) or to_datetime(0)
+    begin = _back(wanted, last, LONGEST_TRANSACTION)
     window = ledger.recent(database, begin, limit=None)
     before = ledger.recent(database, wanted._replace(until=begin.since), limit=max(0, limit - len(window)))
     yield from reversed([*window[:limit], *before])
-    while True:
-        seen = {row.svix_id for row in window}
+    seen = {row.svix_id for row in window}
+    for look in count(1):
         time.sleep(LOOK_EVERY_S)
-        last = window[0].applied_at if window else begin.since
-        found = _look(database, begin if last is None else _window(wanted, last))
+        is_far = look % FAR_EVERY == 0
+        try:
+            newest = ledger.last_applied_at(database) or last
+            found = ledger.recent(
+                database,
+                _back(wanted, last, LONGEST_TRANSACTION if is_far else USUAL_TRANSACTION),
+                limit=None,
+            )
+        except DatabaseUnavailable as error:
+            click.echo(f"{error}; looking again", err=True)
+            continue
         yield from (row for row in reversed(found) if row.svix_id not in seen)
-        window = found or window
+        ids = {row.svix_id for row in found}
+        seen = ids if is_far else seen | ids
+        last = newest
 
 
-def _window(wanted: Wanted, newest: datetime) -> Wanted:
-    """Return those wanted that may still become visible once `newest` is the newest seen."""
-    since = newest - LONGEST_TRANSACTION
+def _back(wanted: Wanted, last: datetime, by: timedelta) -> Wanted:
+    """Return those wanted that were applied from so long before `last` on."""
+    since = last - by
     return wanted._replace(since=max(since, wanted.since) if wanted.since else since)
-
-
-def _look(database: Database, wanted: Wanted) -> list[LedgerRow]:
-    try:
-        return ledger.recent(database, wanted, limit=None)
-    except DatabaseUnavailable as error:
-        click.echo(f"{error}; looking again", err=True)
-        return []
 
 
 def _line(row: LedgerRow, as_json: bool) -> str:
@@ -104,3 +114,9 @@ def _line(row: LedgerRow, as_json: bool) -> str:
         return json.dumps(row._asdict(), default=plain)
     at = row.applied_at.strftime("%Y-%m-%d %H:%M:%S")
     return printable(f"{at}  {row.outcome:<8} {row.type:<16} {row.clerk_id}  {row.svix_id}")
+
+
+def _block(row: LedgerRow) -> str:
+    times = {"received": row.received_at, "applied": row.applied_at, "happened": row.event_at}
+    told = ", ".join(f"{what} {at:%Y-%m-%d %H:%M:%S}" for what, at in times.items() if at)
+    return f"{row.svix_id}  {row.type}  {row.clerk_id}\n  {row.outcome}: {told}"

@@ -1,8 +1,8 @@
 """`failed`: the jobs that failed, why, and what to do with them."""
 
 import json
-import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from cli.options import Moment
-from cli.output import printable, show_json, show_table
+from cli.output import printable, show_json, show_rows
 from config import load
-from worker.failed import TYPES, FailedJob, FailedJobs, Fate, UnknownJob, Wanted, failed_jobs
+from worker.failed import TYPES, UNKNOWN, FailedJob, FailedJobs, Fate, UnknownJob, Wanted, failed_jobs
 
 SHOWN = 100
 WIDE = 150  # columns; a terminal of fewer would break the ids
@@ -42,7 +42,12 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
         command(wanted=Wanted(type_, clerk_id, since), **rest)
 
     options = (
-        click.option("--type", "type_", type=click.Choice(TYPES), help="Only of this type."),
+        click.option(
+            "--type",
+            "type_",
+            type=click.Choice([*TYPES, UNKNOWN]),
+            help=f"Only of this type; {UNKNOWN} where nobody can say.",
+        ),
         click.option(
             "--since", type=Moment(), help="Only what failed since then: 30m, 2h, 1d ago, or a time."
         ),
@@ -126,7 +131,7 @@ def replay(selection: Selection) -> None:
     with closing(failed_jobs(load("redis_url"))) as jobs:
         chosen = _chosen(jobs, selection, "would be replayed")
         if chosen and selection.every and not selection.yes and sys.stdin.isatty():
-            click.confirm(f"Replay {len(chosen)} failed jobs?", abort=True)
+            click.confirm(f"Replay {len(chosen)} failed jobs?", abort=True, err=True)
         _report(jobs.replay(chosen), len(chosen), selection)
 
 
@@ -139,7 +144,8 @@ def discard(selection: Selection) -> None:
         if chosen and selection.every and not selection.yes:
             if not sys.stdin.isatty():
                 raise click.UsageError("discard --all deletes deliveries for good: say --yes as well")
-            click.confirm(f"Delete {len(chosen)} failed jobs and their deliveries for good?", abort=True)
+            question = f"Delete {len(chosen)} failed jobs and their deliveries for good?"
+            click.confirm(question, abort=True, err=True)
         _report(jobs.discard(chosen), len(chosen), selection)
 
 
@@ -158,49 +164,51 @@ def _chosen(jobs: FailedJobs, selection: Selection, what: str) -> Sequence[str]:
 
 
 def _report(fates: Iterator[tuple[str, Fate]], total: int, selection: Selection) -> None:
-    """Say what became of each job. Raises UnknownJob when one that was named is not there."""
+    """Say what became of each job, also of those before one at which `fates` raises an error.
+
+    Raises UnknownJob when one that was named is not there.
+    """
+    if total == 0 and not selection.as_json:
+        click.echo("no failed jobs")
     if total >= MANY and not selection.as_json:
         fates = iter(track(fates, "Working", total, transient=True, console=Console(stderr=True)))
-    done = list(fates)
-    unknown = [] if selection.every else [printable(id_) for id_, fate in done if fate is Fate.GONE]
-    if selection.as_json:
-        show_json([{"id": id_, "outcome": fate} for id_, fate in done])
-    else:
-        _tell(
-            [(id_, fate) for id_, fate in done if selection.every or fate is not Fate.GONE], selection.every
-        )
-    if unknown:
+    done: dict[str, Fate] = {}
+    try:
+        done.update(fates)  # which keeps what came before an error
+    finally:
+        _show_fates(done, selection)
+    unknown = [printable(id_) for id_, fate in done.items() if fate is Fate.GONE]
+    if unknown and not selection.every:
         raise UnknownJob(f"no failed job {', '.join(unknown)}")
 
 
-def _tell(done: Sequence[tuple[str, Fate]], with_sum: bool) -> None:
-    for id_, fate in done[:SHOWN]:
+def _show_fates(done: dict[str, Fate], selection: Selection) -> None:
+    if selection.as_json:
+        show_json([{"id": id_, "outcome": fate} for id_, fate in done.items()])
+        return
+    told = [(id_, fate) for id_, fate in done.items() if selection.every or fate is not Fate.GONE]
+    for id_, fate in told[:SHOWN]:
         click.echo(f"{printable(id_)}: {fate}")
-    if len(done) > SHOWN:
-        click.echo(f"… and {len(done) - SHOWN} more")
-    if with_sum:
-        fates = [fate for _, fate in done]
-        click.echo(
-            ", ".join(f"{fates.count(fate)} {fate}" for fate in Fate if fate in fates) or "no failed jobs"
-        )
+    if len(told) > SHOWN:
+        click.echo(f"… and {len(told) - SHOWN} more")
+    if selection.every and done:
+        counts = Counter(done.values())
+        click.echo(", ".join(f"{counts[fate]} {fate}" for fate in Fate if fate in counts))
 
 
 def _show_page(jobs: FailedJobs, wanted: Wanted, limit: int) -> None:
     rows = list(jobs.newest(wanted, limit + 1))
     if not rows:
         click.echo("no failed jobs")
-    elif sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE:
-        for job in rows[:limit]:
-            click.echo(_block(_shortened(job)))
     else:
-        show_table("Failed jobs", FailedJob._fields, [_shortened(job) for job in rows[:limit]])
+        shown = [_shortened(job) for job in rows[:limit]]
+        show_rows("Failed jobs", FailedJob._fields, shown, columns=WIDE, block=_block)
     if len(rows) > limit:
         click.echo(f"There are more: {jobs.count()} failed jobs in all. --limit shows more of them.")
 
 
 def _block(job: FailedJob) -> str:
-    """Return a job in lines, for a terminal on which the ids in a table would be broken."""
-    return printable(
+    return (
         f"{job.id}  {job.type or '-'}  {job.clerk_id or '-'}\n  {job.reason}\n"
         f"  {job.attempts} attempts, the first failed at {job.first_failed_at}, the last at {job.failed_at}"
     )

@@ -1,10 +1,11 @@
 """How listings look: a table for people, JSON for machines."""
 
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -12,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 PIPED_WIDTH = 240  # where no terminal sets one, an id stays in one piece for grep
+
+Row = TypeVar("Row", bound=Sequence[object])
 
 
 def show_json(value: object) -> None:
@@ -27,6 +30,17 @@ def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[obje
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+
+
+def show_rows(
+    title: str, headings: Sequence[str], rows: Sequence[Row], *, columns: int, block: Callable[[Row], str]
+) -> None:
+    """Print a table, or on a terminal of less than `columns`, where it would break the ids, row by row."""
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns < columns:
+        for row in rows:
+            click.echo(printable(block(row)))
+    else:
+        show_table(title, headings, rows)
 
 
 def printable(text: str) -> str:

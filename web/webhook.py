@@ -15,6 +15,7 @@ Each delivery leaves one line in the log, with ids and the type but nothing pers
 
 import re
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -49,8 +50,8 @@ def blueprint(settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> Blu
     def receive() -> Response:
         """Verify a delivery, put it on the queue, and answer once it is safe there."""
         body = _read_body(settings.max_body_bytes)
-        svix_id = verify(body, _svix_headers(), keys, time.time())
-        summary = _summarize(svix_id, body, types)
+        svix_id = _verify(body, keys)
+        summary = _summarize(body, types)
         if summary.handled is False or _is_foreign(summary, settings.clerk_instance_id):
             return _answer("ignored")
         delivery = Delivery(svix_id, body.decode(), _describe(summary), now_ms())
@@ -82,14 +83,22 @@ def _read_body(limit: int) -> bytes:
     return body
 
 
-def _svix_headers() -> dict[str, str]:
-    headers = request.headers
-    return {name: headers.get(name, "") for name in HEADERS}
+def _verify(body: bytes, keys: Sequence[bytes]) -> str:
+    headers = {name: request.headers.get(name, "") for name in HEADERS}
+    svix_id = verify(body, headers, keys, time.time())
+    _note(svix_id=svix_id)
+    return svix_id
 
 
-def _summarize(svix_id: str, body: bytes, types: tuple[str, ...]) -> Summary:
+def genuine_id() -> str | None:
+    """Return the svix-id of the delivery that this request brings, once it is verified."""
+    line: dict[str, str | None] = g.get("line", {})
+    return line.get("svix_id")
+
+
+def _summarize(body: bytes, types: tuple[str, ...]) -> Summary:
     summary = summarize(decode(body), types)
-    _note(svix_id=svix_id, type=_if_shaped(EVENT_TYPE, summary.type), clerk_id=summary.clerk_id)
+    _note(type=_if_shaped(EVENT_TYPE, summary.type), clerk_id=summary.clerk_id)
     return summary
 
 

@@ -28,6 +28,7 @@ from worker.redis_clients import ENCODING_ERRORS, QueueUnavailable, impatient_re
 PAGE = 500
 MAX_TRACEBACK_BYTES = 1024 * 1024
 TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
+UNKNOWN = "unknown"  # stands for the type of a job of which nobody can say it
 FIELDS = ("data", "description", "meta", "retries_left", "retry_intervals")
 FRAME = re.compile(r'  File ".*", line \d+')
 CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,200}(?=:|$)")
@@ -76,7 +77,10 @@ class Details(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which failed jobs: those of this type and user that failed from `since` on, and not after `until`."""
+    """Which failed jobs: those of this type and user that failed from `since` on, and not after `until`.
+
+    The type UNKNOWN is that of the jobs without one.
+    """
 
     type: str | None = None
     clerk_id: str | None = None
@@ -86,7 +90,7 @@ class Wanted(NamedTuple):
     def includes(self, job: FailedJob) -> bool:
         """Say whether `job` is one of them."""
         return (
-            self.type in (None, job.type)
+            self.type in (None, job.type or UNKNOWN)
             and self.clerk_id in (None, job.clerk_id)
             and (self.since is None or _failing(job) >= self.since)
             and (self.until is None or _failing(job) <= self.until)

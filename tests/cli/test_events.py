@@ -7,13 +7,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import psycopg
 import pytest
 
 import config
+from cli import events
 from cli.main import main
+from db import ledger
+from db.engine import Database
 from db.ledger import LedgerRow
+from tests.clerk import ANN, svix_id
+from tests.cli.terminal import on_a_terminal
 from tests.conftest import MakeSettings
 from tests.stack import environment
 
@@ -87,6 +93,18 @@ def test_the_table_shows_the_same(run: RunCli, connection: psycopg.Connection) -
     status, out, _ = run()
     assert status == 0
     assert all(text in out for text in ("msg_1", "user_1", "user.updated", "stale"))
+
+
+def test_a_narrow_terminal_does_not_break_the_ids(
+    make_settings: MakeSettings, connection: psycopg.Connection
+) -> None:
+    id_ = svix_id()
+    record(connection, id_, clerk_id=ANN)
+    with on_a_terminal(make_settings(), "events", columns=100) as terminal:
+        assert terminal.wait() == 0
+    first, second = terminal.shown.splitlines()
+    assert first == f"{id_}  user.updated  {ANN}"
+    assert second.startswith("  applied: received ")
 
 
 @pytest.mark.parametrize(
@@ -180,3 +198,32 @@ def test_follow_does_not_miss_a_row_whose_transaction_took_long(
         assert set(row) == set(LedgerRow._fields)
         record(connection, "stale", outcome="stale")
         assert follower.is_quiet(2.5)
+
+
+def test_follow_reads_again_what_is_not_new_only_now_and_then(
+    make_settings: MakeSettings, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes late, as its transaction took half a minute, is shown all the same."""
+    monkeypatch.setattr(events, "LOOK_EVERY_S", 0.01)
+    read: list[int] = []
+    recent = ledger.recent
+
+    def counted(*arguments: Any, **options: Any) -> list[LedgerRow]:
+        rows = recent(*arguments, **options)
+        read.append(len(rows))
+        return rows
+
+    for i in range(100):
+        record(connection, f"old_{i}", minutes_ago=0.5)
+    record(connection, "new")
+    monkeypatch.setattr(ledger, "recent", counted)
+    database = Database(make_settings())
+    rows = events.following(database, ledger.EVERY, 1)
+    try:
+        assert next(rows).svix_id == "new"
+        read.clear()
+        record(connection, "late", minutes_ago=0.4)
+        assert next(rows).svix_id == "late"
+        assert read == [1] * (events.FAR_EVERY - 1) + [102]
+    finally:
+        database.dispose()

@@ -1,9 +1,4 @@
 import json
-import os
-import pty
-import select
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,9 +7,11 @@ from redis import Redis
 
 from cli.main import main
 from config import load
-from tests.clerk import ANN, BEN, user, user_event
+from tests.clerk import ANN, BEN, svix_id, user, user_event
+from tests.cli.terminal import on_a_terminal
 from tests.jobs import RqView, delivery
-from tests.jobs_failed import REASON, fail, forget
+from tests.jobs_failed import REASON, fail, fail_in_another_worker, forget, raise_personal
+from worker.failed import PAGE
 from worker.intake import DeliveryQueue
 from worker.redis_clients import worker_redis
 
@@ -91,6 +88,15 @@ def test_the_list_is_filtered(run: RunCli, redis: Redis) -> None:
     assert set(listed(run, "--since", "2h")) == {ann, ben}
     assert listed(run, "--since", "2999-01-01") == []
     assert len(listed(run, "--limit", "1")) == 1
+
+
+def test_jobs_of_which_nobody_can_say_the_type_can_be_chosen(run: RunCli, redis: Redis, rq: RqView) -> None:
+    good = fail(redis)
+    foreign = fail_in_another_worker(redis, raise_personal, MARK)
+    unreadable = fail(redis, user_event("unreadable"))
+    assert set(listed(run, "--type", "unknown")) == {foreign, unreadable}
+    assert run("discard", "--all", "--type", "unknown", "--yes")[0] == 0
+    assert rq.ids("failed") == [good]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +219,7 @@ def test_on_a_terminal_all_is_asked_for(
     redis: Redis, redis_url: str, answer: bytes, is_replayed: bool
 ) -> None:
     fail(redis)
-    status, said = on_a_terminal(redis_url, ["failed", "replay", "--all"], answer)
+    status, said = on_terminal(redis_url, "replay", "--all", answer=answer)
     assert "Replay 1 failed jobs?" in said
     assert (redis.zcard("rq:failed:clerk") == 0) is is_replayed
     assert (status == 0) is is_replayed
@@ -221,57 +227,58 @@ def test_on_a_terminal_all_is_asked_for(
 
 def test_a_narrow_terminal_does_not_break_the_ids(redis: Redis, redis_url: str) -> None:
     id_ = fail(redis, user_event(data=user(ANN)))
-    status, said = on_a_terminal(redis_url, ["failed", "list"], b"")
+    status, said = on_terminal(redis_url, "list")
     assert status == 0
     assert said.splitlines()[:2] == [f"{id_}  user.created  {ANN}", f"  {REASON}"]
 
 
-def test_on_a_terminal_many_show_how_far_it_is(redis: Redis, redis_url: str, queue: DeliveryQueue) -> None:
-    ids = [delivery().svix_id for _ in range(600)]
-    for id_ in ids:
-        queue.enqueue(delivery(id_=id_))
-        redis.hset(f"rq:job:{id_}", "status", "failed")
-    redis.rename("rq:queue:clerk", "gone")
-    redis.zadd("rq:failed:clerk", dict.fromkeys(ids, 4e9))
-    status, said = on_a_terminal(redis_url, ["failed", "replay", "--all", "--yes"], b"")
+def test_on_a_terminal_many_show_how_far_it_is(redis: Redis, redis_url: str) -> None:
+    fail_many(redis, [svix_id() for _ in range(600)])
+    status, said = on_terminal(redis_url, "replay", "--all", "--yes")
     assert status == 0
     assert "100%" in said
     assert "600 replayed" in said
     assert redis.llen("rq:queue:clerk") == 600
 
 
-@pytest.fixture
-def queue(redis: Redis) -> DeliveryQueue:
-    return DeliveryQueue(redis)
-
-
-def on_a_terminal(redis_url: str, arguments: list[str], answer: bytes) -> tuple[int, str]:
-    """Run `clerk-sync` on a terminal, type `answer` once it asks, and return its exit status and output."""
-    ours, its = pty.openpty()
-    environment = {"PATH": os.environ["PATH"], "REDIS_URL": redis_url, "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "cli.main", *arguments],
-        stdin=its,
-        stdout=its,
-        stderr=its,
-        env=environment,
-        start_new_session=True,
-    )
-    os.close(its)
-    said = b""
-    deadline = time.monotonic() + 60
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_is_done_is_told_also_when_redis_refuses_the_rest(
+    run: RunCli, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    done = [f"a{i:03}" for i in range(PAGE)]
+    fail_many(redis, [*done, "b"])
+    # A user of Redis for whom the job of the second page is out of bounds.
+    keys = ["rq:job:a*", "rq:failed:*", "rq:queue*"]
+    redis.acl_setuser("narrow", enabled=True, passwords=["+pw"], keys=keys, categories=["+@all"])
+    monkeypatch.setenv("REDIS_URL", redis_url.replace("//", "//narrow:pw@"))
     try:
-        while time.monotonic() < deadline:
-            if select.select([ours], [], [], 0.1)[0]:
-                try:
-                    said += os.read(ours, 65536)
-                except OSError:  # it has closed its side
-                    break
-            if answer and b"?" in said:
-                os.write(ours, answer)
-                answer = b""
-        return process.wait(10), said.decode()
+        status, out, err = run("replay", "--all", *(["--json"] if as_json else []))
     finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
+        redis.acl_deluser("narrow")
+    assert status == 1
+    assert err.strip() == "clerk-sync: Redis does not answer (NoPermissionError)"
+    if as_json:
+        assert json.loads(out) == [{"id": id_, "outcome": "replayed"} for id_ in done]
+    else:
+        assert out.endswith(f"{PAGE} replayed\n")
+    assert redis.zrange("rq:failed:clerk", 0, -1) == [b"b"]
+
+
+def fail_many(redis: Redis, ids: list[str]) -> None:
+    """Let there be failed jobs of these ids, in the order of their ids."""
+    queue = DeliveryQueue(redis)
+    for id_ in ids:
+        queue.enqueue(delivery(id_=id_))
+        redis.hset(f"rq:job:{id_}", "status", "failed")
+    redis.delete("rq:queue:clerk")
+    redis.zadd("rq:failed:clerk", dict.fromkeys(ids, 4e9))
+
+
+def on_terminal(redis_url: str, *arguments: str, answer: bytes = b"") -> tuple[int, str]:
+    """Run `clerk-sync failed` on a terminal and type `answer` once it asks; return its status and output."""
+    settings = load(_env_file=None, redis_url=redis_url)
+    with on_a_terminal(settings, "failed", *arguments, columns=120) as terminal:
+        if answer:
+            terminal.wait_for("?")
+            terminal.press(answer)
+        return terminal.wait(), terminal.shown

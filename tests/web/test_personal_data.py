@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,43 @@ from rq import Queue
 
 import config
 from cli.servers import RedisServer, free_port
-from tests.clerk import body, email_entry, session, session_event, user, user_event
+from tests.clerk import (
+    NOW,
+    body,
+    dissolved,
+    email_entry,
+    membership,
+    membership_event,
+    organization,
+    organization_event,
+    session,
+    session_event,
+    user,
+    user_event,
+)
 from tests.conftest import SECRET, MakeSettings
+from tests.fake_clerk import KEY, FakeClerk
 from tests.jobs import RqView, rq_command
 from tests.jobs_failed import fail_in_another_worker, raise_personal
+from tests.repair import api_settings
 from tests.stack import Stack, environment, wait_until
 from tests.web.deliveries import signed
 
 MARK = "zqmark"
 EMAIL = f"{MARK}@example.com"
 PASSWORD = "correct horse"
+TOKEN = "b7Kq-2fR_9wZ.tY4"
 REFUSED = "Refuse"
 PATIENCE_S = 40
+HIDDEN = re.compile(r'name="(token|until)" value="([^"]+)"')
+ONE_BY_ONE = """
+import contextlib, json, sys
+from cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    print("$", ascii(arguments))
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+"""
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -61,46 +88,73 @@ def redis_of_its_own(server_directory: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
-@pytest.mark.parametrize(("log_format", "log_level"), [("json", "DEBUG"), ("console", "INFO")])
 def test_nothing_personal_comes_out_anywhere(
-    make_settings: MakeSettings,
-    redis_of_its_own: RedisServer,
-    tmp_path: Path,
-    log_format: str,
-    log_level: str,
+    make_settings: MakeSettings, redis_of_its_own: RedisServer, clerk: FakeClerk, tmp_path: Path
 ) -> None:
-    settings = make_settings(
-        redis_url=redis_of_its_own.url,
+    settings = _settings(
+        make_settings,
+        redis_of_its_own,
+        clerk,
+        log_format="json",
+        log_level="DEBUG",
+        organization_source="membership",
+    )
+    with Stack(settings, tmp_path) as stack, Redis.from_url(redis_of_its_own.url) as redis:
+        _let_all_happen(stack, redis_of_its_own, redis, clerk)
+        said = _everything_that_is_shown(stack, redis, clerk)
+        stack.stop()
+        said["log"] = stack.logs()
+    _assert_nothing_personal(said)
+    _assert_one_form(said["log"])
+
+
+def test_nothing_in_a_log_for_people_is_personal(
+    make_settings: MakeSettings, redis_of_its_own: RedisServer, clerk: FakeClerk, tmp_path: Path
+) -> None:
+    settings = _settings(make_settings, redis_of_its_own, clerk, log_format="console", log_level="INFO")
+    with Stack(settings, tmp_path) as stack, Redis.from_url(redis_of_its_own.url) as redis:
+        _let_all_happen(stack, redis_of_its_own, redis, clerk)
+        stack.stop()
+        _assert_nothing_personal({"log": stack.logs()})
+
+
+def _settings(
+    make_settings: MakeSettings, server: RedisServer, clerk: FakeClerk, **fields: Any
+) -> config.Settings:
+    return api_settings(
+        make_settings,
+        clerk,
+        redis_url=server.url,
         port=free_port(),
         web_workers=1,
         console_password=PASSWORD,
+        pull_token=TOKEN,
         max_body_bytes=100_000,
-        log_format=log_format,
-        log_level=log_level,
+        **fields,
     )
-    with Stack(settings, tmp_path) as stack, Redis.from_url(redis_of_its_own.url) as redis:
-        _good(stack)
-        _forged_and_broken(stack)
-        _unreadable(stack)
-        _refused_by_the_database(stack, settings, redis)
-        _put_there_by_others(redis)
-        _without_database(stack, settings, redis)
-        _without_redis(stack, redis_of_its_own)
-        _killed(stack)
-        said = _everything_that_is_shown(stack, settings, redis)
-        stack.stop()
-        said["log"] = stack.logs()
+
+
+def _let_all_happen(stack: Stack, server: RedisServer, redis: Redis, clerk: FakeClerk) -> None:
+    _good(stack)
+    _organizations(stack)
+    _forged_and_broken(stack)
+    _unreadable(stack)
+    _refused_by_the_database(stack, redis)
+    _pulled(stack, clerk)
+    _put_there_by_others(stack, redis)
+    _without_database(stack, redis)
+    _without_redis(stack, server)
+    _killed(stack)
+
+
+def _assert_nothing_personal(said: dict[str, str]) -> None:
     assert "job failed" in said["log"]
     assert "waiting" in said["log"]
     for what, text in said.items():
         for line in text.splitlines():
             assert MARK not in line.lower(), f"{what}: {line}"
-            assert "203.0.113.77" not in line, f"{what}: {line}"
-            assert SECRET not in line, f"{what}: {line}"
-            assert PASSWORD not in line, f"{what}: {line}"
-            assert "postgres@" not in line, f"{what}: {line}"
-    if log_format == "json":
-        _assert_one_form(said["log"])
+            for secret in ("203.0.113.77", SECRET, PASSWORD, TOKEN, KEY, "postgres@"):
+                assert secret not in line, f"{what}: {line}"
 
 
 def _post(stack: Stack, content: bytes, headers: dict[str, str] | None = None, query: str = "") -> int:
@@ -122,6 +176,25 @@ def _good(stack: Stack) -> None:
     assert _post(stack, code) == 200
     odd_type = body({"type": f"{MARK}@x", "data": {}, "object": "event"})
     assert _post(stack, odd_type) == 200
+
+
+def _organizations(stack: Stack) -> None:
+    """Events that are taken where memberships decide on `organization`, and let go elsewhere."""
+    acme = organization(name=f"{MARK} org", slug=MARK, public_metadata={MARK: MARK})
+    member = membership("user_good", acme, public_metadata={MARK: MARK})
+    member["public_user_data"] |= {"first_name": MARK, "identifier": EMAIL}
+    odd = {**member, "public_user_data": {**member["public_user_data"], "user_id": EMAIL}}
+    events = [
+        membership_event(data=member),
+        membership_event(data=odd),
+        membership_event(data={**member, "organization": {**acme, "id": EMAIL}}),
+        organization_event(data=acme),
+        organization_event(data={**acme, "id": EMAIL}),
+        membership_event("organizationMembership.deleted", member),
+        organization_event("organization.deleted", {**dissolved(), "slug": MARK}),
+    ]
+    status = 202 if stack.settings.organization_source == "membership" else 200
+    assert [_post(stack, body(event)) for event in events] == [status] * len(events)
 
 
 def _forged_and_broken(stack: Stack) -> None:
@@ -150,9 +223,9 @@ def _unreadable(stack: Stack) -> None:
     assert [_post(stack, content) for content in unreadable] == [202] * len(unreadable)
 
 
-def _refused_by_the_database(stack: Stack, settings: config.Settings, redis: Redis) -> None:
+def _refused_by_the_database(stack: Stack, redis: Redis) -> None:
     """Break a constraint: PostgreSQL answers with the whole row. Raise an error with a text of its own."""
-    with _connection(settings) as connection:
+    with _connection(stack.settings) as connection:
         connection.execute(
             f"ALTER TABLE users ADD CONSTRAINT mine CHECK (name NOT LIKE '%{REFUSED}%') NOT VALID"
         )
@@ -176,24 +249,56 @@ def _refused_by_the_database(stack: Stack, settings: config.Settings, redis: Red
     wait_until(lambda: len(RqView(redis).ids("failed")) >= len(failed) + 2, PATIENCE_S, stack.logs)
 
 
-def _put_there_by_others(redis: Redis) -> None:
-    """Jobs as others enqueue them: RQ's default description is the whole call."""
+def _pulled(stack: Stack, clerk: FakeClerk) -> None:
+    """Pull users over HTTP, good and failing: an answer with the row is for the application alone."""
+    clerk.put(marked_user("user_good"), marked_user("user_refused", first_name=f"{MARK} {REFUSED}"))
+    clerk.put_members(membership("user_good", organization("org_new", f"{MARK} org")))
+    assert EMAIL in _pull(stack, "user_good", 200)
+    denied = body({"errors": [{"message": MARK, "long_message": EMAIL, "code": "forbidden"}]})
+    clerk.answer_next(403, denied, path="/users/user_denied")
+    clerk.answer_next(200, f"<p>{EMAIL}", path="/users/user_broken")
+    clerk.show_next([marked_user("user_x")], path="/users/user_odd")
+    for clerk_id, status in (
+        ("user_refused", 503),
+        ("user_denied", 503),
+        ("user_broken", 404),  # it is asked for once more
+        ("user_odd", 503),
+        ("user_nobody", 404),
+        (EMAIL, 400),
+    ):
+        assert MARK not in _pull(stack, clerk_id, status), clerk_id
+
+
+def _pull(stack: Stack, clerk_id: str, status: int) -> str:
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    url = f"{stack.base_url}/users/{clerk_id}/pull"
+    answer = httpx.post(url, headers=bearer, trust_env=False, timeout=20)
+    assert answer.status_code == status, answer.text
+    return answer.text
+
+
+def _put_there_by_others(stack: Stack, redis: Redis) -> None:
+    """Jobs as others enqueue them: RQ's default description is the whole call. One fails in their worker."""
+    _drained(stack, redis)
+    [worker] = stack.workers
+    worker.end(patience=15)
+    fail_in_another_worker(redis, raise_personal, EMAIL)
+    stack.start("worker", worker)
     for function in ("worker.job.apply_delivery", "builtins.print", f"{MARK}.{MARK}"):
         Queue("clerk", connection=redis, serializer="json").enqueue(function, EMAIL, name=MARK)
     Queue("clerk", connection=redis).enqueue("builtins.print", EMAIL)  # pickled
     redis.hset("rq:job:odd", mapping={"data": MARK, "description": EMAIL, "meta": MARK, "created_at": MARK})
     redis.rpush("rq:queue:clerk", "odd")
-    fail_in_another_worker(redis, raise_personal, EMAIL)
 
 
-def _without_database(stack: Stack, settings: config.Settings, redis: Redis) -> None:
+def _without_database(stack: Stack, redis: Redis) -> None:
     """Take the table away, then the whole database, and cut every connection."""
-    with _connection(settings) as connection:
+    with _connection(stack.settings) as connection:
         connection.execute("ALTER TABLE users RENAME TO gone")
         assert _post(stack, marked_event(marked_user("user_waits"))) == 202
         wait_until(lambda: "waiting" in stack.logs(), PATIENCE_S, stack.logs)
         connection.execute("ALTER TABLE gone RENAME TO users")
-    with _database_away(settings):
+    with _database_away(stack.settings):
         assert _post(stack, marked_event(marked_user("user_waits_too"))) == 202
         wait_until(lambda: stack.logs().count("no connection to the database") > 0, PATIENCE_S, stack.logs)
         httpx.get(f"{stack.base_url}/health", trust_env=False, timeout=10)
@@ -244,20 +349,76 @@ def _is_alive(stack: Stack) -> bool:
         return False
 
 
-def _everything_that_is_shown(stack: Stack, settings: config.Settings, redis: Redis) -> dict[str, str]:
+def _everything_that_is_shown(stack: Stack, redis: Redis, clerk: FakeClerk) -> dict[str, str]:
     """Return what people and machines get to read of all this. Redis was emptied: what fails comes again."""
     _unreadable(stack)
-    _put_there_by_others(redis)
-    wait_until(lambda: RqView(redis).queue.count == 0, PATIENCE_S, stack.logs)
+    _put_there_by_others(stack, redis)
+    _drained(stack, redis)
     ids = RqView(redis).ids("failed")
     assert len(ids) >= 10
+    shown = _pages(stack)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(_commands_that_read_clerk, stack, clerk)  # which waits more than it works
+        shown["looking"] = _commands_that_look(stack.settings, ids)
+        shown["reading Clerk"] = reading.result()
+    assert stack.settings.redis_url
+    shown["rq info"] = rq_command(stack.settings.redis_url.get_secret_value(), "info")
+    ours = [f"rq:job:{id_}" for id_ in ids if id_.startswith("msg_")]
+    described = [redis.hmget(key, "description", "meta") for key in ours]
+    assert described
+    shown["what RQ's dashboards show of our jobs"] = "\n".join(map(repr, described))
+    shown |= _pressed(stack, ids)
+    _drained(stack, redis)
+    shown["replaying"] = _commands(
+        stack.settings, ["failed", "replay", ids[0]], ["failed", "replay", "--all", "--json"]
+    )
+    assert '"replayed"' in shown["replaying"]
+    _drained(stack, redis)
+    shown["discarding"] = _commands(
+        stack.settings, ["failed", "discard", ids[-1]], ["failed", "discard", "--all", "--yes"]
+    )
+    assert RqView(redis).ids("failed") == []
+    return shown
+
+
+def _drained(stack: Stack, redis: Redis) -> None:
+    wait_until(lambda: RqView(redis).queue.count == 0, PATIENCE_S, stack.logs)
+
+
+def _pages(stack: Stack) -> dict[str, str]:
     shown = {}
     for path in ("/health", "/health/ready", "/metrics", "/console", "/console?user=user_good"):
         answer = httpx.get(stack.base_url + path, auth=("x", PASSWORD), trust_env=False, timeout=10)
         assert answer.status_code == 200, path
         shown[path] = answer.text
-    command = _command_line(settings)
-    for arguments in (
+    return shown
+
+
+def _pressed(stack: Stack, ids: list[str]) -> dict[str, str]:
+    """Press the console's buttons, and return the pages that ask whether to, and that say what was done."""
+    shown = {}
+    with httpx.Client(
+        base_url=stack.base_url, auth=("x", PASSWORD), trust_env=False, timeout=10, follow_redirects=True
+    ) as operator:
+        form = dict(HIDDEN.findall(operator.get("/console").text))
+        for do, confirmed, says in (
+            ("replay all", "0", "Replay all"),
+            ("discard all", "0", "Discard all"),
+            (f"discard {ids[0]}", "0", "Discard 1 failed job?"),
+            (f"replay {ids[1]}", "0", "1 replayed"),
+            (f"discard {ids[2]}", "1", "1 discarded"),
+            ("replay", "0", "No failed job was selected"),
+            (EMAIL, "0", "Nothing was done"),
+        ):
+            answer = operator.post("/console/jobs", data={**form, "do": do, "confirmed": confirmed})
+            assert says in answer.text, do
+            shown[f"console: {do}"] = answer.text
+    return shown
+
+
+def _commands_that_look(settings: config.Settings, ids: list[str]) -> str:
+    said = _commands(
+        settings,
         ["failed", "list"],
         ["failed", "list", "--json"],
         ["failed", "replay", "--all", "--dry-run"],
@@ -266,32 +427,49 @@ def _everything_that_is_shown(stack: Stack, settings: config.Settings, redis: Re
         ["status"],
         ["status", "--json"],
         ["--debug", "failed", "show", "nowhere"],
-        *(["failed", "show", id_] for id_ in ids),
-    ):
-        shown[" ".join(arguments)] = command(*arguments)
-    assert "user_good" in shown["events"]
-    assert settings.redis_url
-    shown["rq info"] = rq_command(settings.redis_url.get_secret_value(), "info")
-    ours = [f"rq:job:{id_}" for id_ in ids if id_.startswith("msg_")]
-    described = [redis.hmget(key, "description", "meta") for key in ours]
-    assert described
-    shown["what RQ's dashboards show of our jobs"] = "\n".join(map(repr, described))
-    return shown
+        *(["failed", "show", id_, *options] for id_ in ids for options in ([], ["--json"])),
+    )
+    assert "user_good" in said
+    assert "LookupError: failed by another RQ worker" in said
+    return said
 
 
-def _command_line(settings: config.Settings) -> Callable[..., str]:
-    def run(*arguments: str) -> str:
-        ran = subprocess.run(
-            [sys.executable, "-P", "-m", "cli.main", *arguments],
-            env=environment(settings),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        return ran.stdout + ran.stderr
+def _commands_that_read_clerk(stack: Stack, clerk: FakeClerk) -> str:
+    """Let users be refused, unreadable, missing and stale, and let Clerk itself refuse."""
+    denied = body({"errors": [{"message": MARK, "long_message": EMAIL, "code": "forbidden"}]})
+    clerk.put(marked_user(EMAIL), marked_user("user_missing"))
+    clerk.put(marked_user("user_good", first_name=f"{MARK} changed", updated_at=NOW + 99_000))
+    clerk.answer_next(403, denied, path="/users/user_denied")
+    clerk.answer_next(403, denied, path="/users")
+    said = _commands(
+        stack.settings,
+        ["--debug", "backfill"],
+        ["--debug", "pull", "user_refused"],
+        ["--debug", "pull", "user_denied"],
+        ["pull", "user_good"],
+        ["reconcile"],
+        ["backfill"],
+        ["reconcile", "--fix", "--json"],
+    )
+    assert said.count("Traceback") >= 3
+    for told in ("user_missing", "user_refused", "user_good is here", "left out"):
+        assert told in said, said
+    return said
 
-    return run
+
+def _commands(settings: config.Settings, *commands: list[str]) -> str:
+    """Run commands one after the other in one process, as most of the time goes into its start."""
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", ONE_BY_ONE, json.dumps(commands)],
+        env=environment(settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert ran.stdout.count("$ [") == len(commands), ran.stdout
+    return ran.stdout
 
 
 def _assert_one_form(log: str) -> None:

@@ -171,9 +171,12 @@ def test_a_malformed_entry_beside_the_valid_one_does_no_harm(client: FlaskClient
 def test_what_is_not_json_is_refused_even_when_signed(
     client: FlaskClient, redis: Redis, content: bytes
 ) -> None:
-    answer = deliver(client, content)
+    id_ = svix_id()
+    with capture_logs() as lines:
+        answer = deliver(client, content, id_=id_)
     assert (answer.status_code, answer.json) == (400, {"error": "the body is not JSON"})
     assert redis.dbsize() == 0
+    assert (lines[0]["status"], lines[0]["svix_id"]) == ("not_json", id_)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +328,16 @@ def test_a_delivery_leaves_one_line_with_ids_and_nothing_else(make_client: MakeC
         "type": "user.created",
         "clerk_id": ANN,
     }
+
+
+def test_a_fault_is_logged_with_the_svix_id_of_the_delivery(make_client: MakeClient) -> None:
+    id_ = svix_id()
+    with redis_that_answers(b":7\r\n") as url, capture_logs() as lines:
+        deliver(make_client(redis_url=url), id_=id_)
+    assert [(line["event"], line["svix_id"]) for line in lines] == [
+        ("unexpected error", id_),
+        ("delivery", id_),
+    ]
 
 
 def test_no_line_holds_anything_personal_or_forged(client: FlaskClient) -> None:
