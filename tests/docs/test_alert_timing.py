@@ -1,0 +1,155 @@
+"""When each alert rule fires: with its own patience, over two targets that show the same, by promtool."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yml"
+TARGETS = ("web-1", "web-2")
+ALWAYS = {
+    "redis_up": "1x200",
+    "redis_takes_writes": "1x200",
+    "workers_alive": "1x200",
+    "last_received_timestamp_seconds": "0+60x200",  # a delivery each minute
+    "watching_since_timestamp_seconds": "0x200",
+}
+
+pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+class Case(NamedTuple):
+    """Series that replace or join ALWAYS (None: not there), and which minute finds what firing."""
+
+    series: dict[str, str | None]
+    firing: dict[int, set[str]]
+
+
+CASES = {
+    "all is well": Case({}, {1: set(), 180: set()}),
+    "nobody scraped": Case(dict.fromkeys(ALWAYS), {4: set(), 6: {"ClerkSyncNotScraped"}}),
+    "Redis away for less than its patience": Case(
+        {"redis_up": "1x5 0 1x100"}, {minute: set() for minute in range(4, 9)}
+    ),
+    "Redis away": Case({"redis_up": "1x5 0x100"}, {6: set(), 7: {"ClerkSyncRedisDown"}}),
+    "Redis takes no writes": Case(
+        {"redis_takes_writes": "1x5 0x100"}, {6: set(), 7: {"ClerkSyncRedisRefusesWrites"}}
+    ),
+    "no delivery for an hour": Case(
+        {"last_received_timestamp_seconds": "0x200"}, {65: set(), 66: {"ClerkSyncSilence"}}
+    ),
+    "no delivery ever": Case(
+        {"last_received_timestamp_seconds": None}, {65: set(), 66: {"ClerkSyncSilence"}}
+    ),
+    "a first delivery after a day": Case(
+        {"watching_since_timestamp_seconds": "-86400x200"}, {10: set(), 100: set()}
+    ),
+    "no worker": Case({"workers_alive": "1x5 0x100"}, {7: set(), 8: {"ClerkSyncNoWorker"}}),
+    "workers wait": Case(
+        {'workers_waiting{what="database"}': "0x5 2x100", 'workers_waiting{what="Redis"}': "0x200"},
+        {7: set(), 8: {"ClerkSyncWorkersWait"}},
+    ),
+    "lag": Case({"queue_oldest_age_seconds": "0x5 61x100"}, {7: set(), 8: {"ClerkSyncLag"}}),
+    "lag at its limit": Case({"queue_oldest_age_seconds": "60x200"}, {100: set()}),
+    "slow for three minutes": Case(
+        {
+            'delivery_lag_seconds_bucket{le="60"}': "0x200",
+            'delivery_lag_seconds_bucket{le="300"}': "0x5 100x195",
+            'delivery_lag_seconds_bucket{le="+Inf"}': "0x5 100x195",
+        },
+        {8: set(), 12: {"ClerkSyncSlow"}, 20: set()},
+    ),
+    "pool time-outs": Case({"pool_timeouts_total": "0x5 3x195"}, {6: {"ClerkSyncPoolExhausted"}, 20: set()}),
+    "refused deliveries": Case(
+        {'deliveries_total{type="user.created",answer="unavailable"}': "0x5 1x195"},
+        {4: set(), 7: {"ClerkSyncDeliveriesRefused"}, 20: set()},
+    ),
+    "few bad signatures": Case(
+        {'rejected_signatures_total{reason="mismatch"}': "0x5 2x195"}, {7: set(), 10: set()}
+    ),
+    "many bad signatures": Case(
+        {'rejected_signatures_total{reason="mismatch"}': "0x5 9x195"},
+        {7: {"ClerkSyncSignaturesRejected"}, 30: set()},
+    ),
+    "bad signatures of what nobody signed": Case(
+        {'rejected_signatures_total{reason="missing"}': "0x5 900x195"}, {7: set()}
+    ),
+    "failed jobs": Case({"failed_jobs": "0x5 1x195"}, {6: set(), 7: {"ClerkSyncFailedJobs"}}),
+    "a repair fails": Case(
+        {'repair_result{result="failed"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncRepairFails"}}
+    ),
+    "a repair is overdue": Case(
+        {"repair_timestamp_seconds": "0x200", "repair_interval_seconds": "600x200"},
+        {35: set(), 36: {"ClerkSyncRepairFails"}},
+    ),
+    "a repair is refused": Case(
+        {'repair_result{result="refused"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncDrift"}}
+    ),
+    "drift": Case(
+        {'repair_drift{kind="missing"}': "0x5 1x195", 'repair_drift{kind="ghost"}': "0x200"},
+        {10: set(), 11: {"ClerkSyncDrift"}},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def rules() -> dict[str, str]:
+    """The severity of each rule by its name."""
+    loaded = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
+    return {rule["alert"]: rule["labels"]["severity"] for rule in loaded}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_alert_fires_once_its_patience_is_over_and_for_all_targets_together(
+    name: str, rules: dict[str, str], tmp_path: Path
+) -> None:
+    case = CASES[name]
+    file = tmp_path / "timing.yml"
+    file.write_text(yaml.safe_dump(_unit_test(case, rules)))
+    ran = subprocess.run(
+        ["promtool", "test", "rules", file], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_every_rule_has_its_case(rules: dict[str, str]) -> None:
+    assert set().union(*(names for case in CASES.values() for names in case.firing.values())) == rules.keys()
+
+
+def _unit_test(case: Case, rules: dict[str, str]) -> dict[str, object]:
+    """Return what promtool is to look at; series of counters and gauges are named without their prefix."""
+    series = {name: values for name, values in {**ALWAYS, **case.series}.items() if values is not None}
+    looks = [
+        {
+            "expr": 'count by (alertname, severity) (ALERTS{alertstate="firing"})',
+            "eval_time": f"{minute}m",
+            "exp_samples": [
+                {"labels": f'{{alertname="{name}", severity="{rules[name]}"}}', "value": 1}
+                for name in sorted(names)
+            ],
+        }
+        for minute, names in case.firing.items()
+    ]
+    return {
+        "rule_files": [str(ALERTS)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [
+                    {"series": _labelled(name, target), "values": values}
+                    for name, values in series.items()
+                    for target in TARGETS
+                ],
+                "promql_expr_test": looks,
+            }
+        ],
+    }
+
+
+def _labelled(name: str, target: str) -> str:
+    bare, _, labels = name.rstrip("}").partition("{")
+    return f'clerk_sync_{bare}{{instance="{target}"{"," if labels else ""}{labels}}}'
