@@ -55,9 +55,10 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     counts = Metrics()
     counts.note(m.LAST_APPLIED, 1.0)
     redis.set("clerk-sync:last-received", 1)
-    drift = {**dict.fromkeys(repair_log.KINDS, 0), "refusal": None}
+    drift = {**dict.fromkeys(repair_log.KINDS, 0), "merged": 0, "refusal": None}
+    backfill = dict.fromkeys(("created", "updated"), 0)
     moments = dict.fromkeys(("started_at", "finished_at"), "2026-01-01T10:00:00+00:00")
-    repair_log.keep(redis, {**moments, "error": None, "backfill": None, "drift": drift})
+    repair_log.keep(redis, {**moments, "error": None, "backfill": backfill, "drift": drift})
     exposition = Exposition(settings, counts)
     found: dict[str, list[dict[str, str]]] = {}
     for family in text_string_to_metric_families(exposition.render().decode()):
