@@ -14,19 +14,21 @@ T = TypeVar("T")
 
 
 class ImpatientConnection(psycopg.Connection[Any]):
-    """A connection that is closed when an answer has not come within ANSWER_LIMIT_S.
+    """A connection that is closed when an answer has not come within `answer_limit_s`; None waits for ever.
 
     What is between may have forgotten the connection and still acknowledge each packet, and then neither
     keepalives nor tcp_user_timeout end the wait: a pooler that hangs, a load balancer, a suspended machine.
     """
 
+    answer_limit_s: float | None = ANSWER_LIMIT_S
+
     def wait(self, gen: PQGen[T], interval: float = LOOK_EVERY_S, timeout: float | None = None) -> T:
         """Do as psycopg does. Raises OperationalError, and is closed, when it takes too long."""
-        limit_s = ANSWER_LIMIT_S if timeout is None else timeout
+        limit_s = self.answer_limit_s if timeout is None else timeout
         began = time.monotonic()
         try:
             return super().wait(gen, interval, limit_s)
         except psycopg.OperationalError:
-            if time.monotonic() - began >= limit_s:
+            if limit_s is not None and time.monotonic() - began >= limit_s:
                 self.close()
             raise

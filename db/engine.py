@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import Pool
 
 from config import Settings
-from db.connection import ImpatientConnection
+from db.connection import ANSWER_LIMIT_S, ImpatientConnection
 from db.errors import UNIQUE_VIOLATION, is_transient, loses_connection, sqlstate, translate
 from db.pool import ReplaceablePool
 from db.url import postgres_url, variable
@@ -86,8 +86,16 @@ class Pipeline:
 class Database:
     """A pool of connections, and the one way to run a transaction on it."""
 
-    def __init__(self, settings: Settings, *, unpooled: bool = False, attempts: int = ATTEMPTS) -> None:
-        self.engine = _engine(settings, unpooled=unpooled)
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        unpooled: bool = False,
+        attempts: int = ATTEMPTS,
+        answer_limit_s: float = ANSWER_LIMIT_S,
+    ) -> None:
+        # A migration may take its time.
+        self.engine = _engine(settings, unpooled, answer_limit_s=None if unpooled else answer_limit_s)
         self._variable = variable(settings, unpooled=unpooled)
         self._attempts = attempts
         self._counts: Counter[str] = Counter()
@@ -187,7 +195,7 @@ def _select_one(connection: Connection) -> None:
     connection.execute(text("SELECT 1"))
 
 
-def _engine(settings: Settings, *, unpooled: bool) -> Engine:
+def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) -> Engine:
     engine = create_engine(
         postgres_url(settings, unpooled=unpooled),
         poolclass=ReplaceablePool,
@@ -208,15 +216,16 @@ def _engine(settings: Settings, *, unpooled: bool) -> Engine:
             "tcp_user_timeout": 30_000,
         },
     )
-    if not unpooled:  # a migration may take its time
-        event.listen(engine, "do_connect", _connect_impatiently)
+
+    @event.listens_for(engine, "do_connect")
+    def connect(
+        _dialect: object, _entry: object, arguments: Sequence[Any], options: dict[str, Any]
+    ) -> ImpatientConnection:
+        connection = ImpatientConnection.connect(*arguments, **options)
+        connection.answer_limit_s = answer_limit_s
+        return connection
+
     return engine
-
-
-def _connect_impatiently(
-    _dialect: object, _entry: object, arguments: Sequence[Any], options: dict[str, Any]
-) -> ImpatientConnection:
-    return ImpatientConnection.connect(*arguments, **options)
 
 
 def _watch_pool(engine: Engine, counts: "Counter[str]") -> None:

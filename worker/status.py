@@ -25,6 +25,7 @@ from worker.redis_clients import QueueUnavailable, impatient_redis
 from worker.repair_log import Result
 
 LIMIT_S = 2.5
+ANSWER_LIMIT_S = 10.0  # of PostgreSQL: one that comes later than LIMIT_S is shown to who asks next
 WAITING_FOR = ("database", "Redis")  # what a worker says that it waits for
 
 Facts = Mapping[str, Any]
@@ -113,7 +114,8 @@ class Status:
         self._repair_every_s = settings.reconcile_every
         self._began = datetime.now(UTC)
         self.redis = impatient_redis(settings)
-        self.database = Database(settings, attempts=2)  # of its connections some may have died since
+        # Of its connections some may have died since, or been forgotten on their way.
+        self.database = Database(settings, attempts=2, answer_limit_s=ANSWER_LIMIT_S)
         self._questions = (
             Question("redis", lambda: _writable(redis_facts(self.redis))),
             Question("database", lambda: database_facts(self.database)),

@@ -19,12 +19,13 @@ from sqlalchemy.exc import DBAPIError
 import config
 from cli.servers import HOST, free_port
 from config import SettingsError
-from db import connection, engine
+from db import engine
+from db.connection import ANSWER_LIMIT_S
 from db.engine import ATTEMPTS, Database, Pipeline
 from db.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
 from db.url import postgres_url
 from tests.conftest import MakeSettings
-from tests.faults.line import Line
+from tests.faults.line import Line, line_to
 from tests.stack import wait_until
 
 MARK = "marked.person@example.com"
@@ -50,9 +51,16 @@ def make_database(make_settings: MakeSettings) -> Iterator[Callable[..., Databas
     """Make a database with settings of its own; `attempts` as the engine takes it."""
     made: list[Database] = []
 
-    def make(attempts: int = ATTEMPTS, *, unpooled: bool = True, **overrides: Any) -> Database:
+    def make(
+        attempts: int = ATTEMPTS,
+        *,
+        unpooled: bool = True,
+        answer_limit_s: float = ANSWER_LIMIT_S,
+        **overrides: Any,
+    ) -> Database:
         overrides.setdefault("redis_url", None)
-        made.append(Database(make_settings(**overrides), unpooled=unpooled, attempts=attempts))
+        settings = make_settings(**overrides)
+        made.append(Database(settings, unpooled=unpooled, attempts=attempts, answer_limit_s=answer_limit_s))
         return made[-1]
 
     yield make
@@ -510,28 +518,16 @@ def test_no_log_line_shows_a_value(
 
 
 @pytest.fixture
-def line(database_url: str) -> Iterator[Line]:
-    """What leads to the database."""
-    line = Line(urlsplit(database_url).port or 5432)
-    line.start()
-    yield line
-    line.stop()
-
-
-@pytest.fixture
-def far(make_database: Callable[..., Database], line: Line, database_url: str) -> Database:
-    """A database at the end of the line."""
-    there = urlsplit(database_url)
-    account = there.netloc.rpartition("@")[0]
-    return make_database(
-        unpooled=False, database_url=there._replace(netloc=f"{account}@{HOST}:{line.port}").geturl()
-    )
+def lined(make_database: Callable[..., Database], database_url: str) -> Iterator[tuple[Database, Line]]:
+    """A database whose answers are to come within a second, and the line that leads to it."""
+    with line_to(database_url) as (line, url):
+        yield make_database(unpooled=False, answer_limit_s=1, database_url=url), line
 
 
 def test_a_transaction_that_gets_no_answer_is_tried_on_a_fresh_connection(
-    far: Database, line: Line, admin: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+    lined: tuple[Database, Line], admin: psycopg.Connection[Any]
 ) -> None:
-    monkeypatch.setattr(connection, "ANSWER_LIMIT_S", 1.0)
+    far, line = lined
     far.ping()
     for id_, run in enumerate((run_statement, run_piped)):
         line.forget()
@@ -552,10 +548,8 @@ def run_piped(database: Database, statement: TextClause) -> None:
     database.run_pipeline(lambda pipeline: pipeline.send(statement))
 
 
-def test_a_connection_that_was_not_answered_is_closed(
-    far: Database, line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "ANSWER_LIMIT_S", 1.0)
+def test_a_connection_that_was_not_answered_is_closed(lined: tuple[Database, Line]) -> None:
+    far, line = lined
     with far.engine.connect() as late:
         driver = late.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)
@@ -565,11 +559,8 @@ def test_a_connection_that_was_not_answered_is_closed(
         assert driver.closed
 
 
-def test_a_migration_may_take_longer_than_any_answer(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "ANSWER_LIMIT_S", 0.2)
-    database.run(execute("SELECT pg_sleep(0.5)"))
+def test_a_migration_may_take_longer_than_any_answer(make_database: Callable[..., Database]) -> None:
+    make_database(answer_limit_s=0.2).run(execute("SELECT pg_sleep(0.5)"))
 
 
 # The pool

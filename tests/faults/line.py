@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from cli.servers import free_port
@@ -100,6 +101,20 @@ class Line(Proxy):
             server.close()
             self._abort()
             await asyncio.sleep(0)  # a transport is closed one turn after it was aborted
+
+
+@contextmanager
+def line_to(url: str) -> Iterator[tuple[Line, str]]:
+    """Give a line to where `url` leads, on this machine, and the URL through it."""
+    there = urlsplit(url)
+    assert there.port
+    line = Line(there.port)
+    line.start()
+    account = there.netloc.rpartition("@")[0]
+    try:
+        yield line, there._replace(netloc=f"{account}@{HOST}:{line.port}").geturl()
+    finally:
+        line.stop()
 
 
 class Refusal(End):

@@ -109,10 +109,10 @@ def without_redis(
     coming = [delivery for i, delivery in enumerate(deliveries) if i % WAITING_SHARE]
     families = [member.family() for member in house.members]
     with Svix(house.ports, Random(0), pauses_s=PAUSES_S) as svix:
+        await_health(house)
         house.redis.set(SUSPENDED_KEY, 1)
         svix.send(waiting)
         wait_until(lambda: not svix.undelivered, SETTLED_WITHIN_S, house.logs)
-        await_health(house)
         taken = Counter(svix.answers)
         memory_before, redis_before = memory_mb(house.members), redis_mb(house.redis)
         servers.redis.kill()

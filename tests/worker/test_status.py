@@ -14,8 +14,10 @@ from redis import Redis
 from cli.servers import RedisServer, free_port
 from db.times import now_ms
 from tests.conftest import MakeSettings
+from tests.faults.line import line_to
 from tests.jobs import delivery
 from tests.jobs_failed import fail
+from tests.stack import wait_until
 from worker.failed import FailedJobs, Fate
 from worker.intake import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, DeliveryQueue
 from worker.queue import HOLDERS_KEY, SILENT_AFTER_S, HeldJobs
@@ -28,7 +30,7 @@ from worker.rq_layout import (
     WORKERS_KEY,
     timestamp,
 )
-from worker.status import LIMIT_S, Question, Status, ask
+from worker.status import ANSWER_LIMIT_S, LIMIT_S, Question, Status, ask
 
 MakeStatus = Callable[..., Status]
 
@@ -192,6 +194,18 @@ def test_connections_that_have_died_since_are_no_trouble(
         )
     checks = status.report()["checks"]
     assert {name: check["error"] for name, check in checks.items()} == dict.fromkeys(checks)
+
+
+def test_a_connection_that_was_forgotten_on_its_way_is_trouble_for_seconds_only(
+    make_status: MakeStatus, database_url: str
+) -> None:
+    with line_to(database_url) as (line, url):
+        status = make_status(database_url=url)
+        assert status.report()["checks"]["database"]["ok"]
+        line.forget()
+        assert not status.report()["checks"]["database"]["ok"]
+        wait_until(lambda: status.report()["checks"]["database"]["ok"], ANSWER_LIMIT_S + 5)
+        status.close()
 
 
 @pytest.mark.parametrize("append_only", [True, False])
