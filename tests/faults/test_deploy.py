@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 from random import Random
+from typing import cast
 
 from redis import Redis
 
@@ -18,8 +19,7 @@ from tests.faults.servers import Servers
 from tests.faults.svix import Svix
 from tests.jobs import RqView, clerk_sync
 from tests.stack import environment, wait_until
-from worker.queue import HELD_PREFIX
-from worker.rq_layout import QUEUE_KEY
+from worker.rq_layout import QUEUE_KEY, STARTED_KEY
 
 PARTS = ("config.py", "cli", "db", "migrations", "web", "worker")
 MIGRATION = '''"""What the next version needs."""
@@ -117,7 +117,7 @@ def test_a_worker_that_is_stopped_in_the_middle_of_a_batch_finishes_it_in_time(
         wait_until(lambda: has_begun(stopped), SOON_S, stopped.read_log)
         with slow_database(servers):
             svix.send(deliveries)
-            wait_until(lambda: holds_jobs(house.redis, stopped), SOON_S, stopped.read_log)
+            wait_until(lambda: is_at_work(house.redis, stopped), SOON_S, stopped.read_log)
             began = time.monotonic()
             stopped.signal(signal.SIGTERM)
             wait_until(lambda: not stopped.process.running, SOON_S, stopped.read_log)
@@ -140,7 +140,8 @@ def release(directory: Path, env: dict[str, str]) -> None:
     subprocess.run(clerk_sync("db", "upgrade"), env=env, cwd=directory, check=True, timeout=SOON_S)
 
 
-def holds_jobs(redis: Redis, worker: Member) -> bool:
-    """Say whether a worker has a batch in hand."""
-    known = {rq.pid: rq.name for rq in RqView(redis).workers()}
-    return worker.pid in known and redis.llen(HELD_PREFIX + known[worker.pid]) > 0
+def is_at_work(redis: Redis, worker: Member) -> bool:
+    """Say whether a worker has begun a batch: what it only holds by then, it would give back."""
+    names = tuple(f":{rq.name}" for rq in RqView(redis).workers() if rq.pid == worker.pid)
+    started = cast("list[bytes]", redis.zrange(STARTED_KEY, 0, -1))
+    return any(execution.decode().endswith(names) for execution in started)
