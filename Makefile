@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 INSTALL := -e '.[dev]' -c constraints.txt
 # most tests wait for a server or a process
-PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 # more than the usual ones
 TESTS ?=
 # trust whom the machine trusts, as pip does

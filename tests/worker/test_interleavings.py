@@ -36,7 +36,7 @@ from worker.reconcile import Reconcile
 from worker.repair import Pace, Repair
 from worker.stop import StopSignal
 
-TRIES = int(os.environ.get("INTERLEAVINGS", "20"))
+TRIES = int(os.environ.get("INTERLEAVINGS", "12"))
 CAST = Cast(
     [*CLERK_IDS, *(f"user_{i}" for i in range(8))],
     [*ADDRESSES, *(f"{letter}@example.com" for letter in "abcd")],
