@@ -79,6 +79,15 @@ def server_directory() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
+@pytest.fixture
+def own_redis(server_directory: Path) -> Iterator[RedisServer]:
+    """A Redis that the test may stop, fill and spoil."""
+    server = RedisServer(server_directory / "redis", free_port(), durable=False)
+    server.start()
+    yield server
+    server.kill()
+
+
 @pytest.fixture(scope="session")
 def _session_directory() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))

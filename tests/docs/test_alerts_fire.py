@@ -96,24 +96,16 @@ class Prometheus:
 
 
 @pytest.fixture
-def redis_of_its_own(server_directory: Path) -> Iterator[RedisServer]:
-    server = RedisServer(server_directory, free_port(), durable=False)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def clerk() -> Iterator[FakeClerk]:
     with FakeClerk() as fake:
         yield fake
 
 
 def test_every_alert_fires_for_what_it_is_there_for(
-    make_settings: MakeSettings, redis_of_its_own: RedisServer, clerk: FakeClerk, tmp_path: Path
+    make_settings: MakeSettings, own_redis: RedisServer, clerk: FakeClerk, tmp_path: Path
 ) -> None:
     settings = make_settings(
-        redis_url=redis_of_its_own.url,
+        redis_url=own_redis.url,
         port=free_port(),
         web_workers=1,
         db_pool_size=1,
@@ -133,14 +125,14 @@ def test_every_alert_fires_for_what_it_is_there_for(
             wait_until(lambda: _knows(prometheus), PATIENCE_S)
             wait_until(lambda: prometheus.firing() == set(), PATIENCE_S, lambda: "alerts fire with no reason")
             prometheus.fired.clear()
-            _hear_nothing(prometheus, redis_of_its_own)
+            _hear_nothing(prometheus, own_redis)
             _forge(stack, prometheus)
             _fail(stack, prometheus)
             _drift(stack, prometheus, clerk)
             _exhaust(stack, prometheus, connection)
             _lag(settings, stack, prometheus)
-            _fill_redis(prometheus, redis_of_its_own)
-            _lose_redis(stack, prometheus, redis_of_its_own)
+            _fill_redis(prometheus, own_redis)
+            _lose_redis(stack, prometheus, own_redis)
             stack.web.end()
             prometheus.await_alert("ClerkSyncNotScraped")
         finally:

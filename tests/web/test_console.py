@@ -343,14 +343,12 @@ def test_without_redis_the_rest_is_shown(make_settings: MakeSettings, database: 
     assert "secret" not in page.text
 
 
-def test_a_form_while_redis_is_away_says_so(make_settings: MakeSettings, server_directory: Path) -> None:
-    server = RedisServer(server_directory, free_port(), durable=False)
-    server.start()
-    client = create_app(make_settings(console_password=PASSWORD, redis_url=server.url)).test_client()
-    with Redis.from_url(server.url) as redis:
+def test_a_form_while_redis_is_away_says_so(make_settings: MakeSettings, own_redis: RedisServer) -> None:
+    client = create_app(make_settings(console_password=PASSWORD, redis_url=own_redis.url)).test_client()
+    with Redis.from_url(own_redis.url) as redis:
         id_ = fail(redis)
     page = client.get("/console", auth=AUTH).text
-    server.stop()
+    own_redis.stop()
     token, until = TOKEN.search(page), UNTIL.search(page)
     assert token
     assert until

@@ -21,14 +21,6 @@ from web.app import create_app
 
 
 @pytest.fixture
-def own_redis(server_directory: Path) -> Iterator[RedisServer]:
-    server = RedisServer(server_directory / "redis", free_port(), durable=False)
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
 def own_postgres(server_directory: Path) -> Iterator[PostgresServer]:
     server = PostgresServer(server_directory / "postgres", free_port(), durable=False)
     server.start()

@@ -1,5 +1,3 @@
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cli.servers import RedisServer, free_port
 from tests.clerk import body, deleted_event, user_event
 from tests.conftest import MakeSettings
+from tests.jobs import frozen
 from tests.stack import Stack, wait_until
 from tests.web.conftest import MakeClient
 from tests.web.deliveries import PATH, signed
@@ -67,21 +66,14 @@ def test_without_redis_the_metrics_still_answer_and_say_so(make_client: MakeClie
 
 
 def test_a_redis_that_hangs_is_not_waited_for_longer_than_the_limit(
-    make_client: MakeClient, server_directory: Path
+    make_client: MakeClient, own_redis: RedisServer
 ) -> None:
-    server = RedisServer(server_directory, free_port(), durable=False)
-    server.start()
-    client = make_client(redis_url=server.url)
+    client = make_client(redis_url=own_redis.url)
     assert value(client.get("/metrics").text, "clerk_sync_redis_up") == 1
-    assert server.pid
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
+    with frozen(own_redis):
         began = time.monotonic()
         assert value(client.get("/metrics").text, "clerk_sync_redis_up") == 0
         assert time.monotonic() - began < LIMIT_S + 0.5
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-        server.stop()
 
 
 def test_the_figures_are_those_of_all_processes_and_outlive_them(

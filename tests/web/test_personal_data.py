@@ -80,27 +80,19 @@ def marked_event(data: object, type_: str = "user.updated", **envelope: Any) -> 
     return body(user_event(type_, data, event_attributes=attributes, **envelope))
 
 
-@pytest.fixture
-def redis_of_its_own(server_directory: Path) -> Iterator[RedisServer]:
-    server = RedisServer(server_directory, free_port(), durable=False)
-    server.start()
-    yield server
-    server.stop()
-
-
 def test_nothing_personal_comes_out_anywhere(
-    make_settings: MakeSettings, redis_of_its_own: RedisServer, clerk: FakeClerk, tmp_path: Path
+    make_settings: MakeSettings, own_redis: RedisServer, clerk: FakeClerk, tmp_path: Path
 ) -> None:
     settings = _settings(
         make_settings,
-        redis_of_its_own,
+        own_redis,
         clerk,
         log_format="json",
         log_level="DEBUG",
         organization_source="membership",
     )
-    with Stack(settings, tmp_path) as stack, Redis.from_url(redis_of_its_own.url) as redis:
-        _let_all_happen(stack, redis_of_its_own, redis, clerk)
+    with Stack(settings, tmp_path) as stack, Redis.from_url(own_redis.url) as redis:
+        _let_all_happen(stack, own_redis, redis, clerk)
         said = _everything_that_is_shown(stack, redis, clerk)
         stack.stop()
         said["log"] = stack.logs()
@@ -109,11 +101,11 @@ def test_nothing_personal_comes_out_anywhere(
 
 
 def test_nothing_in_a_log_for_people_is_personal(
-    make_settings: MakeSettings, redis_of_its_own: RedisServer, clerk: FakeClerk, tmp_path: Path
+    make_settings: MakeSettings, own_redis: RedisServer, clerk: FakeClerk, tmp_path: Path
 ) -> None:
-    settings = _settings(make_settings, redis_of_its_own, clerk, log_format="console", log_level="INFO")
-    with Stack(settings, tmp_path) as stack, Redis.from_url(redis_of_its_own.url) as redis:
-        _let_all_happen(stack, redis_of_its_own, redis, clerk)
+    settings = _settings(make_settings, own_redis, clerk, log_format="console", log_level="INFO")
+    with Stack(settings, tmp_path) as stack, Redis.from_url(own_redis.url) as redis:
+        _let_all_happen(stack, own_redis, redis, clerk)
         stack.stop()
         _assert_nothing_personal({"log": stack.logs()})
 

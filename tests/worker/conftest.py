@@ -1,13 +1,11 @@
 """A queue of the test's own, from the receiver's side, a worker's side and RQ's."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from redis import Redis
 
 import config
-from cli.servers import RedisServer, free_port
 from tests.conftest import MakeSettings
 from tests.jobs import RqView
 from tests.repair import bridged
@@ -45,15 +43,6 @@ def rq(redis: Redis) -> RqView:
 def holder(redis: Redis) -> Callable[[str], HeldJobs]:
     """Make a worker's side of the queue, under a name."""
     return lambda name: HeldJobs(redis, name)
-
-
-@pytest.fixture
-def own_redis(server_directory: Path) -> Iterator[RedisServer]:
-    """A Redis that the test may stop, fill and spoil."""
-    server = RedisServer(server_directory / "redis", free_port(), durable=False)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

@@ -116,6 +116,12 @@ class Interleaving:
         self.happen(self.random.randint(0, 2))
         self.deliver(self.random.randint(0, 3))
 
+    def begin(self) -> None:
+        """Let some things happen, some word of them come, and from now on more of both at any request."""
+        self.happen(self.random.randint(0, 25))
+        self.deliver(self.random.randint(0, 10))
+        self._clerk.before = self.meanwhile
+
     def assert_ends_as_at_clerk(self) -> None:
         """Let nothing more happen, and deliver whatever waits: the tables are as Clerk is."""
         self._clerk.before = lambda _: None
@@ -152,9 +158,7 @@ def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk,
     clerk, bridge = both
     for seed in range(TRIES):
         tried = Interleaving(clerk, bridge, seed, loses=0)
-        tried.happen(tried.random.randint(0, 25))
-        tried.deliver(tried.random.randint(0, 10))
-        clerk.before = tried.meanwhile
+        tried.begin()
         Backfill(bridge).everything(restart=True)
         tried.assert_ends_as_at_clerk()
 
@@ -166,9 +170,7 @@ def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
     clerk, bridge = both
     for seed in range(TRIES):
         tried = Interleaving(clerk, bridge, seed, loses=0)
-        tried.happen(tried.random.randint(0, 25))
-        tried.deliver(tried.random.randint(0, 10))
-        clerk.before = tried.meanwhile
+        tried.begin()
         for _ in range(3):
             with suppress(Stopped):  # unless it was through before
                 backfill_until(bridge.settings, tried.random.randint(1, 4))

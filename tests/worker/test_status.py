@@ -1,21 +1,18 @@
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from redis import Redis
 
-from cli.servers import RedisServer, free_port
+from cli.servers import RedisServer
 from db.times import now_ms
 from tests.conftest import MakeSettings
 from tests.faults.line import line_to
-from tests.jobs import delivery
+from tests.jobs import delivery, frozen
 from tests.jobs_failed import fail
 from tests.stack import wait_until
 from worker.failed import FailedJobs, Fate
@@ -210,20 +207,15 @@ def test_a_connection_that_was_forgotten_on_its_way_is_trouble_for_seconds_only(
 
 @pytest.mark.parametrize("append_only", [True, False])
 def test_redis_without_an_append_only_file_is_a_warning_and_no_more(
-    make_status: MakeStatus, server_directory: Path, append_only: bool
+    make_status: MakeStatus, own_redis: RedisServer, append_only: bool
 ) -> None:
-    server = RedisServer(server_directory, free_port())
-    server.start()
-    try:
-        with Redis.from_url(server.url) as redis:
-            redis.config_set("appendonly", "yes" if append_only else "no")
-            redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
-            redis.hset(f"{WORKER_PREFIX}one", "state", "idle")
-        report = make_status(redis_url=server.url).report()
-        assert report["status"] == "ok"
-        assert any("append-only" in warning for warning in report["warnings"]) is not append_only
-    finally:
-        server.stop()
+    with Redis.from_url(own_redis.url) as redis:
+        redis.config_set("appendonly", "yes" if append_only else "no")
+        redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
+        redis.hset(f"{WORKER_PREFIX}one", "state", "idle")
+    report = make_status(redis_url=own_redis.url).report()
+    assert report["status"] == "ok"
+    assert any("append-only" in warning for warning in report["warnings"]) is not append_only
 
 
 @pytest.mark.parametrize(
@@ -231,33 +223,23 @@ def test_redis_without_an_append_only_file_is_a_warning_and_no_more(
     [("noeviction", "1gb", False), ("volatile-lru", "1gb", True), ("allkeys-lru", "0", False)],
 )
 def test_a_redis_that_may_throw_jobs_away_is_a_warning(
-    make_status: MakeStatus, server_directory: Path, policy: str, maxmemory: str, *, warned: bool
+    make_status: MakeStatus, own_redis: RedisServer, policy: str, maxmemory: str, *, warned: bool
 ) -> None:
-    server = RedisServer(server_directory, free_port())
-    server.start()
-    try:
-        with Redis.from_url(server.url) as redis:
-            redis.config_set("maxmemory-policy", policy)
-            redis.config_set("maxmemory", maxmemory)
-        report = make_status(redis_url=server.url).report()
-        assert any("noeviction" in warning for warning in report["warnings"]) is warned
-    finally:
-        server.stop()
+    with Redis.from_url(own_redis.url) as redis:
+        redis.config_set("maxmemory-policy", policy)
+        redis.config_set("maxmemory", maxmemory)
+    report = make_status(redis_url=own_redis.url).report()
+    assert any("noeviction" in warning for warning in report["warnings"]) is warned
 
 
 def test_a_redis_that_does_not_tell_is_not_warned_about(
-    make_status: MakeStatus, server_directory: Path
+    make_status: MakeStatus, own_redis: RedisServer
 ) -> None:
-    server = RedisServer(server_directory, free_port())
-    server.start()
-    try:
-        with Redis.from_url(server.url) as redis:
-            redis.execute_command("ACL", "SETUSER", "default", "-info")
-        report = make_status(redis_url=server.url).report()
-        assert report["checks"]["redis"]["ok"]
-        assert not any("append-only" in warning for warning in report["warnings"])
-    finally:
-        server.stop()
+    with Redis.from_url(own_redis.url) as redis:
+        redis.execute_command("ACL", "SETUSER", "default", "-info")
+    report = make_status(redis_url=own_redis.url).report()
+    assert report["checks"]["redis"]["ok"]
+    assert not any("append-only" in warning for warning in report["warnings"])
 
 
 def test_what_waits_and_what_has_failed_is_counted(
@@ -280,14 +262,10 @@ def test_a_job_that_was_replayed_waits_since_then(make_status: MakeStatus, redis
     assert make_status().report()["queue"]["oldest_age_s"] > 4 * 3600
 
 
-def test_whatever_hangs_the_report_comes_in_time(make_status: MakeStatus, server_directory: Path) -> None:
-    server = RedisServer(server_directory, free_port(), durable=False)
-    server.start()
-    status = make_status(redis_url=server.url, silence_alarm_minutes=1)
+def test_whatever_hangs_the_report_comes_in_time(make_status: MakeStatus, own_redis: RedisServer) -> None:
+    status = make_status(redis_url=own_redis.url, silence_alarm_minutes=1)
     assert status.report()["checks"]["redis"]["ok"]
-    assert server.pid
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
+    with frozen(own_redis):
         for _ in range(3):
             began = time.monotonic()
             report = status.report()
@@ -295,9 +273,6 @@ def test_whatever_hangs_the_report_comes_in_time(make_status: MakeStatus, server
             assert report["status"] == "failing"
             assert report["checks"]["database"]["ok"]
             assert report["queue"]["failed"] is None
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-        server.stop()
 
 
 def test_a_question_that_hangs_is_not_asked_again_and_other_questions_do_not_pile_up() -> None:
