@@ -9,8 +9,8 @@ import click
 from cli.clerk import UserBar, bridge_from_environment
 from cli.options import Moment
 from db.times import to_ms
-from worker.backfill import Backfill, Done
-from worker.clerk_api import Stopped
+from worker.clerk.api import Stopped
+from worker.sync.backfill import Backfill, Done
 
 
 class Interrupted(Exception):

@@ -17,10 +17,10 @@ from rich.progress import (
 from rich.text import Text
 
 from config import load
-from db.engine import Database
-from worker.bridge import Bridge, bridge
-from worker.status import schema_facts
-from worker.stop import StopSignal
+from db.connection.engine import Database
+from worker.monitoring.health import schema_facts
+from worker.shutdown import StopSignal
+from worker.sync.context import Bridge, bridge
 
 
 @contextmanager

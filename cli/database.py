@@ -7,9 +7,9 @@ import click
 
 from config import Settings, load
 from db import schema
-from db.engine import Database
+from db.connection.engine import Database
+from db.connection.url import hosts
 from db.seed import seed_users
-from db.url import hosts
 
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 

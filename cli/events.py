@@ -13,11 +13,11 @@ from cli.options import Moment
 from cli.output import plain, printable, show_json, show_rows
 from config import load
 from db import ledger
-from db.engine import Database
-from db.errors import DatabaseUnavailable
+from db.connection.engine import Database
+from db.connection.errors import DatabaseUnavailable
 from db.ledger import LedgerRow, Outcome, Wanted
 from db.times import to_datetime
-from worker.events import HANDLED_TYPES, ORGANIZATION_TYPES
+from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
 
 WIDE = 170  # columns; a terminal of fewer would break the ids
 LOOK_EVERY_S = 1.0

@@ -16,7 +16,16 @@ from rich.progress import track
 from cli.options import Moment
 from cli.output import printable, show_json, show_rows
 from config import load
-from worker.failed import TYPES, UNKNOWN, FailedJob, FailedJobs, Fate, UnknownJob, Wanted, failed_jobs
+from worker.queue.failed_jobs import (
+    TYPES,
+    UNKNOWN,
+    FailedJob,
+    FailedJobs,
+    Fate,
+    UnknownJob,
+    Wanted,
+    failed_jobs,
+)
 
 SHOWN = 100
 WIDE = 150  # columns; a terminal of fewer would break the ids

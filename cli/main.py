@@ -13,7 +13,7 @@ from worker import log
 COMMANDS = {
     "backfill": ("cli.backfill", "backfill"),
     "db": ("cli.database", "db"),
-    "dev": ("cli.dev", "dev"),
+    "dev": ("cli.dev.command", "dev"),
     "events": ("cli.events", "events"),
     "failed": ("cli.failed", "failed"),
     "pull": ("cli.pull", "pull"),

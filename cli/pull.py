@@ -5,9 +5,9 @@ import sys
 import click
 
 from cli.clerk import bridge_from_environment
-from worker.events import CLERK_ID
-from worker.pull import Outcome, Pulled
-from worker.pull import pull as pull_user
+from worker.clerk.payloads import CLERK_ID
+from worker.sync.pull import Outcome, Pulled
+from worker.sync.pull import pull as pull_user
 
 
 @click.command()

@@ -8,8 +8,8 @@ import click
 
 from cli.clerk import UserBar, bridge_from_environment
 from cli.output import show_json, show_table
-from worker.member_drift import MemberReport
-from worker.reconcile import Reconcile, Report
+from worker.sync.reconcile import Reconcile, Report
+from worker.sync.reconcile_memberships import MemberReport
 
 SHOWN = 100
 

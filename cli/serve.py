@@ -6,9 +6,9 @@ import sys
 import click
 
 from config import load
-from db.url import postgres_url
+from db.connection.url import postgres_url
 from worker import log
-from worker.stop import StopSignal
+from worker.shutdown import StopSignal
 from worker.supervisor import supervise
 
 
@@ -18,7 +18,7 @@ def web() -> None:
     settings = load("clerk_webhook_signing_secret", "redis_url", "database_url")
     log.configure(settings)
     from web.server import serve  # noqa: PLC0415 - a worker need not load the server
-    from worker.redis_clients import redis_url  # noqa: PLC0415 - nor the parent of several workers
+    from worker.redis_client import redis_url  # noqa: PLC0415 - nor the parent of several workers
 
     for check in (redis_url, postgres_url):  # one that is wrong is to end the command, not its processes
         check(settings)
@@ -38,7 +38,7 @@ def worker(processes: int, parent: int | None) -> None:
         postgres_url(settings)  # see above
         _supervise(processes)
     else:
-        from worker.process import run  # noqa: PLC0415 - the receiver need not load RQ
+        from worker.runner.batch_worker import run  # noqa: PLC0415 - the receiver need not load RQ
 
         run(settings, parent)
 

@@ -7,7 +7,7 @@ import click
 
 from cli.output import show_json, show_table
 from config import load
-from worker.status import Status
+from worker.monitoring.health import Status
 
 
 @click.command()

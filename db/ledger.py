@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, RowMapping, Select, any_, delete, desc, func, select, tuple_
 
-from db import sql
-from db.change import Organization, UserChange
-from db.engine import Database, Pipeline, columns
+from db.apply import statements
+from db.connection.engine import Database, Pipeline, columns
+from db.merge.change import Organization, UserChange
 from db.models import WebhookEvent
 from db.times import to_datetime
 
@@ -100,7 +100,7 @@ def record(pipeline: Pipeline, batch: Sequence[Incoming], outcomes: Sequence[Out
         if incoming.svix_id is not None
     ]
     if rows:
-        sql.send_rows(pipeline, sql.record_events(), columns(rows, 6))
+        statements.send_rows(pipeline, statements.record_events(), columns(rows, 6))
 
 
 def recent(database: Database, wanted: Wanted = EVERY, *, limit: int | None = 50) -> list[LedgerRow]:

@@ -19,7 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from db.address import EMAIL_PATTERN
+from db.merge.address import EMAIL_PATTERN
 
 TIMESTAMPTZ = DateTime(timezone=True)
 

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.models import SyncProgress
 
 

@@ -12,7 +12,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Inspector, inspect
 
 import migrations
-from db.engine import Database
+from db.connection.engine import Database
 from db.models import Base
 
 

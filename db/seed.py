@@ -1,10 +1,10 @@
 """Made-up users for development."""
 
-from db import users
-from db.change import EmailClaim, Profile, UserChange, Version
-from db.engine import Database
+from db.apply import users
+from db.connection.engine import Database
 from db.ledger import Incoming, Outcome
-from db.policy import Policy
+from db.merge.change import EmailClaim, Profile, UserChange, Version
+from db.merge.policy import Policy
 
 NAMES = ("Ada Lovelace", "Grace Hopper", "Alan Turing", "Katherine Johnson", "Edsger Dijkstra")
 BEGINNING = 1_735_689_600_000  # 2025-01-01

@@ -4,7 +4,7 @@ from alembic import context
 from sqlalchemy import Connection, text
 
 from config import load
-from db.engine import Database
+from db.connection.engine import Database
 from db.models import Base
 
 # Held for the whole upgrade: of two processes that upgrade at once, the second waits and finds nothing to do.

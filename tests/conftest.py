@@ -7,9 +7,9 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -19,8 +19,8 @@ import structlog
 from psycopg import sql
 
 import config
-from cli.process import POLL, Process
-from cli.servers import (
+from cli.dev.process import POLL, Process
+from cli.dev.servers import (
     ENVIRONMENT,
     HOST,
     PostgresServer,
@@ -31,17 +31,9 @@ from cli.servers import (
     unprivileged_account,
 )
 from db import schema
-from db.engine import Database
-from tests.fake_clerk import FakeClerk
-
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-MakeSettings = Callable[..., config.Settings]
-
-
-class GivenServer(NamedTuple):
-    """A server that somebody else runs for us."""
-
-    url: str
+from db.connection.engine import Database
+from tests.support.fake_clerk import FakeClerk
+from tests.support.settings import SECRET, GivenServer, MakeSettings
 
 
 def pytest_configure() -> None:

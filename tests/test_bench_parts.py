@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cli.servers import HOST, free_port
+from cli.dev.servers import HOST, free_port
 from config import decode_signing_secret
 from tests.bench import table
 from tests.bench.figures import Case, Figures
 from tests.bench.load import Report, Spec, percentile
 from tests.bench.plan import Setting
 from tests.bench.proxy import READY
-from tests.conftest import SECRET
+from tests.support.settings import SECRET
 from web.signature import verify
 
 ROOT = Path(__file__).parents[1]

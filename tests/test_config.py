@@ -7,7 +7,7 @@ from pydantic import SecretStr, ValidationError
 
 import config
 from config import Settings, SettingsError, load
-from tests.conftest import SECRET
+from tests.support.settings import SECRET
 
 
 def key(size: int = 24) -> bytes:

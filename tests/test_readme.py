@@ -8,14 +8,14 @@ import pytest
 
 import config
 from cli.main import COMMANDS
-from tests.clerk import user, user_event
-from tests.cli.commands import run
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk
-from tests.repair import api_settings, bridged, deliver, rows
+from tests.support.commands import run
+from tests.support.fake_clerk import FakeClerk
+from tests.support.payloads import user, user_event
+from tests.support.settings import MakeSettings
+from tests.support.sync import api_settings, bridged, deliver, rows
 from web.app import create_app
-from worker.redis_clients import worker_redis
-from worker.repair_log import KINDS, keep
+from worker.redis_client import worker_redis
+from worker.sync.last_run import KINDS, keep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -19,20 +19,20 @@ from redis import Redis
 from rq import Queue
 
 import config
+from cli.dev.process import Process
+from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port
 from cli.main import cli
-from cli.process import Process
-from cli.servers import HOST, PostgresServer, RedisServer, free_port
 from db import schema
-from db.engine import Database
+from db.connection.engine import Database
 from tests.bench.harness import family
-from tests.clerk import ANN, body, svix_id, user, user_event
-from tests.fake_clerk import FakeClerk
-from tests.jobs import RqView, clerk_sync
-from tests.stack import Stack, environment, wait_until
-from tests.web.deliveries import signed
+from tests.support.deliveries import signed
+from tests.support.fake_clerk import FakeClerk
+from tests.support.payloads import ANN, body, svix_id, user, user_event
+from tests.support.queue import RqView, clerk_sync
+from tests.support.stack import Stack, environment, wait_until
 from web.app import create_app
-from worker.failed import failed_jobs
-from worker.redis_clients import impatient_redis, worker_redis
+from worker.queue.failed_jobs import failed_jobs
+from worker.redis_client import impatient_redis, worker_redis
 
 MARK = "zqs3cret"
 SIGNING = f"whsec_{MARK}KeyForSvix0123456789AbCd"

@@ -11,9 +11,9 @@ from werkzeug.wrappers import Response
 from config import Settings
 from web import console, health, metrics, webhook
 from worker import log
-from worker.intake import intake
-from worker.metrics import Flusher, Metrics
-from worker.status import Status
+from worker.monitoring.health import Status
+from worker.monitoring.metrics import Flusher, Metrics
+from worker.queue.producer import intake
 
 _log = structlog.get_logger("web.app")
 
@@ -53,7 +53,7 @@ def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
 def _register_pull(app: Flask, settings: Settings, token: str) -> None:
     # Loaded here, as it brings an HTTP client, which the receiver does without.
     from web import pull  # noqa: PLC0415 - see above
-    from worker.pull import PullDesk  # noqa: PLC0415 - see above
+    from worker.sync.pull import PullDesk  # noqa: PLC0415 - see above
 
     desk = app.extensions["pull_desk"] = PullDesk(settings)
     app.register_blueprint(pull.blueprint(desk, token))

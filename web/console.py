@@ -1,6 +1,6 @@
 """`/console`: one page for whoever operates this. It works without JavaScript, and without Redis or database.
 
-What it shows comes from `worker.overview`, what its buttons do from `worker.failed`.
+What it shows comes from `worker.monitoring.overview`, what its buttons do from `worker.queue.failed_jobs`.
 """
 
 from collections import Counter
@@ -15,13 +15,13 @@ from pydantic import SecretStr
 
 from config import Settings
 from web.chart import chart
-from web.guard import TOKEN_FIELD, Guard, harden
-from worker.attempts import Attempts
-from worker.events import CLERK_ID
-from worker.failed import FailedJobs, Fate, Wanted
-from worker.overview import Overseer
-from worker.redis_clients import ENCODING_ERRORS, QueueUnavailable
-from worker.status import Status
+from web.console_auth import TOKEN_FIELD, Guard, harden
+from worker.clerk.payloads import CLERK_ID
+from worker.monitoring.health import Status
+from worker.monitoring.login_throttle import Attempts
+from worker.monitoring.overview import Overseer
+from worker.queue.failed_jobs import FailedJobs, Fate, Wanted
+from worker.redis_client import ENCODING_ERRORS, QueueUnavailable
 
 MAX_FORM_BYTES = 256 * 1024
 LISTED = 20

@@ -2,9 +2,9 @@
 
 from flask import Blueprint, Response, jsonify
 
-from worker.intake import DeliveryQueue
-from worker.redis_clients import QueueUnavailable
-from worker.status import Status
+from worker.monitoring.health import Status
+from worker.queue.producer import DeliveryQueue
+from worker.redis_client import QueueUnavailable
 
 
 def blueprint(queue: DeliveryQueue, status: Status) -> Blueprint:

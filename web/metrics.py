@@ -4,8 +4,8 @@ from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from config import Settings
-from worker.exposition import Exposition
-from worker.metrics import Metrics
+from worker.monitoring.metrics import Metrics
+from worker.monitoring.prometheus import Exposition
 
 
 def blueprint(settings: Settings, metrics: Metrics) -> Blueprint:

@@ -19,7 +19,7 @@ from granian.log import LogLevels
 
 from config import Settings
 from web.app import start
-from web.patience import Patience
+from web.body_timeout import Patience
 
 log = structlog.get_logger("web")
 

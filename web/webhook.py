@@ -26,11 +26,11 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, Reque
 from config import Settings
 from db.times import now_ms
 from web.signature import HEADERS, Forged, verify
-from worker.errors import NotJson
-from worker.events import CLERK_ID, Summary, decode, handled_types, summarize
-from worker.intake import Delivery, DeliveryQueue
-from worker.metrics import DELIVERIES, ENQUEUE_SECONDS, REJECTED_SIGNATURES, Metrics
-from worker.redis_clients import QueueUnavailable
+from worker.clerk.errors import NotJson
+from worker.clerk.payloads import CLERK_ID, Summary, decode, handled_types, summarize
+from worker.monitoring.metrics import DELIVERIES, ENQUEUE_SECONDS, REJECTED_SIGNATURES, Metrics
+from worker.queue.producer import Delivery, DeliveryQueue
+from worker.redis_client import QueueUnavailable
 
 PATH = "/webhooks/clerk"
 RETRY_AFTER_S = 5  # Svix's own first interval.

@@ -10,12 +10,12 @@ from functools import cache
 from rq import get_current_job
 
 from config import Settings, load
-from db import users
-from db.engine import Database
-from db.policy import Policy
+from db.apply import users
+from db.connection.engine import Database
+from db.merge.policy import Policy
 from db.times import to_ms
-from worker.batch import incoming
-from worker.events import MetadataKeys
+from worker.clerk.payloads import MetadataKeys
+from worker.runner.batch import incoming
 
 
 def apply_delivery(body: str) -> str:

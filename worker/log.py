@@ -41,7 +41,9 @@ def configure(settings: Settings) -> None:
     root.setLevel(settings.log_level)
     # What they say of a connection tells its host, database and user.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
-    logging.getLogger("db.pool").setLevel(logging.CRITICAL)  # SQLAlchemy's pool, by its class's name
+    logging.getLogger("db.connection.pool").setLevel(
+        logging.CRITICAL
+    )  # SQLAlchemy's pool, by its class's name
     if settings.log_level != "DEBUG":
         for name in CHATTY:
             logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

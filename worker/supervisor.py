@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from worker.stop import StopSignal
+from worker.shutdown import StopSignal
 
 log = structlog.get_logger("worker.supervisor")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from cli.process import interrupted_by_signals
+from cli.dev.process import interrupted_by_signals
 from tests.bench import big_table, drain, lag, machine, memory, receiver, sustained, table
 from tests.bench.figures import Figures
 from tests.bench.harness import Bench

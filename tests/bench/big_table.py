@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from cli.process import Process
-from tests import clerk
+from cli.dev.process import Process
 from tests.bench import drain
 from tests.bench.drain import Backlog, Contender
 from tests.bench.figures import Case, Figures
 from tests.bench.harness import Bench, Urls, migrate, with_database
 from tests.bench.plan import Plan, Setting
-from worker.rq_layout import QUEUE
+from tests.support import payloads
+from worker.queue.rq_format import QUEUE
 
 PART = "drain with users in the tables"
 RATE = drain.RATE
@@ -58,6 +58,6 @@ def _make_users(bench: Bench, database_url: str, count: int) -> None:
     migrate(database_url)
     with bench.connect(DATABASE) as connection:
         for statement in (ADD_USERS, ADD_SYNC):
-            connection.execute(statement, {"now": clerk.NOW, "count": count})
+            connection.execute(statement, {"now": payloads.NOW, "count": count})
         connection.execute("VACUUM ANALYZE")
         connection.execute("CHECKPOINT")

@@ -14,7 +14,7 @@ import psycopg
 from redis import Redis
 from rq import Queue
 
-from cli.process import Process
+from cli.dev.process import Process
 from config import load
 from db.times import now_ms
 from tests.bench.cpu import OWN, CpuClock, cores_allow
@@ -22,8 +22,8 @@ from tests.bench.events import traffic
 from tests.bench.figures import Case, Figures
 from tests.bench.harness import ROOT, Bench, Urls
 from tests.bench.plan import Plan, Setting, rounds
-from worker.intake import Delivery, intake
-from worker.rq_layout import QUEUE
+from worker.queue.producer import Delivery, intake
+from worker.queue.rq_format import QUEUE
 
 PART = "drain of a backlog"
 OURS = "clerk-sync worker"

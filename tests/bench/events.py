@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests import clerk
+from tests.support import payloads
 
 HOUR_MS = 3_600_000
 
@@ -25,19 +25,19 @@ def traffic(count: int, *, seed: int, existing: int = 0) -> Iterator[Event]:
     gives the same events; a greater one gives other svix-ids, other new users, and later times.
     """
     draw = random.Random(seed)
-    began = clerk.NOW + seed * HOUR_MS
+    began = payloads.NOW + seed * HOUR_MS
     users = existing
     for i in range(count):
         kind = draw.random()
         number = draw.randrange(users) if users else 0
         if users == 0 or kind < 0.2:
-            event = clerk.user_event("user.created", _user(users, seed, existing, began + i))
+            event = payloads.user_event("user.created", _user(users, seed, existing, began + i))
             users += 1
         elif kind < 0.5:
-            event = clerk.user_event("user.updated", _user(number, seed, existing, began + i))
+            event = payloads.user_event("user.updated", _user(number, seed, existing, began + i))
         else:
             session = _session(number, seed, existing, began + i, with_user=kind < 0.7)
-            event = clerk.session_event("session.created", session)
+            event = payloads.session_event("session.created", session)
         subject = event["data"].get("user_id") or event["data"]["id"]
         body = json.dumps(event, separators=(",", ":"))
         yield Event(svix_id(seed, i), body, f"{event['type']} {subject}")
@@ -58,18 +58,18 @@ def address(number: int, company: int = 0) -> str:
     return f"bench{company}.{number}@example.com"
 
 
-def _user(number: int, seed: int, existing: int, updated_at: int) -> clerk.Json:
+def _user(number: int, seed: int, existing: int, updated_at: int) -> payloads.Json:
     company = seed if number >= existing else 0
-    return clerk.user(
+    return payloads.user(
         bench_id(number, company),
         address(number, company),
-        created_at=clerk.NOW,
+        created_at=payloads.NOW,
         updated_at=updated_at,
         last_name=f"No {number}",
     )
 
 
-def _session(number: int, seed: int, existing: int, at: int, *, with_user: bool) -> clerk.Json:
-    user = _user(number, seed, existing, clerk.NOW)
+def _session(number: int, seed: int, existing: int, at: int, *, with_user: bool) -> payloads.Json:
+    user = _user(number, seed, existing, payloads.NOW)
     fields = {"user": user} if with_user else {}
-    return clerk.session(user["id"], created_at=at, updated_at=at, **fields)
+    return payloads.session(user["id"], created_at=at, updated_at=at, **fields)

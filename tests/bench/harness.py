@@ -23,16 +23,16 @@ import httpx
 import psycopg
 from redis import Redis
 
-from cli.process import Process
-from cli.servers import HOST, PostgresServer, RedisServer, free_port, port_in_use
+from cli.dev.process import Process
+from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port, port_in_use
 from config import load
 from db import schema
-from db.engine import Database
+from db.connection.engine import Database
 from db.models import Base
 from tests.bench.load import Report, Spec
 from tests.bench.plan import ROUND_TRIP_MS, Setting
-from tests.stack import wait_until
-from worker.rq_layout import QUEUE
+from tests.support.stack import wait_until
+from worker.queue.rq_format import QUEUE
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_dGhpcyBrZXkgaXMgZm9yIHRoZSBiZW5jaA=="

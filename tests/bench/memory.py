@@ -9,7 +9,7 @@ from tests.bench.figures import Case, Figures
 from tests.bench.harness import Bench, Endpoint, clerk_sync, family, rss_mb
 from tests.bench.plan import Plan, Setting
 from tests.bench.receiver import CONNECTIONS
-from worker.rq_layout import QUEUE_KEY
+from worker.queue.rq_format import QUEUE_KEY
 
 START_PART = "start-up"
 MEMORY_PART = "memory"

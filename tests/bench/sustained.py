@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable
 
-from cli.process import Process
+from cli.dev.process import Process
 from tests.bench.cpu import CLIENT, OWN, WORKER, CpuClock, cores_allow
 from tests.bench.figures import Case, Figures
 from tests.bench.harness import Bench, Endpoint
 from tests.bench.load import Report
 from tests.bench.plan import Plan, Setting
 from tests.bench.receiver import INLINE, closed_loop
-from worker.rq_layout import QUEUE_KEY
+from worker.queue.rq_format import QUEUE_KEY
 
 PART = "sustained rate"
 OURS = "clerk-sync web and worker"

@@ -14,12 +14,12 @@ from contextlib import redirect_stdout
 import structlog
 
 import config
-from db.change import UserChange
 from db.ledger import Incoming, Outcome
+from db.merge.change import UserChange
 from db.times import now_ms
 from worker import log
-from worker.metrics import Metrics
-from worker.tally import Tally
+from worker.monitoring.metrics import Metrics
+from worker.runner.instrumentation import Tally
 
 EVENTS = 100
 ROUNDS = 300

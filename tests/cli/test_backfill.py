@@ -6,14 +6,14 @@ import time
 import pytest
 
 import config
-from cli.servers import free_port
+from cli.dev.servers import free_port
 from db.times import now_ms
-from tests.clerk import ABSENT, ANN, NOW, user
-from tests.cli.commands import PATIENCE_S, run, start
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk, Request, numbered_id
-from tests.repair import api_settings, count, execute, query, rows
-from tests.stack import wait_until
+from tests.support.commands import PATIENCE_S, run, start
+from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.payloads import ABSENT, ANN, NOW, user
+from tests.support.settings import MakeSettings
+from tests.support.stack import wait_until
+from tests.support.sync import api_settings, count, execute, query, rows
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 from psycopg import sql
 
 from cli.database import db
-from cli.servers import PostgresServer
+from cli.dev.servers import PostgresServer
 from db import schema
-from tests.clerk import ANN
-from tests.conftest import GivenServer
+from tests.support.payloads import ANN
+from tests.support.settings import GivenServer
 
 Run = Callable[..., Result]
 

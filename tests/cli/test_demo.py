@@ -5,11 +5,11 @@ import psycopg
 import pytest
 import redis
 
-from cli import demo, story
-from cli.servers import free_port
-from tests.conftest import SECRET, MakeSettings
-from tests.stack import Stack, wait_until
-from worker.rq_layout import FAILED_KEY
+from cli.dev import demo, demo_events
+from cli.dev.servers import free_port
+from tests.support.settings import SECRET, MakeSettings
+from tests.support.stack import Stack, wait_until
+from worker.queue.rq_format import FAILED_KEY
 
 ALIVE = {"ann", "ben", "cat", "dan", "eva", "fay", "ivy", "jon", "kim"}
 LOGIN_MINUTES = {"ann": 5, "ben": 6, "cat": 7, "fay": 12, "ivy": 50, "jon": 9, "kim": 11}
@@ -94,6 +94,6 @@ def test_a_demo_that_no_worker_applies_says_so(
 
 
 def test_every_line_of_the_story_fits_its_column() -> None:
-    steps = story.Story("1abc", 1_767_261_600_000, "ins_1").steps()
+    steps = demo_events.Story("1abc", 1_767_261_600_000, "ins_1").steps()
     assert 38 <= len(steps) <= 44
     assert max(len(step.line) for step in steps) <= demo.ANSWER_COLUMNS["delivered"]

@@ -12,8 +12,8 @@ import httpx
 import psycopg
 import pytest
 
-from cli.process import try_lock
-from cli.servers import free_port
+from cli.dev.process import try_lock
+from cli.dev.servers import free_port
 
 RECORDS = ("postgres/pid", "redis/pid", "web.pid", "worker.pid")
 

@@ -16,12 +16,12 @@ import config
 from cli import events
 from cli.main import main
 from db import ledger
-from db.engine import Database
+from db.connection.engine import Database
 from db.ledger import LedgerRow
-from tests.clerk import ANN, svix_id
-from tests.cli.terminal import on_a_terminal
-from tests.conftest import MakeSettings
-from tests.stack import environment
+from tests.support.payloads import ANN, svix_id
+from tests.support.settings import MakeSettings
+from tests.support.stack import environment
+from tests.support.terminal import on_a_terminal
 
 RunCli = Callable[..., tuple[int, str, str]]
 PATIENCE_S = 20

@@ -7,13 +7,13 @@ from redis import Redis
 
 from cli.main import main
 from config import load
-from tests.clerk import ANN, BEN, svix_id, user, user_event
-from tests.cli.terminal import on_a_terminal
-from tests.jobs import RqView, delivery
-from tests.jobs_failed import REASON, fail, fail_in_another_worker, forget, raise_personal
-from worker.failed import PAGE
-from worker.intake import DeliveryQueue
-from worker.redis_clients import worker_redis
+from tests.support.failed_jobs import REASON, fail, fail_in_another_worker, forget, raise_personal
+from tests.support.payloads import ANN, BEN, svix_id, user, user_event
+from tests.support.queue import RqView, delivery
+from tests.support.terminal import on_a_terminal
+from worker.queue.failed_jobs import PAGE
+from worker.queue.producer import DeliveryQueue
+from worker.redis_client import worker_redis
 
 RunCli = Callable[..., tuple[int, str, str]]
 MARK = "ann.marked@example.com"

@@ -18,16 +18,16 @@ from typing import NamedTuple
 import pytest
 
 import config
-from cli.servers import free_port
+from cli.dev.servers import free_port
 from db.times import now_ms
 from tests.bench.harness import rss_mb
-from tests.clerk import NOW, body, session, session_event, svix_id
-from tests.cli.commands import start
-from tests.conftest import MakeSettings
-from tests.fake_clerk import numbered_id
-from tests.repair import query, rows
-from tests.stack import Stack, wait_until
-from worker.intake import Delivery, intake
+from tests.support.commands import start
+from tests.support.fake_clerk import numbered_id
+from tests.support.payloads import NOW, body, session, session_event, svix_id
+from tests.support.settings import MakeSettings
+from tests.support.stack import Stack, wait_until
+from tests.support.sync import query, rows
+from worker.queue.producer import Delivery, intake
 
 ROOT = Path(__file__).parents[2]
 USERS = 100_000
@@ -65,7 +65,7 @@ class Run(NamedTuple):
 @contextmanager
 def fake_clerk(*arguments: str) -> Iterator[dict[str, str]]:
     """Give the settings that lead to a fake in a process of its own."""
-    command = [sys.executable, "-m", "tests.fake_clerk", "--users", str(USERS), *arguments]
+    command = [sys.executable, "-m", "tests.support.fake_clerk", "--users", str(USERS), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout
         told = dict(part.split("=", 1) for part in process.stdout.readline().split())

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import pytest
 
+from cli.dev.servers import free_port
 from cli.main import COMMANDS, describe
-from cli.servers import free_port
 from config import SettingsError
-from db.errors import DatabaseUnavailable
-from tests.conftest import MakeSettings
-from tests.jobs import clerk_sync
-from tests.stack import environment
+from db.connection.errors import DatabaseUnavailable
+from tests.support.queue import clerk_sync
+from tests.support.settings import MakeSettings
+from tests.support.stack import environment
 
 
 class Ran(NamedTuple):

@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 import pytest
 
 import config
-from cli.servers import HOST
-from tests.cli.terminal import SOON_S, Terminal, on_a_terminal
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk, Request
+from cli.dev.servers import HOST
 from tests.faults.line import Line
-from tests.jobs_failed import fail
-from tests.repair import api_settings, count
-from worker.redis_clients import worker_redis
+from tests.support.failed_jobs import fail
+from tests.support.fake_clerk import FakeClerk, Request
+from tests.support.settings import MakeSettings
+from tests.support.sync import api_settings, count
+from tests.support.terminal import SOON_S, Terminal, on_a_terminal
+from worker.redis_client import worker_redis
 
 USERS = 6000
 CTRL_C = b"\x03"

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 import config
-from tests.clerk import (
+from tests.support.commands import run
+from tests.support.fake_clerk import FakeClerk, numbered_id
+from tests.support.payloads import (
     ANN,
     BEN,
     CAT,
@@ -18,10 +20,8 @@ from tests.clerk import (
     user,
     user_event,
 )
-from tests.cli.commands import run
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk, numbered_id
-from tests.repair import api_settings, bridged, count, deliver, rows, tombstones
+from tests.support.settings import MakeSettings
+from tests.support.sync import api_settings, bridged, count, deliver, rows, tombstones
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ import pytest
 from svix.webhooks import Webhook
 
 from cli import samples
+from cli.dev.servers import free_port
 from cli.main import main
-from cli.servers import free_port
 from config import decode_signing_secret
-from db.change import Organization, UserChange, merge_organizations
 from db.ledger import Incoming
-from tests.conftest import SECRET, MakeSettings
-from tests.stack import Stack, wait_until
-from tests.storable import assert_storable, assert_storable_organization
+from db.merge.change import Organization, UserChange, merge_organizations
+from tests.support.settings import SECRET, MakeSettings
+from tests.support.stack import Stack, wait_until
+from tests.support.storable import assert_storable, assert_storable_organization
 from web.signature import verify
-from worker.batch import incoming
-from worker.events import HANDLED_TYPES, ORGANIZATION_TYPES, MetadataKeys
+from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES, MetadataKeys
+from worker.runner.batch import incoming
 
 NOW = 1_767_261_600_000
 OTHER_SECRET = "whsec_plJ3nmyCDGBKInavdOK15jsl"

@@ -14,9 +14,9 @@ import pytest
 import redis
 
 import config
-from cli import servers
-from cli.process import DevError, Process
-from cli.servers import PostgresServer, RedisServer, Server, free_port
+from cli.dev import servers
+from cli.dev.process import DevError, Process
+from cli.dev.servers import PostgresServer, RedisServer, Server, free_port
 
 NOBODY = pwd.getpwnam("nobody")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root meets this")
@@ -156,7 +156,7 @@ def test_the_next_run_ends_the_server_that_a_killed_one_left(
     port = free_port()
     killed = f"""
 import os, pathlib, signal
-from cli.servers import {kind.__name__}
+from cli.dev.servers import {kind.__name__}
 {kind.__name__}(pathlib.Path({str(server_directory / "server")!r}), {port}).start()
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -254,8 +254,8 @@ def test_an_ordinary_user_runs_the_servers_as_itself(server_directory: Path) -> 
     as_somebody = f"""
 import encodings.idna, os  # all that is needed: the interpreter too may lie where only root may enter
 from pathlib import Path
-from cli.process import Account
-from cli.servers import PostgresServer, RedisServer, free_port, let_pass
+from cli.dev.process import Account
+from cli.dev.servers import PostgresServer, RedisServer, free_port, let_pass
 account = Account({NOBODY.pw_uid}, {NOBODY.pw_gid})
 installed = [PostgresServer(Path("a"), 0)._binary(), RedisServer(Path("a"), 0)._binary()]
 for path in installed:

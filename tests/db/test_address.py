@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from db.address import storable_address
-from tests.patient import patient
+from db.merge.address import storable_address
+from tests.support.patient import patient
 
 # What the check accepted before it learned of other addresses; all of that stays accepted.
 PLAIN = r"\A[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Z|a-z]{2,}\Z"

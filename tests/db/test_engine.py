@@ -17,16 +17,16 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 import config
-from cli.servers import HOST, free_port
+from cli.dev.servers import HOST, free_port
 from config import SettingsError
-from db import engine
-from db.connection import ANSWER_LIMIT_S
-from db.engine import ATTEMPTS, Database, Pipeline
-from db.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
-from db.url import postgres_url
-from tests.conftest import MakeSettings
+from db.connection import engine
+from db.connection.answer_timeout import ANSWER_LIMIT_S
+from db.connection.engine import ATTEMPTS, Database, Pipeline
+from db.connection.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
+from db.connection.url import postgres_url
 from tests.faults.line import Line, line_to
-from tests.stack import wait_until
+from tests.support.settings import MakeSettings
+from tests.support.stack import wait_until
 
 MARK = "marked.person@example.com"
 

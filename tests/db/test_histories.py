@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import config
-from tests.histories import (
+from tests.support.database_trial import Trial, expected_ledger
+from tests.support.histories import (
     World,
     casts,
     casts_of_members,
@@ -27,9 +28,8 @@ from tests.histories import (
     orderly_histories,
     plans,
 )
-from tests.model import Choices, Delivery, Row, tables
-from tests.patient import patient
-from tests.trial import Trial, expected_ledger
+from tests.support.patient import patient
+from tests.support.reference_model import Choices, Delivery, Row, tables
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 THOROUGH_S = int(os.environ.get("THOROUGH_S", "300"))

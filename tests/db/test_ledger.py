@@ -6,9 +6,9 @@ import psycopg
 import pytest
 
 from db import ledger
-from db.engine import Database
+from db.connection.engine import Database
 from db.ledger import Wanted
-from tests.conftest import MakeSettings
+from tests.support.settings import MakeSettings
 
 NOW = datetime.now(UTC).replace(second=30, microsecond=0)
 ROW = """

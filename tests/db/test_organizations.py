@@ -15,12 +15,17 @@ from sqlalchemy import ClauseElement, Executable
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 
 import config
-from db import sql, users
-from db.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
-from db.engine import Database
+from db.apply import statements, users
+from db.connection.engine import Database
 from db.ledger import Incoming
-from db.policy import Policy
-from tests.clerk import (
+from db.merge.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
+from db.merge.policy import Policy
+from tests.db.test_races import held, wait_until_blocked
+from tests.db.test_stories import anonymous, deleted, deliveries, row, saved, signed_in
+from tests.db.test_users import statements as count_statements
+from tests.support.database_trial import Trial
+from tests.support.histories import Plan
+from tests.support.payloads import (
     NOW,
     Json,
     dissolved,
@@ -29,13 +34,8 @@ from tests.clerk import (
     organization,
     organization_event,
 )
-from tests.db.test_races import held, wait_until_blocked
-from tests.db.test_stories import anonymous, deleted, deliveries, row, saved, signed_in
-from tests.db.test_users import statements
-from tests.histories import Plan
-from tests.model import Choices, Delivery, Row, tables
-from tests.trial import Trial
-from tests.trips import TripCounter
+from tests.support.reference_model import Choices, Delivery, Row, tables
+from tests.support.round_trips import TripCounter
 
 ANN, BEN, CAT = "user_a", "user_B", "user_b"
 ACME, ZOO = "org_a", "org_B"
@@ -445,32 +445,35 @@ SOME = [f"user_{i}" for i in range(7000, 7010)]
 MANY = [f"org_new_{i}" for i in range(500)]
 ADDRESSES = [f"{i}@example.com" for i in range(8000, 8010)]
 STATEMENTS: dict[str, tuple[Callable[[], Executable], dict[str, Any]]] = {
-    "lock_sync_rows": (sql.lock_sync_rows, {"ids": SOME}),
-    "lock_addresses": (sql.lock_addresses, {"ids": SOME, "addresses": ADDRESSES}),
-    "lock_organizations": (sql.lock_organizations, {"ids": SOME, "changed": ["org_7"]}),
-    "lock_users": (sql.lock_users, {"ids": SOME}),
-    "lock_users_and_members": (sql.lock_users_and_members, {"ids": SOME, "changed": ["org_7"]}),
+    "lock_sync_rows": (statements.lock_sync_rows, {"ids": SOME}),
+    "lock_addresses": (statements.lock_addresses, {"ids": SOME, "addresses": ADDRESSES}),
+    "lock_organizations": (statements.lock_organizations, {"ids": SOME, "changed": ["org_7"]}),
+    "lock_users": (statements.lock_users, {"ids": SOME}),
+    "lock_users_and_members": (statements.lock_users_and_members, {"ids": SOME, "changed": ["org_7"]}),
     "lock_users_and_members of many that changed": (
-        sql.lock_users_and_members,
+        statements.lock_users_and_members,
         {"ids": SOME, "changed": MANY},
     ),
-    "lock_users_and_members of a big one": (sql.lock_users_and_members, {"ids": [], "changed": ["org_1"]}),
+    "lock_users_and_members of a big one": (
+        statements.lock_users_and_members,
+        {"ids": [], "changed": ["org_1"]},
+    ),
     "lock_users_and_members of nothing that changed": (
-        sql.lock_users_and_members,
+        statements.lock_users_and_members,
         {"ids": SOME, "changed": []},
     ),
-    "read_users": (sql.read_users, {"ids": SOME}),
-    "read_rivals": (sql.read_rivals, {"ids": SOME, "addresses": ADDRESSES, "all_ids": SOME}),
-    "read_holders": (sql.read_holders, {"ids": SOME, "addresses": ADDRESSES}),
-    "read_organizations": (sql.read_organizations, {"ids": ["org_7", "org_8"]}),
-    "read_memberships": (sql.read_memberships, {"ids": SOME}),
-    "set_organizations": (sql.set_organizations, {"ids": SOME, "changed": ["org_7"]}),
-    "set_organizations of many that changed": (sql.set_organizations, {"ids": SOME, "changed": MANY}),
-    "set_organizations of a big one": (sql.set_organizations, {"ids": [], "changed": ["org_1"]}),
-    "set_organizations of nothing that changed": (sql.set_organizations, {"ids": SOME, "changed": []}),
-    "set_emails": (sql.set_emails, {"c0": SOME, "c1": ADDRESSES}),
-    "delete_users": (sql.delete_users, {"ids": SOME}),
-    "delete_memberships": (sql.delete_memberships, {"ids": SOME}),
+    "read_users": (statements.read_users, {"ids": SOME}),
+    "read_rivals": (statements.read_rivals, {"ids": SOME, "addresses": ADDRESSES, "all_ids": SOME}),
+    "read_holders": (statements.read_holders, {"ids": SOME, "addresses": ADDRESSES}),
+    "read_organizations": (statements.read_organizations, {"ids": ["org_7", "org_8"]}),
+    "read_memberships": (statements.read_memberships, {"ids": SOME}),
+    "set_organizations": (statements.set_organizations, {"ids": SOME, "changed": ["org_7"]}),
+    "set_organizations of many that changed": (statements.set_organizations, {"ids": SOME, "changed": MANY}),
+    "set_organizations of a big one": (statements.set_organizations, {"ids": [], "changed": ["org_1"]}),
+    "set_organizations of nothing that changed": (statements.set_organizations, {"ids": SOME, "changed": []}),
+    "set_emails": (statements.set_emails, {"c0": SOME, "c1": ADDRESSES}),
+    "delete_users": (statements.delete_users, {"ids": SOME}),
+    "delete_memberships": (statements.delete_memberships, {"ids": SOME}),
 }
 
 
@@ -551,7 +554,7 @@ def counted(
         def apply(batch: Sequence[Incoming]) -> tuple[int, int]:
             with counter.counting() as trips:
                 users.apply(database, batch, FOLLOWS)
-            return trips.count, statements(trips.sent)
+            return trips.count, count_statements(trips.sent)
 
         yield apply
         database.dispose()

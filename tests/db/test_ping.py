@@ -1,9 +1,9 @@
 import pytest
 import structlog
 
-from db.engine import Database
-from db.errors import DatabaseUnavailable
-from tests.conftest import MakeSettings
+from db.connection.engine import Database
+from db.connection.errors import DatabaseUnavailable
+from tests.support.settings import MakeSettings
 
 
 def test_a_ping_that_finds_no_free_connection_is_counted(make_settings: MakeSettings) -> None:

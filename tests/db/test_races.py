@@ -13,10 +13,10 @@ import pytest
 import structlog.testing
 
 import config
-from tests.clerk import NOW, Json, deleted_event, session, session_event, user, user_event
-from tests.histories import Plan
-from tests.model import Choices, Delivery, tables
-from tests.trial import Trial
+from tests.support.database_trial import Trial
+from tests.support.histories import Plan
+from tests.support.payloads import NOW, Json, deleted_event, session, session_event, user, user_event
+from tests.support.reference_model import Choices, Delivery, tables
 
 ANN, BEN, CAT, DAN = "user_a", "user_B", "user_b", "user_d"
 SHARED, OTHER = "shared@example.com", "other@example.com"

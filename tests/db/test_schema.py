@@ -11,12 +11,12 @@ import pytest
 from psycopg import errors, sql
 from pydantic import SecretStr
 
-from cli.servers import PostgresServer
+from cli.dev.servers import PostgresServer
 from db import schema
-from db.engine import Database
+from db.connection.engine import Database
 from db.models import Base
 from db.schema import SchemaState
-from tests.conftest import GivenServer, MakeSettings
+from tests.support.settings import GivenServer, MakeSettings
 
 Connection = psycopg.Connection[Any]
 

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import config
-from tests.clerk import (
+from tests.support.database_trial import Trial
+from tests.support.histories import LAST_MS, Plan
+from tests.support.payloads import (
     ABSENT,
     NOW,
     Json,
@@ -20,9 +22,7 @@ from tests.clerk import (
     user,
     user_event,
 )
-from tests.histories import LAST_MS, Plan
-from tests.model import Choices, Delivery, Row, Tables, tables
-from tests.trial import Trial
+from tests.support.reference_model import Choices, Delivery, Row, Tables, tables
 
 ANN, BEN, CAT = "user_a", "user_B", "user_b"  # by their bytes "B" < "a" < "b"
 SHARED, OTHER = "shared@example.com", "other@example.com"

@@ -16,16 +16,16 @@ from psycopg.errors import DeadlockDetected
 from psycopg.rows import dict_row
 from pydantic import SecretStr
 
-from db import users
-from db.change import EmailClaim, Profile, UserChange, Version, placeholder_address
-from db.engine import Database
-from db.errors import ChangeRefused, DatabaseUnavailable
+from db.apply import users
+from db.connection.engine import Database
+from db.connection.errors import ChangeRefused, DatabaseUnavailable
 from db.ledger import Incoming, Outcome
-from db.policy import Policy
+from db.merge.change import EmailClaim, Profile, UserChange, Version, placeholder_address
+from db.merge.policy import Policy
 from db.times import to_datetime
-from tests.clerk import ANN, BEN, CAT, NOW
-from tests.conftest import MakeSettings
-from tests.trips import TripCounter
+from tests.support.payloads import ANN, BEN, CAT, NOW
+from tests.support.round_trips import TripCounter
+from tests.support.settings import MakeSettings
 
 SHARED, OTHER = "shared@example.com", "other@example.com"
 OURS = Policy()

@@ -12,15 +12,15 @@ import yaml
 from redis import Redis
 
 import config
-from cli.process import Process
-from cli.servers import ENVIRONMENT, RedisServer, free_port
+from cli.dev.process import Process
+from cli.dev.servers import ENVIRONMENT, RedisServer, free_port
 from db.times import now_ms
-from tests.clerk import body, svix_id, user, user_event
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk
-from tests.stack import Stack, wait_until
-from tests.web.deliveries import signed
-from worker.intake import WATCHING_SINCE_KEY, Delivery, intake
+from tests.support.deliveries import signed
+from tests.support.fake_clerk import FakeClerk
+from tests.support.payloads import body, svix_id, user, user_event
+from tests.support.settings import MakeSettings
+from tests.support.stack import Stack, wait_until
+from worker.queue.producer import WATCHING_SINCE_KEY, Delivery, intake
 
 ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yml"
 PATIENCE_S = 60

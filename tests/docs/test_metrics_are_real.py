@@ -11,14 +11,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from db.engine import PoolState
-from tests.conftest import MakeSettings
-from worker import metrics as m
-from worker import repair_log
-from worker.exposition import Exposition
-from worker.metrics import Metrics
-from worker.redis_clients import worker_redis
-from worker.rq_layout import WORKER_PREFIX, WORKER_REPORT, WORKERS_KEY
+from db.connection.engine import PoolState
+from tests.support.settings import MakeSettings
+from worker.monitoring import metrics as m
+from worker.monitoring.metrics import Metrics
+from worker.monitoring.prometheus import Exposition
+from worker.queue.rq_format import WORKER_PREFIX, WORKER_REPORT, WORKERS_KEY
+from worker.redis_client import worker_redis
+from worker.sync import last_run
 
 DOCS = Path(__file__).parents[2] / "docs"
 ALERTS = DOCS / "alerts.yml"
@@ -55,10 +55,10 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     counts = Metrics()
     counts.note(m.LAST_APPLIED, 1.0)
     redis.set("clerk-sync:last-received", 1)
-    drift = {**dict.fromkeys(repair_log.KINDS, 0), "merged": 0, "refusal": None}
+    drift = {**dict.fromkeys(last_run.KINDS, 0), "merged": 0, "refusal": None}
     backfill = dict.fromkeys(("created", "updated"), 0)
     moments = dict.fromkeys(("started_at", "finished_at"), "2026-01-01T10:00:00+00:00")
-    repair_log.keep(redis, {**moments, "error": None, "backfill": backfill, "drift": drift})
+    last_run.keep(redis, {**moments, "error": None, "backfill": backfill, "drift": drift})
     exposition = Exposition(settings, counts)
     found: dict[str, list[dict[str, str]]] = {}
     for family in text_string_to_metric_families(exposition.render().decode()):

@@ -11,12 +11,12 @@ import httpx
 import psycopg
 import pytest
 
+from cli.dev.servers import free_port
 from cli.main import cli
-from cli.servers import free_port
-from tests.clerk import ANN, body, user, user_event
-from tests.conftest import MakeSettings
-from tests.stack import Stack, environment, wait_until
-from tests.web.deliveries import signed
+from tests.support.deliveries import signed
+from tests.support.payloads import ANN, body, user, user_event
+from tests.support.settings import MakeSettings
+from tests.support.stack import Stack, environment, wait_until
 
 DOCS = Path(__file__).parents[2] / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text()

@@ -31,7 +31,7 @@ from tests.faults.outage import (
 from tests.faults.overload import ROW_S, TIMES_TOO_MUCH, Overload, check, overload, slow_database
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
-from tests.stack import wait_until
+from tests.support.stack import wait_until
 
 STEADY_PER_S = 20
 OUTAGE_SEED, REDIS_OUTAGE_SEED = 1001, 1002

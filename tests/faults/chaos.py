@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 import config
-from tests import model
 from tests.faults.damage import FAULTS, TRACKS, Scene
 from tests.faults.house import House, what_is_left
 from tests.faults.past import past
 from tests.faults.plan import Step, plan
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.model import Choices, Delivery, Tables
-from tests.stack import wait_until
-from tests.trial import DAWDLE, Trial, expected_ledger
+from tests.support import reference_model
+from tests.support.database_trial import DAWDLE, Trial, expected_ledger
+from tests.support.reference_model import Choices, Delivery, Tables
+from tests.support.stack import wait_until
 
 DELIVERIES_PER_S = 40
 EVENTS_PER_WORLD = 9
@@ -163,7 +163,7 @@ def compare(settings: config.Settings, deliveries: Sequence[Delivery], choices: 
     """Compare the tables with the model, and the ledger with what was delivered."""
     trial = Trial(settings)
     try:
-        found = differences(trial.tables(), model.tables(deliveries, choices))
+        found = differences(trial.tables(), reference_model.tables(deliveries, choices))
         assert found == {}, (len(found), dict(islice(found.items(), FEW)))
         assert trial.ledger() == expected_ledger(deliveries), "the ledger"
     finally:

@@ -10,10 +10,10 @@ import pytest
 
 from tests.faults.house import House, what_is_left
 from tests.faults.servers import Servers
-from tests.jobs import RqView
-from tests.stack import wait_until
-from worker.queue import HOLDERS_KEY
-from worker.rq_layout import WORKER_PREFIX, WORKERS_KEY
+from tests.support.queue import RqView
+from tests.support.stack import wait_until
+from worker.queue.consumer import HOLDERS_KEY
+from worker.queue.rq_format import WORKER_PREFIX, WORKERS_KEY
 
 TABLES = "users, user_sync, webhook_events, membership_sync, organization_sync"
 KNOWN_AGAIN_S = 15

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.clerk import (
+from tests.support.payloads import (
     ABSENT,
     ANN,
     BEN,

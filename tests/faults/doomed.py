@@ -18,9 +18,10 @@ from unittest.mock import patch
 from redis.connection import Connection
 
 from config import load
-from db import users
-from worker import log, process
-from worker.queue import Failed, Finished, HeldJobs, TakenJob
+from db.apply import users
+from worker import log
+from worker.queue.consumer import Failed, Finished, HeldJobs, TakenJob
+from worker.runner import batch_worker
 
 BATCH = 3
 STEPS = ("taken", "loaded", "parsed", "in transaction", "committed", "finishing", "finished")
@@ -94,12 +95,12 @@ def main() -> None:
     settings = load("redis_url", "database_url")
     log.configure(settings)
     with (
-        patch.object(process, "HeldJobs", doomed_jobs(doom)),
+        patch.object(batch_worker, "HeldJobs", doomed_jobs(doom)),
         patch.object(Connection, "read_response", before_reading(doom, Connection.read_response)),
         patch.object(users, "apply", around(doom, "parsed", users.apply, "committed")),
         patch.object(users, "_decide", around(doom, "in transaction", users._decide, "")),
     ):
-        process.run(settings)
+        batch_worker.run(settings)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import httpx
 
-from cli.servers import HOST
+from cli.dev.servers import HOST
 from tests.bench.load import Spec
 from tests.faults.house import House
 from tests.faults.overload import offered
 from tests.faults.wire import taken_in
-from tests.stack import wait_until
+from tests.support.stack import wait_until
 
 WRONG_SECRET = "whsec_bm90IHRoZSBzZWNyZXQgb2YgdGhpcyBlbmRwb2ludA=="
 CONNECTIONS = 64

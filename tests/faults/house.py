@@ -15,12 +15,12 @@ import httpx
 from redis import Redis
 
 import config
-from cli.process import Process
-from cli.servers import HOST, free_port
+from cli.dev.process import Process
+from cli.dev.servers import HOST, free_port
 from tests.bench.harness import clerk_sync, family, rss_mb
-from tests.stack import environment, wait_until
-from worker import rq_layout as rq
-from worker.queue import HELD_PREFIX
+from tests.support.stack import environment, wait_until
+from worker.queue import rq_format as rq
+from worker.queue.consumer import HELD_PREFIX
 
 ROOT = Path(__file__).parents[2]
 READY_S = 60

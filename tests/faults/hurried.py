@@ -6,8 +6,9 @@ It pauses as often as in ten minutes, and a hundred and fiftieth as long.
 from unittest.mock import patch
 
 from config import load
-from worker import log, process
-from worker.stop import StopSignal
+from worker import log
+from worker.runner import batch_worker
+from worker.shutdown import StopSignal
 
 FASTER = 150
 
@@ -24,8 +25,8 @@ def main() -> None:
     """Run the worker."""
     settings = load("redis_url", "database_url")
     log.configure(settings)
-    with patch.object(process, "StopSignal", Hurried):
-        process.run(settings)
+    with patch.object(batch_worker, "StopSignal", Hurried):
+        batch_worker.run(settings)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
-from cli.servers import free_port
+from cli.dev.servers import free_port
 from tests.bench.proxy import HOST, End, OneWay, Proxy
 
 SSL_REQUEST = struct.pack("!II", 8, 80877103)

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import httpx
 from redis import Redis
 
-from cli.servers import HOST
+from cli.dev.servers import HOST
 from tests.faults.chaos import await_settled
 from tests.faults.house import House, Member, takes_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.jobs import RqView
-from tests.model import Delivery
-from tests.stack import wait_until
-from worker.rq_layout import JOB_PREFIX, RETRY_INTERVALS_S, SUSPENDED_KEY
+from tests.support.queue import RqView
+from tests.support.reference_model import Delivery
+from tests.support.stack import wait_until
+from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SUSPENDED_KEY
 
 SETTLED_WITHIN_S = 120
 READY_WITHIN_S = 30

@@ -10,11 +10,11 @@ from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
 from tests.bench.load import Report, Spec
-from tests.conftest import SECRET
 from tests.faults.house import ROOT, House
 from tests.faults.outage import memory_mb, redis_mb
 from tests.faults.servers import Servers
-from worker.rq_layout import FINISHED_KEY, QUEUE_KEY
+from tests.support.settings import SECRET
+from worker.queue.rq_format import FINISHED_KEY, QUEUE_KEY
 
 ROW_S = 0.1
 LOOK_EVERY_S = 0.1

@@ -8,9 +8,9 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.clerk import Json
-from tests.histories import CLERK_IDS, START, Cast, World, any_event, happen, happen_to_organizations
-from tests.model import Delivery
+from tests.support.histories import CLERK_IDS, START, Cast, World, any_event, happen, happen_to_organizations
+from tests.support.payloads import Json
+from tests.support.reference_model import Delivery
 
 LARGEST = 16
 T = TypeVar("T")

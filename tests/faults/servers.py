@@ -20,12 +20,12 @@ from pydantic import SecretStr
 from redis import Redis
 
 import config
-from cli.servers import HOST, PostgresServer, RedisServer, free_port
+from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port
 from db import schema
-from db.engine import Database
+from db.connection.engine import Database
 from tests.bench.harness import family
-from tests.conftest import SECRET
 from tests.faults.line import Line
+from tests.support.settings import SECRET
 
 ROLE = "clerk_sync"
 

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import NamedTuple, Self
 
+from cli.dev.servers import HOST
 from cli.samples import signed_headers
-from cli.servers import HOST
 from config import decode_signing_secret
-from tests.clerk import body
-from tests.conftest import SECRET
-from tests.model import Delivery
+from tests.support.payloads import body
+from tests.support.reference_model import Delivery
+from tests.support.settings import SECRET
 
 PATH = "/webhooks/clerk"
 ANSWER_S = 8.0

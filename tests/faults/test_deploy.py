@@ -17,9 +17,9 @@ from tests.faults.overload import slow_database
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.jobs import RqView, clerk_sync
-from tests.stack import environment, wait_until
-from worker.rq_layout import QUEUE_KEY, STARTED_KEY
+from tests.support.queue import RqView, clerk_sync
+from tests.support.stack import environment, wait_until
+from worker.queue.rq_format import QUEUE_KEY, STARTED_KEY
 
 PARTS = ("config.py", "cli", "db", "migrations", "web", "worker")
 MIGRATION = '''"""What the next version needs."""

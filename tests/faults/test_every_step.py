@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 import config
-from tests.clerk import body
 from tests.faults.chaos import compare
 from tests.faults.doomed import STEPS
 from tests.faults.house import Member, has_begun, running, what_is_left, worker_member
 from tests.faults.past import past
 from tests.faults.servers import Servers
-from tests.jobs import RqView
-from tests.model import Delivery
-from tests.stack import environment, wait_until
-from worker.intake import Delivery as Enqueued
-from worker.intake import intake
-from worker.redis_clients import worker_redis
+from tests.support.payloads import body
+from tests.support.queue import RqView
+from tests.support.reference_model import Delivery
+from tests.support.stack import environment, wait_until
+from worker.queue.producer import Delivery as Enqueued
+from worker.queue.producer import intake
+from worker.redis_client import worker_redis
 
 WORLDS = 6
 BATCH_SIZE = 5

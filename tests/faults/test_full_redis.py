@@ -16,13 +16,13 @@ from tests.faults.house import House, has_begun, running, worker_member
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.jobs import RqView, delivery
-from tests.stack import environment, wait_until
-from worker.intake import DeliveryQueue
-from worker.process import BEAT_EVERY_S
-from worker.queue import HOLDERS_KEY, Failed, Finished, HeldJobs, TakenJob
-from worker.redis_clients import QueueUnavailable
-from worker.rq_layout import FINISHED_KEY, JOB_PREFIX, RESULT_PREFIX, SUSPENDED_KEY
+from tests.support.queue import RqView, delivery
+from tests.support.stack import environment, wait_until
+from worker.queue.consumer import HOLDERS_KEY, Failed, Finished, HeldJobs, TakenJob
+from worker.queue.producer import DeliveryQueue
+from worker.queue.rq_format import FINISHED_KEY, JOB_PREFIX, RESULT_PREFIX, SUSPENDED_KEY
+from worker.redis_client import QueueUnavailable
+from worker.runner.batch_worker import BEAT_EVERY_S
 
 ROOM_BYTES = 700_000  # for some two hundred deliveries
 SOON_S = 20

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cli.dev.servers import HOST
 from cli.samples import signed_headers
-from cli.servers import HOST
-from tests.clerk import body, svix_id
 from tests.faults.corpus import bodies, corpus
 from tests.faults.house import House
 from tests.faults.svix import KEY, PATH
-from tests.jobs import RqView
-from tests.patient import patient
-from tests.stack import wait_until
-from worker.events import handled_types
+from tests.support.patient import patient
+from tests.support.payloads import body, svix_id
+from tests.support.queue import RqView
+from tests.support.stack import wait_until
+from worker.clerk.payloads import handled_types
 
 EXAMPLES = 60
 MOST_AT_ONCE = 25

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.samples import signed_headers
-from tests.clerk import body, svix_id, user_event
 from tests.faults.forgeries import check, flood
 from tests.faults.house import House
 from tests.faults.svix import KEY, PATH
 from tests.faults.wire import ANSWER_S, answer_to, connect, genuine_request, taken_in
-from tests.patient import patient
+from tests.support.patient import patient
+from tests.support.payloads import body, svix_id, user_event
 
 EXAMPLES = 300
 DRIPPING = 200

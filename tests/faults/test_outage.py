@@ -18,7 +18,7 @@ from tests.faults.outage import (
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.stack import environment, wait_until
+from tests.support.stack import environment, wait_until
 
 OUTAGE_S = 10  # and the hurried worker waits as often as others do in ten minutes
 TEN_MINUTES_OF_WAITS = 50

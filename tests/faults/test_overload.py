@@ -3,15 +3,15 @@
 import http.client
 import time
 
+from cli.dev.servers import HOST
 from cli.samples import signed_headers
-from cli.servers import HOST
-from tests.clerk import body, svix_id, user_event
 from tests.faults.conftest import MAX_QUEUE_DEPTH
 from tests.faults.house import House, what_is_left
 from tests.faults.svix import KEY, PATH
-from tests.stack import wait_until
-from worker.redis_clients import IMPATIENCE_S
-from worker.rq_layout import QUEUE_KEY, SUSPENDED_KEY
+from tests.support.payloads import body, svix_id, user_event
+from tests.support.stack import wait_until
+from worker.queue.rq_format import QUEUE_KEY, SUSPENDED_KEY
+from worker.redis_client import IMPATIENCE_S
 
 DRAINED_WITHIN_S = 40
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import httpx
 
-from cli.servers import HOST
+from cli.dev.servers import HOST
 from tests.faults.chaos import await_settled, compare
 from tests.faults.house import House, takes_deliveries
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers, migrate
 from tests.faults.svix import Svix
-from tests.stack import wait_until
+from tests.support.stack import wait_until
 
 SOON_S = 30
 OLDEST = "0001"

@@ -5,11 +5,11 @@ import socket
 import time
 from contextlib import suppress
 
+from cli.dev.servers import HOST
 from cli.samples import signed_headers
-from cli.servers import HOST
-from tests.clerk import body, svix_id, user_event
 from tests.faults.house import House
 from tests.faults.svix import KEY, PATH
+from tests.support.payloads import body, svix_id, user_event
 
 ANSWER_S = 5.0
 HALF_CLOSED_AFTER_S = 0.5

@@ -1,18 +1,15 @@
 """The application with a real Redis behind it, and no database: deliveries never need one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from flask.testing import FlaskClient
 from redis import Redis
 
-from tests.conftest import MakeSettings
-from tests.jobs import RqView
+from tests.support.deliveries import MakeClient
+from tests.support.queue import RqView
+from tests.support.settings import UNREACHABLE_DATABASE_URL, MakeSettings
 from web.app import create_app
-
-NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
-
-MakeClient = Callable[..., FlaskClient]
 
 
 @pytest.fixture
@@ -20,7 +17,8 @@ def make_client(make_settings: MakeSettings) -> MakeClient:
     """Make a client of an application; keywords replace its settings."""
 
     def make(**overrides: object) -> FlaskClient:
-        settings = make_settings(database_url=NO_DATABASE, database_url_unpooled=NO_DATABASE, **overrides)
+        nowhere = UNREACHABLE_DATABASE_URL
+        settings = make_settings(database_url=nowhere, database_url_unpooled=nowhere, **overrides)
         return create_app(settings).test_client()
 
     return make

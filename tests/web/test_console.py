@@ -13,17 +13,17 @@ from flask.testing import FlaskClient
 from redis import Redis
 from werkzeug.test import TestResponse
 
-from cli.servers import RedisServer, free_port
-from tests.clerk import ANN, BEN, svix_id, user, user_event
-from tests.conftest import MakeSettings
-from tests.jobs import RqView
-from tests.jobs_failed import fail, fail_in_another_worker, raise_personal
-from tests.stack import Stack
+from cli.dev.servers import RedisServer, free_port
+from tests.support.failed_jobs import fail, fail_in_another_worker, raise_personal
+from tests.support.payloads import ANN, BEN, svix_id, user, user_event
+from tests.support.queue import RqView
+from tests.support.settings import MakeSettings
+from tests.support.stack import Stack
 from web.app import create_app
-from worker.attempts import LIMIT
-from worker.redis_clients import worker_redis
-from worker.repair_log import KINDS, keep
-from worker.status import LIMIT_S
+from worker.monitoring.health import LIMIT_S
+from worker.monitoring.login_throttle import LIMIT
+from worker.redis_client import worker_redis
+from worker.sync.last_run import KINDS, keep
 
 PASSWORD = "correct horse bättery"
 AUTH = ("anyone", PASSWORD)

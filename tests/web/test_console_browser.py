@@ -9,12 +9,12 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from redis import Redis
 
-from cli.servers import free_port
-from tests.clerk import body, user, user_event
-from tests.conftest import MakeSettings
-from tests.jobs import RqView
-from tests.stack import Stack, wait_until
-from tests.web.deliveries import signed
+from cli.dev.servers import free_port
+from tests.support.deliveries import signed
+from tests.support.payloads import body, user, user_event
+from tests.support.queue import RqView
+from tests.support.settings import MakeSettings
+from tests.support.stack import Stack, wait_until
 
 CHROMIUM = shutil.which("chromium")
 PASSWORD = "correct horse"

@@ -11,12 +11,11 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from cli.servers import PostgresServer, RedisServer, free_port
-from tests.clerk import body, user_event
-from tests.conftest import MakeSettings
-from tests.jobs import frozen
-from tests.web.conftest import MakeClient
-from tests.web.deliveries import PATH, signed
+from cli.dev.servers import PostgresServer, RedisServer, free_port
+from tests.support.deliveries import PATH, MakeClient, signed
+from tests.support.payloads import body, user_event
+from tests.support.queue import frozen
+from tests.support.settings import MakeSettings
 from web.app import create_app
 
 

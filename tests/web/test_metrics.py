@@ -4,17 +4,16 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from cli.servers import RedisServer, free_port
-from tests.clerk import body, deleted_event, user_event
-from tests.conftest import MakeSettings
-from tests.jobs import frozen
-from tests.stack import Stack, wait_until
-from tests.web.conftest import MakeClient
-from tests.web.deliveries import PATH, signed
+from cli.dev.servers import RedisServer, free_port
+from tests.support.deliveries import PATH, MakeClient, signed
+from tests.support.payloads import body, deleted_event, user_event
+from tests.support.queue import frozen
+from tests.support.settings import MakeSettings
+from tests.support.stack import Stack, wait_until
 from web.signature import Reason
-from worker import metrics
-from worker.metrics import FLUSH_EVERY_S
-from worker.status import LIMIT_S
+from worker.monitoring import metrics
+from worker.monitoring.health import LIMIT_S
+from worker.monitoring.metrics import FLUSH_EVERY_S
 
 
 def value(text: str, name: str, **labels: str) -> float:

@@ -5,11 +5,10 @@ from flask.testing import FlaskClient
 from structlog.testing import capture_logs
 from werkzeug.test import TestResponse
 
-from tests.clerk import ACME, ANN, body, membership_event, organization_event, payload, svix_id
-from tests.jobs import RqView
-from tests.web.conftest import MakeClient
-from tests.web.deliveries import PATH, signed
-from worker.events import ORGANIZATION_TYPES
+from tests.support.deliveries import PATH, MakeClient, signed
+from tests.support.payloads import ACME, ANN, body, membership_event, organization_event, payload, svix_id
+from tests.support.queue import RqView
+from worker.clerk.payloads import ORGANIZATION_TYPES
 
 
 def deliver(client: FlaskClient, content: bytes, id_: str) -> TestResponse:

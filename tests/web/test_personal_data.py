@@ -20,8 +20,11 @@ from redis import Redis
 from rq import Queue
 
 import config
-from cli.servers import RedisServer, free_port
-from tests.clerk import (
+from cli.dev.servers import RedisServer, free_port
+from tests.support.deliveries import signed
+from tests.support.failed_jobs import fail_in_another_worker, raise_personal
+from tests.support.fake_clerk import KEY, FakeClerk
+from tests.support.payloads import (
     NOW,
     body,
     dissolved,
@@ -35,13 +38,10 @@ from tests.clerk import (
     user,
     user_event,
 )
-from tests.conftest import SECRET, MakeSettings
-from tests.fake_clerk import KEY, FakeClerk
-from tests.jobs import RqView, rq_command
-from tests.jobs_failed import fail_in_another_worker, raise_personal
-from tests.repair import api_settings
-from tests.stack import Stack, environment, wait_until
-from tests.web.deliveries import signed
+from tests.support.queue import RqView, rq_command
+from tests.support.settings import SECRET, MakeSettings
+from tests.support.stack import Stack, environment, wait_until
+from tests.support.sync import api_settings
 
 MARK = "zqmark"
 EMAIL = f"{MARK}@example.com"

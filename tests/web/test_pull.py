@@ -10,13 +10,13 @@ import pytest
 from flask.testing import FlaskClient
 
 import config
-from cli.servers import PostgresServer, free_port
-from tests.clerk import ANN, BEN, user, user_event
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk
+from cli.dev.servers import PostgresServer, free_port
 from tests.faults.servers import frozen_family, migrate
-from tests.repair import api_settings, bridged, deliver, rows, tombstones
-from tests.stack import Stack, wait_until
+from tests.support.fake_clerk import FakeClerk
+from tests.support.payloads import ANN, BEN, user, user_event
+from tests.support.settings import MakeSettings
+from tests.support.stack import Stack, wait_until
+from tests.support.sync import api_settings, bridged, deliver, rows, tombstones
 from web.app import create_app
 
 TOKEN = "b7Kq-2fR_9wZ.tY4"

@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 import pytest
 
-from cli.servers import HOST, RedisServer, free_port
-from tests.clerk import svix_id
-from tests.conftest import SECRET, GivenServer
-from tests.jobs import RqView
-from tests.web.conftest import NO_DATABASE
-from tests.web.deliveries import FORGERY, PATH, genuine, signed
-from web.patience import BODY_TIMEOUT_S
+from cli.dev.servers import HOST, RedisServer, free_port
+from tests.support.deliveries import FORGERY, PATH, genuine, signed
+from tests.support.payloads import svix_id
+from tests.support.queue import RqView
+from tests.support.settings import SECRET, UNREACHABLE_DATABASE_URL, GivenServer
+from web.body_timeout import BODY_TIMEOUT_S
 from web.server import CONNECTIONS_PER_PROCESS
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +49,7 @@ class Receiver:
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
             "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
-            "DATABASE_URL": NO_DATABASE,
+            "DATABASE_URL": UNREACHABLE_DATABASE_URL,
             "REDIS_URL": redis_url,
             "PORT": str(port),
             "WEB_WORKERS": "2",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from svix.webhooks import Webhook, WebhookVerificationError
 
 from config import decode_signing_secret
-from tests.conftest import SECRET
+from tests.support.settings import SECRET
 from web.signature import HEADERS, TOLERANCE_S, Forged, Reason, verify
 
 KEY = decode_signing_secret(SECRET)

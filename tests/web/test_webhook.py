@@ -13,13 +13,12 @@ from redis import Redis
 from structlog.testing import capture_logs
 from werkzeug.test import TestResponse
 
-from tests.clerk import ANN, body, session, session_event, svix_id, user, user_event
-from tests.conftest import SECRET
-from tests.jobs import RqView
-from tests.web.conftest import MakeClient
-from tests.web.deliveries import FORGERY, PATH, genuine, signed
-from worker.events import HANDLED_TYPES
-from worker.queue import Failed, HeldJobs
+from tests.support.deliveries import FORGERY, PATH, MakeClient, genuine, signed
+from tests.support.payloads import ANN, body, session, session_event, svix_id, user, user_event
+from tests.support.queue import RqView
+from tests.support.settings import SECRET
+from worker.clerk.payloads import HANDLED_TYPES
+from worker.queue.consumer import Failed, HeldJobs
 
 OTHER_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 MARK = "q7Zx"  # stands for whatever is personal: no line of the log may hold it

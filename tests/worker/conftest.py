@@ -6,15 +6,13 @@ import pytest
 from redis import Redis
 
 import config
-from tests.conftest import MakeSettings
-from tests.jobs import RqView
-from tests.repair import bridged
-from worker.bridge import Bridge
-from worker.intake import DeliveryQueue, intake
-from worker.queue import HeldJobs
-from worker.redis_clients import worker_redis
-
-NO_DATABASE = {"database_url": None, "database_url_unpooled": None}
+from tests.support.queue import RqView
+from tests.support.settings import NO_DATABASE, MakeSettings
+from tests.support.sync import bridged
+from worker.queue.consumer import HeldJobs
+from worker.queue.producer import DeliveryQueue, intake
+from worker.redis_client import worker_redis
+from worker.sync.context import Bridge
 
 
 @pytest.fixture

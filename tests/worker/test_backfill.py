@@ -8,10 +8,21 @@ from pydantic import SecretStr
 
 import config
 from db.times import now_ms
-from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk, Request, numbered_id
-from tests.repair import (
+from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.payloads import (
+    ABSENT,
+    ANN,
+    BEN,
+    CAT,
+    NOW,
+    deleted_event,
+    session,
+    session_event,
+    user,
+    user_event,
+)
+from tests.support.settings import MakeSettings
+from tests.support.sync import (
     api_settings,
     backfill_until,
     bridged,
@@ -22,10 +33,10 @@ from tests.repair import (
     rows,
     tombstones,
 )
-from worker.backfill import OVERLAP_MS, Backfill, Done
-from worker.bridge import Bridge
-from worker.clerk_api import ClerkRefused, ClerkUnavailable, Stopped
-from worker.stop import StopSignal
+from worker.clerk.api import ClerkRefused, ClerkUnavailable, Stopped
+from worker.shutdown import StopSignal
+from worker.sync.backfill import OVERLAP_MS, Backfill, Done
+from worker.sync.context import Bridge
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from db import users
-from db.engine import Database
-from db.errors import ChangeRefused, DatabaseUnavailable
+from db.apply import users
+from db.connection.engine import Database
+from db.connection.errors import ChangeRefused, DatabaseUnavailable
 from db.ledger import Incoming, Outcome
-from db.policy import Policy
-from tests.clerk import ANN, BEN, NOW, body, session, session_event, svix_id, user, user_event
-from tests.conftest import MakeSettings
-from worker import batch
-from worker.events import MetadataKeys
-from worker.queue import Failed, Finished, TakenJob
-from worker.rq_layout import JOB_FUNCTION, encode_call
+from db.merge.policy import Policy
+from tests.support.payloads import ANN, BEN, NOW, body, session, session_event, svix_id, user, user_event
+from tests.support.settings import MakeSettings
+from worker.clerk.payloads import MetadataKeys
+from worker.queue.consumer import Failed, Finished, TakenJob
+from worker.queue.rq_format import JOB_FUNCTION, encode_call
+from worker.runner import batch
 
 KEYS = MetadataKeys()
 MARK = "marked.person"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from db.change import EmailClaim, Profile, UserChange, Version, merge
-from tests.clerk import (
+from db.merge.change import EmailClaim, Profile, UserChange, Version, merge
+from tests.support.payloads import (
     ABSENT,
     ANN,
     BEN,
@@ -24,10 +24,10 @@ from tests.clerk import (
     user,
     user_event,
 )
-from tests.storable import assert_storable
-from worker.changes import change_of
-from worker.errors import Unreadable
-from worker.events import MetadataKeys, OrganizationSeen, parse
+from tests.support.storable import assert_storable
+from worker.clerk.changes import change_of
+from worker.clerk.errors import Unreadable
+from worker.clerk.payloads import MetadataKeys, OrganizationSeen, parse
 
 RECEIVED = NOW + 90_000
 KEYS = MetadataKeys()

@@ -12,11 +12,10 @@ import structlog.testing
 
 from config import SettingsError
 from db.times import now_ms
-from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, body, user
-from tests.fake_clerk import TRACE_ID, FakeClerk, numbered_id
-from tests.repair import api_alone, client
-from worker.changes import user_change
-from worker.clerk_api import (
+from tests.support.fake_clerk import TRACE_ID, FakeClerk, numbered_id
+from tests.support.payloads import ABSENT, ANN, BEN, CAT, NOW, body, user
+from tests.support.sync import api_alone, client
+from worker.clerk.api import (
     LAST_UPDATED_FIRST,
     OLDEST_FIRST,
     ClerkApi,
@@ -26,9 +25,10 @@ from worker.clerk_api import (
     Stopped,
     Unread,
 )
-from worker.events import MetadataKeys, UserSaved, parse
-from worker.rate import RateLimit
-from worker.stop import StopSignal
+from worker.clerk.changes import user_change
+from worker.clerk.payloads import MetadataKeys, UserSaved, parse
+from worker.clerk.rate_limit import RateLimit
+from worker.shutdown import StopSignal
 
 
 @pytest.fixture

@@ -14,10 +14,8 @@ import pytest
 from redis import Redis
 
 import config
-from tests.clerk import Json
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk, Request
-from tests.histories import (
+from tests.support.fake_clerk import FakeClerk, Request
+from tests.support.histories import (
     ADDRESSES,
     CLERK_IDS,
     ORGANIZATION_IDS,
@@ -26,15 +24,17 @@ from tests.histories import (
     happen,
     happen_to_organizations,
 )
-from tests.model import Row
-from tests.repair import api_settings, backfill_until, bridged, deliver, execute, rows
-from worker import repair_log
-from worker.backfill import Backfill
-from worker.bridge import Bridge
-from worker.clerk_api import Stopped
-from worker.reconcile import Reconcile
-from worker.repair import Pace, Repair
-from worker.stop import StopSignal
+from tests.support.payloads import Json
+from tests.support.reference_model import Row
+from tests.support.settings import MakeSettings
+from tests.support.sync import api_settings, backfill_until, bridged, deliver, execute, rows
+from worker.clerk.api import Stopped
+from worker.shutdown import StopSignal
+from worker.sync import last_run
+from worker.sync.backfill import Backfill
+from worker.sync.context import Bridge
+from worker.sync.reconcile import Reconcile
+from worker.sync.scheduled import Pace, Repair
 
 TRIES = int(os.environ.get("INTERLEAVINGS", "12"))
 CAST = Cast(
@@ -213,9 +213,9 @@ def test_repairs_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
             tried.happen(tried.random.randint(0, 15))
             tried.deliver(tried.random.randint(0, 10))
             clerk.before = happens
-            redis.delete(repair_log.KEY)
+            redis.delete(last_run.KEY)
             repair.turn()
-            last = repair_log.last_repair(redis)
+            last = last_run.last_repair(redis)
             assert last is not None
             assert last["error"] is None, f"interleaving {seed}"
         tried.assert_ends_as_at_clerk()

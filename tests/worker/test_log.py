@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from cli.process import Process
-from tests.clerk import user, user_event
-from tests.conftest import MakeSettings
-from tests.jobs import RqView, clerk_sync, delivery
-from tests.stack import environment, wait_until
-from worker.intake import DeliveryQueue
+from cli.dev.process import Process
+from tests.support.payloads import user, user_event
+from tests.support.queue import RqView, clerk_sync, delivery
+from tests.support.settings import MakeSettings
+from tests.support.stack import environment, wait_until
+from worker.queue.producer import DeliveryQueue
 
 MARK = "marked.person"
 SPEAK = f"""
@@ -55,7 +55,7 @@ def speak(directory: Path, script: str = SPEAK, **variables: str) -> list[str]:
 
 CONNECT = """
 import config
-from db.engine import Database
+from db.connection.engine import Database
 from worker import log
 
 settings = config.load()

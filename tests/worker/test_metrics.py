@@ -9,16 +9,15 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 import config
-from cli.servers import RedisServer, free_port
-from tests.conftest import MakeSettings
-from tests.jobs import delivery
-from tests.jobs_failed import fail
-from tests.worker.conftest import NO_DATABASE
-from worker import metrics as m
-from worker.exposition import Exposition
-from worker.intake import DeliveryQueue
-from worker.metrics import Metrics
-from worker.redis_clients import impatient_redis
+from cli.dev.servers import RedisServer, free_port
+from tests.support.failed_jobs import fail
+from tests.support.queue import delivery
+from tests.support.settings import NO_DATABASE, MakeSettings
+from worker.monitoring import metrics as m
+from worker.monitoring.metrics import Metrics
+from worker.monitoring.prometheus import Exposition
+from worker.queue.producer import DeliveryQueue
+from worker.redis_client import impatient_redis
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

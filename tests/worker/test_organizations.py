@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from db.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
-from tests.clerk import (
+from db.merge.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
+from tests.support.patient import patient
+from tests.support.payloads import (
     ABSENT,
     ACME,
     ANN,
@@ -30,14 +31,12 @@ from tests.clerk import (
     user,
     user_event,
 )
-from tests.patient import patient
-from tests.storable import assert_storable, assert_storable_organization
+from tests.support.storable import assert_storable, assert_storable_organization
 from tests.worker.test_changes import ODD, ODD_TIMES, RECEIVED, said
-from tests.worker.test_events import BAD_IDS, MARK, anything, assert_clean, mutate
-from worker.batch import incoming
-from worker.changes import change_of, organization_of
-from worker.errors import Unreadable
-from worker.events import (
+from tests.worker.test_payloads import BAD_IDS, MARK, anything, assert_clean, mutate
+from worker.clerk.changes import change_of, organization_of
+from worker.clerk.errors import Unreadable
+from worker.clerk.payloads import (
     HANDLED_TYPES,
     ORGANIZATION_TYPES,
     MembershipSeen,
@@ -47,6 +46,7 @@ from worker.events import (
     parse,
     summarize,
 )
+from worker.runner.batch import incoming
 
 KEYS = MetadataKeys(organization=None, memberships=True)
 STAY = str(membership()["id"])

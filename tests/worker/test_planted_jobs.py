@@ -22,14 +22,15 @@ from rq.rate_limit import RateLimit
 from rq.registry import DeferredJobRegistry, ReadyJobRegistry
 from rq.webhook import Webhook
 
-from cli.servers import HOST
-from tests.clerk import body, user, user_event
-from tests.conftest import MakeSettings
+from cli.dev.servers import HOST
 from tests.faults.house import Member, has_begun, running, worker_member
-from tests.jobs import RqView, delivery
-from tests.stack import environment, wait_until
-from worker.intake import DeliveryQueue
-from worker.rq_layout import (
+from tests.support.payloads import body, user, user_event
+from tests.support.queue import RqView, delivery
+from tests.support.settings import MakeSettings
+from tests.support.stack import environment, wait_until
+from worker.queue.maintenance import SEEN_KEY, STUCK_AFTER_S
+from worker.queue.producer import DeliveryQueue
+from worker.queue.rq_format import (
     FAILED_KEY,
     INTERMEDIATE_KEY,
     JOB_FUNCTION,
@@ -43,7 +44,6 @@ from worker.rq_layout import (
     decode_call,
     encode_call,
 )
-from worker.upkeep import SEEN_KEY, STUCK_AFTER_S
 
 START_S = 30.0
 SOON_S = 20.0

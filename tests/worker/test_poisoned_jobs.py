@@ -10,15 +10,14 @@ import pytest
 from redis import Redis
 
 from db.ledger import Outcome
-from tests.clerk import body, user_event
-from tests.jobs import RqView, delivery
-from worker import batch
-from worker.events import MetadataKeys
-from worker.failed import FailedJobs
-from worker.intake import DeliveryQueue
-from worker.queue import HeldJobs
-from worker.retries import DueRetries
-from worker.rq_layout import (
+from tests.support.payloads import body, user_event
+from tests.support.queue import RqView, delivery
+from worker.clerk.payloads import MetadataKeys
+from worker.queue.consumer import HeldJobs
+from worker.queue.failed_jobs import FailedJobs
+from worker.queue.producer import DeliveryQueue
+from worker.queue.retry_scheduler import DueRetries
+from worker.queue.rq_format import (
     FAILED_KEY,
     JOB_PREFIX,
     QUEUE_KEY,
@@ -26,6 +25,7 @@ from worker.rq_layout import (
     SCHEDULED_KEY,
     encode_call,
 )
+from worker.runner import batch
 
 MB = 1024 * 1024
 LONG_AGO = 1

@@ -16,17 +16,17 @@ from pydantic import SecretStr
 from redis import Redis
 
 import config
-from cli.servers import free_port
+from cli.dev.servers import free_port
 from db.times import now_ms
-from tests.clerk import ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk, Request, numbered_id
-from tests.repair import api_settings, bridged, count, deliver, execute, rows, tombstones
-from worker.backfill import Backfill
-from worker.bridge import Bridge
-from worker.clerk_api import ClerkApiError, ClerkRefused
-from worker.pull import Answer, Outcome, PullDesk, Verdict, pull
-from worker.rate import NoTurn, SharedLimit
+from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.payloads import ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
+from tests.support.settings import MakeSettings
+from tests.support.sync import api_settings, bridged, count, deliver, execute, rows, tombstones
+from worker.clerk.api import ClerkApiError, ClerkRefused
+from worker.clerk.rate_limit import NoTurn, SharedLimit
+from worker.sync.backfill import Backfill
+from worker.sync.context import Bridge
+from worker.sync.pull import Answer, Outcome, PullDesk, Verdict, pull
 
 GUIDE = Path(__file__).parents[2] / "docs/applications.md"
 

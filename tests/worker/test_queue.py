@@ -23,19 +23,26 @@ from rq.scheduler import RQScheduler
 from rq.worker import SimpleWorker
 
 import config
-from cli.servers import RedisServer, free_port
-from tests.clerk import NOW
-from tests.conftest import MakeSettings
-from tests.jobs import RqView, delivery, frozen, rq_command
-from tests.stack import wait_until
-from tests.trips import TripCounter
-from tests.worker.conftest import NO_DATABASE
-from worker import queue as queue_module
-from worker import rq_layout
-from worker.intake import CONNECTIONS, LAST_RECEIVED_KEY, Answer, Delivery, DeliveryQueue, intake
-from worker.queue import HELD_PREFIX, HOLDERS_KEY, SILENT_AFTER_S, Failed, Finished, HeldJobs, TakenJob
-from worker.redis_clients import QueueUnavailable, redis_trouble, worker_redis
-from worker.rq_layout import FAILURE_TTL_S, RESULT_TTL_S, RETRY_INTERVALS_S, decode_call
+from cli.dev.servers import RedisServer, free_port
+from tests.support.payloads import NOW
+from tests.support.queue import RqView, delivery, frozen, rq_command
+from tests.support.round_trips import TripCounter
+from tests.support.settings import NO_DATABASE, MakeSettings
+from tests.support.stack import wait_until
+from worker.queue import consumer as queue_module
+from worker.queue import rq_format
+from worker.queue.consumer import (
+    HELD_PREFIX,
+    HOLDERS_KEY,
+    SILENT_AFTER_S,
+    Failed,
+    Finished,
+    HeldJobs,
+    TakenJob,
+)
+from worker.queue.producer import CONNECTIONS, LAST_RECEIVED_KEY, Answer, Delivery, DeliveryQueue, intake
+from worker.queue.rq_format import FAILURE_TTL_S, RESULT_TTL_S, RETRY_INTERVALS_S, decode_call
+from worker.redis_client import QueueUnavailable, redis_trouble, worker_redis
 
 Holder = Callable[[str], HeldJobs]
 
@@ -257,7 +264,7 @@ def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own
                 QueueUnavailable, match=r"^Redis (did not take the job|takes no writes) \(.*Error\)$"
             ):
                 ask()
-        assert watching.lrange(rq_layout.QUEUE_KEY, 0, -1) == [first.svix_id.encode()]
+        assert watching.lrange(rq_format.QUEUE_KEY, 0, -1) == [first.svix_id.encode()]
     receiver.close()
 
 
@@ -473,7 +480,7 @@ def test_taking_and_settling_is_one_round_trip_however_many_jobs(
             assert (len(jobs), len(ids(more))) == (size, size)
             assert (trips.count, more_trips.count) == (1, 1)
             held.leave()
-            redis.delete(rq_layout.QUEUE_KEY)
+            redis.delete(rq_format.QUEUE_KEY)
         client.close()
 
 
@@ -503,7 +510,7 @@ def test_a_finished_job_and_its_result_expire_together_after_an_hour(
     settle(held, *(Finished(job, "applied") for job in take(held)))
     assert RESULT_TTL_S - 5 <= float(str(redis.ttl(Job.key_for(id_)))) <= RESULT_TTL_S
     assert RESULT_TTL_S - 5 <= float(str(redis.ttl(Result.get_key(id_)))) <= RESULT_TTL_S
-    (expires,) = scores(redis, rq_layout.FINISHED_KEY).values()
+    (expires,) = scores(redis, rq_format.FINISHED_KEY).values()
     assert abs(expires - time.time() - RESULT_TTL_S) < 5
 
 
@@ -529,7 +536,7 @@ def test_a_failed_job_says_why_how_often_and_since_when(
     meta = rq.job(fail_for_good(holder("w"), queue)).meta
     assert (meta["reason"], meta["attempts"]) == ("Unreadable: the event is no JSON object", 1)
     assert meta["first_failed_at"] == meta["failed_at"]
-    assert abs(rq_layout.parse_timestamp(meta["failed_at"]) - datetime.now(UTC)) < timedelta(seconds=10)
+    assert abs(rq_format.parse_timestamp(meta["failed_at"]) - datetime.now(UTC)) < timedelta(seconds=10)
 
 
 def test_a_failed_job_is_kept_for_ninety_days(
@@ -539,7 +546,7 @@ def test_a_failed_job_is_kept_for_ninety_days(
     assert FAILURE_TTL_S >= 90 * 24 * 3600
     for key in (Job.key_for(id_), Result.get_key(id_)):
         assert FAILURE_TTL_S - 5 <= float(str(redis.ttl(key))) <= FAILURE_TTL_S
-    (expires,) = scores(redis, rq_layout.FAILED_KEY).values()
+    (expires,) = scores(redis, rq_format.FAILED_KEY).values()
     assert abs(expires - time.time() - FAILURE_TTL_S) < 5
     clean_registries(rq.queue)
     assert rq.places(id_) == ["failed"]
@@ -568,7 +575,7 @@ def test_what_can_heal_is_scheduled_with_growing_intervals_and_then_fails(
 def make_due(rq: RqView) -> None:
     """Let what is scheduled be due now, and let RQ's own scheduler enqueue it."""
     for id_ in rq.ids("scheduled"):
-        rq.redis.zadd(rq_layout.SCHEDULED_KEY, {id_: 1})
+        rq.redis.zadd(rq_format.SCHEDULED_KEY, {id_: 1})
     scheduler = RQScheduler([rq.queue], connection=rq.redis, serializer="json", logging_level="WARNING")
     scheduler.acquire_locks()
     scheduler.enqueue_scheduled_jobs()
@@ -697,7 +704,7 @@ def test_a_job_that_is_on_the_queue_twice_is_finished_once(
     queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
 ) -> None:
     (id_,) = fill(queue, 1)
-    redis.rpush(rq_layout.QUEUE_KEY, id_)
+    redis.rpush(rq_format.QUEUE_KEY, id_)
     held = holder("w")
     settle(held, *(Finished(job, "applied") for job in take(held)))
     assert rq.places(id_) == ["finished"]
@@ -859,5 +866,5 @@ def test_any_id_that_somebody_put_on_the_queue_can_be_failed(rq: RqView, holder:
     held = holder("w")
     (job,) = take(held)
     settle(held, failure(job))
-    assert rq.redis.zscore(rq_layout.FAILED_KEY, b"\xff\x00 \xc3") is not None
+    assert rq.redis.zscore(rq_format.FAILED_KEY, b"\xff\x00 \xc3") is not None
     assert rq.redis.llen(HELD_PREFIX + "w") == 0

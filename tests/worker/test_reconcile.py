@@ -8,15 +8,15 @@ import pytest
 
 import config
 from db.times import now_ms
-from tests.clerk import ABSENT, ANN, BEN, CAT, NOW, deleted_event, user, user_event
-from tests.conftest import MakeSettings
-from tests.fake_clerk import FakeClerk, Request, numbered_id
-from tests.repair import api_settings, bridged, count, deliver, execute, mend, report, rows, tombstones
-from worker.backfill import Backfill
-from worker.bridge import Bridge
-from worker.clerk_api import ClerkRefused
-from worker.pull import Outcome, pull
-from worker.reconcile import Claim, Reconcile, Report, Stale
+from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.payloads import ABSENT, ANN, BEN, CAT, NOW, deleted_event, user, user_event
+from tests.support.settings import MakeSettings
+from tests.support.sync import api_settings, bridged, count, deliver, execute, mend, report, rows, tombstones
+from worker.clerk.api import ClerkRefused
+from worker.sync.backfill import Backfill
+from worker.sync.context import Bridge
+from worker.sync.pull import Outcome, pull
+from worker.sync.reconcile import Claim, Reconcile, Report, Stale
 
 
 @pytest.fixture

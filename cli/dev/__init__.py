@@ -1,0 +1,1 @@
+"""`clerk-sync dev`: the whole service on a bare machine."""

@@ -1,0 +1,216 @@
+"""The one function that writes users: a batch of changes becomes rows, in one transaction.
+
+What is stored is read as a change, merged with what came by the same merge as everywhere, and written back.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from db.apply import memberships, statements
+from db.connection.engine import Database, Pipeline, columns
+from db.ledger import Incoming, Outcome, record
+from db.merge.change import Membership, UserChange, Version, placeholder_address
+from db.merge.claims import Rival, winners
+from db.merge.policy import Policy
+from db.merge.rows import SyncRow, Target, UserRow, fold, stored_change, sync_row, target
+
+
+class Stored(NamedTuple):
+    """What the tables hold of a batch's users, and of whoever else its addresses concern."""
+
+    sync: dict[str, SyncRow]
+    users: dict[str, UserRow]
+    contested: frozenset[str]
+    rivals: list[Rival]
+    holders: list[UserRow]
+    roster: memberships.Roster | None
+
+    def memberships(self, clerk_id: str) -> tuple[Membership, ...]:
+        """Return what is stored of a user's memberships."""
+        return self.roster.memberships.get(clerk_id, ()) if self.roster else ()
+
+
+class Writes(NamedTuple):
+    """What is to be written to `users`: rows that go or change, addresses let go and handed over."""
+
+    gone: list[str]
+    changed: list[Target]
+    released: list[tuple[str, str]]
+    granted: list[tuple[str, str]]
+
+
+def apply(database: Database, batch: Sequence[Incoming], policy: Policy) -> list[Outcome]:
+    """Merge `batch` into the tables and record it in the ledger; return what each change did, in order.
+
+    1. Lock the users' rows in `user_sync`, in one order, then the addresses concerned, in one order, then
+       the organizations.
+    2. Read what is stored; each statement sees what others had committed when its locks were granted.
+    3. Merge, and decide who has each address.
+    4. Lock the rows of `users` to be written, in one order, and write.
+
+    Two round trips, whatever the size of the batch. Killed anywhere, nothing or everything is done. Raises
+    DatabaseUnavailable or ChangeRefused.
+    """
+    if not batch:
+        return []
+    return database.run_pipeline(partial(_apply, batch=batch, policy=policy))
+
+
+def _apply(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy) -> list[Outcome]:
+    stored = _lock_and_read(pipeline, batch, policy)
+    before = {
+        clerk_id: stored_change(row, stored.users.get(clerk_id), stored.memberships(clerk_id), policy)
+        for clerk_id, row in stored.sync.items()
+    }
+    known, outcomes = fold(before, batch, policy)
+    writes = _decide(known, stored, policy)
+    roster = stored.roster and memberships.decide(stored.roster, known, batch)
+    _lock_users(pipeline, writes, roster)
+    _write_users(pipeline, writes, stored)
+    _write_sync(pipeline, known, stored.sync)
+    memberships.forget(pipeline, _newly_deleted(before, known))
+    if roster:
+        outcomes = memberships.outcomes(roster, outcomes)
+        memberships.write(pipeline, roster)
+    record(pipeline, batch, outcomes)
+    return outcomes
+
+
+def _lock_and_read(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy) -> Stored:
+    changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
+    ids = sorted({change.clerk_id for change in changes})
+    moving = [change for change in changes if _concerns_address(change)]
+    concerned = sorted({change.clerk_id for change in moving})
+    addresses = sorted({change.email.address for change in moving if change.email and change.email.address})
+
+    pipeline.send(statements.add_sync_rows(), ids=ids)
+    sync = pipeline.send(statements.lock_sync_rows(), ids=ids)
+    if concerned:
+        pipeline.send(statements.lock_addresses(), ids=concerned, addresses=addresses)
+    asked = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
+    users = pipeline.send(statements.read_users(), ids=ids)
+    rivals: Any = ()
+    holders: Any = ()
+    if concerned:
+        rivals = pipeline.send(statements.read_rivals(), ids=concerned, addresses=addresses, all_ids=ids)
+        holders = pipeline.send(statements.read_holders(), ids=concerned, addresses=addresses)
+    pipeline.wait()
+
+    sync_rows = {row[0]: SyncRow(*row) for row in sync.fetchall()}
+    claimed = {sync_rows[clerk_id].claimed_email for clerk_id in concerned}
+    return Stored(
+        sync_rows,
+        {row[0]: UserRow(*row) for row in users.fetchall()},
+        frozenset({*addresses, *(address for address in claimed if address)}),
+        [Rival(row[0], row[1], Version(row[2], row[3]), row[4]) for row in rivals],
+        [UserRow(*row) for row in holders],
+        memberships.read(asked) if asked else None,
+    )
+
+
+def _concerns_address(change: UserChange) -> bool:
+    """Say whether a change can move an address: a new claim, a row that appears, or one that goes."""
+    return change.profile is not None or change.email is not None or change.deleted_at is not None
+
+
+def _decide(known: dict[str, UserChange], stored: Stored, policy: Policy) -> Writes:
+    holder_of = winners(known.values(), stored.rivals, stored.contested)
+    targets = _targets(known, stored, holder_of, policy)
+    return Writes(
+        gone=sorted(stored.users.keys() - targets.keys()),
+        changed=[t for clerk_id, t in targets.items() if t.row != stored.users.get(clerk_id)],
+        released=_released(stored, holder_of),
+        granted=_granted(stored.rivals, holder_of),
+    )
+
+
+def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.RosterWrites | None) -> None:
+    touched = {*writes.gone, *(t.row.clerk_id for t in writes.changed)}
+    touched |= {clerk_id for clerk_id, _ in (*writes.released, *writes.granted)}
+    if roster:
+        ids = sorted(touched.union(roster.concerned))
+        pipeline.send(statements.lock_users_and_members(), ids=ids, changed=roster.renamed)
+    elif touched:
+        pipeline.send(statements.lock_users(), ids=sorted(touched))
+
+
+def _write_users(pipeline: Pipeline, writes: Writes, stored: Stored) -> None:
+    # PostgreSQL checks uniqueness row by row: an address is let go before another takes it.
+    if writes.gone:
+        pipeline.send(statements.delete_users(), ids=writes.gone)
+    _set_emails(pipeline, writes.released)
+    _write_rows(pipeline, writes.changed, stored.users)
+    _set_emails(pipeline, writes.granted)
+
+
+def _targets(
+    known: dict[str, UserChange], stored: Stored, holder_of: dict[str, str], policy: Policy
+) -> dict[str, Target]:
+    emails = {clerk_id: address for address, clerk_id in holder_of.items()}
+    targets = {}
+    for clerk_id, change in known.items():
+        email = _email(change, emails, stored)
+        found = target(change, stored.users.get(clerk_id), email, policy)
+        if found is not None:
+            targets[clerk_id] = found
+    return targets
+
+
+def _email(change: UserChange, emails: dict[str, str], stored: Stored) -> str | None:
+    """Return the address that a user is to have, None when it stays.
+
+    It stays where nothing in the batch concerns it: its lock is not held then, and another transaction may
+    be giving it away or handing it over right now.
+    """
+    claimed = change.email.address if change.email and change.deleted_at is None else None
+    if claimed is not None and claimed not in stored.contested:
+        return None
+    return emails.get(change.clerk_id) or placeholder_address(change.clerk_id)
+
+
+def _released(stored: Stored, holder_of: dict[str, str]) -> list[tuple[str, str]]:
+    """Return who holds an address that is another's now, each with the placeholder instead."""
+    holders = {row.clerk_id: row for row in (*stored.holders, *stored.users.values())}
+    return [
+        (row.clerk_id, placeholder_address(row.clerk_id))
+        for row in holders.values()
+        if holder_of.get(row.email, row.clerk_id) != row.clerk_id
+    ]
+
+
+def _granted(rivals: Sequence[Rival], holder_of: dict[str, str]) -> list[tuple[str, str]]:
+    """Return who outside the batch gets an address that was let go."""
+    return [
+        (rival.clerk_id, rival.address)
+        for rival in rivals
+        if holder_of[rival.address] == rival.clerk_id and rival.current != rival.address
+    ]
+
+
+def _set_emails(pipeline: Pipeline, emails: list[tuple[str, str]]) -> None:
+    if emails:
+        statements.send_rows(pipeline, statements.set_emails(), columns(emails, 2))
+
+
+def _write_rows(pipeline: Pipeline, targets: list[Target], stored: dict[str, UserRow]) -> None:
+    old = [(*t.row, *t[1:]) for t in targets if t.row.clerk_id in stored]
+    new = [t.row for t in targets if t.row.clerk_id not in stored]
+    if old:
+        statements.send_rows(pipeline, statements.update_users(), columns(old, len(UserRow._fields) + 3))
+    if new:
+        statements.send_rows(pipeline, statements.insert_users(), columns(new, len(UserRow._fields)))
+
+
+def _newly_deleted(before: dict[str, UserChange], known: dict[str, UserChange]) -> list[str]:
+    return [
+        clerk_id
+        for clerk_id, change in known.items()
+        if change.deleted_at is not None and before[clerk_id].deleted_at is None
+    ]
+
+
+def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> None:
+    rows = [row for change in known.values() if (row := sync_row(change)) != stored[row.clerk_id]]
+    if rows:
+        statements.send_rows(pipeline, statements.update_sync_rows(), columns(rows, len(SyncRow._fields)))

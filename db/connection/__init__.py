@@ -1,0 +1,1 @@
+"""The way to PostgreSQL: pool, pipeline, time-outs, errors."""

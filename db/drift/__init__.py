@@ -1,0 +1,1 @@
+"""What the tables hold beside what Clerk's API says. Reads only."""

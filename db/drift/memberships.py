@@ -1,0 +1,134 @@
+"""What the tables hold of memberships, beside what Clerk's API says of them. Reads only.
+
+For ORGANIZATION_SOURCE=membership, and of users who have a row and no tombstone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import ARRAY, String, any_, literal, select, true, tuple_
+
+from db.apply import statements
+from db.apply.memberships import stored_organization
+from db.connection.engine import Database
+from db.drift.users import has_tombstone
+from db.merge.change import Membership, Organization, UserChange, Version
+from db.models import MembershipSync, OrganizationSync, User
+from db.times import maybe_ms, to_ms
+
+ROWS_AT_A_TIME = 5000
+
+
+class Held(NamedTuple):
+    """A membership, and the organization that it is of, as they are stored."""
+
+    membership: Membership
+    organization: Organization
+
+
+Roster = Mapping[str, Held]  # the memberships of one user by their ids, those that have ended too
+
+
+def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, Roster]:
+    """Return what is stored of the memberships of those users; who has no row is left out."""
+    query = (
+        select(User.clerk_id, *MembershipSync.__table__.columns[1:], *OrganizationSync.__table__.columns[1:])
+        .select_from(User)
+        .outerjoin(MembershipSync, MembershipSync.clerk_id == User.clerk_id)
+        .outerjoin(OrganizationSync, OrganizationSync.id == MembershipSync.organization_id)
+        .where(User.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))), ~has_tombstone())
+    )
+    found: dict[str, dict[str, Held]] = {}
+    for clerk_id, *row in database.run(lambda connection: connection.execute(query).all()):
+        roster = found.setdefault(clerk_id, {})
+        if row[0] is not None:
+            roster[row[0]] = _held(row)
+    return dict(found)
+
+
+def differs(shown: UserChange, roster: Roster) -> bool:
+    """Say whether what Clerk shows of a user's memberships is not what is stored of them. Pure."""
+    names = {it.id: it.name for it in shown.organizations}
+    return any(
+        _differs(membership, roster.get(membership.id), names[membership.organization_id])
+        for membership in shown.memberships
+    )
+
+
+def may_have_moved(shown: UserChange, roster: Roster, recent_ms: int) -> bool:
+    """Say whether a difference may be none by now: something moved lately, or what is here is the newer."""
+    versions = {it.id: it.version or Version(0, 0) for it in shown.organizations}
+    return any(
+        membership.joined_at >= recent_ms
+        or versions[membership.organization_id].updated_at >= recent_ms
+        or _is_newer(roster.get(membership.id), versions[membership.organization_id])
+        for membership in shown.memberships
+    )
+
+
+def current(database: Database) -> Iterator[list[tuple[str, Membership]]]:
+    """Yield all memberships that have not ended, each with its user, some thousand at a time.
+
+    Those of an organization that was deleted have ended with it.
+    """
+    after = ("", "")
+    while rows := _current(database, after):
+        yield [(clerk_id, Membership(id_, of, to_ms(joined_at))) for clerk_id, id_, of, joined_at in rows]
+        after = rows[-1][:2]
+
+
+def misnamed(database: Database, clerk_ids: Sequence[str]) -> list[str]:
+    """Return who of those has another organization in `users` than what is stored of memberships says."""
+    joined_last = statements.organization_joined_last(User.__table__.c.clerk_id)
+    query = (
+        select(User.clerk_id)
+        .outerjoin(joined_last, true())
+        .where(
+            User.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))),
+            ~has_tombstone(),
+            User.organization.is_distinct_from(joined_last.c.name),
+        )
+    )
+    return database.run(lambda connection: list(connection.scalars(query)))
+
+
+def _differs(shown: Membership, held: Held | None, name: str | None) -> bool:
+    if held is None or held.membership.ended_at is not None or held.organization.deleted_at is not None:
+        return True
+    if held.membership.organization_id != shown.organization_id:
+        return True
+    return held.membership.joined_at < shown.joined_at or name not in (None, held.organization.name)
+
+
+def _is_newer(held: Held | None, version: Version) -> bool:
+    if held is None:
+        return False
+    organization = held.organization
+    has_ended = held.membership.ended_at is not None or organization.deleted_at is not None
+    return has_ended or (organization.version is not None and organization.version > version)
+
+
+def _current(database: Database, after: tuple[str, str]) -> list[Any]:
+    names = ("clerk_id", "id", "organization_id", "joined_at")
+    query = (
+        select(*(MembershipSync.__table__.c[name] for name in names))
+        .join(User, User.clerk_id == MembershipSync.clerk_id)
+        .outerjoin(OrganizationSync, OrganizationSync.id == MembershipSync.organization_id)
+        .where(
+            tuple_(MembershipSync.clerk_id, MembershipSync.id) > tuple_(*map(literal, after)),
+            MembershipSync.ended_at.is_(None),
+            OrganizationSync.deleted_at.is_(None),
+            ~has_tombstone(),
+        )
+        .order_by(MembershipSync.clerk_id, MembershipSync.id)
+        .limit(ROWS_AT_A_TIME)
+    )
+    return [tuple(row) for row in database.run(lambda connection: connection.execute(query).all())]
+
+
+def _held(row: Sequence[Any]) -> Held:
+    id_, organization_id, joined_at, ended_at, *organization = row
+    return Held(
+        Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at)),
+        stored_organization(organization_id, *organization),
+    )

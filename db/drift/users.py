@@ -1,0 +1,186 @@
+"""What the tables hold of users, beside what Clerk's API says of them. Reads only."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from enum import StrEnum
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import ARRAY, Executable, String, bindparam, cast, func, select
+
+from db.connection.engine import Database, Pipeline
+from db.merge.change import UserChange, placeholder_address
+from db.merge.policy import Policy
+from db.merge.rows import SyncRow, UserRow
+from db.models import User, UserSync
+from db.times import to_ms
+
+IDS_AT_A_TIME = 5000
+
+T = TypeVar("T")
+
+
+class Stored(NamedTuple):
+    """A user's two rows, None where there is none."""
+
+    sync: SyncRow | None = None
+    user: UserRow | None = None
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether there is a tombstone."""
+        return self.sync is not None and self.sync.deleted_at is not None
+
+
+class Kind(StrEnum):
+    """How a user here can differ from the one in Clerk."""
+
+    MISSING = "missing"  # no row
+    STALE = "stale"  # other columns
+    CLAIM = "claim"  # the address claimed here is the same, but another user has it
+    TOMBSTONE = "tombstone"  # deleted here, not there
+
+
+class Difference(NamedTuple):
+    """A user who differs; `columns` where that is known by them."""
+
+    kind: Kind
+    clerk_id: str
+    columns: tuple[str, ...] = ()
+
+
+class FoundUser(NamedTuple):
+    """A row of `users` as applications read it."""
+
+    id: str
+    clerk_id: str
+    email: str
+    name: str
+    organization: str | None
+    role: str
+    created_at: datetime
+    last_login_at: datetime | None
+
+
+def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, Stored]:
+    """Return what is stored of each of those users, all of it as it was at one moment."""
+
+    def rows(pipeline: Pipeline) -> list[Any]:
+        return pipeline.send(_both_rows(), ids=list(clerk_ids)).fetchall()
+
+    width = len(SyncRow._fields)
+    return {
+        clerk_id: Stored(_row(SyncRow, row[:width]), _row(UserRow, row[width:]))
+        for clerk_id, *row in database.run_pipeline(rows)
+    }
+
+
+def compare(change: UserChange, stored: Stored, policy: Policy) -> list[Difference]:
+    """Return how a user whom Clerk shows as `change` differs from what is stored. Pure.
+
+    A later login here is no difference: not every login that is known here counts for Clerk.
+    """
+    if stored.is_deleted:
+        return [Difference(Kind.TOMBSTONE, change.clerk_id)]
+    if stored.user is None:
+        return [Difference(Kind.MISSING, change.clerk_id)]
+    is_kept_from = _is_kept_from(change, stored.sync, stored.user)
+    columns = tuple(_columns(change, stored.user, policy, compares_email=not is_kept_from))
+    return [
+        *([Difference(Kind.STALE, change.clerk_id, columns)] if columns else []),
+        *([Difference(Kind.CLAIM, change.clerk_id)] if is_kept_from else []),
+    ]
+
+
+def holder(database: Database, address: str | None) -> str | None:
+    """Return who has that address here, None when nobody has it."""
+    query = select(User.clerk_id).where(User.email == address)
+    return database.run(lambda connection: connection.scalar(query)) if address else None
+
+
+def living_ids(database: Database) -> Iterator[list[str]]:
+    """Yield the ids of all users who have a row and no tombstone, some thousand at a time."""
+    after = ""
+    while ids := _living_ids(database, after):
+        yield ids
+        after = ids[-1]
+
+
+def some_ids(database: Database, count: int) -> list[str]:
+    """Return the ids of up to `count` users who have a row and no tombstone: half the first, half the last.
+
+    Clerk's ids begin with the time, so these are the oldest and the newest.
+    """
+    first, last = (
+        _living().order_by(order).limit(count // 2) for order in (User.clerk_id.asc(), User.clerk_id.desc())
+    )
+    found = database.run(
+        lambda connection: [*connection.scalars(first).all(), *connection.scalars(last).all()]
+    )
+    return list(dict.fromkeys(found))
+
+
+def find(database: Database, clerk_id: str) -> FoundUser | None:
+    """Return the row of a user who was not deleted, None when there is none."""
+    columns = (cast(User.id, String), *(getattr(User, name) for name in FoundUser._fields[1:]))
+    query = select(*columns).where(User.clerk_id == clerk_id, ~has_tombstone())
+    row = database.run(lambda connection: connection.execute(query).one_or_none())
+    return None if row is None else FoundUser(*row)
+
+
+def _is_kept_from(change: UserChange, sync: SyncRow | None, user: UserRow) -> bool:
+    address = change.email.address if change.email else None
+    claimed = sync.claimed_email if sync else None
+    return address is not None and address == claimed and user.email == placeholder_address(user.clerk_id)
+
+
+def _columns(change: UserChange, user: UserRow, policy: Policy, *, compares_email: bool) -> Iterator[str]:
+    profile, claim, login_at = change.profile, change.email, change.login_at
+    address = (claim and claim.address) or placeholder_address(change.clerk_id)
+    if claim is not None and compares_email and user.email != address:
+        yield "email"
+    if profile is not None:
+        if user.name != profile.name:
+            yield "name"
+        if policy.owns_organization and user.organization != profile.organization:
+            yield "organization"
+        if policy.owns_role and user.role != profile.role:
+            yield "role"
+        if to_ms(user.created_at) != profile.created_at:
+            yield "created_at"
+    if login_at is not None and (user.last_login_at is None or to_ms(user.last_login_at) < login_at):
+        yield "last_login_at"
+
+
+def _living_ids(database: Database, after: str) -> list[str]:
+    query = _living().where(User.clerk_id > after).order_by(User.clerk_id).limit(IDS_AT_A_TIME)
+    return database.run(lambda connection: list(connection.scalars(query)))
+
+
+def _living() -> Any:
+    return select(User.clerk_id).where(~has_tombstone())
+
+
+def has_tombstone() -> Any:
+    """Return the condition that the user of a row of `users` was deleted."""
+    tombstone = select(UserSync.clerk_id).where(
+        UserSync.clerk_id == User.clerk_id, UserSync.deleted_at.is_not(None)
+    )
+    return tombstone.exists()
+
+
+@cache
+def _both_rows() -> Executable:
+    """Return of each of `ids` its row in `user_sync`, then the one in `users`; nulls where there is none."""
+    ids = func.unnest(bindparam("ids", type_=ARRAY(String())))
+    wanted = ids.table_valued("clerk_id", name="wanted").render_derived()
+    users = (User.__table__.c[name] for name in UserRow._fields)
+    return select(wanted.c.clerk_id, *UserSync.__table__.columns, *users).select_from(
+        wanted.outerjoin(UserSync, UserSync.clerk_id == wanted.c.clerk_id).outerjoin(
+            User, User.clerk_id == wanted.c.clerk_id
+        )
+    )
+
+
+def _row(kind: Callable[..., T], values: Sequence[Any]) -> T | None:
+    return None if values[0] is None else kind(*values)

@@ -1,0 +1,41 @@
+"""Which e-mail addresses can be stored: one pattern, for the check on the column and for the parser.
+
+It accepts what Clerk accepts, which is more than the plain `name@example.com`: the other characters that RFC
+5322 allows before the @, letters of every script (RFC 6531), and encoded top-level domains.
+"""
+
+import re
+
+from db.merge.change import PLACEHOLDER_DOMAIN
+
+MAX_LENGTH = 255
+
+# Written with \uXXXX escapes and without \s, \w or case folding: those depend on locale in PostgreSQL and on
+# Unicode tables in Python, and both have to accept exactly the same addresses.
+_NOT_TEXT = r"\u0080-\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\uffff"
+_LOCAL = rf'[^\u0001-\u0020"(),:;<>@\[\\\]\u007f{_NOT_TEXT}]+'
+_WIDE = rf"[^\u0001-\u007f{_NOT_TEXT}]"
+_DOMAIN = rf"([A-Za-z0-9.-]|{_WIDE})+"
+_TOP_LEVEL = rf"(([A-Za-z|]|{_WIDE}){{2,}}|[Xx][Nn]--[A-Za-z0-9-]+)"
+
+EMAIL_PATTERN = rf"^{_LOCAL}@{_DOMAIN}\.{_TOP_LEVEL}$"
+
+_email = re.compile(EMAIL_PATTERN)
+_NEVER_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+def storable_address(address: str) -> str | None:
+    """Return `address` when `users.email` can hold it, else None.
+
+    An address at the placeholders' own domain can be claimed by nobody.
+    """
+    if len(address) > MAX_LENGTH or not _is_text(address) or not _email.fullmatch(address):
+        return None
+    if address.rpartition("@")[2].lower() == PLACEHOLDER_DOMAIN:
+        return None
+    return address
+
+
+def _is_text(text: str) -> bool:
+    """Say whether PostgreSQL holds such text at all: without NUL and lone surrogates."""
+    return _NEVER_TEXT.search(text) is None

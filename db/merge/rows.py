@@ -1,0 +1,181 @@
+"""What is stored of the users of a batch, and what is to be stored of them. Conversions only: no I/O."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from db.ledger import Incoming, Outcome
+from db.merge.change import (
+    DEFAULT_ROLE,
+    DELETED_NAME,
+    EmailClaim,
+    Membership,
+    Organization,
+    Profile,
+    UserChange,
+    Version,
+    merge,
+    placeholder_address,
+)
+from db.merge.policy import Policy
+from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
+
+# A row that this sync has not written, as in a table older than the sync, is older than every event.
+UNVERSIONED = Version(-1, -1)
+
+
+class SyncRow(NamedTuple):
+    """A row of `user_sync`, its columns in their order."""
+
+    clerk_id: str
+    profile_updated_at: int | None = None
+    profile_observed_at: int | None = None
+    claimed_email: str | None = None
+    claim_updated_at: int | None = None
+    claim_observed_at: int | None = None
+    last_login_at: datetime | None = None
+    deleted_at: datetime | None = None
+
+
+class UserRow(NamedTuple):
+    """A row of `users` without its `id`."""
+
+    clerk_id: str
+    email: str
+    name: str
+    organization: str | None
+    role: str
+    created_at: datetime
+    last_login_at: datetime | None
+
+
+class Target(NamedTuple):
+    """The row that a user is to have. A column that is kept stays as it is when the row is written."""
+
+    row: UserRow
+    keeps_email: bool
+    keeps_role: bool
+    keeps_organization: bool
+
+
+def stored_change(
+    sync: SyncRow, user: UserRow | None, memberships: tuple[Membership, ...], policy: Policy
+) -> UserChange:
+    """Return what the two rows of a user say; a missing row of `users` counts as no profile."""
+    logins = [moment for moment in (sync.last_login_at, user and user.last_login_at) if moment]
+    return UserChange(
+        sync.clerk_id,
+        None if user is None else _stored_profile(sync, user, policy),
+        _stored_claim(sync, user),
+        to_ms(max(logins)) if logins else None,
+        maybe_ms(sync.deleted_at),
+        memberships,
+    )
+
+
+def fold(
+    known: dict[str, UserChange], batch: Sequence[Incoming], policy: Policy
+) -> tuple[dict[str, UserChange], list[Outcome]]:
+    """Merge the batch into what is known; return what is known then, and what each change did.
+
+    What a change says of organizations is merged elsewhere, where it may turn out to be new.
+    """
+    known = {clerk_id: settle(change, policy) for clerk_id, change in known.items()}
+    outcomes = []
+    for incoming in batch:
+        if isinstance(incoming.change, Organization):
+            says_something = incoming.change != Organization(incoming.change.id)
+            follows = policy.follows_memberships
+            outcomes.append(Outcome.STALE if follows and says_something else Outcome.IGNORED)
+            continue
+        change = _own_part(incoming.change, policy)
+        before = known[change.clerk_id]
+        after = settle(merge(before, change), policy)
+        known[change.clerk_id] = after
+        outcomes.append(_outcome(change, changed=after != before))
+    return known, outcomes
+
+
+def _own_part(change: UserChange, policy: Policy) -> UserChange:
+    if not change.organizations and (policy.follows_memberships or not change.memberships):
+        return change
+    return change._replace(
+        organizations=(), memberships=change.memberships if policy.follows_memberships else ()
+    )
+
+
+def settle(change: UserChange, policy: Policy) -> UserChange:
+    """Return what may be kept of a user: all of it, or after a deletion nothing personal."""
+    if change.deleted_at is None:
+        return change
+    profile = change.profile if policy.anonymize else None
+    if profile is not None:
+        profile = profile._replace(name=DELETED_NAME, organization=None, role=DEFAULT_ROLE)
+    return UserChange(change.clerk_id, profile, deleted_at=change.deleted_at)
+
+
+def sync_row(change: UserChange) -> SyncRow:
+    """Return the row of `user_sync` for what is known."""
+    profile = change.profile.version if change.profile else None
+    claim = change.email.version if change.email else None
+    return SyncRow(
+        change.clerk_id,
+        profile and profile.updated_at,
+        profile and profile.observed_at,
+        change.email and change.email.address,
+        claim and claim.updated_at,
+        claim and claim.observed_at,
+        maybe_datetime(change.login_at),
+        maybe_datetime(change.deleted_at),
+    )
+
+
+def target(change: UserChange, stored: UserRow | None, email: str | None, policy: Policy) -> Target | None:
+    """Return the row that `users` is to hold for what is known; None for none.
+
+    `email` is the address that the user has, None when it stays as it is stored.
+    """
+    profile = change.profile
+    if profile is None:
+        return None
+    is_deleted = change.deleted_at is not None
+    keeps_role = not policy.owns_role and not is_deleted
+    keeps_organization = not policy.owns_organization and not is_deleted
+    row = UserRow(
+        change.clerk_id,
+        email or (stored.email if stored else placeholder_address(change.clerk_id)),
+        profile.name,
+        stored.organization if stored and keeps_organization else profile.organization,
+        stored.role if stored and keeps_role else profile.role,
+        to_datetime(profile.created_at),
+        maybe_datetime(change.login_at),
+    )
+    return Target(row, email is None, keeps_role, keeps_organization)
+
+
+def _stored_profile(sync: SyncRow, user: UserRow, policy: Policy) -> Profile:
+    return Profile(
+        _version(sync.profile_updated_at, sync.profile_observed_at),
+        to_ms(user.created_at),
+        user.name,
+        user.organization if policy.owns_organization else None,
+        user.role if policy.owns_role else DEFAULT_ROLE,
+    )
+
+
+def _stored_claim(sync: SyncRow, user: UserRow | None) -> EmailClaim | None:
+    if sync.claim_updated_at is not None:
+        return EmailClaim(_version(sync.claim_updated_at, sync.claim_observed_at), sync.claimed_email)
+    if user is not None and user.email != placeholder_address(user.clerk_id):
+        return EmailClaim(UNVERSIONED, user.email)
+    return None
+
+
+def _version(updated_at: int | None, observed_at: int | None) -> Version:
+    return UNVERSIONED if updated_at is None or observed_at is None else Version(updated_at, observed_at)
+
+
+def _outcome(change: UserChange, *, changed: bool) -> Outcome:
+    if changed:
+        return Outcome.APPLIED
+    return Outcome.IGNORED if change == UserChange(change.clerk_id) else Outcome.STALE

@@ -1,0 +1,111 @@
+"""Deliveries on a queue, and what RQ's own classes and commands see of it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from redis import Redis
+from rq import Queue, Worker
+from rq.job import Job
+from rq.registry import (
+    BaseRegistry,
+    CanceledJobRegistry,
+    FailedJobRegistry,
+    FinishedJobRegistry,
+    ScheduledJobRegistry,
+    StartedJobRegistry,
+)
+from rq.worker import BaseWorker
+
+from cli.dev.servers import Server
+from tests.support.payloads import NOW, Json, body, svix_id, user_event
+from worker.queue.consumer import HELD_PREFIX
+from worker.queue.producer import Delivery
+
+REGISTRIES: dict[str, type[BaseRegistry]] = {
+    "started": StartedJobRegistry,
+    "finished": FinishedJobRegistry,
+    "failed": FailedJobRegistry,
+    "scheduled": ScheduledJobRegistry,
+    "canceled": CanceledJobRegistry,
+}
+
+
+def delivery(event: Json | None = None, *, id_: str | None = None, received_at: int = NOW) -> Delivery:
+    """Return a delivery of `event` (default: user.created) as the receiver would enqueue it."""
+    event = user_event() if event is None else event
+    description = f"{event['type']} {event['data'].get('id')}"
+    return Delivery(id_ or svix_id(), body(event).decode(), description, received_at)
+
+
+class RqView:
+    """The queue as RQ's own classes see it."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.queue = Queue("clerk", connection=redis, serializer="json")
+        self.registries = {name: kind(queue=self.queue) for name, kind in REGISTRIES.items()}
+
+    def job(self, id_: str) -> Job:
+        """Return the job. Raises rq.exceptions.NoSuchJobError."""
+        return Job.fetch(id_, connection=self.redis, serializer="json")
+
+    def fields(self, id_: str) -> dict[bytes, bytes]:
+        """Return the job's hash as it is."""
+        return cast("dict[bytes, bytes]", self.redis.hgetall(Job.key_for(id_)))
+
+    def status(self, id_: str) -> str:
+        """Return the job's status."""
+        return str(self.job(id_).get_status().value)
+
+    def ids(self, registry: str) -> list[str]:
+        """Return the ids in one of the registries."""
+        return list(self.registries[registry].get_job_ids())
+
+    def places(self, id_: str) -> list[str]:
+        """Return where the job is: in the queue, in registries, or "held" by a worker; once each time."""
+        found = ["queue"] * self.queue.get_job_ids().count(id_)
+        for name in self.registries:
+            found += [name] * self.ids(name).count(id_)
+        for key in self.redis.scan_iter(f"{HELD_PREFIX}*"):
+            found += ["held"] * self.redis.lrange(key, 0, -1).count(id_.encode())
+        return found
+
+    def workers(self) -> list[BaseWorker]:
+        """Return the workers that RQ knows."""
+        return Worker.all(queue=self.queue)
+
+
+def rq_command(redis_url: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
+    """Run RQ's own command, `rq <arguments>`, and return what it prints."""
+    command, *rest = arguments
+    ran = subprocess.run(
+        [sys.executable, "-m", "rq.cli", command, "--url", redis_url, *rest],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@contextmanager
+def frozen(server: Server) -> Iterator[None]:
+    """Let a server hang for the length of the block: it neither answers nor closes its connections."""
+    assert server.pid
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def clerk_sync(*arguments: str) -> list[str]:
+    """Return the command line of `clerk-sync <arguments>`, whatever is installed where."""
+    return [sys.executable, "-P", "-m", "cli.main", *arguments]

@@ -1,0 +1,130 @@
+"""Clerk and the tables, side by side: a bridge from a fake of the one to the others, and what is in both."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from pydantic import SecretStr
+
+import config
+from db.apply.users import apply
+from db.connection.engine import Database
+from db.ledger import Incoming
+from db.merge.policy import Policy
+from tests.support.database_trial import READ_USERS
+from tests.support.fake_clerk import FakeClerk
+from tests.support.payloads import Json, body
+from tests.support.reference_model import Row
+from tests.support.settings import MakeSettings
+from worker.clerk.api import ClerkApi
+from worker.clerk.payloads import MetadataKeys
+from worker.runner.batch import incoming
+from worker.shutdown import StopSignal
+from worker.sync.backfill import Backfill, Done
+from worker.sync.context import Bridge, bridge
+from worker.sync.reconcile import Reconcile, Report
+
+
+def api_settings(make_settings: MakeSettings, clerk: FakeClerk, **overrides: Any) -> config.Settings:
+    """Return settings that lead to the fake; keywords replace or add fields."""
+    return make_settings(**{"clerk_secret_key": clerk.key, "clerk_api_url": clerk.url, **overrides})
+
+
+def api_alone(clerk: FakeClerk, **overrides: Any) -> config.Settings:
+    """Return settings that lead to the fake, and nowhere else."""
+    fields = {"clerk_secret_key": clerk.key, "clerk_api_url": clerk.url, **overrides}
+    return config.load(_env_file=None, **fields)
+
+
+@contextmanager
+def bridged(settings: config.Settings, stopping: StopSignal | None = None) -> Iterator[Bridge]:
+    """Give a bridge between the API and the database that the settings name."""
+    database = Database(settings)
+    try:
+        with bridge(settings, database, stopping or StopSignal()) as both:
+            yield both
+    finally:
+        database.dispose()
+
+
+@contextmanager
+def client(settings: config.Settings, **options: Any) -> Iterator[ClerkApi]:
+    """Give a client of the API that the settings name."""
+    api = ClerkApi(settings, **options)
+    try:
+        yield api
+    finally:
+        api.close()
+
+
+def backfill_until(settings: config.Settings, pages: int) -> None:
+    """Run a backfill that is told to stop after so many pages. Raises Stopped unless it is through before."""
+    stopping = StopSignal()
+    seen: list[Done] = []
+
+    def look(done: Done) -> None:
+        seen.append(done)
+        if len(seen) == pages:
+            stopping.request()
+
+    with bridged(settings, stopping) as both:
+        Backfill(both, look).everything()
+
+
+def report(both: Bridge, allow_deletes: int | None = None) -> Report:
+    """Return what differs between the tables and Clerk now."""
+    return Reconcile(both, settle_s=0, allow_deletes=allow_deletes).report()
+
+
+def mend(both: Bridge, allow_deletes: int | None = None) -> list[str]:
+    """Mend what is found, and make sure that nothing more is found then."""
+    task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
+    found = task.report()
+    assert found.refusal is None
+    left = task.mend(found)
+    assert left or not report(both).differing
+    return left
+
+
+def deliver(both: Bridge, *events: Json) -> None:
+    """Apply events as a worker does."""
+    keys = MetadataKeys.of(both.settings)
+    changes: list[Incoming] = [
+        incoming(f"msg_{i}_{event['timestamp']}", body(event).decode(), event["timestamp"], keys)
+        for i, event in enumerate(events)
+    ]
+    apply(both.database, changes, Policy.of(both.settings))
+
+
+def rows(settings: config.Settings) -> dict[str, Row]:
+    """Return the rows of `users`."""
+    return {row[0]: Row(*row) for row in query(settings, READ_USERS)}
+
+
+def count(settings: config.Settings) -> int:
+    """Return how many rows `users` has."""
+    return int(query(settings, "SELECT count(*) FROM users")[0][0])
+
+
+def tombstones(settings: config.Settings) -> set[str]:
+    """Return the ids of all who were deleted."""
+    return {row[0] for row in query(settings, "SELECT clerk_id FROM user_sync WHERE deleted_at IS NOT NULL")}
+
+
+def query(settings: config.Settings, statement: str) -> list[tuple[Any, ...]]:
+    """Return what a statement returns."""
+    return _run(settings, statement)
+
+
+def execute(settings: config.Settings, statement: str) -> None:
+    """Run a statement, as somebody who meddles with the tables would."""
+    _run(settings, statement)
+
+
+def _run(settings: config.Settings, statement: str) -> list[tuple[Any, ...]]:
+    url = settings.database_url
+    assert isinstance(url, SecretStr)
+    with psycopg.connect(url.get_secret_value(), autocommit=True, prepare_threshold=None) as connection:
+        ran = connection.execute(statement.encode())
+        return ran.fetchall() if ran.description else []

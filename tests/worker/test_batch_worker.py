@@ -1,0 +1,601 @@
+"""Real worker processes, and what befalls them."""
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+from pydantic import SecretStr
+from redis import Redis
+from rq.command import send_shutdown_command
+
+import config
+from cli.dev.process import Process
+from cli.dev.servers import PostgresServer, RedisServer, free_port
+from db import schema
+from db.connection.engine import Database
+from tests.support.payloads import deleted_event, user, user_event
+from tests.support.queue import RqView, clerk_sync, delivery, frozen, rq_command
+from tests.support.settings import MakeSettings
+from tests.support.stack import environment, wait_until
+from worker.queue.consumer import HELD_PREFIX, HOLDERS_KEY, SILENT_AFTER_S
+from worker.queue.producer import DeliveryQueue
+from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SCHEDULED_KEY, WORKER_REPORT
+
+START_S = 30.0  # two processes on a busy machine take their time
+SOON_S = 10.0
+MARK = "marked.person"
+
+Line = dict[str, Any]
+Launch = Callable[..., "Worker"]
+
+
+class Worker:
+    """`clerk-sync worker`, in a process of its own."""
+
+    def __init__(self, settings: config.Settings, directory: Path, name: str) -> None:
+        self.settings = settings
+        self.log = directory / f"{name}.log"
+        self.process = Process(name, directory / f"{name}.pid")
+        self.process.launch(
+            clerk_sync("worker"),
+            env=environment(settings.model_copy(update={"log_format": "json"})) | {"LOG_FORMAT": "json"},
+            cwd=directory,
+            log=self.log,
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid, self.log.read_text()
+        return self.process.pid
+
+    def lines(self, event: str) -> list[Line]:
+        """Return the log's lines of that event so far."""
+        whole = self.log.read_text().rpartition("\n")[0].splitlines()
+        return [line for line in map(json.loads, whole) if line["event"] == event]
+
+    def await_line(self, event: str, within: float = SOON_S, **fields: object) -> Line:
+        """Wait for a line of that event with those fields."""
+
+        def matching() -> list[Line]:
+            assert self.process.running, self.log.read_text()
+            return [line for line in self.lines(event) if fields.items() <= line.items()]
+
+        wait_until(matching, within, self.log.read_text)
+        return matching()[-1]
+
+    def ready(self) -> "Worker":
+        """Wait until it has started."""
+        self.await_line("worker started", START_S)
+        return self
+
+    @property
+    def name(self) -> str:
+        """What it is called in Redis, once it has started."""
+        return str(self.lines("worker started")[0]["worker"])
+
+    def end(self, patience: float = SOON_S) -> int | None:
+        """Send SIGTERM and return what it ends with; None when it does not."""
+        assert self.process.running, self.log.read_text()
+        os.kill(self.pid, signal.SIGTERM)
+        wait_until(lambda: not self.process.running, patience, self.log.read_text)
+        return self.process.exit_status
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="clerk-sync-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def launch(make_settings: MakeSettings, directory: Path) -> Iterator[Launch]:
+    """Start a worker; keywords are settings. Whatever the test does, none outlives it."""
+    workers: list[Worker] = []
+
+    def start(**overrides: Any) -> Worker:
+        workers.append(Worker(make_settings(**overrides), directory, f"worker-{len(workers)}"))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.process.kill()
+
+
+@pytest.fixture
+def connection(database_url_unpooled: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        yield connection
+
+
+def person(i: int, **fields: Any) -> Any:
+    return user_event(data=user(f"user_{i}", first_name=f"name {i}", last_name=None, **fields))
+
+
+def fill(queue: DeliveryQueue, numbers: range) -> list[str]:
+    """Enqueue a user.created for each number and return the ids of the jobs."""
+    given = [delivery(person(i)) for i in numbers]
+    for one in given:
+        queue.enqueue(one)
+    return [one.svix_id for one in given]
+
+
+def names(connection: psycopg.Connection[Any]) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM users")}
+
+
+def await_users(connection: psycopg.Connection[Any], numbers: range, within: float = SOON_S) -> None:
+    wanted = {f"name {i}" for i in numbers}
+    wait_until(lambda: wanted <= names(connection), within, lambda: str(wanted - names(connection)))
+
+
+def await_status(rq: RqView, ids: list[str], status: str, within: float = SOON_S) -> None:
+    wait_until(lambda: {rq.status(id_) for id_ in ids} == {status}, within)
+
+
+@contextmanager
+def locked(connection: psycopg.Connection[Any], *clerk_ids: str) -> Iterator[None]:
+    """Let whoever applies something of these users wait, holding its batch, until the block ends."""
+    for clerk_id in clerk_ids:
+        connection.execute("INSERT INTO user_sync (clerk_id) VALUES (%s) ON CONFLICT DO NOTHING", [clerk_id])
+    with connection.transaction():
+        connection.execute("SELECT 1 FROM user_sync WHERE clerk_id = ANY (%s) FOR UPDATE", [list(clerk_ids)])
+        yield
+
+
+def held(rq: RqView, worker: Worker) -> list[str]:
+    """Return what a worker's first lane holds, then what its second does."""
+    parts: Any = [rq.redis.lrange(HELD_PREFIX + worker.name + part, 0, -1) for part in ("", ".2")]
+    return [id_.decode() for part in parts for id_ in part]
+
+
+def assert_nothing_is_held(rq: RqView) -> None:
+    assert list(rq.redis.scan_iter(f"{HELD_PREFIX}*")) == []
+    assert rq.redis.zcard(HOLDERS_KEY) == 0
+    assert rq.ids("started") == []
+
+
+# Work and its end
+
+
+def test_what_is_queued_is_applied_and_finished(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    ids = fill(queue, range(150))
+    worker = launch().ready()
+    await_users(connection, range(150))
+    await_status(rq, ids, "finished")
+    queue.enqueue(gone := delivery(deleted_event("user_7")))
+    await_status(rq, [gone.svix_id], "finished")
+    assert len(names(connection)) == 149
+    (known,) = rq.workers()
+    assert (known.name, known.pid, known.queue_names()) == (worker.name, worker.pid, ["clerk"])
+    assert known.successful_job_count == 151
+    assert worker.end() == 0
+    assert_nothing_is_held(rq)
+    assert rq.workers() == []
+
+
+def test_a_worker_without_work_ends_at_once(rq: RqView, launch: Launch) -> None:
+    worker = launch().ready()
+    began = time.monotonic()
+    assert worker.end() == 0
+    assert time.monotonic() - began < 4
+    assert_nothing_is_held(rq)
+    assert worker.lines("worker stopped")
+
+
+def test_sigterm_lets_it_finish_what_is_in_hand_and_take_no_more(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    ids = fill(queue, range(25))
+    with locked(connection, "user_3", "user_13"):
+        worker = launch(batch_size=10).ready()
+        wait_until(lambda: held(rq, worker) == ids[:20], SOON_S)
+        for _ in range(3):  # whoever sends it again changes nothing
+            os.kill(worker.pid, signal.SIGTERM)
+            time.sleep(0.1)
+        assert worker.process.running
+    wait_until(lambda: not worker.process.running, SOON_S)
+    assert worker.process.exit_status == 0
+    assert names(connection) == {f"name {i}" for i in range(20)}
+    assert [rq.places(id_) for id_ in ids] == [*[["finished"]] * 20, *[["queue"]] * 5]
+    assert rq.queue.get_job_ids() == ids[20:]
+    assert_nothing_is_held(rq)
+
+
+def test_while_one_batch_waits_for_the_database_the_next_are_applied(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    ids = fill(queue, range(45))
+    with locked(connection, "user_3"):
+        worker = launch(batch_size=10).ready()
+        await_users(connection, range(10, 45))
+        await_status(rq, ids[10:], "finished")
+        wait_until(lambda: held(rq, worker) == ids[:10], SOON_S)
+    await_users(connection, range(45))
+    await_status(rq, ids, "finished")
+    (known,) = rq.workers()
+    assert known.successful_job_count == 45
+    assert {rq.job(id_).worker_name for id_ in ids} == {worker.name}
+    assert worker.end() == 0
+    assert_nothing_is_held(rq)
+
+
+def test_one_that_cannot_finish_in_time_ends_all_the_same_and_loses_nothing(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch, redis: Redis
+) -> None:
+    ids = fill(queue, range(3))
+    with locked(connection, "user_1"):
+        worker = launch(shutdown_seconds=1).ready()
+        wait_until(lambda: held(rq, worker) == ids, SOON_S)
+        assert worker.end(5) == 1
+    fall_silent(redis, worker)
+    launch()
+    await_users(connection, range(3), START_S)
+    await_status(rq, ids, "finished")
+
+
+def fall_silent(redis: Redis, worker: Worker) -> None:
+    """Let the worker not have been heard of for too long."""
+    redis.zadd(HOLDERS_KEY, {worker.name: time.time() - SILENT_AFTER_S - 1})
+
+
+# Death
+
+
+def test_what_a_killed_worker_held_is_applied_by_another_within_thirty_seconds(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    ids = fill(queue, range(20))
+    with locked(connection, "user_0", "user_10"):
+        killed = launch(batch_size=10).ready()
+        wait_until(lambda: held(rq, killed) == ids, SOON_S)
+        other = launch().ready()
+        killed.process.kill()
+        died = time.monotonic()
+    await_users(connection, range(20), 30 - (time.monotonic() - died))
+    await_status(rq, ids, "finished", 2)
+    other.await_line("took back what a dead worker held", jobs=20)
+    assert [rq.places(id_) for id_ in ids] == [["finished"]] * 20
+    assert [rq.job(id_).retries_left for id_ in ids] == [len(RETRY_INTERVALS_S)] * 20
+
+
+def test_a_frozen_worker_loses_what_it_held_and_wakes_to_go_on(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch, redis: Redis
+) -> None:
+    ids = fill(queue, range(5))
+    with locked(connection, "user_0"):
+        frozen = launch().ready()
+        wait_until(lambda: held(rq, frozen) == ids, SOON_S)
+        time.sleep(1)  # all that it sends at a time is sent
+        os.kill(frozen.pid, signal.SIGSTOP)
+        fall_silent(redis, frozen)
+    end_open_transactions(connection)  # as PostgreSQL does by itself after ten seconds
+    other = launch().ready()
+    await_status(rq, ids, "finished", START_S)
+    assert {rq.job(id_).worker_name for id_ in ids} == {other.name}
+    os.kill(frozen.pid, signal.SIGCONT)
+    assert other.end() == 0
+    more = fill(queue, range(5, 8))
+    await_status(rq, more, "finished")
+    assert {rq.job(id_).worker_name for id_ in ids} == {other.name}, "it finished nothing of the other's"
+    assert [len(rq.job(id_).results()) for id_ in ids] == [1] * 5
+    await_users(connection, range(8))
+    assert frozen.end() == 0
+
+
+def end_open_transactions(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"
+    )
+
+
+# Failures
+
+
+def test_what_the_database_refuses_fails_alone_and_tells_nothing_personal(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    connection.execute(sql.SQL("ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> {})").format(MARK))
+    fine = fill(queue, range(5))
+    queue.enqueue(
+        poison := delivery(
+            user_event(data=user("user_poison", f"{MARK}@example.com", first_name=MARK, last_name=None))
+        )
+    )
+    fine += fill(queue, range(5, 10))
+    worker = launch()
+    await_status(rq, [poison.svix_id], "failed", START_S)
+    await_status(rq, fine, "finished")
+    reason = (
+        "ChangeRefused: the database refused the change: CheckViolation (SQLSTATE 23514, constraint nobody)"
+    )
+    assert rq.job(poison.svix_id).meta["reason"] == reason
+    assert worker.await_line("job failed")["reason"] == reason
+    fields = rq.fields(poison.svix_id)
+    shown = [value for name, value in fields.items() if name != b"data"]
+    assert MARK.encode() not in b"".join(shown)
+    assert MARK not in str(rq.job(poison.svix_id)._exc_info)
+    assert MARK not in worker.log.read_text()
+    assert rq.workers()[0].failed_job_count == 1
+
+
+def test_what_cannot_be_understood_fails_for_good_with_its_reason(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    queue.enqueue(unreadable := delivery(user_event(data=user(None, f"{MARK}@example.com"))))
+    rq.queue.enqueue("trap.spring", job_id="foreign")
+    fill(queue, range(2))
+    worker = launch()
+    await_users(connection, range(2), START_S)
+    await_status(rq, [unreadable.svix_id, "foreign"], "failed")
+    assert rq.ids("scheduled") == []
+    assert rq.job(unreadable.svix_id).meta["reason"] == "Unreadable: the event's data.id is no Clerk id"
+    assert rq.job(unreadable.svix_id).retries_left == len(RETRY_INTERVALS_S)
+    assert rq.job("foreign").meta["reason"].startswith("ForeignJobError: ")
+    assert MARK not in worker.log.read_text()
+
+
+def test_a_lost_race_is_retried_later_heals_then_or_fails(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch, redis: Redis
+) -> None:
+    connection.execute("ALTER TABLE users ADD CONSTRAINT one_name UNIQUE (name)")
+    launch()
+    await_status(rq, fill(queue, range(2)), "finished", START_S)
+    twins = [user(f"user_twin_{i}", first_name=f"name {i}", last_name=None) for i in range(2)]
+    hopeless, healing = given = [delivery(user_event(data=twin)).svix_id for twin in twins]
+    for id_, twin in zip(given, twins, strict=True):
+        queue.enqueue(delivery(user_event(data=twin), id_=id_))
+    await_status(rq, given, "scheduled", 15)
+    assert [rq.places(id_) for id_ in given] == [["scheduled"]] * 2
+    assert {rq.job(id_).retries_left for id_ in given} == {len(RETRY_INTERVALS_S) - 1}
+    due = float(str(redis.zscore(SCHEDULED_KEY, healing)))
+    assert abs(due - time.time() - RETRY_INTERVALS_S[0]) < 5
+
+    redis.hset(JOB_PREFIX + hopeless, "retries_left", 0)
+    redis.zadd(SCHEDULED_KEY, {hopeless: time.time()})
+    await_status(rq, [hopeless], "failed", 15)
+    meta = rq.job(hopeless).meta
+    assert meta["attempts"] == 2
+    assert "UniqueViolation (SQLSTATE 23505, constraint one_name)" in meta["reason"]
+
+    connection.execute("ALTER TABLE users DROP CONSTRAINT one_name")
+    redis.zadd(SCHEDULED_KEY, {healing: time.time()})
+    await_status(rq, [healing], "finished")
+    assert (rq.ids("failed"), rq.ids("scheduled")) == ([hopeless], [])
+
+
+# RQ's tools
+
+
+def test_rq_suspend_stops_it_and_resume_lets_it_go_on(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch, redis_url: str
+) -> None:
+    rq_command(redis_url, "suspend")
+    ids = fill(queue, range(5))
+    launch().ready()
+    time.sleep(1.5)
+    assert (rq.queue.get_job_ids(), names(connection)) == (ids, set())
+    rq_command(redis_url, "resume")
+    await_users(connection, range(5))
+
+
+def test_rq_info_shows_it_and_rq_requeue_gives_it_work(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch, redis_url: str
+) -> None:
+    connection.execute("ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> 'name 1')")
+    (poison,) = fill(queue, range(1, 2))
+    worker = launch()
+    await_status(rq, [poison], "failed", START_S)
+    wait_until(lambda: f"{worker.name} (" in rq_command(redis_url, "info", "-S", "json"), SOON_S)
+    shown = rq_command(redis_url, "info", "--only-workers", "-S", "json")
+    assert f"{worker.pid}" in shown
+    assert "idle clerk" in shown
+    connection.execute("ALTER TABLE users DROP CONSTRAINT nobody")
+    rq_command(redis_url, "requeue", "--queue", "clerk", "-S", "json", "--all")
+    await_users(connection, range(1, 2))
+    await_status(rq, [poison], "finished")
+
+
+def test_rqs_own_worker_does_our_jobs_with_the_same_effect(
+    queue: DeliveryQueue,
+    rq: RqView,
+    connection: psycopg.Connection[Any],
+    make_settings: MakeSettings,
+    redis_url: str,
+) -> None:
+    ids = fill(queue, range(3))
+    queue.enqueue(delivery(person(0), id_="msg_twice"))
+    queue.enqueue(unreadable := delivery(user_event(data=user(None, f"{MARK}@example.com"))))
+    options = ("--burst", "-w", "rq.worker.SimpleWorker", "-S", "json", "clerk")
+    said = rq_command(redis_url, "worker", *options, environment=environment(make_settings()))
+    assert names(connection) == {"name 0", "name 1", "name 2"}
+    assert [rq.places(id_) for id_ in ids] == [["finished"]] * 3
+    assert [rq.job(id_).return_value() for id_ in (*ids, "msg_twice")] == [*["applied"] * 3, "stale"]
+    assert rq.places(unreadable.svix_id) == ["scheduled"], "RQ's worker retries whatever fails"
+    recorded = connection.execute("SELECT svix_id FROM webhook_events").fetchall()
+    assert sorted(id_ for (id_,) in recorded) == sorted([*ids, "msg_twice"])
+    assert MARK not in said
+
+
+# Servers that come and go
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A PostgreSQL that tests may stop; each finds it running."""
+    with tempfile.TemporaryDirectory(prefix="clerk-sync-") as path:
+        server = PostgresServer(Path(path) / "postgres", free_port(), durable=False)
+        server.start()
+        yield server
+        server.stop("immediate")
+
+
+@pytest.fixture
+def own_database(server: PostgresServer, make_settings: MakeSettings, redis_url: str) -> Iterator[SecretStr]:
+    """A migrated database in it."""
+    name = f"test_{redis_url.rpartition('/')[2]}"
+    with psycopg.connect(server.url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    url = SecretStr(urlsplit(server.url)._replace(path=f"/{name}").geturl())
+    migrate(make_settings(database_url=url, database_url_unpooled=None))
+    yield url
+    if not server.running:
+        server.start()
+    with psycopg.connect(server.url, autocommit=True) as admin:
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def migrate(settings: config.Settings, revision: str = "head") -> None:
+    database = Database(settings)
+    schema.upgrade(database, revision)
+    database.dispose()
+
+
+@pytest.fixture
+def own_redis(directory: Path) -> Iterator[RedisServer]:
+    """A Redis that the test may stop and start; not started yet."""
+    server = RedisServer(directory / "redis", free_port(), durable=False)
+    directory.chmod(0o755)
+    yield server
+    server.stop()
+
+
+def report(redis: Redis, worker: Worker) -> Any:
+    found: Any = redis.hget(f"rq:worker:{worker.name}", WORKER_REPORT)
+    return json.loads(found or "{}")
+
+
+def test_a_database_that_goes_and_comes_back_fails_no_job_and_burns_no_retry(
+    queue: DeliveryQueue,
+    rq: RqView,
+    server: PostgresServer,
+    own_database: SecretStr,
+    launch: Launch,
+) -> None:
+    worker = launch(database_url=own_database, database_url_unpooled=None, batch_size=10).ready()
+    fill(queue, range(5))
+    await_status(rq, fill(queue, range(5)), "finished")
+    server.stop("immediate")
+    ids = fill(queue, range(5, 40))
+    reason = worker.await_line("waiting", START_S, what="database")["reason"]
+    assert reason == "no connection to the database (DATABASE_URL)"
+    wait_until(lambda: report(rq.redis, worker).get("waiting_for") == "database", SOON_S)
+    assert [rq.places(id_) for id_ in ids] == [["queue"]] * 35
+    server.start()
+    with psycopg.connect(own_database.get_secret_value(), autocommit=True) as connection:
+        await_users(connection, range(40), 15)
+    await_status(rq, ids, "finished")
+    assert {rq.job(id_).retries_left for id_ in ids} == {len(RETRY_INTERVALS_S)}
+    assert rq.ids("failed") == rq.ids("scheduled") == []
+    assert worker.end() == 0
+
+
+def test_a_worker_starts_before_anything_is_there_and_says_what_it_waits_for(
+    server: PostgresServer,
+    own_database: SecretStr,
+    own_redis: RedisServer,
+    launch: Launch,
+    make_settings: MakeSettings,
+) -> None:
+    settings = {
+        "database_url": own_database,
+        "database_url_unpooled": None,
+        "redis_url": SecretStr(own_redis.url),
+    }
+    database = Database(make_settings(**settings))
+    schema.downgrade(database, "base")
+    database.dispose()
+    server.stop("fast")
+    worker = launch(**settings)
+    assert worker.await_line("waiting", START_S)["reason"] == "Redis does not answer (ConnectionError)"
+    own_redis.start()
+    worker.await_line("waiting", START_S, reason="no connection to the database (DATABASE_URL)")
+    server.start()
+    worker.await_line("waiting", START_S, reason="the schema is missing: run clerk-sync db upgrade")
+    if schema.head() != "0001":
+        migrate(make_settings(**settings), "0001")
+        worker.await_line("waiting", START_S, reason="the schema is old: run clerk-sync db upgrade")
+    with Redis.from_url(own_redis.url) as client:
+        DeliveryQueue(client).enqueue(given := delivery(person(1)))
+        migrate(make_settings(**settings))
+        rq = RqView(client)
+        await_status(rq, [given.svix_id], "finished", START_S)
+    assert worker.end() == 0
+
+
+def test_a_redis_that_goes_and_comes_back_is_waited_for(
+    own_redis: RedisServer, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    own_redis.start()
+    worker = launch(redis_url=SecretStr(own_redis.url)).ready()
+    with Redis.from_url(own_redis.url) as client:
+        queue, rq = DeliveryQueue(client), RqView(client)
+        await_status(rq, fill(queue, range(3)), "finished")
+        own_redis.stop()
+        worker.await_line("waiting", START_S, what="Redis")
+        own_redis.start()
+        ids = fill(queue, range(3, 6))
+        await_status(rq, ids, "finished", START_S)
+        await_users(connection, range(6))
+        wait_until(lambda: [known.name for known in rq.workers()] == [worker.name], SOON_S)
+        wait_until(lambda: shut_down(client, worker), START_S)
+    assert worker.process.exit_status == 0
+
+
+def shut_down(client: Redis, worker: Worker) -> bool:
+    """Send RQ's command to end; its channel comes back some time after Redis has."""
+    if worker.process.running:
+        send_shutdown_command(client, worker.name)
+        time.sleep(0.5)
+    return not worker.process.running
+
+
+def test_a_redis_that_dies_while_a_batch_is_held_loses_no_job(
+    own_redis: RedisServer, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    own_redis.start()
+    with Redis.from_url(own_redis.url) as client:
+        queue, rq = DeliveryQueue(client), RqView(client)
+        ids = fill(queue, range(5))
+        with locked(connection, "user_0"):
+            worker = launch(redis_url=SecretStr(own_redis.url)).ready()
+            wait_until(lambda: held(rq, worker) == ids, SOON_S)
+            own_redis.stop()
+        await_users(connection, range(5))
+        own_redis.start()
+        await_status(rq, ids, "finished", START_S)
+        assert [len(rq.job(id_).results()) for id_ in ids] == [1] * 5
+    assert worker.end() == 0
+
+
+def test_a_redis_that_has_forgotten_everything_knows_the_worker_again_soon(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch, redis: Redis
+) -> None:
+    worker = launch().ready()
+    redis.flushdb()
+    wait_until(lambda: [known.name for known in rq.workers()] == [worker.name], SOON_S)
+    (known,) = rq.workers()
+    assert (known.pid, known.queue_names()) == (worker.pid, ["clerk"])
+    fill(queue, range(2))
+    await_users(connection, range(2))
+
+
+def test_a_database_that_hangs_is_waited_for_and_does_not_keep_a_worker_from_ending(
+    server: PostgresServer, own_database: SecretStr, launch: Launch
+) -> None:
+    with frozen(server):
+        worker = launch(database_url=own_database, database_url_unpooled=None).ready()
+        worker.await_line("waiting", START_S, what="database")
+        assert worker.end(15) == 0

@@ -1,0 +1,193 @@
+"""The lane that helps: it works while it is crowded, and never rests with anything in hand."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+from pydantic import SecretStr
+from redis import Redis
+
+import config
+from cli.dev.servers import RedisServer, free_port
+from db.connection.engine import Database
+from db.connection.errors import DatabaseUnavailable
+from tests.support.queue import RqView, delivery
+from tests.support.settings import MakeSettings
+from tests.support.stack import wait_until
+from worker.queue.consumer import Failed, Finished, HeldJobs, TakenJob
+from worker.queue.producer import DeliveryQueue
+from worker.queue.rq_format import SUSPENDED_KEY
+from worker.redis_client import worker_redis
+from worker.runner.consumer_loop import Lane, Process, Shared
+from worker.shutdown import StopSignal
+
+SOON_S = 10.0
+BATCH = 2
+
+
+class Crowd(NamedTuple):
+    """A lane that helps, in a thread, and what steers it."""
+
+    crowded: threading.Event
+    stopping: StopSignal
+    thread: threading.Thread
+
+
+Help = Callable[[Process], Crowd]
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, own_redis: RedisServer) -> config.Settings:
+    return make_settings(redis_url=SecretStr(own_redis.url))
+
+
+@pytest.fixture
+def redis(settings: config.Settings) -> Iterator[Redis]:
+    client = worker_redis(settings)
+    yield client
+    client.close()
+
+
+@contextmanager
+def helping(settings: config.Settings, redis: Redis, process: Process) -> Iterator[Crowd]:
+    database = Database(settings)
+    stopping, crowded = StopSignal(), threading.Event()
+    lane = Lane(HeldJobs(redis, "w", ".2"), Shared(process, BATCH, database, stopping, crowded))
+    thread = threading.Thread(target=lane.help, daemon=True)
+    thread.start()
+    try:
+        yield Crowd(crowded, stopping, thread)
+        assert thread.is_alive(), "it ends only when it is told to"
+    finally:
+        stopping.request()
+        thread.join(SOON_S)
+        database.dispose()
+    assert not thread.is_alive()
+
+
+def finish(jobs: list[TakenJob]) -> list[Finished | Failed]:
+    return [Finished(job, "applied") for job in jobs]
+
+
+def fill(redis: Redis, count: int) -> None:
+    queue = DeliveryQueue(redis)
+    for _ in range(count):
+        queue.enqueue(delivery())
+
+
+def finished(redis: Redis) -> int:
+    return len(RqView(redis).ids("finished"))
+
+
+def test_it_sleeps_until_it_is_crowded(settings: config.Settings, redis: Redis) -> None:
+    fill(redis, 1)
+    with helping(settings, redis, finish) as crowd:
+        crowd.thread.join(1)
+        assert finished(redis) == 0
+        crowd.crowded.set()
+        wait_until(lambda: finished(redis) == 1, SOON_S)
+        wait_until(lambda: not crowd.crowded.is_set(), SOON_S)
+
+
+@pytest.mark.parametrize("count", [BATCH, BATCH + 1, 5 * BATCH])
+def test_it_settles_what_it_has_done_before_it_rests(
+    settings: config.Settings, redis: Redis, count: int
+) -> None:
+    fill(redis, count)
+    with helping(settings, redis, finish) as crowd:
+        crowd.crowded.set()
+        wait_until(lambda: finished(redis) == count, SOON_S)
+
+
+def test_it_settles_although_another_says_that_the_crowd_is_gone(
+    settings: config.Settings, redis: Redis
+) -> None:
+    def process(jobs: list[TakenJob]) -> list[Finished | Failed]:
+        crowd.crowded.clear()
+        return finish(jobs)
+
+    fill(redis, BATCH)
+    with helping(settings, redis, process) as crowd:
+        crowd.crowded.set()
+        wait_until(lambda: finished(redis) == BATCH, SOON_S)
+
+
+def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(
+    settings: config.Settings, redis: Redis
+) -> None:
+    tried: list[int] = []
+
+    def process(jobs: list[TakenJob]) -> list[Finished | Failed]:
+        tried.append(len(jobs))
+        raise DatabaseUnavailable("away")
+
+    fill(redis, BATCH)
+    with helping(settings, redis, process) as crowd:
+        crowd.crowded.set()
+        wait_until(lambda: tried and not crowd.crowded.is_set(), SOON_S)
+        crowd.thread.join(1)
+        assert tried == [BATCH]
+        assert RqView(redis).queue.count == BATCH
+
+
+def test_suspended_it_rests_with_nothing_in_hand(settings: config.Settings, redis: Redis) -> None:
+    fill(redis, BATCH)
+    HeldJobs(redis, "w", ".2").finish_and_take([], BATCH)  # its answer is lost
+    redis.set(SUSPENDED_KEY, 1)
+    with helping(settings, redis, finish) as crowd:
+        crowd.crowded.set()
+        wait_until(lambda: RqView(redis).queue.count == BATCH, SOON_S)
+
+
+def test_it_says_no_more_what_it_waited_for_although_nothing_comes(
+    settings: config.Settings, redis: Redis
+) -> None:
+    database, stopping = Database(settings), StopSignal()
+    lane = Lane(HeldJobs(redis, "w"), Shared(finish, BATCH, database, stopping, threading.Event()))
+    lane.waiting_for = "database"
+    thread = threading.Thread(target=lane.lead, daemon=True)
+    thread.start()
+    wait_until(lambda: lane.waiting_for is None, SOON_S)
+    stopping.request()
+    thread.join(SOON_S)
+    database.dispose()
+    assert not thread.is_alive()
+
+
+def test_a_redis_that_has_become_a_replica_is_left(
+    settings: config.Settings, redis: Redis, own_redis: RedisServer
+) -> None:
+    fill(redis, BATCH)
+    with Redis.from_url(own_redis.url) as watching, helping(settings, redis, finish) as crowd:
+        watching.ping()
+        redis.ping()
+        own = {client["id"] for client in watching.client_list()}
+        watching.replicaof("127.0.0.1", free_port())
+        crowd.crowded.set()
+        wait_until(lambda: len(own & {client["id"] for client in watching.client_list()}) == 1, SOON_S)
+        watching.replicaof("NO", "ONE")
+        wait_until(lambda: finished(redis) == BATCH, SOON_S)
+
+
+def test_when_both_servers_go_it_ends_not_and_gives_back_in_the_end(
+    settings: config.Settings, redis: Redis, own_redis: RedisServer
+) -> None:
+    tried: list[int] = []
+
+    def process(jobs: list[TakenJob]) -> list[Finished | Failed]:
+        tried.append(len(jobs))
+        if len(tried) > 1:
+            return finish(jobs)
+        own_redis.stop()
+        threading.Timer(0.5, own_redis.start).start()
+        raise DatabaseUnavailable("away")
+
+    fill(redis, BATCH)
+    with helping(settings, redis, process) as crowd:
+        crowd.crowded.set()
+        wait_until(lambda: len(tried) == 1 and own_redis.running, SOON_S)
+        wait_until(lambda: RqView(redis).queue.count == BATCH or finished(redis) == BATCH, SOON_S)
+        crowd.crowded.set()
+        wait_until(lambda: finished(redis) == BATCH, SOON_S)

@@ -1,0 +1,297 @@
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from redis import Redis
+
+from cli.dev.servers import RedisServer
+from db.times import now_ms
+from tests.faults.line import line_to
+from tests.support.failed_jobs import fail
+from tests.support.queue import delivery, frozen
+from tests.support.settings import MakeSettings
+from tests.support.stack import wait_until
+from worker.monitoring.health import ANSWER_LIMIT_S, LIMIT_S, Question, Status, ask
+from worker.queue.consumer import HOLDERS_KEY, SILENT_AFTER_S, HeldJobs
+from worker.queue.failed_jobs import FailedJobs, Fate
+from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, DeliveryQueue
+from worker.queue.rq_format import (
+    JOB_PREFIX,
+    SUSPENDED_KEY,
+    WORKER_PREFIX,
+    WORKER_REPORT,
+    WORKERS_KEY,
+    timestamp,
+)
+from worker.redis_client import QueueUnavailable
+
+MakeStatus = Callable[..., Status]
+
+
+@pytest.fixture
+def make_status(make_settings: MakeSettings) -> Iterator[MakeStatus]:
+    made = []
+
+    def make(**overrides: Any) -> Status:
+        made.append(Status(make_settings(**overrides)))
+        return made[-1]
+
+    yield make
+    for status in made:
+        status.close()
+
+
+@pytest.fixture
+def worker(redis: Redis) -> None:
+    """A worker that is alive, as far as Redis knows."""
+    add_worker(redis, "one")
+
+
+def add_worker(redis: Redis, name: str, waiting_for: object = None) -> None:
+    redis.sadd(WORKERS_KEY, WORKER_PREFIX + name)
+    redis.hset(WORKER_PREFIX + name, mapping={"state": "idle", "last_heartbeat": "2026-01-01T10:00:00.0Z"})
+    redis.hset(WORKER_PREFIX + name, WORKER_REPORT, json.dumps({"waiting_for": waiting_for, "pool": None}))
+    HeldJobs(redis, name).beat()
+
+
+def minutes_ago(redis: Redis, minutes: float) -> None:
+    redis.set(LAST_RECEIVED_KEY, int((time.time() - minutes * 60) * 1000))
+
+
+@pytest.mark.usefixtures("worker")
+def test_all_is_well(make_status: MakeStatus) -> None:
+    report = make_status(silence_alarm_minutes=1).report()
+    assert report["status"] == "ok"
+    assert all(check["ok"] for check in report["checks"].values())
+    assert report["workers"]["alive"] == 1
+    assert report["last_received_at"] is None
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_worker_that_beats_no_more_is_not_alive(make_status: MakeStatus, redis: Redis) -> None:
+    redis.zadd(HOLDERS_KEY, {"one": time.time() - SILENT_AFTER_S - 2})
+    assert make_status().report()["workers"]["alive"] == 0
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("alarm", "silent_for", "status"),
+    [(10, 9, "ok"), (10, 11, "degraded"), (None, 10_000, "ok"), (0.5, 1, "degraded")],
+)
+def test_silence_is_reported_once_it_has_lasted_too_long(
+    make_status: MakeStatus, redis: Redis, alarm: float | None, silent_for: float, status: str
+) -> None:
+    minutes_ago(redis, silent_for)
+    report = make_status(silence_alarm_minutes=alarm).report()
+    assert report["status"] == status
+    assert any("no delivery for" in warning for warning in report["warnings"]) is (status == "degraded")
+
+
+@pytest.mark.usefixtures("worker")
+def test_silence_from_the_beginning_counts_from_when_somebody_first_looked(
+    make_status: MakeStatus, redis: Redis
+) -> None:
+    assert make_status(silence_alarm_minutes=0.05).report()["status"] == "ok"
+    redis.set(WATCHING_SINCE_KEY, int((time.time() - 4) * 1000))
+    assert make_status(silence_alarm_minutes=0.05).report()["status"] == "degraded"
+    minutes_ago(redis, 0.01)
+    assert make_status(silence_alarm_minutes=0.05).report()["status"] == "ok"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_delivery_that_finds_the_queue_too_long_came_all_the_same(
+    make_status: MakeStatus, redis: Redis
+) -> None:
+    queue = DeliveryQueue(redis, max_depth=1)
+    queue.enqueue(delivery(received_at=now_ms() - 600_000))
+    status = make_status(silence_alarm_minutes=5, max_queue_depth=1)
+    assert any("no delivery" in warning for warning in status.report()["warnings"])
+    with pytest.raises(QueueUnavailable):
+        queue.enqueue(delivery(received_at=now_ms()))
+    report = status.report()
+    assert report["status"] == "degraded"
+    assert not any("no delivery" in warning for warning in report["warnings"])
+    assert any("MAX_QUEUE_DEPTH" in warning for warning in report["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("waits", "alarm"),
+    [
+        (("database", "database"), "every worker waits for database: see the workers' log"),
+        (("database", "Redis"), "every worker waits for Redis or database: see the workers' log"),
+        (("database", None), None),
+        (("\x1b[2J", ["database"]), None),
+    ],
+)
+def test_workers_that_all_wait_apply_nothing(
+    make_status: MakeStatus, redis: Redis, waits: tuple[object, ...], alarm: str | None
+) -> None:
+    for number, what in enumerate(waits):
+        add_worker(redis, str(number), what)
+    report = make_status().report()
+    assert report["status"] == ("degraded" if alarm else "ok")
+    assert [warning for warning in report["warnings"] if "waits for" in warning] == ([alarm] if alarm else [])
+
+
+@pytest.mark.usefixtures("worker")
+def test_workers_that_are_suspended_apply_nothing(make_status: MakeStatus, redis: Redis) -> None:
+    redis.set(SUSPENDED_KEY, 1)
+    report = make_status().report()
+    assert report["status"] == "degraded"
+    assert 'the workers are suspended: rq resume --url "$REDIS_URL"' in report["warnings"]
+    redis.delete(SUSPENDED_KEY)
+    assert make_status().report()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "trouble"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), "OutOfMemoryError"),
+        (("REPLICAOF", "127.0.0.1", "1"), "ReadOnlyError"),
+    ],
+)
+def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_told(
+    make_status: MakeStatus, own_redis: RedisServer, spoil: tuple[str, ...], trouble: str
+) -> None:
+    with Redis.from_url(own_redis.url) as redis:
+        add_worker(redis, "one")
+        DeliveryQueue(redis).enqueue(delivery())
+        redis.execute_command(*spoil)
+    report = make_status(redis_url=own_redis.url).report()
+    assert report["status"] == "failing"
+    assert report["checks"]["redis"]["error"].startswith(f"Redis takes no writes ({trouble}): deliveries are")
+    assert (report["queue"]["depth"], report["workers"]["alive"]) == (1, 1)
+
+
+def test_without_a_worker_the_service_is_degraded(make_status: MakeStatus, redis: Redis) -> None:
+    HeldJobs(redis, "gone").beat()
+    report = make_status().report()
+    assert report["status"] == "degraded"
+    assert any("no worker is alive" in warning for warning in report["warnings"])
+    assert report["workers"]["alive"] == 0
+    seen = datetime.fromisoformat(report["workers"]["last_seen_at"])
+    assert abs((datetime.now(UTC) - seen).total_seconds()) < 10
+    redis.delete(HOLDERS_KEY)
+    assert make_status().report()["workers"]["last_seen_at"] is None
+
+
+def test_connections_that_have_died_since_are_no_trouble(
+    make_status: MakeStatus, database_url_unpooled: str
+) -> None:
+    status = make_status()
+    status.report()
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    checks = status.report()["checks"]
+    assert {name: check["error"] for name, check in checks.items()} == dict.fromkeys(checks)
+
+
+def test_a_connection_that_was_forgotten_on_its_way_is_trouble_for_seconds_only(
+    make_status: MakeStatus, database_url: str
+) -> None:
+    with line_to(database_url) as (line, url):
+        status = make_status(database_url=url)
+        assert status.report()["checks"]["database"]["ok"]
+        line.forget()
+        assert not status.report()["checks"]["database"]["ok"]
+        wait_until(lambda: status.report()["checks"]["database"]["ok"], ANSWER_LIMIT_S + 5)
+        status.close()
+
+
+@pytest.mark.parametrize("append_only", [True, False])
+def test_redis_without_an_append_only_file_is_a_warning_and_no_more(
+    make_status: MakeStatus, own_redis: RedisServer, append_only: bool
+) -> None:
+    with Redis.from_url(own_redis.url) as redis:
+        redis.config_set("appendonly", "yes" if append_only else "no")
+        redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
+        redis.hset(f"{WORKER_PREFIX}one", "state", "idle")
+    report = make_status(redis_url=own_redis.url).report()
+    assert report["status"] == "ok"
+    assert any("append-only" in warning for warning in report["warnings"]) is not append_only
+
+
+@pytest.mark.parametrize(
+    ("policy", "maxmemory", "warned"),
+    [("noeviction", "1gb", False), ("volatile-lru", "1gb", True), ("allkeys-lru", "0", False)],
+)
+def test_a_redis_that_may_throw_jobs_away_is_a_warning(
+    make_status: MakeStatus, own_redis: RedisServer, policy: str, maxmemory: str, *, warned: bool
+) -> None:
+    with Redis.from_url(own_redis.url) as redis:
+        redis.config_set("maxmemory-policy", policy)
+        redis.config_set("maxmemory", maxmemory)
+    report = make_status(redis_url=own_redis.url).report()
+    assert any("noeviction" in warning for warning in report["warnings"]) is warned
+
+
+def test_a_redis_that_does_not_tell_is_not_warned_about(
+    make_status: MakeStatus, own_redis: RedisServer
+) -> None:
+    with Redis.from_url(own_redis.url) as redis:
+        redis.execute_command("ACL", "SETUSER", "default", "-info")
+    report = make_status(redis_url=own_redis.url).report()
+    assert report["checks"]["redis"]["ok"]
+    assert not any("append-only" in warning for warning in report["warnings"])
+
+
+def test_what_waits_and_what_has_failed_is_counted(
+    make_status: MakeStatus, redis: Redis, queue: DeliveryQueue
+) -> None:
+    fail(redis)
+    queue.enqueue(delivery(received_at=now_ms() - 5000))
+    report = make_status().report()
+    assert (report["queue"]["depth"], report["queue"]["failed"]) == (1, 1)
+    assert 5 <= report["queue"]["oldest_age_s"] < 60
+
+
+def test_a_job_that_was_replayed_waits_since_then(make_status: MakeStatus, redis: Redis) -> None:
+    id_ = fail(redis)
+    long_ago = timestamp(datetime.now(UTC) - timedelta(hours=5))
+    redis.hset(JOB_PREFIX + id_, mapping={"created_at": long_ago, "enqueued_at": long_ago})
+    assert list(FailedJobs(redis).replay([id_])) == [(id_, Fate.REPLAYED)]
+    assert make_status().report()["queue"]["oldest_age_s"] < 60
+    redis.hset(JOB_PREFIX + id_, "enqueued_at", "")
+    assert make_status().report()["queue"]["oldest_age_s"] > 4 * 3600
+
+
+def test_whatever_hangs_the_report_comes_in_time(make_status: MakeStatus, own_redis: RedisServer) -> None:
+    status = make_status(redis_url=own_redis.url, silence_alarm_minutes=1)
+    assert status.report()["checks"]["redis"]["ok"]
+    with frozen(own_redis):
+        for _ in range(3):
+            began = time.monotonic()
+            report = status.report()
+            assert time.monotonic() - began < 3
+            assert report["status"] == "failing"
+            assert report["checks"]["database"]["ok"]
+            assert report["queue"]["failed"] is None
+
+
+def test_a_question_that_hangs_is_not_asked_again_and_other_questions_do_not_pile_up() -> None:
+    asked: list[object] = []
+
+    def hang(about: object) -> dict[str, object]:
+        asked.append(about)
+        time.sleep(1.2 * LIMIT_S)
+        return {"about": about}
+
+    question = Question("slow", hang)
+    began = time.monotonic()
+    for about in ("one", "one"):
+        answer = ask({"slow": (question, (about,))})["slow"]
+        if answer.error is None:
+            assert answer.facts == {"about": "one"}
+    assert asked == ["one"]
+    assert time.monotonic() - began < 2 * LIMIT_S + 1
+    question.start("two")
+    other = ask({"slow": (question, ("three",))})["slow"]
+    assert other.error is not None
+    assert "three" not in asked

@@ -1,0 +1,191 @@
+"""The last repair as health, metrics and the terminal show it."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+
+from tests.support.settings import MakeSettings
+from worker.monitoring.health import Status
+from worker.monitoring.metrics import Metrics
+from worker.monitoring.prometheus import Exposition
+from worker.queue.consumer import HeldJobs
+from worker.queue.rq_format import WORKER_PREFIX, WORKERS_KEY
+from worker.sync.last_run import KEY, KINDS, keep, last_repair
+
+Report = Callable[..., dict[str, Any]]
+HOUR_S = 3600.0
+
+
+@pytest.fixture
+def report(make_settings: MakeSettings, redis: Redis) -> Report:
+    """Return what health says, with a worker alive."""
+    redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
+    redis.hset(f"{WORKER_PREFIX}one", "state", "idle")
+    HeldJobs(redis, "one").beat()
+
+    def ask(**overrides: Any) -> dict[str, Any]:
+        settings = make_settings(clerk_secret_key="sk_live_key", **{"reconcile_every": "1h", **overrides})
+        status = Status(settings)
+        try:
+            return status.report()
+        finally:
+            status.close()
+
+    return ask
+
+
+@pytest.fixture
+def shown(make_settings: MakeSettings) -> Iterator[Callable[[], dict[str, float]]]:
+    """Return what `/metrics` says of repairs."""
+    settings = make_settings(clerk_secret_key="sk_live_key", reconcile_every="1h")
+    exposition = Exposition(settings, Metrics())
+
+    def ask() -> dict[str, float]:
+        families = text_string_to_metric_families(exposition.render().decode())
+        return {
+            " ".join([sample.name.removeprefix("clerk_sync_repair_"), *sample.labels.values()]): sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name.startswith("clerk_sync_repair_")
+        }
+
+    yield ask
+    exposition.close()
+
+
+def repaired(
+    redis: Redis,
+    *,
+    ago_s: float = 60,
+    error: str | None = None,
+    refusal: str | None = None,
+    backfill: dict[str, int] | None = None,
+    **drift: int,
+) -> None:
+    """Let the last repair have ended so long ago, with this result."""
+    ended = datetime.now(UTC) - timedelta(seconds=ago_s)
+    found = {"listed": 9, "here": 9, **dict.fromkeys(KINDS, 0), **drift, "refusal": refusal}
+    keep(
+        redis,
+        {
+            "started_at": (ended - timedelta(seconds=12.5)).isoformat(),
+            "finished_at": ended.isoformat(),
+            "error": error,
+            "backfill": backfill,
+            "drift": None if error else found,
+        },
+    )
+
+
+def test_a_repair_that_went_well_is_shown(report: Report, redis: Redis) -> None:
+    repaired(redis)
+    told = report()
+    assert (told["status"], told["warnings"]) == ("ok", [w for w in told["warnings"] if "append" in w])
+    repair = told["repair"]
+    assert (repair["result"], repair["seconds"], repair["differing"]) == ("ok", 12.5, 0)
+    assert (repair["every_s"], repair["reason"], repair["overdue"]) == (HOUR_S, None, False)
+    assert repair["brought"] is None
+
+
+def test_what_a_repair_brought_is_shown_also_when_nobody_differs(
+    report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
+) -> None:
+    repaired(redis, backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30}, merged=20)
+    told = report()["repair"]
+    assert (told["differing"], told["brought"]) == (0, {"created": 3, "updated": 7, "merged": 20})
+    found = shown()
+    assert (found["brought created"], found["brought updated"], found["brought merged"]) == (3, 7, 20)
+
+
+def test_what_was_fetched_before_a_failure_is_shown(
+    report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
+) -> None:
+    repaired(redis, error="it failed", backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30})
+    assert report()["repair"]["brought"] == {"created": 3, "updated": 7, "merged": 0}
+    assert shown()["brought updated"] == 7
+
+
+def test_drift_is_a_warning_and_no_trouble_of_the_service(report: Report, redis: Redis) -> None:
+    repaired(redis, stale=2, ghost=1)
+    told = report()
+    assert told["status"] == "ok"
+    assert told["repair"]["drift"] == {**dict.fromkeys(KINDS, 0), "stale": 2, "ghost": 1}
+    assert any("3 users differ" in warning for warning in told["warnings"])
+
+
+def test_a_listing_that_proves_nothing_is_a_warning(report: Report, redis: Redis) -> None:
+    repaired(redis, refusal="the listing was cut short")
+    told = report()
+    assert (told["status"], told["repair"]["result"]) == ("ok", "refused")
+    assert any("cut short" in warning for warning in told["warnings"])
+
+
+def test_a_repair_that_failed_degrades(report: Report, redis: Redis) -> None:
+    repaired(redis, error="Clerk's API refuses the key (401): check CLERK_SECRET_KEY")
+    told = report()
+    assert (told["status"], told["repair"]["result"]) == ("degraded", "failed")
+    assert any("refuses the key" in warning for warning in told["warnings"])
+
+
+@pytest.mark.parametrize(("hours", "status"), [(1.5, "ok"), (2.9, "ok"), (3.1, "degraded")])
+def test_a_repair_that_is_overdue_by_more_than_two_intervals_degrades(
+    report: Report, redis: Redis, hours: float, status: str
+) -> None:
+    repaired(redis, ago_s=hours * HOUR_S)
+    told = report()
+    assert (told["status"], told["repair"]["overdue"]) == (status, status == "degraded")
+
+
+def test_before_the_first_repair_nothing_is_wrong(report: Report) -> None:
+    told = report()
+    assert told["status"] == "ok"
+    assert told["repair"]["finished_at"] is None
+    assert told["repair"]["result"] is None
+
+
+def test_without_an_interval_nothing_is_said_of_repairs(
+    report: Report, redis: Redis, make_settings: MakeSettings
+) -> None:
+    repaired(redis, error="it failed")
+    told = report(reconcile_every=None)
+    assert told["status"] == "ok"
+    assert "repair" not in told
+    exposition = Exposition(make_settings(), Metrics())
+    assert b"clerk_sync_repair" not in exposition.render()
+    exposition.close()
+
+
+@pytest.mark.parametrize("kept", ["", "[]", "{}", '{"finished_at": 3}', '{"drift": 1}', "\0", "nonsense"])
+def test_what_somebody_else_wrote_there_is_no_repair(report: Report, redis: Redis, kept: str) -> None:
+    redis.set(KEY, kept)
+    assert last_repair(redis) is None
+    told = report()
+    assert (told["status"], told["repair"]["result"]) == ("ok", None)
+
+
+def test_the_figures_of_the_last_repair_are_shown(
+    shown: Callable[[], dict[str, float]], redis: Redis
+) -> None:
+    assert shown() == {}
+    repaired(redis, missing=4)
+    found = shown()
+    assert abs(found.pop("timestamp_seconds") - datetime.now(UTC).timestamp() + 60) < 30
+    assert found == {
+        "interval_seconds": HOUR_S,
+        "seconds": 12.5,
+        "result ok": 1,
+        "result refused": 0,
+        "result failed": 0,
+        **{f"drift {kind}": 4 if kind == "missing" else 0 for kind in KINDS},
+    }
+
+
+def test_after_a_failure_no_drift_is_shown(shown: Callable[[], dict[str, float]], redis: Redis) -> None:
+    repaired(redis, error="it failed")
+    found = shown()
+    assert (found["result failed"], found["result ok"]) == (1, 0)
+    assert not any(name.startswith("drift") for name in found)

@@ -1,0 +1,397 @@
+"""What can be read of a body, and what becomes of one that cannot."""
+
+import json
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from db.merge.change import UserChange
+from tests.support.patient import patient
+from tests.support.payloads import (
+    ABSENT,
+    ANN,
+    NOW,
+    PAYLOADS,
+    Json,
+    body,
+    deleted_event,
+    payload,
+    session,
+    session_event,
+    user,
+    user_event,
+)
+from tests.support.storable import assert_storable, assert_text
+from worker.clerk.changes import change_of, storable_text
+from worker.clerk.errors import EventError, NotJson, Unreadable
+from worker.clerk.payloads import (
+    HANDLED_TYPES,
+    MetadataKeys,
+    OrganizationSeen,
+    SessionSeen,
+    UserDeleted,
+    UserSaved,
+    decode,
+    parse,
+    summarize,
+)
+
+KEYS = MetadataKeys()
+MARK = "q7Zx"  # stands for whatever is personal: no reason may hold it
+MARKED = {"first_name": MARK, "last_name": MARK, "username": MARK, "email": f"{MARK}@example.com"}
+DIGITS = "9" * 6000
+DEEP = 50_000
+
+
+def as_text(event: object) -> str:
+    return body(event).decode()
+
+
+HANDLED = {
+    "user.created": (user_event("user.created"), UserSaved),
+    "user.updated": (user_event("user.updated"), UserSaved),
+    "user.deleted": (deleted_event(), UserDeleted),
+    "session.created": (session_event("session.created"), SessionSeen),
+    "session.pending": (session_event("session.pending"), SessionSeen),
+    "session.ended": (session_event("session.ended"), SessionSeen),
+    "session.removed": (session_event("session.removed"), SessionSeen),
+    "session.revoked": (session_event("session.revoked"), SessionSeen),
+}
+
+
+def test_the_handled_types_are_these_eight() -> None:
+    assert sorted(HANDLED_TYPES) == sorted(HANDLED)
+
+
+@pytest.mark.parametrize(("event", "kind"), HANDLED.values(), ids=HANDLED.keys())
+def test_a_handled_type_is_its_fact(event: Json, kind: type) -> None:
+    assert isinstance(parse(as_text(event), KEYS), kind)
+
+
+def test_key_order_and_white_space_say_nothing() -> None:
+    event = user_event(data=user(last_sign_in_at=NOW))
+    other = json.dumps(dict(reversed(event.items())), indent=3, sort_keys=True)
+    assert parse(other, KEYS) == parse(as_text(event), KEYS)
+
+
+BAD_IDS: dict[str, object] = {
+    "missing": ABSENT,
+    "null": None,
+    "empty": "",
+    "a number": 5,
+    "a list": [ANN],
+    "an object": {"id": ANN},
+    "true": True,
+    "201 characters": MARK + "a" * 197,
+    "a dot": f"user.{MARK}",
+    "a space": f"user {MARK}",
+    "an e-mail address": f"{MARK}@example.com",
+    "a newline at its end": f"{MARK}\n",
+    "NUL": f"{MARK}\0",
+    "a letter that is not ASCII": f"{MARK}é",
+    "a digit that is not ASCII": f"{MARK}\u0661",
+    "a lone surrogate": f"{MARK}\ud800",
+}
+
+UNREADABLE: dict[str, str] = {
+    "no JSON": f"{{{MARK}",
+    "nothing": "",
+    "a byte order mark": "\ufeff" + as_text(user_event()),
+    "two values": as_text(user_event()) * 2,
+    "NaN": as_text(user_event()).replace(str(NOW), "NaN"),
+    "Infinity": as_text(user_event()).replace(str(NOW), "Infinity"),
+    "a raw control character": as_text(user_event(data=user(first_name=MARK))).replace(MARK, MARK + "\n"),
+    "broken after a number of 6,000 digits": f'{{"data":{DIGITS},"{MARK}"}}',
+    "NaN after a number of 6,000 digits": f"[{DIGITS},NaN]",
+    "deep arrays": "[" * DEEP + "]" * DEEP,
+    "deep arrays without an end": "[" * DEEP,
+    "deep objects": '{"a":' * DEEP + "1" + "}" * DEEP,
+    "deep metadata": as_text(user_event(data=user(**MARKED, public_metadata=0))).replace(
+        '"public_metadata":0', '"public_metadata":' + "[" * DEEP + "]" * DEEP
+    ),
+    "an array": as_text([user_event(data=user(**MARKED))]),
+    "a text": as_text(MARK),
+    "a number": "5",
+    "a number of 6,000 digits": DIGITS,
+    "null": "null",
+    "no type": as_text(user_event(data=user(**MARKED), type=ABSENT)),
+    "type null": as_text(user_event(data=user(**MARKED), type=None)),
+    "type a number": as_text(user_event(data=user(**MARKED), type=5)),
+    "type an array": as_text(user_event(data=user(**MARKED), type=["user.created", MARK])),
+    "type an object": as_text(user_event(data=user(**MARKED), type={"type": MARK})),
+    "a type that is not handled": as_text(user_event(f"email.{MARK}", user(**MARKED))),
+    "a type in capitals": as_text(user_event("User.Created", user(**MARKED))),
+    "data missing": as_text(user_event(data=ABSENT)),
+    "data null": as_text({**user_event(), "data": None}),
+    "data a text": as_text(user_event(data=MARK)),
+    "data an array": as_text(user_event(data=[user(**MARKED)])),
+    "session data null": as_text({**session_event(), "data": None}),
+    "deleted data null": as_text({**deleted_event(), "data": None}),
+    **{f"user id {name}": as_text(user_event(data=user(value, **MARKED))) for name, value in BAD_IDS.items()},
+    **{f"deleted id {name}": as_text(deleted_event(value)) for name, value in BAD_IDS.items()},
+    **{
+        f"session's user id {name}": as_text(session_event(data=session(value, user=user(**MARKED))))
+        for name, value in BAD_IDS.items()
+    },
+    "a session without user_id that carries its user": as_text(
+        session_event(data=session(ABSENT, user=user(**MARKED)))
+    ),
+    "a session with an id that is its user's too, but no Clerk id": as_text(
+        session_event(data=session(f"{MARK}.", user=user(f"{MARK}.")))
+    ),
+}
+
+
+@pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_what_cannot_be_understood_is_unreadable_for_a_clean_reason(text: str) -> None:
+    with pytest.raises(Unreadable) as caught:
+        parse(text, KEYS)
+    assert_clean(caught.value)
+
+
+def test_an_unreadable_event_is_not_retried() -> None:
+    assert not Unreadable.retryable
+    assert not NotJson.retryable
+
+
+NOT_JSON: dict[str, bytes] = {
+    "nothing": b"",
+    "no JSON": b"{'a': 1}",
+    "not UTF-8": b'{"a": "\xff"}',
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "a raw surrogate": b'{"a": "\xed\xa0\x80"}',
+    "NaN": b'{"a": NaN}',
+    "minus Infinity": b'{"a": -Infinity}',
+    "a comma too many": b'{"a": 1,}',
+    "broken after a number of 6,000 digits": f'{{"a": {DIGITS},}}'.encode(),
+    "NaN after a number of 6,000 digits": f'{{"a": {DIGITS}, "b": NaN}}'.encode(),
+    "deep arrays": b"[" * DEEP + b"]" * DEEP,
+    "deep objects": b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+    "deep after a number of 6,000 digits": f"[{DIGITS},".encode() + b"[" * DEEP,
+}
+
+
+@pytest.mark.parametrize("raw", NOT_JSON.values(), ids=NOT_JSON.keys())
+def test_a_body_that_is_not_json_is_told_at_once(raw: bytes) -> None:
+    with pytest.raises(NotJson) as caught:
+        decode(raw)
+    assert_clean(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(DIGITS.encode(), id="a number of 6,000 digits"),
+        pytest.param(f"-{DIGITS}".encode(), id="a negative one"),
+        pytest.param(f"0.{DIGITS}".encode(), id="6,000 decimals"),
+        pytest.param(b"1e999999", id="a number beyond every float"),
+        pytest.param(b'"\\ud800"', id="a lone surrogate"),
+        pytest.param(b'"\\u0000"', id="NUL"),
+        pytest.param(b"[" * 100 + b"]" * 100, id="100 arrays deep"),
+        pytest.param(b'{"a": 1, "a": 2}', id="a key twice"),
+    ],
+)
+def test_odd_json_is_json_all_the_same(raw: bytes) -> None:
+    decode(raw)
+
+
+@pytest.mark.parametrize("field", ["created_at", "updated_at", "last_sign_in_at"])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_time_of_6000_digits_is_no_time(field: str, sign: str) -> None:
+    text = as_text(user_event(data=user(**{field: "digits"}))).replace('"digits"', sign + DIGITS)
+    event = parse(text, KEYS)
+    assert isinstance(event, UserSaved)
+    assert getattr(event.user, field) is None
+
+
+def test_nesting_close_to_the_limit_is_understood_or_unreadable() -> None:
+    for depth in range(700, 1000):
+        nested = "[" * depth + "]" * depth
+        entry = f'{{"id":{nested},"email_address":{nested}}}'
+        data = f'{{"id":"{ANN}","email_addresses":[{entry}],"primary_email_address_id":{nested}}}'
+        assert_understood_or_unreadable(f'{{"type":"user.created","data":{data},"timestamp":{nested}}}')
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PAYLOADS.glob("*.json")))
+def test_a_summary_names_type_user_and_instance(name: str) -> None:
+    event = payload(name)
+    about = event["data"].get("user_id", event["data"]["id"])
+    assert summarize(event) == (event["type"], True, about, event.get("instance_id"))
+
+
+@pytest.mark.parametrize(
+    ("envelope", "type_", "handled"),
+    [
+        (user_event("user.banned"), "user.banned", False),
+        (user_event("email.created", {"id": MARK, "body": MARK}), "email.created", False),
+        (user_event(type=None), None, None),
+        (user_event(type=["user.created"]), None, None),
+        (user_event(type=ABSENT), None, None),
+        ([user_event()], None, None),
+        ("user.created", None, None),
+        (None, None, None),
+        (5, None, None),
+    ],
+    ids=["unhandled", "one-time code", "null", "array", "absent", "no object", "text", "nothing", "number"],
+)
+def test_a_summary_says_whether_the_type_is_handled(
+    envelope: object, type_: str | None, handled: bool | None
+) -> None:
+    summary = summarize(envelope)
+    assert (summary.type, summary.handled) == (type_, handled)
+
+
+@pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())
+def test_a_summary_never_holds_what_is_no_clerk_id(value: object) -> None:
+    for event in (user_event(data=user(value)), deleted_event(value), session_event(data=session(value))):
+        assert summarize(event).clerk_id is None
+        assert summarize(event).handled
+
+
+def test_a_summary_of_odd_data_names_no_user() -> None:
+    odd: list[object] = [None, [], "text", 5, {}]
+    for data in odd:
+        assert summarize({"type": "user.created", "data": data}).clerk_id is None
+
+
+odd_text = st.text(
+    st.sampled_from(["\0", "\ud800", "\udfff", "\ufffd", "@", ".", "a", "é", "😀", " ", "\n", "'", '"']),
+    max_size=8,
+)
+odd_number = (
+    st.integers()
+    | st.sampled_from(
+        [0, -1, 1, 10**11 - 1, 10**11, NOW, 253_402_300_799_999, 253_402_300_800_000, 10**30, 1e300]
+    )
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+scalar = (
+    st.none()
+    | st.booleans()
+    | odd_number
+    | odd_text
+    | st.text()
+    | st.sampled_from(["n" * 3000, ANN, f"{ANN}@example.com", f"{MARK}\0@"])
+)
+anything = st.recursive(
+    scalar,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(odd_text | st.text(), inner, max_size=4),
+)
+genuine = st.sampled_from(sorted(path.stem for path in PAYLOADS.glob("*.json"))).map(payload)
+damage = st.text(max_size=5) | st.sampled_from(
+    ["\\ud800", "\\u0000", DIGITS, f"{DIGITS},", "[" * DEEP, "NaN"]
+)
+
+
+def assert_clean(error: EventError) -> None:
+    """Fail when the reason, or what a log would print of the error, holds what the event holds."""
+    assert str(error)
+    assert MARK not in "".join(traceback.format_exception(error))
+    assert MARK not in repr(error)
+    assert re.fullmatch(r"[\w ',.-]{1,100}", str(error))
+
+
+def understood(text: str) -> UserChange | Unreadable:
+    try:
+        fact = parse(text, KEYS)
+        assert not isinstance(fact, OrganizationSeen)
+        return change_of(fact, NOW)
+    except Unreadable as error:
+        return error
+
+
+def assert_understood_or_unreadable(text: str) -> None:
+    """Fail unless `text` ends as a change that can be stored, or as Unreadable with a clean reason."""
+    found = understood(text)
+    if isinstance(found, Unreadable):
+        assert_clean(found)
+    else:
+        assert_storable(found)
+
+
+def mutate(event: Json, data: st.DataObject) -> None:
+    """Change, spoil or remove one value anywhere in `event`."""
+    filled = [holder for holder in holders(event) if holder]
+    if not filled:
+        return
+    holder = data.draw(st.sampled_from(filled))
+    key = data.draw(st.sampled_from(sorted(holder) if isinstance(holder, dict) else range(len(holder))))
+    if data.draw(st.booleans()):
+        holder[key] = data.draw(anything)
+    else:
+        del holder[key]
+
+
+def holders(value: Any) -> Iterator[Any]:
+    """Yield every object and array in `value`, itself included."""
+    if isinstance(value, dict | list):
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from holders(inner)
+
+
+@patient
+@given(anything)
+def test_any_json_is_understood_or_unreadable(value: object) -> None:
+    assert_understood_or_unreadable(as_text(value))
+
+
+@patient
+@given(anything, st.sampled_from(HANDLED_TYPES), anything)
+def test_any_data_is_understood_or_unreadable(data: object, type_: str, timestamp: object) -> None:
+    assert_understood_or_unreadable(as_text({"type": type_, "data": data, "timestamp": timestamp}))
+
+
+@patient
+@given(genuine, st.data())
+def test_any_mutation_of_a_genuine_event_is_understood_or_unreadable(
+    event: Json, data: st.DataObject
+) -> None:
+    for _ in range(data.draw(st.integers(1, 5))):
+        mutate(event, data)
+    summarize(event)
+    assert_understood_or_unreadable(as_text(event))
+
+
+@patient
+@given(genuine, st.data())
+def test_any_damage_to_a_genuine_event_is_understood_or_unreadable(event: Json, data: st.DataObject) -> None:
+    text = as_text(event)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 20)))
+    assert_understood_or_unreadable(text[:start] + data.draw(damage) + text[end:])
+
+
+@patient
+@given(st.binary() | st.tuples(genuine.map(body), st.binary(max_size=3), st.binary(max_size=3)).map(b"".join))
+def test_any_bytes_are_json_or_not_json(raw: bytes) -> None:
+    try:
+        decode(raw)
+    except NotJson as error:
+        reason: EventError | None = error
+    else:
+        reason = None
+    if reason:
+        assert_clean(reason)
+
+
+@patient
+@given(anything)
+def test_any_json_can_be_summarized(value: object) -> None:
+    summary = summarize(decode(body(value)))
+    assert summary.handled in (None, True, False)
+
+
+@patient
+@given(st.text(st.characters() | st.sampled_from("\0\ud800\udfff"), max_size=400))
+def test_stored_text_can_be_stored_and_stays_what_it_is(text: str) -> None:
+    stored = storable_text(text)
+    assert_text(stored)
+    assert storable_text(stored) == stored
+    if not re.search("[\0\ud800-\udfff]", text):
+        assert stored == text[:255]

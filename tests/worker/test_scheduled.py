@@ -1,0 +1,500 @@
+"""Repair that workers run by themselves: when it is due, by one of them, and no longer than they live."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+import config
+from cli.dev.servers import free_port
+from db.connection.engine import Database
+from db.times import now_ms
+from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.payloads import ANN, BEN, CAT, NOW, membership, user
+from tests.support.settings import MakeSettings
+from tests.support.stack import Stack, wait_until
+from tests.support.sync import api_settings, count, execute, query, rows
+from worker.redis_client import worker_redis
+from worker.shutdown import StopSignal
+from worker.sync.backfill import OVERLAP_MS
+from worker.sync.last_run import KEY, brought, keep, last_repair, summary
+from worker.sync.scheduled import LOCK_KEY, Pace, Repair
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
+    return api_settings(make_settings, clerk, reconcile_every="1h")
+
+
+@pytest.fixture
+def redis(settings: config.Settings) -> Iterator[Redis]:
+    client = worker_redis(settings)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def database(settings: config.Settings) -> Iterator[Database]:
+    made = Database(settings)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def repair(settings: config.Settings, redis: Redis, database: Database) -> Repair:
+    return Repair(settings, redis, database, StopSignal())
+
+
+def result_of(redis: Redis) -> dict[str, Any]:
+    result = last_repair(redis)
+    assert result is not None
+    return result
+
+
+def make_due(redis: Redis) -> None:
+    """Let the last repair be long ago."""
+    keep(redis, {**result_of(redis), "finished_at": "2026-01-01T00:00:00+00:00"})
+
+
+def test_the_first_repair_brings_everyone_and_says_what_it_did(
+    clerk: FakeClerk, repair: Repair, redis: Redis
+) -> None:
+    assert last_repair(redis) is None
+    clerk.put_many(700)
+    repair.turn()
+    result = result_of(redis)
+    assert result["error"] is None
+    assert result["backfill"] == {
+        "seen": 700, "created": 700, "updated": 0, "unchanged": 0, "unread": 0, "refused": 0,
+        "memberships": 0,
+    }  # fmt: skip
+    assert result["drift"] == {
+        "listed": 700, "here": 700, "missing": 0, "stale": 0, "ghost": 0, "claims": 0, "tombstone": 0,
+        "refusal": None, "merged": 0,
+    }  # fmt: skip
+    assert result["started_at"] <= result["finished_at"]
+
+
+def test_a_later_repair_reads_what_was_updated_since(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+) -> None:
+    clerk.put_many(700)
+    clerk.put(user(BEN, updated_at=NOW))
+    repair.turn()
+    assert cursor(settings) == NOW - OVERLAP_MS
+    make_due(redis)
+    now = now_ms()
+    clerk.put(user(ANN, created_at=now, updated_at=now), user(CAT, updated_at=NOW - OVERLAP_MS))
+    clerk.requests.clear()
+    repair.turn()
+    assert result_of(redis)["backfill"]["seen"] == 3
+    assert {ANN, CAT} <= rows(settings).keys()
+    assert clerk.requests[0].parameter("order_by") == "-updated_at"
+    assert now - OVERLAP_MS - 1000 <= cursor(settings) <= now - OVERLAP_MS
+
+
+def test_a_clock_of_clerks_that_is_ahead_does_not_put_the_cursor_into_the_future(
+    clerk: FakeClerk, repair: Repair, settings: config.Settings
+) -> None:
+    ahead = now_ms() + 10 * OVERLAP_MS
+    clerk.put(user(ANN, updated_at=ahead))
+    repair.turn()
+    assert cursor(settings) <= ahead - 10 * OVERLAP_MS
+
+
+def cursor(settings: config.Settings) -> int:
+    """Return from when on the next repair reads."""
+    ((since,),) = query(settings, "SELECT state->'since' FROM sync_progress WHERE task = 'incremental'")
+    return int(since)
+
+
+@pytest.mark.parametrize("shown", ["nobody", "only the last", "none of the new"])
+def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, shown: str
+) -> None:
+    clerk.put(*(user(clerk_id, updated_at=NOW) for clerk_id in (ANN, BEN, CAT)))
+    repair.turn()
+    before = cursor(settings)
+    new = [
+        user(clerk_id, first_name="New", updated_at=NOW + at * OVERLAP_MS)
+        for at, clerk_id in enumerate((ANN, BEN, CAT), start=2)
+    ]
+    clerk.put(*new)
+    clerk.lists_at_most = {"nobody": 0, "only the last": 1}.get(shown)
+    clerk.hidden = {ANN, BEN} if shown == "none of the new" else set()
+    if shown == "none of the new":
+        clerk.put(user(CAT, updated_at=NOW))
+    make_due(redis)
+    repair.turn()
+    assert result_of(redis)["drift"]["refusal"]
+    assert cursor(settings) == before
+    clerk.lists_at_most, clerk.hidden = None, set()
+    clerk.put(*new)
+    make_due(redis)
+    repair.turn()
+    assert result_of(redis)["backfill"]["seen"] == 3
+    assert all(row.name.startswith("New") for row in rows(settings).values())
+    assert cursor(settings) == NOW + 3 * OVERLAP_MS
+
+
+def test_who_was_refused_by_the_database_is_read_again(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+) -> None:
+    clerk.put(user(ANN, updated_at=NOW), user(BEN, updated_at=NOW))
+    repair.turn()
+    execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'New %')")
+    clerk.put(user(ANN, first_name="New", updated_at=NOW + OVERLAP_MS))
+    clerk.put(user(BEN, first_name="Newer", updated_at=NOW + 9 * OVERLAP_MS))
+    for _ in range(2):
+        make_due(redis)
+        repair.turn()
+        assert result_of(redis)["backfill"]["refused"] == 1
+        assert result_of(redis)["drift"]["stale"] == 1
+        assert cursor(settings) == NOW + OVERLAP_MS
+    execute(settings, "ALTER TABLE users DROP CONSTRAINT nobody")
+    make_due(redis)
+    repair.turn()
+    assert result_of(redis)["backfill"]["updated"] == 1
+    assert cursor(settings) == NOW + 8 * OVERLAP_MS
+
+
+def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+) -> None:
+    clerk.put_many(30)
+    clerk.put(user(ANN), user(BEN))
+    repair.turn()
+    before = rows(settings)
+    clerk.remove(ANN)
+    execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(3)}'")
+    execute(settings, f"DELETE FROM users WHERE clerk_id = '{numbered_id(4)}'")
+    execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (role <> 'admin')")
+    clerk.put(user(BEN, public_metadata={"role": "admin"}))
+    make_due(redis)
+    repair.turn()
+    drift = result_of(redis)["drift"]
+    assert (drift["missing"], drift["stale"], drift["ghost"]) == (0, 1, 1)
+    assert rows(settings) == before
+
+
+def test_what_a_repair_brought_is_told_when_nobody_differs_any_more(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+) -> None:
+    clerk.put_many(50)
+    clerk.put(user(BEN, updated_at=NOW))
+    repair.turn()
+    make_due(redis)
+    lost, changed = ([numbered_id(i) for i in range(first, last)] for first, last in ((0, 10), (10, 30)))
+    execute(settings, f"DELETE FROM users WHERE clerk_id <= '{lost[-1]}'")
+    execute(
+        settings, f"UPDATE users SET name = 'Other' WHERE clerk_id BETWEEN '{changed[0]}' AND '{changed[-1]}'"
+    )
+    clerk.put(user(ANN, updated_at=NOW), user(BEN, first_name="New", updated_at=NOW + 1))
+    repair.turn()
+    told = summary(last_repair(redis), 3600, datetime.now(UTC))
+    assert (told["result"], told["differing"]) == ("ok", 0)
+    assert told["brought"] == {"created": 1, "updated": 1, "merged": 30}
+    make_due(redis)
+    repair.turn()
+    assert brought(result_of(redis)) == {"created": 0, "updated": 0, "merged": 0}
+
+
+@pytest.mark.parametrize("reason", ["cut short", "lists no users", "more than 10 at a time"])
+def test_a_listing_that_is_refused_changes_nothing(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, reason: str
+) -> None:
+    clerk.put_many(30)
+    clerk.put(user(BEN, updated_at=NOW))
+    repair.turn()
+    make_due(redis)
+    execute(settings, f"DELETE FROM users WHERE clerk_id = '{numbered_id(29)}'")
+    execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(28)}'")
+    before = rows(settings)
+    match reason:
+        case "cut short":
+            clerk.counts = 32
+        case "lists no users":
+            clerk.lists_at_most = clerk.counts = 0
+        case _:
+            clerk.remove(*(numbered_id(i) for i in range(11)))
+    repair.turn()
+    result = result_of(redis)
+    assert reason in result["drift"]["refusal"]
+    listed = 0 if reason == "lists no users" else 1
+    assert (result["drift"]["missing"], result["drift"]["stale"]) == (listed, listed)
+    assert result["drift"]["merged"] == 0
+    assert rows(settings) == before
+
+
+def test_a_repair_merges_memberships_and_only_tells_which_ended(
+    clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
+) -> None:
+    settings = api_settings(make_settings, clerk, reconcile_every="1h", organization_source="membership")
+    repair = Repair(settings, redis, database, StopSignal())
+    clerk.put(user(ANN), user(BEN), user(CAT, updated_at=NOW + 2 * OVERLAP_MS))
+    for clerk_id in (ANN, BEN, CAT):
+        clerk.put_members(membership(clerk_id, id=f"orgmem_{clerk_id}"))
+    repair.turn()
+    clerk.remove_members(f"orgmem_{ANN}")
+    execute(settings, f"UPDATE users SET organization = 'Other', name = 'Other' WHERE clerk_id <> '{CAT}'")
+    make_due(redis)
+    repair.turn()
+    drift = result_of(redis)["drift"]
+    assert (drift["missing"], drift["stale"], drift["refusal"]) == (0, 1, None)
+    assert {row.organization for row in rows(settings).values()} == {"Acme"}
+    assert all(row.name != "Other" for row in rows(settings).values())
+
+
+def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, repair: Repair) -> None:
+    repair.turn()
+    requests = len(clerk.requests)
+    repair.turn()
+    assert len(clerk.requests) == requests
+
+
+def test_one_worker_at_a_time_does_it(
+    clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
+) -> None:
+    clerk.put_many(10)
+    clerk.before = lambda _: time.sleep(0.05)
+    repairs = [Repair(settings, redis, database, StopSignal()) for _ in range(4)]
+    threads = [threading.Thread(target=each.turn) for each in repairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sum(request.path == "/users/count" for request in clerk.requests) == 4  # two for each walk
+    assert not redis.exists(LOCK_KEY)
+
+
+def test_a_lock_that_a_dead_worker_left_expires(repair: Repair, redis: Redis) -> None:
+    redis.set(LOCK_KEY, "somebody", px=300)
+    repair.turn()
+    assert last_repair(redis) is None
+    time.sleep(0.4)
+    repair.turn()
+    assert result_of(redis)["error"] is None
+
+
+LOCK_S = 0.9
+
+
+def watched(redis: Redis, turn: Callable[[], None]) -> list[int]:
+    """Do a turn; return how long the lock had yet to live (ms), again and again for as long as it is held."""
+    lives: list[int] = []
+    thread = threading.Thread(target=turn)
+    thread.start()
+    while thread.is_alive():
+        lives.append(redis.pttl(LOCK_KEY))
+        time.sleep(0.02)
+    thread.join()
+    taken = [i for i, life in enumerate(lives) if life > 0]
+    return lives[taken[0] : taken[-1] + 1]
+
+
+def test_the_lock_lives_as_long_as_a_repair_that_is_told_to_wait(
+    clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
+) -> None:
+    clerk.put_many(10)
+    clerk.answer_next(429, path="/users", headers={"Retry-After": "3"})
+    began = time.monotonic()
+    lives = watched(redis, Repair(settings, redis, database, StopSignal(), Pace(LOCK_S)).turn)
+    assert time.monotonic() - began >= 3
+    assert min(lives) > 0
+    assert max(lives) <= LOCK_S * 1000
+    assert result_of(redis)["error"] is None
+    assert not redis.exists(LOCK_KEY)
+
+
+def test_the_lock_lives_while_ghosts_are_asked_for_one_by_one(
+    clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
+) -> None:
+    clerk.put_many(100)
+    repair = Repair(settings, redis, database, StopSignal(), Pace(LOCK_S))
+    repair.turn()
+    clerk.remove(*(numbered_id(i) for i in range(10)))
+    make_due(redis)
+    clerk.before = lambda request: time.sleep(0.2 if request.path.startswith("/users/user_") else 0)
+    assert min(watched(redis, repair.turn)) > 0
+    assert result_of(redis)["drift"]["ghost"] == 10
+
+
+def repair_once(settings: config.Settings) -> None:
+    """Do one turn, in a process of its own."""
+    redis, database = worker_redis(settings), Database(settings)
+    Repair(settings, redis, database, StopSignal(), Pace(LOCK_S)).turn()
+    database.dispose()
+    redis.close()
+
+
+@pytest.fixture
+def other(settings: config.Settings) -> Iterator[BaseProcess]:
+    """Another worker's process, at its turn."""
+    process = multiprocessing.get_context("spawn").Process(target=repair_once, args=(settings,))
+    process.start()
+    yield process
+    process.kill()
+    process.join(10)
+
+
+def lock_is_held(redis: Redis) -> bool:
+    return bool(redis.exists(LOCK_KEY))
+
+
+def test_after_a_worker_was_killed_in_a_repair_another_one_goes_on_soon(
+    clerk: FakeClerk, repair: Repair, redis: Redis, other: BaseProcess
+) -> None:
+    clerk.answer_next(429, path="/users", headers={"Retry-After": "30"})
+    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
+    time.sleep(2 * LOCK_S)
+    repair.turn()
+    assert last_repair(redis) is None
+    other.kill()
+    killed_at = time.monotonic()
+    wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
+    assert time.monotonic() - killed_at < LOCK_S + 0.3
+    repair.turn()
+    assert result_of(redis)["error"] is None
+
+
+def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, other: BaseProcess
+) -> None:
+    clerk.answer_next(429, path="/users", headers={"Retry-After": "1"})
+    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
+    assert other.pid is not None
+    os.kill(other.pid, signal.SIGSTOP)
+    wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
+    clerk.put(user(ANN))
+    repair.turn()
+    done = result_of(redis)
+    asked = len(clerk.requests)
+    os.kill(other.pid, signal.SIGCONT)
+    other.join(20)
+    assert other.exitcode == 0
+    assert result_of(redis) == done
+    assert len(clerk.requests) == asked
+    assert cursor(settings) == NOW + 20 - OVERLAP_MS
+
+
+@pytest.mark.parametrize("path", ["/users", "/users/count"])
+def test_whoever_lost_the_lock_leaves_the_rest_to_others(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, path: str
+) -> None:
+    clerk.put_many(1200)
+
+    def take_the_lock(request: Request) -> None:
+        if request.path == path:
+            redis.set(LOCK_KEY, "somebody")
+
+    clerk.before = take_the_lock
+    repair.turn()
+    assert last_repair(redis) is None
+    assert not query(settings, "SELECT 1 FROM sync_progress WHERE task = 'incremental'")
+    assert redis.get(LOCK_KEY) == b"somebody"
+
+
+def test_a_failure_is_told_in_one_line_and_tried_again_soon(
+    clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
+) -> None:
+    settings = api_settings(make_settings, clerk, clerk_secret_key="sk_live_wrong", reconcile_every="1s")
+    repair = Repair(settings, redis, database, StopSignal())
+    repair.turn()
+    first = result_of(redis)
+    assert "CLERK_SECRET_KEY" in first["error"]
+    assert (first["backfill"], first["drift"]) == (None, None)
+    assert "sk_live_wrong" not in json.dumps(first)
+    time.sleep(1.1)
+    repair.turn()
+    assert result_of(redis)["started_at"] > first["started_at"]
+
+
+def test_a_listing_that_was_cut_short_is_told(
+    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+) -> None:
+    clerk.put_many(600)
+    clerk.lists_at_most = 500
+    repair.turn()
+    assert "cut short" in result_of(redis)["drift"]["refusal"]
+    assert count(settings) == 500
+    clerk.lists_at_most = None
+    make_due(redis)
+    repair.turn()
+    assert count(settings) == 600
+
+
+def test_another_key_begins_with_everyone_again(
+    clerk: FakeClerk, repair: Repair, redis: Redis, database: Database, make_settings: MakeSettings
+) -> None:
+    clerk.put(user(ANN, updated_at=NOW))
+    repair.turn()
+    make_due(redis)
+    clerk.key = "sk_live_another"
+    clerk.put(user(BEN, updated_at=NOW))
+    settings = api_settings(make_settings, clerk, reconcile_every="1h")
+    Repair(settings, redis, database, StopSignal()).turn()
+    assert result_of(redis)["backfill"]["seen"] == 2
+
+
+def test_a_worker_repairs_beside_its_work_and_stops_in_the_middle_of_it(
+    clerk: FakeClerk, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    clerk.put_many(600)
+    clerk.put(user(CAT))
+    settings = api_settings(
+        make_settings, clerk, reconcile_every="1s", port=free_port(), web_workers=1, log_format="json"
+    )
+    redis = worker_redis(settings)
+    with Stack(settings, tmp_path, workers=2) as stack:
+        wait_until(lambda: last_repair(redis), 20, stack.logs)
+        assert count(settings) == 601
+        clerk.before = hang
+        asked = len(clerk.requests)
+        wait_until(lambda: len(clerk.requests) > asked, 20, stack.logs)
+        began = time.monotonic()
+        for worker in stack.workers:
+            worker.end(signal.SIGTERM, patience=20)
+        assert time.monotonic() - began < 9
+        assert [worker.exit_status for worker in stack.workers] == [0, 0]
+        logs = stack.logs()
+    redis.close()
+    assert '"event": "repair"' in logs
+    for secret in (clerk.key, "@example.com", "Marisol"):
+        assert secret not in logs
+
+
+def hang(_: Request) -> None:
+    time.sleep(10)
+
+
+def test_without_an_interval_no_worker_asks_clerk(
+    clerk: FakeClerk, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    settings = api_settings(make_settings, clerk, port=free_port(), web_workers=1)
+    with Stack(settings, tmp_path):
+        time.sleep(1.5)
+    assert clerk.requests == []
+
+
+def test_an_interval_needs_a_key_for_clerk(make_settings: MakeSettings) -> None:
+    with pytest.raises(config.SettingsError, match=r"^RECONCILE_EVERY .*CLERK_SECRET_KEY"):
+        make_settings(reconcile_every="1h")
+
+
+def test_the_key_in_redis_is_the_documented_one(
+    repair: Repair, redis: Redis, settings: config.Settings
+) -> None:
+    repair.turn()
+    assert KEY == "clerk-sync:repair"
+    assert redis.exists(KEY)
+    assert query(settings, "SELECT task FROM sync_progress") == [("incremental",)]

@@ -1,0 +1,76 @@
+"""Who may see the operators' page: HTTP basic authentication with one password, and tokens for its forms."""
+
+import hmac
+from hashlib import sha256
+
+from flask import Response, request
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+
+from worker.monitoring.login_throttle import WINDOW_S, Attempts
+
+TOKEN_FIELD = "token"  # noqa: S105 - the name of a form's field
+TOKEN_AGE_S = 12 * 3600
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Guard:
+    """Lets in whoever knows the password; the user name may be any."""
+
+    def __init__(self, password: str, attempts: Attempts) -> None:
+        self._password = _digest(password)
+        self._attempts = attempts
+        self._tokens = URLSafeTimedSerializer(password, salt="clerk-sync console form")
+
+    def refusal(self) -> Response | None:
+        """Return the answer to a request that must not go on; None for one that may."""
+        given = request.authorization
+        if given is None or given.type != "basic" or given.password is None:
+            return _ask()
+        if self._attempts.too_many(request.remote_addr):
+            return _put_off()
+        if not hmac.compare_digest(_digest(given.password), self._password):
+            self._attempts.failed(request.remote_addr)
+            return _ask()
+        return None
+
+    def token(self) -> str:
+        """Return what a form must bring back: only a page that was let in can know it."""
+        return self._tokens.dumps("form")
+
+    def has_token(self) -> bool:
+        """Say whether the form that was sent is ours, and not older than TOKEN_AGE_S."""
+        try:
+            self._tokens.loads(request.form.get(TOKEN_FIELD, ""), max_age=TOKEN_AGE_S)
+        except BadSignature:
+            return False
+        return True
+
+
+def _ask() -> Response:
+    challenge = {"WWW-Authenticate": 'Basic realm="clerk-sync", charset="UTF-8"'}
+    return Response("The password is CONSOLE_PASSWORD.\n", 401, challenge, mimetype="text/plain")
+
+
+def _put_off() -> Response:
+    return Response("Too many attempts.\n", 429, {"Retry-After": str(WINDOW_S)}, mimetype="text/plain")
+
+
+def _digest(password: str) -> bytes:
+    return sha256(password.encode("utf-8", "surrogateescape")).digest()
+
+
+def harden(response: Response) -> Response:
+    """Add the headers that keep a page from being framed, stored, or made to run what is not ours."""
+    response.headers.update(HEADERS)
+    return response

@@ -1,0 +1,1 @@
+"""All that knows Clerk: its payloads, its API, and what they say of a user."""

@@ -1,0 +1,497 @@
+"""Clerk's Backend API: the few requests that this project makes, in one place.
+
+    GET /users         pages of at most 500, by cursor or by offset; up to 100 users by id
+    GET /users/{id}    one user
+    GET /users/count   how many there are
+    GET /instance      which instance the key belongs to
+    GET /organization_memberships              pages of all memberships, at most 500, with their number
+    GET /users/{id}/organization_memberships   the same of one user
+
+Every request stays under Clerk's rate limit by itself. What may heal is tried again for a bounded time: no
+connection, 5xx, an answer cut off on its way, and 429, which waits as long as its `Retry-After` says. Who
+would have to wait longer than he is ready to is told at once.
+
+    ClerkApiError
+    ├── ClerkUnavailable   it did not heal in time; later it may
+    └── ClerkRefused       the key, the URL or the request is wrong, or what answers is not Clerk's API
+
+No message holds the key or anything of a user but the id.
+Source: https://github.com/clerk/openapi-specs, and for the limits https://clerk.com/docs/guides/how-clerk-works/system-limits
+"""
+
+import math
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, NoReturn
+
+import httpx
+import tenacity
+
+from config import Settings, SettingsError
+from db.times import now_ms
+from worker.clerk.errors import NotJson, Unreadable
+from worker.clerk.payloads import (
+    CLERK_ID,
+    ClerkMember,
+    ClerkUser,
+    MetadataKeys,
+    decode,
+    parse_member,
+    parse_user,
+)
+from worker.clerk.rate_limit import RateLimit
+from worker.shutdown import StopSignal
+
+MAX_PAGE = 500  # with a greater `limit` Clerk takes its default instead, which is 10
+MAX_IDS = 100
+PERIOD_S = 10.0
+LIMIT = 1000
+DEVELOPMENT_LIMIT = 100
+DEVELOPMENT_PREFIX = "sk_test_"
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 2.0
+PATIENCE_S = 60.0
+LIMITED_PATIENCE_S = 600.0
+FIRST_PAUSE_S = 0.5
+MAX_PAUSE_S = 10.0
+NOT_FOUND = "resource_not_found"
+NO_ORGANIZATIONS = "organization_not_enabled_in_instance"
+MAX_DEPTH = 50
+BRACKET_OR_STRING = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
+CODE = re.compile("[a-z0-9_]{1,100}")
+TRACE_ID = re.compile("[0-9A-Za-z]{1,100}")
+
+OLDEST_FIRST = "+created_at"
+LAST_UPDATED_FIRST = "-updated_at"
+
+
+class ClerkApiError(Exception):
+    """Clerk's API did not give what was asked. The message is one line that says what to do."""
+
+    retryable: bool
+
+
+class ClerkUnavailable(ClerkApiError):
+    """Clerk's API does not answer now. `retry_after_s` is how long it asks to be left alone, if it does."""
+
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ClerkRefused(ClerkApiError):
+    """Clerk's API will give the same answer again. `code` is Clerk's own word for what is wrong."""
+
+    retryable = False
+
+    def __init__(self, message: str, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Stopped(Exception):
+    """The process was told to stop; what was done is kept."""
+
+    retryable = True
+
+
+class Unread(NamedTuple):
+    """An entry of a list that is no user, or no membership, and why not; its id, where that can be read."""
+
+    reason: str
+    id: str | None = None
+
+
+Entry = ClerkUser | ClerkMember | Unread
+
+
+class Page(NamedTuple):
+    """What one request for users, or for memberships, showed, in Clerk's order.
+
+    `observed_at` (ms) is when the request was sent: what is shown is at least as new. `total` is how many
+    there are in all, where the answer says it.
+    """
+
+    entries: list[Entry]
+    observed_at: int
+    total: int | None = None
+
+    @property
+    def known(self) -> list[ClerkUser | ClerkMember]:
+        """The entries that were understood."""
+        return [entry for entry in self.entries if not isinstance(entry, Unread)]
+
+    @property
+    def users(self) -> list[ClerkUser]:
+        """Those of them that are users."""
+        return [entry for entry in self.entries if isinstance(entry, ClerkUser)]
+
+    @property
+    def members(self) -> list[ClerkMember]:
+        """Those of them that are memberships."""
+        return [entry for entry in self.entries if isinstance(entry, ClerkMember)]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all entries that have one, also of those that were not understood."""
+        return [entry.id for entry in self.entries if entry.id is not None]
+
+
+class Answer(NamedTuple):
+    """A decoded body, and when its request was sent (ms)."""
+
+    body: Any
+    observed_at: int
+
+
+class ClerkApi:
+    """A client for one key. Made once, shared by threads, and closed at the end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        stopping: StopSignal | None = None,
+        patience_s: float = PATIENCE_S,
+        limited_patience_s: float = LIMITED_PATIENCE_S,
+        read_timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
+        """`patience_s` bounds the retries of one request, `limited_patience_s` those after a 429.
+
+        Waiting for a turn, or for what a 429 asks for, is not counted in the first. A turn that is further
+        away than the longer of the two is not waited for.
+        """
+        if settings.clerk_secret_key is None:
+            raise SettingsError("CLERK_SECRET_KEY is not set")
+        key = settings.clerk_secret_key.get_secret_value()
+        self.limit = DEVELOPMENT_LIMIT if key.startswith(DEVELOPMENT_PREFIX) else LIMIT
+        self._instance_id = settings.clerk_instance_id
+        self._is_instance_checked = False
+        self._keys = MetadataKeys.of(settings)
+        self._stopping = stopping or StopSignal()
+        self._patience_s = patience_s
+        self._limited_patience_s = limited_patience_s
+        self._rate = RateLimit(self.limit, PERIOD_S)
+        self._idle = threading.Condition()
+        self._in_flight = 0
+        self._is_closed = False
+        self._http = httpx.Client(
+            base_url=f"{settings.clerk_api_url}/v1",
+            headers={"Authorization": f"Bearer {key}", "Accept": "application/json"},
+            timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
+        )
+
+    def page(self, order_by: str, *, offset: int | None = None, starting_after: str | None = None) -> Page:
+        """Return up to MAX_PAGE users, from `offset` on or those that follow the user `starting_after`."""
+        parameters = {"limit": MAX_PAGE, "order_by": order_by}
+        if offset is not None:
+            parameters["offset"] = offset
+        if starting_after is not None:
+            parameters["starting_after"] = starting_after
+        return self._users(parameters)
+
+    def users(self, clerk_ids: Sequence[str]) -> Page:
+        """Return those of up to MAX_IDS users that exist. A server may ignore the ids and show others."""
+        return self._users({"limit": MAX_PAGE, "user_id": list(clerk_ids)})
+
+    def user(self, clerk_id: str) -> Page:
+        """Return a page with that user alone, or an empty one when Clerk says that there is none."""
+        try:
+            answer = self._get(f"/users/{clerk_id}")
+        except ClerkRefused as error:
+            if error.code == NOT_FOUND:
+                return self._page([], now_ms())
+            raise
+        if not isinstance(answer.body, dict):
+            raise ClerkRefused("Clerk's API answered with something else than a user: check CLERK_API_URL")
+        return self._page([answer.body], answer.observed_at)
+
+    def count(self) -> int:
+        """Return how many users there are."""
+        body = self._get("/users/count").body
+        count = body.get("total_count") if isinstance(body, dict) else None
+        if not isinstance(count, int):
+            raise ClerkRefused("Clerk's API answered with something else than a count: check CLERK_API_URL")
+        return count
+
+    def count_members(self) -> int:
+        """Return how many memberships there are."""
+        return self._members("/organization_memberships", 0, limit=1).total or 0
+
+    def members(self, offset: int) -> Page:
+        """Return up to MAX_PAGE memberships of all users, the oldest first, from `offset` on."""
+        return self._members("/organization_memberships", offset, order_by=OLDEST_FIRST)
+
+    def members_of(self, clerk_id: str, offset: int) -> Page:
+        """Return up to MAX_PAGE memberships of one user; without `total` when Clerk knows no such user."""
+        try:
+            return self._members(f"/users/{clerk_id}/organization_memberships", offset)
+        except ClerkRefused as error:
+            if error.code == NOT_FOUND:
+                return self._page([], now_ms())
+            raise
+
+    def check_instance(self) -> None:
+        """Raise ClerkRefused when CLERK_INSTANCE_ID is set and the key belongs to another instance."""
+        if self._instance_id is None or self._is_instance_checked:
+            return
+        try:
+            body = self._get("/instance").body
+        except ClerkRefused as error:
+            if error.status == httpx.codes.NOT_FOUND:  # nobody to ask
+                return
+            raise
+        if not isinstance(body, dict) or body.get("id") != self._instance_id:
+            raise ClerkRefused("CLERK_SECRET_KEY belongs to another instance than CLERK_INSTANCE_ID names")
+        self._is_instance_checked = True
+
+    def close(self) -> None:
+        """Close the connections, once the requests are answered whose answers nobody wants any more."""
+        with self._idle:
+            self._is_closed = True
+            self._idle.wait_for(lambda: self._in_flight == 0, CLOSE_TIMEOUT_S)
+        self._http.close()
+
+    def _users(self, parameters: dict[str, Any]) -> Page:
+        answer = self._get("/users", parameters)
+        if not isinstance(answer.body, list):
+            raise ClerkRefused("Clerk's API answered with something else than a list: check CLERK_API_URL")
+        return self._page(answer.body, answer.observed_at)
+
+    def _members(self, path: str, offset: int, **parameters: str | int) -> Page:
+        answer = self._get(path, {"limit": MAX_PAGE, "offset": offset, **parameters})
+        match answer.body:
+            case {"data": list(entries), "total_count": int(total)}:
+                return Page([_read_member(entry) for entry in entries], answer.observed_at, total)
+        raise ClerkRefused("Clerk's API answered with something else than memberships: check CLERK_API_URL")
+
+    def _page(self, entries: list[Any], observed_at: int) -> Page:
+        return Page([self._read(entry) for entry in entries], observed_at)
+
+    def _read(self, entry: Any) -> Entry:
+        if not isinstance(entry, dict):
+            return Unread("it is no JSON object")
+        try:
+            return parse_user(entry, self._keys)
+        except Unreadable:
+            return Unread("it has no Clerk id")
+
+    def _get(self, path: str, parameters: dict[str, Any] | None = None) -> Answer:
+        patience = _Patience(self._patience_s, self._limited_patience_s)
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(ClerkUnavailable),
+            wait=_pause,
+            stop=patience.is_over,
+            sleep=self._wait,
+            reraise=True,
+        )
+        answer: Answer = retrying(self._attempt, path, parameters, patience)
+        return answer
+
+    def _shared_turn(self) -> AbstractContextManager[None]:
+        """Return what is held while a request waits and is made; here nothing."""
+        return nullcontext()
+
+    def _attempt(self, path: str, parameters: dict[str, Any] | None, patience: "_Patience") -> Answer:
+        patience.check(self._rate.away_s())  # before a shared turn is spent on it
+        with self._shared_turn():
+            turn_in_s = self._rate.delay(patience.left_s)  # long after a 429, whichever thread it came to
+            patience.check(turn_in_s)
+            self._wait(turn_in_s)
+            patience.waited(turn_in_s)
+            with self._counted():
+                observed_at = now_ms()
+                response = self._response(path, parameters)
+        if not response.is_success:
+            self._refuse(response)
+        return Answer(_decoded(response), observed_at)
+
+    def _response(self, path: str, parameters: dict[str, Any] | None) -> httpx.Response:
+        try:
+            return self._http.get(path, params=parameters)
+        except httpx.RequestError as error:
+            raise ClerkUnavailable(
+                f"Clerk's API does not answer ({type(error).__name__}): check CLERK_API_URL and the network"
+            ) from None
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._idle:
+            if self._is_closed:
+                raise Stopped("closed")
+            self._in_flight += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._in_flight -= 1
+                self._idle.notify_all()
+
+    def _refuse(self, response: httpx.Response) -> NoReturn:
+        status, code = response.status_code, _code(response)
+        if status == httpx.codes.TOO_MANY_REQUESTS:
+            retry_after_s = _retry_after(response)
+            self._rate.pause(retry_after_s)
+            raise _limited(retry_after_s)
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.REQUEST_TIMEOUT:
+            raise ClerkUnavailable(f"Clerk's API has trouble ({_said(response)}): try again later")
+        if code == NO_ORGANIZATIONS:
+            raise ClerkRefused(
+                "Clerk has no organizations for this instance: enable them, or change ORGANIZATION_SOURCE",
+                status,
+                code,
+            )
+        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+            raise ClerkRefused(
+                f"Clerk's API refuses the key ({_said(response)}): check CLERK_SECRET_KEY", status, code
+            )
+        raise ClerkRefused(
+            f"Clerk's API refuses the request ({_said(response)}): check CLERK_API_URL", status, code
+        )
+
+    def _wait(self, seconds: float) -> None:
+        if seconds > 0:
+            self._stopping.wait(seconds)
+        if self._stopping.requested:
+            raise Stopped("stopped")
+
+
+class _Patience:
+    """How long one request is tried again: so long for trouble, and so long in all where a 429 came last."""
+
+    def __init__(self, trouble_s: float, limited_s: float) -> None:
+        self._trouble_s = trouble_s
+        self._limited_s = limited_s
+        self._waited_s = 0.0
+        self._ends_at = time.monotonic() + max(trouble_s, limited_s)
+
+    @property
+    def left_s(self) -> float:
+        """How long a turn may be waited for."""
+        return max(0.0, self._ends_at - time.monotonic())
+
+    def check(self, turn_in_s: float) -> None:
+        """Raise ClerkUnavailable when a turn is further away than may be waited for."""
+        if turn_in_s > self.left_s:
+            raise _limited(turn_in_s)
+
+    def waited(self, seconds: float) -> None:
+        """Take note of time that went by without trouble."""
+        self._waited_s += seconds
+
+    def is_over(self, state: tenacity.RetryCallState) -> bool:
+        """Say whether to give up before the next pause."""
+        passed_s = (state.seconds_since_start or 0.0) + state.upcoming_sleep
+        if _retry_after_of(state) is None:
+            return passed_s - self._waited_s > self._trouble_s
+        self.waited(state.upcoming_sleep)
+        return passed_s > self._limited_s
+
+
+def _limited(retry_after_s: float) -> ClerkUnavailable:
+    seconds = math.ceil(retry_after_s)
+    return ClerkUnavailable(f"Clerk's rate limit is exhausted: try again in {seconds} s", retry_after_s)
+
+
+def _read_member(entry: Any) -> Entry:
+    if not isinstance(entry, dict):
+        return Unread("it is no JSON object")
+    try:
+        return parse_member(entry)
+    except Unreadable:
+        reason = "it lacks the id of the membership, of its user or of its organization"
+        return Unread(reason, _clerk_id(entry.get("id")))
+
+
+def _clerk_id(value: Any) -> str | None:
+    return value if isinstance(value, str) and CLERK_ID.fullmatch(value) else None
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    retry_after_s = _retry_after_of(state)
+    return _BACK_OFF(state) if retry_after_s is None else retry_after_s
+
+
+def _retry_after_of(state: tenacity.RetryCallState) -> float | None:
+    """Return how long the last attempt's 429 asks to wait, None when it was no 429."""
+    error = state.outcome.exception() if state.outcome else None
+    return error.retry_after_s if isinstance(error, ClerkUnavailable) else None
+
+
+_BACK_OFF = tenacity.wait_random_exponential(multiplier=FIRST_PAUSE_S, max=MAX_PAUSE_S)
+
+
+def _decoded(response: httpx.Response) -> Any:
+    try:
+        return decode(response.content)
+    except NotJson:
+        pass
+    try:
+        return decode(_shallow(response.content.decode()).encode())
+    except (NotJson, UnicodeDecodeError):
+        kind = response.headers.get("content-type", "").partition(";")[0]
+        what = "cut-off JSON" if kind == "application/json" else "something else than JSON"
+        raise ClerkUnavailable(f"Clerk's API answered with {what}: check CLERK_API_URL") from None
+
+
+def _shallow(text: str) -> str:
+    """Return JSON with null in place of what nests deeper than MAX_DEPTH.
+
+    Any user can put such a thing into his own `unsafe_metadata`, from the browser, and Python's decoder would
+    give up on the whole page, with everybody in it.
+    """
+    kept = []
+    depth = end = 0
+    for token in BRACKET_OR_STRING.finditer(text):
+        match token[0]:
+            case "[" | "{":
+                depth += 1
+                if depth == MAX_DEPTH + 1:
+                    kept += [text[end : token.start()], "null"]
+            case "]" | "}":
+                depth -= 1
+                if depth == MAX_DEPTH:
+                    end = token.end()
+    return "".join([*kept, text[end:]])
+
+
+def _said(response: httpx.Response) -> str:
+    """Return status, Clerk's code and its trace id, which its support asks for."""
+    trace_id = _error_body(response).get("clerk_trace_id")
+    known = isinstance(trace_id, str) and TRACE_ID.fullmatch(trace_id)
+    return " ".join(
+        part
+        for part in (str(response.status_code), _code(response), f"trace {trace_id}" if known else None)
+        if part
+    )
+
+
+def _code(response: httpx.Response) -> str | None:
+    match _error_body(response):
+        case {"errors": [{"code": str(code)}, *_]} if CODE.fullmatch(code):
+            return code
+    return None
+
+
+def _error_body(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = decode(response.content)
+    except NotJson:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Return the seconds that the answer asks to wait; the limit's whole period when it does not say."""
+    try:
+        seconds = float(response.headers.get("retry-after", ""))
+    except ValueError:
+        return PERIOD_S
+    return seconds if 0 <= seconds < float("inf") else PERIOD_S

@@ -1,0 +1,156 @@
+"""From the fact that a delivery states to the change it makes of a user. Pure: no I/O."""
+
+import re
+
+from db.merge.address import storable_address
+from db.merge.change import (
+    DEFAULT_ROLE,
+    EmailClaim,
+    Membership,
+    Organization,
+    Profile,
+    UserChange,
+    Version,
+    merge,
+    merge_by_id,
+    merge_memberships,
+    merge_organizations,
+)
+from worker.clerk.errors import Unreadable
+from worker.clerk.payloads import (
+    ClerkMember,
+    ClerkMembership,
+    ClerkOrganization,
+    ClerkUser,
+    MembershipSeen,
+    OrganizationSeen,
+    SessionSeen,
+    UserDeleted,
+    UserEvent,
+    UserSaved,
+)
+
+MAX_TEXT = 255
+UNNAMED = "Unnamed user"
+ROLES = frozenset({"admin", "user"})
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def organization_of(event: OrganizationSeen, received_at: int) -> Organization:
+    """Return what `event` says about its organization; `received_at` (ms) as in `change_of`."""
+    organization = _organization(event.organization, event.happened_at)
+    if event.deleted:
+        return organization._replace(deleted_at=_first(event.happened_at, received_at))
+    return organization
+
+
+def change_of(event: UserEvent, received_at: int) -> UserChange:
+    """Return what `event` says about its user.
+
+    `received_at` (ms) stands in for the time of an end that does not say when it happened. Raises
+    Unreadable for a session that tells neither when the user signed in nor who the user is.
+    """
+    match event:
+        case UserSaved():
+            return user_change(event.user, event.happened_at)
+        case UserDeleted():
+            return UserChange(event.user_id, deleted_at=_first(event.happened_at, received_at))
+        case SessionSeen():
+            return _session_change(event)
+        case MembershipSeen():
+            ended_at = _first(event.happened_at, received_at) if event.ended else None
+            return UserChange(
+                event.user_id,
+                memberships=(_membership(event.membership, event.happened_at, ended_at),),
+                organizations=(_organization(event.membership.organization, event.happened_at),),
+            )
+
+
+def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
+    """Return what a user seen at `observed_at` (ms; None: when it was last updated) says."""
+    updated_at = _first(user.updated_at, observed_at, user.created_at, 0)
+    version = Version(updated_at, _first(observed_at, updated_at))
+    profile = Profile(
+        version,
+        _first(user.created_at, updated_at),
+        display_name(user),
+        None if user.organization is None else storable_text(user.organization),
+        user.role if user.role in ROLES else DEFAULT_ROLE,
+    )
+    email = EmailClaim(version, _address(user.email)) if user.email_known else None
+    memberships = [_membership(it, version.observed_at, None) for it in user.memberships]
+    organizations = [_organization(it.organization, version.observed_at) for it in user.memberships]
+    return UserChange(
+        user.id,
+        profile,
+        email,
+        user.last_sign_in_at,
+        memberships=merge_by_id(merge_memberships, (), memberships),
+        organizations=merge_by_id(merge_organizations, (), organizations),
+    )
+
+
+def member_change(member: ClerkMember, observed_at: int) -> UserChange:
+    """Return what a membership that a listing showed at `observed_at` (ms) says of its user."""
+    return UserChange(
+        member.user_id,
+        memberships=(_membership(member.membership, observed_at, None),),
+        organizations=(_organization(member.membership.organization, observed_at),),
+    )
+
+
+def display_name(user: ClerkUser) -> str:
+    """Return first and last name joined; else the username; else the address up to its @; else a stand-in."""
+    full_name = " ".join(part for part in (_shown(user.first_name), _shown(user.last_name)) if part)
+    local_part = user.email.rpartition("@")[0] if user.email else None
+    name = full_name or _shown(user.username) or _shown(local_part) or UNNAMED
+    return name[:MAX_TEXT]
+
+
+def storable_text(text: str) -> str:
+    """Return `text` as PostgreSQL holds it: no NUL, lone surrogates as U+FFFD, at most 255 characters."""
+    return _clean(text)[:MAX_TEXT]
+
+
+def _session_change(session: SessionSeen) -> UserChange:
+    login = UserChange(session.user_id, login_at=None if session.impersonated else session.started_at)
+    if session.user is None:
+        if session.started_at is None and not session.impersonated:
+            raise Unreadable("the session's created_at is no time, and it carries no user")
+        return login
+    observed_at = session.updated_at if session.happened_at is None else session.happened_at
+    return merge(login, user_change(session.user, observed_at))
+
+
+def _membership(membership: ClerkMembership, observed_at: int | None, ended_at: int | None) -> Membership:
+    joined_at = _first(membership.created_at, observed_at, 0)
+    return Membership(membership.id, membership.organization.id, joined_at, ended_at)
+
+
+def _organization(organization: ClerkOrganization, observed_at: int | None) -> Organization:
+    name = _shown(organization.name)
+    if name is None:
+        return Organization(organization.id)
+    updated_at = _first(organization.updated_at, observed_at, 0)
+    return Organization(
+        organization.id, Version(updated_at, _first(observed_at, updated_at)), name[:MAX_TEXT]
+    )
+
+
+def _shown(text: str | None) -> str | None:
+    cleaned = _clean(text) if text else ""
+    return cleaned if cleaned.strip() else None
+
+
+def _address(address: str | None) -> str | None:
+    return None if address is None else storable_address(_clean(address))
+
+
+def _clean(text: str) -> str:
+    if text.isascii():
+        return text.replace("\0", "")
+    return LONE_SURROGATE.sub("\ufffd", text.replace("\0", ""))
+
+
+def _first(*times: int | None) -> int:
+    return next(time for time in times if time is not None)

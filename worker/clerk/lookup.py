@@ -1,0 +1,81 @@
+"""Users asked for by id: many at a time, and one by one where an answer is to prove that somebody is gone."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+from worker.clerk.api import MAX_IDS, ClerkApi, ClerkUnavailable, Entry, Page
+from worker.clerk.pagination import Position, results, walk_members
+from worker.shutdown import StopSignal
+
+T = TypeVar("T")
+
+
+class Look(NamedTuple):
+    """A page of users who were asked for, and the ids of those whom it does not show.
+
+    They may be gone. Or the answer is shorter than it should be, or shows others than it was asked for: only
+    when a user is asked for alone, Clerk's own "not found" is proof.
+    """
+
+    page: Page
+    unshown: list[str]
+
+
+def looks(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[Look]:
+    """Ask for all of `clerk_ids`, many at a time. Raises ClerkApiError and Stopped."""
+
+    def look(asked: list[str]) -> Look:
+        page = api.users(asked)
+        shown = {user.id: user for user in page.users}
+        wanted = [shown[clerk_id] for clerk_id in asked if clerk_id in shown]
+        return Look(
+            page._replace(entries=list[Entry](wanted)),
+            [clerk_id for clerk_id in asked if clerk_id not in shown],
+        )
+
+    return results(look, chunks(clerk_ids, MAX_IDS), stopping)
+
+
+def sure_looks(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[Look]:
+    """Ask for each of `clerk_ids` alone: whom a look does not show is gone. Raises likewise."""
+
+    def look(clerk_id: str) -> Look:
+        page = api.user(clerk_id)
+        return Look(page, [] if page.entries else [clerk_id])
+
+    return results(look, clerk_ids, stopping)
+
+
+class Members(NamedTuple):
+    """All memberships of one user, as one page; None when Clerk knows no such user."""
+
+    clerk_id: str
+    page: Page | None
+
+
+def members_of(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[Members]:
+    """Ask for the memberships of each of `clerk_ids`, which a request for users does not show.
+
+    Raises likewise; ClerkUnavailable also when fewer come than the answer counts.
+    """
+    return results(lambda clerk_id: Members(clerk_id, _all_of(api, clerk_id, stopping)), clerk_ids, stopping)
+
+
+def _all_of(api: ClerkApi, clerk_id: str, stopping: StopSignal) -> Page | None:
+    page = api.members_of(clerk_id, 0)
+    if page.total is None:
+        return None
+    if len(page.entries) < page.total:
+        pages = [step.page for step in walk_members(api, stopping, Position(), clerk_id)]
+        page = page._replace(entries=[entry for each in pages for entry in each.entries])
+        if len(page.entries) < min(each.total or 0 for each in (page, *pages)):
+            raise ClerkUnavailable("Clerk's API shows fewer memberships than it counts: try again later")
+    return page
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

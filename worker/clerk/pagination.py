@@ -1,0 +1,288 @@
+"""A walk through all of Clerk's users, page by page, with the next page on its way while one is worked on.
+
+By cursor (`starting_after`), one page ahead, as a page's cursor stands in the page before it. Where the
+server does not know the cursor, or refuses it, by offset, several pages ahead. There a deletion moves users
+to the left, out of the page that is asked for next: so each page overlaps the one before it, and one that
+shares no user with it has left some out, and is asked for again from further left. For memberships there is
+no cursor, and the same is done.
+
+A page that is shorter than it should be ends no walk: the next one does, when it shows nothing new. Users who
+sign up while the end is being read do not prolong it for ever: who comes later than a minute after the
+beginning is not waited for.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
+from itertools import takewhile
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+
+from db.times import now_ms
+from worker.clerk.api import (
+    MAX_PAGE,
+    OLDEST_FIRST,
+    ClerkApi,
+    ClerkRefused,
+    ClerkUnavailable,
+    Entry,
+    Page,
+    Stopped,
+)
+from worker.shutdown import StopSignal
+
+AHEAD = 4
+OVERLAP = 20
+CURSORS = (-1, -2, -OVERLAP)  # of the last users, those to go on from: any may have been deleted since
+GRACE_MS = 60_000
+STEPS_BACK = 20
+LOOK_EVERY_S = 0.2
+LINGER_S = 2.0
+
+T = TypeVar("T")
+R = TypeVar("R")
+log = structlog.get_logger("worker.clerk.pagination")
+
+
+class Position(NamedTuple):
+    """Where a walk is: how many users it has seen, the ids of the last of them, and which way it goes.
+
+    `nameless` is how many entries without an id came after those: what follows an id shows them once more.
+    """
+
+    walked: int = 0
+    last_ids: tuple[str, ...] = ()
+    by_offset: bool = False
+    nameless: int = 0
+
+
+class Step(NamedTuple):
+    """A page, without the users that the walk has seen just before, and the position after it."""
+
+    page: Page
+    position: Position
+
+
+class _CursorUnknown(Exception):
+    """The server does not know the cursor, or none of those that the walk could go on from."""
+
+
+def walk(
+    api: ClerkApi, stopping: StopSignal, start: Position, order_by: str = OLDEST_FIRST
+) -> Iterator[Step]:
+    """Yield the users after `start`. Raises ClerkApiError, and Stopped once the process is told to stop."""
+    position = start
+    if order_by == OLDEST_FIRST and not start.by_offset:
+        try:
+            for step in _by_cursor(api, stopping, position):
+                position = step.position
+                yield step
+        except _CursorUnknown:
+            log.info("the cursor is not known there, going on by offset", users=position.walked)
+        else:
+            return
+    yield from _by_offset(
+        lambda offset: api.page(order_by, offset=offset),
+        stopping,
+        position._replace(by_offset=True),
+        catches_up=order_by == OLDEST_FIRST,
+    )
+
+
+def walk_members(
+    api: ClerkApi, stopping: StopSignal, start: Position, clerk_id: str | None = None
+) -> Iterator[Step]:
+    """Yield the memberships after `start`, those of one user or of all, as `walk` yields users."""
+    page_at = api.members if clerk_id is None else partial(api.members_of, clerk_id)
+    start = start._replace(by_offset=True)
+    return _by_offset(page_at, stopping, start, catches_up=clerk_id is None)
+
+
+def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
+    """Start `work` in a thread that nobody has to wait for when the process ends."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="clerk-api", daemon=True).start()
+    return future
+
+
+def await_result(future: "Future[T]", stopping: StopSignal) -> T:
+    """Return what the future holds. Raises Stopped as soon as the process is told to stop."""
+    while not stopping.requested:
+        try:
+            return future.result(LOOK_EVERY_S)
+        except FutureTimeout:
+            if future.done():
+                raise
+    raise Stopped("stopped")
+
+
+def results(
+    work: Callable[[T], R], items: Iterable[T], stopping: StopSignal, at_once: int = AHEAD
+) -> Iterator[R]:
+    """Yield `work(item)` for every item, in their order, some of them on their way.
+
+    What the items raise comes after the results of those before. Raises Stopped.
+    """
+    running: deque[Future[R]] = deque()
+    following = iter(items)
+    failure: Exception | None = None
+    try:
+        while failure is None:
+            try:
+                running.append(in_background(work, next(following)))
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+            if len(running) == at_once:
+                yield await_result(running[0], stopping)
+                running.popleft()
+        while running:
+            yield await_result(running[0], stopping)
+            running.popleft()
+    finally:
+        wait(running, LINGER_S)  # whoever is still at it uses what the caller is about to close
+    if failure is not None:
+        raise failure
+
+
+def _by_cursor(api: ClerkApi, stopping: StopSignal, position: Position) -> Iterator[Step]:
+    latest_ms = now_ms() + GRACE_MS
+    following = in_background(_page_after, api, position)
+    while True:
+        page = await_result(following, stopping)
+        fresh = _after_overlap(page, position)
+        if not fresh.entries:
+            return
+        position = _moved(position, fresh)
+        following = in_background(_page_after, api, position)
+        yield Step(fresh, position)
+        if _is_last(page, fresh) or _has_caught_up(page, latest_ms):
+            return
+
+
+def _page_after(api: ClerkApi, position: Position) -> Page:
+    """Return the page after the last user in `position` that the server knows. Raises _CursorUnknown."""
+    ids = position.last_ids
+    if not ids:
+        return api.page(OLDEST_FIRST)
+    for cursor in dict.fromkeys(ids[index] for index in CURSORS if -index <= len(ids)):
+        try:
+            page = api.page(OLDEST_FIRST, starting_after=cursor)
+        except ClerkRefused as error:
+            if error.status in {400, 404, 422}:
+                continue
+            raise
+        if cursor not in page.ids:
+            return page
+        break  # a server that overlooks the cursor begins anew
+    raise _CursorUnknown
+
+
+def _by_offset(
+    page_at: Callable[[int], Page], stopping: StopSignal, position: Position, *, catches_up: bool
+) -> Iterator[Step]:
+    """Walk by offset; with `catches_up`, in the order of creation, the end is where the newest are."""
+    latest_ms = now_ms() + GRACE_MS
+    steps_back = 0
+    pages = _PagesAhead(page_at)
+    pages.go_to(max(0, position.walked - OVERLAP))
+    while True:
+        offset, page = pages.next(stopping)
+        pages.end = page.total
+        if offset > 0 and not set(page.ids) & set(position.last_ids):
+            steps_back += 1
+            if steps_back > STEPS_BACK:
+                raise ClerkUnavailable("Clerk's users change faster than they can be listed: try again later")
+            pages.go_to(max(0, offset - MAX_PAGE // 2))
+            continue
+        fresh = _after_overlap(page, position)
+        if not fresh.entries:
+            _is_last(page, fresh)
+            return
+        position = _moved(position._replace(walked=offset + len(page.entries) - len(fresh.entries)), fresh)
+        if len(page.entries) < MAX_PAGE:
+            pages.go_to(max(0, position.walked - OVERLAP))
+        yield Step(fresh, position)
+        if page.total is not None and position.walked >= page.total:
+            return
+        if _is_last(page, fresh) or (catches_up and _has_caught_up(page, latest_ms)):
+            return
+
+
+class _PagesAhead:
+    """Pages by offset, each overlapping the one before it, several of them on their way at a time."""
+
+    def __init__(self, page_at: Callable[[int], Page]) -> None:
+        self._page_at = page_at
+        self._asked: deque[tuple[int, Future[Page]]] = deque()
+        self._dropped: list[Future[Page]] = []  # of no use any more, but still a load on Clerk
+        self._next_offset = 0
+        self.end: int | None = None  # where the list ends, as far as that is known
+
+    def go_to(self, offset: int) -> None:
+        """Go on from `offset`; what is on its way is of no use any more."""
+        self._dropped += [future for _, future in self._asked]
+        self._asked.clear()
+        self._next_offset = offset
+
+    def next(self, stopping: StopSignal) -> tuple[int, Page]:
+        """Return the next page and its offset."""
+        ahead = AHEAD if self._next_offset or self._asked else 1  # most lists fit into one page
+        self._dropped = [future for future in self._dropped if not future.done()]
+        while len(self._asked) < max(1, ahead - len(self._dropped)):
+            if self._asked and self.end is not None and self._next_offset >= self.end:
+                break
+            self._ask(self._next_offset)
+            self._next_offset += MAX_PAGE - OVERLAP
+        offset, future = self._asked.popleft()
+        return offset, await_result(future, stopping)
+
+    def _ask(self, offset: int) -> None:
+        self._asked.append((offset, in_background(self._page_at, offset)))
+
+
+def _after_overlap(page: Page, position: Position) -> Page:
+    """Return the page without its entries up to the last one that was seen before."""
+    seen = set(position.last_ids)
+    before = [i for i, entry in enumerate(page.entries) if entry.id in seen]
+    entries = page.entries[before[-1] + 1 :] if before else page.entries
+    again = min(position.nameless, _nameless(entries))
+    return page._replace(entries=entries[again:])
+
+
+def _nameless(entries: Iterable[Entry]) -> int:
+    """Return how many entries come before the first one that has an id."""
+    return sum(1 for _ in takewhile(lambda entry: entry.id is None, entries))
+
+
+def _is_last(page: Page, fresh: Page) -> bool:
+    """Say whether nothing is new in the page that leads to another. Raises ClerkRefused for a full one."""
+    if fresh.ids:
+        return False
+    if len(page.entries) < MAX_PAGE:
+        return True
+    raise ClerkRefused("Clerk's API shows nothing else on the next page: check CLERK_API_URL")
+
+
+def _has_caught_up(page: Page, latest_ms: int) -> bool:
+    """Say whether the page is the last for now, and ends with somebody who came after `latest_ms`."""
+    last = page.known[-1].created_at if page.known else None
+    return len(page.entries) < MAX_PAGE and last is not None and last > latest_ms
+
+
+def _moved(position: Position, page: Page) -> Position:
+    last_ids = (*position.last_ids, *page.ids)[-OVERLAP:]
+    nameless = _nameless(reversed(page.entries)) + (0 if page.ids else position.nameless)
+    return position._replace(walked=position.walked + len(page.entries), last_ids=last_ids, nameless=nameless)

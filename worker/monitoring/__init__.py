@@ -1,0 +1,1 @@
+"""What health, metrics, the console and the status command show."""

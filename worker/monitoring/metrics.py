@@ -1,0 +1,232 @@
+"""What the processes count: in memory, where it costs nothing, and every few seconds added up in Redis.
+
+So the totals are those of all web processes and workers, on however many machines, and outlive each of them.
+Any web process shows them (see `worker.monitoring.prometheus`); workers need no port.
+"""
+
+import json
+import threading
+import time
+import uuid
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from config import Settings
+from db.ledger import Outcome
+from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
+from worker.queue import scripts
+from worker.redis_client import impatient_redis
+
+log = structlog.get_logger("worker.monitoring.metrics")
+
+TOTALS_KEY = "clerk-sync:metrics"
+FLUSH_EVERY_S = 2.0
+OTHER = "other"
+SUM = "sum"
+INFINITY = "+Inf"
+
+TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES, OTHER)
+ANSWERS = (
+    "queued",
+    "duplicate",
+    "requeued",
+    "ignored",
+    "forged",
+    "not_json",
+    "too_large",
+    "incomplete",
+    "unavailable",
+    "error",
+)
+SIGNATURE_REASONS = ("missing", "malformed", "stale", "mismatch")
+OUTCOMES = tuple(outcome.value for outcome in Outcome)
+
+FAST_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+SLOW_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+LAGS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+
+class Counter(NamedTuple):
+    """A number that only grows. A label's value that is not among those listed counts as `other`."""
+
+    name: str
+    help: str
+    labels: Mapping[str, Sequence[str]] = {}
+
+
+class Histogram(NamedTuple):
+    """How values are spread; `buckets` are upper bounds."""
+
+    name: str
+    help: str
+    buckets: Sequence[float]
+
+    def bound(self, value: float) -> str:
+        """Return the upper bound of the bucket that `value` falls into, as Prometheus writes it."""
+        index = bisect_left(self.buckets, value)
+        return str(self.buckets[index]) if index < len(self.buckets) else INFINITY
+
+
+class Latest(NamedTuple):
+    """When something last happened, in s since the epoch."""
+
+    name: str
+    help: str
+
+
+DELIVERIES = Counter(
+    "clerk_sync_deliveries_total", "Deliveries by type and answer.", {"type": TYPES, "answer": ANSWERS}
+)
+REJECTED_SIGNATURES = Counter(
+    "clerk_sync_rejected_signatures_total",
+    "Deliveries whose signature was not believed, by reason.",
+    {"reason": SIGNATURE_REASONS},
+)
+ENQUEUE_SECONDS = Histogram("clerk_sync_enqueue_seconds", "Time to put a delivery on the queue.", FAST_S)
+EVENTS = Counter(
+    "clerk_sync_events_applied_total",
+    "Events applied to the tables, by type and outcome.",
+    {"type": TYPES, "outcome": OUTCOMES},
+)
+BATCH_SIZE = Histogram("clerk_sync_batch_size", "Events that a worker took at a time.", SIZES)
+APPLY_SECONDS = Histogram("clerk_sync_apply_seconds", "Time of a transaction that applies a batch.", SLOW_S)
+EVENT_LAG = Histogram(
+    "clerk_sync_event_lag_seconds", "Time from the event at Clerk to its row being written.", LAGS_S
+)
+DELIVERY_LAG = Histogram(
+    "clerk_sync_delivery_lag_seconds", "Time from a delivery being received to its row being written.", LAGS_S
+)
+RETRIES = Counter("clerk_sync_retries_total", "Jobs put off to be tried again, by type.", {"type": TYPES})
+FAILURES = Counter("clerk_sync_jobs_failed_total", "Jobs that failed for good, by type.", {"type": TYPES})
+POOL_TIMEOUTS = Counter(
+    "clerk_sync_pool_timeouts_total", "Times that no database connection came free within DB_POOL_TIMEOUT."
+)
+CONNECTIONS_LOST = Counter("clerk_sync_connections_lost_total", "Database connections found dead.")
+LAST_APPLIED = Latest("clerk_sync_last_applied_timestamp_seconds", "When an event was last applied.")
+
+COUNTERS = (
+    DELIVERIES,
+    REJECTED_SIGNATURES,
+    EVENTS,
+    RETRIES,
+    FAILURES,
+    POOL_TIMEOUTS,
+    CONNECTIONS_LOST,
+)
+HISTOGRAMS = (ENQUEUE_SECONDS, BATCH_SIZE, APPLY_SECONDS, EVENT_LAG, DELIVERY_LAG)
+LATEST = (LAST_APPLIED,)
+
+Field = tuple[str, ...]
+
+
+class Metrics:
+    """What one process has counted and not yet added to the totals. May be used by many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: defaultdict[Field, float] = defaultdict(float)
+        self._latest: dict[Field, float] = {}
+        self._known_totals: dict[Field, float] = {}
+        self._flushing = threading.Lock()
+        self._process = uuid.uuid4().hex
+        self._parcel: list[str | float] = []
+        self._number = 0
+
+    def count(self, counter: Counter, *labels: str | None, by: float = 1) -> None:
+        """Add to a counter; its labels' values in their order."""
+        values = zip(labels, counter.labels.values(), strict=True)
+        field = (counter.name, *(value if value and value in known else OTHER for value, known in values))
+        with self._lock:
+            self._counts[field] += by
+
+    def count_up_to(self, counter: Counter, total: float) -> None:
+        """Add to a counter without labels what is missing up to a total that this process keeps elsewhere."""
+        field = (counter.name,)
+        with self._lock:
+            self._counts[field] += total - self._known_totals.get(field, 0)
+            self._known_totals[field] = total
+
+    def observe(self, histogram: Histogram, *values: float) -> None:
+        """Add values to a histogram."""
+        with self._lock:
+            for value in values:
+                self._counts[histogram.name, histogram.bound(value)] += 1
+            self._counts[histogram.name, SUM] += sum(values)
+
+    @contextmanager
+    def timed(self, histogram: Histogram) -> Iterator[None]:
+        """Add the seconds that the block takes, however it ends."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.observe(histogram, time.perf_counter() - began)
+
+    def note(self, latest: Latest, at_s: float) -> None:
+        """Say that something happened at that time."""
+        with self._lock:
+            self._latest[latest.name,] = max(at_s, self._latest.get((latest.name,), 0))
+
+    def flush(self, redis: Redis) -> None:
+        """Add what was counted to the totals in Redis.
+
+        A parcel whose arrival was not confirmed is sent again as it was, and Redis takes each but once.
+        Raises RedisError, and then nothing is lost.
+        """
+        with self._flushing:
+            if not self._parcel:
+                self._parcel = self._pack()
+            if self._parcel:
+                redis.eval(scripts.ADD_COUNTS, 2, TOTALS_KEY, f"{TOTALS_KEY}:{self._process}", *self._parcel)
+                self._parcel = []
+
+    def _pack(self) -> list[str | float]:
+        with self._lock:
+            counts, self._counts = self._counts, defaultdict(float)
+            latest, self._latest = self._latest, {}
+        changed = {field: value for field, value in counts.items() if value}
+        if not (changed or latest):
+            return []
+        self._number += 1
+        parcel: list[str | float] = [self._number, len(changed)]
+        for field, value in (*changed.items(), *latest.items()):
+            parcel += (json.dumps(field), value)
+        return parcel
+
+
+class Flusher:
+    """A thread that adds up what a web process counts, from `start` until `stop`."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._redis = impatient_redis(settings)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Add up what is left, and end."""
+        self._stopped.set()
+        self._thread.join(FLUSH_EVERY_S)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(FLUSH_EVERY_S):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._metrics.flush(self._redis)
+        except RedisError as error:
+            log.debug("counts put off", error=type(error).__name__)

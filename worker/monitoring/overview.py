@@ -1,0 +1,85 @@
+"""What the operators' page shows: health, what came lately, what failed; each part as far as it is known."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from db import ledger
+from db.ledger import Activity, LedgerRow
+from worker.monitoring.health import Answer, Facts, Question, Status, ask
+from worker.queue.failed_jobs import FailedJob, FailedJobs
+
+HOUR = timedelta(hours=1)
+EVENTS_SHOWN = 30
+HISTORY_SHOWN = 100
+FAILED_SHOWN = 50
+
+
+class Part(NamedTuple):
+    """One part of the page: its value, or why it is not known."""
+
+    value: Any
+    error: str | None
+
+
+class Overview(NamedTuple):
+    """The page: what /health says, and an Activity, lists of LedgerRow and a list of FailedJob.
+
+    `history` is of one user; None when nobody was named.
+    """
+
+    health: dict[str, Any]
+    activity: Part
+    newest: Part
+    failed: Part
+    history: Part | None
+
+
+class Overseer:
+    """Asks for all of it side by side. Made once per process; answers within its time limit."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self.failed_jobs = FailedJobs(self._status.redis)
+        self._activity = Question("activity", self._ask_activity)
+        self._newest = Question("newest", self._ask_newest)
+        self._history = Question("history", self._ask_history)
+        self._failed = Question("failed", self._ask_failed)
+
+    def look(self, clerk_id: str | None = None) -> Overview:
+        """Return what is known now, and the history of one user if named."""
+        questions = {
+            **self._status.questions,
+            "activity": (self._activity, ()),
+            "newest": (self._newest, ()),
+            "failed": (self._failed, ()),
+        }
+        if clerk_id is not None:
+            questions["history"] = (self._history, (clerk_id,))
+        answers = ask(questions)
+        return Overview(
+            self._status.report(answers),
+            _part(answers["activity"]),
+            _part(answers["newest"]),
+            _part(answers["failed"]),
+            _part(answers["history"]) if clerk_id is not None else None,
+        )
+
+    def _ask_activity(self) -> Facts:
+        activity: Activity = ledger.activity(self._status.database, datetime.now(UTC) - HOUR)
+        return {"value": activity}
+
+    def _ask_newest(self) -> Facts:
+        rows: list[LedgerRow] = ledger.recent(self._status.database, limit=EVENTS_SHOWN)
+        return {"value": rows}
+
+    def _ask_history(self, clerk_id: str) -> Facts:
+        rows = ledger.recent(self._status.database, ledger.Wanted(clerk_id=clerk_id), limit=HISTORY_SHOWN)
+        return {"value": rows}
+
+    def _ask_failed(self) -> Facts:
+        jobs: list[FailedJob] = list(self.failed_jobs.newest(limit=FAILED_SHOWN))
+        return {"value": jobs}
+
+
+def _part(answer: Answer) -> Part:
+    return Part(answer.facts.get("value"), answer.error)

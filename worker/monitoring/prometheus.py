@@ -1,0 +1,214 @@
+"""The metrics as Prometheus reads them: the totals in Redis, and what is measured at that moment.
+
+Only Redis is asked: a question to the database every few seconds would keep a compute awake that is to be
+suspended when nothing happens.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from itertools import product
+from typing import Any
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from config import Settings
+from worker.monitoring.health import WAITING_FOR, Answer, Facts, Question, ask, redis_facts
+from worker.monitoring.metrics import (
+    COUNTERS,
+    HISTOGRAMS,
+    INFINITY,
+    LATEST,
+    SUM,
+    TOTALS_KEY,
+    Counter,
+    Field,
+    Histogram,
+    Metrics,
+)
+from worker.redis_client import impatient_redis
+from worker.sync import last_run
+
+Totals = Mapping[Field, float]
+
+
+class Exposition:
+    """Renders the metrics; made once per web process. Answers within the time limit of health."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._redis = impatient_redis(settings)
+        self._metrics = metrics
+        self._repair_every_s = settings.reconcile_every
+        self._question = Question("metrics", self._facts)
+
+    def render(self) -> bytes:
+        """Return the metrics in Prometheus's text format; without Redis they say only that it is away."""
+        answer = ask({"metrics": (self._question, ())})["metrics"]
+        families = [*_families(answer), *self._repair(answer)]
+        return generate_latest(_Collected(families))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _repair(self, answer: Answer) -> Iterator[Metric]:
+        """Return the figures of the last repair; none without RECONCILE_EVERY, or before the first."""
+        last = answer.facts.get("repair")
+        if self._repair_every_s is not None and last is not None:
+            yield from _repair(last, self._repair_every_s)
+
+    def _facts(self) -> Facts:
+        with suppress(ResponseError):  # refused: the counts wait, and what can be read is shown
+            self._metrics.flush(self._redis)
+        return {**redis_facts(self._redis), "totals": _totals(self._redis)}
+
+
+class _Collected:
+    """What the client library takes for a registry."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _totals(redis: Redis) -> Totals:
+    raw: Any = redis.hgetall(TOTALS_KEY)
+    return {tuple(json.loads(field)): float(value) for field, value in raw.items()}
+
+
+def _families(answer: Answer) -> Iterator[Metric]:
+    is_up = answer.error is None
+    yield _gauge(
+        "clerk_sync_redis_up", "Whether Redis answers; without it nothing else is known.", int(is_up)
+    )
+    if is_up:
+        yield from _measured(answer.facts)
+        totals = answer.facts["totals"]
+        yield from (_counter(counter, totals) for counter in COUNTERS)
+        yield from (_histogram(histogram, totals) for histogram in HISTOGRAMS)
+        yield from (_gauge(latest.name, latest.help, totals.get((latest.name,))) for latest in LATEST)
+
+
+def _counter(counter: Counter, totals: Totals) -> Metric:
+    # What has not happened yet is 0, not absent: Prometheus does not see the first step of a new series.
+    family = CounterMetricFamily(counter.name, counter.help, labels=list(counter.labels))
+    values: dict[Field, float] = dict.fromkeys(product(*counter.labels.values()), 0)
+    values |= {field[1:]: value for field, value in totals.items() if field[0] == counter.name}
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(histogram: Histogram, totals: Totals) -> Metric:
+    found = {field[1]: value for field, value in totals.items() if field[0] == histogram.name}
+    total = found.pop(SUM, 0.0)
+    bounds = [*map(str, histogram.buckets), INFINITY]
+    # A version with other buckets may have counted too: each count belongs to every bound from its own on.
+    buckets = [(bound, sum(n for le, n in found.items() if float(le) <= float(bound))) for bound in bounds]
+    family = HistogramMetricFamily(histogram.name, histogram.help)
+    family.add_metric([], buckets, total)
+    return family
+
+
+def _measured(facts: Facts) -> Iterator[Metric]:
+    queue, workers = facts["queue"], facts["workers"]
+    yield _gauge(
+        "clerk_sync_redis_takes_writes",
+        "Whether Redis takes writes; without them deliveries are refused.",
+        int(facts["refusal"] is None),
+    )
+    yield _gauge("clerk_sync_queue_depth", "Deliveries that wait in the queue.", queue["depth"])
+    yield _gauge(
+        "clerk_sync_queue_oldest_age_seconds",
+        "Age of the delivery that waits longest; 0 when none does.",
+        queue["oldest_age_s"] or 0,
+    )
+    yield _gauge("clerk_sync_started_jobs", "Jobs that workers hold.", queue["started"])
+    yield _gauge("clerk_sync_scheduled_jobs", "Jobs that wait for their next retry.", queue["scheduled"])
+    yield _gauge("clerk_sync_failed_jobs", "Jobs that failed and wait for somebody.", queue["failed"])
+    yield _gauge("clerk_sync_workers_alive", "Workers that have been heard of.", workers["alive"])
+    yield _waiting(workers["list"])
+    yield from _pools(workers["list"])
+    yield _gauge(
+        "clerk_sync_last_received_timestamp_seconds",
+        "When a delivery was last received.",
+        _timestamp(facts["last_received_at"]),
+    )
+    yield _gauge(
+        "clerk_sync_watching_since_timestamp_seconds",
+        "When somebody first looked: silence counts from then where nothing was received.",
+        _timestamp(facts["watching_since"]),
+    )
+
+
+def _timestamp(moment: str | None) -> float | None:
+    return datetime.fromisoformat(moment).timestamp() if moment else None
+
+
+def _waiting(workers: list[dict[str, Any]]) -> Metric:
+    family = GaugeMetricFamily(
+        "clerk_sync_workers_waiting", "Workers that cannot go on, by what they wait for.", labels=["what"]
+    )
+    for what in WAITING_FOR:
+        family.add_metric([what], sum(worker["waiting_for"] == what for worker in workers))
+    return family
+
+
+def _pools(workers: list[dict[str, Any]]) -> Iterator[Metric]:
+    for name, help_, key in (
+        ("clerk_sync_pool_size", "Database connections that a worker keeps open at most.", "size"),
+        ("clerk_sync_pool_in_use", "Database connections of a worker in use.", "in_use"),
+        ("clerk_sync_pool_overflow", "Database connections of a worker beyond its pool's size.", "overflow"),
+    ):
+        family = GaugeMetricFamily(name, help_, labels=["worker"])
+        for worker in workers:
+            if worker["pool"]:
+                family.add_metric([worker["name"]], worker["pool"][key])
+        yield family
+
+
+def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
+    yield _gauge(
+        "clerk_sync_repair_interval_seconds", "How often a repair is to run: RECONCILE_EVERY.", every_s
+    )
+    yield _gauge(
+        "clerk_sync_repair_timestamp_seconds",
+        "When the last repair ended.",
+        datetime.fromisoformat(last["finished_at"]).timestamp(),
+    )
+    yield _gauge("clerk_sync_repair_seconds", "Time that the last repair took.", last_run.seconds(last))
+    ended = last_run.result(last)
+    results = GaugeMetricFamily("clerk_sync_repair_result", "How the last repair ended.", labels=["result"])
+    for result in last_run.Result:
+        results.add_metric([result], int(result is ended))
+    yield results
+    brought = last_run.brought(last)
+    if brought is not None:
+        family = GaugeMetricFamily(
+            "clerk_sync_repair_brought",
+            "Users whom the last repair brought up to date, by how.",
+            labels=["how"],
+        )
+        for way, count in brought.items():
+            family.add_metric([way], count)
+        yield family
+    if last["drift"] is not None:
+        drift = GaugeMetricFamily(
+            "clerk_sync_repair_drift", "Users who differ after the last repair, by how.", labels=["kind"]
+        )
+        for kind in last_run.KINDS:
+            drift.add_metric([kind], last["drift"][kind])
+        yield drift
+
+
+def _gauge(name: str, help_: str, value: float | None) -> Metric:
+    family = GaugeMetricFamily(name, help_, labels=[])
+    if value is not None:
+        family.add_metric([], value)
+    return family

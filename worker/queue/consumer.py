@@ -1,0 +1,270 @@
+"""A worker's side of the queue in Redis: take, finish, fail, give back. To RQ the queue is one of its own."""
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar, cast
+
+from redis import Redis
+from redis.commands.core import Script
+from redis.exceptions import NoScriptError, OutOfMemoryError
+
+from worker.queue import rq_format as rq
+from worker.queue import scripts
+
+_Json = TypeVar("_Json", list[Any], dict[str, Any])
+
+HOLDERS_KEY = "clerk-sync:holders"
+HELD_PREFIX = "clerk-sync:held:"
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+SILENT_AFTER_S = 15  # a worker beats every few seconds; after this long it is taken for dead
+FORGET_AFTER_S = 24 * 3600
+
+
+class TakenJob(NamedTuple):
+    """A job that this worker holds, as RQ stores it."""
+
+    id: str
+    data: bytes
+    created_at: str
+    retries_left: int
+    retry_intervals: tuple[int, ...]
+    meta: dict[str, Any]
+
+
+class Finished(NamedTuple):
+    """A job that is done, and what became of its delivery."""
+
+    job: TakenJob
+    outcome: str
+
+
+class Failed(NamedTuple):
+    """A job that could not be done. `reason` and `traceback` hold no personal data."""
+
+    job: TakenJob
+    reason: str
+    traceback: str
+    retryable: bool
+
+    @property
+    def has_retry(self) -> bool:
+        """Whether it is tried again by itself."""
+        return self.retryable and self.job.retries_left > 0 and len(self.job.retry_intervals) > 0
+
+
+class HeldJobs:
+    """A worker's side of the queue: the jobs that it holds under its name, or a `part` of them.
+
+    Every method raises redis.RedisError when Redis does not answer, and may then simply be called again: what
+    had been done is not done twice.
+    """
+
+    def __init__(self, redis: Redis, worker: str, part: str = "") -> None:
+        self.redis = redis
+        self.worker = worker
+        self._holder = worker + part
+        self._held_key = HELD_PREFIX + self._holder
+        self._worker_key = rq.WORKER_PREFIX + worker
+        self._beat = redis.register_script(scripts.BEAT)
+        self._take = redis.register_script(scripts.TAKE)
+        self._finish = redis.register_script(scripts.FINISH)
+        self._fail = redis.register_script(scripts.FAIL)
+        self._give_back = redis.register_script(scripts.GIVE_BACK)
+        self._reap = redis.register_script(scripts.REAP)
+
+    def finish_and_take(self, done: Sequence[Finished | Failed], limit: int) -> list[TakenJob] | None:
+        """Settle what is done and take up to `limit` ready jobs, all in one round trip.
+
+        Returns None when `rq suspend` has stopped the workers. Nothing is taken with a `limit` of 0.
+        """
+        try:
+            taken = self._settle_and_take(done, limit)
+        except NoScriptError:  # Redis was restarted, and has forgotten the scripts
+            for script in (self._take, self._finish, self._fail):
+                self.redis.script_load(script.script)
+            taken = self._settle_and_take(done, limit)
+        return None if taken is None else [_taken_job(fields) for fields in taken]
+
+    def _settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> Any:
+        with self.redis.pipeline(transaction=False) as pipeline:
+            self._send_finished(pipeline, [item for item in done if isinstance(item, Finished)])
+            for item in done:
+                if isinstance(item, Failed):
+                    self._send_failed(pipeline, item)
+            self._send_take(pipeline, limit)
+            return pipeline.execute()[-1]
+
+    def wait(self, timeout_s: int) -> bool:
+        """Wait for a job, and hold it; return whether one came. In a Redis that is full, only wait."""
+        try:
+            return self.redis.blmove(rq.QUEUE_KEY, self._held_key, timeout_s, "LEFT", "RIGHT") is not None
+        except OutOfMemoryError:
+            time.sleep(timeout_s)
+            return False
+
+    def give_back(self) -> int:
+        """Put what is held back to the front of the queue, in its order; return how many."""
+        return cast(
+            "int",
+            self._give_back(
+                keys=[self._held_key, rq.QUEUE_KEY, rq.STARTED_KEY], args=[self._holder, rq.JOB_PREFIX]
+            ),
+        )
+
+    def beat(self) -> None:
+        """Say that this worker lives, so that nobody takes over what it holds."""
+        self._beat(keys=[HOLDERS_KEY], args=[self._holder])
+
+    def leave(self) -> None:
+        """Give back what is held and end this worker's membership."""
+        self.give_back()
+        self.redis.zrem(HOLDERS_KEY, self._holder)
+
+    def reap(self) -> int:
+        """Give back what workers hold that have been silent for SILENT_AFTER_S; return how many jobs."""
+        return cast(
+            "int",
+            self._reap(
+                keys=[HOLDERS_KEY, rq.QUEUE_KEY, rq.STARTED_KEY],
+                args=[SILENT_AFTER_S, FORGET_AFTER_S, rq.JOB_PREFIX, HELD_PREFIX],
+            ),
+        )
+
+    def _send_take(self, pipeline: Any, limit: int) -> None:
+        _send(
+            pipeline,
+            self._take,
+            keys=[
+                rq.QUEUE_KEY,
+                self._held_key,
+                HOLDERS_KEY,
+                rq.STARTED_KEY,
+                rq.SUSPENDED_KEY,
+                rq.FINISHED_KEY,
+            ],
+            args=[
+                self.worker,
+                limit,
+                MAX_BATCH_BYTES,
+                _now(),
+                rq.JOB_PREFIX,
+                rq.RESULT_PREFIX,
+                self._holder,
+            ],
+        )
+
+    def _send_finished(self, pipeline: Any, done: Sequence[Finished]) -> None:
+        if not done:
+            return
+        results = {outcome: rq.encode_result(outcome) for outcome in {item.outcome for item in done}}
+        jobs = [part for item in done for part in (item.job.id, results[item.outcome])]
+        _send(
+            pipeline,
+            self._finish,
+            keys=[self._held_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key],
+            args=[
+                self.worker,
+                self._holder,
+                _now(),
+                rq.RESULT_TTL_S,
+                rq.JOB_PREFIX,
+                rq.RESULT_PREFIX,
+                *jobs,
+            ],
+        )
+
+    def _send_failed(self, pipeline: Any, failed: Failed) -> None:
+        job = failed.job
+        exc_info, exc_string = rq.encode_exception(failed.traceback)
+        due = _retry_due(job) if failed.has_retry else None
+        _send(
+            pipeline,
+            self._fail,
+            keys=[
+                self._held_key,
+                rq.STARTED_KEY,
+                rq.FAILED_KEY if due is None else rq.SCHEDULED_KEY,
+                self._worker_key,
+                rq.RESULT_PREFIX + job.id,
+                rq.JOB_PREFIX + job.id,
+            ],
+            args=[
+                job.id,
+                self.worker,
+                self._holder,
+                _now(),
+                rq.FAILURE_TTL_S,
+                "" if due is None else int(due.timestamp()),
+                _meta_text(job, failed.reason),
+                exc_info,
+                exc_string,
+            ],
+        )
+
+
+def _meta_text(job: TakenJob, reason: str) -> str:
+    try:
+        return json.dumps(failure_meta(job.meta, reason))
+    except (ValueError, RecursionError):  # what somebody else wrote there can be read, and not written again
+        return json.dumps(failure_meta({}, reason))
+
+
+def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Return a job's `meta` after one more failure: reason, attempts, first and last failure."""
+    now = _now()
+    attempts = meta.get("attempts")
+    return {
+        **meta,
+        "reason": reason,
+        "attempts": attempts + 1 if isinstance(attempts, int) else 1,
+        "first_failed_at": meta.get("first_failed_at", now),
+        "failed_at": now,
+    }
+
+
+def _send(pipeline: Any, script: Script, keys: Sequence[str], args: Sequence[Any]) -> None:
+    # Script.__call__ asks Redis whether it knows the script before each pipeline: a round trip more.
+    pipeline.evalsha(script.sha, len(keys), *keys, *args)
+
+
+def _taken_job(fields: Sequence[bytes]) -> TakenJob:
+    id_, data, created_at, retries_left, retry_intervals, meta = fields
+    return TakenJob(
+        id_.decode(errors="surrogateescape"),
+        data,
+        created_at.decode(errors="replace"),
+        int(retries_left) if retries_left.isdigit() and len(retries_left) < 10 else 0,
+        _intervals(retry_intervals),
+        _json(meta, dict) if meta else {},
+    )
+
+
+@lru_cache(maxsize=16)
+def _intervals(text: bytes) -> tuple[int, ...]:
+    # Nearly every job has the same: parsed once, not once a job.
+    return tuple(interval for interval in _json(text, list) if _is_interval(interval))
+
+
+def _is_interval(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= rq.FAILURE_TTL_S
+
+
+def _json(text: bytes, kind: type[_Json]) -> _Json:
+    """Return the JSON value of that kind, empty for anything else: somebody else may have written the job."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return kind()
+    return value if isinstance(value, kind) else kind()
+
+
+def _retry_due(job: TakenJob) -> datetime:
+    index = max(len(job.retry_intervals) - job.retries_left, 0)
+    return datetime.now(UTC) + timedelta(seconds=job.retry_intervals[index])
+
+
+def _now() -> str:
+    return rq.timestamp(datetime.now(UTC))

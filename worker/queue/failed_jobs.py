@@ -1,0 +1,350 @@
+"""The failed jobs: list them, understand them, replay or discard them.
+
+They are those of RQ's failed registry, whoever failed them: our worker, which leaves a reason in the job's
+`meta`, or another RQ worker, of which only the error's class is told: what it raised may quote the delivery.
+"""
+
+import json
+import re
+import zlib
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from itertools import islice
+from typing import Any, NamedTuple
+
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from config import Settings
+from db.times import to_datetime
+from worker.clerk.payloads import CLERK_ID, HANDLED_TYPES, ORGANIZATION_TYPES
+from worker.queue import rq_format as rq
+from worker.queue import scripts
+from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, impatient_redis, worker_redis
+
+PAGE = 500
+MAX_TRACEBACK_BYTES = 1024 * 1024
+TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
+UNKNOWN = "unknown"  # stands for the type of a job of which nobody can say it
+FIELDS = ("data", "description", "meta", "retries_left", "retry_intervals")
+FRAME = re.compile(r'  File ".*", line \d+')
+CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,200}(?=:|$)")
+ABANDONED = re.compile(r"Moved to FailedJobRegistry, due to (\w+),")
+CAUSE = "The above exception was the direct cause of the following exception:"
+CONTEXT = "During handling of the above exception, another exception occurred:"
+
+
+class UnknownJob(Exception):
+    """There is no failed job of that id."""
+
+    retryable = False
+
+
+class Fate(StrEnum):
+    """What became of a failed job."""
+
+    REPLAYED = "replayed"
+    DISCARDED = "discarded"
+    NOT_FAILED = "not failed any more"
+    GONE = "gone"
+
+
+class FailedJob(NamedTuple):
+    """A failed job, without anything personal; `type` and `clerk_id` are None where nobody can say."""
+
+    id: str
+    type: str | None
+    clerk_id: str | None
+    reason: str
+    attempts: int
+    first_failed_at: str | None
+    failed_at: str | None
+
+
+class Details(NamedTuple):
+    """A failed job with its traceback, and the two things that may hold personal data.
+
+    `body` is the delivery's body, None for a job that holds none; `raw_traceback` is what the worker left.
+    """
+
+    job: FailedJob
+    traceback: str
+    body: str | None
+    raw_traceback: str
+
+
+class Wanted(NamedTuple):
+    """Which failed jobs: those of this type and user that failed from `since` on, and not after `until`.
+
+    The type UNKNOWN is that of the jobs without one.
+    """
+
+    type: str | None = None
+    clerk_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def includes(self, job: FailedJob) -> bool:
+        """Say whether `job` is one of them."""
+        return (
+            self.type in (None, job.type or UNKNOWN)
+            and self.clerk_id in (None, job.clerk_id)
+            and (self.since is None or _failing(job) >= self.since)
+            and (self.until is None or _failing(job) <= self.until)
+        )
+
+
+EVERY = Wanted()
+
+
+class FailedJobs:
+    """The failed jobs of the queue. Every method raises QueueUnavailable when Redis does not answer."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._replay = redis.register_script(scripts.REPLAY)
+        self._discard = redis.register_script(scripts.DISCARD)
+
+    def count(self) -> int:
+        """Return how many there are."""
+        with _redis_trouble_told():
+            return int(self._redis.zcard(rq.FAILED_KEY))
+
+    def newest(self, wanted: Wanted = EVERY, limit: int | None = None) -> Iterator[FailedJob]:
+        """Yield those that are wanted, the newest failure first, `limit` at most.
+
+        The ids are read at once, so that nothing is passed over while others come and go; the jobs are read
+        a page at a time.
+        """
+        last = limit - 1 if limit and wanted == EVERY else -1
+        with _redis_trouble_told():
+            entries: Any = self._redis.zrange(rq.FAILED_KEY, 0, last, desc=True)
+        records = (record for page in _pages(map(_text, entries)) for record in self._read(page))
+        jobs = (_failed_job(record) for record in records if record is not None)
+        return islice(filter(wanted.includes, jobs), limit)
+
+    def ids(self, wanted: Wanted = EVERY) -> list[str]:
+        """Return the ids of those that are wanted, the oldest failure first."""
+        if wanted != EVERY:
+            return [job.id for job in self.newest(wanted)][::-1]
+        with _redis_trouble_told():
+            entries: Any = self._redis.zrange(rq.FAILED_KEY, 0, -1)
+        return [_text(id_) for id_ in entries]
+
+    def show(self, id_: str) -> Details:
+        """Return all that is known of one. Raises UnknownJob."""
+        with _redis_trouble_told():
+            is_failed = self._redis.zscore(rq.FAILED_KEY, id_) is not None
+        record = self._read([id_])[0]
+        if not is_failed or record is None:
+            raise UnknownJob(f"no failed job {id_}")
+        return Details(_failed_job(record), _traceback(record), _body(record.data), record.raised)
+
+    def replay(self, ids: Iterable[str]) -> Iterator[tuple[str, Fate]]:
+        """Put jobs back into the queue with all their retries, and yield what became of each."""
+        now = rq.timestamp(datetime.now(UTC))
+        intervals = json.dumps(rq.RETRY_INTERVALS_S)
+        return self._each(
+            ids,
+            Fate.REPLAYED,
+            lambda pipeline, id_: self._replay(
+                keys=[rq.JOB_PREFIX + id_, rq.FAILED_KEY, rq.QUEUE_KEY, rq.QUEUES_KEY],
+                args=[id_, now, intervals, len(rq.RETRY_INTERVALS_S)],
+                client=pipeline,
+            ),
+        )
+
+    def discard(self, ids: Iterable[str]) -> Iterator[tuple[str, Fate]]:
+        """Delete jobs with all that RQ keeps of them, and yield what became of each."""
+        return self._each(
+            ids,
+            Fate.DISCARDED,
+            lambda pipeline, id_: self._discard(
+                keys=[rq.JOB_PREFIX + id_, rq.FAILED_KEY, *rq.keys_beside(id_)], args=[id_], client=pipeline
+            ),
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _read(self, ids: Sequence[str]) -> "list[_Record | None]":
+        """Return what Redis has of each job; None for one that has expired while the registry has its id."""
+        with _redis_trouble_told(), self._redis.pipeline(transaction=False) as pipeline:
+            for id_ in ids:
+                pipeline.hmget(rq.JOB_PREFIX + id_, FIELDS)
+                pipeline.xrevrange(rq.RESULT_PREFIX + id_, count=1)
+            answers = pipeline.execute(raise_on_error=False)
+        return [
+            None if isinstance(fields, ResponseError) else _record(id_, fields, results)
+            for id_, fields, results in zip(ids, answers[::2], answers[1::2], strict=True)
+        ]
+
+    def _each(
+        self, ids: Iterable[str], done: Fate, send: Callable[[Any, str], object]
+    ) -> Iterator[tuple[str, Fate]]:
+        fates = (Fate.GONE, Fate.NOT_FAILED, done)
+        for page in _pages(ids):
+            with _redis_trouble_told(), self._redis.pipeline(transaction=False) as pipeline:
+                for id_ in page:
+                    send(pipeline, id_)
+                answers = pipeline.execute()
+            yield from ((id_, fates[answer]) for id_, answer in zip(page, answers, strict=True))
+
+
+def failed_jobs(settings: Settings, *, patient: bool = True) -> FailedJobs:
+    """Return the failed jobs of the queue at REDIS_URL; not `patient` for whoever must answer soon."""
+    return FailedJobs(worker_redis(settings) if patient else impatient_redis(settings))
+
+
+@contextmanager
+def _redis_trouble_told() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise QueueUnavailable(f"Redis does not answer ({type(error).__name__})") from None
+
+
+def _pages(items: Iterable[Any]) -> Iterator[list[Any]]:
+    rest = iter(items)
+    while page := list(islice(rest, PAGE)):
+        yield page
+
+
+class _Record(NamedTuple):
+    """What Redis has of one job: `raised` is the traceback of its last failure, at `failed_at`."""
+
+    id: str
+    data: bytes
+    description: str
+    meta: dict[str, Any]
+    attempts: int
+    raised: str
+    failed_at: str | None
+
+
+def _record(
+    id_: str, fields: Sequence[bytes | None], results: Sequence[tuple[bytes, Any]] | ResponseError
+) -> _Record | None:
+    data, description, meta, retries_left, intervals = fields
+    if data is None:
+        return None
+    raised, failed_at = "", None
+    if results and not isinstance(results, ResponseError):  # a stream; its ids begin with the time in ms
+        at, entry = results[0]
+        raised = _inflated(entry.get(b"exc_string", b""))
+        with suppress(OverflowError):
+            failed_at = rq.timestamp(to_datetime(int(at.partition(b"-")[0])))
+    return _Record(
+        id_,
+        data,
+        _text(description or b""),
+        _object(meta),
+        _attempts(retries_left, intervals),
+        raised,
+        failed_at,
+    )
+
+
+def _failed_job(record: _Record) -> FailedJob:
+    type_, clerk_id = _subject(record.description)
+    meta = record.meta
+    first, last = _moment(meta.get("first_failed_at")), _moment(meta.get("failed_at"))
+    attempts = _number(meta.get("attempts"))
+    reason = _own_reason(record)
+    if reason is None:
+        reason = f"{_error_class(record.raised)}: failed by another RQ worker, whose message is not shown"
+        attempts = max(record.attempts, attempts + 1)
+        first, last = first or record.failed_at, record.failed_at
+    return FailedJob(record.id, type_, clerk_id, reason, max(attempts, 1), first, last)
+
+
+def _subject(description: str) -> tuple[str | None, str | None]:
+    # The description of a job that others put there is its call, arguments and all: only what the receiver
+    # writes is taken from it.
+    type_, _, clerk_id = description.partition(" ")
+    if type_ not in TYPES or (clerk_id and not CLERK_ID.fullmatch(clerk_id)):
+        return None, None
+    return type_, clerk_id or None
+
+
+def _own_reason(record: _Record) -> str | None:
+    """Return the reason that our worker left, unless another worker has failed the job since."""
+    reason = record.meta.get("reason")
+    return reason if isinstance(reason, str) and reason and record.raised.endswith(reason) else None
+
+
+def _traceback(record: _Record) -> str:
+    if _own_reason(record) is not None:
+        return record.raised
+    kept = [line for line in record.raised.splitlines() if FRAME.match(line) or line in (CAUSE, CONTEXT)]
+    return "\n".join([*kept, _error_class(record.raised)])
+
+
+def _error_class(raised: str) -> str:
+    """Return the class of the error in a traceback that another RQ worker left."""
+    lines = raised.splitlines()
+    frames = [i for i, line in enumerate(lines) if FRAME.match(line)]
+    if not frames:
+        known = ABANDONED.match(lines[0]) if lines else None
+        return known[1] if known else "unknown error"
+    error = next((line for line in lines[frames[-1] + 1 :] if not line.startswith(" ")), "")
+    found = CLASS.match(error)
+    return found[0].rpartition(".")[2] if found else "unknown error"
+
+
+def _attempts(retries_left: bytes | None, intervals: bytes | None) -> int:
+    """Return how often RQ has tried, judging by the retries that are left."""
+    left = retries_left or b""
+    try:
+        retries = len(json.loads(intervals or b"[]"))
+    except (ValueError, TypeError, RecursionError):
+        retries = 0
+    return max(1, retries - (int(left) if left.isdigit() and len(left) < 10 else 0) + 1)
+
+
+def _body(data: bytes) -> str | None:
+    try:
+        return rq.decode_call(data)
+    except rq.ForeignJobError:
+        return None
+
+
+def _inflated(packed: bytes) -> str:
+    try:
+        plain = zlib.decompressobj().decompress(b64decode(packed), MAX_TRACEBACK_BYTES)
+    except (zlib.error, ValueError):
+        return ""
+    return plain.decode(errors="replace")
+
+
+def _object(text: bytes | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _moment(value: object) -> str | None:
+    """Return a moment as RQ writes it, None for anything else."""
+    try:
+        return rq.timestamp(rq.parse_timestamp(value)) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _failing(job: FailedJob) -> datetime:
+    """Return when a job failed; long ago, when nobody can say."""
+    return rq.parse_timestamp(job.failed_at) if job.failed_at else datetime.min.replace(tzinfo=UTC)
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors=ENCODING_ERRORS)

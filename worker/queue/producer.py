@@ -1,0 +1,113 @@
+"""The receiver's side of the queue in Redis: a verified delivery becomes a job, once."""
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from hashlib import sha1
+from typing import Any, NamedTuple, cast
+
+from redis import Redis
+from redis.exceptions import NoScriptError, RedisError
+
+from config import Settings
+from db.times import now_ms
+from worker.queue import rq_format as rq
+from worker.queue import scripts
+from worker.redis_client import (
+    IMPATIENCE_S,
+    FewConnections,
+    QueueUnavailable,
+    impatient_redis,
+    redis_trouble,
+)
+
+CONNECTIONS = 16  # of one process; each is in use for a round trip, and small Redis plans take few
+LAST_RECEIVED_KEY = "clerk-sync:last-received"
+WATCHING_SINCE_KEY = "clerk-sync:watching-since"
+TOO_DEEP = -1
+
+
+class Answer(StrEnum):
+    """What became of a delivery at the queue."""
+
+    QUEUED = "queued"
+    DUPLICATE = "duplicate"
+    REQUEUED = "requeued"
+
+
+class Delivery(NamedTuple):
+    """A verified delivery; `description` is its type and Clerk id only, `received_at` is in ms."""
+
+    svix_id: str
+    body: str
+    description: str
+    received_at: int
+
+
+class DeliveryQueue:
+    """The receiver's side of the queue."""
+
+    def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
+        pool = redis.connection_pool
+        self._connections = FewConnections(pool, min(CONNECTIONS, pool.max_connections), IMPATIENCE_S)
+        self._max_depth = max_depth
+        self._script = scripts.enqueue(rq.COMMON_FIELDS)
+        self._sha = sha1(self._script.encode(), usedforsecurity=False).hexdigest()
+
+    def enqueue(self, delivery: Delivery) -> Answer:
+        """Store the delivery and return what it was, once Redis has confirmed it. One round trip.
+
+        Raises QueueUnavailable when Redis cannot be reached, is too slow, or refuses (full, read-only), and
+        when so many jobs wait already that it would have to wait too long.
+        """
+        keys = (
+            rq.JOB_PREFIX + delivery.svix_id,
+            rq.QUEUE_KEY,
+            rq.QUEUES_KEY,
+            rq.FAILED_KEY,
+            rq.CANCELED_KEY,
+            LAST_RECEIVED_KEY,
+        )
+        own = rq.own_fields(delivery.body, delivery.description, delivery.received_at)
+        arguments = (delivery.svix_id, delivery.received_at, self._max_depth, *own)
+        try:
+            answer = self._run(len(keys), *keys, *arguments)
+        except RedisError as error:
+            raise QueueUnavailable(f"Redis did not take the job ({redis_trouble(error)})") from None
+        if answer == TOO_DEEP:
+            raise QueueUnavailable("the queue is as long as it may be (MAX_QUEUE_DEPTH)")
+        return _ANSWERS[cast("int", answer)]
+
+    def ping(self) -> None:
+        """Raise QueueUnavailable unless Redis answers and would take a write."""
+        probe(self._connections.ask)
+
+    def close(self) -> None:
+        """Close the connections. They are opened again when they are needed."""
+        self._connections.close()
+
+    def _run(self, *arguments: str | bytes | int) -> Any:
+        try:
+            return self._connections.ask("EVALSHA", self._sha, *arguments)
+        except NoScriptError:  # Redis was started since
+            return self._connections.ask("EVAL", self._script, *arguments)
+
+
+_ANSWERS = {0: Answer.DUPLICATE, 1: Answer.QUEUED, 2: Answer.REQUEUED}
+
+
+def probe(ask: Callable[..., object]) -> None:
+    """Raise QueueUnavailable unless Redis, which `ask` sends a command, answers and would take a write.
+
+    What it writes is since when somebody looks, in ms, once: silence counts from then where nothing has ever
+    been received. Redis refuses the command whether or not there is something to write.
+    """
+    try:
+        ask("SET", WATCHING_SINCE_KEY, now_ms(), "NX")
+    except RedisError as error:
+        raise QueueUnavailable(f"Redis takes no writes ({redis_trouble(error)})") from None
+
+
+def intake(settings: Settings) -> DeliveryQueue:
+    """Return the receiver's queue. It connects when the first delivery comes."""
+    return DeliveryQueue(impatient_redis(settings), settings.max_queue_depth)

@@ -1,0 +1,145 @@
+"""Where RQ keeps what, and in which form. All that leans on RQ is here and in `worker.queue.scripts`.
+
+Written against RQ 3.0; `tests/worker/test_rq_format.py` compares each of these with what RQ itself writes and
+reads, and fails when another RQ does otherwise.
+"""
+
+import json
+import zlib
+from base64 import b64encode
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import orjson
+
+from db.times import to_datetime
+
+QUEUE = "clerk"
+JOB_FUNCTION = "worker.job.apply_delivery"
+JOB_TIMEOUT_S = 60
+RESULT_TTL_S = 3600
+FAILURE_TTL_S = 90 * 24 * 3600
+COMPRESS_FROM_BYTES = 4096  # an ordinary delivery is smaller: half its size is not worth its time
+RETRY_INTERVALS_S = (10, 60, 300)
+MAX_BODY_BYTES = 4 * 1024 * 1024  # of a delivery that can be read again; Svix sends no more than 1 MiB
+MAX_CALL_BYTES = 3 * MAX_BODY_BYTES + 1024  # two bytes of UTF-8 are at most six of JSON: an escape
+
+QUEUES_KEY = "rq:queues"
+QUEUE_KEY = f"rq:queue:{QUEUE}"
+INTERMEDIATE_KEY = f"{QUEUE_KEY}:intermediate"  # where plain RQ workers have a job between queue and start
+STARTED_KEY = f"rq:wip:{QUEUE}"
+FINISHED_KEY = f"rq:finished:{QUEUE}"
+FAILED_KEY = f"rq:failed:{QUEUE}"
+SCHEDULED_KEY = f"rq:scheduled:{QUEUE}"
+CANCELED_KEY = f"rq:canceled:{QUEUE}"
+SUSPENDED_KEY = "rq:suspended"
+WORKERS_KEY = f"rq:workers:{QUEUE}"
+JOB_PREFIX = "rq:job:"
+RESULT_PREFIX = "rq:results:"
+WORKER_PREFIX = "rq:worker:"
+WORKER_REPORT = "clerk_sync"  # our own field in RQ's hash of a worker: what it waits for, and its pool
+
+
+class ForeignJobError(Exception):
+    """A job on the queue does not call this project's function with a delivery's body."""
+
+    retryable = False
+
+
+def keys_beside(job_id: str) -> tuple[str, ...]:
+    """Return the keys that RQ may keep about a job beside its hash."""
+    job = JOB_PREFIX + job_id
+    return (RESULT_PREFIX + job_id, f"{job}:dependents", f"{JOB_PREFIX}:{job_id}:dependencies")
+
+
+def timestamp(moment: datetime) -> str:
+    """Return a moment as RQ writes it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_timestamp(text: str) -> datetime:
+    """Return the moment that RQ wrote; with and without fractions of a second. Raises ValueError."""
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+    except OverflowError:
+        raise ValueError("there is no such time") from None
+
+
+COMMON_FIELDS: dict[str, str | int] = {
+    "origin": QUEUE,
+    "status": "queued",
+    "timeout": JOB_TIMEOUT_S,
+    "result_ttl": RESULT_TTL_S,
+    "failure_ttl": FAILURE_TTL_S,
+    "retries_left": len(RETRY_INTERVALS_S),
+    "retry_intervals": json.dumps(RETRY_INTERVALS_S),
+    "started_at": "",
+    "ended_at": "",
+    "worker_name": "",
+}
+
+
+def own_fields(body: str, description: str, received_at: int) -> list[str | bytes]:
+    """Return the fields and values of a queued job's hash, for HSET, beside those that all have in common.
+
+    `received_at` is in ms.
+    """
+    moment = timestamp(to_datetime(received_at))
+    data = encode_call(body)
+    if len(data) >= COMPRESS_FROM_BYTES:
+        data = zlib.compress(data, 1)
+    return ["created_at", moment, "enqueued_at", moment, "data", data, "description", description]
+
+
+_BEFORE_BODY, _AFTER_BODY = json.dumps((JOB_FUNCTION, None, ("",), {})).encode().split(b'""')
+
+
+def encode_call(body: str) -> bytes:
+    """Return the call of the job function as RQ's JSON serializer writes it, but for what it escapes."""
+    return _BEFORE_BODY + orjson.dumps(body) + _AFTER_BODY
+
+
+def decode_call(data: bytes) -> str:
+    """Return the delivery's body in a job's `data`.
+
+    Raises ForeignJobError for anything but a call of this project's own function, as it is written here:
+    nothing that somebody wrote into Redis is ever imported or run, nor built up in memory to be looked at.
+    """
+    call = _inflate(data)
+    if not (call.startswith(_BEFORE_BODY + b'"') and call.endswith(b'"' + _AFTER_BODY)):
+        raise ForeignJobError("the job does not call this queue's function")
+    try:
+        return _text(call[len(_BEFORE_BODY) : -len(_AFTER_BODY)])
+    except ValueError:
+        raise ForeignJobError("the job does not call this queue's function with one text") from None
+
+
+def _text(literal: bytes) -> str:
+    """Return the text in a JSON string. Raises ValueError."""
+    try:
+        text: str = orjson.loads(literal)
+    except orjson.JSONDecodeError:  # it does not take lone surrogates
+        text = json.loads(literal.decode())
+    return text
+
+
+def _inflate(data: bytes) -> bytes:
+    """Return what is inside, up to a limit: a few bytes of zlib can become any number of bytes."""
+    plain = data  # RQ reads uncompressed data too
+    if not data.startswith(_BEFORE_BODY):
+        with suppress(zlib.error):
+            plain = zlib.decompressobj().decompress(data, MAX_CALL_BYTES + 1)
+    if len(plain) > MAX_CALL_BYTES:
+        raise ForeignJobError("the job's data is larger than any delivery")
+    return plain
+
+
+def encode_result(value: str) -> str:
+    """Return a return value as RQ stores it in a result."""
+    return b64encode(json.dumps(value).encode()).decode()
+
+
+def encode_exception(text: str) -> tuple[bytes, str]:
+    """Return a traceback as RQ stores it in a job's hash and in a result."""
+    packed = zlib.compress(text.encode())
+    return packed, b64encode(packed).decode()

@@ -1,0 +1,1 @@
+"""The RQ worker: takes batches of jobs, applies them, and settles them."""

@@ -1,0 +1,108 @@
+"""The story of a batch: parse, change, apply, and for each job what became of it. Knows no queue."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from db.connection.errors import ChangeRefused, DatabaseUnavailable
+from db.ledger import Incoming, Outcome
+from db.merge.change import Organization, UserChange
+from db.times import to_ms
+from worker import log
+from worker.clerk.changes import change_of, organization_of
+from worker.clerk.errors import EventError
+from worker.clerk.payloads import MetadataKeys, OrganizationSeen, parse
+from worker.queue.consumer import Failed, Finished, TakenJob
+from worker.queue.rq_format import ForeignJobError, decode_call, parse_timestamp
+
+MAX_ID = 255
+Apply = Callable[[Sequence[Incoming]], list[Outcome]]
+
+
+class Parsed(NamedTuple):
+    """A job whose delivery was understood."""
+
+    job: TakenJob
+    incoming: Incoming
+
+
+def process(jobs: Sequence[TakenJob], keys: MetadataKeys, apply: Apply) -> list[Finished | Failed]:
+    """Apply the deliveries of `jobs` together and return what became of each.
+
+    1. A job that cannot be understood fails alone.
+    2. The others are applied in one call; when it is refused, each half by itself, down to the one at fault.
+
+    Raises DatabaseUnavailable, which is no job's fault: the same jobs can be processed again.
+    """
+    parsed = [_parse(job, keys) for job in jobs]
+    failed = [item for item in parsed if isinstance(item, Failed)]
+    return [*failed, *_apply([item for item in parsed if isinstance(item, Parsed)], apply)]
+
+
+def _parse(job: TakenJob, keys: MetadataKeys) -> Parsed | Failed:
+    try:
+        _check_id(job.id)
+        return Parsed(job, incoming(job.id, decode_call(job.data), received_at(job), keys))
+    except (EventError, ForeignJobError) as error:
+        return Failed(job, f"{type(error).__name__}: {error}", _trace(error), retryable=False)
+    except Exception as error:  # a fault of ours in one event must not stop all others
+        return _unexpected(job, error)
+
+
+def _check_id(job_id: str) -> None:
+    # The ledger's key holds no id that is longer than PostgreSQL's index entries may be.
+    if len(job_id) > MAX_ID:
+        raise ForeignJobError("the job's id is longer than any svix-id")
+
+
+def incoming(svix_id: str | None, body: str, received_ms: int, keys: MetadataKeys) -> Incoming:
+    """Return the change that a delivery's body makes. Raises Unreadable."""
+    event = parse(body, keys)
+    if isinstance(event, OrganizationSeen):
+        change: UserChange | Organization = organization_of(event, received_ms)
+    else:
+        change = change_of(event, received_ms)
+    return Incoming(change, svix_id, event.type, event.happened_at, received_ms)
+
+
+def _apply(parsed: Sequence[Parsed], apply: Apply) -> list[Finished | Failed]:
+    if not parsed:
+        return []
+    try:
+        outcomes = apply([item.incoming for item in parsed])
+    except DatabaseUnavailable:
+        raise
+    except Exception as error:
+        if len(parsed) == 1:
+            return [_refused(parsed[0].job, error)]
+        middle = len(parsed) // 2
+        return [*_apply(parsed[:middle], apply), *_apply(parsed[middle:], apply)]
+    return [Finished(item.job, outcome) for item, outcome in zip(parsed, outcomes, strict=True)]
+
+
+def received_at(job: TakenJob) -> int:
+    """Return when the delivery came, in ms; 0 for a job that does not say."""
+    try:
+        return to_ms(parse_timestamp(job.created_at))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _refused(job: TakenJob, error: Exception) -> Failed:
+    if isinstance(error, ChangeRefused):
+        return Failed(job, f"{type(error).__name__}: {error}", _trace(error), error.retryable)
+    return _unexpected(job, error)
+
+
+def _unexpected(job: TakenJob, error: Exception) -> Failed:
+    reason = f"{log.fault(error)}: a fault of clerk-sync, report it"
+    return Failed(job, reason, f"{_frames(error)}{reason}", retryable=True)
+
+
+def _trace(error: Exception) -> str:
+    return f"{_frames(error)}{type(error).__name__}: {error}"
+
+
+def _frames(error: Exception) -> str:
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return f"Traceback (most recent call last):\n{frames}"

@@ -1,0 +1,168 @@
+"""The loop of a worker: settle what the last batch did and take the next, apply it, and so on.
+
+A worker has two lanes. While one waits for PostgreSQL or Redis, the other has Python to itself: far from
+both servers that is most of the time. The second only helps with a backlog: it sleeps until a batch was full,
+and a quiet worker needs one connection to each server.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+from redis.exceptions import RedisError
+
+from db import schema
+from db.connection.engine import Database
+from db.connection.errors import DatabaseError, DatabaseUnavailable
+from worker.queue.consumer import Failed, Finished, HeldJobs, TakenJob
+from worker.redis_client import redis_trouble
+from worker.shutdown import SLICE_S, StopSignal
+
+log = structlog.get_logger("worker")
+
+WAIT_S = 1  # for a job; a stop signal is seen after that long at the latest
+SUSPENDED_PAUSE_S = 1
+FIRST_PAUSE_S = 0.25
+MAX_PAUSE_S = 10.0
+
+Process = Callable[[list[TakenJob]], list[Finished | Failed]]
+
+
+class Shared(NamedTuple):
+    """What the lanes of a worker share.
+
+    `process` raises DatabaseUnavailable when the database cannot take the jobs now; `crowded` is set while
+    there may be more than one lane's work.
+    """
+
+    process: Process
+    batch_size: int
+    database: Database
+    stopping: StopSignal
+    crowded: threading.Event
+
+
+class Lane:
+    """Takes jobs under its own part of the worker's name, has them processed, and settles them."""
+
+    def __init__(self, held: HeldJobs, shared: Shared) -> None:
+        self.held = held
+        self.is_busy = False
+        self.waiting_for: str | None = None
+        self._rests = True
+        self._process, self._batch_size, self._database, self._stopping, self._crowded = shared
+        self._done: list[Finished | Failed] = []
+        self._pause_s = FIRST_PAUSE_S
+
+    def lead(self) -> None:
+        """Work until told to stop. Trouble with either server is waited out."""
+        self._await_database()
+        while not self._stopping.requested:
+            try:
+                taken = self._take_and_process()
+                if taken is None:
+                    self._stopping.wait(SUSPENDED_PAUSE_S)
+                elif taken == 0:
+                    self.is_busy = False
+                    self.held.wait(WAIT_S)
+            except DatabaseUnavailable as error:
+                self._give_back()
+                self.pause("database", str(error))
+                self._await_database()
+            except RedisError as error:
+                self.pause_for_redis(error)
+
+    def help(self) -> None:
+        """Work while it is crowded, until told to stop. The lane that leads waits for the database."""
+        while not self._stopping.requested:
+            if self._rests and not self._crowded.wait(SLICE_S):
+                continue
+            self._rests = False
+            try:
+                taken = self._take_and_process()
+                if taken is None or taken < self._batch_size:
+                    self._settle()
+                    # Suspended, it may hold jobs all the same: the answer to an earlier take was lost.
+                    if taken is not None or self._give_back():
+                        self._rest()
+            except DatabaseUnavailable:
+                if self._give_back():
+                    self._rest()
+            except RedisError as error:  # it may hold jobs, so it does not rest before it knows
+                self.pause_for_redis(error)
+
+    def leave(self) -> None:
+        """Settle what is done and give back what is held. Raises RedisError."""
+        self._settle()
+        self.held.leave()
+
+    def pause_for_redis(self, error: RedisError) -> None:
+        """Wait a while for Redis, and connect anew: another may lead at the same address by then."""
+        self.held.redis.connection_pool.disconnect(inuse_connections=False)
+        self.pause("Redis", f"Redis does not answer ({redis_trouble(error)})")
+
+    def pause(self, what: str, reason: str) -> None:
+        """Wait a while, longer each time in a row, and say what for."""
+        self.waiting_for = what
+        log.warning("waiting", what=what, reason=reason, pause_s=self._pause_s)
+        self._stopping.wait(self._pause_s)
+        self._pause_s = min(self._pause_s * 2, MAX_PAUSE_S)
+
+    def _take_and_process(self) -> int | None:
+        """Settle the last batch, take the next and process it; return its size, None while suspended."""
+        jobs = self.held.finish_and_take(self._done, self._batch_size)
+        self._done = []
+        self.waiting_for = None
+        if jobs:
+            self.is_busy = True
+            if len(jobs) == self._batch_size:
+                self._crowded.set()
+            self._done = self._process(jobs)
+        self._pause_s = FIRST_PAUSE_S
+        return None if jobs is None else len(jobs)
+
+    def _settle(self) -> None:
+        if self._done:
+            self.held.finish_and_take(self._done, 0)
+            self._done = []
+
+    def _rest(self) -> None:
+        """Sleep until it is crowded again. Nothing is in hand."""
+        self._rests = True
+        self.is_busy = False
+        self._crowded.clear()
+
+    def _give_back(self) -> bool:
+        """Give the batch back, as no event is at fault; say whether that worked."""
+        try:
+            self.held.give_back()
+        except RedisError:
+            # It stays under this worker's name, and the next take begins with it.
+            log.warning("batch not given back", worker=self.held.worker)
+            return False
+        return True
+
+    def _await_database(self) -> None:
+        while not self._stopping.requested:
+            reason = database_trouble(self._database)
+            if reason is None:
+                return
+            self.pause("database", reason)
+
+
+def database_trouble(database: Database) -> str | None:
+    """Return why the database cannot take changes now, as a line that says what to do; None when it can.
+
+    A schema newer than this code is no trouble: while a new version is being deployed, the old one goes on.
+    """
+    try:
+        database.ping()  # once: whoever waits asks again soon, and looks in between whether it is to stop
+        state = schema.state(database)
+    except DatabaseError as error:
+        return str(error)
+    if state in {schema.SchemaState.MISSING, schema.SchemaState.OLD}:
+        return f"the schema is {state.value}: run clerk-sync db upgrade"
+    if state is schema.SchemaState.NEWER:
+        log.warning("the schema is newer than this version: deploy the version that made it")
+    return None

@@ -1,0 +1,105 @@
+"""What a worker says of its work: a line for each transaction, one for each failed job, and counts."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import structlog
+
+from db.connection.engine import PoolState
+from db.ledger import Incoming, Outcome
+from db.times import now_ms
+from worker.clerk.errors import NotJson
+from worker.clerk.payloads import decode, summarize
+from worker.monitoring import metrics as m
+from worker.queue.consumer import Failed, TakenJob
+from worker.queue.rq_format import ForeignJobError, decode_call
+from worker.runner.batch import Apply
+
+log = structlog.get_logger("worker")
+
+
+class Tally:
+    """Counts and logs one worker's work."""
+
+    def __init__(self, metrics: m.Metrics) -> None:
+        self._metrics = metrics
+
+    def watching(self, apply: Apply, jobs: Sequence[TakenJob] = ()) -> Apply:
+        """Return `apply` so that it leaves a line and counts whenever it has applied a batch of these jobs.
+
+        It is one line for many events, with the ids of each: a line for each costs ten times as much
+        (tests/bench/tally.py). A job that had failed counts in no lag: most of it is what somebody waited
+        before replaying it.
+        """
+        failed_before = {job.id for job in jobs if "attempts" in job.meta}
+
+        def watched(batch: Sequence[Incoming]) -> list[Outcome]:
+            began = time.perf_counter()
+            with self._metrics.timed(m.APPLY_SECONDS):
+                outcomes = apply(batch)
+            ms = round((time.perf_counter() - began) * 1000, 1)
+            log.info("batch", jobs=len(batch), ms=ms, **_sums(outcomes), events=_ids(batch, outcomes))
+            self._count(batch, outcomes)
+            self._observe_lag([i for i in batch if i.svix_id not in failed_before])
+            return outcomes
+
+        return watched
+
+    def took(self, jobs: int) -> None:
+        """Count the size of a batch."""
+        self._metrics.observe(m.BATCH_SIZE, jobs)
+
+    def failed(self, failed: Failed) -> None:
+        """Leave a line about a job that failed, and count it."""
+        type_, clerk_id = _subject(failed.job)
+        self._metrics.count(m.RETRIES if failed.has_retry else m.FAILURES, type_)
+        log.error(
+            "job failed",
+            svix_id=failed.job.id,
+            type=type_,
+            clerk_id=clerk_id,
+            reason=failed.reason,
+            is_tried_again=failed.has_retry,
+        )
+
+    def saw_pool(self, pool: PoolState) -> None:
+        """Count what has happened to the pool since last time."""
+        self._metrics.count_up_to(m.POOL_TIMEOUTS, pool.timeouts)
+        self._metrics.count_up_to(m.CONNECTIONS_LOST, pool.invalidated)
+
+    def _count(self, batch: Sequence[Incoming], outcomes: Sequence[Outcome]) -> None:
+        for (type_, outcome), count in Counter(zip((i.type for i in batch), outcomes, strict=True)).items():
+            self._metrics.count(m.EVENTS, type_, outcome.value, by=count)
+        self._metrics.note(m.LAST_APPLIED, now_ms() / 1000)
+
+    def _observe_lag(self, batch: Sequence[Incoming]) -> None:
+        now = now_ms()
+        self._metrics.observe(m.DELIVERY_LAG, *(_lag_s(now, i.received_at) for i in batch))
+        self._metrics.observe(
+            m.EVENT_LAG, *(_lag_s(now, i.event_at) for i in batch if i.event_at is not None)
+        )
+
+
+def _sums(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    return {outcome.value: count for outcome, count in Counter(outcomes).items()}
+
+
+def _ids(batch: Sequence[Incoming], outcomes: Sequence[Outcome]) -> list[dict[str, str | None]]:
+    return [
+        {"svix_id": i.svix_id, "type": i.type, "clerk_id": i.subject, "outcome": outcome.value}
+        for i, outcome in zip(batch, outcomes, strict=True)
+    ]
+
+
+def _subject(job: TakenJob) -> tuple[str | None, str | None]:
+    """Return the type and the Clerk id of a delivery; None for a type that is not handled, or no such id."""
+    try:
+        summary = summarize(decode(decode_call(job.data).encode()), m.TYPES)
+    except (NotJson, ForeignJobError, UnicodeEncodeError):
+        return None, None
+    return (summary.type, summary.clerk_id) if summary.handled else (None, None)
+
+
+def _lag_s(now_ms: int, then_ms: int) -> float:
+    return max(0, now_ms - then_ms) / 1000

@@ -1,0 +1,1 @@
+"""Clerk's API into the tables: backfill, reconcile, pull."""

@@ -1,0 +1,321 @@
+"""Every user that Clerk has, through the one merge into the tables, beside live deliveries.
+
+What is read says when it was asked for, so that whatever happens to a user later wins, in whatever order the
+two arrive. How far a full run is stands in the database, beside what it has written: an interrupted one goes
+on from there, and one that was restored from a backup from where it was then.
+
+Where memberships decide on `organization`, all of those follow the users: which of them were changed lately,
+nobody can ask Clerk.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import structlog
+
+from config import Settings
+from db import progress
+from db.drift import users as user_drift
+from db.drift.users import Kind, Stored
+from db.merge.change import UserChange, merge
+from db.merge.policy import Policy
+from db.merge.rows import SyncRow, stored_change
+from db.times import now_ms
+from worker.clerk.api import LAST_UPDATED_FIRST, Entry, Page, Unread
+from worker.clerk.changes import user_change
+from worker.clerk.pagination import Position, Step, results, walk, walk_members
+from worker.clerk.payloads import ClerkUser
+from worker.sync.context import Bridge
+from worker.sync.reconcile_memberships import changes_in
+from worker.sync.writer import Refused
+
+TASK = "backfill"
+GOES_ON_WITHIN = timedelta(days=1)  # what is older would leave too much of the first part unread
+OVERLAP_MS = 600_000  # two clocks, Clerk's and ours, may differ by as much, and Clerk's lists lag by as much
+
+MAX_TROUBLES = 20
+PAGES_AT_ONCE = 3  # PostgreSQL works on one while the next is made ready
+
+log = structlog.get_logger("worker.sync.backfill")
+
+
+class Done(NamedTuple):
+    """What a run has done so far, over all its interruptions. `expected` is how many users Clerk counts.
+
+    Of the `seen` entries the `unread` are no users, and the `refused` are users whom the database did not
+    take; all others were `created`, `updated` or `unchanged`. `troubles` says which were left out first, and
+    why. `memberships` were read of `memberships_expected`.
+    """
+
+    seen: int = 0
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    unread: int = 0
+    refused: int = 0
+    expected: int = 0
+    troubles: tuple[str, ...] = ()
+    memberships: int = 0
+    memberships_expected: int = 0
+
+    def plus(self, more: "Done") -> "Done":
+        """Return both together; what is expected stays."""
+        return Done(
+            self.seen + more.seen,
+            self.created + more.created,
+            self.updated + more.updated,
+            self.unchanged + more.unchanged,
+            self.unread + more.unread,
+            self.refused + more.refused,
+            self.expected,
+            (*self.troubles, *more.troubles)[:MAX_TROUBLES],
+            self.memberships + more.memberships,
+            self.memberships_expected,
+        )
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the listing ended before all were seen that Clerk counts."""
+        return self.seen < self.expected or self.memberships < self.memberships_expected
+
+
+class Reach(NamedTuple):
+    """How far into Clerk's past and present a run has read (ms): what the next one need not read again.
+
+    `began_at` is when it began, by this machine's clock; `newest` and `refused` are by Clerk's: the last
+    update among all who were read, and the first one among those whom the database did not take.
+    """
+
+    began_at: int
+    newest: int = 0
+    refused: int | None = None
+
+    def past(self, page: Page, refused: Iterable[Refused]) -> "Reach":
+        """Return it with a page that was read, and who of it was refused."""
+        updates = {user.id: user.updated_at or 0 for user in page.users}
+        untaken = [updates[clerk_id] for clerk_id, _ in refused if clerk_id in updates]
+        if self.refused is not None:
+            untaken.append(self.refused)
+        return Reach(self.began_at, max([self.newest, *updates.values()]), min(untaken) if untaken else None)
+
+    @property
+    def since(self) -> int:
+        """What to give to the next `Backfill.since`.
+
+        Not simply when this run began: what answers may lag behind, and show nobody of the last hour. The
+        last update that it did show is proof that it was so far, and OVERLAP_MS allows for the rest.
+        """
+        reached = max(0, min(self.began_at, self.newest) - OVERLAP_MS)
+        return reached if self.refused is None else min(reached, self.refused)
+
+
+class Saved(NamedTuple):
+    """How far a full run is: among the users, what it has done, and how far it is among the memberships."""
+
+    position: Position
+    done: Done
+    reach: Reach
+    members: Position = Position()
+
+
+class Taken(NamedTuple):
+    """A page that was written, what was done of it, and whom the database refused."""
+
+    step: Step
+    done: Done
+    refused: list[Refused]
+
+
+OnProgress = Callable[[Done], object]
+
+
+class Backfill:
+    """Reads users from Clerk's API into the tables. `on_progress` is called after every page.
+
+    `reach` says how far the last run got, over all its interruptions.
+    """
+
+    def __init__(self, bridge: Bridge, on_progress: OnProgress = lambda _: None) -> None:
+        self._bridge = bridge
+        self._on_progress = on_progress
+        self._source = fingerprint(bridge.settings)
+        self.reach = Reach(0)
+
+    def resumable(self) -> Done | None:
+        """Return what an interrupted run has done, None when there is none to go on with."""
+        saved = self._saved()
+        return None if saved is None else saved.done
+
+    def everything(self, *, restart: bool = False) -> Done:
+        """Read every user; go on where the last run was interrupted, unless told to `restart`.
+
+        Raises ClerkApiError, DatabaseError, and Stopped; all that was read until then is kept.
+        """
+        self._bridge.api.check_instance()
+        saved = (None if restart else self._saved()) or Saved(Position(), Done(), Reach(now_ms()))
+        position, done, self.reach = saved.position, saved.done, saved.reach
+        before = self._bridge.api.count()
+        done = done._replace(expected=before)
+        steps = walk(self._bridge.api, self._bridge.stopping, position)
+        for step, page_done in self._taken(steps):
+            done, position = done.plus(page_done), step.position
+            self._save(Saved(position, done, self.reach, saved.members))
+            self._on_progress(done)
+        done = done._replace(expected=min(before, self._bridge.api.count()))
+        done = self._members(
+            saved.members, done, lambda done, members: self._save(Saved(position, done, self.reach, members))
+        )
+        if not done.is_cut_short:
+            progress.clear(self._bridge.database, TASK)
+        return done
+
+    def since(self, since_ms: int) -> Done:
+        """Read the users updated at `since_ms` or later, the last updated first. Raises likewise.
+
+        Whoever was updated before is the end of such a listing. One that ends without is that of all users,
+        and was cut short when they are fewer than Clerk counts.
+        """
+        self._bridge.api.check_instance()
+        self.reach = Reach(now_ms())
+        recent = _Recent(since_ms)
+        steps = walk(self._bridge.api, self._bridge.stopping, Position(), LAST_UPDATED_FIRST)
+        done = Done()
+        for _, page_done in self._taken(recent.of(steps)):
+            done = done.plus(page_done)
+            self._on_progress(done)
+        if not recent.is_whole:
+            done = done._replace(expected=self._bridge.api.count())
+        return self._members(Position(), done)
+
+    def _members(
+        self, start: Position, done: Done, keep: Callable[[Done, Position], object] = lambda *_: None
+    ) -> Done:
+        """Write all memberships after `start`, where those count; `keep` is told after every page."""
+        if not self._bridge.store.policy.follows_memberships:
+            return done
+        done = done._replace(memberships_expected=self._bridge.api.count_members())
+        steps = walk_members(self._bridge.api, self._bridge.stopping, start)
+        for step, page_done in results(self._take_members, steps, self._bridge.stopping, PAGES_AT_ONCE):
+            expected = min(done.memberships_expected, step.page.total or 0)
+            done = done.plus(page_done)._replace(memberships_expected=expected)
+            keep(done, step.position)
+            self._on_progress(done)
+        return done
+
+    def _taken(self, steps: Iterator[Step]) -> Iterator[tuple[Step, Done]]:
+        """Write the pages, some at once; yield each, in their order, with what was done of it."""
+        for taken in results(self._take, steps, self._bridge.stopping, PAGES_AT_ONCE):
+            self.reach = self.reach.past(taken.step.page, taken.refused)
+            yield taken.step, taken.done
+
+    def _take(self, step: Step) -> Taken:
+        """Write a page, and count what was new in it."""
+        page = step.page
+        changes = [user_change(user, page.observed_at) for user in page.users]
+        kinds = self._kinds(changes)
+        refused = self._bridge.store.write(changes, page.observed_at)
+        untaken = {clerk_id for clerk_id, _ in refused}
+        count = Counter(kind for clerk_id, kind in kinds.items() if clerk_id not in untaken)
+        done = _left_out("entry", step, refused)._replace(
+            seen=len(page.entries),
+            created=count["created"],
+            updated=count["updated"],
+            unchanged=count["unchanged"],
+        )
+        return Taken(step, done, refused)
+
+    def _take_members(self, step: Step) -> tuple[Step, Done]:
+        """Write a page of memberships."""
+        page = step.page
+        refused = self._bridge.store.write(changes_in(page), page.observed_at)
+        return step, _left_out("membership", step, refused)._replace(memberships=len(page.entries))
+
+    def _kinds(self, changes: list[UserChange]) -> dict[str, str]:
+        """Return of each user what the merge will do: created, updated or unchanged."""
+        stored = user_drift.read(self._bridge.database, [change.clerk_id for change in changes])
+        return {
+            change.clerk_id: _kind(change, stored[change.clerk_id], self._bridge.store.policy)
+            for change in changes
+        }
+
+    def _save(self, saved: Saved) -> None:
+        parts = {name: part._asdict() for name, part in saved._asdict().items()}
+        progress.save(self._bridge.database, TASK, {"source": self._source, **parts})
+
+    def _saved(self) -> Saved | None:
+        state = progress.load(self._bridge.database, TASK, GOES_ON_WITHIN)
+        if state is None or state.get("source") != self._source:
+            return None
+        members = _position(state["members"]) if "members" in state else Position()
+        reach = Reach(**state.get("reach", {"began_at": 0}))
+        return Saved(_position(state["position"]), _done(state["done"]), reach, members)
+
+
+def _left_out(what: str, step: Step, refused: list[Refused]) -> Done:
+    """Return what of a page was left out, and why; each is logged."""
+    entries = step.page.entries
+    unread = [
+        (number, entry)
+        for number, entry in enumerate(entries, start=step.position.walked - len(entries) + 1)
+        if isinstance(entry, Unread)
+    ]
+    troubles = (
+        *(f"{what} {number} was left out: {entry.reason}" for number, entry in unread),
+        *(f"{clerk_id} was left out: {reason}" for clerk_id, reason in refused),
+    )
+    for trouble in troubles:
+        log.warning("left out", reason=trouble)
+    return Done(unread=len(unread), refused=len(refused), troubles=troubles)
+
+
+def _kind(change: UserChange, stored: Stored, policy: Policy) -> str:
+    # What is newer here stays: so the row is compared with what the merge will make of both.
+    known = stored_change(stored.sync or SyncRow(change.clerk_id), stored.user, (), policy)
+    differences = user_drift.compare(merge(known, change), stored, policy)
+    kinds = {difference.kind for difference in differences}
+    if Kind.MISSING in kinds:
+        return "created"
+    return "updated" if Kind.STALE in kinds else "unchanged"
+
+
+class _Recent:
+    """What of a walk, the last updated first, was updated at `since_ms` or later.
+
+    `is_whole` says whether it came down to somebody who was not.
+    """
+
+    def __init__(self, since_ms: int) -> None:
+        self._since_ms = since_ms
+        self.is_whole = False
+
+    def of(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Yield the steps without what is older, and none after the first such."""
+        for step in steps:
+            recent = [entry for entry in step.page.entries if _is_recent(entry, self._since_ms)]
+            self.is_whole = len(recent) < len(step.page.entries)
+            yield step._replace(page=step.page._replace(entries=recent))
+            if self.is_whole:
+                return
+
+
+def _is_recent(entry: Entry, since_ms: int) -> bool:
+    updated_at = entry.updated_at if isinstance(entry, ClerkUser) else None
+    return updated_at is None or updated_at >= since_ms
+
+
+def fingerprint(settings: Settings) -> str:
+    """Return what tells one instance's key from another's, and nothing of the key."""
+    key = settings.clerk_secret_key.get_secret_value() if settings.clerk_secret_key else ""
+    return hashlib.blake2b(f"{settings.clerk_api_url} {key}".encode(), digest_size=8).hexdigest()
+
+
+def _position(state: dict[str, Any]) -> Position:
+    last_ids, nameless = tuple(state["last_ids"]), state.get("nameless", 0)
+    return Position(state["walked"], last_ids, state["by_offset"], nameless)
+
+
+def _done(state: dict[str, Any]) -> Done:
+    return Done(**{**state, "troubles": tuple(state["troubles"])})

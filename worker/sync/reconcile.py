@@ -1,0 +1,401 @@
+"""Drift: where the tables and Clerk differ, and mending it through the one merge.
+
+1. Walk through all of Clerk's users and compare each page with the tables. Of what was listed, only a hash of
+   each id is kept.
+2. A listing that ends before all were seen that Clerk counts, whether they can be read or not, tells nothing
+   of who is gone, and ends it here. Before that the end of the list is read again: somebody who signed up
+   after it was read may be counted in place of somebody who was deleted before the walk came there.
+3. Who is here and was not listed, and who may simply have changed meanwhile, is looked at again, by id, once
+   deliveries have had the time to come. Nobody is gone whom Clerk does not call "not found", asked for alone.
+4. Where memberships decide on `organization`, they are compared too (`worker.sync.reconcile_memberships`).
+5. Mending reads each user once more and merges; who is gone becomes a tombstone, which is final. Hence the
+   refusals: see `Report.refusal`.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import structlog
+
+from db.drift import users as user_drift
+from db.drift.users import Difference, Kind, Stored
+from db.merge.change import UserChange
+from db.times import now_ms
+from worker.clerk.api import Page, Stopped
+from worker.clerk.changes import user_change
+from worker.clerk.lookup import chunks, looks, sure_looks
+from worker.clerk.pagination import Position, walk
+from worker.clerk.payloads import CLERK_ID
+from worker.sync.context import Bridge
+from worker.sync.reconcile_memberships import MemberDrift, MemberReport
+from worker.sync.seen_ids import IdSet
+
+ALWAYS_ALLOWED = 10  # deletions
+STRANGERS = 3  # that many rows, and none of them in Clerk: the key may be another instance's
+RECENT_MS = 60_000
+SETTLE_S = 3.0  # a delivery of what has just happened at Clerk may still be on its way
+ROWS_AT_A_TIME = 500
+COLUMNS = ("email", "name", "organization", "role", "created_at", "last_login_at")
+
+log = structlog.get_logger("worker.sync.reconcile")
+
+OnProgress = Callable[[int, int], object]
+
+
+class Stale(NamedTuple):
+    """A user whose row differs in these columns."""
+
+    clerk_id: str
+    columns: tuple[str, ...]
+
+
+class Claim(NamedTuple):
+    """A user whose address `held_by` has here, but not in Clerk; None when nobody has it."""
+
+    clerk_id: str
+    held_by: str | None
+
+
+class Report(NamedTuple):
+    """The drift: who differs, and how. Ids and names of columns only.
+
+    `listed` users came from Clerk, which counts `counted`; `here` have a row. `ghost` are those who have one
+    and are gone in Clerk, each with the time (ms) at which that was seen; `tombstone` are those who are
+    deleted here and not in Clerk. `unread` entries of the listing are no users. `refusal` says why nothing
+    may be mended by this report, whose ghosts are unproven then; None when it may. `memberships` is what was
+    found of those, where they decide; whose memberships differ is stale in the column `organization`.
+    """
+
+    listed: int
+    counted: int
+    here: int
+    missing: list[str]
+    stale: list[Stale]
+    ghost: dict[str, int]
+    claims: list[Claim]
+    tombstone: list[str]
+    unread: int
+    refusal: str | None
+    memberships: MemberReport | None = None
+
+    @property
+    def to_refresh(self) -> list[str]:
+        """The ids of those to be read from Clerk once more."""
+        holders = [claim.held_by for claim in self.claims if claim.held_by]
+        stale, claims = ([user.clerk_id for user in users] for users in (self.stale, self.claims))
+        return [*self.missing, *stale, *claims, *holders]
+
+    @property
+    def astray(self) -> list[str]:
+        """The ids of those whose organization differs."""
+        return [user.clerk_id for user in self.stale if "organization" in user.columns]
+
+    @property
+    def differing(self) -> int:
+        """How many users differ."""
+        lists = (self.missing, self.stale, self.ghost, self.claims, self.tombstone)
+        return sum(len(users) for users in lists)
+
+
+class Reconcile:
+    """Compares, and mends.
+
+    `on_progress` is called with how many users were seen and how many are expected; `allow_deletes` stands in
+    for the limit that RECONCILE_MAX_DELETE sets.
+    """
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        *,
+        allow_deletes: int | None = None,
+        settle_s: float = SETTLE_S,
+        on_progress: OnProgress = lambda _seen, _expected: None,
+    ) -> None:
+        self._bridge = bridge
+        self._allow_deletes = allow_deletes
+        self._settle_s = settle_s
+        self._on_progress = on_progress
+
+    def report(self) -> Report:
+        """Compare all users. Raises ClerkApiError, DatabaseError, Stopped."""
+        api = self._bridge.api
+        api.check_instance()
+        before = api.count()
+        found, listed = _Found(), IdSet()
+        end = self._first_look(found, listed, Position(), before)
+        counted = min(before, api.count())
+        if len(listed) + found.unread < counted:
+            self._first_look(found, listed, end, before)
+        here, unlisted = self._unlisted(listed)
+        refusal = _listing_refusal(len(listed), found.unread, counted, here)
+        members = self._member_drift() if self._bridge.store.policy.follows_memberships else None
+        if members and refusal is None:
+            refusal = members.first_look()
+        ghost: dict[str, int] = {}
+        if refusal is None and (found.suspects or unlisted or (members and members.is_doubtful)):
+            self._pause()
+            suspects = self._look_at_suspects(found)
+            refusal, ghost = self._ghosts(found, [*suspects, *unlisted], here)
+            if members and refusal is None:
+                refusal = members.second_look(ghost)
+        if members:
+            found.note_organizations(members.stale)
+        report = found.report(len(listed), counted, here, ghost, refusal)
+        return report._replace(memberships=members.report() if members else None)
+
+    def refresh(self, report: Report) -> Report:
+        """Merge what Clerk shows now of those whom `report` names; return it with who differs all the same.
+
+        Nobody is deleted and no membership ends. Must not be called with a report that says why not to.
+        Raises likewise.
+        """
+        _insist(report)
+        left = set(self._refresh(self._refresh(report.to_refresh)))
+        astray = self._members_left(report)
+        stale = [_still_stale(user, left, astray) for user in report.stale]
+        return report._replace(
+            missing=[clerk_id for clerk_id in report.missing if clerk_id in left],
+            stale=[user for user in stale if user.columns],
+            claims=[claim for claim in report.claims if claim.clerk_id in left],
+        )
+
+    def mend(self, report: Report) -> list[str]:
+        """Mend what `report` names; return the ids of those who differ all the same. Raises likewise.
+
+        Must not be called with a report that says why not to.
+        """
+        _insist(report)
+        differing = self._refresh(report.to_refresh)
+        unburied = self._bury(report.ghost)
+        left = self._refresh(differing)  # an address is free once its holder was refreshed or buried
+        if report.memberships is not None:
+            left += self._member_drift().mend(report.memberships, [*report.missing, *report.astray])
+        return list(dict.fromkeys([*left, *unburied, *report.tombstone]))
+
+    def _members_left(self, report: Report) -> set[str]:
+        """Merge the memberships of whom `report` names; return whose organization differs all the same."""
+        members = report.memberships
+        if members is None:
+            return set()
+        unended = members._replace(ended=())
+        left = self._member_drift().mend(unended, [*report.missing, *report.astray])
+        return {*left, *(change.clerk_id for change in members.ended)}
+
+    def _member_drift(self) -> MemberDrift:
+        return MemberDrift(self._bridge, self._allow_deletes, self._on_progress)
+
+    def _first_look(self, found: "_Found", listed: IdSet, position: Position, expected: int) -> Position:
+        """Compare all users that are listed after `position`; return that of the last one."""
+        recent_ms = now_ms() - RECENT_MS
+        for step in walk(self._bridge.api, self._bridge.stopping, position):
+            page, position = step
+            ids = page.ids
+            listed.add(ids)
+            found.unread += len(page.entries) - len(ids)
+            for change, stored, differences in self._compared(page):
+                found.note(differences)
+                if _may_have_moved(change, stored, differences, recent_ms):
+                    found.suspects.add(change.clerk_id)
+            self._on_progress(position.walked, expected)
+        return position
+
+    def _unlisted(self, listed: IdSet) -> tuple[int, list[str]]:
+        """Return how many users have a row, and who of them was not listed, but can be a user of Clerk's."""
+        here, unlisted = 0, []
+        for ids in user_drift.living_ids(self._bridge.database):
+            here += len(ids)
+            unlisted += [clerk_id for clerk_id in ids if clerk_id not in listed]
+        return here, [clerk_id for clerk_id in unlisted if CLERK_ID.fullmatch(clerk_id)]
+
+    def _look_at_suspects(self, found: "_Found") -> list[str]:
+        """Compare the suspects again; return those who were not shown."""
+        unshown = []
+        for look in looks(self._bridge.api, sorted(found.suspects), self._bridge.stopping):
+            found.forget([*look.page.ids, *look.unshown])
+            self._note(found, look.page)
+            unshown += look.unshown
+        return unshown
+
+    def _ghosts(self, found: "_Found", candidates: list[str], here: int) -> tuple[str | None, dict[str, int]]:
+        """Return why nobody may be deleted, if so, and who of the candidates is here and gone, and when.
+
+        Where there are more than may be deleted, they are not asked for one by one.
+        """
+        unshown: dict[str, int] = {}
+        for look in looks(self._bridge.api, dict.fromkeys(candidates), self._bridge.stopping):
+            self._note(found, look.page)
+            unshown |= dict.fromkeys(look.unshown, look.page.observed_at)
+        doubtful = self._living(unshown)
+        refusal = self._ghost_refusal(len(doubtful), here)
+        if refusal is not None:
+            return refusal, {clerk_id: unshown[clerk_id] for clerk_id in doubtful}
+        gone: dict[str, int] = {}
+        for look in sure_looks(self._bridge.api, unshown, self._bridge.stopping):
+            self._note(found, look.page)
+            gone |= dict.fromkeys(look.unshown, look.page.observed_at)
+        return None, {clerk_id: gone[clerk_id] for clerk_id in self._living(gone)}
+
+    def _note(self, found: "_Found", page: Page) -> None:
+        for change, _, differences in self._compared(page):
+            found.note(differences, self._holder(change, differences))
+
+    def _refresh(self, clerk_ids: Sequence[str]) -> list[str]:
+        """Read users once more and merge what Clerk says; return the ids of those who differ all the same."""
+        left, unshown = [], []
+        for look in looks(self._bridge.api, dict.fromkeys(clerk_ids), self._bridge.stopping):
+            left += self._merge(look.page)
+            unshown += look.unshown
+        for look in sure_looks(self._bridge.api, unshown, self._bridge.stopping):
+            left += self._merge(look.page)
+            left += self._living(look.unshown)
+        return left
+
+    def _merge(self, page: Page) -> list[str]:
+        """Merge what a page shows; return the ids of those who differ all the same."""
+        changes = [user_change(user, page.observed_at) for user in page.users]
+        self._bridge.store.write(changes, page.observed_at)
+        return [change.clerk_id for change, _, differences in self._compared(page) if differences]
+
+    def _bury(self, ghosts: dict[str, int]) -> list[str]:
+        """Write tombstones; return the ids of those whom the database does not let go."""
+        refused = []
+        for chunk in chunks(ghosts, ROWS_AT_A_TIME):
+            tombstones = [UserChange(clerk_id, deleted_at=ghosts[clerk_id]) for clerk_id in chunk]
+            refused += self._bridge.store.write(tombstones, ghosts[chunk[0]])
+            log.info("gone in Clerk, deleted here", users=len(chunk))
+        return [clerk_id for clerk_id, _ in refused]
+
+    def _compared(self, page: Page) -> Iterator[tuple[UserChange, Stored, list[Difference]]]:
+        changes = [user_change(user, page.observed_at) for user in page.users]
+        stored = user_drift.read(self._bridge.database, [change.clerk_id for change in changes])
+        for change in changes:
+            here = stored[change.clerk_id]
+            yield change, here, user_drift.compare(change, here, self._bridge.store.policy)
+
+    def _living(self, clerk_ids: Iterable[str]) -> list[str]:
+        """Return who of those has a row and no tombstone."""
+        return [
+            clerk_id
+            for chunk in chunks(clerk_ids, ROWS_AT_A_TIME)
+            for clerk_id, here in user_drift.read(self._bridge.database, chunk).items()
+            if here.user and not here.is_deleted
+        ]
+
+    def _holder(self, change: UserChange, differences: Iterable[Difference]) -> str | None:
+        """Return who has the address that the user is kept from."""
+        if change.email is None or all(difference.kind is not Kind.CLAIM for difference in differences):
+            return None
+        return user_drift.holder(self._bridge.database, change.email.address)
+
+    def _ghost_refusal(self, ghosts: int, here: int) -> str | None:
+        """Say why so many deletions must not be, None when they may."""
+        override = f"If they are gone indeed: --allow-deletes {ghosts}"
+        allowed = self._allow_deletes
+        if allowed is None:
+            if here == ghosts >= STRANGERS:
+                return f"Clerk knows none of the {here} users here: check CLERK_SECRET_KEY. {override}"
+            share = self._bridge.settings.reconcile_max_delete
+            allowed = max(ALWAYS_ALLOWED, int(here * share / 100))
+        if ghosts > allowed:
+            return f"{ghosts} of {here} users are gone in Clerk, more than {allowed} at a time. {override}"
+        return None
+
+    def _pause(self) -> None:
+        self._bridge.stopping.wait(self._settle_s)
+        if self._bridge.stopping.requested:
+            raise Stopped("stopped")
+
+
+class _Found:
+    """Who differs, by kind, and who is to be looked at again."""
+
+    def __init__(self) -> None:
+        self.missing: dict[str, None] = {}
+        self.stale: dict[str, tuple[str, ...]] = {}
+        self.claims: dict[str, str | None] = {}
+        self.tombstone: dict[str, None] = {}
+        self.suspects: set[str] = set()
+        self.unread = 0
+
+    def note(self, differences: Iterable[Difference], holder: str | None = None) -> None:
+        """Add what differs; `holder` is who has the address that the user claims."""
+        for kind, clerk_id, columns in differences:
+            match kind:
+                case Kind.MISSING:
+                    self.missing[clerk_id] = None
+                case Kind.STALE:
+                    self.stale[clerk_id] = columns
+                case Kind.CLAIM:
+                    self.claims[clerk_id] = holder
+                case Kind.TOMBSTONE:
+                    self.tombstone[clerk_id] = None
+
+    def note_organizations(self, clerk_ids: Iterable[str]) -> None:
+        """Add users who are stale in the column `organization`."""
+        for clerk_id in sorted(clerk_ids):
+            columns = {*self.stale.get(clerk_id, ()), "organization"}
+            self.stale[clerk_id] = tuple(sorted(columns, key=COLUMNS.index))
+
+    def forget(self, clerk_ids: Iterable[str]) -> None:
+        """Take back what was said of those."""
+        for clerk_id in clerk_ids:
+            for differing in (self.missing, self.stale, self.claims, self.tombstone):
+                differing.pop(clerk_id, None)
+
+    def report(
+        self, listed: int, counted: int, here: int, ghost: dict[str, int], refusal: str | None
+    ) -> Report:
+        """Return all of it, with what else there is to say."""
+        return Report(
+            listed,
+            counted,
+            here,
+            missing=list(self.missing),
+            stale=[Stale(clerk_id, columns) for clerk_id, columns in self.stale.items()],
+            ghost=ghost,
+            claims=[Claim(clerk_id, holder) for clerk_id, holder in self.claims.items()],
+            tombstone=list(self.tombstone),
+            unread=self.unread,
+            refusal=refusal,
+        )
+
+
+def _insist(report: Report) -> None:
+    """Raise ValueError when the report says why nothing may be mended."""
+    if report.refusal is not None:
+        raise ValueError(report.refusal)
+
+
+def _still_stale(user: Stale, left: Collection[str], astray: Collection[str]) -> Stale:
+    """Return the user with those columns that differ when some are `left` and some `astray`."""
+    columns = user.columns if user.clerk_id in left else ()
+    organization = ("organization",) if user.clerk_id in astray else ()
+    return user._replace(
+        columns=tuple(column for column in user.columns if column in {*columns, *organization})
+    )
+
+
+def _listing_refusal(listed: int, unread: int, counted: int, here: int) -> str | None:
+    """Say why such a listing proves nothing of who is gone, None when it does."""
+    if listed + unread < counted:
+        return f"the listing was cut short: {listed + unread} of {counted} users came. Try again later"
+    if not listed and here:
+        away = "If they are gone indeed: clerk-sync pull ID, for each"
+        return f"Clerk lists no users, and {here} are here: check CLERK_SECRET_KEY. {away}"
+    return None
+
+
+def _may_have_moved(
+    change: UserChange, stored: Stored, differences: Sequence[Difference], recent_ms: int
+) -> bool:
+    """Say whether a difference may be none by now: somebody moved lately, or what is here is the newer."""
+    if not differences:
+        return False
+    if any(difference.kind in {Kind.CLAIM, Kind.TOMBSTONE} for difference in differences):
+        return True
+    theirs = (0, 0) if change.profile is None else change.profile.version
+    ours = (0, 0)
+    if stored.sync and stored.sync.profile_updated_at and stored.sync.profile_observed_at:
+        ours = (stored.sync.profile_updated_at, stored.sync.profile_observed_at)
+    return ours > theirs or max(ours[0], theirs[0], change.login_at or 0) >= recent_ms

@@ -1,0 +1,242 @@
+"""Where memberships differ between the tables and Clerk: a part of `worker.sync.reconcile`.
+
+1. Walk through all memberships of the instance, 500 a request, and compare each page with the tables. An
+   entry that cannot be read counts as listed, by its id where that can be.
+2. Who differs and may simply have changed meanwhile is looked at again, once deliveries have had the time to
+   come. So is everybody with a membership here that was not listed: it has ended when the user's own list,
+   all of it, does not show it either.
+3. A membership that has ended is so for good. Hence the refusals, as for users who are gone.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+from db.drift import memberships as membership_drift
+from db.drift import users as user_drift
+from db.drift.memberships import Roster
+from db.merge.change import Membership, UserChange, merge, merge_by_id, merge_memberships
+from db.times import now_ms
+from worker.clerk.api import MAX_PAGE, Page
+from worker.clerk.changes import member_change
+from worker.clerk.lookup import Members, chunks, members_of
+from worker.clerk.pagination import Position, walk_members
+from worker.sync.context import Bridge
+from worker.sync.seen_ids import IdSet
+
+ALWAYS_ALLOWED = 10  # ends
+RECENT_MS = 60_000
+ASKED_ALONE = 20  # users; where they are more, all memberships are listed if those are fewer requests
+ROWS_AT_A_TIME = 500
+
+OnProgress = Callable[[int, int], object]
+
+
+class MemberReport(NamedTuple):
+    """What was found of memberships: how many Clerk lists, how many are here, and which of these have ended.
+
+    Those are the changes that end them, one for each user.
+    """
+
+    listed: int
+    here: int
+    ended: tuple[UserChange, ...]
+
+
+class MemberDrift:
+    """Compares memberships, and mends. `allow_deletes` stands in for the limit of RECONCILE_MAX_DELETE."""
+
+    def __init__(self, bridge: Bridge, allow_deletes: int | None, on_progress: OnProgress) -> None:
+        self._bridge = bridge
+        self._allow_deletes = allow_deletes
+        self._on_progress = on_progress
+        self._recent_ms = now_ms() - RECENT_MS
+        self._listed = IdSet()
+        self._nameless = 0
+        self._here = 0
+        self._unlisted: dict[str, list[Membership]] = {}
+        self._suspects: set[str] = set()
+        self._differing: set[str] = set()
+        self._misnamed: set[str] = set()
+        self._ended: list[UserChange] = []
+
+    @property
+    def stale(self) -> set[str]:
+        """The users whose memberships differ, or whose column `organization` is not what those say."""
+        return self._differing | self._misnamed
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether anything needs a second look."""
+        return bool(self._suspects or self._unlisted)
+
+    def report(self) -> MemberReport:
+        """Return what was found, but for who is stale."""
+        return MemberReport(len(self._listed), self._here, tuple(self._ended))
+
+    def first_look(self) -> str | None:
+        """Compare all memberships that Clerk lists; say why that proves nothing, if so.
+
+        Raises ClerkApiError, DatabaseError, Stopped.
+        """
+        counted = self._bridge.api.count_members()
+        for step in walk_members(self._bridge.api, self._bridge.stopping, Position()):
+            counted = min(counted, step.page.total or 0)
+            self._listed.add(step.page.ids)
+            self._nameless += len(step.page.entries) - len(step.page.ids)
+            for shown, stored in self._differences(changes_in(step.page)):
+                self._differing.add(shown.clerk_id)
+                if membership_drift.may_have_moved(shown, stored, self._recent_ms):
+                    self._suspects.add(shown.clerk_id)
+            self._on_progress(step.position.walked, counted)
+        self._look_here()
+        listed = len(self._listed) + self._nameless
+        if listed < counted:
+            came = f"{listed} of {counted} memberships came"
+            return f"the listing was cut short: {came}. Try again later"
+        return None
+
+    def second_look(self, gone: Collection[str]) -> str | None:
+        """Look again at all that is doubtful, but for users who are `gone`; say why nothing may end, if so.
+
+        Raises likewise.
+        """
+        unlisted = {clerk_id: them for clerk_id, them in self._unlisted.items() if clerk_id not in gone}
+        refusal = self._refusal(sum(map(len, unlisted.values())))
+        if refusal is not None:
+            self._differing |= unlisted.keys()
+            return refusal
+        doubtful = self._suspects | unlisted.keys()
+        self._differing -= doubtful
+        for changes in self._shown(self._suspects - unlisted.keys(), len(self._listed)):
+            self._differing |= {shown.clerk_id for shown, _ in self._differences(changes)}
+        for members in members_of(self._bridge.api, unlisted, self._bridge.stopping):
+            self._look_at(members, unlisted[members.clerk_id])
+            self._on_progress(0, 0)
+        return None
+
+    def mend(self, report: MemberReport, clerk_ids: Iterable[str]) -> list[str]:
+        """End what `report` says has ended, and merge what Clerk shows of the memberships of those users.
+
+        Return the ids of those who differ all the same. Raises likewise.
+        """
+        store = self._bridge.store
+        left: set[str] = set()
+        for ended in chunks(report.ended, ROWS_AT_A_TIME):
+            left |= {clerk_id for clerk_id, _ in store.write(ended, now_ms())}
+        wanted = {*clerk_ids, *(change.clerk_id for change in report.ended)}
+        for changes in self._shown(wanted, report.listed):
+            left |= {clerk_id for clerk_id, _ in store.write(changes, now_ms())}
+            left |= {shown.clerk_id for shown, _ in self._differences(changes)}
+        for chunk in chunks(wanted, ROWS_AT_A_TIME):
+            left |= set(membership_drift.misnamed(self._bridge.database, chunk))
+        return sorted(left)
+
+    def _look_here(self) -> None:
+        """Find the memberships here that were not listed, and columns that are not what the tables say.
+
+        A membership that is younger than the listing cannot have been in it.
+        """
+        for rows in membership_drift.current(self._bridge.database):
+            self._here += len(rows)
+            for clerk_id, membership in rows:
+                if membership.id not in self._listed and membership.joined_at < self._recent_ms:
+                    self._unlisted.setdefault(clerk_id, []).append(membership)
+        for clerk_ids in user_drift.living_ids(self._bridge.database):
+            self._misnamed.update(membership_drift.misnamed(self._bridge.database, clerk_ids))
+
+    def _look_at(self, members: Members, unlisted: Sequence[Membership]) -> None:
+        """Compare one user's own list; what it does not show of those that were `unlisted` has ended."""
+        page = members.page
+        if page is None:  # gone meanwhile
+            return
+        if any(self._differences(changes_in(page))):
+            self._differing.add(members.clerk_id)
+        current = {membership.id for membership in _current(self._bridge, members.clerk_id)}
+        ended = _ended(page, [membership for membership in unlisted if membership.id in current])
+        if ended:
+            self._differing.add(members.clerk_id)
+            self._ended.append(UserChange(members.clerk_id, memberships=ended))
+
+    def _shown(self, clerk_ids: Collection[str], listed: int) -> Iterator[list[UserChange]]:
+        """Yield what Clerk shows now of the memberships of those users, in as few requests as may be."""
+        if len(clerk_ids) <= max(ASKED_ALONE, listed // MAX_PAGE):
+            of_each = members_of(self._bridge.api, sorted(clerk_ids), self._bridge.stopping)
+            pages = (members.page for members in of_each if members.page)
+        else:
+            pages = (step.page for step in walk_members(self._bridge.api, self._bridge.stopping, Position()))
+        for page in pages:
+            self._on_progress(0, 0)
+            yield [change for change in changes_in(page) if change.clerk_id in clerk_ids]
+
+    def _differences(self, changes: Sequence[UserChange]) -> Iterator[tuple[UserChange, Roster]]:
+        """Yield who is here and differs from what Clerk shows, with what is stored."""
+        stored = membership_drift.read(self._bridge.database, [change.clerk_id for change in changes])
+        for change in changes:
+            here = stored.get(change.clerk_id)
+            if here is not None and membership_drift.differs(change, here):
+                yield change, here
+
+    def _refusal(self, ends: int) -> str | None:
+        """Say why so many memberships must not end, None when they may."""
+        override = f"If they have ended indeed: --allow-deletes {ends}"
+        allowed = self._allow_deletes
+        if allowed is None:
+            if ends and not len(self._listed):
+                return f"Clerk lists no memberships, and {self._here} are here. {override}"
+            share = self._bridge.settings.reconcile_max_delete
+            allowed = max(ALWAYS_ALLOWED, int(self._here * share / 100))
+        if ends > allowed:
+            gone = f"{ends} of {self._here} memberships are not in Clerk"
+            return f"{gone}, more than {allowed} at a time. {override}"
+        return None
+
+
+def changes_in(page: Page) -> list[UserChange]:
+    """Return what a page of memberships says, one change for each user."""
+    found: dict[str, UserChange] = {}
+    for member in page.members:
+        change = member_change(member, page.observed_at)
+        known = found.get(change.clerk_id)
+        found[change.clerk_id] = change if known is None else merge(known, change)
+    return list(found.values())
+
+
+def memberships_now(bridge: Bridge, clerk_id: str) -> UserChange:
+    """Return what Clerk shows now of one user's memberships, and which of those here have ended.
+
+    Those are what it does not show twice, but for what has only just begun. Raises ClerkApiError,
+    DatabaseError, Stopped.
+    """
+    recent_ms = now_ms() - RECENT_MS
+    here = [membership for membership in _current(bridge, clerk_id) if membership.joined_at < recent_ms]
+    page = _page(bridge, clerk_id)
+    shown = changes_in(page) if page else []
+    ended = _ended(page, here) if page else ()
+    if ended:
+        again = _page(bridge, clerk_id)
+        ended = _ended(again, ended) if again else ()
+    change = UserChange(clerk_id, memberships=merge_by_id(merge_memberships, (), ended))
+    return reduce(merge, (it for it in shown if it.clerk_id == clerk_id), change)
+
+
+def _page(bridge: Bridge, clerk_id: str) -> Page | None:
+    return next(members_of(bridge.api, [clerk_id], bridge.stopping)).page
+
+
+def _current(bridge: Bridge, clerk_id: str) -> list[Membership]:
+    """Return the memberships of one user that are stored and have not ended."""
+    stored = membership_drift.read(bridge.database, [clerk_id]).get(clerk_id, {})
+    return [held.membership for held in stored.values() if held.membership.ended_at is None]
+
+
+def _ended(page: Page, memberships: Sequence[Membership]) -> tuple[Membership, ...]:
+    """Return those that a user's own list does not show; none where any entry of it has no id."""
+    if len(page.ids) < len(page.entries):
+        return ()
+    shown = set(page.ids)
+    return tuple(
+        membership._replace(ended_at=page.observed_at)
+        for membership in memberships
+        if membership.id not in shown
+    )

@@ -1,0 +1,224 @@
+"""Repair that a worker runs by itself, every RECONCILE_EVERY: fetch what was missed, then look for drift.
+
+1. All workers ask whether it is time; one of them gets the lock and does it, for as long as it lives.
+2. It reads whom Clerk updated since the last time, the first time everybody, into the one merge.
+3. It compares everybody. Who is missing or differs all the same is read by id into the same merge, unless
+   the listing is refused: then it says so and changes nothing.
+4. What differs even then is told. Whether users who are gone in Clerk are deleted here is for a person to say
+   (`reconcile --fix`).
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import structlog
+from redis import Redis
+from redis.exceptions import LockError, RedisError
+
+from config import Settings
+from db import progress
+from db.connection.engine import Database
+from db.connection.errors import DatabaseError
+from worker.clerk.api import ClerkApiError, Stopped
+from worker.periodic import Duty, Keeper
+from worker.shutdown import StopSignal
+from worker.sync import last_run
+from worker.sync.backfill import Backfill, Done, fingerprint
+from worker.sync.context import Bridge, bridge
+from worker.sync.reconcile import SETTLE_S, Reconcile, Report
+
+TASK = "incremental"
+LOCK_KEY = f"{last_run.KEY}:lock"
+LOCK_S = 60.0  # how soon another worker goes on after one was killed
+RENEWALS = 6  # in that time
+LOOK_EVERY_S = 1.0
+RETRY_S = 300.0  # after a failure, unless the interval is shorter
+STOP_TIMEOUT_S = 3.0
+
+log = structlog.get_logger("worker.sync.scheduled")
+
+
+class RepairLock(StopSignal):
+    """The lock that one worker at a time has; and the signal to end its repair: a stop, or the lock's loss.
+
+    A thread renews it for as long as it is held, whatever the repair waits for. Once it has not been renewed
+    for `lock_s`, because Redis is away or the whole process was asleep, another worker may have it: so it
+    counts as lost by this machine's own clock, before anybody is asked.
+    """
+
+    def __init__(self, redis: Redis, stopping: StopSignal, lock_s: float) -> None:
+        super().__init__()
+        self._process = stopping
+        self._lock = redis.lock(LOCK_KEY, timeout=lock_s, thread_local=False)
+        self._lock_s = lock_s
+        self._held_until = 0.0
+        self._let_go = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="repair-lock", daemon=True)
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return self._process.requested or time.monotonic() >= self._held_until
+
+    def acquire(self) -> bool:
+        """Take the lock unless another worker has it, and renew it until `release`. Raises RedisError."""
+        asked_at = time.monotonic()
+        if not self._lock.acquire(blocking=False):
+            return False
+        self._held_until = asked_at + self._lock_s
+        self._thread.start()
+        return True
+
+    def renew(self) -> None:
+        """Make sure that the lock is still this worker's. Raises LockError when it is not, and RedisError."""
+        asked_at = time.monotonic()
+        try:
+            self._lock.reacquire()
+        except LockError:
+            self._held_until = 0.0
+            raise
+        self._held_until = asked_at + self._lock_s
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._let_go.set()
+        self._thread.join()
+        with suppress(LockError):
+            self._lock.release()
+
+    def _keep(self) -> None:
+        while not self._let_go.wait(self._lock_s / RENEWALS):
+            try:
+                self.renew()
+            except LockError:
+                log.warning("another worker has the lock on repairs, so this one stops")
+                return
+            except RedisError as error:
+                log.debug("lock not renewed", error=type(error).__name__)
+
+
+class Pace(NamedTuple):
+    """How long the lock lives without its holder, and how long deliveries are given before a second look."""
+
+    lock_s: float = LOCK_S
+    settle_s: float = SETTLE_S
+
+
+USUAL = Pace()
+
+
+class Repair:
+    """Runs a repair when it is time and no other worker is at it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        database: Database,
+        stopping: StopSignal,
+        pace: Pace = USUAL,
+    ) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._database = database
+        self._stopping = stopping
+        self._pace = pace
+
+    def turn(self) -> None:
+        """Run a repair if one is due, and keep its result. Raises RedisError."""
+        if not self._is_due():
+            return
+        lock = RepairLock(self._redis, self._stopping, self._pace.lock_s)
+        if not lock.acquire():
+            return
+        try:
+            if self._is_due():
+                self._run(lock)
+        finally:
+            lock.release()
+
+    def _is_due(self) -> bool:
+        last = last_run.last_repair(self._redis)
+        if last is None:
+            return True
+        every_s = self._settings.reconcile_every or 0.0
+        pause_s = min(every_s, RETRY_S) if last["error"] else every_s
+        return datetime.fromisoformat(last["finished_at"]).timestamp() + pause_s <= time.time()
+
+    def _run(self, lock: RepairLock) -> None:
+        try:
+            result = self._result(lock)
+            lock.renew()
+        except (Stopped, LockError):
+            return  # another worker goes on
+        last_run.keep(self._redis, result)
+        (log.warning if result["error"] else log.info)("repair", **result)
+
+    def _result(self, lock: RepairLock) -> dict[str, Any]:
+        """Repair; return what is to be kept of it. Raises Stopped, RedisError."""
+        started_at = datetime.now(UTC)
+        result: dict[str, Any] = {"error": None, "backfill": None, "drift": None}
+        try:
+            with bridge(self._settings, self._database, lock) as both:
+                result["backfill"] = _numbers(self._fetch(both, lock))
+                result["drift"] = _refreshed(Reconcile(both, settle_s=self._pace.settle_s))
+        except (ClerkApiError, DatabaseError) as error:
+            result["error"] = str(error)
+        moments = {"started_at": started_at, "finished_at": datetime.now(UTC)}
+        return result | {name: moment.isoformat() for name, moment in moments.items()}
+
+    def _fetch(self, both: Bridge, lock: RepairLock) -> Done:
+        """Read what was updated since the last time, the first time everything.
+
+        What the next time has to read begins where this one was: not later than the last update that it
+        saw, nor than that of anybody whom the database refused. Where the listing was cut short, it stays.
+        """
+        backfill = Backfill(both)
+        source = fingerprint(self._settings)
+        state = progress.load(self._database, TASK)
+        since = state["since"] if state is not None and state["source"] == source else None
+        done = backfill.everything() if since is None else backfill.since(since)
+        if not done.is_cut_short:
+            lock.renew()
+            reached = max(since or 0, backfill.reach.since)
+            progress.save(self._database, TASK, {"source": source, "since": reached})
+        return done
+
+
+@contextmanager
+def repairing(settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> Iterator[None]:
+    """Look after repairs in a thread of its own for the length of the block."""
+    repair = Repair(settings, redis, database, stopping)
+    keeper = Keeper([Duty("repair", LOOK_EVERY_S, repair.turn)])
+    keeper.start()
+    try:
+        yield
+    finally:
+        keeper.stop(STOP_TIMEOUT_S)
+
+
+def _refreshed(task: Reconcile) -> dict[str, Any]:
+    """Merge what was found to be missing or stale; return of how many, and what differs all the same."""
+    found = task.report()
+    left = found if found.refusal is not None else task.refresh(found)
+    return {**_sizes(left), "merged": found.differing - left.differing}
+
+
+def _numbers(done: Done) -> dict[str, int]:
+    numbers = done._asdict()
+    for name in ("troubles", "expected", "memberships_expected"):
+        del numbers[name]
+    return numbers
+
+
+def _sizes(report: Report) -> dict[str, Any]:
+    return {
+        "listed": report.listed,
+        "here": report.here,
+        **{name: len(getattr(report, name)) for name in last_run.KINDS},
+        "refusal": report.refusal,
+    }

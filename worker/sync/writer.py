@@ -1,0 +1,61 @@
+"""What Clerk's API showed goes into the tables, by the one way that everything goes."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import tenacity
+
+from db.apply import users
+from db.connection.engine import Database
+from db.connection.errors import ChangeRefused, DatabaseUnavailable
+from db.ledger import Incoming
+from db.merge.change import UserChange
+from db.merge.policy import Policy
+from worker.shutdown import StopSignal
+
+PATIENCE_S = 60.0
+MAX_PAUSE_S = 5.0
+SOURCE = "api"  # what stands for the type of an event where no event was
+
+
+class Refused(NamedTuple):
+    """A user whom the database does not take, and why not."""
+
+    clerk_id: str
+    reason: str
+
+
+class Store:
+    """Applies changes that no delivery brought. A database that is away for a while is waited for."""
+
+    def __init__(
+        self, database: Database, policy: Policy, stopping: StopSignal, patience_s: float = PATIENCE_S
+    ) -> None:
+        self.database = database
+        self.policy = policy
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(DatabaseUnavailable),
+            wait=tenacity.wait_random_exponential(multiplier=0.25, max=MAX_PAUSE_S),
+            stop=lambda state: stopping.requested or (state.seconds_since_start or 0.0) > patience_s,
+            sleep=stopping.wait,
+            reraise=True,
+        )
+
+    def write(self, changes: Sequence[UserChange], observed_at: int) -> list[Refused]:
+        """Apply changes seen at `observed_at` (ms); return those that the database does not take.
+
+        Raises DatabaseUnavailable.
+        """
+        incoming = [Incoming(change, None, SOURCE, None, observed_at) for change in changes]
+        return self._write(incoming) if incoming else []
+
+    def _write(self, batch: Sequence[Incoming]) -> list[Refused]:
+        try:
+            self._retrying(partial(users.apply, self.database, batch, self.policy))
+        except ChangeRefused as error:
+            if len(batch) == 1:
+                return [Refused(batch[0].subject, str(error))]
+            middle = len(batch) // 2
+            return [*self._write(batch[:middle]), *self._write(batch[middle:])]
+        return []
