@@ -9,7 +9,7 @@ import click
 from cli.clerk import UserBar, bridge_from_environment
 from cli.options import Moment
 from db.times import to_ms
-from worker.clerk.api import Stopped
+from worker.shutdown import Stopped
 from worker.sync.backfill import Backfill, Done
 
 

@@ -15,7 +15,8 @@ from config import load
 from db import ledger
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
-from db.ledger import LedgerRow, Outcome, Wanted
+from db.ledger import LedgerRow, Wanted
+from db.merge.incoming import Outcome
 from db.times import to_datetime
 from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
 

@@ -1,43 +1,16 @@
 """The ledger of deliveries: what came, when, and what became of it. No payload, no personal data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
-from enum import StrEnum
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, RowMapping, Select, any_, delete, desc, func, select, tuple_
 
-from db.apply import statements
-from db.connection.engine import Database, Pipeline, columns
-from db.merge.change import Organization, UserChange
+from db.connection.engine import Database
 from db.models import WebhookEvent
-from db.times import to_datetime
 
 PRUNED_AT_ONCE = 5_000
-
-
-class Outcome(StrEnum):
-    """What applying a change did."""
-
-    APPLIED = "applied"  # it told something new
-    STALE = "stale"  # it was known, or something newer was
-    IGNORED = "ignored"  # it says nothing of the user, like a sign-in by staff
-
-
-class Incoming(NamedTuple):
-    """A change, and the delivery that brought it; `svix_id` is None when no delivery did. Times in ms."""
-
-    change: UserChange | Organization
-    svix_id: str | None
-    type: str
-    event_at: int | None
-    received_at: int
-
-    @property
-    def subject(self) -> str:
-        """The Clerk id of whom the change is about."""
-        return self.change.id if isinstance(self.change, Organization) else self.change.clerk_id
 
 
 class LedgerRow(NamedTuple):
@@ -83,24 +56,6 @@ class Activity(NamedTuple):
     events: int
     median_lag_s: float | None
     lag_s: float | None
-
-
-def record(pipeline: Pipeline, batch: Sequence[Incoming], outcomes: Sequence[Outcome]) -> None:
-    """Send one row for each delivery; a svix-id that is there keeps its row."""
-    rows = [
-        (
-            incoming.svix_id,
-            incoming.type,
-            incoming.subject,
-            None if incoming.event_at is None else to_datetime(incoming.event_at),
-            to_datetime(incoming.received_at),
-            outcome.value,
-        )
-        for incoming, outcome in zip(batch, outcomes, strict=True)
-        if incoming.svix_id is not None
-    ]
-    if rows:
-        statements.send_rows(pipeline, statements.record_events(), columns(rows, 6))
 
 
 def recent(database: Database, wanted: Wanted = EVERY, *, limit: int | None = 50) -> list[LedgerRow]:

@@ -2,8 +2,8 @@
 
 from db.apply import users
 from db.connection.engine import Database
-from db.ledger import Incoming, Outcome
 from db.merge.change import EmailClaim, Profile, UserChange, Version
+from db.merge.incoming import Incoming, Outcome
 from db.merge.policy import Policy
 
 NAMES = ("Ada Lovelace", "Grace Hopper", "Alan Turing", "Katherine Johnson", "Edsger Dijkstra")

@@ -53,7 +53,7 @@ def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
 def _register_pull(app: Flask, settings: Settings, token: str) -> None:
     # Loaded here, as it brings an HTTP client, which the receiver does without.
     from web import pull  # noqa: PLC0415 - see above
-    from worker.sync.pull import PullDesk  # noqa: PLC0415 - see above
+    from worker.sync.pull_service import PullDesk  # noqa: PLC0415 - see above
 
     desk = app.extensions["pull_desk"] = PullDesk(settings)
     app.register_blueprint(pull.blueprint(desk, token))

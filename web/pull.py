@@ -17,7 +17,7 @@ from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
 
 from worker.clerk.payloads import CLERK_ID
-from worker.sync.pull import PullDesk, Verdict
+from worker.sync.pull_service import PullDesk, Verdict
 
 STATUS = {Verdict.FOUND: 200, Verdict.ABSENT: 404, Verdict.BUSY: 429, Verdict.UNAVAILABLE: 503}
 RETRY_AFTER_S = 2  # unless Clerk asks for more

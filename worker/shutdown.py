@@ -8,6 +8,12 @@ from types import FrameType
 SLICE_S = 0.2
 
 
+class Stopped(Exception):
+    """The process was told to stop; what was done is kept."""
+
+    retryable = True
+
+
 class StopSignal:
     """Becomes `requested` on SIGTERM or SIGINT; what is in hand is finished first.
 

@@ -12,8 +12,8 @@ import psycopg
 
 from db.apply import statements
 from db.connection.engine import Pipeline, columns
-from db.ledger import Incoming, Outcome
 from db.merge.change import Membership, Organization, UserChange, Version, merge_organizations
+from db.merge.incoming import Incoming, Outcome
 from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
 
 

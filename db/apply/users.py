@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from db.apply import memberships, statements
+from db.apply.ledger import record
 from db.connection.engine import Database, Pipeline, columns
-from db.ledger import Incoming, Outcome, record
 from db.merge.change import Membership, UserChange, Version, placeholder_address
 from db.merge.claims import Rival, winners
+from db.merge.incoming import Incoming, Outcome
 from db.merge.policy import Policy
 from db.merge.rows import SyncRow, Target, UserRow, fold, stored_change, sync_row, target
 

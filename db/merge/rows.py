@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from db.ledger import Incoming, Outcome
 from db.merge.change import (
     DEFAULT_ROLE,
     DELETED_NAME,
@@ -17,6 +16,7 @@ from db.merge.change import (
     merge,
     placeholder_address,
 )
+from db.merge.incoming import Incoming, Outcome
 from db.merge.policy import Policy
 from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
 

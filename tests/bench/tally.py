@@ -14,8 +14,8 @@ from contextlib import redirect_stdout
 import structlog
 
 import config
-from db.ledger import Incoming, Outcome
 from db.merge.change import UserChange
+from db.merge.incoming import Incoming, Outcome
 from db.times import now_ms
 from worker import log
 from worker.monitoring.metrics import Metrics

@@ -14,8 +14,8 @@ from cli import samples
 from cli.dev.servers import free_port
 from cli.main import main
 from config import decode_signing_secret
-from db.ledger import Incoming
 from db.merge.change import Organization, UserChange, merge_organizations
+from db.merge.incoming import Incoming
 from tests.support.settings import SECRET, MakeSettings
 from tests.support.stack import Stack, wait_until
 from tests.support.storable import assert_storable, assert_storable_organization

@@ -17,8 +17,8 @@ from sqlalchemy.dialects.postgresql import psycopg as dialect
 import config
 from db.apply import statements, users
 from db.connection.engine import Database
-from db.ledger import Incoming
 from db.merge.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
+from db.merge.incoming import Incoming
 from db.merge.policy import Policy
 from tests.db.test_races import held, wait_until_blocked
 from tests.db.test_stories import anonymous, deleted, deliveries, row, saved, signed_in

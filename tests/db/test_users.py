@@ -19,8 +19,8 @@ from pydantic import SecretStr
 from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
-from db.ledger import Incoming, Outcome
 from db.merge.change import EmailClaim, Profile, UserChange, Version, placeholder_address
+from db.merge.incoming import Incoming, Outcome
 from db.merge.policy import Policy
 from db.times import to_datetime
 from tests.support.payloads import ANN, BEN, CAT, NOW

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 import config
 from db.apply.users import apply
 from db.connection.engine import Database
-from db.ledger import Incoming
+from db.merge.incoming import Incoming
 from db.merge.policy import Policy
 from tests.support.database_trial import READ_USERS
 from tests.support.fake_clerk import FakeClerk

@@ -33,8 +33,8 @@ from tests.support.sync import (
     rows,
     tombstones,
 )
-from worker.clerk.api import ClerkRefused, ClerkUnavailable, Stopped
-from worker.shutdown import StopSignal
+from worker.clerk.api import ClerkRefused, ClerkUnavailable
+from worker.shutdown import Stopped, StopSignal
 from worker.sync.backfill import OVERLAP_MS, Backfill, Done
 from worker.sync.context import Bridge
 

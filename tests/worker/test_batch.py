@@ -11,7 +11,7 @@ import pytest
 from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
-from db.ledger import Incoming, Outcome
+from db.merge.incoming import Incoming, Outcome
 from db.merge.policy import Policy
 from tests.support.payloads import ANN, BEN, NOW, body, session, session_event, svix_id, user, user_event
 from tests.support.settings import MakeSettings

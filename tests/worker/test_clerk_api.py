@@ -22,13 +22,12 @@ from worker.clerk.api import (
     ClerkApiError,
     ClerkRefused,
     ClerkUnavailable,
-    Stopped,
     Unread,
 )
 from worker.clerk.changes import user_change
 from worker.clerk.payloads import MetadataKeys, UserSaved, parse
 from worker.clerk.rate_limit import RateLimit
-from worker.shutdown import StopSignal
+from worker.shutdown import Stopped, StopSignal
 
 
 @pytest.fixture

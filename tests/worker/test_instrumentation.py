@@ -4,8 +4,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import config
-from db.ledger import Incoming, Outcome
 from db.merge.change import UserChange
+from db.merge.incoming import Incoming, Outcome
 from db.times import now_ms
 from tests.support.settings import NO_DATABASE, MakeSettings
 from worker.monitoring.metrics import Metrics

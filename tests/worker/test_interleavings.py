@@ -28,8 +28,7 @@ from tests.support.payloads import Json
 from tests.support.reference_model import Row
 from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, backfill_until, bridged, deliver, execute, rows
-from worker.clerk.api import Stopped
-from worker.shutdown import StopSignal
+from worker.shutdown import Stopped, StopSignal
 from worker.sync import last_run
 from worker.sync.backfill import Backfill
 from worker.sync.context import Bridge

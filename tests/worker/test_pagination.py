@@ -10,9 +10,9 @@ import pytest
 from tests.support.fake_clerk import FakeClerk, Request, numbered_id
 from tests.support.payloads import NOW, user
 from tests.support.sync import api_alone, client
-from worker.clerk.api import LAST_UPDATED_FIRST, ClerkApi, ClerkRefused, ClerkUnavailable, Stopped, Unread
+from worker.clerk.api import LAST_UPDATED_FIRST, ClerkApi, ClerkRefused, ClerkUnavailable, Unread
 from worker.clerk.pagination import AHEAD, OVERLAP, Position, Step, walk
-from worker.shutdown import StopSignal
+from worker.shutdown import Stopped, StopSignal
 
 MANY = 2250
 

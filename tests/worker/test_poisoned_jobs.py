@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from db.ledger import Outcome
+from db.merge.incoming import Outcome
 from tests.support.payloads import body, user_event
 from tests.support.queue import RqView, delivery
 from worker.clerk.payloads import MetadataKeys

@@ -23,10 +23,11 @@ from tests.support.payloads import ANN, BEN, CAT, NOW, deleted_event, session, s
 from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, bridged, count, deliver, execute, rows, tombstones
 from worker.clerk.api import ClerkApiError, ClerkRefused
-from worker.clerk.rate_limit import NoTurn, SharedLimit
 from worker.sync.backfill import Backfill
 from worker.sync.context import Bridge
-from worker.sync.pull import Answer, Outcome, PullDesk, Verdict, pull
+from worker.sync.pull import Outcome, pull
+from worker.sync.pull_service import Answer, PullDesk, Verdict
+from worker.sync.shared_rate_limit import NoTurn, SharedLimit
 
 GUIDE = Path(__file__).parents[2] / "docs/applications.md"
 

@@ -28,8 +28,8 @@ from tests.support.payloads import (
 )
 from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, bridged, deliver, execute, mend, query, report, rows
-from worker.clerk.api import ClerkRefused, ClerkUnavailable, Stopped
-from worker.shutdown import StopSignal
+from worker.clerk.api import ClerkRefused, ClerkUnavailable
+from worker.shutdown import Stopped, StopSignal
 from worker.sync.backfill import Backfill, Done
 from worker.sync.context import Bridge
 from worker.sync.pull import Outcome, pull

@@ -28,7 +28,8 @@ from worker.redis_client import worker_redis
 from worker.shutdown import StopSignal
 from worker.sync.backfill import OVERLAP_MS
 from worker.sync.last_run import KEY, brought, keep, last_repair, summary
-from worker.sync.scheduled import LOCK_KEY, Pace, Repair
+from worker.sync.lock import LOCK_KEY
+from worker.sync.scheduled import Pace, Repair
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from worker.clerk.payloads import (
     parse_user,
 )
 from worker.clerk.rate_limit import RateLimit
-from worker.shutdown import StopSignal
+from worker.shutdown import Stopped, StopSignal
 
 MAX_PAGE = 500  # with a greater `limit` Clerk takes its default instead, which is 10
 MAX_IDS = 100
@@ -94,12 +94,6 @@ class ClerkRefused(ClerkApiError):
         super().__init__(message)
         self.status = status
         self.code = code
-
-
-class Stopped(Exception):
-    """The process was told to stop; what was done is kept."""
-
-    retryable = True
 
 
 class Unread(NamedTuple):

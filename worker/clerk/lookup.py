@@ -5,8 +5,9 @@ from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from worker.clerk.api import MAX_IDS, ClerkApi, ClerkUnavailable, Entry, Page
-from worker.clerk.pagination import Position, results, walk_members
+from worker.clerk.pagination import Position, walk_members
 from worker.shutdown import StopSignal
+from worker.threads import results
 
 T = TypeVar("T")
 

@@ -11,40 +11,25 @@ sign up while the end is being read do not prolong it for ever: who comes later 
 beginning is not waited for.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future
 from functools import partial
 from itertools import takewhile
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import structlog
 
 from db.times import now_ms
-from worker.clerk.api import (
-    MAX_PAGE,
-    OLDEST_FIRST,
-    ClerkApi,
-    ClerkRefused,
-    ClerkUnavailable,
-    Entry,
-    Page,
-    Stopped,
-)
+from worker.clerk.api import MAX_PAGE, OLDEST_FIRST, ClerkApi, ClerkRefused, ClerkUnavailable, Entry, Page
 from worker.shutdown import StopSignal
+from worker.threads import AHEAD, await_result, in_background
 
-AHEAD = 4
 OVERLAP = 20
 CURSORS = (-1, -2, -OVERLAP)  # of the last users, those to go on from: any may have been deleted since
 GRACE_MS = 60_000
 STEPS_BACK = 20
-LOOK_EVERY_S = 0.2
-LINGER_S = 2.0
 
-T = TypeVar("T")
-R = TypeVar("R")
 log = structlog.get_logger("worker.clerk.pagination")
 
 
@@ -100,61 +85,6 @@ def walk_members(
     page_at = api.members if clerk_id is None else partial(api.members_of, clerk_id)
     start = start._replace(by_offset=True)
     return _by_offset(page_at, stopping, start, catches_up=clerk_id is None)
-
-
-def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
-    """Start `work` in a thread that nobody has to wait for when the process ends."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="clerk-api", daemon=True).start()
-    return future
-
-
-def await_result(future: "Future[T]", stopping: StopSignal) -> T:
-    """Return what the future holds. Raises Stopped as soon as the process is told to stop."""
-    while not stopping.requested:
-        try:
-            return future.result(LOOK_EVERY_S)
-        except FutureTimeout:
-            if future.done():
-                raise
-    raise Stopped("stopped")
-
-
-def results(
-    work: Callable[[T], R], items: Iterable[T], stopping: StopSignal, at_once: int = AHEAD
-) -> Iterator[R]:
-    """Yield `work(item)` for every item, in their order, some of them on their way.
-
-    What the items raise comes after the results of those before. Raises Stopped.
-    """
-    running: deque[Future[R]] = deque()
-    following = iter(items)
-    failure: Exception | None = None
-    try:
-        while failure is None:
-            try:
-                running.append(in_background(work, next(following)))
-            except StopIteration:
-                break
-            except Exception as error:
-                failure = error
-            if len(running) == at_once:
-                yield await_result(running[0], stopping)
-                running.popleft()
-        while running:
-            yield await_result(running[0], stopping)
-            running.popleft()
-    finally:
-        wait(running, LINGER_S)  # whoever is still at it uses what the caller is about to close
-    if failure is not None:
-        raise failure
 
 
 def _by_cursor(api: ClerkApi, stopping: StopSignal, position: Position) -> Iterator[Step]:

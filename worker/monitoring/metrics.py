@@ -19,7 +19,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from config import Settings
-from db.ledger import Outcome
+from db.merge.incoming import Outcome
 from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
 from worker.queue import scripts
 from worker.redis_client import impatient_redis

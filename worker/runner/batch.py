@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
-from db.ledger import Incoming, Outcome
 from db.merge.change import Organization, UserChange
+from db.merge.incoming import Incoming, Outcome
 from db.times import to_ms
 from worker import log
 from worker.clerk.changes import change_of, organization_of

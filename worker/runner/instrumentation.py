@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import structlog
 
 from db.connection.engine import PoolState
-from db.ledger import Incoming, Outcome
+from db.merge.incoming import Incoming, Outcome
 from db.times import now_ms
 from worker.clerk.errors import NotJson
 from worker.clerk.payloads import decode, summarize

@@ -26,11 +26,12 @@ from db.merge.rows import SyncRow, stored_change
 from db.times import now_ms
 from worker.clerk.api import LAST_UPDATED_FIRST, Entry, Page, Unread
 from worker.clerk.changes import user_change
-from worker.clerk.pagination import Position, Step, results, walk, walk_members
+from worker.clerk.pagination import Position, Step, walk, walk_members
 from worker.clerk.payloads import ClerkUser
 from worker.sync.context import Bridge
 from worker.sync.reconcile_memberships import changes_in
 from worker.sync.writer import Refused
+from worker.threads import results
 
 TASK = "backfill"
 GOES_ON_WITHIN = timedelta(days=1)  # what is older would leave too much of the first part unread

@@ -21,11 +21,12 @@ from db.drift import users as user_drift
 from db.drift.users import Difference, Kind, Stored
 from db.merge.change import UserChange
 from db.times import now_ms
-from worker.clerk.api import Page, Stopped
+from worker.clerk.api import Page
 from worker.clerk.changes import user_change
 from worker.clerk.lookup import chunks, looks, sure_looks
 from worker.clerk.pagination import Position, walk
 from worker.clerk.payloads import CLERK_ID
+from worker.shutdown import Stopped
 from worker.sync.context import Bridge
 from worker.sync.reconcile_memberships import MemberDrift, MemberReport
 from worker.sync.seen_ids import IdSet

@@ -9,8 +9,8 @@ import tenacity
 from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
-from db.ledger import Incoming
 from db.merge.change import UserChange
+from db.merge.incoming import Incoming
 from db.merge.policy import Policy
 from worker.shutdown import StopSignal
 

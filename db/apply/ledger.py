@@ -1,0 +1,26 @@
+"""The ledger's rows of a batch, written in the transaction of their effect."""
+
+from collections.abc import Sequence
+
+from db.apply import statements
+from db.connection.engine import Pipeline, columns
+from db.merge.incoming import Incoming, Outcome
+from db.times import to_datetime
+
+
+def record(pipeline: Pipeline, batch: Sequence[Incoming], outcomes: Sequence[Outcome]) -> None:
+    """Send one row for each delivery; a svix-id that is there keeps its row."""
+    rows = [
+        (
+            incoming.svix_id,
+            incoming.type,
+            incoming.subject,
+            None if incoming.event_at is None else to_datetime(incoming.event_at),
+            to_datetime(incoming.received_at),
+            outcome.value,
+        )
+        for incoming, outcome in zip(batch, outcomes, strict=True)
+        if incoming.svix_id is not None
+    ]
+    if rows:
+        statements.send_rows(pipeline, statements.record_events(), columns(rows, 6))

@@ -1,0 +1,77 @@
+"""The lock that one worker at a time has while it repairs."""
+
+import threading
+import time
+from contextlib import suppress
+
+import structlog
+from redis import Redis
+from redis.exceptions import LockError, RedisError
+
+from worker.shutdown import StopSignal
+from worker.sync import last_run
+
+LOCK_KEY = f"{last_run.KEY}:lock"
+LOCK_S = 60.0  # how soon another worker goes on after one was killed
+RENEWALS = 6  # in that time
+
+log = structlog.get_logger("worker.sync.lock")
+
+
+class RepairLock(StopSignal):
+    """The lock that one worker at a time has; and the signal to end its repair: a stop, or the lock's loss.
+
+    A thread renews it for as long as it is held, whatever the repair waits for. Once it has not been renewed
+    for `lock_s`, because Redis is away or the whole process was asleep, another worker may have it: so it
+    counts as lost by this machine's own clock, before anybody is asked.
+    """
+
+    def __init__(self, redis: Redis, stopping: StopSignal, lock_s: float) -> None:
+        super().__init__()
+        self._process = stopping
+        self._lock = redis.lock(LOCK_KEY, timeout=lock_s, thread_local=False)
+        self._lock_s = lock_s
+        self._held_until = 0.0
+        self._let_go = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="repair-lock", daemon=True)
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return self._process.requested or time.monotonic() >= self._held_until
+
+    def acquire(self) -> bool:
+        """Take the lock unless another worker has it, and renew it until `release`. Raises RedisError."""
+        asked_at = time.monotonic()
+        if not self._lock.acquire(blocking=False):
+            return False
+        self._held_until = asked_at + self._lock_s
+        self._thread.start()
+        return True
+
+    def renew(self) -> None:
+        """Make sure that the lock is still this worker's. Raises LockError when it is not, and RedisError."""
+        asked_at = time.monotonic()
+        try:
+            self._lock.reacquire()
+        except LockError:
+            self._held_until = 0.0
+            raise
+        self._held_until = asked_at + self._lock_s
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._let_go.set()
+        self._thread.join()
+        with suppress(LockError):
+            self._lock.release()
+
+    def _keep(self) -> None:
+        while not self._let_go.wait(self._lock_s / RENEWALS):
+            try:
+                self.renew()
+            except LockError:
+                log.warning("another worker has the lock on repairs, so this one stops")
+                return
+            except RedisError as error:
+                log.debug("lock not renewed", error=type(error).__name__)
