@@ -1,6 +1,5 @@
 """How a process is told to stop."""
 
-import os
 import signal
 import time
 from types import FrameType
@@ -17,19 +16,15 @@ class Stopped(Exception):
 class StopSignal:
     """Becomes `requested` on SIGTERM or SIGINT; what is in hand is finished first.
 
-    With `parent`, a process id, the end of that process is such a signal too. A plain number behind it: a
-    threading.Event can deadlock when its `set` interrupts its own `wait`.
+    A plain number behind it: a threading.Event can deadlock when its `set` interrupts its own `wait`.
     """
 
-    def __init__(self, parent: int | None = None) -> None:
-        self._parent = parent
+    def __init__(self) -> None:
         self._requested_at: float | None = None
 
     @property
     def requested(self) -> bool:
         """Whether to stop."""
-        if self._requested_at is None and self._parent not in (None, os.getppid()):
-            self._requested_at = time.monotonic()
         return self._requested_at is not None
 
     def since_s(self) -> float:

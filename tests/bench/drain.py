@@ -27,7 +27,7 @@ from worker.queue.rq_format import QUEUE
 
 PART = "drain of a backlog"
 OURS = "clerk-sync worker"
-OURS_TWO = "clerk-sync worker --processes 2"
+OURS_TWO = "two clerk-sync workers"
 LOOP = "psycopg loop, a commit per event"
 SIMPLE = "rq worker, SimpleWorker"
 FORKING = "rq worker"

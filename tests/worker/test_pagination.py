@@ -11,8 +11,9 @@ from tests.support.fake_clerk import FakeClerk, Request, numbered_id
 from tests.support.payloads import NOW, user
 from tests.support.sync import api_alone, client
 from worker.clerk.api import LAST_UPDATED_FIRST, ClerkApi, ClerkRefused, ClerkUnavailable, Unread
-from worker.clerk.pagination import AHEAD, OVERLAP, Position, Step, walk
+from worker.clerk.pagination import OVERLAP, Position, Step, walk
 from worker.shutdown import Stopped, StopSignal
+from worker.threads import AHEAD
 
 MANY = 2250
 

@@ -195,13 +195,10 @@ class BatchWorker(SimpleWorker):
         self.stopping.wait(2)
 
 
-def run(settings: Settings, parent: int | None = None) -> None:
-    """Run one worker until SIGTERM or SIGINT. Waits for Redis, the database and the migrations.
-
-    With `parent`, a process id, it also ends when that process does.
-    """
+def run(settings: Settings) -> None:
+    """Run one worker until SIGTERM or SIGINT. Waits for Redis, the database and the migrations."""
     sys.setswitchinterval(SWITCH_S)
-    stopping = StopSignal(parent)
+    stopping = StopSignal()
     stopping.listen()
     Thread(target=_end_when_overdue, args=(stopping, settings.shutdown_seconds), daemon=True).start()
     database = Database(settings)
