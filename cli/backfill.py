@@ -7,10 +7,10 @@ from functools import partial
 import click
 
 from cli.clerk import UserBar, bridge_from_environment
-from cli.options import Moment
+from cli.options import TimeParam
 from db.times import to_ms
 from worker.shutdown import Stopped
-from worker.sync.backfill import Backfill, Done
+from worker.sync.backfill import Backfill, BackfillStats
 
 
 class Interrupted(Exception):
@@ -20,7 +20,7 @@ class Interrupted(Exception):
 
 
 @click.command()
-@click.option("--since", type=Moment(), help="Only users updated since then: 30m, 2h, 1d ago, or a time.")
+@click.option("--since", type=TimeParam(), help="Only users updated since then: 30m, 2h, 1d ago, or a time.")
 @click.option("--restart", is_flag=True, help="Begin anew, where an interrupted run would go on.")
 def backfill(since: datetime | None, restart: bool) -> None:
     """Read every user of Clerk into the table. An interrupted run goes on where it was."""
@@ -38,28 +38,28 @@ def backfill(since: datetime | None, restart: bool) -> None:
     sys.exit(1 if done.is_cut_short or done.refused else 0)
 
 
-def _progress(bar: UserBar, done: Done) -> None:
+def _progress(bar: UserBar, done: BackfillStats) -> None:
     if done.memberships_expected:
         bar.show(done.memberships, done.memberships_expected, "Memberships")
     else:
         bar.show(done.seen, done.expected)
 
 
-def _announce(done: Done | None) -> None:
+def _announce(done: BackfillStats | None) -> None:
     if done is not None:
         click.echo(f"Going on after {done.seen:,} users (--restart begins anew)", err=True)
 
 
-def _after_stop(since: datetime | None, done: Done | None) -> str:
+def _after_stop(since: datetime | None, done: BackfillStats | None) -> str:
     if since is not None:
         return "stopped: what was read is kept; the next run begins anew"
     return f"stopped after {done.seen if done else 0:,} users: the next backfill goes on from there"
 
 
-def _show(done: Done) -> None:
+def _show(done: BackfillStats) -> None:
     for trouble in done.troubles:
         click.echo(trouble, err=True)
-    left_out = done.unread + done.refused
+    left_out = done.invalid + done.refused
     counts = {"created": done.created, "updated": done.updated, "unchanged": done.unchanged}
     if left_out:
         counts["left out"] = left_out

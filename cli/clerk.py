@@ -20,11 +20,11 @@ from config import load
 from db.connection.engine import Database
 from worker.monitoring.health import schema_facts
 from worker.shutdown import StopSignal
-from worker.sync.context import Bridge, bridge
+from worker.sync.context import SyncContext, bridge
 
 
 @contextmanager
-def bridge_from_environment() -> Iterator[Bridge]:
+def bridge_from_environment() -> Iterator[SyncContext]:
     """Give a bridge between Clerk and the database, which Ctrl-C and SIGTERM stop.
 
     Raises SettingsError, and Broken when migrations are missing.

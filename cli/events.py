@@ -9,13 +9,13 @@ from itertools import count
 
 import click
 
-from cli.options import Moment
+from cli.options import TimeParam
 from cli.output import plain, printable, show_json, show_rows
 from config import load
 from db import ledger
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
-from db.ledger import LedgerRow, Wanted
+from db.ledger import LedgerFilter, LedgerRow
 from db.merge.incoming import Outcome
 from db.times import to_datetime
 from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
@@ -39,8 +39,10 @@ FAR_EVERY = 10  # looks
 @click.option(
     "--outcome", type=click.Choice([outcome.value for outcome in Outcome]), help="Only this outcome."
 )
-@click.option("--since", type=Moment(), help="Only what was applied since then: 30m, 2h, 1d ago, or a time.")
-@click.option("--until", type=Moment(), help="Only what was applied before then.")
+@click.option(
+    "--since", type=TimeParam(), help="Only what was applied since then: 30m, 2h, 1d ago, or a time."
+)
+@click.option("--until", type=TimeParam(), help="Only what was applied before then.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes, the oldest first, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON; with --follow an object a line.")
@@ -55,7 +57,7 @@ def events(  # noqa: PLR0913, PLR0917 - click hands over every option by its nam
     as_json: bool,
 ) -> None:
     """Show the deliveries that were applied, newest first, with their outcome."""
-    wanted = Wanted(clerk_id, type_, outcome, since, until)
+    wanted = LedgerFilter(clerk_id, type_, outcome, since, until)
     if follow and until:
         raise click.UsageError("--follow has no end: --until does not go with it")
     database = Database(load("database_url"))
@@ -77,7 +79,7 @@ def _show(rows: list[LedgerRow], as_json: bool) -> None:
         show_rows("Deliveries applied", LedgerRow._fields, rows, columns=WIDE, block=_block)
 
 
-def following(database: Database, wanted: Wanted, limit: int) -> Iterator[LedgerRow]:
+def following(database: Database, wanted: LedgerFilter, limit: int) -> Iterator[LedgerRow]:
     """Yield the newest `limit` rows, and then each row that comes; in their order, and each once."""
     last = ledger.last_applied_at(database) or to_datetime(0)
     begin = _back(wanted, last, LONGEST_TRANSACTION)
@@ -104,7 +106,7 @@ def following(database: Database, wanted: Wanted, limit: int) -> Iterator[Ledger
         last = newest
 
 
-def _back(wanted: Wanted, last: datetime, by: timedelta) -> Wanted:
+def _back(wanted: LedgerFilter, last: datetime, by: timedelta) -> LedgerFilter:
     """Return those wanted that were applied from so long before `last` on."""
     since = last - by
     return wanted._replace(since=max(since, wanted.since) if wanted.since else since)

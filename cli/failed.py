@@ -13,17 +13,17 @@ import click
 from rich.console import Console
 from rich.progress import track
 
-from cli.options import Moment
+from cli.options import TimeParam
 from cli.output import printable, show_json, show_rows
 from config import load
 from worker.queue.failed_jobs import (
     TYPES,
     UNKNOWN,
     FailedJob,
+    FailedJobFilter,
     FailedJobs,
-    Fate,
+    ReplayResult,
     UnknownJob,
-    Wanted,
     failed_jobs,
 )
 
@@ -37,7 +37,7 @@ class Selection(NamedTuple):
 
     ids: tuple[str, ...]
     every: bool
-    wanted: Wanted
+    wanted: FailedJobFilter
     dry_run: bool
     yes: bool
     as_json: bool
@@ -48,7 +48,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def collected(type_: str | None, clerk_id: str | None, since: datetime | None, **rest: Any) -> None:
-        command(wanted=Wanted(type_, clerk_id, since), **rest)
+        command(wanted=FailedJobFilter(type_, clerk_id, since), **rest)
 
     options = (
         click.option(
@@ -58,7 +58,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
             help=f"Only of this type; {UNKNOWN} where nobody can say.",
         ),
         click.option(
-            "--since", type=Moment(), help="Only what failed since then: 30m, 2h, 1d ago, or a time."
+            "--since", type=TimeParam(), help="Only what failed since then: 30m, 2h, 1d ago, or a time."
         ),
         click.option("--user", "clerk_id", help="Only of this Clerk id."),
     )
@@ -70,10 +70,10 @@ def _selection(command: Callable[[Selection], None]) -> Callable[..., None]:
 
     @_filters
     @wraps(command)
-    def collected(ids: tuple[str, ...], every: bool, wanted: Wanted, **flags: bool) -> None:
+    def collected(ids: tuple[str, ...], every: bool, wanted: FailedJobFilter, **flags: bool) -> None:
         if bool(ids) == every:
             raise click.UsageError("name the ids of failed jobs, or say --all")
-        if ids and wanted != Wanted():
+        if ids and wanted != FailedJobFilter():
             raise click.UsageError("--type, --since and --user go with --all")
         command(Selection(tuple(dict.fromkeys(ids)), every, wanted, **flags))
 
@@ -104,7 +104,7 @@ def failed() -> None:
     "--limit", type=click.IntRange(1), help=f"How many at most.  [default: {SHOWN}; with --json all]"
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def list_(wanted: Wanted, limit: int | None, as_json: bool) -> None:
+def list_(wanted: FailedJobFilter, limit: int | None, as_json: bool) -> None:
     """List the failed jobs, the newest failure first."""
     with closing(failed_jobs(load("redis_url"))) as jobs:
         if as_json:
@@ -172,7 +172,7 @@ def _chosen(jobs: FailedJobs, selection: Selection, what: str) -> Sequence[str]:
     raise click.exceptions.Exit(0)
 
 
-def _report(fates: Iterator[tuple[str, Fate]], total: int, selection: Selection) -> None:
+def _report(fates: Iterator[tuple[str, ReplayResult]], total: int, selection: Selection) -> None:
     """Say what became of each job, also of those before one at which `fates` raises an error.
 
     Raises UnknownJob when one that was named is not there.
@@ -181,31 +181,31 @@ def _report(fates: Iterator[tuple[str, Fate]], total: int, selection: Selection)
         click.echo("no failed jobs")
     if total >= MANY and not selection.as_json:
         fates = iter(track(fates, "Working", total, transient=True, console=Console(stderr=True)))
-    done: dict[str, Fate] = {}
+    done: dict[str, ReplayResult] = {}
     try:
         done.update(fates)  # which keeps what came before an error
     finally:
-        _show_fates(done, selection)
-    unknown = [printable(id_) for id_, fate in done.items() if fate is Fate.GONE]
+        _show_results(done, selection)
+    unknown = [printable(id_) for id_, fate in done.items() if fate is ReplayResult.GONE]
     if unknown and not selection.every:
         raise UnknownJob(f"no failed job {', '.join(unknown)}")
 
 
-def _show_fates(done: dict[str, Fate], selection: Selection) -> None:
+def _show_results(done: dict[str, ReplayResult], selection: Selection) -> None:
     if selection.as_json:
         show_json([{"id": id_, "outcome": fate} for id_, fate in done.items()])
         return
-    told = [(id_, fate) for id_, fate in done.items() if selection.every or fate is not Fate.GONE]
+    told = [(id_, fate) for id_, fate in done.items() if selection.every or fate is not ReplayResult.GONE]
     for id_, fate in told[:SHOWN]:
         click.echo(f"{printable(id_)}: {fate}")
     if len(told) > SHOWN:
         click.echo(f"… and {len(told) - SHOWN} more")
     if selection.every and done:
         counts = Counter(done.values())
-        click.echo(", ".join(f"{counts[fate]} {fate}" for fate in Fate if fate in counts))
+        click.echo(", ".join(f"{counts[fate]} {fate}" for fate in ReplayResult if fate in counts))
 
 
-def _show_page(jobs: FailedJobs, wanted: Wanted, limit: int) -> None:
+def _show_page(jobs: FailedJobs, wanted: FailedJobFilter, limit: int) -> None:
     rows = list(jobs.newest(wanted, limit + 1))
     if not rows:
         click.echo("no failed jobs")

@@ -10,7 +10,7 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 AGO = re.compile(r"([0-9]{1,6})([smhd])")
 
 
-class Moment(click.ParamType[datetime]):
+class TimeParam(click.ParamType[datetime]):
     """`30m`, `2h` or `1d` ago, or a moment in ISO 8601, which is in UTC unless it says otherwise."""
 
     name = "when"

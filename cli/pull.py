@@ -6,7 +6,7 @@ import click
 
 from cli.clerk import bridge_from_environment
 from worker.clerk.payloads import CLERK_ID
-from worker.sync.pull import Outcome, Pulled
+from worker.sync.pull import Pulled, PullOutcome
 from worker.sync.pull import pull as pull_user
 
 
@@ -17,13 +17,13 @@ def pull(clerk_id: str) -> None:
     if not CLERK_ID.fullmatch(clerk_id):
         raise click.BadParameter("that is no Clerk id", param_hint="USER_ID")
     with bridge_from_environment() as bridge:
-        pulled = pull_user(bridge, clerk_id, is_sure=True)
+        pulled = pull_user(bridge, clerk_id, confirmed=True)
     click.echo(_sentence(clerk_id, pulled))
-    sys.exit(1 if pulled == Pulled(Outcome.FOUND) else 0)
+    sys.exit(1 if pulled == Pulled(PullOutcome.FOUND) else 0)
 
 
 def _sentence(clerk_id: str, pulled: Pulled) -> str:
-    if pulled.outcome is Outcome.DELETED:
+    if pulled.outcome is PullOutcome.DELETED:
         return f"{clerk_id} is gone in Clerk, and now here"
     if pulled.user is None:
         return f"{clerk_id} is in Clerk, but was deleted here, which is final"

@@ -37,7 +37,7 @@ def reconcile(fix: bool, allow_deletes: int | None, as_json: bool) -> None:
             report = task.report()
         is_mended = fix and report.refusal is None
         if is_mended:
-            left = task.mend(report)
+            left = task.fix(report)
     if as_json:
         show_json(_plain(report, left if is_mended else None))
     else:
@@ -56,13 +56,13 @@ def _plain(report: Report, left: list[str] | None) -> dict[str, Any]:
     return {
         "listed": report.listed,
         "counted": report.counted,
-        "here": report.here,
+        "local": report.local,
         "missing": report.missing,
         "stale": [user._asdict() for user in report.stale],
         "ghost": list(report.ghost),
         "claims": [user._asdict() for user in report.claims],
         "tombstone": report.tombstone,
-        "unread": report.unread,
+        "invalid": report.invalid,
         "refusal": report.refusal,
         **({"memberships": _memberships(report.memberships)} if report.memberships else {}),
         "mended": left is not None,
@@ -72,22 +72,22 @@ def _plain(report: Report, left: list[str] | None) -> dict[str, Any]:
 
 def _memberships(found: MemberReport) -> dict[str, int]:
     ended = sum(len(change.memberships) for change in found.ended)
-    return {"listed": found.listed, "here": found.here, "ended": ended}
+    return {"listed": found.listed, "local": found.local, "ended": ended}
 
 
 def _show(report: Report, left: list[str], *, is_mended: bool) -> None:
     rows = list(_rows(report))
-    click.echo(f"{report.listed:,} users in Clerk, {report.here:,} here, {report.differing:,} differ")
+    click.echo(f"{report.listed:,} users in Clerk, {report.local:,} here, {report.differing:,} differ")
     if report.memberships is not None:
         click.echo(
-            "{listed:,} memberships in Clerk, {here:,} here".format(**_memberships(report.memberships))
+            "{listed:,} memberships in Clerk, {local:,} here".format(**_memberships(report.memberships))
         )
     if rows:
         show_table("Drift", ("what", "Clerk id", "how"), rows[:SHOWN])
     if len(rows) > SHOWN:
         click.echo(f"... and {len(rows) - SHOWN:,} more (--json shows them all)")
-    if report.unread:
-        click.echo(f"{report.unread:,} entries of Clerk's listing are no users", err=True)
+    if report.invalid:
+        click.echo(f"{report.invalid:,} entries of Clerk's listing are no users", err=True)
     if report.refusal is not None:
         click.echo(f"Nothing was changed: {report.refusal}", err=True)
     elif is_mended:

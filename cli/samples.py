@@ -26,7 +26,7 @@ LAST_NAMES = ("Okafor", "Lindgren", "Moreau", "Tanaka", "Silva", "Novak", "Hadda
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
 
 
-class Moment(NamedTuple):
+class SampleTimes(NamedTuple):
     """Whom a sample is about, and when it is sent (ms)."""
 
     clerk_id: str
@@ -39,7 +39,7 @@ def sample(type_: str, clerk_id: str, now: int, instance_id: str = INSTANCE) -> 
     Samples about one user fit together: same name, same address, same creation, same organization. Raises
     KeyError for a type that is not in TYPES.
     """
-    return event(type_, _SAMPLES[type_](Moment(clerk_id, now)), now, instance_id)
+    return event(type_, _SAMPLES[type_](SampleTimes(clerk_id, now)), now, instance_id)
 
 
 def event(type_: str, data: Json, timestamp: int, instance_id: str = INSTANCE) -> Json:
@@ -277,7 +277,7 @@ def _verification(strategy: str, at: int) -> Json:
     }
 
 
-def _person(moment: Moment, **fields: Any) -> Json:
+def _person(moment: SampleTimes, **fields: Any) -> Json:
     """Return the user as they signed up; the id decides everything."""
     created_at = made_at(moment.clerk_id, moment.now)
     chance = random.Random(moment.clerk_id)  # noqa: S311 - picks names, keeps no secret
@@ -293,7 +293,7 @@ def _person(moment: Moment, **fields: Any) -> Json:
     )
 
 
-def _promoted(moment: Moment) -> Json:
+def _promoted(moment: SampleTimes) -> Json:
     return _person(
         moment,
         public_metadata={"role": "admin", "organization": "Example Ltd"},
@@ -301,11 +301,11 @@ def _promoted(moment: Moment) -> Json:
     )
 
 
-def _deleted(moment: Moment) -> Json:
+def _deleted(moment: SampleTimes) -> Json:
     return deleted(moment.clerk_id)
 
 
-def _company(moment: Moment, **fields: Any) -> Json:
+def _company(moment: SampleTimes, **fields: Any) -> Json:
     """Return the organization that the user has been in since they signed up; the user's id decides all."""
     chance = random.Random(f"organization of {moment.clerk_id}")  # noqa: S311 - picks names, keeps no secret
     name = " & ".join(chance.sample(LAST_NAMES, 2))
@@ -313,37 +313,37 @@ def _company(moment: Moment, **fields: Any) -> Json:
     return organization(_id_of_theirs("org", moment), created_at, f"{name} Ltd", **fields)
 
 
-def _joined(moment: Moment, **fields: Any) -> Json:
+def _joined(moment: SampleTimes, **fields: Any) -> Json:
     person, company = _person(moment), _company(moment)
     return membership(_id_of_theirs("orgmem", moment), person, company, person["created_at"], **fields)
 
 
-def _promoted_member(moment: Moment) -> Json:
+def _promoted_member(moment: SampleTimes) -> Json:
     return _joined(moment, role="org:admin", role_name="Admin", updated_at=moment.now - 15)
 
 
-def _renamed_company(moment: Moment) -> Json:
+def _renamed_company(moment: SampleTimes) -> Json:
     company = _company(moment, updated_at=moment.now - 15)
     return {**company, "name": company["name"].replace("Ltd", "Group")}
 
 
-def _deleted_company(moment: Moment) -> Json:
+def _deleted_company(moment: SampleTimes) -> Json:
     return deleted(_id_of_theirs("org", moment), "organization")
 
 
-def _id_of_theirs(prefix: str, moment: Moment) -> str:
+def _id_of_theirs(prefix: str, moment: SampleTimes) -> str:
     return f"{prefix}_{moment.clerk_id.removeprefix('user_')}"
 
 
-def _new_session(status: str) -> Callable[[Moment], Json]:
-    def build(moment: Moment) -> Json:
+def _new_session(status: str) -> Callable[[SampleTimes], Json]:
+    def build(moment: SampleTimes) -> Json:
         return session(moment.clerk_id, moment.now - 40, status=status, user=_person(moment))
 
     return build
 
 
-def _old_session(status: str) -> Callable[[Moment], Json]:
-    def build(moment: Moment) -> Json:
+def _old_session(status: str) -> Callable[[SampleTimes], Json]:
+    def build(moment: SampleTimes) -> Json:
         return session(
             moment.clerk_id,
             moment.now - HOUR,
@@ -356,7 +356,7 @@ def _old_session(status: str) -> Callable[[Moment], Json]:
     return build
 
 
-_SAMPLES: dict[str, Callable[[Moment], Json]] = {
+_SAMPLES: dict[str, Callable[[SampleTimes], Json]] = {
     "user.created": _person,
     "user.updated": _promoted,
     "user.deleted": _deleted,

@@ -20,7 +20,7 @@ class NotDelivered(Exception):
     retryable = True
 
 
-class Answer(NamedTuple):
+class DeliveryResponse(NamedTuple):
     """What the receiver answered: the HTTP status, and its word for what became of the delivery."""
 
     http_status: int
@@ -67,14 +67,14 @@ class Sender:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def deliver(self, svix_id: str, body: bytes, *, age_s: int = 0) -> Answer:
+    def deliver(self, svix_id: str, body: bytes, *, age_s: int = 0) -> DeliveryResponse:
         """Post `body`, signed as it was `age_s` seconds ago, and return the answer. Raises NotDelivered."""
         headers = samples.signed_headers(self._key, svix_id, int(time.time()) - age_s, body)
         try:
             response = self._client.post(self._url, content=body, headers=headers)
         except httpx.TransportError as error:
             raise NotDelivered(_explain(error, _place(self._url))) from None
-        return Answer(response.status_code, _word(response))
+        return DeliveryResponse(response.status_code, _word(response))
 
 
 @click.command()

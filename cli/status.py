@@ -51,7 +51,7 @@ def _show(report: dict[str, Any]) -> None:
 
 def _repair(repair: dict[str, Any]) -> list[tuple[str, object]]:
     told = [(name, _known(repair[name])) for name in ("finished_at", "seconds", "result", "reason")]
-    return [*told, *_sum("brought", repair["brought"]), *_sum("differing", repair["drift"])]
+    return [*told, *_sum("synced", repair["synced"]), *_sum("differing", repair["drift"])]
 
 
 def _sum(what: str, parts: dict[str, int] | None) -> list[tuple[str, object]]:

@@ -25,7 +25,7 @@ class LedgerRow(NamedTuple):
     outcome: str
 
 
-class Wanted(NamedTuple):
+class LedgerFilter(NamedTuple):
     """Which rows: those of this user, type and outcome, applied from `since` on and before `until`."""
 
     clerk_id: str | None = None
@@ -35,7 +35,7 @@ class Wanted(NamedTuple):
     until: datetime | None = None
 
 
-EVERY = Wanted()
+MATCH_ALL = LedgerFilter()
 
 
 class Minute(NamedTuple):
@@ -58,7 +58,9 @@ class Activity(NamedTuple):
     lag_s: float | None
 
 
-def recent(database: Database, wanted: Wanted = EVERY, *, limit: int | None = 50) -> list[LedgerRow]:
+def recent(
+    database: Database, wanted: LedgerFilter = MATCH_ALL, *, limit: int | None = 50
+) -> list[LedgerRow]:
     """Return the newest `limit` rows of those wanted, newest first."""
     query: Select[tuple[object, ...]] = (
         select(*WebhookEvent.__table__.columns)
@@ -94,7 +96,7 @@ def _float(number: Decimal | float | None) -> float | None:
     return None if number is None else float(number)
 
 
-def _conditions(wanted: Wanted) -> Iterator[ColumnElement[bool]]:
+def _conditions(wanted: LedgerFilter) -> Iterator[ColumnElement[bool]]:
     if wanted.clerk_id is not None:
         yield WebhookEvent.clerk_id == wanted.clerk_id
     if wanted.type is not None:

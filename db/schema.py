@@ -36,9 +36,9 @@ def upgrade(database: Database, revision: str = "head") -> None:
 
     Raises MigrationError, also when a table of that name is there already, which is somebody else's.
     """
-    strangers = _strangers(database)
-    if strangers:
-        name = strangers[0]
+    conflicting = _conflicting_tables(database)
+    if conflicting:
+        name = conflicting[0]
         raise MigrationError(
             f"a table {name} is there already, and not by this service: give the service a database of its"
             f" own, or move that table away: CREATE SCHEMA before; ALTER TABLE {name} SET SCHEMA before"
@@ -85,7 +85,7 @@ def state(database: Database) -> SchemaState:
     return SchemaState.OLD if found in known else SchemaState.NEWER
 
 
-def _strangers(database: Database) -> list[str]:
+def _conflicting_tables(database: Database) -> list[str]:
     """Return which tables have the name of one of ours, where no migration has run."""
     there = database.run(lambda connection: _names(inspect(connection)))
     found = [name for name in tables() if name in there]

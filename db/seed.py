@@ -3,7 +3,7 @@
 from db.apply import users
 from db.connection.engine import Database
 from db.merge.change import EmailClaim, Profile, UserChange, Version
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
 
 NAMES = ("Ada Lovelace", "Grace Hopper", "Alan Turing", "Katherine Johnson", "Edsger Dijkstra")
@@ -17,7 +17,7 @@ def seed_users(database: Database, count: int) -> int:
     changes = [_user(i) for i in range(count)]
     added = 0
     for start in range(0, count, CHUNK):
-        batch = [Incoming(change, None, "seed", None, 0) for change in changes[start : start + CHUNK]]
+        batch = [ReceivedChange(change, None, "seed", None, 0) for change in changes[start : start + CHUNK]]
         added += users.apply(database, batch, Policy()).count(Outcome.APPLIED)
     return added
 

@@ -63,12 +63,12 @@ def test_what_a_repair_brought_is_in_status_health_metrics_and_the_console(
     client = create_app(settings).test_client()
     told = client.get("/health").json
     assert told is not None
-    assert told["repair"]["brought"] == {"created": 30, "updated": 4, "merged": 1200}
-    assert 'clerk_sync_repair_brought{how="merged"} 1200.0' in client.get("/metrics").text
+    assert told["repair"]["synced"] == {"created": 30, "updated": 4, "merged": 1200}
+    assert 'clerk_sync_reconcile_synced{how="merged"} 1200.0' in client.get("/metrics").text
     page = client.get("/console", auth=("anybody", "long enough")).text
-    assert "nobody differs; 1,234 brought" in page
+    assert "nobody differs; 1,234 synced" in page
     shown = [line.replace("│", " ").split() for line in run(settings, "status").stdout.splitlines()]
-    at = shown.index(["brought", "1234"])
+    at = shown.index(["synced", "1234"])
     assert shown[at + 1 : at + 5] == [
         ["created", "30"],
         ["updated", "4"],

@@ -32,7 +32,7 @@ from tests.support.queue import RqView, clerk_sync
 from tests.support.stack import Stack, environment, wait_until
 from web.app import create_app
 from worker.queue.failed_jobs import failed_jobs
-from worker.redis_client import impatient_redis, worker_redis
+from worker.redis_client import fail_fast_redis, worker_redis
 
 MARK = "zqs3cret"
 SIGNING = f"whsec_{MARK}KeyForSvix0123456789AbCd"
@@ -392,7 +392,7 @@ def test_no_help_shows_what_is_set(servers: Servers) -> None:
 def test_objects_that_hold_a_secret_do_not_show_it(servers: Servers) -> None:
     settings = servers.settings
     database = Database(settings)
-    patient, impatient = worker_redis(settings), impatient_redis(settings)
+    patient, impatient = worker_redis(settings), fail_fast_redis(settings)
     app = create_app(settings)
     failed = failed_jobs(settings)
     holders = (settings, database, database.__dict__, patient, impatient, app, app.config, failed)

@@ -13,7 +13,7 @@ from web import console, health, metrics, webhook
 from worker import log
 from worker.monitoring.health import Status
 from worker.monitoring.metrics import Flusher, Metrics
-from worker.queue.producer import intake
+from worker.queue.producer import delivery_queue
 
 _log = structlog.get_logger("web.app")
 
@@ -36,7 +36,7 @@ def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
     counts = Metrics() if counts is None else counts
     app = Flask("web", static_folder=None)
     app.url_map.merge_slashes = False  # A redirect would tell Clerk that the delivery failed.
-    queue = intake(settings)
+    queue = delivery_queue(settings)
     status = Status(settings)
     app.register_blueprint(webhook.blueprint(settings, queue, counts))
     app.register_blueprint(health.blueprint(queue, status))
@@ -53,9 +53,9 @@ def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
 def _register_pull(app: Flask, settings: Settings, token: str) -> None:
     # Loaded here, as it brings an HTTP client, which the receiver does without.
     from web import pull  # noqa: PLC0415 - see above
-    from worker.sync.pull_service import PullDesk  # noqa: PLC0415 - see above
+    from worker.sync.pull_service import PullService  # noqa: PLC0415 - see above
 
-    desk = app.extensions["pull_desk"] = PullDesk(settings)
+    desk = app.extensions["pull_desk"] = PullService(settings)
     app.register_blueprint(pull.blueprint(desk, token))
 
 

@@ -35,7 +35,7 @@ OPEN_FILES = "/proc/self/fd"
 LAST_DATA_SENT = struct.Struct("=44xI")
 
 
-class Patience:
+class BodyTimeout:
     """A WSGI application whose bodies have to come within BODY_TIMEOUT_S of their head.
 
     Reading one that is late raises werkzeug's RequestTimeout.

@@ -15,23 +15,23 @@ from pydantic import SecretStr
 
 from config import Settings
 from web.chart import chart
-from web.console_auth import TOKEN_FIELD, Guard, harden
+from web.console_auth import TOKEN_FIELD, ConsoleAuth, harden
 from worker.clerk.payloads import CLERK_ID
 from worker.monitoring.health import Status
-from worker.monitoring.login_throttle import Attempts
-from worker.monitoring.overview import Overseer
-from worker.queue.failed_jobs import FailedJobs, Fate, Wanted
+from worker.monitoring.login_throttle import LoginThrottle
+from worker.monitoring.overview import ConsoleData
+from worker.queue.failed_jobs import FailedJobFilter, FailedJobs, ReplayResult
 from worker.redis_client import ENCODING_ERRORS, QueueUnavailable
 
 MAX_FORM_BYTES = 256 * 1024
 LISTED = 20
-VERBS = {"replay": Fate.REPLAYED, "discard": Fate.DISCARDED}
+VERBS = {"replay": ReplayResult.REPLAYED, "discard": ReplayResult.DISCARDED}
 ALL = "all"
 
 _log = structlog.get_logger("web.console")
 
 
-class Order(NamedTuple):
+class JobAction(NamedTuple):
     """What a form asks for: to replay or to discard the jobs of these ids, or all that had failed by then."""
 
     verb: str
@@ -48,8 +48,8 @@ class Order(NamedTuple):
 
 def blueprint(settings: Settings, password: SecretStr, status: Status) -> Blueprint:
     """Return the page, its form, and the files it needs; all of it behind the password."""
-    overseer = Overseer(status)
-    guard = Guard(password.get_secret_value(), Attempts(settings))
+    overseer = ConsoleData(status)
+    guard = ConsoleAuth(password.get_secret_value(), LoginThrottle(settings))
     console = Blueprint(
         "console",
         __name__,
@@ -104,7 +104,7 @@ def blueprint(settings: Settings, password: SecretStr, status: Status) -> Bluepr
     return console
 
 
-def _order() -> Order | None:
+def _order() -> JobAction | None:
     """Read the form; None when it is none of ours."""
     verb, _, one = request.form.get("do", "").partition(" ")
     try:
@@ -115,11 +115,11 @@ def _order() -> Order | None:
         return None
     chosen = [one] if one and one != ALL else request.form.getlist("id")
     ids = tuple(_from_value(value) for value in chosen)
-    return Order(verb, ids, one == ALL, until, request.form.get("confirmed") == "1")
+    return JobAction(verb, ids, one == ALL, until, request.form.get("confirmed") == "1")
 
 
-def _treat(jobs: FailedJobs, order: Order) -> ResponseReturnValue:
-    ids = jobs.ids(Wanted(until=order.until)) if order.every else order.ids
+def _treat(jobs: FailedJobs, order: JobAction) -> ResponseReturnValue:
+    ids = jobs.ids(FailedJobFilter(until=order.until)) if order.every else order.ids
     if not ids:
         return redirect(url_for("console.page", notice="none"), 303)
     if order.needs_confirmation:
@@ -138,7 +138,7 @@ def _notice() -> str | None:
         case "none":
             return "No failed job was selected."
         case "replay" | "discard":
-            counts = ((fate, request.args.get(fate.name.lower(), 0, int)) for fate in Fate)
+            counts = ((fate, request.args.get(fate.name.lower(), 0, int)) for fate in ReplayResult)
             return ", ".join(f"{count} {fate}" for fate, count in counts if count)
         case _:
             return None

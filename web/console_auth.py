@@ -6,7 +6,7 @@ from hashlib import sha256
 from flask import Response, request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
-from worker.monitoring.login_throttle import WINDOW_S, Attempts
+from worker.monitoring.login_throttle import WINDOW_S, LoginThrottle
 
 TOKEN_FIELD = "token"  # noqa: S105 - the name of a form's field
 TOKEN_AGE_S = 12 * 3600
@@ -24,10 +24,10 @@ HEADERS = {
 }
 
 
-class Guard:
+class ConsoleAuth:
     """Lets in whoever knows the password; the user name may be any."""
 
-    def __init__(self, password: str, attempts: Attempts) -> None:
+    def __init__(self, password: str, attempts: LoginThrottle) -> None:
         self._password = _digest(password)
         self._attempts = attempts
         self._tokens = URLSafeTimedSerializer(password, salt="clerk-sync console form")

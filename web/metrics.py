@@ -5,12 +5,12 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from config import Settings
 from worker.monitoring.metrics import Metrics
-from worker.monitoring.prometheus import Exposition
+from worker.monitoring.prometheus import MetricsEndpoint
 
 
 def blueprint(settings: Settings, metrics: Metrics) -> Blueprint:
     """Return the route. Whichever process answers, the figures are those of the whole installation."""
-    exposition = Exposition(settings, metrics)
+    exposition = MetricsEndpoint(settings, metrics)
     routes = Blueprint("metrics", __name__)
 
     @routes.get("/metrics")

@@ -17,15 +17,15 @@ from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
 
 from worker.clerk.payloads import CLERK_ID
-from worker.sync.pull_service import PullDesk, Verdict
+from worker.sync.pull_service import PullService, PullStatus
 
-STATUS = {Verdict.FOUND: 200, Verdict.ABSENT: 404, Verdict.BUSY: 429, Verdict.UNAVAILABLE: 503}
+STATUS = {PullStatus.FOUND: 200, PullStatus.ABSENT: 404, PullStatus.BUSY: 429, PullStatus.UNAVAILABLE: 503}
 RETRY_AFTER_S = 2  # unless Clerk asks for more
 
 _log = structlog.get_logger("web.pull")
 
 
-def blueprint(desk: PullDesk, token: str) -> Blueprint:
+def blueprint(desk: PullService, token: str) -> Blueprint:
     """Return the route, for whoever has the token."""
     routes = Blueprint("pull", __name__)
 
@@ -47,7 +47,7 @@ def blueprint(desk: PullDesk, token: str) -> Blueprint:
         if answer.user is not None:
             return answer.user
         status = STATUS[answer.verdict]
-        if answer.verdict is Verdict.ABSENT:
+        if answer.verdict is PullStatus.ABSENT:
             return {"error": answer.reason}, status
         retry_after_s = max(RETRY_AFTER_S, math.ceil(answer.retry_after_s or 0))
         return {"error": answer.reason}, status, {"Retry-After": str(retry_after_s)}

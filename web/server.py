@@ -19,7 +19,7 @@ from granian.log import LogLevels
 
 from config import Settings
 from web.app import start
-from web.body_timeout import Patience
+from web.body_timeout import BodyTimeout
 
 log = structlog.get_logger("web")
 
@@ -71,9 +71,9 @@ def serve(settings: Settings) -> None:
     server.serve(target_loader=partial(_start_process, settings, os.getpid()), wrap_loader=False)
 
 
-def _start_process(settings: Settings, parent: int) -> Patience:
+def _start_process(settings: Settings, parent: int) -> BodyTimeout:
     threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
-    app = Patience(start(settings))
+    app = BodyTimeout(start(settings))
     app.watch(settings.port, CONNECTIONS_PER_PROCESS)
     gc.freeze()  # what is here by now stays: the garbage collector need not go through it again and again
     return app

@@ -14,7 +14,7 @@ from db.apply import users
 from db.connection.engine import Database
 from db.merge.policy import Policy
 from db.times import to_ms
-from worker.clerk.payloads import MetadataKeys
+from worker.clerk.payloads import FieldSources
 from worker.runner.batch import incoming
 
 
@@ -26,7 +26,7 @@ def apply_delivery(body: str) -> str:
     job = get_current_job()
     received = job.created_at if job else datetime.now(UTC)
     settings, database = _process_wide()
-    change = incoming(job.id if job else None, body, to_ms(received), MetadataKeys.of(settings))
+    change = incoming(job.id if job else None, body, to_ms(received), FieldSources.of(settings))
     return users.apply(database, [change], Policy.of(settings))[0].value
 
 

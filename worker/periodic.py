@@ -15,7 +15,7 @@ log = structlog.get_logger("worker.periodic")
 TICK_S = 0.5
 
 
-class Duty(NamedTuple):
+class PeriodicTask(NamedTuple):
     """What is to be done every so many seconds."""
 
     name: str
@@ -23,14 +23,14 @@ class Duty(NamedTuple):
     do: Callable[[], object]
 
 
-class Keeper:
+class PeriodicRunner:
     """Does its duties in a thread of its own, from `start` until `stop`.
 
     One that fails because Redis or the database is away is tried again at its next turn.
     """
 
-    def __init__(self, duties: Sequence[Duty]) -> None:
-        self._duties = duties
+    def __init__(self, tasks: Sequence[PeriodicTask]) -> None:
+        self._periodic_tasks = tasks
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
@@ -44,18 +44,18 @@ class Keeper:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        due = [time.monotonic()] * len(self._duties)
+        due = [time.monotonic()] * len(self._periodic_tasks)
         while not self._stopped.is_set():
-            for i, duty in enumerate(self._duties):
+            for i, task in enumerate(self._periodic_tasks):
                 if time.monotonic() >= due[i]:
-                    self._do(duty)
-                    due[i] = time.monotonic() + duty.every_s
+                    self._do(task)
+                    due[i] = time.monotonic() + task.every_s
             self._stopped.wait(TICK_S)
 
-    def _do(self, duty: Duty) -> None:
+    def _do(self, task: PeriodicTask) -> None:
         try:
-            duty.do()
+            task.do()
         except (RedisError, DatabaseError) as error:
-            log.debug("duty put off", duty=duty.name, error=type(error).__name__)
+            log.debug("duty put off", task=task.name, error=type(error).__name__)
         except Exception as error:  # a fault in one duty must not end the heartbeat
-            log.error("duty failed", duty=duty.name, error=type(error).__name__)
+            log.error("duty failed", task=task.name, error=type(error).__name__)

@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from config import Settings, SettingsError
 
-IMPATIENCE_S = 1.5
+FAIL_FAST_TIMEOUT_S = 1.5
 PATIENCE_S = 15.0
 READ_ONLY = "READONLY"
 # Redis's codes, which stand within the text where a script was refused, by the names that they get.
@@ -115,12 +115,12 @@ class _Packer:
         return [hiredis.pack_command(cast("Any", words))]
 
 
-def impatient_redis(settings: Settings) -> Redis:
+def fail_fast_redis(settings: Settings) -> Redis:
     """Return a client for whoever must answer soon: no retries, short time-outs. Clerk delivers again."""
     return _client(
         settings,
-        socket_timeout=IMPATIENCE_S,
-        socket_connect_timeout=IMPATIENCE_S,
+        socket_timeout=FAIL_FAST_TIMEOUT_S,
+        socket_connect_timeout=FAIL_FAST_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
     )
 

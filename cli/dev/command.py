@@ -14,7 +14,7 @@ import click
 import httpx
 
 import config
-from cli.dev.process import DevError, Process, ignore_signals, interrupted_by_signals, sole_holder
+from cli.dev.process import DevError, Process, exclusive_lock, ignore_signals, interrupted_by_signals
 from cli.dev.servers import PostgresServer, RedisServer, Server, free_port, port_in_use
 from db import schema
 from db.connection.engine import Database
@@ -111,7 +111,7 @@ def _data_directory() -> Iterator[Path]:
         data.mkdir(exist_ok=True)
     except OSError as error:
         raise DevError(f"{data} cannot be made: {error.strerror}") from None
-    with sole_holder(data / "lock", "clerk-sync dev already runs in this directory: stop it first"):
+    with exclusive_lock(data / "lock", "clerk-sync dev already runs in this directory: stop it first"):
         yield data
 
 

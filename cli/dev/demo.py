@@ -17,8 +17,8 @@ from rich.table import Table
 
 from cli import samples
 from cli.dev.command import DATA
-from cli.dev.demo_events import Step, Story
-from cli.send import Answer, Sender
+from cli.dev.demo_events import Story, StoryStep
+from cli.send import DeliveryResponse, Sender
 from config import Settings, decode_signing_secret, load
 from db import ledger
 from db.connection.engine import Database
@@ -39,8 +39,8 @@ T = TypeVar("T")
 class Played(NamedTuple):
     """A delivery, and what the receiver answered."""
 
-    step: Step
-    answer: Answer
+    step: StoryStep
+    answer: DeliveryResponse
 
     @property
     def is_awaited(self) -> bool:
@@ -85,7 +85,7 @@ def _deliver(story: Story, url: str, key: bytes, database: Database) -> tuple[li
     return played, first_row_ms
 
 
-def _played(sender: Sender, step: Step) -> Played:
+def _played(sender: Sender, step: StoryStep) -> Played:
     return Played(step, sender.deliver(step.svix_id, step.body, age_s=step.age_s))
 
 

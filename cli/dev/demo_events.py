@@ -21,7 +21,7 @@ NAMES: dict[str, Json] = {
 }
 
 
-class Step(NamedTuple):
+class StoryStep(NamedTuple):
     """One delivery. `age_s` is how long ago it was signed; what is not readable will fail as a job."""
 
     line: str
@@ -50,7 +50,7 @@ class Story:
         """Return the Clerk id of that name."""
         return f"user_{name}{self._tag}"
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[StoryStep]:
         """Return every delivery, in the order of their arrival."""
         chapters = (
             self._ordinary_days,
@@ -62,7 +62,7 @@ class Story:
         )
         return [step for chapter in chapters for step in chapter()]
 
-    def _ordinary_days(self) -> Iterator[Step]:
+    def _ordinary_days(self) -> Iterator[StoryStep]:
         yield self._signs_up("Ann signs up", "ann")
         yield self._session("Ann signs in", "ann", 5)
         signed_in = self._changes("Ann's profile says so too", "ann", 5, last_sign_in_at=self._at(5))
@@ -82,14 +82,14 @@ class Story:
         yield self._session("Cat signs in", "cat", 7)
         yield self._changes("Cat becomes an admin of Acme", "cat", 8, public_metadata=_acme("admin"))
 
-    def _an_address_handed_over(self) -> Iterator[Step]:
+    def _an_address_handed_over(self) -> Iterator[StoryStep]:
         team = self._address("team")
         yield self._signs_up("Dan signs up with the team's address", "dan", email=team)
         yield self._signs_up("Eva signs up with her own", "eva")
         yield self._changes("Eva takes over the team's: comes first", "eva", 21, email=team)
         yield self._changes("Dan had let it go by then: comes second", "dan", 20)
 
-    def _late_and_out_of_order(self) -> Iterator[Step]:
+    def _late_and_out_of_order(self) -> Iterator[StoryStep]:
         yield self._changes("Fay joins Acme: comes first", "fay", 15, public_metadata=_acme("user"))
         yield self._signs_up("Fay signs up: comes second", "fay")
         yield self._session("Fay signs out", "fay", 12, "ended")
@@ -101,7 +101,7 @@ class Story:
         yield self._session("Ivy signs in", "ivy", 50)
         yield self._session("Ivy's sign-in half an hour before: late", "ivy", 20)
 
-    def _deletions(self) -> Iterator[Step]:
+    def _deletions(self) -> Iterator[StoryStep]:
         yield self._signs_up("Gus signs up", "gus")
         yield self._session("Gus signs in", "gus", 10)
         deletion = self._deleted("Gus is deleted", "gus", 40)
@@ -112,7 +112,7 @@ class Story:
         yield self._deleted("Hal is deleted: comes first", "hal", 42)
         yield self._signs_up("Hal signs up: comes second", "hal")
 
-    def _sign_ins(self) -> Iterator[Step]:
+    def _sign_ins(self) -> Iterator[StoryStep]:
         yield self._signs_up("Jon signs up", "jon")
         yield self._session("Jon signs in", "jon", 9)
         staff = {"sub": self.clerk_id("staff")}
@@ -122,7 +122,7 @@ class Story:
         yield self._signs_up("Kim signs up: comes second", "kim")
         yield self._session("Kim's browser drops the session", "kim", 11, "removed")
 
-    def _what_is_not_believed(self) -> Iterator[Step]:
+    def _what_is_not_believed(self) -> Iterator[StoryStep]:
         forged = self._changes("a stranger makes Ben an admin", "ben", 58, public_metadata=_acme("admin"))
         yield forged._replace(is_forged=True)
         yield self._signs_up("Ann signs up: signed an hour ago", "ann")._replace(age_s=3600)
@@ -132,24 +132,26 @@ class Story:
         unreadable = self._step("a user without an id: will fail as a job", "user.updated", nobody)
         yield unreadable._replace(is_readable=False)
 
-    def _signs_up(self, line: str, name: str, **fields: Any) -> Step:
+    def _signs_up(self, line: str, name: str, **fields: Any) -> StoryStep:
         return self._step(line, "user.created", self._person(name, 0, **fields))
 
-    def _changes(self, line: str, name: str, minute: int, **fields: Any) -> Step:
+    def _changes(self, line: str, name: str, minute: int, **fields: Any) -> StoryStep:
         return self._step(line, "user.updated", self._person(name, minute, **fields))
 
-    def _session(self, line: str, name: str, minute: int, status: str = "created", **fields: Any) -> Step:
+    def _session(
+        self, line: str, name: str, minute: int, status: str = "created", **fields: Any
+    ) -> StoryStep:
         state = "active" if status == "created" else status
         session = samples.session(self.clerk_id(name), self._at(minute), status=state, **fields)
         return self._step(line, f"session.{status}", session)
 
-    def _deleted(self, line: str, name: str, minute: int) -> Step:
+    def _deleted(self, line: str, name: str, minute: int) -> StoryStep:
         return self._step(line, "user.deleted", samples.deleted(self.clerk_id(name)), self._at(minute))
 
-    def _step(self, line: str, type_: str, data: Json, at: int | None = None) -> Step:
+    def _step(self, line: str, type_: str, data: Json, at: int | None = None) -> StoryStep:
         at = at or data.get("updated_at", self._began) + 15
         event = samples.event(type_, data, at, self._instance_id)
-        return Step(line, samples.new_id("msg", at), samples.encode(event))
+        return StoryStep(line, samples.new_id("msg", at), samples.encode(event))
 
     def _person(self, name: str, minute: int, **fields: Any) -> Json:
         """Return a user as they are at that minute; all have signed up in the first."""

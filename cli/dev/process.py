@@ -254,7 +254,7 @@ def ignore_signals() -> None:
 
 
 @contextmanager
-def sole_holder(path: Path, otherwise: str) -> Iterator[None]:
+def exclusive_lock(path: Path, otherwise: str) -> Iterator[None]:
     """Hold the lock on `path` for the length of the block; raises DevError(otherwise) when another does."""
     file = _open_record(path)
     try:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from db.apply import statements
 from db.connection.engine import Pipeline, columns
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.times import to_datetime
 
 
-def record(pipeline: Pipeline, batch: Sequence[Incoming], outcomes: Sequence[Outcome]) -> None:
+def record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> None:
     """Send one row for each delivery; a svix-id that is there keeps its row."""
     rows = [
         (

@@ -13,7 +13,7 @@ import psycopg
 from db.apply import statements
 from db.connection.engine import Pipeline, columns
 from db.merge.change import Membership, Organization, UserChange, Version, merge_organizations
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
 
 
@@ -25,7 +25,7 @@ class Asked(NamedTuple):
     memberships: psycopg.Cursor[Any]
 
 
-class Roster(NamedTuple):
+class StoredMemberships(NamedTuple):
     """What is stored of the organizations in a batch, and of its users' memberships."""
 
     concerned: list[str]
@@ -33,7 +33,7 @@ class Roster(NamedTuple):
     memberships: dict[str, tuple[Membership, ...]]
 
 
-class RosterWrites(NamedTuple):
+class MembershipWrites(NamedTuple):
     """What is to be written, and whose column may change by it: users, and the members of organizations.
 
     `renamed` are the organizations whose name or end is new; the others were only seen again. `news` tells of
@@ -47,7 +47,7 @@ class RosterWrites(NamedTuple):
     news: list[bool]
 
 
-def lock_and_ask(pipeline: Pipeline, batch: Sequence[Incoming]) -> Asked:
+def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> Asked:
     """Lock the organizations concerned, in one order, and ask what is stored of them and of the memberships.
 
     An organization that the batch says something of is locked for itself, one that a user in the batch is a
@@ -64,21 +64,23 @@ def lock_and_ask(pipeline: Pipeline, batch: Sequence[Incoming]) -> Asked:
     )
 
 
-def read(asked: Asked) -> Roster:
+def read(asked: Asked) -> StoredMemberships:
     """Return what the database answered."""
     memberships: dict[str, list[Membership]] = {}
     for clerk_id, id_, organization_id, joined_at, ended_at in asked.memberships.fetchall():
         membership = Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at))
         memberships.setdefault(clerk_id, []).append(membership)
     organizations = [stored_organization(*row) for row in asked.organizations.fetchall()]
-    return Roster(
+    return StoredMemberships(
         asked.concerned,
         {it.id: it for it in organizations},
         {clerk_id: tuple(them) for clerk_id, them in memberships.items()},
     )
 
 
-def decide(roster: Roster, known: dict[str, UserChange], batch: Sequence[Incoming]) -> RosterWrites:
+def decide(
+    roster: StoredMemberships, known: dict[str, UserChange], batch: Sequence[ReceivedChange]
+) -> MembershipWrites:
     """Merge what the batch says into what is stored; return what differs."""
     merged = dict(roster.organizations)
     news = []
@@ -86,7 +88,7 @@ def decide(roster: Roster, known: dict[str, UserChange], batch: Sequence[Incomin
         said = [merge_organizations(_stored(merged, fact.id), fact) for fact in _facts(incoming)]
         news.append(any(it != _stored(merged, it.id) for it in said))
         merged.update((it.id, it) for it in said)
-    return RosterWrites(
+    return MembershipWrites(
         roster.concerned,
         [it.id for it in merged.values() if _shows(it) != _shows(_stored(roster.organizations, it.id))],
         [it for it in merged.values() if it != _stored(roster.organizations, it.id)],
@@ -99,7 +101,7 @@ def decide(roster: Roster, known: dict[str, UserChange], batch: Sequence[Incomin
     )
 
 
-def write(pipeline: Pipeline, writes: RosterWrites) -> None:
+def write(pipeline: Pipeline, writes: MembershipWrites) -> None:
     """Send the writes, then the new value of the column for everyone concerned."""
     if writes.organizations:
         rows = [_organization_row(it) for it in writes.organizations]
@@ -117,14 +119,14 @@ def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
         pipeline.send(statements.delete_memberships(), ids=clerk_ids)
 
 
-def outcomes(writes: RosterWrites, of_users: Sequence[Outcome]) -> list[Outcome]:
+def outcomes(writes: MembershipWrites, of_users: Sequence[Outcome]) -> list[Outcome]:
     """Return what each change did, given what it did to its user."""
     return [
         Outcome.APPLIED if is_new else outcome for outcome, is_new in zip(of_users, writes.news, strict=True)
     ]
 
 
-def _facts(incoming: Incoming) -> Sequence[Organization]:
+def _facts(incoming: ReceivedChange) -> Sequence[Organization]:
     change = incoming.change
     return (change,) if isinstance(change, Organization) else change.organizations
 
@@ -138,7 +140,7 @@ def _shows(organization: Organization) -> tuple[str | None, bool]:
     return organization.name, organization.deleted_at is not None
 
 
-def _unstored(known: UserChange, roster: Roster) -> list[Membership]:
+def _unstored(known: UserChange, roster: StoredMemberships) -> list[Membership]:
     stored = set(roster.memberships.get(known.clerk_id, ()))
     return [membership for membership in known.memberships if membership not in stored]
 

@@ -11,21 +11,21 @@ from db.apply import memberships, statements
 from db.apply.ledger import record
 from db.connection.engine import Database, Pipeline, columns
 from db.merge.change import Membership, UserChange, Version, placeholder_address
-from db.merge.claims import Rival, winners
-from db.merge.incoming import Incoming, Outcome
+from db.merge.claims import CompetingClaim, resolve
+from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
-from db.merge.rows import SyncRow, Target, UserRow, fold, stored_change, sync_row, target
+from db.merge.rows import SyncRow, TargetRow, UserRow, apply_batch, stored_change, sync_row, target
 
 
-class Stored(NamedTuple):
+class StoredState(NamedTuple):
     """What the tables hold of a batch's users, and of whoever else its addresses concern."""
 
     sync: dict[str, SyncRow]
     users: dict[str, UserRow]
     contested: frozenset[str]
-    rivals: list[Rival]
+    rivals: list[CompetingClaim]
     holders: list[UserRow]
-    roster: memberships.Roster | None
+    roster: memberships.StoredMemberships | None
 
     def memberships(self, clerk_id: str) -> tuple[Membership, ...]:
         """Return what is stored of a user's memberships."""
@@ -36,12 +36,12 @@ class Writes(NamedTuple):
     """What is to be written to `users`: rows that go or change, addresses let go and handed over."""
 
     gone: list[str]
-    changed: list[Target]
-    released: list[tuple[str, str]]
-    granted: list[tuple[str, str]]
+    changed: list[TargetRow]
+    vacated: list[tuple[str, str]]
+    assigned: list[tuple[str, str]]
 
 
-def apply(database: Database, batch: Sequence[Incoming], policy: Policy) -> list[Outcome]:
+def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -> list[Outcome]:
     """Merge `batch` into the tables and record it in the ledger; return what each change did, in order.
 
     1. Lock the users' rows in `user_sync`, in one order, then the addresses concerned, in one order, then
@@ -58,13 +58,13 @@ def apply(database: Database, batch: Sequence[Incoming], policy: Policy) -> list
     return database.run_pipeline(partial(_apply, batch=batch, policy=policy))
 
 
-def _apply(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy) -> list[Outcome]:
+def _apply(pipeline: Pipeline, batch: Sequence[ReceivedChange], policy: Policy) -> list[Outcome]:
     stored = _lock_and_read(pipeline, batch, policy)
     before = {
         clerk_id: stored_change(row, stored.users.get(clerk_id), stored.memberships(clerk_id), policy)
         for clerk_id, row in stored.sync.items()
     }
-    known, outcomes = fold(before, batch, policy)
+    known, outcomes = apply_batch(before, batch, policy)
     writes = _decide(known, stored, policy)
     roster = stored.roster and memberships.decide(stored.roster, known, batch)
     _lock_users(pipeline, writes, roster)
@@ -78,7 +78,7 @@ def _apply(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy) -> lis
     return outcomes
 
 
-def _lock_and_read(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy) -> Stored:
+def _lock_and_read(pipeline: Pipeline, batch: Sequence[ReceivedChange], policy: Policy) -> StoredState:
     changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
     ids = sorted({change.clerk_id for change in changes})
     moving = [change for change in changes if _concerns_address(change)]
@@ -100,11 +100,11 @@ def _lock_and_read(pipeline: Pipeline, batch: Sequence[Incoming], policy: Policy
 
     sync_rows = {row[0]: SyncRow(*row) for row in sync.fetchall()}
     claimed = {sync_rows[clerk_id].claimed_email for clerk_id in concerned}
-    return Stored(
+    return StoredState(
         sync_rows,
         {row[0]: UserRow(*row) for row in users.fetchall()},
         frozenset({*addresses, *(address for address in claimed if address)}),
-        [Rival(row[0], row[1], Version(row[2], row[3]), row[4]) for row in rivals],
+        [CompetingClaim(row[0], row[1], Version(row[2], row[3]), row[4]) for row in rivals],
         [UserRow(*row) for row in holders],
         memberships.read(asked) if asked else None,
     )
@@ -115,20 +115,20 @@ def _concerns_address(change: UserChange) -> bool:
     return change.profile is not None or change.email is not None or change.deleted_at is not None
 
 
-def _decide(known: dict[str, UserChange], stored: Stored, policy: Policy) -> Writes:
-    holder_of = winners(known.values(), stored.rivals, stored.contested)
+def _decide(known: dict[str, UserChange], stored: StoredState, policy: Policy) -> Writes:
+    holder_of = resolve(known.values(), stored.rivals, stored.contested)
     targets = _targets(known, stored, holder_of, policy)
     return Writes(
         gone=sorted(stored.users.keys() - targets.keys()),
         changed=[t for clerk_id, t in targets.items() if t.row != stored.users.get(clerk_id)],
-        released=_released(stored, holder_of),
-        granted=_granted(stored.rivals, holder_of),
+        vacated=_vacated(stored, holder_of),
+        assigned=_assigned(stored.rivals, holder_of),
     )
 
 
-def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.RosterWrites | None) -> None:
+def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.MembershipWrites | None) -> None:
     touched = {*writes.gone, *(t.row.clerk_id for t in writes.changed)}
-    touched |= {clerk_id for clerk_id, _ in (*writes.released, *writes.granted)}
+    touched |= {clerk_id for clerk_id, _ in (*writes.vacated, *writes.assigned)}
     if roster:
         ids = sorted(touched.union(roster.concerned))
         pipeline.send(statements.lock_users_and_members(), ids=ids, changed=roster.renamed)
@@ -136,18 +136,18 @@ def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.RosterWr
         pipeline.send(statements.lock_users(), ids=sorted(touched))
 
 
-def _write_users(pipeline: Pipeline, writes: Writes, stored: Stored) -> None:
+def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> None:
     # PostgreSQL checks uniqueness row by row: an address is let go before another takes it.
     if writes.gone:
         pipeline.send(statements.delete_users(), ids=writes.gone)
-    _set_emails(pipeline, writes.released)
+    _set_emails(pipeline, writes.vacated)
     _write_rows(pipeline, writes.changed, stored.users)
-    _set_emails(pipeline, writes.granted)
+    _set_emails(pipeline, writes.assigned)
 
 
 def _targets(
-    known: dict[str, UserChange], stored: Stored, holder_of: dict[str, str], policy: Policy
-) -> dict[str, Target]:
+    known: dict[str, UserChange], stored: StoredState, holder_of: dict[str, str], policy: Policy
+) -> dict[str, TargetRow]:
     emails = {clerk_id: address for address, clerk_id in holder_of.items()}
     targets = {}
     for clerk_id, change in known.items():
@@ -158,7 +158,7 @@ def _targets(
     return targets
 
 
-def _email(change: UserChange, emails: dict[str, str], stored: Stored) -> str | None:
+def _email(change: UserChange, emails: dict[str, str], stored: StoredState) -> str | None:
     """Return the address that a user is to have, None when it stays.
 
     It stays where nothing in the batch concerns it: its lock is not held then, and another transaction may
@@ -170,7 +170,7 @@ def _email(change: UserChange, emails: dict[str, str], stored: Stored) -> str | 
     return emails.get(change.clerk_id) or placeholder_address(change.clerk_id)
 
 
-def _released(stored: Stored, holder_of: dict[str, str]) -> list[tuple[str, str]]:
+def _vacated(stored: StoredState, holder_of: dict[str, str]) -> list[tuple[str, str]]:
     """Return who holds an address that is another's now, each with the placeholder instead."""
     holders = {row.clerk_id: row for row in (*stored.holders, *stored.users.values())}
     return [
@@ -180,7 +180,7 @@ def _released(stored: Stored, holder_of: dict[str, str]) -> list[tuple[str, str]
     ]
 
 
-def _granted(rivals: Sequence[Rival], holder_of: dict[str, str]) -> list[tuple[str, str]]:
+def _assigned(rivals: Sequence[CompetingClaim], holder_of: dict[str, str]) -> list[tuple[str, str]]:
     """Return who outside the batch gets an address that was let go."""
     return [
         (rival.clerk_id, rival.address)
@@ -194,7 +194,7 @@ def _set_emails(pipeline: Pipeline, emails: list[tuple[str, str]]) -> None:
         statements.send_rows(pipeline, statements.set_emails(), columns(emails, 2))
 
 
-def _write_rows(pipeline: Pipeline, targets: list[Target], stored: dict[str, UserRow]) -> None:
+def _write_rows(pipeline: Pipeline, targets: list[TargetRow], stored: dict[str, UserRow]) -> None:
     old = [(*t.row, *t[1:]) for t in targets if t.row.clerk_id in stored]
     new = [t.row for t in targets if t.row.clerk_id not in stored]
     if old:

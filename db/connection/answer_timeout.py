@@ -13,7 +13,7 @@ LOOK_EVERY_S = 0.1  # as psycopg has it: Ctrl-C is seen after that long
 T = TypeVar("T")
 
 
-class ImpatientConnection(psycopg.Connection[Any]):
+class TimeoutConnection(psycopg.Connection[Any]):
     """A connection that is closed when an answer has not come within `answer_limit_s`; None waits for ever.
 
     What is between may have forgotten the connection and still acknowledge each packet, and then neither

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import Pool
 
 from config import Settings
-from db.connection.answer_timeout import ANSWER_LIMIT_S, ImpatientConnection
+from db.connection.answer_timeout import ANSWER_LIMIT_S, TimeoutConnection
 from db.connection.errors import UNIQUE_VIOLATION, is_transient, loses_connection, sqlstate, translate
 from db.connection.pool import ReplaceablePool
 from db.connection.url import postgres_url, variable
@@ -220,8 +220,8 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
     @event.listens_for(engine, "do_connect")
     def connect(
         _dialect: object, _entry: object, arguments: Sequence[Any], options: dict[str, Any]
-    ) -> ImpatientConnection:
-        connection = ImpatientConnection.connect(*arguments, **options)
+    ) -> TimeoutConnection:
+        connection = TimeoutConnection.connect(*arguments, **options)
         connection.answer_limit_s = answer_limit_s
         return connection
 

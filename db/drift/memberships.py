@@ -19,17 +19,19 @@ from db.times import maybe_ms, to_ms
 ROWS_AT_A_TIME = 5000
 
 
-class Held(NamedTuple):
+class HeldMembership(NamedTuple):
     """A membership, and the organization that it is of, as they are stored."""
 
     membership: Membership
     organization: Organization
 
 
-Roster = Mapping[str, Held]  # the memberships of one user by their ids, those that have ended too
+MembershipsByUser = Mapping[
+    str, HeldMembership
+]  # the memberships of one user by their ids, those that have ended too
 
 
-def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, Roster]:
+def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsByUser]:
     """Return what is stored of the memberships of those users; who has no row is left out."""
     query = (
         select(User.clerk_id, *MembershipSync.__table__.columns[1:], *OrganizationSync.__table__.columns[1:])
@@ -38,7 +40,7 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, Roster]:
         .outerjoin(OrganizationSync, OrganizationSync.id == MembershipSync.organization_id)
         .where(User.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))), ~has_tombstone())
     )
-    found: dict[str, dict[str, Held]] = {}
+    found: dict[str, dict[str, HeldMembership]] = {}
     for clerk_id, *row in database.run(lambda connection: connection.execute(query).all()):
         roster = found.setdefault(clerk_id, {})
         if row[0] is not None:
@@ -46,7 +48,7 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, Roster]:
     return dict(found)
 
 
-def differs(shown: UserChange, roster: Roster) -> bool:
+def differs(shown: UserChange, roster: MembershipsByUser) -> bool:
     """Say whether what Clerk shows of a user's memberships is not what is stored of them. Pure."""
     names = {it.id: it.name for it in shown.organizations}
     return any(
@@ -55,7 +57,7 @@ def differs(shown: UserChange, roster: Roster) -> bool:
     )
 
 
-def may_have_moved(shown: UserChange, roster: Roster, recent_ms: int) -> bool:
+def may_have_moved(shown: UserChange, roster: MembershipsByUser, recent_ms: int) -> bool:
     """Say whether a difference may be none by now: something moved lately, or what is here is the newer."""
     versions = {it.id: it.version or Version(0, 0) for it in shown.organizations}
     return any(
@@ -77,7 +79,7 @@ def current(database: Database) -> Iterator[list[tuple[str, Membership]]]:
         after = rows[-1][:2]
 
 
-def misnamed(database: Database, clerk_ids: Sequence[str]) -> list[str]:
+def wrong_organization(database: Database, clerk_ids: Sequence[str]) -> list[str]:
     """Return who of those has another organization in `users` than what is stored of memberships says."""
     joined_last = statements.organization_joined_last(User.__table__.c.clerk_id)
     query = (
@@ -92,7 +94,7 @@ def misnamed(database: Database, clerk_ids: Sequence[str]) -> list[str]:
     return database.run(lambda connection: list(connection.scalars(query)))
 
 
-def _differs(shown: Membership, held: Held | None, name: str | None) -> bool:
+def _differs(shown: Membership, held: HeldMembership | None, name: str | None) -> bool:
     if held is None or held.membership.ended_at is not None or held.organization.deleted_at is not None:
         return True
     if held.membership.organization_id != shown.organization_id:
@@ -100,7 +102,7 @@ def _differs(shown: Membership, held: Held | None, name: str | None) -> bool:
     return held.membership.joined_at < shown.joined_at or name not in (None, held.organization.name)
 
 
-def _is_newer(held: Held | None, version: Version) -> bool:
+def _is_newer(held: HeldMembership | None, version: Version) -> bool:
     if held is None:
         return False
     organization = held.organization
@@ -126,9 +128,9 @@ def _current(database: Database, after: tuple[str, str]) -> list[Any]:
     return [tuple(row) for row in database.run(lambda connection: connection.execute(query).all())]
 
 
-def _held(row: Sequence[Any]) -> Held:
+def _held(row: Sequence[Any]) -> HeldMembership:
     id_, organization_id, joined_at, ended_at, *organization = row
-    return Held(
+    return HeldMembership(
         Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at)),
         stored_organization(organization_id, *organization),
     )

@@ -20,7 +20,7 @@ IDS_AT_A_TIME = 5000
 T = TypeVar("T")
 
 
-class Stored(NamedTuple):
+class StoredUser(NamedTuple):
     """A user's two rows, None where there is none."""
 
     sync: SyncRow | None = None
@@ -62,7 +62,7 @@ class FoundUser(NamedTuple):
     last_login_at: datetime | None
 
 
-def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, Stored]:
+def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, StoredUser]:
     """Return what is stored of each of those users, all of it as it was at one moment."""
 
     def rows(pipeline: Pipeline) -> list[Any]:
@@ -70,12 +70,12 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, Stored]:
 
     width = len(SyncRow._fields)
     return {
-        clerk_id: Stored(_row(SyncRow, row[:width]), _row(UserRow, row[width:]))
+        clerk_id: StoredUser(_row(SyncRow, row[:width]), _row(UserRow, row[width:]))
         for clerk_id, *row in database.run_pipeline(rows)
     }
 
 
-def compare(change: UserChange, stored: Stored, policy: Policy) -> list[Difference]:
+def compare(change: UserChange, stored: StoredUser, policy: Policy) -> list[Difference]:
     """Return how a user whom Clerk shows as `change` differs from what is stored. Pure.
 
     A later login here is no difference: not every login that is known here counts for Clerk.

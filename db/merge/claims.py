@@ -6,7 +6,7 @@ from typing import NamedTuple
 from db.merge.change import UserChange, Version
 
 
-class Rival(NamedTuple):
+class CompetingClaim(NamedTuple):
     """The greatest claim on `address` by a user outside the batch, whose row shows `current` now."""
 
     address: str
@@ -15,8 +15,8 @@ class Rival(NamedTuple):
     current: str
 
 
-def winners(
-    known: Iterable[UserChange], rivals: Iterable[Rival], contested: frozenset[str]
+def resolve(
+    known: Iterable[UserChange], rivals: Iterable[CompetingClaim], contested: frozenset[str]
 ) -> dict[str, str]:
     """Return the Clerk id that has each contested address: the greatest version, then the greatest id.
 

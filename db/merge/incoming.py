@@ -14,7 +14,7 @@ class Outcome(StrEnum):
     IGNORED = "ignored"  # it says nothing of the user, like a sign-in by staff
 
 
-class Incoming(NamedTuple):
+class ReceivedChange(NamedTuple):
     """A change, and the delivery that brought it; `svix_id` is None when no delivery did. Times in ms."""
 
     change: UserChange | Organization

@@ -16,7 +16,7 @@ from db.merge.change import (
     merge,
     placeholder_address,
 )
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
 from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
 
@@ -49,7 +49,7 @@ class UserRow(NamedTuple):
     last_login_at: datetime | None
 
 
-class Target(NamedTuple):
+class TargetRow(NamedTuple):
     """The row that a user is to have. A column that is kept stays as it is when the row is written."""
 
     row: UserRow
@@ -73,14 +73,14 @@ def stored_change(
     )
 
 
-def fold(
-    known: dict[str, UserChange], batch: Sequence[Incoming], policy: Policy
+def apply_batch(
+    known: dict[str, UserChange], batch: Sequence[ReceivedChange], policy: Policy
 ) -> tuple[dict[str, UserChange], list[Outcome]]:
     """Merge the batch into what is known; return what is known then, and what each change did.
 
     What a change says of organizations is merged elsewhere, where it may turn out to be new.
     """
-    known = {clerk_id: settle(change, policy) for clerk_id, change in known.items()}
+    known = {clerk_id: redact_deleted(change, policy) for clerk_id, change in known.items()}
     outcomes = []
     for incoming in batch:
         if isinstance(incoming.change, Organization):
@@ -90,7 +90,7 @@ def fold(
             continue
         change = _own_part(incoming.change, policy)
         before = known[change.clerk_id]
-        after = settle(merge(before, change), policy)
+        after = redact_deleted(merge(before, change), policy)
         known[change.clerk_id] = after
         outcomes.append(_outcome(change, changed=after != before))
     return known, outcomes
@@ -104,7 +104,7 @@ def _own_part(change: UserChange, policy: Policy) -> UserChange:
     )
 
 
-def settle(change: UserChange, policy: Policy) -> UserChange:
+def redact_deleted(change: UserChange, policy: Policy) -> UserChange:
     """Return what may be kept of a user: all of it, or after a deletion nothing personal."""
     if change.deleted_at is None:
         return change
@@ -130,7 +130,7 @@ def sync_row(change: UserChange) -> SyncRow:
     )
 
 
-def target(change: UserChange, stored: UserRow | None, email: str | None, policy: Policy) -> Target | None:
+def target(change: UserChange, stored: UserRow | None, email: str | None, policy: Policy) -> TargetRow | None:
     """Return the row that `users` is to hold for what is known; None for none.
 
     `email` is the address that the user has, None when it stays as it is stored.
@@ -150,7 +150,7 @@ def target(change: UserChange, stored: UserRow | None, email: str | None, policy
         to_datetime(profile.created_at),
         maybe_datetime(change.login_at),
     )
-    return Target(row, email is None, keeps_role, keeps_organization)
+    return TargetRow(row, email is None, keeps_role, keeps_organization)
 
 
 def _stored_profile(sync: SyncRow, user: UserRow, policy: Policy) -> Profile:

@@ -22,7 +22,7 @@ from tests.bench.events import traffic
 from tests.bench.figures import Case, Figures
 from tests.bench.harness import ROOT, Bench, Urls
 from tests.bench.plan import Plan, Setting, rounds
-from worker.queue.producer import Delivery, intake
+from worker.queue.producer import Delivery, delivery_queue
 from worker.queue.rq_format import QUEUE
 
 PART = "drain of a backlog"
@@ -177,7 +177,7 @@ def put_deliveries(seed: int, existing: int = 0) -> Callable[[str, int], None]:
     """Return what puts `traffic` on our queue, as the receiver does."""
 
     def put(redis_url: str, size: int) -> None:
-        queue = intake(load(_env_file=None, redis_url=redis_url))
+        queue = delivery_queue(load(_env_file=None, redis_url=redis_url))
         with closing(queue):
             for event in traffic(size, seed=seed, existing=existing):
                 queue.enqueue(Delivery(event.svix_id, event.body, event.description, now_ms()))

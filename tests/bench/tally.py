@@ -15,11 +15,11 @@ import structlog
 
 import config
 from db.merge.change import UserChange
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.times import now_ms
 from worker import log
 from worker.monitoring.metrics import Metrics
-from worker.runner.instrumentation import Tally
+from worker.runner.instrumentation import BatchInstrumentation
 
 EVENTS = 100
 ROUNDS = 300
@@ -30,12 +30,12 @@ def main(log_format: str) -> None:
     settings = config.load(log_format=log_format)
     now = now_ms()
     batch = [
-        Incoming(UserChange(f"user_{i:027}"), f"msg_{i:027}", "user.updated", now - 300, now - 50)
+        ReceivedChange(UserChange(f"user_{i:027}"), f"msg_{i:027}", "user.updated", now - 300, now - 50)
         for i in range(EVENTS)
     ]
     with redirect_stdout(io.StringIO()):
         log.configure(settings)
-    watched = Tally(Metrics()).watching(_apply)
+    watched = BatchInstrumentation(Metrics()).instrument(_apply)
     figures = {
         "apply, not watched": _ms(lambda: _apply(batch)),
         "as it is: counts, and one line for the batch": _ms(lambda: watched(batch)),
@@ -45,11 +45,11 @@ def main(log_format: str) -> None:
         sys.stdout.write(f"{ms:8.3f} ms for {EVENTS} events, {log_format}: {what}\n")
 
 
-def _apply(batch: Sequence[Incoming]) -> list[Outcome]:
+def _apply(batch: Sequence[ReceivedChange]) -> list[Outcome]:
     return [Outcome.APPLIED] * len(batch)
 
 
-def _line_for_each(batch: Sequence[Incoming]) -> None:
+def _line_for_each(batch: Sequence[ReceivedChange]) -> None:
     logger = structlog.get_logger("worker")
     for i in batch:
         logger.info("event", svix_id=i.svix_id, type=i.type, clerk_id=i.subject, outcome="applied", ms=1.2)

@@ -25,9 +25,9 @@ def slowly(_: Request) -> None:
     time.sleep(0.15)
 
 
-def walked(settings: config.Settings) -> int:
+def seen(settings: config.Settings) -> int:
     """Return how far the run is that was saved last."""
-    saved = query(settings, "SELECT (state -> 'position' ->> 'walked')::int FROM sync_progress")
+    saved = query(settings, "SELECT (state -> 'position' ->> 'seen')::int FROM sync_progress")
     return int(saved[0][0]) if saved else 0
 
 
@@ -44,10 +44,10 @@ def test_every_user_is_brought_and_counted(clerk: FakeClerk, settings: config.Se
 def kill_a_run_that_got_beyond(users: int, settings: config.Settings) -> int:
     """Return how far it got."""
     running = start(settings, "backfill")
-    wait_until(lambda: walked(settings) >= users, PATIENCE_S)
+    wait_until(lambda: seen(settings) >= users, PATIENCE_S)
     running.kill()
     running.communicate()
-    return walked(settings)
+    return seen(settings)
 
 
 def test_killed_three_times_it_goes_on_where_it_was(clerk: FakeClerk, settings: config.Settings) -> None:
@@ -66,7 +66,7 @@ def test_killed_three_times_it_goes_on_where_it_was(clerk: FakeClerk, settings: 
     pages = [request for request in clerk.requests if request.path == "/users"]
     assert pages[0].parameter("starting_after") == numbered_id(reached - 1)
     assert set(rows(settings)) == set(clerk.ids())
-    assert walked(settings) == 0
+    assert seen(settings) == 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -76,7 +76,7 @@ def test_a_signal_stops_it_and_says_what_comes_next(
     clerk.put_many(6000)
     clerk.before = slowly
     running = start(settings, "backfill")
-    wait_until(lambda: walked(settings) >= 1000, PATIENCE_S)
+    wait_until(lambda: seen(settings) >= 1000, PATIENCE_S)
     running.send_signal(signum)
     began = time.monotonic()
     out, err = running.communicate(timeout=PATIENCE_S)

@@ -218,7 +218,7 @@ def test_follow_reads_again_what_is_not_new_only_now_and_then(
     record(connection, "new")
     monkeypatch.setattr(ledger, "recent", counted)
     database = Database(make_settings())
-    rows = events.following(database, ledger.EVERY, 1)
+    rows = events.following(database, ledger.MATCH_ALL, 1)
     try:
         assert next(rows).svix_id == "new"
         read.clear()

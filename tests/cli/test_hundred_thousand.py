@@ -27,7 +27,7 @@ from tests.support.payloads import NOW, body, session, session_event, svix_id
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack, wait_until
 from tests.support.sync import query, rows
-from worker.queue.producer import Delivery, intake
+from worker.queue.producer import Delivery, delivery_queue
 
 ROOT = Path(__file__).parents[2]
 USERS = 100_000
@@ -95,7 +95,7 @@ def deliveries(settings: config.Settings) -> Iterator[dict[str, int]]:
     """Let users of these sign in, so many a second; give who did, and when (ms)."""
     sent: dict[str, int] = {}
     stopped = threading.Event()
-    queue = intake(settings)
+    queue = delivery_queue(settings)
 
     def send() -> None:
         began = time.monotonic()

@@ -190,7 +190,7 @@ def test_where_memberships_decide_they_are_counted_compared_and_mended(
     assert "organization" in ran.stdout
     found = report(settings)
     assert found["stale"] == [{"clerk_id": numbered_id(3), "columns": ["organization"]}]
-    assert found["memberships"] == {"listed": 11, "here": 12, "ended": 1}
+    assert found["memberships"] == {"listed": 11, "local": 12, "ended": 1}
     assert run(settings, "reconcile", "--fix").stdout.endswith("All mended\n")
     assert rows(settings)[numbered_id(3)].organization is None
     clerk.put_members(membership(numbered_id(20), organization(name="Acme")))

@@ -15,12 +15,12 @@ from cli.dev.servers import free_port
 from cli.main import main
 from config import decode_signing_secret
 from db.merge.change import Organization, UserChange, merge_organizations
-from db.merge.incoming import Incoming
+from db.merge.incoming import ReceivedChange
 from tests.support.settings import SECRET, MakeSettings
 from tests.support.stack import Stack, wait_until
 from tests.support.storable import assert_storable, assert_storable_organization
 from web.signature import verify
-from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES, MetadataKeys
+from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES, FieldSources
 from worker.runner.batch import incoming
 
 NOW = 1_767_261_600_000
@@ -89,10 +89,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return send
 
 
-def sampled(type_: str, clerk_id: str) -> Incoming:
+def sampled(type_: str, clerk_id: str) -> ReceivedChange:
     """Return what a sample that is sent at NOW says."""
     body = samples.encode(samples.sample(type_, clerk_id, NOW)).decode()
-    return incoming("msg_1", body, NOW, MetadataKeys())
+    return incoming("msg_1", body, NOW, FieldSources())
 
 
 def test_every_type_is_delivered_and_applied(

@@ -7,7 +7,7 @@ import pytest
 
 from db import ledger
 from db.connection.engine import Database
-from db.ledger import Wanted
+from db.ledger import LedgerFilter
 from tests.support.settings import MakeSettings
 
 NOW = datetime.now(UTC).replace(second=30, microsecond=0)
@@ -49,7 +49,7 @@ def database(make_settings: MakeSettings) -> Iterator[Database]:
     made.dispose()
 
 
-def ids(database: Database, wanted: Wanted, limit: int | None = 50) -> list[str]:
+def ids(database: Database, wanted: LedgerFilter, limit: int | None = 50) -> list[str]:
     return [row.svix_id for row in ledger.recent(database, wanted, limit=limit)]
 
 
@@ -57,15 +57,17 @@ def test_rows_are_found_by_each_of_what_they_are(connection: psycopg.Connection,
     record(connection, "a", at=NOW - timedelta(hours=2))
     record(connection, "b", type_="session.created", at=NOW - timedelta(hours=1))
     record(connection, "c", clerk_id="user_2", outcome="stale")
-    assert ids(database, Wanted()) == ["c", "b", "a"]
-    assert ids(database, Wanted(), limit=1) == ["c"]
-    assert ids(database, Wanted(), limit=None) == ["c", "b", "a"]
-    assert ids(database, Wanted(clerk_id="user_1")) == ["b", "a"]
-    assert ids(database, Wanted(type="session.created")) == ["b"]
-    assert ids(database, Wanted(outcome="stale")) == ["c"]
-    assert ids(database, Wanted(since=NOW - timedelta(hours=1))) == ["c", "b"]
-    assert ids(database, Wanted(until=NOW - timedelta(hours=1))) == ["a"]
-    assert ids(database, Wanted("user_1", "user.updated", "applied", NOW - timedelta(days=1), NOW)) == ["a"]
+    assert ids(database, LedgerFilter()) == ["c", "b", "a"]
+    assert ids(database, LedgerFilter(), limit=1) == ["c"]
+    assert ids(database, LedgerFilter(), limit=None) == ["c", "b", "a"]
+    assert ids(database, LedgerFilter(clerk_id="user_1")) == ["b", "a"]
+    assert ids(database, LedgerFilter(type="session.created")) == ["b"]
+    assert ids(database, LedgerFilter(outcome="stale")) == ["c"]
+    assert ids(database, LedgerFilter(since=NOW - timedelta(hours=1))) == ["c", "b"]
+    assert ids(database, LedgerFilter(until=NOW - timedelta(hours=1))) == ["a"]
+    assert ids(database, LedgerFilter("user_1", "user.updated", "applied", NOW - timedelta(days=1), NOW)) == [
+        "a"
+    ]
 
 
 def test_activity_counts_each_minute_and_says_how_long_it_took(
@@ -95,7 +97,7 @@ def test_only_what_is_old_is_pruned(connection: psycopg.Connection, database: Da
     connection.execute(MANY_OLD_ROWS, {"count": 2 * ledger.PRUNED_AT_ONCE + 1})
     record(connection, "yesterday", at=datetime.now(UTC) - timedelta(days=1))
     assert ledger.prune(database, timedelta(days=30)) == 2 * ledger.PRUNED_AT_ONCE + 1
-    assert ids(database, Wanted()) == ["yesterday"]
+    assert ids(database, LedgerFilter()) == ["yesterday"]
     assert ledger.prune(database, timedelta(days=30)) == 0
 
 
@@ -109,4 +111,4 @@ def test_two_that_prune_at_once_do_not_wait_for_each_other(
         began = time.monotonic()
         assert ledger.prune(database, timedelta(days=30)) == 1
         assert time.monotonic() - began < 5
-    assert ids(database, Wanted()) == []
+    assert ids(database, LedgerFilter()) == []

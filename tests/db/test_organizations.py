@@ -18,7 +18,7 @@ import config
 from db.apply import statements, users
 from db.connection.engine import Database
 from db.merge.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
-from db.merge.incoming import Incoming
+from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from tests.db.test_races import held, wait_until_blocked
 from tests.db.test_stories import anonymous, deleted, deliveries, row, saved, signed_in
@@ -501,18 +501,18 @@ def test_no_statement_reads_a_whole_table(crowd: psycopg.Connection[Any]) -> Non
             assert ORDERED.search(plan), f"{title}: whoever locks the same does so in the same order"
 
 
-def saying(change: UserChange | Organization) -> Incoming:
-    return Incoming(change, f"msg_{time.perf_counter_ns()}", "any", NOW, NOW)
+def saying(change: UserChange | Organization) -> ReceivedChange:
+    return ReceivedChange(change, f"msg_{time.perf_counter_ns()}", "any", NOW, NOW)
 
 
-def member_of(clerk_id: str, number: int, *, ended_at: int | None = None) -> Incoming:
+def member_of(clerk_id: str, number: int, *, ended_at: int | None = None) -> ReceivedChange:
     """Return that a user joined organization `number`, which is new."""
     name = Organization(f"org_new_{number}", Version(1, 1), "New")
     stay = Membership(f"orgmem_{clerk_id}", name.id, NOW, ended_at)
     return saying(UserChange(clerk_id, memberships=(stay,), organizations=(name,)))
 
 
-def sign_ups(size: int) -> Sequence[Incoming]:
+def sign_ups(size: int) -> Sequence[ReceivedChange]:
     return [
         saying(
             UserChange(
@@ -525,33 +525,33 @@ def sign_ups(size: int) -> Sequence[Incoming]:
     ]
 
 
-def joins(size: int) -> Sequence[Incoming]:
+def joins(size: int) -> Sequence[ReceivedChange]:
     return [member_of(f"user_{size}_{i}", i) for i in range(size)]
 
 
-def new_names(size: int) -> Sequence[Incoming]:
+def new_names(size: int) -> Sequence[ReceivedChange]:
     return [saying(Organization(f"org_new_{i}", Version(size, 2), f"Name {size}")) for i in range(size)]
 
 
-def partings(size: int) -> Sequence[Incoming]:
+def partings(size: int) -> Sequence[ReceivedChange]:
     return [member_of(f"user_{size}_{i}", i, ended_at=NOW) for i in range(size)]
 
 
-def departures(size: int) -> Sequence[Incoming]:
+def departures(size: int) -> Sequence[ReceivedChange]:
     return [saying(UserChange(f"user_{size}_{i}", deleted_at=NOW)) for i in range(size)]
 
 
 @pytest.fixture
 def counted(
     make_settings: Callable[..., config.Settings], database_url: str
-) -> Iterator[Callable[[Sequence[Incoming]], tuple[int, int]]]:
+) -> Iterator[Callable[[Sequence[ReceivedChange]], tuple[int, int]]]:
     """Apply a batch, and return how many round trips and how many statements that took."""
     with TripCounter(database_url) as counter:
         url = SecretStr(counter.url)
         database = Database(make_settings(database_url=url, database_url_unpooled=None, redis_url=None))
         users.apply(database, [saying(UserChange("user_first", login_at=1))], FOLLOWS)
 
-        def apply(batch: Sequence[Incoming]) -> tuple[int, int]:
+        def apply(batch: Sequence[ReceivedChange]) -> tuple[int, int]:
             with counter.counting() as trips:
                 users.apply(database, batch, FOLLOWS)
             return trips.count, count_statements(trips.sent)
@@ -561,7 +561,7 @@ def counted(
 
 
 def test_a_batch_about_members_is_two_round_trips_and_as_many_statements_whatever_its_size(
-    counted: Callable[[Sequence[Incoming]], tuple[int, int]],
+    counted: Callable[[Sequence[ReceivedChange]], tuple[int, int]],
 ) -> None:
     for shape in (sign_ups, joins, new_names, partings, departures):
         seen = {counted(shape(size)) for size in (1, 10, 100)}
@@ -570,7 +570,7 @@ def test_a_batch_about_members_is_two_round_trips_and_as_many_statements_whateve
 
 
 def test_renaming_a_big_organization_is_one_batch_like_any_other(
-    crowd: psycopg.Connection[Any], counted: Callable[[Sequence[Incoming]], tuple[int, int]]
+    crowd: psycopg.Connection[Any], counted: Callable[[Sequence[ReceivedChange]], tuple[int, int]]
 ) -> None:
     small = counted([saying(Organization("org_2", Version(2, 2), "New"))])
     began = time.perf_counter()

@@ -20,7 +20,7 @@ from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
 from db.merge.change import EmailClaim, Profile, UserChange, Version, placeholder_address
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
 from db.times import to_datetime
 from tests.support.payloads import ANN, BEN, CAT, NOW
@@ -52,25 +52,25 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Row]]:
         yield connection
 
 
-def told(change: UserChange, svix_id: str | None = "new") -> Incoming:
+def told(change: UserChange, svix_id: str | None = "new") -> ReceivedChange:
     """Return the change as a delivery brings it, with a svix-id of its own."""
     if svix_id == "new":
         svix_id = f"msg_{next(_numbers):06}"
-    return Incoming(change, svix_id, "user.updated", NOW, NOW + 1)
+    return ReceivedChange(change, svix_id, "user.updated", NOW, NOW + 1)
 
 
-def saved(clerk_id: str, at: int, email: str | None = None, **fields: Any) -> Incoming:
+def saved(clerk_id: str, at: int, email: str | None = None, **fields: Any) -> ReceivedChange:
     """Return a whole profile, observed `at` ms after NOW."""
     version = Version(NOW + at, NOW + at)
     values = {"created_at": NOW, "name": f"name {at}", "organization": "Acme", "role": "user", **fields}
     return told(UserChange(clerk_id, Profile(version, **values), EmailClaim(version, email)))
 
 
-def deleted(clerk_id: str, at: int) -> Incoming:
+def deleted(clerk_id: str, at: int) -> ReceivedChange:
     return told(UserChange(clerk_id, deleted_at=NOW + at))
 
 
-def apply(database: Database, *batch: Incoming, policy: Policy = OURS) -> list[Outcome]:
+def apply(database: Database, *batch: ReceivedChange, policy: Policy = OURS) -> list[Outcome]:
     return users.apply(database, batch, policy)
 
 
@@ -389,7 +389,7 @@ def test_a_delivery_leaves_one_row_in_the_ledger(
     database: Database, connection: psycopg.Connection[Row]
 ) -> None:
     change = UserChange(ANN, login_at=NOW)
-    apply(database, Incoming(change, "msg_1", "session.created", NOW + 3, NOW + 4))
+    apply(database, ReceivedChange(change, "msg_1", "session.created", NOW + 3, NOW + 4))
     (found,) = ledger(connection)
     assert abs(found.pop("applied_at") - datetime.now(UTC)).total_seconds() < 60
     assert found == {
@@ -460,27 +460,27 @@ def test_nothing_to_apply_needs_no_database(make_settings: MakeSettings) -> None
 # What it costs
 
 
-Shape = Callable[[int], Sequence[Incoming]]
+Shape = Callable[[int], Sequence[ReceivedChange]]
 
 
-def sign_ups(size: int) -> Sequence[Incoming]:
+def sign_ups(size: int) -> Sequence[ReceivedChange]:
     return [saved(f"user_{size}_{i}", 1, f"{size}.{i}@example.com") for i in range(size)]
 
 
-def moves(size: int) -> Sequence[Incoming]:
+def moves(size: int) -> Sequence[ReceivedChange]:
     """Everybody takes the address of somebody who is not in the batch."""
     return [saved(f"user_{size}_{i}", 3, f"rival.{size}.{i}@example.com") for i in range(size)]
 
 
-def rivals(size: int) -> Sequence[Incoming]:
+def rivals(size: int) -> Sequence[ReceivedChange]:
     return [saved(f"rival_{size}_{i}", 2, f"rival.{size}.{i}@example.com") for i in range(size)]
 
 
-def departures(size: int) -> Sequence[Incoming]:
+def departures(size: int) -> Sequence[ReceivedChange]:
     return [deleted(f"user_{size}_{i}", 9) for i in range(size)]
 
 
-def sign_ins(size: int) -> Sequence[Incoming]:
+def sign_ins(size: int) -> Sequence[ReceivedChange]:
     return [told(UserChange(f"user_{size}_{i}", login_at=NOW + 5)) for i in range(size)]
 
 
@@ -524,7 +524,7 @@ def test_batches_in_opposite_orders_never_deadlock(
     people = [f"user_{i:02}" for i in range(12)]
     addresses = [f"{i}@example.com" for i in range(6)]  # two claim each, and all move on at every turn
 
-    def batch(turn: int) -> list[Incoming]:
+    def batch(turn: int) -> list[ReceivedChange]:
         told_so = [saved(one, turn, addresses[(i + turn) % 6]) for i, one in enumerate(people)]
         return told_so[::-1] if turn % 2 else told_so
 
@@ -541,7 +541,7 @@ def test_batches_in_opposite_orders_never_deadlock(
 def test_many_who_claim_one_address_never_deadlock(
     database: Database, connection: psycopg.Connection[Row]
 ) -> None:
-    def claims(number: int) -> list[Incoming]:
+    def claims(number: int) -> list[ReceivedChange]:
         return [saved(f"user_{number % 9}_{i}", number, SHARED) for i in range(4)]
 
     with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(8) as threads:

@@ -49,7 +49,10 @@ CASES = {
     ),
     "no worker": Case({"workers_alive": "1x5 0x100"}, {7: set(), 8: {"ClerkSyncNoWorker"}}),
     "workers wait": Case(
-        {'workers_waiting{what="database"}': "0x5 2x100", 'workers_waiting{what="Redis"}': "0x200"},
+        {
+            'workers_waiting{dependency="database"}': "0x5 2x100",
+            'workers_waiting{dependency="Redis"}': "0x200",
+        },
         {7: set(), 8: {"ClerkSyncWorkersWait"}},
     ),
     "lag": Case({"queue_oldest_age_seconds": "0x5 61x100"}, {7: set(), 8: {"ClerkSyncLag"}}),
@@ -79,17 +82,17 @@ CASES = {
     ),
     "failed jobs": Case({"failed_jobs": "0x5 1x195"}, {6: set(), 7: {"ClerkSyncFailedJobs"}}),
     "a repair fails": Case(
-        {'repair_result{result="failed"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncRepairFails"}}
+        {'reconcile_result{result="failed"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncRepairFails"}}
     ),
     "a repair is overdue": Case(
-        {"repair_timestamp_seconds": "0x200", "repair_interval_seconds": "600x200"},
+        {"reconcile_timestamp_seconds": "0x200", "repair_interval_seconds": "600x200"},
         {35: set(), 36: {"ClerkSyncRepairFails"}},
     ),
     "a repair is refused": Case(
-        {'repair_result{result="refused"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncDrift"}}
+        {'reconcile_result{result="refused"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncDrift"}}
     ),
     "drift": Case(
-        {'repair_drift{kind="missing"}': "0x5 1x195", 'repair_drift{kind="ghost"}': "0x200"},
+        {'reconcile_drift{kind="missing"}': "0x5 1x195", 'repair_drift{kind="ghost"}': "0x200"},
         {10: set(), 11: {"ClerkSyncDrift"}},
     ),
 }
@@ -122,7 +125,7 @@ def test_every_rule_has_its_case(rules: dict[str, str]) -> None:
 def _unit_test(case: Case, rules: dict[str, str]) -> dict[str, object]:
     """Return what promtool is to look at; series of counters and gauges are named without their prefix."""
     series = {name: values for name, values in {**ALWAYS, **case.series}.items() if values is not None}
-    looks = [
+    look_up = [
         {
             "expr": 'count by (alertname, severity) (ALERTS{alertstate="firing"})',
             "eval_time": f"{minute}m",
@@ -144,7 +147,7 @@ def _unit_test(case: Case, rules: dict[str, str]) -> dict[str, object]:
                     for name, values in series.items()
                     for target in TARGETS
                 ],
-                "promql_expr_test": looks,
+                "promql_expr_test": look_up,
             }
         ],
     }

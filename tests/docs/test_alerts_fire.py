@@ -20,7 +20,7 @@ from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import body, svix_id, user, user_event
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack, wait_until
-from worker.queue.producer import WATCHING_SINCE_KEY, Delivery, intake
+from worker.queue.producer import WATCHING_SINCE_KEY, Delivery, delivery_queue
 
 ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yml"
 PATIENCE_S = 60
@@ -210,7 +210,7 @@ def _blocked(connection: psycopg.Connection) -> bool:
 def _lag(settings: config.Settings, stack: Stack, prometheus: Prometheus) -> None:
     """Let deliveries of two hours ago wait, then be applied."""
     stack.workers[0].end()
-    queue = intake(settings)
+    queue = delivery_queue(settings)
     then = now_ms() - OLD_MS
     for i in range(40):
         event = body(user_event(data=user(f"user_{i}"))).decode()

@@ -15,7 +15,7 @@ from db.connection.engine import PoolState
 from tests.support.settings import MakeSettings
 from worker.monitoring import metrics as m
 from worker.monitoring.metrics import Metrics
-from worker.monitoring.prometheus import Exposition
+from worker.monitoring.prometheus import MetricsEndpoint
 from worker.queue.rq_format import WORKER_PREFIX, WORKER_REPORT, WORKERS_KEY
 from worker.redis_client import worker_redis
 from worker.sync import last_run
@@ -59,7 +59,7 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     backfill = dict.fromkeys(("created", "updated"), 0)
     moments = dict.fromkeys(("started_at", "finished_at"), "2026-01-01T10:00:00+00:00")
     last_run.keep(redis, {**moments, "error": None, "backfill": backfill, "drift": drift})
-    exposition = Exposition(settings, counts)
+    exposition = MetricsEndpoint(settings, counts)
     found: dict[str, list[dict[str, str]]] = {}
     for family in text_string_to_metric_families(exposition.render().decode()):
         for sample in family.samples:

@@ -12,7 +12,7 @@ from tests.faults.house import House, what_is_left
 from tests.faults.servers import Servers
 from tests.support.queue import RqView
 from tests.support.stack import wait_until
-from worker.queue.consumer import HOLDERS_KEY
+from worker.queue.consumer import CONSUMERS_KEY
 from worker.queue.rq_format import WORKER_PREFIX, WORKERS_KEY
 
 TABLES = "users, user_sync, webhook_events, membership_sync, organization_sync"
@@ -104,7 +104,7 @@ def forget_jobs(house: House) -> None:
     """
     if not are_known(house):
         house.redis.flushdb()
-    stays = (WORKERS_KEY.encode(), b"rq:workers", HOLDERS_KEY.encode())
+    stays = (WORKERS_KEY.encode(), b"rq:workers", CONSUMERS_KEY.encode())
     for key in list(house.redis.scan_iter()):
         if key not in stays and not key.startswith(WORKER_PREFIX.encode()):
             house.redis.delete(key)

@@ -20,7 +20,7 @@ from redis.connection import Connection
 from config import load
 from db.apply import users
 from worker import log
-from worker.queue.consumer import Failed, Finished, HeldJobs, TakenJob
+from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
 from worker.runner import batch_worker
 
 BATCH = 3
@@ -43,19 +43,19 @@ class Doom:
             os.kill(os.getpid(), self._number)
 
 
-def doomed_jobs(doom: Doom) -> type[HeldJobs]:
+def doomed_jobs(doom: Doom) -> type[ReservedJobs]:
     """Return a HeldJobs that is struck on its way to Redis and back."""
 
-    class DoomedJobs(HeldJobs):
-        def finish_and_take(self, done: Sequence[Finished | Failed], limit: int) -> list[TakenJob] | None:
-            jobs = super().finish_and_take(done, limit)
+    class DoomedJobs(ReservedJobs):
+        def settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> list[TakenJob] | None:
+            jobs = super().settle_and_take(done, limit)
             if jobs:
                 doom.at("loaded")
             return jobs
 
-        def _settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> Any:
+        def _send_and_take(self, done: Sequence[Finished | Failed], limit: int) -> Any:
             doom.settles.now = bool(done)
-            taken = super()._settle_and_take(done, limit)
+            taken = super()._send_and_take(done, limit)
             if done:
                 doom.at("finished")
             if taken:
@@ -95,7 +95,7 @@ def main() -> None:
     settings = load("redis_url", "database_url")
     log.configure(settings)
     with (
-        patch.object(batch_worker, "HeldJobs", doomed_jobs(doom)),
+        patch.object(batch_worker, "ReservedJobs", doomed_jobs(doom)),
         patch.object(Connection, "read_response", before_reading(doom, Connection.read_response)),
         patch.object(users, "apply", around(doom, "parsed", users.apply, "committed")),
         patch.object(users, "_decide", around(doom, "in transaction", users._decide, "")),

@@ -20,7 +20,7 @@ from cli.dev.servers import HOST, free_port
 from tests.bench.harness import clerk_sync, family, rss_mb
 from tests.support.stack import environment, wait_until
 from worker.queue import rq_format as rq
-from worker.queue.consumer import HELD_PREFIX
+from worker.queue.consumer import RESERVED_PREFIX
 
 ROOT = Path(__file__).parents[2]
 READY_S = 60
@@ -233,6 +233,6 @@ def what_is_left(redis: Redis) -> dict[str, int]:
             pipeline.zcard(registry)
         queued, started, scheduled, failed = pipeline.execute()
     # After the queue: that is the way that a job goes.
-    held = sum(redis.llen(key) for key in redis.scan_iter(f"{HELD_PREFIX}*"))
+    held = sum(redis.llen(key) for key in redis.scan_iter(f"{RESERVED_PREFIX}*"))
     found = {"queued": queued, "started": started, "held": held, "scheduled": scheduled, "failed": failed}
     return {place: number for place, number in found.items() if number}

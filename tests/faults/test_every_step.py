@@ -22,7 +22,7 @@ from tests.support.queue import RqView
 from tests.support.reference_model import Delivery
 from tests.support.stack import environment, wait_until
 from worker.queue.producer import Delivery as Enqueued
-from worker.queue.producer import intake
+from worker.queue.producer import delivery_queue
 from worker.redis_client import worker_redis
 
 WORLDS = 6
@@ -112,7 +112,7 @@ def assert_each_was_finished_once(rq: RqView, deliveries: Sequence[Delivery]) ->
 
 def fill(settings: config.Settings, deliveries: Sequence[Delivery]) -> None:
     """Put deliveries on the queue."""
-    receiver = intake(settings)
+    receiver = delivery_queue(settings)
     for svix_id, event, received_at in deliveries:
         receiver.enqueue(Enqueued(svix_id, body(event).decode(), "a delivery", received_at))
     receiver.close()

@@ -18,7 +18,7 @@ from tests.faults.servers import Servers
 from tests.faults.svix import Svix
 from tests.support.queue import RqView, delivery
 from tests.support.stack import environment, wait_until
-from worker.queue.consumer import HOLDERS_KEY, Failed, Finished, HeldJobs, TakenJob
+from worker.queue.consumer import CONSUMERS_KEY, Failed, Finished, ReservedJobs, TakenJob
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import FINISHED_KEY, JOB_PREFIX, RESULT_PREFIX, SUSPENDED_KEY
 from worker.redis_client import QueueUnavailable
@@ -71,7 +71,7 @@ def test_more_goes_through_a_full_redis_than_it_can_hold_also_by_a_worker_that_s
 def test_workers_stay_known_in_a_full_redis(house: House) -> None:
     with full(house.redis):
         time.sleep(2 * BEAT_EVERY_S)
-        latest: Any = house.redis.zrange(HOLDERS_KEY, 0, -1, withscores=True)
+        latest: Any = house.redis.zrange(CONSUMERS_KEY, 0, -1, withscores=True)
         now: Any = house.redis.time()
         assert all(score > now[0] - 2 * BEAT_EVERY_S for _, score in latest)
         # a holder is a worker, or a part of one
@@ -87,8 +87,8 @@ def queue(apart: Redis) -> DeliveryQueue:
 
 
 @pytest.fixture
-def held(apart: Redis) -> HeldJobs:
-    return HeldJobs(apart, "somebody")
+def held(apart: Redis) -> ReservedJobs:
+    return ReservedJobs(apart, "somebody")
 
 
 def fill(queue: DeliveryQueue, number: int) -> list[str]:
@@ -98,14 +98,14 @@ def fill(queue: DeliveryQueue, number: int) -> list[str]:
     return [one.svix_id for one in given]
 
 
-def take(held: HeldJobs, limit: int) -> list[TakenJob]:
-    jobs = held.finish_and_take([], limit)
+def take(held: ReservedJobs, limit: int) -> list[TakenJob]:
+    jobs = held.settle_and_take([], limit)
     assert jobs is not None
     return jobs
 
 
 def test_every_step_of_a_worker_works_in_a_full_redis(
-    apart: Redis, queue: DeliveryQueue, held: HeldJobs
+    apart: Redis, queue: DeliveryQueue, held: ReservedJobs
 ) -> None:
     ids, rq = fill(queue, 6), RqView(apart)
     with full(apart):
@@ -114,20 +114,20 @@ def test_every_step_of_a_worker_works_in_a_full_redis(
         jobs = take(held, 4)
         assert [job.id for job in jobs] == ids[:4]
         failed = [Failed(jobs[i], "reason", "trace", retryable=i == 2) for i in (1, 2)]
-        held.finish_and_take([Finished(jobs[0], "applied"), *failed], 0)
-        held.beat()
+        held.settle_and_take([Finished(jobs[0], "applied"), *failed], 0)
+        held.heartbeat()
         assert held.wait(1) is False
-        assert held.give_back() == 1
+        assert held.release() == 1
         assert len(take(held, 2)) == 2
         held.leave()
     assert [rq.places(id_) for id_ in ids] == [[], ["failed"], ["scheduled"], *[["queue"]] * 3]
 
 
 def test_what_was_finished_longest_ago_is_forgotten_first_and_nothing_else(
-    apart: Redis, queue: DeliveryQueue, held: HeldJobs
+    apart: Redis, queue: DeliveryQueue, held: ReservedJobs
 ) -> None:
     ids, rq = fill(queue, 30), RqView(apart)
-    held.finish_and_take([Finished(job, "applied") for job in take(held, 20)], 0)
+    held.settle_and_take([Finished(job, "applied") for job in take(held, 20)], 0)
     for number, id_ in enumerate(ids[:20]):
         apart.zadd(FINISHED_KEY, {id_: 2_000_000_000 + number})
     # Its hash had expired, and it came again: RQ clears its registry later.
@@ -143,12 +143,12 @@ def test_what_was_finished_longest_ago_is_forgotten_first_and_nothing_else(
 
 
 def test_what_a_worker_held_before_redis_set_its_clock_back_is_taken_back(
-    apart: Redis, queue: DeliveryQueue, held: HeldJobs
+    apart: Redis, queue: DeliveryQueue, held: ReservedJobs
 ) -> None:
     fill(queue, 3)
     take(held, 3)
-    apart.zadd(HOLDERS_KEY, {"somebody": time.time() + 3600})
-    other = HeldJobs(apart, "other")
-    other.beat()
-    assert other.reap() == 3
+    apart.zadd(CONSUMERS_KEY, {"somebody": time.time() + 3600})
+    other = ReservedJobs(apart, "other")
+    other.heartbeat()
+    assert other.recover_orphans() == 3
     assert len(take(other, 5)) == 3

@@ -41,7 +41,7 @@ def test_every_known_shape_is_taken_and_applied_and_only_one_without_an_id_fails
     assert [id_ for id_, status in statuses.items() if status == QUEUED] == [
         id_ for id_, event in events.items() if event["type"] in handled
     ]
-    assert list(settle(each_house, statuses)) == ["Unreadable: the event's data.id is no Clerk id"]
+    assert list(redact_deleted(each_house, statuses)) == ["Unreadable: the event's data.id is no Clerk id"]
 
 
 def test_nothing_that_is_signed_ends_a_process_or_is_lost_or_answered_late(each_house: House) -> None:
@@ -50,7 +50,7 @@ def test_nothing_that_is_signed_ends_a_process_or_is_lost_or_answered_late(each_
     def look(contents: list[bytes]) -> None:
         statuses = deliver(each_house, {svix_id(): content for content in contents})
         assert set(statuses.values()) <= {IGNORED, QUEUED, REFUSED}
-        reasons = settle(each_house, statuses)
+        reasons = redact_deleted(each_house, statuses)
         assert [reason for reason in reasons if not reason.startswith("Unreadable: ")] == []
         assert all(member.process.running for member in each_house.members)
 
@@ -70,7 +70,7 @@ def deliver(house: House, contents: Mapping[str, bytes]) -> dict[str, int]:
     return statuses
 
 
-def settle(house: House, statuses: Mapping[str, int]) -> list[str]:
+def redact_deleted(house: House, statuses: Mapping[str, int]) -> list[str]:
     """Wait until every delivery that was queued is finished or failed, and return why those failed."""
     rq = RqView(house.redis)
     ids = [id_ for id_, status in statuses.items() if status == QUEUED]

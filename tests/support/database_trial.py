@@ -15,7 +15,7 @@ from db.merge.policy import Policy
 from tests.support.histories import Plan
 from tests.support.payloads import Json, body
 from tests.support.reference_model import Choices, Company, Delivery, Row, Stay, Tables
-from worker.clerk.payloads import MetadataKeys
+from worker.clerk.payloads import FieldSources
 from worker.runner.batch import incoming
 
 PATIENCE_S = 60
@@ -121,7 +121,7 @@ class Trial:
     def apply(self, batch: Sequence[Delivery], choices: Choices) -> None:
         """Apply one batch as a worker does."""
         settings = self._settings.model_copy(update=choices._asdict())
-        keys = MetadataKeys.of(settings)
+        keys = FieldSources.of(settings)
         changes = [incoming(d.svix_id, body(d.event).decode(), d.received_at, keys) for d in batch]
         outcomes = users.apply(self._database, changes, Policy.of(settings))
         assert len(outcomes) == len(batch)

@@ -9,7 +9,7 @@ from rq.worker import SimpleWorker
 
 from tests.support.payloads import Json
 from tests.support.queue import delivery
-from worker.queue.consumer import Failed, HeldJobs
+from worker.queue.consumer import Failed, ReservedJobs
 from worker.queue.producer import DeliveryQueue
 
 REASON = "Unreadable: the event's data.id is no Clerk id"
@@ -19,13 +19,13 @@ def fail(
     redis: Redis, event: Json | None = None, *, id_: str | None = None, reason: str = REASON, times: int = 1
 ) -> str:
     """Enqueue a delivery, let a worker of ours fail it that many times, and return its id."""
-    queue, held = DeliveryQueue(redis), HeldJobs(redis, "failing")
+    queue, held = DeliveryQueue(redis), ReservedJobs(redis, "failing")
     given = delivery(event, id_=id_)
     for _ in range(times):
         queue.enqueue(given)
-        jobs = held.finish_and_take([], 100) or []
+        jobs = held.settle_and_take([], 100) or []
         traceback = f'Traceback (most recent call last):\n  File "worker/clerk/payloads.py", line 1\n{reason}'
-        held.finish_and_take([Failed(job, reason, traceback, retryable=False) for job in jobs], 0)
+        held.settle_and_take([Failed(job, reason, traceback, retryable=False) for job in jobs], 0)
     return given.svix_id
 
 

@@ -23,7 +23,7 @@ from rq.worker import BaseWorker
 
 from cli.dev.servers import Server
 from tests.support.payloads import NOW, Json, body, svix_id, user_event
-from worker.queue.consumer import HELD_PREFIX
+from worker.queue.consumer import RESERVED_PREFIX
 from worker.queue.producer import Delivery
 
 REGISTRIES: dict[str, type[BaseRegistry]] = {
@@ -71,7 +71,7 @@ class RqView:
         found = ["queue"] * self.queue.get_job_ids().count(id_)
         for name in self.registries:
             found += [name] * self.ids(name).count(id_)
-        for key in self.redis.scan_iter(f"{HELD_PREFIX}*"):
+        for key in self.redis.scan_iter(f"{RESERVED_PREFIX}*"):
             found += ["held"] * self.redis.lrange(key, 0, -1).count(id_.encode())
         return found
 

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 import config
 from db.apply.users import apply
 from db.connection.engine import Database
-from db.merge.incoming import Incoming
+from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from tests.support.database_trial import READ_USERS
 from tests.support.fake_clerk import FakeClerk
@@ -18,11 +18,11 @@ from tests.support.payloads import Json, body
 from tests.support.reference_model import Row
 from tests.support.settings import MakeSettings
 from worker.clerk.api import ClerkApi
-from worker.clerk.payloads import MetadataKeys
+from worker.clerk.payloads import FieldSources
 from worker.runner.batch import incoming
 from worker.shutdown import StopSignal
-from worker.sync.backfill import Backfill, Done
-from worker.sync.context import Bridge, bridge
+from worker.sync.backfill import Backfill, BackfillStats
+from worker.sync.context import SyncContext, bridge
 from worker.sync.reconcile import Reconcile, Report
 
 
@@ -38,7 +38,7 @@ def api_alone(clerk: FakeClerk, **overrides: Any) -> config.Settings:
 
 
 @contextmanager
-def bridged(settings: config.Settings, stopping: StopSignal | None = None) -> Iterator[Bridge]:
+def bridged(settings: config.Settings, stopping: StopSignal | None = None) -> Iterator[SyncContext]:
     """Give a bridge between the API and the database that the settings name."""
     database = Database(settings)
     try:
@@ -61,9 +61,9 @@ def client(settings: config.Settings, **options: Any) -> Iterator[ClerkApi]:
 def backfill_until(settings: config.Settings, pages: int) -> None:
     """Run a backfill that is told to stop after so many pages. Raises Stopped unless it is through before."""
     stopping = StopSignal()
-    seen: list[Done] = []
+    seen: list[BackfillStats] = []
 
-    def look(done: Done) -> None:
+    def look(done: BackfillStats) -> None:
         seen.append(done)
         if len(seen) == pages:
             stopping.request()
@@ -72,25 +72,25 @@ def backfill_until(settings: config.Settings, pages: int) -> None:
         Backfill(both, look).everything()
 
 
-def report(both: Bridge, allow_deletes: int | None = None) -> Report:
+def report(both: SyncContext, allow_deletes: int | None = None) -> Report:
     """Return what differs between the tables and Clerk now."""
     return Reconcile(both, settle_s=0, allow_deletes=allow_deletes).report()
 
 
-def mend(both: Bridge, allow_deletes: int | None = None) -> list[str]:
+def fix(both: SyncContext, allow_deletes: int | None = None) -> list[str]:
     """Mend what is found, and make sure that nothing more is found then."""
     task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
     found = task.report()
     assert found.refusal is None
-    left = task.mend(found)
+    left = task.fix(found)
     assert left or not report(both).differing
     return left
 
 
-def deliver(both: Bridge, *events: Json) -> None:
+def deliver(both: SyncContext, *events: Json) -> None:
     """Apply events as a worker does."""
-    keys = MetadataKeys.of(both.settings)
-    changes: list[Incoming] = [
+    keys = FieldSources.of(both.settings)
+    changes: list[ReceivedChange] = [
         incoming(f"msg_{i}_{event['timestamp']}", body(event).decode(), event["timestamp"], keys)
         for i, event in enumerate(events)
     ]

@@ -18,7 +18,7 @@ from tests.support.payloads import ANN, body, session, session_event, svix_id, u
 from tests.support.queue import RqView
 from tests.support.settings import SECRET
 from worker.clerk.payloads import HANDLED_TYPES
-from worker.queue.consumer import Failed, HeldJobs
+from worker.queue.consumer import Failed, ReservedJobs
 
 OTHER_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 MARK = "q7Zx"  # stands for whatever is personal: no line of the log may hold it
@@ -30,10 +30,10 @@ def deliver(client: FlaskClient, content: bytes | None = None, **attempt: Any) -
 
 
 def fail(redis: Redis, id_: str) -> None:
-    holder = HeldJobs(redis, "a-worker")
-    (taken,) = holder.finish_and_take([], 1) or []
+    holder = ReservedJobs(redis, "a-worker")
+    (taken,) = holder.settle_and_take([], 1) or []
     assert taken.id == id_
-    holder.finish_and_take([Failed(taken, "unreadable", "", retryable=False)], 0)
+    holder.settle_and_take([Failed(taken, "unreadable", "", retryable=False)], 0)
 
 
 @pytest.mark.parametrize("type_", HANDLED_TYPES)

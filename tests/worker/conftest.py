@@ -9,10 +9,10 @@ import config
 from tests.support.queue import RqView
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.sync import bridged
-from worker.queue.consumer import HeldJobs
-from worker.queue.producer import DeliveryQueue, intake
+from worker.queue.consumer import ReservedJobs
+from worker.queue.producer import DeliveryQueue, delivery_queue
 from worker.redis_client import worker_redis
-from worker.sync.context import Bridge
+from worker.sync.context import SyncContext
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def redis(make_settings: MakeSettings) -> Iterator[Redis]:
 @pytest.fixture
 def queue(make_settings: MakeSettings) -> Iterator[DeliveryQueue]:
     """The receiver's side of the queue."""
-    receiver = intake(make_settings(**NO_DATABASE))
+    receiver = delivery_queue(make_settings(**NO_DATABASE))
     yield receiver
     receiver.close()
 
@@ -38,13 +38,13 @@ def rq(redis: Redis) -> RqView:
 
 
 @pytest.fixture
-def holder(redis: Redis) -> Callable[[str], HeldJobs]:
+def holder(redis: Redis) -> Callable[[str], ReservedJobs]:
     """Make a worker's side of the queue, under a name."""
-    return lambda name: HeldJobs(redis, name)
+    return lambda name: ReservedJobs(redis, name)
 
 
 @pytest.fixture
-def both(settings: config.Settings) -> Iterator[Bridge]:
+def both(settings: config.Settings) -> Iterator[SyncContext]:
     """Clerk and the tables that `settings` names."""
     with bridged(settings) as made:
         yield made

@@ -35,8 +35,8 @@ from tests.support.sync import (
 )
 from worker.clerk.api import ClerkRefused, ClerkUnavailable
 from worker.shutdown import Stopped, StopSignal
-from worker.sync.backfill import OVERLAP_MS, Backfill, Done
-from worker.sync.context import Bridge
+from worker.sync.backfill import OVERLAP_MS, Backfill, BackfillStats
+from worker.sync.context import SyncContext
 
 
 @pytest.fixture
@@ -44,23 +44,25 @@ def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     return api_settings(make_settings, clerk)
 
 
-def adds_up(done: Done) -> bool:
+def adds_up(done: BackfillStats) -> bool:
     """Say whether each entry that was seen is counted once."""
-    return done.created + done.updated + done.unchanged + done.unread + done.refused == done.seen
+    return done.created + done.updated + done.unchanged + done.invalid + done.refused == done.seen
 
 
 def pages(clerk: FakeClerk) -> list[Request]:
     return [request for request in clerk.requests if request.path == "/users"]
 
 
-def test_an_empty_table_gets_every_user(clerk: FakeClerk, both: Bridge) -> None:
+def test_an_empty_table_gets_every_user(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(1200)
     done = Backfill(both).everything()
-    assert done == Done(seen=1200, created=1200, expected=1200)
+    assert done == BackfillStats(seen=1200, created=1200, expected=1200)
     assert set(rows(both.settings)) == set(clerk.ids())
 
 
-def test_a_user_read_from_the_api_is_stored_as_one_from_a_webhook(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_user_read_from_the_api_is_stored_as_one_from_a_webhook(
+    clerk: FakeClerk, both: SyncContext
+) -> None:
     shown = user(ANN, public_metadata={"role": "admin", "organization": "Fjord"}, last_sign_in_at=NOW + 5)
     deliver(both, user_event(data=shown))
     delivered = rows(both.settings)
@@ -70,15 +72,17 @@ def test_a_user_read_from_the_api_is_stored_as_one_from_a_webhook(clerk: FakeCle
     assert rows(both.settings) == delivered
 
 
-def test_a_second_run_finds_nothing_to_do_but_what_changed(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_second_run_finds_nothing_to_do_but_what_changed(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(600)
     Backfill(both).everything()
     clerk.put(user(numbered_id(3), first_name="Changed", updated_at=NOW), user(ANN))
-    assert Backfill(both).everything() == Done(seen=601, created=1, updated=1, unchanged=599, expected=601)
+    assert Backfill(both).everything() == BackfillStats(
+        seen=601, created=1, updated=1, unchanged=599, expected=601
+    )
     assert rows(both.settings)[numbered_id(3)].name.startswith("Changed")
 
 
-def test_a_row_that_somebody_meddled_with_is_mended(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_row_that_somebody_meddled_with_is_mended(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     Backfill(both).everything()
     before = rows(both.settings)
@@ -87,7 +91,7 @@ def test_a_row_that_somebody_meddled_with_is_mended(clerk: FakeClerk, both: Brid
     assert rows(both.settings) == before
 
 
-def test_what_came_by_webhook_and_is_newer_stays(clerk: FakeClerk, both: Bridge) -> None:
+def test_what_came_by_webhook_and_is_newer_stays(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN), user(BEN))
     newer = user(ANN, "new@example.com", first_name="New", updated_at=NOW + 9000)
 
@@ -103,7 +107,7 @@ def test_what_came_by_webhook_and_is_newer_stays(clerk: FakeClerk, both: Bridge)
 
 
 def test_who_is_newer_here_than_in_the_listing_is_unchanged_and_a_later_login_an_update(
-    clerk: FakeClerk, both: Bridge
+    clerk: FakeClerk, both: SyncContext
 ) -> None:
     clerk.put(user(ANN), user(BEN))
     for clerk_id in (ANN, BEN):
@@ -120,7 +124,7 @@ def test_who_is_newer_here_than_in_the_listing_is_unchanged_and_a_later_login_an
 
 
 def test_a_row_that_the_database_does_not_let_be_changed_is_refused_and_not_updated(
-    clerk: FakeClerk, both: Bridge
+    clerk: FakeClerk, both: SyncContext
 ) -> None:
     clerk.put_many(40)
     Backfill(both).everything()
@@ -130,7 +134,7 @@ def test_a_row_that_the_database_does_not_let_be_changed_is_refused_and_not_upda
     assert (done.updated, done.unchanged, done.refused, adds_up(done)) == (0, 39, 1, True)
 
 
-def test_a_later_login_stays_and_an_earlier_one_is_brought(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_later_login_stays_and_an_earlier_one_is_brought(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN, last_sign_in_at=NOW), user(BEN, last_sign_in_at=NOW))
     deliver(both, session_event(data=session(ANN, created_at=NOW + 5000)))
     Backfill(both).everything()
@@ -138,12 +142,12 @@ def test_a_later_login_stays_and_an_earlier_one_is_brought(clerk: FakeClerk, bot
     assert rows(both.settings)[BEN].last_login_at == NOW
 
 
-def test_odd_entries_are_left_out_and_told(clerk: FakeClerk, both: Bridge) -> None:
+def test_odd_entries_are_left_out_and_told(clerk: FakeClerk, both: SyncContext) -> None:
     odd: list[object] = [user(ANN), None, user(ABSENT), user(BEN)]
     clerk.put(user(ANN), user(BEN))
     clerk.before = partial(show_once, clerk, odd)
     done = Backfill(both).everything()
-    assert (done.created, done.unread, adds_up(done)) == (2, 2, True)
+    assert (done.created, done.invalid, adds_up(done)) == (2, 2, True)
     assert done.troubles == (
         "entry 2 was left out: it is no JSON object",
         "entry 3 was left out: it has no Clerk id",
@@ -155,7 +159,7 @@ def show_once(clerk: FakeClerk, entries: list[object], request: Request) -> None
         clerk.show_next(entries)
 
 
-def test_a_user_whom_the_database_refuses_stops_nobody_else(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_user_whom_the_database_refuses_stops_nobody_else(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(40)
     execute(both.settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'Name 17 %')")
     done = Backfill(both).everything()
@@ -241,7 +245,7 @@ def test_a_run_begins_anew_where_going_on_would_leave_something_out(
     assert count(settings) == 1200
 
 
-def test_a_listing_that_ends_early_is_no_whole_one(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_listing_that_ends_early_is_no_whole_one(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(1700)
     clerk.lists_at_most = 800
     done = Backfill(both).everything()
@@ -254,7 +258,7 @@ def test_a_listing_that_ends_early_is_no_whole_one(clerk: FakeClerk, both: Bridg
     assert count(both.settings) == 1700
 
 
-def test_only_what_was_updated_since_is_read(clerk: FakeClerk, both: Bridge) -> None:
+def test_only_what_was_updated_since_is_read(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(1700)
     clerk.put(
         user(ANN, updated_at=NOW + 1000), user(BEN, updated_at=NOW + 999), user(CAT, updated_at=NOW + 500)
@@ -268,7 +272,7 @@ def test_only_what_was_updated_since_is_read(clerk: FakeClerk, both: Bridge) -> 
 
 @pytest.mark.parametrize("shown", [0, 1])
 def test_a_listing_since_then_that_comes_to_nobody_older_must_be_of_all_users(
-    clerk: FakeClerk, both: Bridge, shown: int
+    clerk: FakeClerk, both: SyncContext, shown: int
 ) -> None:
     clerk.put(user(ANN, updated_at=NOW), user(BEN, updated_at=NOW + 1), user(CAT, updated_at=NOW + 2))
     clerk.lists_at_most = shown
@@ -297,7 +301,7 @@ def test_a_run_reaches_no_further_than_its_beginning_over_all_interruptions(
     assert task.reach.since == task.reach.began_at - OVERLAP_MS
 
 
-def test_everything_since_the_beginning_is_everything(clerk: FakeClerk, both: Bridge) -> None:
+def test_everything_since_the_beginning_is_everything(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(1700)
     assert Backfill(both).since(0).created == 1700
 

@@ -11,16 +11,16 @@ import pytest
 from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
 from tests.support.payloads import ANN, BEN, NOW, body, session, session_event, svix_id, user, user_event
 from tests.support.settings import MakeSettings
-from worker.clerk.payloads import MetadataKeys
+from worker.clerk.payloads import FieldSources
 from worker.queue.consumer import Failed, Finished, TakenJob
 from worker.queue.rq_format import JOB_FUNCTION, encode_call
 from worker.runner import batch
 
-KEYS = MetadataKeys()
+KEYS = FieldSources()
 MARK = "marked.person"
 
 
@@ -45,7 +45,7 @@ class Applied:
         self._refusal = refusal
         self._refused = set(refused)
 
-    def __call__(self, incoming: Sequence[Incoming]) -> list[Outcome]:
+    def __call__(self, incoming: Sequence[ReceivedChange]) -> list[Outcome]:
         ids = [str(one.svix_id) for one in incoming]
         self.calls.append(ids)
         if self._refusal and self._refused & set(ids):
@@ -81,9 +81,9 @@ def test_nothing_is_applied_for_no_jobs() -> None:
 
 
 def test_a_delivery_is_recorded_with_when_it_came_and_when_it_happened() -> None:
-    seen: list[Incoming] = []
+    seen: list[ReceivedChange] = []
 
-    def apply(incoming: Sequence[Incoming]) -> list[Outcome]:
+    def apply(incoming: Sequence[ReceivedChange]) -> list[Outcome]:
         seen.extend(incoming)
         return [Outcome.APPLIED] * len(incoming)
 

@@ -27,7 +27,7 @@ from tests.support.payloads import deleted_event, user, user_event
 from tests.support.queue import RqView, clerk_sync, delivery, frozen, rq_command
 from tests.support.settings import MakeSettings
 from tests.support.stack import environment, wait_until
-from worker.queue.consumer import HELD_PREFIX, HOLDERS_KEY, SILENT_AFTER_S
+from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, SILENT_AFTER_S
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SCHEDULED_KEY, WORKER_REPORT
 
@@ -152,15 +152,15 @@ def locked(connection: psycopg.Connection[Any], *clerk_ids: str) -> Iterator[Non
         yield
 
 
-def held(rq: RqView, worker: Worker) -> list[str]:
+def reserved(rq: RqView, worker: Worker) -> list[str]:
     """Return what a worker's first lane holds, then what its second does."""
-    parts: Any = [rq.redis.lrange(HELD_PREFIX + worker.name + part, 0, -1) for part in ("", ".2")]
+    parts: Any = [rq.redis.lrange(RESERVED_PREFIX + worker.name + part, 0, -1) for part in ("", ".2")]
     return [id_.decode() for part in parts for id_ in part]
 
 
 def assert_nothing_is_held(rq: RqView) -> None:
-    assert list(rq.redis.scan_iter(f"{HELD_PREFIX}*")) == []
-    assert rq.redis.zcard(HOLDERS_KEY) == 0
+    assert list(rq.redis.scan_iter(f"{RESERVED_PREFIX}*")) == []
+    assert rq.redis.zcard(CONSUMERS_KEY) == 0
     assert rq.ids("started") == []
 
 
@@ -200,7 +200,7 @@ def test_sigterm_lets_it_finish_what_is_in_hand_and_take_no_more(
     ids = fill(queue, range(25))
     with locked(connection, "user_3", "user_13"):
         worker = launch(batch_size=10).ready()
-        wait_until(lambda: held(rq, worker) == ids[:20], SOON_S)
+        wait_until(lambda: reserved(rq, worker) == ids[:20], SOON_S)
         for _ in range(3):  # whoever sends it again changes nothing
             os.kill(worker.pid, signal.SIGTERM)
             time.sleep(0.1)
@@ -221,7 +221,7 @@ def test_while_one_batch_waits_for_the_database_the_next_are_applied(
         worker = launch(batch_size=10).ready()
         await_users(connection, range(10, 45))
         await_status(rq, ids[10:], "finished")
-        wait_until(lambda: held(rq, worker) == ids[:10], SOON_S)
+        wait_until(lambda: reserved(rq, worker) == ids[:10], SOON_S)
     await_users(connection, range(45))
     await_status(rq, ids, "finished")
     (known,) = rq.workers()
@@ -237,7 +237,7 @@ def test_one_that_cannot_finish_in_time_ends_all_the_same_and_loses_nothing(
     ids = fill(queue, range(3))
     with locked(connection, "user_1"):
         worker = launch(shutdown_seconds=1).ready()
-        wait_until(lambda: held(rq, worker) == ids, SOON_S)
+        wait_until(lambda: reserved(rq, worker) == ids, SOON_S)
         assert worker.end(5) == 1
     fall_silent(redis, worker)
     launch()
@@ -247,7 +247,7 @@ def test_one_that_cannot_finish_in_time_ends_all_the_same_and_loses_nothing(
 
 def fall_silent(redis: Redis, worker: Worker) -> None:
     """Let the worker not have been heard of for too long."""
-    redis.zadd(HOLDERS_KEY, {worker.name: time.time() - SILENT_AFTER_S - 1})
+    redis.zadd(CONSUMERS_KEY, {worker.name: time.time() - SILENT_AFTER_S - 1})
 
 
 # Death
@@ -259,7 +259,7 @@ def test_what_a_killed_worker_held_is_applied_by_another_within_thirty_seconds(
     ids = fill(queue, range(20))
     with locked(connection, "user_0", "user_10"):
         killed = launch(batch_size=10).ready()
-        wait_until(lambda: held(rq, killed) == ids, SOON_S)
+        wait_until(lambda: reserved(rq, killed) == ids, SOON_S)
         other = launch().ready()
         killed.process.kill()
         died = time.monotonic()
@@ -276,7 +276,7 @@ def test_a_frozen_worker_loses_what_it_held_and_wakes_to_go_on(
     ids = fill(queue, range(5))
     with locked(connection, "user_0"):
         frozen = launch().ready()
-        wait_until(lambda: held(rq, frozen) == ids, SOON_S)
+        wait_until(lambda: reserved(rq, frozen) == ids, SOON_S)
         time.sleep(1)  # all that it sends at a time is sent
         os.kill(frozen.pid, signal.SIGSTOP)
         fall_silent(redis, frozen)
@@ -571,7 +571,7 @@ def test_a_redis_that_dies_while_a_batch_is_held_loses_no_job(
         ids = fill(queue, range(5))
         with locked(connection, "user_0"):
             worker = launch(redis_url=SecretStr(own_redis.url)).ready()
-            wait_until(lambda: held(rq, worker) == ids, SOON_S)
+            wait_until(lambda: reserved(rq, worker) == ids, SOON_S)
             own_redis.stop()
         await_users(connection, range(5))
         own_redis.start()

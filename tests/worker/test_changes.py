@@ -27,10 +27,10 @@ from tests.support.payloads import (
 from tests.support.storable import assert_storable
 from worker.clerk.changes import change_of
 from worker.clerk.errors import Unreadable
-from worker.clerk.payloads import MetadataKeys, OrganizationSeen, parse
+from worker.clerk.payloads import FieldSources, OrganizationChanged, parse
 
 RECEIVED = NOW + 90_000
-KEYS = MetadataKeys()
+KEYS = FieldSources()
 ADDRESS = f"{ANN}@example.com"
 ODD: list[object] = [
     None,
@@ -57,15 +57,15 @@ Deliveries = Json | list[Json]
 Rules = dict[str, tuple[Deliveries, UserChange]]
 
 
-def said(*events: object, keys: MetadataKeys = KEYS) -> UserChange:
+def said(*events: object, keys: FieldSources = KEYS) -> UserChange:
     """Return what those deliveries say together."""
     return reduce(merge, (change(event, keys) for event in events))
 
 
-def change(event: object, keys: MetadataKeys = KEYS, received_at: int = RECEIVED) -> UserChange:
+def change(event: object, keys: FieldSources = KEYS, received_at: int = RECEIVED) -> UserChange:
     """Return what one delivery says."""
     fact = parse(text_of(event), keys)
-    assert not isinstance(fact, OrganizationSeen)
+    assert not isinstance(fact, OrganizationChanged)
     return change_of(fact, received_at)
 
 
@@ -492,14 +492,14 @@ def test_rule(deliveries: Deliveries, meaning: UserChange) -> None:
 @pytest.mark.parametrize(
     ("keys", "role", "organization"),
     [
-        (MetadataKeys("level", "company"), "admin", "Own"),
-        (MetadataKeys(None, "organization"), "user", "Other"),
-        (MetadataKeys("role", None), "user", None),
-        (MetadataKeys(None, None), "user", None),
+        (FieldSources("level", "company"), "admin", "Own"),
+        (FieldSources(None, "organization"), "user", "Other"),
+        (FieldSources("role", None), "user", None),
+        (FieldSources(None, None), "user", None),
     ],
     ids=["other keys", "the application owns role", "the application owns organization", "it owns both"],
 )
-def test_the_settings_name_the_metadata_keys(keys: MetadataKeys, role: str, organization: str | None) -> None:
+def test_the_settings_name_the_metadata_keys(keys: FieldSources, role: str, organization: str | None) -> None:
     public = {"role": "owner", "organization": "Other", "level": "admin", "company": "Own"}
     assert said(metadata(public), keys=keys) == ann(role=role, organization=organization)
 

@@ -22,10 +22,10 @@ from worker.clerk.api import (
     ClerkApiError,
     ClerkRefused,
     ClerkUnavailable,
-    Unread,
+    InvalidEntry,
 )
 from worker.clerk.changes import user_change
-from worker.clerk.payloads import MetadataKeys, UserSaved, parse
+from worker.clerk.payloads import FieldSources, UserUpserted, parse
 from worker.clerk.rate_limit import RateLimit
 from worker.shutdown import Stopped, StopSignal
 
@@ -40,8 +40,8 @@ def test_a_profile_reads_as_the_same_profile_in_a_webhook_does(clerk: FakeClerk,
     shown = user(ANN, public_metadata={"role": "admin", "organization": "Fjord"}, last_sign_in_at=NOW)
     clerk.put(shown)
     event = {"type": "user.updated", "data": shown, "timestamp": NOW}
-    parsed = parse(body(event).decode(), MetadataKeys())
-    assert isinstance(parsed, UserSaved)
+    parsed = parse(body(event).decode(), FieldSources())
+    assert isinstance(parsed, UserUpserted)
     assert api.user(ANN).users == [parsed.user]
     assert api.page(OLDEST_FIRST).users == [parsed.user]
 
@@ -127,7 +127,7 @@ def test_an_answer_of_another_shape_is_refused_at_once(
         path, lambda: api.user(ANN)
     )
     if (path, type(shape)) == (f"/users/{ANN}", dict):
-        assert ask_after(clerk, shape, ask).entries == [Unread("it has no Clerk id")]
+        assert ask_after(clerk, shape, ask).entries == [InvalidEntry("it has no Clerk id")]
         return
     with pytest.raises(ClerkRefused) as raised:
         ask_after(clerk, shape, ask)
@@ -155,7 +155,7 @@ def test_one_odd_entry_stops_no_page(clerk: FakeClerk, api: ClerkApi, odd: Any) 
     clerk.answer_next(200, json.dumps([user(ANN), odd, user(BEN)]))
     page = api.page(OLDEST_FIRST)
     assert page.ids == [ANN, BEN]
-    assert isinstance(page.entries[1], Unread)
+    assert isinstance(page.entries[1], InvalidEntry)
 
 
 def test_what_nests_too_deeply_for_python_hides_nobody(clerk: FakeClerk, api: ClerkApi) -> None:

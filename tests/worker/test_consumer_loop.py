@@ -16,11 +16,11 @@ from db.connection.errors import DatabaseUnavailable
 from tests.support.queue import RqView, delivery
 from tests.support.settings import MakeSettings
 from tests.support.stack import wait_until
-from worker.queue.consumer import Failed, Finished, HeldJobs, TakenJob
+from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import SUSPENDED_KEY
 from worker.redis_client import worker_redis
-from worker.runner.consumer_loop import Lane, Process, Shared
+from worker.runner.consumer_loop import ConsumerThread, Process, SharedState
 from worker.shutdown import StopSignal
 
 SOON_S = 10.0
@@ -30,7 +30,7 @@ BATCH = 2
 class Crowd(NamedTuple):
     """A lane that helps, in a thread, and what steers it."""
 
-    crowded: threading.Event
+    backlog: threading.Event
     stopping: StopSignal
     thread: threading.Thread
 
@@ -53,12 +53,14 @@ def redis(settings: config.Settings) -> Iterator[Redis]:
 @contextmanager
 def helping(settings: config.Settings, redis: Redis, process: Process) -> Iterator[Crowd]:
     database = Database(settings)
-    stopping, crowded = StopSignal(), threading.Event()
-    lane = Lane(HeldJobs(redis, "w", ".2"), Shared(process, BATCH, database, stopping, crowded))
-    thread = threading.Thread(target=lane.help, daemon=True)
+    stopping, backlog = StopSignal(), threading.Event()
+    consumer = ConsumerThread(
+        ReservedJobs(redis, "w", ".2"), SharedState(process, BATCH, database, stopping, backlog)
+    )
+    thread = threading.Thread(target=consumer.run_helper, daemon=True)
     thread.start()
     try:
-        yield Crowd(crowded, stopping, thread)
+        yield Crowd(backlog, stopping, thread)
         assert thread.is_alive(), "it ends only when it is told to"
     finally:
         stopping.request()
@@ -86,9 +88,9 @@ def test_it_sleeps_until_it_is_crowded(settings: config.Settings, redis: Redis) 
     with helping(settings, redis, finish) as crowd:
         crowd.thread.join(1)
         assert finished(redis) == 0
-        crowd.crowded.set()
+        crowd.backlog.set()
         wait_until(lambda: finished(redis) == 1, SOON_S)
-        wait_until(lambda: not crowd.crowded.is_set(), SOON_S)
+        wait_until(lambda: not crowd.backlog.is_set(), SOON_S)
 
 
 @pytest.mark.parametrize("count", [BATCH, BATCH + 1, 5 * BATCH])
@@ -97,7 +99,7 @@ def test_it_settles_what_it_has_done_before_it_rests(
 ) -> None:
     fill(redis, count)
     with helping(settings, redis, finish) as crowd:
-        crowd.crowded.set()
+        crowd.backlog.set()
         wait_until(lambda: finished(redis) == count, SOON_S)
 
 
@@ -105,12 +107,12 @@ def test_it_settles_although_another_says_that_the_crowd_is_gone(
     settings: config.Settings, redis: Redis
 ) -> None:
     def process(jobs: list[TakenJob]) -> list[Finished | Failed]:
-        crowd.crowded.clear()
+        crowd.backlog.clear()
         return finish(jobs)
 
     fill(redis, BATCH)
     with helping(settings, redis, process) as crowd:
-        crowd.crowded.set()
+        crowd.backlog.set()
         wait_until(lambda: finished(redis) == BATCH, SOON_S)
 
 
@@ -125,8 +127,8 @@ def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(
 
     fill(redis, BATCH)
     with helping(settings, redis, process) as crowd:
-        crowd.crowded.set()
-        wait_until(lambda: tried and not crowd.crowded.is_set(), SOON_S)
+        crowd.backlog.set()
+        wait_until(lambda: tried and not crowd.backlog.is_set(), SOON_S)
         crowd.thread.join(1)
         assert tried == [BATCH]
         assert RqView(redis).queue.count == BATCH
@@ -134,10 +136,10 @@ def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(
 
 def test_suspended_it_rests_with_nothing_in_hand(settings: config.Settings, redis: Redis) -> None:
     fill(redis, BATCH)
-    HeldJobs(redis, "w", ".2").finish_and_take([], BATCH)  # its answer is lost
+    ReservedJobs(redis, "w", ".2").settle_and_take([], BATCH)  # its answer is lost
     redis.set(SUSPENDED_KEY, 1)
     with helping(settings, redis, finish) as crowd:
-        crowd.crowded.set()
+        crowd.backlog.set()
         wait_until(lambda: RqView(redis).queue.count == BATCH, SOON_S)
 
 
@@ -145,11 +147,13 @@ def test_it_says_no_more_what_it_waited_for_although_nothing_comes(
     settings: config.Settings, redis: Redis
 ) -> None:
     database, stopping = Database(settings), StopSignal()
-    lane = Lane(HeldJobs(redis, "w"), Shared(finish, BATCH, database, stopping, threading.Event()))
-    lane.waiting_for = "database"
-    thread = threading.Thread(target=lane.lead, daemon=True)
+    consumer = ConsumerThread(
+        ReservedJobs(redis, "w"), SharedState(finish, BATCH, database, stopping, threading.Event())
+    )
+    consumer.waiting_for = "database"
+    thread = threading.Thread(target=consumer.run_primary, daemon=True)
     thread.start()
-    wait_until(lambda: lane.waiting_for is None, SOON_S)
+    wait_until(lambda: consumer.waiting_for is None, SOON_S)
     stopping.request()
     thread.join(SOON_S)
     database.dispose()
@@ -160,14 +164,14 @@ def test_a_redis_that_has_become_a_replica_is_left(
     settings: config.Settings, redis: Redis, own_redis: RedisServer
 ) -> None:
     fill(redis, BATCH)
-    with Redis.from_url(own_redis.url) as watching, helping(settings, redis, finish) as crowd:
-        watching.ping()
+    with Redis.from_url(own_redis.url) as instrument, helping(settings, redis, finish) as crowd:
+        instrument.ping()
         redis.ping()
-        own = {client["id"] for client in watching.client_list()}
-        watching.replicaof("127.0.0.1", free_port())
-        crowd.crowded.set()
-        wait_until(lambda: len(own & {client["id"] for client in watching.client_list()}) == 1, SOON_S)
-        watching.replicaof("NO", "ONE")
+        own = {client["id"] for client in instrument.client_list()}
+        instrument.replicaof("127.0.0.1", free_port())
+        crowd.backlog.set()
+        wait_until(lambda: len(own & {client["id"] for client in instrument.client_list()}) == 1, SOON_S)
+        instrument.replicaof("NO", "ONE")
         wait_until(lambda: finished(redis) == BATCH, SOON_S)
 
 
@@ -186,8 +190,8 @@ def test_when_both_servers_go_it_ends_not_and_gives_back_in_the_end(
 
     fill(redis, BATCH)
     with helping(settings, redis, process) as crowd:
-        crowd.crowded.set()
+        crowd.backlog.set()
         wait_until(lambda: len(tried) == 1 and own_redis.running, SOON_S)
         wait_until(lambda: RqView(redis).queue.count == BATCH or finished(redis) == BATCH, SOON_S)
-        crowd.crowded.set()
+        crowd.backlog.set()
         wait_until(lambda: finished(redis) == BATCH, SOON_S)

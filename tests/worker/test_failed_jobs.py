@@ -15,9 +15,17 @@ from tests.support.payloads import ANN, BEN, NOW, deleted_event, session, sessio
 from tests.support.queue import RqView, delivery, rq_command
 from tests.support.settings import NO_DATABASE, MakeSettings
 from worker.queue import rq_format
-from worker.queue.consumer import Failed, HeldJobs
-from worker.queue.failed_jobs import FailedJobs, Fate, UnknownJob, Wanted, _failed_job, _record, failed_jobs
-from worker.queue.producer import Answer, DeliveryQueue
+from worker.queue.consumer import Failed, ReservedJobs
+from worker.queue.failed_jobs import (
+    FailedJobFilter,
+    FailedJobs,
+    ReplayResult,
+    UnknownJob,
+    _failed_job,
+    _record,
+    failed_jobs,
+)
+from worker.queue.producer import DeliveryQueue, EnqueueResult
 from worker.redis_client import QueueUnavailable
 
 MARK = "ann.marked@example.com"
@@ -65,22 +73,22 @@ def test_jobs_are_found_by_type_user_and_time(failed: FailedJobs, redis: Redis) 
     gone = fail(redis, deleted_event(ANN))
     other = fail(redis, user_event("user.created", user(BEN)))
     now = datetime.now(UTC)
-    assert set(failed.ids(Wanted(type="user.created"))) == {saved, other}
-    assert set(failed.ids(Wanted(clerk_id=ANN))) == {saved, gone}
-    assert failed.ids(Wanted("user.created", BEN)) == [other]
-    assert set(failed.ids(Wanted(since=now - HOUR))) == {saved, gone, other}
-    assert failed.ids(Wanted(since=now + HOUR)) == []
-    assert failed.ids(Wanted(until=now - HOUR)) == []
-    assert [job.id for job in failed.newest(Wanted(type="user.deleted"), limit=1)] == [gone]
+    assert set(failed.ids(FailedJobFilter(type="user.created"))) == {saved, other}
+    assert set(failed.ids(FailedJobFilter(clerk_id=ANN))) == {saved, gone}
+    assert failed.ids(FailedJobFilter("user.created", BEN)) == [other]
+    assert set(failed.ids(FailedJobFilter(since=now - HOUR))) == {saved, gone, other}
+    assert failed.ids(FailedJobFilter(since=now + HOUR)) == []
+    assert failed.ids(FailedJobFilter(until=now - HOUR)) == []
+    assert [job.id for job in failed.newest(FailedJobFilter(type="user.deleted"), limit=1)] == [gone]
 
 
 def test_a_job_whose_subject_nobody_can_tell_is_listed_all_the_same(
     failed: FailedJobs, redis: Redis, queue: DeliveryQueue
 ) -> None:
     queue.enqueue(delivery()._replace(svix_id="msg_1", description="unreadable"))
-    held = HeldJobs(redis, "w")
-    jobs = held.finish_and_take([], 1) or []
-    held.finish_and_take([Failed(jobs[0], REASON, REASON, retryable=False)], 0)
+    held = ReservedJobs(redis, "w")
+    jobs = held.settle_and_take([], 1) or []
+    held.settle_and_take([Failed(jobs[0], REASON, REASON, retryable=False)], 0)
     [job] = failed.newest()
     assert job[:4] == ("msg_1", None, None, REASON)
 
@@ -100,7 +108,7 @@ def test_many_pages_are_walked_without_a_gap(failed: FailedJobs, redis: Redis) -
         pipeline.execute()
     assert [job.id for job in failed.newest()] == [f"msg_{i}" for i in reversed(range(1234))]
     fates = Counter(fate for _, fate in failed.replay(failed.ids()))
-    assert fates == {Fate.REPLAYED: 1234}
+    assert fates == {ReplayResult.REPLAYED: 1234}
     assert failed.count() == 0
 
 
@@ -109,13 +117,13 @@ def test_a_replayed_job_is_queued_with_all_its_retries_and_never_expires(
 ) -> None:
     id_ = fail(redis)
     redis.hset(f"rq:job:{id_}", "retries_left", 0)
-    assert list(failed.replay([id_])) == [(id_, Fate.REPLAYED)]
+    assert list(failed.replay([id_])) == [(id_, ReplayResult.REPLAYED)]
     job = rq.job(id_)
     assert (rq.places(id_), rq.status(id_)) == (["queue"], "queued")
     assert (job.retries_left, job.retry_intervals) == (3, [10, 60, 300])
     assert (job.started_at, job.ended_at) == (None, None)
     assert redis.ttl(f"rq:job:{id_}") == -1
-    taken = HeldJobs(redis, "w").finish_and_take([], 10)
+    taken = ReservedJobs(redis, "w").settle_and_take([], 10)
     assert taken is not None
     assert [(job.id, job.retries_left) for job in taken] == [(id_, 3)]
 
@@ -136,11 +144,11 @@ def test_each_job_is_told_what_became_of_it(
     waiting = delivery()
     queue.enqueue(waiting)
     assert list(failed.replay([good, expired, again, waiting.svix_id, "msg_never"])) == [
-        (good, Fate.REPLAYED),
-        (expired, Fate.GONE),
-        (again, Fate.NOT_FAILED),
-        (waiting.svix_id, Fate.NOT_FAILED),
-        ("msg_never", Fate.GONE),
+        (good, ReplayResult.REPLAYED),
+        (expired, ReplayResult.GONE),
+        (again, ReplayResult.NOT_FAILED),
+        (waiting.svix_id, ReplayResult.NOT_FAILED),
+        ("msg_never", ReplayResult.GONE),
     ]
     assert failed.count() == 0, "the entry of what has expired is dropped"
     assert rq.queue.get_job_ids() == [again, waiting.svix_id, good]
@@ -152,13 +160,13 @@ def test_a_job_that_rq_requeue_lost_halfway_is_brought_back(
     id_ = fail(redis)
     redis.zrem(rq_format.FAILED_KEY, id_)  # the first of its two steps; then it was killed
     assert rq.places(id_) == []
-    assert list(failed.replay([id_])) == [(id_, Fate.REPLAYED)]
+    assert list(failed.replay([id_])) == [(id_, ReplayResult.REPLAYED)]
     assert rq.places(id_) == ["queue"]
 
 
 def test_two_that_replay_the_same_queue_it_once(redis: Redis, rq: RqView) -> None:
     ids = [fail(redis) for _ in range(60)]
-    fates: Counter[Fate] = Counter()
+    fates: Counter[ReplayResult] = Counter()
 
     def replay() -> None:
         fates.update(fate for _, fate in FailedJobs(redis).replay(ids))
@@ -168,7 +176,7 @@ def test_two_that_replay_the_same_queue_it_once(redis: Redis, rq: RqView) -> Non
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert fates[Fate.REPLAYED] == len(ids)
+    assert fates[ReplayResult.REPLAYED] == len(ids)
     assert sorted(rq.queue.get_job_ids()) == sorted(ids)
 
 
@@ -179,17 +187,17 @@ def test_discarding_leaves_nothing_and_the_delivery_can_come_anew(
     fail(redis, id_=given.svix_id)
     kept = fail(redis)
     assert list(failed.discard([given.svix_id, "msg_never"])) == [
-        (given.svix_id, Fate.DISCARDED),
-        ("msg_never", Fate.GONE),
+        (given.svix_id, ReplayResult.DISCARDED),
+        ("msg_never", ReplayResult.GONE),
     ]
     assert not list(redis.scan_iter(f"*{given.svix_id}*"))
     assert failed.ids() == [kept]
-    assert queue.enqueue(given) is Answer.QUEUED
+    assert queue.enqueue(given) is EnqueueResult.QUEUED
 
 
 def test_what_is_not_failed_is_not_discarded(failed: FailedJobs, rq: RqView, queue: DeliveryQueue) -> None:
     queue.enqueue(given := delivery())
-    assert list(failed.discard([given.svix_id])) == [(given.svix_id, Fate.NOT_FAILED)]
+    assert list(failed.discard([given.svix_id])) == [(given.svix_id, ReplayResult.NOT_FAILED)]
     assert rq.places(given.svix_id) == ["queue"]
 
 
@@ -299,7 +307,7 @@ def test_rq_requeue_puts_a_job_back_by_the_documented_command(
     rq_command(redis_url, "requeue", "--queue", "clerk", "--serializer", "json", "--all")
     assert rq.places(two) == ["queue"]
     assert failed.count() == 0
-    taken = HeldJobs(redis, "w").finish_and_take([], 10)
+    taken = ReservedJobs(redis, "w").settle_and_take([], 10)
     assert {job.id for job in taken or []} == {one, two}
 
 

@@ -15,9 +15,9 @@ from tests.support.failed_jobs import fail
 from tests.support.queue import delivery, frozen
 from tests.support.settings import MakeSettings
 from tests.support.stack import wait_until
-from worker.monitoring.health import ANSWER_LIMIT_S, LIMIT_S, Question, Status, ask
-from worker.queue.consumer import HOLDERS_KEY, SILENT_AFTER_S, HeldJobs
-from worker.queue.failed_jobs import FailedJobs, Fate
+from worker.monitoring.health import ANSWER_LIMIT_S, LIMIT_S, Probe, Status, ask
+from worker.queue.consumer import CONSUMERS_KEY, SILENT_AFTER_S, ReservedJobs
+from worker.queue.failed_jobs import FailedJobs, ReplayResult
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, DeliveryQueue
 from worker.queue.rq_format import (
     JOB_PREFIX,
@@ -55,7 +55,7 @@ def add_worker(redis: Redis, name: str, waiting_for: object = None) -> None:
     redis.sadd(WORKERS_KEY, WORKER_PREFIX + name)
     redis.hset(WORKER_PREFIX + name, mapping={"state": "idle", "last_heartbeat": "2026-01-01T10:00:00.0Z"})
     redis.hset(WORKER_PREFIX + name, WORKER_REPORT, json.dumps({"waiting_for": waiting_for, "pool": None}))
-    HeldJobs(redis, name).beat()
+    ReservedJobs(redis, name).heartbeat()
 
 
 def minutes_ago(redis: Redis, minutes: float) -> None:
@@ -73,7 +73,7 @@ def test_all_is_well(make_status: MakeStatus) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_a_worker_that_beats_no_more_is_not_alive(make_status: MakeStatus, redis: Redis) -> None:
-    redis.zadd(HOLDERS_KEY, {"one": time.time() - SILENT_AFTER_S - 2})
+    redis.zadd(CONSUMERS_KEY, {"one": time.time() - SILENT_AFTER_S - 2})
     assert make_status().report()["workers"]["alive"] == 0
 
 
@@ -168,14 +168,14 @@ def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_told(
 
 
 def test_without_a_worker_the_service_is_degraded(make_status: MakeStatus, redis: Redis) -> None:
-    HeldJobs(redis, "gone").beat()
+    ReservedJobs(redis, "gone").heartbeat()
     report = make_status().report()
     assert report["status"] == "degraded"
     assert any("no worker is alive" in warning for warning in report["warnings"])
     assert report["workers"]["alive"] == 0
     seen = datetime.fromisoformat(report["workers"]["last_seen_at"])
     assert abs((datetime.now(UTC) - seen).total_seconds()) < 10
-    redis.delete(HOLDERS_KEY)
+    redis.delete(CONSUMERS_KEY)
     assert make_status().report()["workers"]["last_seen_at"] is None
 
 
@@ -256,7 +256,7 @@ def test_a_job_that_was_replayed_waits_since_then(make_status: MakeStatus, redis
     id_ = fail(redis)
     long_ago = timestamp(datetime.now(UTC) - timedelta(hours=5))
     redis.hset(JOB_PREFIX + id_, mapping={"created_at": long_ago, "enqueued_at": long_ago})
-    assert list(FailedJobs(redis).replay([id_])) == [(id_, Fate.REPLAYED)]
+    assert list(FailedJobs(redis).replay([id_])) == [(id_, ReplayResult.REPLAYED)]
     assert make_status().report()["queue"]["oldest_age_s"] < 60
     redis.hset(JOB_PREFIX + id_, "enqueued_at", "")
     assert make_status().report()["queue"]["oldest_age_s"] > 4 * 3600
@@ -283,7 +283,7 @@ def test_a_question_that_hangs_is_not_asked_again_and_other_questions_do_not_pil
         time.sleep(1.2 * LIMIT_S)
         return {"about": about}
 
-    question = Question("slow", hang)
+    question = Probe("slow", hang)
     began = time.monotonic()
     for about in ("one", "one"):
         answer = ask({"slow": (question, (about,))})["slow"]

@@ -5,13 +5,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import config
 from db.merge.change import UserChange
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.times import now_ms
 from tests.support.settings import NO_DATABASE, MakeSettings
 from worker.monitoring.metrics import Metrics
-from worker.monitoring.prometheus import Exposition
+from worker.monitoring.prometheus import MetricsEndpoint
 from worker.queue.consumer import TakenJob
-from worker.runner.instrumentation import Tally
+from worker.runner.instrumentation import BatchInstrumentation
 
 HOUR_MS = 3_600_000
 
@@ -27,19 +27,19 @@ def counts() -> Metrics:
 
 
 @pytest.fixture
-def exposition(settings: config.Settings, counts: Metrics) -> Iterator[Exposition]:
-    made = Exposition(settings, counts)
+def exposition(settings: config.Settings, counts: Metrics) -> Iterator[MetricsEndpoint]:
+    made = MetricsEndpoint(settings, counts)
     yield made
     made.close()
 
 
 def test_a_job_that_had_failed_before_counts_as_applied_and_in_no_lag(
-    counts: Metrics, exposition: Exposition
+    counts: Metrics, exposition: MetricsEndpoint
 ) -> None:
     now = now_ms()
     jobs = [_job("fresh", {}), _job("replayed", {"attempts": 2, "reason": "a reason"})]
     batch = [_incoming("fresh", now - 50), _incoming("replayed", now - 5 * HOUR_MS)]
-    assert Tally(counts).watching(_apply, jobs)(batch) == [Outcome.APPLIED] * 2
+    assert BatchInstrumentation(counts).instrument(_apply, jobs)(batch) == [Outcome.APPLIED] * 2
     shown = {
         sample.name: sample.value
         for family in text_string_to_metric_families(exposition.render().decode())
@@ -56,9 +56,9 @@ def _job(id_: str, meta: dict[str, object]) -> TakenJob:
     return TakenJob(id_, b"", "", 3, (10,), meta)
 
 
-def _incoming(id_: str, at: int) -> Incoming:
-    return Incoming(UserChange("user_one"), id_, "user.updated", at, at)
+def _incoming(id_: str, at: int) -> ReceivedChange:
+    return ReceivedChange(UserChange("user_one"), id_, "user.updated", at, at)
 
 
-def _apply(batch: Sequence[Incoming]) -> list[Outcome]:
+def _apply(batch: Sequence[ReceivedChange]) -> list[Outcome]:
     return [Outcome.APPLIED] * len(batch)

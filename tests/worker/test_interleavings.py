@@ -31,9 +31,9 @@ from tests.support.sync import api_settings, backfill_until, bridged, deliver, e
 from worker.shutdown import Stopped, StopSignal
 from worker.sync import last_run
 from worker.sync.backfill import Backfill
-from worker.sync.context import Bridge
+from worker.sync.context import SyncContext
 from worker.sync.reconcile import Reconcile
-from worker.sync.scheduled import Pace, Repair
+from worker.sync.scheduled import ScheduledReconciliation, Timing
 
 TRIES = int(os.environ.get("INTERLEAVINGS", "12"))
 CAST = Cast(
@@ -52,7 +52,7 @@ TABLES = "users, user_sync, webhook_events, sync_progress, membership_sync, orga
 class Interleaving:
     """Things happen at Clerk, and deliveries come, whenever the fake is asked for something."""
 
-    def __init__(self, clerk: FakeClerk, both: Bridge, seed: int, *, loses: float) -> None:
+    def __init__(self, clerk: FakeClerk, both: SyncContext, seed: int, *, loses: float) -> None:
         self.loses = loses  # that part of the deliveries, but none of `never_lost`
         self.never_lost: tuple[str, ...] = ()
         self.random = Random(seed)
@@ -144,7 +144,9 @@ class Interleaving:
 
 
 @pytest.fixture(params=["metadata", "membership"])
-def both(make_settings: MakeSettings, request: pytest.FixtureRequest) -> Iterator[tuple[FakeClerk, Bridge]]:
+def both(
+    make_settings: MakeSettings, request: pytest.FixtureRequest
+) -> Iterator[tuple[FakeClerk, SyncContext]]:
     with FakeClerk() as clerk:
         settings: config.Settings = api_settings(make_settings, clerk, organization_source=request.param)
         with bridged(settings) as made:
@@ -153,7 +155,7 @@ def both(make_settings: MakeSettings, request: pytest.FixtureRequest) -> Iterato
 
 
 @pytest.mark.timeout(60 + 3 * TRIES)
-def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk, Bridge]) -> None:
+def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk, SyncContext]) -> None:
     clerk, bridge = both
     for seed in range(TRIES):
         tried = Interleaving(clerk, bridge, seed, loses=0)
@@ -164,7 +166,7 @@ def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk,
 
 @pytest.mark.timeout(60 + 3 * TRIES)
 def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
-    both: tuple[FakeClerk, Bridge],
+    both: tuple[FakeClerk, SyncContext],
 ) -> None:
     clerk, bridge = both
     for seed in range(TRIES):
@@ -180,7 +182,7 @@ def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
 
 @pytest.mark.timeout(60 + 3 * TRIES)
 def test_what_webhooks_lost_is_brought_by_a_run_since_then_among_webhooks(
-    both: tuple[FakeClerk, Bridge],
+    both: tuple[FakeClerk, SyncContext],
 ) -> None:
     clerk, bridge = both
     for seed in range(TRIES):
@@ -200,10 +202,12 @@ def test_what_webhooks_lost_is_brought_by_a_run_since_then_among_webhooks(
 
 @pytest.mark.timeout(60 + 5 * TRIES)
 def test_repairs_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
-    both: tuple[FakeClerk, Bridge], redis: Redis
+    both: tuple[FakeClerk, SyncContext], redis: Redis
 ) -> None:
     clerk, bridge = both
-    repair = Repair(bridge.settings, redis, bridge.database, StopSignal(), Pace(settle_s=0))
+    repair = ScheduledReconciliation(
+        bridge.settings, redis, bridge.database, StopSignal(), Timing(settle_s=0)
+    )
     for seed in range(TRIES // 2):
         tried = Interleaving(clerk, bridge, seed, loses=0.5)
         tried.never_lost = ENDS
@@ -213,7 +217,7 @@ def test_repairs_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
             tried.deliver(tried.random.randint(0, 10))
             clerk.before = happens
             redis.delete(last_run.KEY)
-            repair.turn()
+            repair.run_if_due()
             last = last_run.last_repair(redis)
             assert last is not None
             assert last["error"] is None, f"interleaving {seed}"
@@ -225,7 +229,7 @@ def none(_: Request) -> None:
 
 
 @pytest.mark.timeout(60 + 3 * TRIES)
-def test_what_webhooks_lost_is_mended_among_webhooks(both: tuple[FakeClerk, Bridge]) -> None:
+def test_what_webhooks_lost_is_mended_among_webhooks(both: tuple[FakeClerk, SyncContext]) -> None:
     clerk, bridge = both
     for seed in range(TRIES):
         tried = Interleaving(clerk, bridge, seed, loses=0.5)
@@ -235,11 +239,11 @@ def test_what_webhooks_lost_is_mended_among_webhooks(both: tuple[FakeClerk, Brid
         task = Reconcile(bridge, settle_s=0, allow_deletes=100)
         report = task.report()
         if report.refusal is None:
-            task.mend(report)
+            task.fix(report)
         clerk.before = lambda _: None
         tried.deliver_all()
         if not tried.world.living():  # a list of nobody proves nothing
             continue
         task = Reconcile(bridge, settle_s=0, allow_deletes=100)
-        assert task.mend(task.report()) == [], f"interleaving {seed}"
+        assert task.fix(task.report()) == [], f"interleaving {seed}"
         assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"

@@ -11,8 +11,8 @@ from redis import Redis
 from tests.support.settings import MakeSettings
 from worker.monitoring.health import Status
 from worker.monitoring.metrics import Metrics
-from worker.monitoring.prometheus import Exposition
-from worker.queue.consumer import HeldJobs
+from worker.monitoring.prometheus import MetricsEndpoint
+from worker.queue.consumer import ReservedJobs
 from worker.queue.rq_format import WORKER_PREFIX, WORKERS_KEY
 from worker.sync.last_run import KEY, KINDS, keep, last_repair
 
@@ -25,7 +25,7 @@ def report(make_settings: MakeSettings, redis: Redis) -> Report:
     """Return what health says, with a worker alive."""
     redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
     redis.hset(f"{WORKER_PREFIX}one", "state", "idle")
-    HeldJobs(redis, "one").beat()
+    ReservedJobs(redis, "one").heartbeat()
 
     def ask(**overrides: Any) -> dict[str, Any]:
         settings = make_settings(clerk_secret_key="sk_live_key", **{"reconcile_every": "1h", **overrides})
@@ -42,15 +42,17 @@ def report(make_settings: MakeSettings, redis: Redis) -> Report:
 def shown(make_settings: MakeSettings) -> Iterator[Callable[[], dict[str, float]]]:
     """Return what `/metrics` says of repairs."""
     settings = make_settings(clerk_secret_key="sk_live_key", reconcile_every="1h")
-    exposition = Exposition(settings, Metrics())
+    exposition = MetricsEndpoint(settings, Metrics())
 
     def ask() -> dict[str, float]:
         families = text_string_to_metric_families(exposition.render().decode())
         return {
-            " ".join([sample.name.removeprefix("clerk_sync_repair_"), *sample.labels.values()]): sample.value
+            " ".join(
+                [sample.name.removeprefix("clerk_sync_reconcile_"), *sample.labels.values()]
+            ): sample.value
             for family in families
             for sample in family.samples
-            if sample.name.startswith("clerk_sync_repair_")
+            if sample.name.startswith("clerk_sync_reconcile_")
         }
 
     yield ask
@@ -68,7 +70,7 @@ def repaired(
 ) -> None:
     """Let the last repair have ended so long ago, with this result."""
     ended = datetime.now(UTC) - timedelta(seconds=ago_s)
-    found = {"listed": 9, "here": 9, **dict.fromkeys(KINDS, 0), **drift, "refusal": refusal}
+    found = {"listed": 9, "local": 9, **dict.fromkeys(KINDS, 0), **drift, "refusal": refusal}
     keep(
         redis,
         {
@@ -88,7 +90,7 @@ def test_a_repair_that_went_well_is_shown(report: Report, redis: Redis) -> None:
     repair = told["repair"]
     assert (repair["result"], repair["seconds"], repair["differing"]) == ("ok", 12.5, 0)
     assert (repair["every_s"], repair["reason"], repair["overdue"]) == (HOUR_S, None, False)
-    assert repair["brought"] is None
+    assert repair["synced"] is None
 
 
 def test_what_a_repair_brought_is_shown_also_when_nobody_differs(
@@ -96,17 +98,17 @@ def test_what_a_repair_brought_is_shown_also_when_nobody_differs(
 ) -> None:
     repaired(redis, backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30}, merged=20)
     told = report()["repair"]
-    assert (told["differing"], told["brought"]) == (0, {"created": 3, "updated": 7, "merged": 20})
+    assert (told["differing"], told["synced"]) == (0, {"created": 3, "updated": 7, "merged": 20})
     found = shown()
-    assert (found["brought created"], found["brought updated"], found["brought merged"]) == (3, 7, 20)
+    assert (found["synced created"], found["synced updated"], found["synced merged"]) == (3, 7, 20)
 
 
 def test_what_was_fetched_before_a_failure_is_shown(
     report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
 ) -> None:
     repaired(redis, error="it failed", backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30})
-    assert report()["repair"]["brought"] == {"created": 3, "updated": 7, "merged": 0}
-    assert shown()["brought updated"] == 7
+    assert report()["repair"]["synced"] == {"created": 3, "updated": 7, "merged": 0}
+    assert shown()["synced updated"] == 7
 
 
 def test_drift_is_a_warning_and_no_trouble_of_the_service(report: Report, redis: Redis) -> None:
@@ -154,7 +156,7 @@ def test_without_an_interval_nothing_is_said_of_repairs(
     told = report(reconcile_every=None)
     assert told["status"] == "ok"
     assert "repair" not in told
-    exposition = Exposition(make_settings(), Metrics())
+    exposition = MetricsEndpoint(make_settings(), Metrics())
     assert b"clerk_sync_repair" not in exposition.render()
     exposition.close()
 

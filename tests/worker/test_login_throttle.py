@@ -2,12 +2,12 @@ import pytest
 from redis import Redis
 
 from tests.support.settings import NO_DATABASE, MakeSettings
-from worker.monitoring.login_throttle import KEY_PREFIX, LIMIT, WINDOW_S, Attempts
+from worker.monitoring.login_throttle import KEY_PREFIX, LIMIT, WINDOW_S, LoginThrottle
 
 
 @pytest.fixture
-def attempts(make_settings: MakeSettings) -> Attempts:
-    return Attempts(make_settings(**NO_DATABASE))
+def attempts(make_settings: MakeSettings) -> LoginThrottle:
+    return LoginThrottle(make_settings(**NO_DATABASE))
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def attempts(make_settings: MakeSettings) -> Attempts:
     ],
 )
 def test_attempts_count_by_address_and_ipv6_by_network(
-    attempts: Attempts, one: str | None, other: str, are_the_same: bool
+    attempts: LoginThrottle, one: str | None, other: str, are_the_same: bool
 ) -> None:
     for _ in range(LIMIT):
         assert not attempts.too_many(one)
@@ -31,7 +31,7 @@ def test_attempts_count_by_address_and_ipv6_by_network(
     assert attempts.too_many(other) is are_the_same
 
 
-def test_attempts_are_forgotten_after_a_while(attempts: Attempts, redis: Redis) -> None:
+def test_attempts_are_forgotten_after_a_while(attempts: LoginThrottle, redis: Redis) -> None:
     for _ in range(3):
         attempts.failed("192.0.2.1")
     [key] = redis.scan_iter(f"{KEY_PREFIX}*")

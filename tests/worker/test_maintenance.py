@@ -20,8 +20,8 @@ from rq.job import Job, JobStatus
 from tests.support.queue import RqView, delivery
 from tests.support.stack import wait_until
 from worker.queue import rq_format
-from worker.queue.consumer import HeldJobs
-from worker.queue.maintenance import SEEN_KEY, STUCK_AFTER_S, Upkeep
+from worker.queue.consumer import ReservedJobs
+from worker.queue.maintenance import SEEN_KEY, STUCK_AFTER_S, QueueMaintenance
 from worker.queue.producer import DeliveryQueue
 
 LONG_AGO = 1
@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def upkeep(rq: RqView) -> Upkeep:
-    return Upkeep(rq.queue)
+def upkeep(rq: RqView) -> QueueMaintenance:
+    return QueueMaintenance(rq.queue)
 
 
 def start_in_a_plain_worker(queue: DeliveryQueue, redis: Redis, *, score: float = LONG_AGO) -> str:
@@ -56,23 +56,23 @@ def test_the_intermediate_queue_is_where_rq_has_it(rq: RqView) -> None:
     assert IntermediateQueue(rq.queue.key, rq.redis).key == rq_format.INTERMEDIATE_KEY
 
 
-def test_what_has_expired_is_forgotten_and_the_rest_stays(upkeep: Upkeep, redis: Redis) -> None:
+def test_what_has_expired_is_forgotten_and_the_rest_stays(upkeep: QueueMaintenance, redis: Redis) -> None:
     for key in (rq_format.FINISHED_KEY, rq_format.FAILED_KEY):
         redis.zadd(key, {"old": LONG_AGO, "new": time.time() + 60})
     redis.sadd(rq_format.WORKERS_KEY, "rq:worker:gone", "rq:worker:there")
     redis.hset("rq:worker:there", "birth", "now")
-    upkeep.tidy()
+    upkeep.run()
     assert redis.zrange(rq_format.FINISHED_KEY, 0, -1) == [b"new"]
     assert redis.zrange(rq_format.FAILED_KEY, 0, -1) == [b"new"]
     assert redis.smembers(rq_format.WORKERS_KEY) == {b"rq:worker:there"}
 
 
 def test_what_a_plain_worker_abandoned_is_put_back_once(
-    upkeep: Upkeep, queue: DeliveryQueue, redis: Redis, rq: RqView
+    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = start_in_a_plain_worker(queue, redis)
-    upkeep.tidy()
-    upkeep.tidy()
+    upkeep.run()
+    upkeep.run()
     assert rq.places(id_) == ["queue"]
     assert rq.status(id_) == "queued"
 
@@ -82,90 +82,92 @@ def test_it_is_put_back_once_however_many_tidy_up_at_once(
 ) -> None:
     ids = [start_in_a_plain_worker(queue, redis) for _ in range(50)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: Upkeep(rq.queue).tidy(), range(16)))
+        list(pool.map(lambda _: QueueMaintenance(rq.queue).run(), range(16)))
     assert sorted(rq.queue.get_job_ids()) == sorted(ids)
 
 
 def test_it_is_put_back_once_though_it_was_abandoned_twice(
-    upkeep: Upkeep, queue: DeliveryQueue, redis: Redis, rq: RqView
+    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = start_in_a_plain_worker(queue, redis)
     redis.zadd(rq_format.STARTED_KEY, {f"{id_}:another-execution": LONG_AGO})
-    upkeep.tidy()
+    upkeep.run()
     assert rq.places(id_) == ["queue"]
 
 
 def test_what_a_plain_worker_is_at_is_left_to_it(
-    upkeep: Upkeep, queue: DeliveryQueue, redis: Redis, rq: RqView
+    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = start_in_a_plain_worker(queue, redis, score=time.time() + 60)
-    upkeep.tidy()
+    upkeep.run()
     assert rq.places(id_) == ["started"]
 
 
 def test_what_our_own_workers_hold_is_left_to_them(
-    upkeep: Upkeep, queue: DeliveryQueue, redis: Redis, rq: RqView
+    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     """Though a plain worker had abandoned it before."""
     id_ = start_in_a_plain_worker(queue, redis)
     redis.rpush(rq_format.QUEUE_KEY, id_)
-    HeldJobs(redis, "ours").finish_and_take([], 10)
-    upkeep.tidy()
+    ReservedJobs(redis, "ours").settle_and_take([], 10)
+    upkeep.run()
     assert rq.places(id_) == ["started", "held"]
     assert redis.zrange(rq_format.STARTED_KEY, 0, -1) == [f"{id_}:ours".encode()]
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "queued", "scheduled", "canceled", "stopped"])
 def test_an_entry_that_a_job_left_behind_only_goes(
-    status: str, upkeep: Upkeep, queue: DeliveryQueue, redis: Redis, rq: RqView
+    status: str, upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = start_in_a_plain_worker(queue, redis)
     redis.hset(rq_format.JOB_PREFIX + id_, "status", status)
-    upkeep.tidy()
+    upkeep.run()
     assert rq.places(id_) == []
     assert rq.status(id_) == status
 
 
 @pytest.mark.parametrize("entry", [b"gone:an-execution", b"gone", b"", b":", b"a:b:c:d", b"\xff\x00:\xfe"])
-def test_an_entry_without_a_job_only_goes(entry: bytes, upkeep: Upkeep, redis: Redis) -> None:
+def test_an_entry_without_a_job_only_goes(entry: bytes, upkeep: QueueMaintenance, redis: Redis) -> None:
     redis.zadd(rq_format.STARTED_KEY, {entry: LONG_AGO})
-    upkeep.tidy()
+    upkeep.run()
     assert redis.zcard(rq_format.STARTED_KEY) == 0
     assert redis.llen(rq_format.QUEUE_KEY) == 0
 
 
 def test_an_entry_whose_job_is_no_hash_stops_nobody(
-    upkeep: Upkeep, queue: DeliveryQueue, redis: Redis, rq: RqView
+    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     redis.set(f"{rq_format.JOB_PREFIX}text", "no hash")
     redis.zadd(rq_format.STARTED_KEY, {"text:an-execution": 0})
     redis.rpush(rq_format.INTERMEDIATE_KEY, "text")
     id_ = start_in_a_plain_worker(queue, redis)
-    upkeep.tidy()
+    upkeep.run()
     assert rq.queue.get_job_ids() == [id_]
     assert redis.llen(rq_format.INTERMEDIATE_KEY) == 0
 
 
 def test_what_is_stuck_between_queue_and_start_is_put_back_after_a_while(
-    upkeep: Upkeep, queue: DeliveryQueue, redis: Redis, rq: RqView
+    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = leave_in_the_intermediate_queue(queue, redis)
-    upkeep.tidy()
-    upkeep.tidy()
+    upkeep.run()
+    upkeep.run()
     assert rq.places(id_) == []
     redis.zincrby(SEEN_KEY, -STUCK_AFTER_S, id_)
-    upkeep.tidy()
-    upkeep.tidy()
+    upkeep.run()
+    upkeep.run()
     assert rq.places(id_) == ["queue"]
     assert redis.exists(rq_format.INTERMEDIATE_KEY, SEEN_KEY) == 0
 
 
-def test_a_job_that_was_only_passing_is_forgotten(upkeep: Upkeep, queue: DeliveryQueue, redis: Redis) -> None:
+def test_a_job_that_was_only_passing_is_forgotten(
+    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis
+) -> None:
     """Seen once on its way, and hours later on its way again: it is not stuck."""
     leave_in_the_intermediate_queue(queue, redis)
-    upkeep.tidy()
+    upkeep.run()
     redis.delete(rq_format.INTERMEDIATE_KEY)
-    upkeep.tidy()
+    upkeep.run()
     assert redis.exists(SEEN_KEY) == 0
 
 
@@ -173,24 +175,24 @@ def test_what_a_plain_worker_has_started_is_not_stuck(queue: DeliveryQueue, redi
     id_ = start_in_a_plain_worker(queue, redis, score=time.time() + 60)
     redis.rpush(rq_format.INTERMEDIATE_KEY, id_)
     for _ in range(2):
-        Upkeep(rq.queue, stuck_after_s=0).tidy()
+        QueueMaintenance(rq.queue, stuck_after_s=0).run()
     assert rq.places(id_) == ["started"]
     assert redis.llen(rq_format.INTERMEDIATE_KEY) == 1
 
 
-def test_what_is_stuck_without_a_job_behind_it_goes(upkeep: Upkeep, redis: Redis) -> None:
+def test_what_is_stuck_without_a_job_behind_it_goes(upkeep: QueueMaintenance, redis: Redis) -> None:
     redis.rpush(rq_format.INTERMEDIATE_KEY, "gone", b"\xff\x00")
-    upkeep.tidy()
+    upkeep.run()
     assert redis.exists(rq_format.INTERMEDIATE_KEY, rq_format.QUEUE_KEY) == 0
 
 
 def test_a_script_is_loaded_anew_into_a_redis_that_has_forgotten_it(
-    upkeep: Upkeep, queue: DeliveryQueue, redis: Redis, rq: RqView
+    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
-    upkeep.tidy()
+    upkeep.run()
     redis.script_flush()
     id_ = start_in_a_plain_worker(queue, redis)
-    upkeep.tidy()
+    upkeep.run()
     assert rq.places(id_) == ["queue"]
 
 
@@ -213,7 +215,7 @@ def plain_worker(redis_url: str, name: str) -> Iterator["subprocess.Popen[bytes]
 
 
 def test_what_a_killed_rq_worker_had_started_is_put_back(
-    upkeep: Upkeep, redis: Redis, redis_url: str, rq: RqView
+    upkeep: QueueMaintenance, redis: Redis, redis_url: str, rq: RqView
 ) -> None:
     """With RQ itself writing what is read here; its time-out is then made to be over."""
     job = Queue("clerk", connection=redis, serializer="json").enqueue("time.sleep", 60, job_id="asleep")
@@ -223,13 +225,13 @@ def test_what_a_killed_rq_worker_had_started_is_put_back(
 
     with plain_worker(redis_url, "doomed"):
         wait_until(has_begun, START_S)
-        upkeep.tidy()
+        upkeep.run()
         assert rq.places("asleep") == ["started"]
     entries: Any = redis.zrange(rq_format.STARTED_KEY, 0, -1, withscores=True)
     [(entry, score)] = entries
     assert entry.startswith(b"asleep:")
     assert time.time() < score < time.time() + 600
     redis.zadd(rq_format.STARTED_KEY, {entry: LONG_AGO})
-    upkeep.tidy()
+    upkeep.run()
     assert rq.places("asleep") == ["queue"]
     assert Job.fetch("asleep", connection=redis, serializer="json").get_status() == JobStatus.QUEUED

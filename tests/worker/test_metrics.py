@@ -15,9 +15,9 @@ from tests.support.queue import delivery
 from tests.support.settings import NO_DATABASE, MakeSettings
 from worker.monitoring import metrics as m
 from worker.monitoring.metrics import Metrics
-from worker.monitoring.prometheus import Exposition
+from worker.monitoring.prometheus import MetricsEndpoint
 from worker.queue.producer import DeliveryQueue
-from worker.redis_client import impatient_redis
+from worker.redis_client import fail_fast_redis
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -28,13 +28,13 @@ def settings(make_settings: MakeSettings) -> config.Settings:
 
 
 @pytest.fixture
-def exposition(settings: config.Settings) -> Iterator[Exposition]:
-    made = Exposition(settings, Metrics())
+def exposition(settings: config.Settings) -> Iterator[MetricsEndpoint]:
+    made = MetricsEndpoint(settings, Metrics())
     yield made
     made.close()
 
 
-def samples(exposition: Exposition) -> Samples:
+def samples(exposition: MetricsEndpoint) -> Samples:
     families = text_string_to_metric_families(exposition.render().decode())
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -43,11 +43,11 @@ def samples(exposition: Exposition) -> Samples:
     }
 
 
-def value(exposition: Exposition, name: str, **labels: str) -> float | None:
+def value(exposition: MetricsEndpoint, name: str, **labels: str) -> float | None:
     return samples(exposition).get((name, frozenset(labels.items())))
 
 
-def test_what_several_processes_count_is_added_up(exposition: Exposition, redis: Redis) -> None:
+def test_what_several_processes_count_is_added_up(exposition: MetricsEndpoint, redis: Redis) -> None:
     for _ in range(3):
         process = Metrics()
         process.count(m.DELIVERIES, "user.created", "queued")
@@ -58,7 +58,9 @@ def test_what_several_processes_count_is_added_up(exposition: Exposition, redis:
     assert value(exposition, "clerk_sync_deliveries_total", **labels) == 9
 
 
-def test_what_is_counted_in_many_threads_at_once_is_all_there(exposition: Exposition, redis: Redis) -> None:
+def test_what_is_counted_in_many_threads_at_once_is_all_there(
+    exposition: MetricsEndpoint, redis: Redis
+) -> None:
     process = Metrics()
 
     def count() -> None:
@@ -78,7 +80,7 @@ def test_what_is_counted_in_many_threads_at_once_is_all_there(exposition: Exposi
     assert value(exposition, "clerk_sync_batch_size_sum") == 12000
 
 
-def test_a_histogram_is_cumulative_and_has_its_bounds(exposition: Exposition, redis: Redis) -> None:
+def test_a_histogram_is_cumulative_and_has_its_bounds(exposition: MetricsEndpoint, redis: Redis) -> None:
     process = Metrics()
     process.observe(m.BATCH_SIZE, 1, 2, 3, 100, 501)
     process.flush(redis)
@@ -91,7 +93,7 @@ def test_a_histogram_is_cumulative_and_has_its_bounds(exposition: Exposition, re
     assert value(exposition, "clerk_sync_batch_size_sum") == 607
 
 
-def test_buckets_of_another_version_are_counted_into_ours(exposition: Exposition, redis: Redis) -> None:
+def test_buckets_of_another_version_are_counted_into_ours(exposition: MetricsEndpoint, redis: Redis) -> None:
     other = m.Histogram(m.BATCH_SIZE.name, "", (3, 7))
     process = Metrics()
     process.observe(other, 2, 6, 1000)
@@ -102,7 +104,7 @@ def test_buckets_of_another_version_are_counted_into_ours(exposition: Exposition
     assert value(exposition, "clerk_sync_batch_size_count") == 3
 
 
-def test_what_has_not_happened_is_shown_as_zero(exposition: Exposition) -> None:
+def test_what_has_not_happened_is_shown_as_zero(exposition: MetricsEndpoint) -> None:
     assert value(exposition, "clerk_sync_jobs_failed_total", type="user.created") == 0
     assert value(exposition, "clerk_sync_rejected_signatures_total", reason="mismatch") == 0
     assert value(exposition, "clerk_sync_pool_timeouts_total") == 0
@@ -110,7 +112,7 @@ def test_what_has_not_happened_is_shown_as_zero(exposition: Exposition) -> None:
     assert value(exposition, "clerk_sync_last_applied_timestamp_seconds") is None
 
 
-def test_no_value_of_a_label_comes_from_outside(exposition: Exposition, redis: Redis) -> None:
+def test_no_value_of_a_label_comes_from_outside(exposition: MetricsEndpoint, redis: Redis) -> None:
     process = Metrics()
     before = len(samples(exposition))
     for i in range(100):
@@ -123,7 +125,9 @@ def test_no_value_of_a_label_comes_from_outside(exposition: Exposition, redis: R
     assert redis.hlen(m.TOTALS_KEY) == 2
 
 
-def test_a_total_that_a_process_keeps_itself_is_counted_once(exposition: Exposition, redis: Redis) -> None:
+def test_a_total_that_a_process_keeps_itself_is_counted_once(
+    exposition: MetricsEndpoint, redis: Redis
+) -> None:
     for totals in ((1, 1, 4), (0, 2)):
         process = Metrics()
         for total in totals:
@@ -132,7 +136,7 @@ def test_a_total_that_a_process_keeps_itself_is_counted_once(exposition: Exposit
     assert value(exposition, "clerk_sync_pool_timeouts_total") == 6
 
 
-def test_the_latest_moment_is_kept_whoever_tells_last(exposition: Exposition, redis: Redis) -> None:
+def test_the_latest_moment_is_kept_whoever_tells_last(exposition: MetricsEndpoint, redis: Redis) -> None:
     for at in (1_700_000_000.5, 1_800_000_000.25, 1_750_000_000):
         process = Metrics()
         process.note(m.LAST_APPLIED, at)
@@ -157,7 +161,7 @@ class LostAnswers:
 
 
 def test_counts_whose_arrival_was_not_confirmed_are_not_added_twice(
-    exposition: Exposition, redis: Redis
+    exposition: MetricsEndpoint, redis: Redis
 ) -> None:
     process = Metrics()
     process.count(m.RETRIES, "user.created")
@@ -175,7 +179,7 @@ def test_counts_wait_for_a_redis_that_is_away(make_settings: MakeSettings, serve
     server = RedisServer(server_directory, free_port(), durable=False)
     settings = make_settings(redis_url=server.url, **NO_DATABASE)
     process = Metrics()
-    exposition = Exposition(settings, process)
+    exposition = MetricsEndpoint(settings, process)
     for _ in range(5):
         process.count(m.RETRIES, "user.created")
         text = exposition.render().decode()
@@ -195,7 +199,7 @@ def test_a_redis_that_takes_no_writes_is_still_read(
     make_settings: MakeSettings, own_redis: RedisServer, spoil: tuple[str, ...]
 ) -> None:
     process = Metrics()
-    exposition = Exposition(make_settings(redis_url=own_redis.url, **NO_DATABASE), process)
+    exposition = MetricsEndpoint(make_settings(redis_url=own_redis.url, **NO_DATABASE), process)
     with Redis.from_url(own_redis.url) as redis:
         DeliveryQueue(redis).enqueue(delivery())
         assert value(exposition, "clerk_sync_redis_takes_writes") == 1
@@ -212,7 +216,7 @@ def test_a_redis_that_takes_no_writes_is_still_read(
     exposition.close()
 
 
-def test_since_when_somebody_looks_is_kept(exposition: Exposition) -> None:
+def test_since_when_somebody_looks_is_kept(exposition: MetricsEndpoint) -> None:
     assert value(exposition, "clerk_sync_last_received_timestamp_seconds") is None
     first = value(exposition, "clerk_sync_watching_since_timestamp_seconds")
     time.sleep(0.02)
@@ -222,7 +226,7 @@ def test_since_when_somebody_looks_is_kept(exposition: Exposition) -> None:
 
 
 def test_what_waits_and_what_has_failed_is_measured(
-    exposition: Exposition, redis: Redis, queue: DeliveryQueue
+    exposition: MetricsEndpoint, redis: Redis, queue: DeliveryQueue
 ) -> None:
     fail(redis)
     queue.enqueue(delivery())
@@ -240,11 +244,11 @@ def test_the_totals_survive_every_process(settings: config.Settings, redis: Redi
     process.flush(redis)
     del process
     for _ in range(2):
-        later = Exposition(settings, Metrics())
+        later = MetricsEndpoint(settings, Metrics())
         assert value(later, "clerk_sync_jobs_failed_total", type="user.created") == 1
         later.close()
 
 
 def test_flushing_nothing_asks_redis_nothing(make_settings: MakeSettings) -> None:
-    nowhere = impatient_redis(make_settings(redis_url="redis://127.0.0.1:1/0", **NO_DATABASE))
+    nowhere = fail_fast_redis(make_settings(redis_url="redis://127.0.0.1:1/0", **NO_DATABASE))
     Metrics().flush(nowhere)

@@ -39,16 +39,16 @@ from worker.clerk.errors import Unreadable
 from worker.clerk.payloads import (
     HANDLED_TYPES,
     ORGANIZATION_TYPES,
-    MembershipSeen,
-    MetadataKeys,
-    OrganizationSeen,
+    FieldSources,
+    MembershipChanged,
+    OrganizationChanged,
     handled_types,
     parse,
     summarize,
 )
 from worker.runner.batch import incoming
 
-KEYS = MetadataKeys(organization=None, memberships=True)
+KEYS = FieldSources(organization=None, memberships=True)
 STAY = str(membership()["id"])
 JOINED = NOW + 50
 TOLD = NOW + 65  # the builders stamp an envelope 15 ms after its data's updated_at
@@ -58,11 +58,13 @@ LONG = "n" * 3000
 CREATED, UPDATED, DELETED, RENAMED, CLOSED = ORGANIZATION_TYPES
 
 
-def meaning(event: object, keys: MetadataKeys = KEYS) -> UserChange | Organization:
+def meaning(event: object, keys: FieldSources = KEYS) -> UserChange | Organization:
     """Return what one delivery says."""
     fact = parse(body(event).decode(), keys)
     return (
-        organization_of(fact, RECEIVED) if isinstance(fact, OrganizationSeen) else change_of(fact, RECEIVED)
+        organization_of(fact, RECEIVED)
+        if isinstance(fact, OrganizationChanged)
+        else change_of(fact, RECEIVED)
     )
 
 
@@ -313,7 +315,7 @@ def test_a_sessions_user_tells_them_too() -> None:
 
 
 def test_where_membership_does_not_decide_a_users_json_tells_none() -> None:
-    for keys in (MetadataKeys(), MetadataKeys(organization=None)):
+    for keys in (FieldSources(), FieldSources(organization=None)):
         assert meaning(user_event(data=ann([membership()])), keys) == ann_says()
 
 
@@ -336,7 +338,7 @@ def test_a_body_full_of_memberships_takes_no_more_than_its_size() -> None:
 
 def change_of_user(text: str) -> UserChange:
     fact = parse(text, KEYS)
-    assert not isinstance(fact, OrganizationSeen)
+    assert not isinstance(fact, OrganizationChanged)
     return change_of(fact, RECEIVED)
 
 
@@ -351,7 +353,7 @@ def change_of_user(text: str) -> UserChange:
 def test_the_source_says_which_types_are_handled(source: str, types: tuple[str, ...]) -> None:
     settings = config.load(_env_file=None, organization_source=source)
     assert handled_types(settings) == types
-    assert MetadataKeys.of(settings) == MetadataKeys(
+    assert FieldSources.of(settings) == FieldSources(
         organization="organization" if source == "metadata" else None, memberships=source == "membership"
     )
 
@@ -439,7 +441,7 @@ def assert_understood(text: str) -> None:
     """Fail unless `text` ends as what can be stored, or as Unreadable with a clean reason."""
     try:
         fact = parse(text, KEYS)
-        if isinstance(fact, OrganizationSeen):
+        if isinstance(fact, OrganizationChanged):
             assert_storable_organization(organization_of(fact, RECEIVED))
         else:
             assert_storable(change_of(fact, RECEIVED))
@@ -475,5 +477,5 @@ def test_any_memberships_of_a_user_are_understood(entries: list[object]) -> None
 
 def test_facts_of_members_carry_their_user() -> None:
     fact = parse(body(membership_event(DELETED, membership(BEN))).decode(), KEYS)
-    assert isinstance(fact, MembershipSeen)
+    assert isinstance(fact, MembershipChanged)
     assert (fact.user_id, fact.ended, fact.membership.organization.name) == (BEN, True, "Acme")

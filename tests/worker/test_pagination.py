@@ -10,8 +10,8 @@ import pytest
 from tests.support.fake_clerk import FakeClerk, Request, numbered_id
 from tests.support.payloads import NOW, user
 from tests.support.sync import api_alone, client
-from worker.clerk.api import LAST_UPDATED_FIRST, ClerkApi, ClerkRefused, ClerkUnavailable, Unread
-from worker.clerk.pagination import OVERLAP, Position, Step, walk
+from worker.clerk.api import LAST_UPDATED_FIRST, ClerkApi, ClerkRefused, ClerkUnavailable, InvalidEntry
+from worker.clerk.pagination import OVERLAP, PageStep, Position, paginate
 from worker.shutdown import Stopped, StopSignal
 from worker.threads import AHEAD
 
@@ -34,9 +34,9 @@ def api(clerk: FakeClerk) -> Iterator[ClerkApi]:
 BEGINNING = Position()
 
 
-def walked(api: ClerkApi, start: Position = BEGINNING, **options: str) -> list[str]:
+def paginated(api: ClerkApi, start: Position = BEGINNING, **options: str) -> list[str]:
     """Return the ids that a walk shows, in its order."""
-    return [clerk_id for step in walk(api, StopSignal(), start, **options) for clerk_id in step.page.ids]
+    return [clerk_id for step in paginate(api, StopSignal(), start, **options) for clerk_id in step.page.ids]
 
 
 def lists(clerk: FakeClerk) -> list[Request]:
@@ -49,7 +49,7 @@ def everyone(number: int = MANY) -> list[str]:
 
 
 def test_everyone_is_seen_once_by_cursor(clerk: FakeClerk, api: ClerkApi) -> None:
-    assert walked(api) == everyone()
+    assert paginated(api) == everyone()
     assert all("offset" not in request.parameters for request in lists(clerk))
     assert len(lists(clerk)) <= MANY // 500 + 2
 
@@ -57,13 +57,13 @@ def test_everyone_is_seen_once_by_cursor(clerk: FakeClerk, api: ClerkApi) -> Non
 def test_everyone_is_seen_once_where_the_cursor_is_overlooked(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.knows_cursor = False
     clerk.before = lambda _: time.sleep(0.1)
-    assert walked(api) == everyone()
+    assert paginated(api) == everyone()
     assert 1 < clerk.most_at_once <= AHEAD + 1
 
 
 def test_everyone_is_seen_once_where_the_cursor_is_refused(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.before = partial(refuse_cursors, clerk)
-    assert walked(api) == everyone()
+    assert paginated(api) == everyone()
 
 
 def refuse_cursors(clerk: FakeClerk, request: Request) -> None:
@@ -80,14 +80,14 @@ def test_pages_shorter_than_they_should_be_end_no_walk(
     clerk.remove(*everyone()[users:])
     clerk.knows_cursor, clerk.shortens_pages_to = knows_cursor, size
     if knows_cursor or size > OVERLAP:
-        assert walked(api) == everyone(users)
+        assert paginated(api) == everyone(users)
 
 
 def test_nobody_is_a_short_walk(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.remove(*everyone())
-    assert walked(api) == []
-    assert walked(api, Position(100, (numbered_id(1),))) == []
-    assert walked(api, Position(100, (numbered_id(1),), by_offset=True)) == []
+    assert paginated(api) == []
+    assert paginated(api, Position(100, (numbered_id(1),))) == []
+    assert paginated(api, Position(100, (numbered_id(1),), by_offset=True)) == []
 
 
 @pytest.mark.parametrize("order_by", ["+created_at", LAST_UPDATED_FIRST])
@@ -97,15 +97,15 @@ def test_a_server_that_overlooks_cursor_and_offset_is_noticed(
     clerk.knows_cursor = False
     clerk.before = lambda request: none(request.parameters.pop("offset", None))
     with pytest.raises(ClerkRefused):
-        walked(api, order_by=order_by)
+        paginated(api, order_by=order_by)
 
 
 def test_users_without_an_id_stop_no_walk(clerk: FakeClerk, api: ClerkApi) -> None:
     for cursor in (numbered_id(499), numbered_id(MANY - 1)):
         clerk.before = partial(show_oddity, clerk, cursor)
-        steps = list(walk(api, StopSignal(), Position()))
+        steps = list(paginate(api, StopSignal(), Position()))
         assert [clerk_id for step in steps for clerk_id in step.page.ids] == everyone()
-        assert sum(isinstance(entry, Unread) for step in steps for entry in step.page.entries) == 1
+        assert sum(isinstance(entry, InvalidEntry) for step in steps for entry in step.page.entries) == 1
 
 
 def show_oddity(clerk: FakeClerk, cursor: str, request: Request) -> None:
@@ -121,21 +121,21 @@ def test_entries_without_an_id_are_shown_once_wherever_they_stand(
     clerk: FakeClerk, api: ClerkApi, at: int, knows_cursor: bool
 ) -> None:
     clerk.knows_cursor = knows_cursor
-    nameless = {numbered_id(at), numbered_id(min(at + 1, MANY - 1))}
-    clerk.before = partial(show_nameless, clerk, nameless)
-    steps = list(walk(api, StopSignal(), Position()))
-    assert sum(len(step.page.entries) for step in steps) == steps[-1].position.walked == MANY
-    assert [it for step in steps for it in step.page.ids] == [it for it in everyone() if it not in nameless]
+    without_id = {numbered_id(at), numbered_id(min(at + 1, MANY - 1))}
+    clerk.before = partial(show_nameless, clerk, without_id)
+    steps = list(paginate(api, StopSignal(), Position()))
+    assert sum(len(step.page.entries) for step in steps) == steps[-1].position.seen == MANY
+    assert [it for step in steps for it in step.page.ids] == [it for it in everyone() if it not in without_id]
 
 
-def show_nameless(clerk: FakeClerk, nameless: set[str], request: Request) -> None:
+def show_nameless(clerk: FakeClerk, without_id: set[str], request: Request) -> None:
     if request.path == "/users":
         cursor, offset = request.parameter("starting_after"), int(request.parameter("offset", "0"))
         if cursor and not clerk.knows_cursor:
             cursor = ""
         start = clerk.ids().index(cursor) + 1 if cursor else offset
         shown = clerk.ids()[start : start + 500]
-        clerk.show_next([None if clerk_id in nameless else clerk.user(clerk_id) for clerk_id in shown])
+        clerk.show_next([None if clerk_id in without_id else clerk.user(clerk_id) for clerk_id in shown])
 
 
 @pytest.mark.parametrize("knows_cursor", [True, False])
@@ -143,11 +143,11 @@ def test_a_walk_goes_on_from_any_page(clerk: FakeClerk, api: ClerkApi, knows_cur
     clerk.knows_cursor = knows_cursor
     for stop_after in range(1, 5):
         position = position_after(api, stop_after)
-        assert walked(api, position) == everyone()[position.walked :]
+        assert paginated(api, position) == everyone()[position.seen :]
 
 
 def position_after(api: ClerkApi, pages: int) -> Position:
-    steps = walk(api, StopSignal(), Position())
+    steps = paginate(api, StopSignal(), Position())
     return [next(steps) for _ in range(pages)][-1].position
 
 
@@ -158,8 +158,8 @@ def test_a_walk_goes_on_though_the_last_users_were_deleted(
 ) -> None:
     clerk.knows_cursor = knows_cursor
     position = position_after(api, 2)
-    clerk.remove(*everyone()[position.walked - gone : position.walked])
-    assert set(walked(api, position)) >= set(everyone()[position.walked :])
+    clerk.remove(*everyone()[position.seen - gone : position.seen])
+    assert set(paginated(api, position)) >= set(everyone()[position.seen :])
 
 
 @pytest.mark.parametrize("knows_cursor", [True, False])
@@ -170,7 +170,7 @@ def test_nobody_is_skipped_while_others_are_deleted(
     clerk.knows_cursor = knows_cursor
     doomed = iter(everyone()[:1600])
     clerk.before = partial(delete_some, clerk, doomed, deleted_at_a_time)
-    seen = walked(api)
+    seen = paginated(api)
     assert set(seen) >= set(clerk.ids())
 
 
@@ -185,7 +185,7 @@ def test_who_signs_up_meanwhile_is_seen_and_skips_nobody(
 ) -> None:
     clerk.knows_cursor = knows_cursor
     clerk.before = partial(sign_up_some, clerk, 70)
-    seen = walked(api)
+    seen = paginated(api)
     assert set(seen) >= set(everyone())
     assert seen[: len(everyone())] == everyone()
 
@@ -202,13 +202,13 @@ def none(_: object) -> None:
 def test_sign_ups_without_end_do_not_make_a_walk_without_end(clerk: FakeClerk, api: ClerkApi) -> None:
     later = count(4_000_000_000_000)
     clerk.before = lambda _: clerk.put(user(f"user_late{next(later)}", created_at=next(later)))
-    assert len(walked(api)) < MANY + 100
+    assert len(paginated(api)) < MANY + 100
 
 
 def test_last_updated_first_skips_nobody_while_users_change(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.before = partial(touch_some, clerk, iter(range(0, MANY, 9)), 30)
     changed = {numbered_id(number) for number in range(0, MANY, 9)}
-    assert set(walked(api, order_by=LAST_UPDATED_FIRST)) >= set(everyone()) - changed
+    assert set(paginated(api, order_by=LAST_UPDATED_FIRST)) >= set(everyone()) - changed
     assert all("starting_after" not in request.parameters for request in lists(clerk))
 
 
@@ -229,12 +229,12 @@ def test_a_listing_that_changes_faster_than_it_is_read_is_given_up(clerk: FakeCl
 
     clerk.before = replace_everyone
     with pytest.raises(ClerkUnavailable, match="faster"):
-        walked(api)
+        paginated(api)
 
 
 def test_a_stop_ends_a_walk_at_once(api: ClerkApi) -> None:
     stopping = StopSignal()
-    steps: Iterator[Step] = walk(api, stopping, Position())
+    steps: Iterator[PageStep] = paginate(api, stopping, Position())
     next(steps)
     stopping.request()
     with pytest.raises(Stopped):

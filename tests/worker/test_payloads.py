@@ -31,17 +31,17 @@ from worker.clerk.changes import change_of, storable_text
 from worker.clerk.errors import EventError, NotJson, Unreadable
 from worker.clerk.payloads import (
     HANDLED_TYPES,
-    MetadataKeys,
-    OrganizationSeen,
-    SessionSeen,
+    FieldSources,
+    OrganizationChanged,
+    SessionChanged,
     UserDeleted,
-    UserSaved,
+    UserUpserted,
     decode,
     parse,
     summarize,
 )
 
-KEYS = MetadataKeys()
+KEYS = FieldSources()
 MARK = "q7Zx"  # stands for whatever is personal: no reason may hold it
 MARKED = {"first_name": MARK, "last_name": MARK, "username": MARK, "email": f"{MARK}@example.com"}
 DIGITS = "9" * 6000
@@ -53,14 +53,14 @@ def as_text(event: object) -> str:
 
 
 HANDLED = {
-    "user.created": (user_event("user.created"), UserSaved),
-    "user.updated": (user_event("user.updated"), UserSaved),
+    "user.created": (user_event("user.created"), UserUpserted),
+    "user.updated": (user_event("user.updated"), UserUpserted),
     "user.deleted": (deleted_event(), UserDeleted),
-    "session.created": (session_event("session.created"), SessionSeen),
-    "session.pending": (session_event("session.pending"), SessionSeen),
-    "session.ended": (session_event("session.ended"), SessionSeen),
-    "session.removed": (session_event("session.removed"), SessionSeen),
-    "session.revoked": (session_event("session.revoked"), SessionSeen),
+    "session.created": (session_event("session.created"), SessionChanged),
+    "session.pending": (session_event("session.pending"), SessionChanged),
+    "session.ended": (session_event("session.ended"), SessionChanged),
+    "session.removed": (session_event("session.removed"), SessionChanged),
+    "session.revoked": (session_event("session.revoked"), SessionChanged),
 }
 
 
@@ -205,7 +205,7 @@ def test_odd_json_is_json_all_the_same(raw: bytes) -> None:
 def test_a_time_of_6000_digits_is_no_time(field: str, sign: str) -> None:
     text = as_text(user_event(data=user(**{field: "digits"}))).replace('"digits"', sign + DIGITS)
     event = parse(text, KEYS)
-    assert isinstance(event, UserSaved)
+    assert isinstance(event, UserUpserted)
     assert getattr(event.user, field) is None
 
 
@@ -299,7 +299,7 @@ def assert_clean(error: EventError) -> None:
 def understood(text: str) -> UserChange | Unreadable:
     try:
         fact = parse(text, KEYS)
-        assert not isinstance(fact, OrganizationSeen)
+        assert not isinstance(fact, OrganizationChanged)
         return change_of(fact, NOW)
     except Unreadable as error:
         return error

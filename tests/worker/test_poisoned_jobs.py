@@ -12,11 +12,11 @@ from redis import Redis
 from db.merge.incoming import Outcome
 from tests.support.payloads import body, user_event
 from tests.support.queue import RqView, delivery
-from worker.clerk.payloads import MetadataKeys
-from worker.queue.consumer import HeldJobs
+from worker.clerk.payloads import FieldSources
+from worker.queue.consumer import ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
 from worker.queue.producer import DeliveryQueue
-from worker.queue.retry_scheduler import DueRetries
+from worker.queue.retry_scheduler import RetryScheduler
 from worker.queue.rq_format import (
     FAILED_KEY,
     JOB_PREFIX,
@@ -46,13 +46,13 @@ def genuine(redis: Redis) -> str:
 
 def turn(redis: Redis) -> None:
     """Do what a worker does in one turn."""
-    held = HeldJobs(redis, "turning")
-    jobs = held.finish_and_take([], 100)
+    held = ReservedJobs(redis, "turning")
+    jobs = held.settle_and_take([], 100)
     assert jobs is not None
     done = batch.process(
-        jobs, MetadataKeys("role", "organization"), lambda given: [Outcome.APPLIED] * len(given)
+        jobs, FieldSources("role", "organization"), lambda given: [Outcome.APPLIED] * len(given)
     )
-    held.finish_and_take(done, 0)
+    held.settle_and_take(done, 0)
 
 
 def test_a_key_that_is_no_job_does_not_stop_the_queue(redis: Redis, rq: RqView) -> None:
@@ -112,7 +112,7 @@ def test_a_job_that_rq_could_not_load_holds_up_no_retry(
     _schedule(redis, "odd", due=LONG_AGO)
     id_ = _scheduled(redis)
     tracemalloc.start()
-    DueRetries(rq.queue).enqueue_due()
+    RetryScheduler(rq.queue).enqueue_due()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert redis.lrange(QUEUE_KEY, 0, -1) == [b"odd", id_.encode()]
@@ -126,7 +126,7 @@ def test_an_entry_without_a_scheduled_job_only_goes(entry: bytes, redis: Redis, 
     poison(redis, b"odd-status", status="finished")
     _schedule(redis, entry, due=LONG_AGO)
     id_ = _scheduled(redis)
-    DueRetries(rq.queue).enqueue_due()
+    RetryScheduler(rq.queue).enqueue_due()
     assert redis.lrange(QUEUE_KEY, 0, -1) == [id_.encode()]
     assert redis.zcard(SCHEDULED_KEY) == 0
     assert rq.status(id_) == "queued"

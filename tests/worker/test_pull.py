@@ -24,9 +24,9 @@ from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, bridged, count, deliver, execute, rows, tombstones
 from worker.clerk.api import ClerkApiError, ClerkRefused
 from worker.sync.backfill import Backfill
-from worker.sync.context import Bridge
-from worker.sync.pull import Outcome, pull
-from worker.sync.pull_service import Answer, PullDesk, Verdict
+from worker.sync.context import SyncContext
+from worker.sync.pull import PullOutcome, pull
+from worker.sync.pull_service import PullResult, PullService, PullStatus
 from worker.sync.shared_rate_limit import NoTurn, SharedLimit
 
 GUIDE = Path(__file__).parents[2] / "docs/applications.md"
@@ -38,36 +38,38 @@ def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
 
 
 @pytest.fixture
-def desk(settings: config.Settings) -> Iterator[PullDesk]:
-    made = PullDesk(settings)
+def desk(settings: config.Settings) -> Iterator[PullService]:
+    made = PullService(settings)
     yield made
     made.close()
 
 
-def test_a_user_is_brought_and_the_row_returned(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_user_is_brought_and_the_row_returned(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN, last_sign_in_at=NOW))
-    pulled = pull(both, ANN, is_sure=True)
-    assert pulled.outcome is Outcome.FOUND
+    pulled = pull(both, ANN, confirmed=True)
+    assert pulled.outcome is PullOutcome.FOUND
     assert pulled.user is not None
     row = rows(both.settings)[ANN]
     assert (pulled.user.clerk_id, pulled.user.email, pulled.user.name) == (ANN, row.email, row.name)
     assert (pulled.user.created_at.timestamp() * 1000, pulled.user.role) == (NOW, "user")
 
 
-def test_a_pull_is_no_older_than_a_webhook_that_came_before_it(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_pull_is_no_older_than_a_webhook_that_came_before_it(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     deliver(both, user_event("user.updated", user(ANN, first_name="Newer", updated_at=NOW + 9000)))
-    pulled = pull(both, ANN, is_sure=True)
+    pulled = pull(both, ANN, confirmed=True)
     assert pulled.user is not None
     assert pulled.user.name.startswith("Newer")
 
 
-@pytest.mark.parametrize("is_sure", [True, False])
-def test_who_is_gone_in_clerk_is_deleted_here_for_good(clerk: FakeClerk, both: Bridge, is_sure: bool) -> None:
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_who_is_gone_in_clerk_is_deleted_here_for_good(
+    clerk: FakeClerk, both: SyncContext, confirmed: bool
+) -> None:
     clerk.put(user(ANN), user(BEN))
     Backfill(both).everything()
     clerk.remove(ANN)
-    assert pull(both, ANN, is_sure=is_sure).outcome is Outcome.DELETED
+    assert pull(both, ANN, confirmed=confirmed).outcome is PullOutcome.DELETED
     assert rows(both.settings).keys() == {BEN}
     assert tombstones(both.settings) == {ANN}
     deliver(both, user_event("user.updated", user(ANN, updated_at=NOW + 9000)))
@@ -75,90 +77,90 @@ def test_who_is_gone_in_clerk_is_deleted_here_for_good(clerk: FakeClerk, both: B
 
 
 def test_who_was_never_seen_gets_a_tombstone_only_from_somebody_who_is_sure(
-    clerk: FakeClerk, both: Bridge
+    clerk: FakeClerk, both: SyncContext
 ) -> None:
-    assert pull(both, ANN, is_sure=False).outcome is Outcome.ABSENT
+    assert pull(both, ANN, confirmed=False).outcome is PullOutcome.ABSENT
     assert tombstones(both.settings) == set()
     clerk.put(user(ANN))
-    assert pull(both, ANN, is_sure=False).outcome is Outcome.FOUND
-    assert pull(both, BEN, is_sure=True).outcome is Outcome.DELETED
+    assert pull(both, ANN, confirmed=False).outcome is PullOutcome.FOUND
+    assert pull(both, BEN, confirmed=True).outcome is PullOutcome.DELETED
     assert tombstones(both.settings) == {BEN}
 
 
-def test_who_has_only_just_signed_up_is_not_deleted_unasked(clerk: FakeClerk, both: Bridge) -> None:
+def test_who_has_only_just_signed_up_is_not_deleted_unasked(clerk: FakeClerk, both: SyncContext) -> None:
     now = now_ms()
     deliver(
         both, session_event(data=session(BEN)), user_event(data=user(ANN, created_at=now, updated_at=now))
     )
     for clerk_id in (ANN, BEN):
-        assert pull(both, clerk_id, is_sure=False).outcome is Outcome.ABSENT
+        assert pull(both, clerk_id, confirmed=False).outcome is PullOutcome.ABSENT
     assert rows(both.settings).keys() == {ANN}
     assert tombstones(both.settings) == set()
     clerk.put(user(CAT))
-    pull(both, CAT, is_sure=True)
-    assert pull(both, ANN, is_sure=False).outcome is Outcome.ABSENT
-    assert pull(both, ANN, is_sure=True).outcome is Outcome.DELETED
+    pull(both, CAT, confirmed=True)
+    assert pull(both, ANN, confirmed=False).outcome is PullOutcome.ABSENT
+    assert pull(both, ANN, confirmed=True).outcome is PullOutcome.DELETED
 
 
-def test_who_was_deleted_here_stays_deleted(clerk: FakeClerk, both: Bridge) -> None:
+def test_who_was_deleted_here_stays_deleted(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     deliver(both, deleted_event(ANN))
-    assert pull(both, ANN, is_sure=True) == (Outcome.FOUND, None)
+    assert pull(both, ANN, confirmed=True) == (PullOutcome.FOUND, None)
     assert count(both.settings) == 0
 
 
-def test_one_not_found_alone_deletes_nobody(clerk: FakeClerk, both: Bridge) -> None:
+def test_one_not_found_alone_deletes_nobody(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     Backfill(both).everything()
     clerk.answer_next(404, '{"errors":[{"code":"resource_not_found"}]}', path=f"/users/{ANN}")
-    assert pull(both, ANN, is_sure=True).outcome is Outcome.FOUND
+    assert pull(both, ANN, confirmed=True).outcome is PullOutcome.FOUND
 
 
-def test_a_not_found_that_is_not_clerks_deletes_nobody(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_not_found_that_is_not_clerks_deletes_nobody(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     Backfill(both).everything()
     clerk.answer_next(404, "<html>no such page</html>", path=f"/users/{ANN}")
     with pytest.raises(ClerkRefused):
-        pull(both, ANN, is_sure=True)
+        pull(both, ANN, confirmed=True)
     assert rows(both.settings).keys() == {ANN}
 
 
 @pytest.mark.parametrize("here", [2, 5])
-def test_a_key_that_knows_nobody_here_deletes_nobody(clerk: FakeClerk, both: Bridge, here: int) -> None:
+def test_a_key_that_knows_nobody_here_deletes_nobody(clerk: FakeClerk, both: SyncContext, here: int) -> None:
     clerk.put_many(here)
     Backfill(both).everything()
     clerk.remove(*clerk.ids())
     clerk.put(user(ANN), user(BEN))
-    assert pull(both, numbered_id(0), is_sure=False) == (Outcome.UNPROVEN, None)
+    assert pull(both, numbered_id(0), confirmed=False) == (PullOutcome.UNPROVEN, None)
     assert count(both.settings) == here
     assert tombstones(both.settings) == set()
-    assert pull(both, numbered_id(0), is_sure=True).outcome is Outcome.DELETED
+    assert pull(both, numbered_id(0), confirmed=True).outcome is PullOutcome.DELETED
 
 
-def test_the_last_of_all_can_be_deleted(both: Bridge) -> None:
+def test_the_last_of_all_can_be_deleted(both: SyncContext) -> None:
     deliver(both, user_event(data=user(ANN)), deleted_event(BEN))
-    assert pull(both, ANN, is_sure=False).outcome is Outcome.DELETED
+    assert pull(both, ANN, confirmed=False).outcome is PullOutcome.DELETED
     assert tombstones(both.settings) == {ANN, BEN}
 
 
-@pytest.mark.parametrize("is_sure", [True, False])
+@pytest.mark.parametrize("confirmed", [True, False])
 def test_one_other_whom_clerk_knows_is_enough_to_delete(
-    clerk: FakeClerk, both: Bridge, is_sure: bool
+    clerk: FakeClerk, both: SyncContext, confirmed: bool
 ) -> None:
     clerk.put_many(40)
     Backfill(both).everything()
     clerk.remove(*clerk.ids()[:-1])
     before = len(clerk.requests)
-    assert pull(both, numbered_id(0), is_sure=is_sure).outcome is Outcome.DELETED
+    assert pull(both, numbered_id(0), confirmed=confirmed).outcome is PullOutcome.DELETED
     assert tombstones(both.settings) == {numbered_id(0)}
     assert [request.path for request in clerk.requests[before:]] == [f"/users/{numbered_id(0)}", "/users"]
 
 
-def test_the_desk_says_why_nobody_was_deleted(desk: PullDesk, settings: config.Settings) -> None:
+def test_the_desk_says_why_nobody_was_deleted(desk: PullService, settings: config.Settings) -> None:
     with bridged(settings) as both:
         deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
     answer = desk.pull(ANN)
-    assert answer.verdict is Verdict.ABSENT
+    assert answer.verdict is PullStatus.ABSENT
     assert "nothing was changed: check CLERK_SECRET_KEY" in str(answer.reason)
     assert rows(settings).keys() == {ANN, BEN}
 
@@ -168,23 +170,25 @@ def test_a_key_of_another_instance_deletes_nobody(settings: config.Settings) -> 
     with bridged(other) as both:
         deliver(both, user_event(data=user(ANN)))
         with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
-            pull(both, ANN, is_sure=True)
+            pull(both, ANN, confirmed=True)
         assert count(settings) == 1
 
 
-def test_an_answer_about_somebody_else_is_refused(clerk: FakeClerk, both: Bridge) -> None:
+def test_an_answer_about_somebody_else_is_refused(clerk: FakeClerk, both: SyncContext) -> None:
     for entry in (user(BEN), {}, {"id": 5}):
         clerk.answer_next(200, json.dumps(entry))
         with pytest.raises(ClerkApiError):
-            pull(both, ANN, is_sure=True)
+            pull(both, ANN, confirmed=True)
     assert count(both.settings) == 0
 
 
-def test_the_desk_answers_with_the_row(clerk: FakeClerk, desk: PullDesk, settings: config.Settings) -> None:
+def test_the_desk_answers_with_the_row(
+    clerk: FakeClerk, desk: PullService, settings: config.Settings
+) -> None:
     clerk.put(user(ANN, public_metadata={"organization": "Fjord"}))
     answer = desk.pull(ANN)
     row = rows(settings)[ANN]
-    assert answer.verdict is Verdict.FOUND
+    assert answer.verdict is PullStatus.FOUND
     assert answer.user is not None
     assert len(answer.user.pop("id")) == 36
     assert answer.user == {
@@ -196,7 +200,7 @@ def test_the_desk_answers_with_the_row(clerk: FakeClerk, desk: PullDesk, setting
         "created_at": "2026-01-01T10:00:00+00:00",
         "last_login_at": None,
     }
-    assert desk.pull(BEN) == Answer(Verdict.ABSENT, reason="there is no such user")
+    assert desk.pull(BEN) == PullResult(PullStatus.ABSENT, reason="there is no such user")
 
 
 def test_many_calls_for_one_user_are_one_question_to_clerk(
@@ -204,15 +208,15 @@ def test_many_calls_for_one_user_are_one_question_to_clerk(
 ) -> None:
     clerk.put(user(ANN))
     clerk.before = slowly
-    desks = [PullDesk(settings) for _ in range(3)]
-    answers: list[Answer] = []
+    desks = [PullService(settings) for _ in range(3)]
+    answers: list[PullResult] = []
     threads = [threading.Thread(target=partial(ask, desk, answers)) for desk in desks * 8]
     run_through(threads, 30)
     for desk in desks:
         desk.close()
     assert len(clerk.requests) == 1
     assert len(answers) == 24
-    assert {answer.verdict for answer in answers} == {Verdict.FOUND}
+    assert {answer.verdict for answer in answers} == {PullStatus.FOUND}
 
 
 def run_through(threads: Sequence[threading.Thread], patience_s: float) -> None:
@@ -222,7 +226,7 @@ def run_through(threads: Sequence[threading.Thread], patience_s: float) -> None:
         thread.join(patience_s)
 
 
-def ask(desk: PullDesk, answers: list[Answer]) -> None:
+def ask(desk: PullService, answers: list[PullResult]) -> None:
     answers.append(desk.pull(ANN))
 
 
@@ -230,7 +234,7 @@ def slowly(_: Request) -> None:
     time.sleep(0.5)
 
 
-def test_an_answer_is_fresh_again_after_a_second(clerk: FakeClerk, desk: PullDesk) -> None:
+def test_an_answer_is_fresh_again_after_a_second(clerk: FakeClerk, desk: PullService) -> None:
     clerk.put(user(ANN))
     desk.pull(ANN)
     clerk.put(user(ANN, first_name="New", updated_at=NOW + 100))
@@ -253,9 +257,9 @@ def test_calls_together_leave_half_of_clerks_limit_to_the_application(
     clerk.remove(*clerk.ids()[::2])
     clerk.answer_next(503, times=10)
     clerk.requests.clear()
-    desks = [PullDesk(settings) for _ in range(6)]
+    desks = [PullService(settings) for _ in range(6)]
     until = time.monotonic() + 12
-    verdicts: list[Verdict] = []
+    verdicts: list[PullStatus] = []
     threads = [
         threading.Thread(target=call_until, args=(until, desk, first, verdicts))
         for first, desk in enumerate(desks)
@@ -263,13 +267,13 @@ def test_calls_together_leave_half_of_clerks_limit_to_the_application(
     run_through(threads, 40)
     for desk in desks:
         desk.close()
-    assert set(verdicts) == {Verdict.FOUND, Verdict.ABSENT, Verdict.BUSY}
+    assert set(verdicts) == {PullStatus.FOUND, PullStatus.ABSENT, PullStatus.BUSY}
     assert clerk.most_within(10) == 50
     assert len(clerk.requests) > 50, "there are turns again"
     assert "/users" in {request.path for request in clerk.requests}
 
 
-def call_until(until: float, desk: PullDesk, first: int, verdicts: list[Verdict]) -> None:
+def call_until(until: float, desk: PullService, first: int, verdicts: list[PullStatus]) -> None:
     for number in itertools.count(first, 6):
         if time.monotonic() > until:
             return
@@ -280,13 +284,13 @@ def test_who_gets_no_turn_is_told_at_once_and_clerk_is_not_asked(
     clerk: FakeClerk, make_settings: MakeSettings
 ) -> None:
     clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
-    desks = [PullDesk(api_settings(make_settings, clerk)) for _ in range(6)]
+    desks = [PullService(api_settings(make_settings, clerk)) for _ in range(6)]
     for number, desk in enumerate(desks * 9):
         desk.pull(numbered_id(number))
     began = time.monotonic()
     answers = [desks[0].pull(f"user_{number}") for number in range(30)]
     assert time.monotonic() - began < 2
-    assert set(answers) == {Answer(Verdict.BUSY, reason="too many users are being pulled")}
+    assert set(answers) == {PullResult(PullStatus.BUSY, reason="too many users are being pulled")}
     assert len(clerk.requests) == 50
     for desk in desks:
         desk.close()
@@ -322,56 +326,56 @@ def test_what_does_not_answer_is_told_within_seconds(clerk: FakeClerk, make_sett
         {"database_url": f"postgresql://postgres@127.0.0.1:{nowhere}/postgres"},
         {"redis_url": f"redis://127.0.0.1:{nowhere}/0"},
     ):
-        desk = PullDesk(api_settings(make_settings, clerk, **broken))
+        desk = PullService(api_settings(make_settings, clerk, **broken))
         began = time.monotonic()
         answer = desk.pull(ANN)
         assert time.monotonic() - began < 8
-        assert answer.verdict is Verdict.UNAVAILABLE
+        assert answer.verdict is PullStatus.UNAVAILABLE
         assert answer.user is None
         assert str(nowhere) not in str(answer.reason)
         desk.close()
         time.sleep(1.1)
 
 
-def test_a_clerk_that_is_away_is_not_asked_by_everyone(clerk: FakeClerk, desk: PullDesk) -> None:
+def test_a_clerk_that_is_away_is_not_asked_by_everyone(clerk: FakeClerk, desk: PullService) -> None:
     clerk.answer_next(503, times=100)
-    assert desk.pull(ANN).verdict is Verdict.UNAVAILABLE
+    assert desk.pull(ANN).verdict is PullStatus.UNAVAILABLE
     requests = len(clerk.requests)
-    assert desk.pull(ANN).verdict is Verdict.UNAVAILABLE
+    assert desk.pull(ANN).verdict is PullStatus.UNAVAILABLE
     assert len(clerk.requests) == requests
 
 
-def test_a_429_is_not_waited_for_at_the_desk(clerk: FakeClerk, desk: PullDesk) -> None:
+def test_a_429_is_not_waited_for_at_the_desk(clerk: FakeClerk, desk: PullService) -> None:
     clerk.answer_next(429, headers={"Retry-After": "30"})
     began = time.monotonic()
-    assert desk.pull(ANN).verdict is Verdict.UNAVAILABLE
+    assert desk.pull(ANN).verdict is PullStatus.UNAVAILABLE
     assert time.monotonic() - began < 2
 
 
 def test_after_a_429_the_next_user_is_told_at_once_how_long_it_lasts(
-    clerk: FakeClerk, desk: PullDesk, redis: Redis
+    clerk: FakeClerk, desk: PullService, redis: Redis
 ) -> None:
     clerk.put(user(ANN), user(BEN))
     clerk.answer_next(429, headers={"Retry-After": "5"})
     first = desk.pull(ANN)
-    assert (first.verdict, first.retry_after_s) == (Verdict.UNAVAILABLE, 5)
+    assert (first.verdict, first.retry_after_s) == (PullStatus.UNAVAILABLE, 5)
     began = time.monotonic()
     second = desk.pull(BEN)
     assert time.monotonic() - began < 1
-    assert second.verdict is Verdict.UNAVAILABLE
+    assert second.verdict is PullStatus.UNAVAILABLE
     assert second.retry_after_s == pytest.approx(5, abs=1)
     assert second.reason == "Clerk's rate limit is exhausted: try again in 5 s"
     assert len(clerk.requests) == 1
     assert redis.zcard("clerk-sync:pull:turns") == 1, "no turn is spent on what is not asked"
     time.sleep(5)
-    assert desk.pull(BEN).verdict is Verdict.FOUND
+    assert desk.pull(BEN).verdict is PullStatus.FOUND
 
 
-def test_a_turn_that_is_not_far_away_is_waited_for(clerk: FakeClerk, desk: PullDesk) -> None:
+def test_a_turn_that_is_not_far_away_is_waited_for(clerk: FakeClerk, desk: PullService) -> None:
     clerk.put(user(BEN))
     clerk.answer_next(429, headers={"Retry-After": "2"})
     desk.pull(ANN)
-    assert desk.pull(BEN).verdict is Verdict.FOUND
+    assert desk.pull(BEN).verdict is PullStatus.FOUND
 
 
 def test_the_function_is_as_the_guide_for_applications_shows_it(
@@ -392,17 +396,19 @@ def test_the_function_is_as_the_guide_for_applications_shows_it(
 
 
 @pytest.mark.parametrize("clerk_id", ["", "..", f"{ANN}/../{BEN}", f"{ANN}?limit=1", "x" * 201])
-def test_what_is_no_clerk_id_leads_the_desk_nowhere(clerk: FakeClerk, desk: PullDesk, clerk_id: str) -> None:
-    assert desk.pull(clerk_id) == Answer(Verdict.ABSENT, reason="that is no Clerk id")
+def test_what_is_no_clerk_id_leads_the_desk_nowhere(
+    clerk: FakeClerk, desk: PullService, clerk_id: str
+) -> None:
+    assert desk.pull(clerk_id) == PullResult(PullStatus.ABSENT, reason="that is no Clerk id")
     assert clerk.requests == []
 
 
 def test_a_user_whom_the_database_refuses_is_told_without_the_row(
-    clerk: FakeClerk, desk: PullDesk, settings: config.Settings
+    clerk: FakeClerk, desk: PullService, settings: config.Settings
 ) -> None:
     execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name = '')")
     clerk.put(user(ANN, first_name="Secretname"))
     answer = desk.pull(ANN)
-    assert answer.verdict is Verdict.UNAVAILABLE
+    assert answer.verdict is PullStatus.UNAVAILABLE
     assert "nobody" in str(answer.reason)
     assert "Secretname" not in str(answer)

@@ -32,30 +32,37 @@ from tests.support.stack import wait_until
 from worker.queue import consumer as queue_module
 from worker.queue import rq_format
 from worker.queue.consumer import (
-    HELD_PREFIX,
-    HOLDERS_KEY,
+    CONSUMERS_KEY,
+    RESERVED_PREFIX,
     SILENT_AFTER_S,
     Failed,
     Finished,
-    HeldJobs,
+    ReservedJobs,
     TakenJob,
 )
-from worker.queue.producer import CONNECTIONS, LAST_RECEIVED_KEY, Answer, Delivery, DeliveryQueue, intake
+from worker.queue.producer import (
+    CONNECTIONS,
+    LAST_RECEIVED_KEY,
+    Delivery,
+    DeliveryQueue,
+    EnqueueResult,
+    delivery_queue,
+)
 from worker.queue.rq_format import FAILURE_TTL_S, RESULT_TTL_S, RETRY_INTERVALS_S, decode_call
 from worker.redis_client import QueueUnavailable, redis_trouble, worker_redis
 
-Holder = Callable[[str], HeldJobs]
+Holder = Callable[[str], ReservedJobs]
 
 
 def fill(queue: DeliveryQueue, count: int) -> list[str]:
     """Enqueue that many deliveries and return their ids, in order."""
     given = [delivery() for _ in range(count)]
-    assert [queue.enqueue(one) for one in given] == [Answer.QUEUED] * count
+    assert [queue.enqueue(one) for one in given] == [EnqueueResult.QUEUED] * count
     return [one.svix_id for one in given]
 
 
-def take(held: HeldJobs, limit: int = 100) -> list[TakenJob]:
-    jobs = held.finish_and_take([], limit)
+def take(held: ReservedJobs, limit: int = 100) -> list[TakenJob]:
+    jobs = held.settle_and_take([], limit)
     assert jobs is not None
     return jobs
 
@@ -65,25 +72,25 @@ def ids(jobs: list[TakenJob] | None) -> list[str]:
     return [job.id for job in jobs]
 
 
-def settle(held: HeldJobs, *done: Finished | Failed) -> None:
-    held.finish_and_take(done, 0)
+def redact_deleted(held: ReservedJobs, *done: Finished | Failed) -> None:
+    held.settle_and_take(done, 0)
 
 
 def failure(job: TakenJob, *, retryable: bool = False) -> Failed:
     return Failed(job, "Unreadable: the event is no JSON object", "Traceback\nUnreadable", retryable)
 
 
-def fail_for_good(held: HeldJobs, queue: DeliveryQueue) -> str:
+def fail_for_good(held: ReservedJobs, queue: DeliveryQueue) -> str:
     """Bring one new job into the failed registry and return its id."""
     queue.enqueue(given := delivery())
     (job,) = take(held)
-    settle(held, failure(job))
+    redact_deleted(held, failure(job))
     return given.svix_id
 
 
 def fall_silent(redis: Redis, worker: str) -> None:
     """Let the worker not have been heard of for too long."""
-    redis.zadd(HOLDERS_KEY, {worker: time.time() - SILENT_AFTER_S - 1})
+    redis.zadd(CONSUMERS_KEY, {worker: time.time() - SILENT_AFTER_S - 1})
 
 
 def scores(redis: Redis, key: str) -> dict[str, float]:
@@ -96,16 +103,20 @@ def scores(redis: Redis, key: str) -> dict[str, float]:
 
 def test_a_new_delivery_is_queued_once(queue: DeliveryQueue, rq: RqView) -> None:
     given = delivery()
-    assert [queue.enqueue(given) for _ in range(3)] == [Answer.QUEUED, Answer.DUPLICATE, Answer.DUPLICATE]
+    assert [queue.enqueue(given) for _ in range(3)] == [
+        EnqueueResult.QUEUED,
+        EnqueueResult.DUPLICATE,
+        EnqueueResult.DUPLICATE,
+    ]
     assert rq.places(given.svix_id) == ["queue"]
 
 
 def test_eight_receivers_with_one_delivery_queue_it_once(make_settings: MakeSettings, rq: RqView) -> None:
     given = [delivery() for _ in range(10)]
-    receivers = [intake(make_settings(**NO_DATABASE)) for _ in range(8)]
+    receivers = [delivery_queue(make_settings(**NO_DATABASE)) for _ in range(8)]
     start = threading.Barrier(8)
 
-    def receive(receiver: DeliveryQueue) -> list[Answer]:
+    def receive(receiver: DeliveryQueue) -> list[EnqueueResult]:
         start.wait(10)
         return [receiver.enqueue(one) for one in given]
 
@@ -113,7 +124,7 @@ def test_eight_receivers_with_one_delivery_queue_it_once(make_settings: MakeSett
         answers = Counter(answer for answers in threads.map(receive, receivers) for answer in answers)
     for receiver in receivers:
         receiver.close()
-    assert answers == {Answer.QUEUED: 10, Answer.DUPLICATE: 70}
+    assert answers == {EnqueueResult.QUEUED: 10, EnqueueResult.DUPLICATE: 70}
     assert Counter(rq.queue.get_job_ids()) == dict.fromkeys((one.svix_id for one in given), 1)
 
 
@@ -122,7 +133,7 @@ def test_a_delivery_whose_job_lives_is_a_duplicate(status: str, queue: DeliveryQ
     queue.enqueue(given := delivery())
     rq.redis.hset(Job.key_for(given.svix_id), "status", status)
     before = rq.fields(given.svix_id)
-    assert queue.enqueue(given) == Answer.DUPLICATE
+    assert queue.enqueue(given) == EnqueueResult.DUPLICATE
     assert rq.fields(given.svix_id) == before
 
 
@@ -132,17 +143,17 @@ def test_a_delivery_whose_job_failed_is_queued_anew_with_full_retries(
     held = holder("w")
     queue.enqueue(given := delivery())
     (job,) = take(held)
-    settle(held, failure(job._replace(retries_left=0), retryable=True))
+    redact_deleted(held, failure(job._replace(retries_left=0), retryable=True))
     rq.redis.hset(Job.key_for(given.svix_id), "retries_left", 0)
     assert rq.places(given.svix_id) == ["failed"]
 
-    assert queue.enqueue(given) == Answer.REQUEUED
+    assert queue.enqueue(given) == EnqueueResult.REQUEUED
     assert rq.places(given.svix_id) == ["queue"]
     again = rq.job(given.svix_id)
     assert (again.get_status(), again.retries_left) == ("queued", len(RETRY_INTERVALS_S))
     assert (again.started_at, again.ended_at, again.worker_name, again._exc_info) == (None, None, None, None)
     assert rq.redis.ttl(Job.key_for(given.svix_id)) == -1, "it does not expire while it waits"
-    assert queue.enqueue(given) == Answer.DUPLICATE
+    assert queue.enqueue(given) == EnqueueResult.DUPLICATE
 
 
 def test_what_failed_before_is_remembered_when_it_is_queued_anew(
@@ -153,7 +164,7 @@ def test_what_failed_before_is_remembered_when_it_is_queued_anew(
     first = rq.job(failed).meta["first_failed_at"]
     queue.enqueue(delivery(id_=failed))
     (job,) = take(held)
-    settle(held, failure(job))
+    redact_deleted(held, failure(job))
     assert rq.job(failed).meta["attempts"] == 2
     assert rq.job(failed).meta["first_failed_at"] == first
 
@@ -162,12 +173,12 @@ def test_eight_receivers_queue_a_failed_delivery_anew_once(
     make_settings: MakeSettings, queue: DeliveryQueue, rq: RqView, holder: Holder
 ) -> None:
     failed = fail_for_good(holder("w"), queue)
-    receivers = [intake(make_settings(**NO_DATABASE)) for _ in range(8)]
+    receivers = [delivery_queue(make_settings(**NO_DATABASE)) for _ in range(8)]
     with ThreadPoolExecutor(8) as threads:
         answers = Counter(threads.map(lambda receiver: receiver.enqueue(delivery(id_=failed)), receivers))
     for receiver in receivers:
         receiver.close()
-    assert answers == {Answer.REQUEUED: 1, Answer.DUPLICATE: 7}
+    assert answers == {EnqueueResult.REQUEUED: 1, EnqueueResult.DUPLICATE: 7}
     assert rq.places(failed) == ["queue"]
 
 
@@ -175,7 +186,7 @@ def test_a_delivery_whose_job_was_canceled_is_queued_anew(queue: DeliveryQueue, 
     queue.enqueue(given := delivery())
     rq.job(given.svix_id).cancel()
     assert rq.places(given.svix_id) == ["canceled"]
-    assert queue.enqueue(given) == Answer.REQUEUED
+    assert queue.enqueue(given) == EnqueueResult.REQUEUED
     assert rq.places(given.svix_id) == ["queue"]
 
 
@@ -186,14 +197,14 @@ def test_a_delivery_whose_job_was_stopped_is_queued_anew(queue: DeliveryQueue, r
     rq.redis.lpop(rq.queue.key)
     worker.handle_job_failure(rq.job(given.svix_id), rq.queue)
     assert (rq.status(given.svix_id), rq.places(given.svix_id)) == ("stopped", ["failed"])
-    assert queue.enqueue(given) == Answer.REQUEUED
+    assert queue.enqueue(given) == EnqueueResult.REQUEUED
     assert (rq.status(given.svix_id), rq.places(given.svix_id)) == ("queued", ["queue"])
 
 
 def test_a_job_that_rq_deleted_is_new_again(queue: DeliveryQueue, rq: RqView) -> None:
     queue.enqueue(given := delivery())
     rq.job(given.svix_id).delete()
-    assert queue.enqueue(given) == Answer.QUEUED
+    assert queue.enqueue(given) == EnqueueResult.QUEUED
     assert rq.places(given.svix_id) == ["queue"]
 
 
@@ -217,7 +228,7 @@ def test_when_the_last_delivery_came_is_known(queue: DeliveryQueue, redis: Redis
 
 def test_a_delivery_is_one_round_trip(make_settings: MakeSettings, redis_url: str) -> None:
     with TripCounter(redis_url) as counter:
-        receiver = intake(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
+        receiver = delivery_queue(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
         receiver.enqueue(again := delivery())
         for given in (delivery(), again):
             with counter.counting() as trips:
@@ -234,7 +245,9 @@ def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(
     make_settings: MakeSettings,
 ) -> None:
     port = free_port()
-    receiver = intake(make_settings(**NO_DATABASE, redis_url=SecretStr(f"redis://:hunter2@127.0.0.1:{port}")))
+    receiver = delivery_queue(
+        make_settings(**NO_DATABASE, redis_url=SecretStr(f"redis://:hunter2@127.0.0.1:{port}"))
+    )
     began = time.monotonic()
     with pytest.raises(QueueUnavailable) as refused:
         receiver.enqueue(delivery())
@@ -244,7 +257,7 @@ def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(
 
 
 def test_a_redis_that_hangs_is_said_in_time(make_settings: MakeSettings, own_redis: RedisServer) -> None:
-    receiver = intake(own_settings(make_settings, own_redis))
+    receiver = delivery_queue(own_settings(make_settings, own_redis))
     with frozen(own_redis):
         for ask in (lambda: receiver.enqueue(delivery()), receiver.ping):
             began = time.monotonic()
@@ -255,7 +268,7 @@ def test_a_redis_that_hangs_is_said_in_time(make_settings: MakeSettings, own_red
 
 
 def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own_redis: RedisServer) -> None:
-    receiver = intake(own_settings(make_settings, own_redis))
+    receiver = delivery_queue(own_settings(make_settings, own_redis))
     receiver.enqueue(first := delivery())
     with Redis.from_url(own_redis.url) as watching:
         watching.config_set("maxmemory", 1)
@@ -271,11 +284,11 @@ def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own
 def test_a_receiver_opens_few_connections_and_the_others_wait_their_turn(
     make_settings: MakeSettings, own_redis: RedisServer
 ) -> None:
-    receiver = intake(own_settings(make_settings, own_redis))
+    receiver = delivery_queue(own_settings(make_settings, own_redis))
     with ThreadPoolExecutor(100) as threads, Redis.from_url(own_redis.url) as watching:
         watching.client_pause(500)
         answers = list(threads.map(lambda _: receiver.enqueue(delivery()), range(100)))
-        assert answers == [Answer.QUEUED] * 100
+        assert answers == [EnqueueResult.QUEUED] * 100
         assert len(watching.client_list()) <= CONNECTIONS + 1
     receiver.close()
 
@@ -283,10 +296,10 @@ def test_a_receiver_opens_few_connections_and_the_others_wait_their_turn(
 def test_a_connection_that_redis_has_closed_costs_no_delivery(
     make_settings: MakeSettings, own_redis: RedisServer
 ) -> None:
-    receiver = intake(own_settings(make_settings, own_redis))
+    receiver = delivery_queue(own_settings(make_settings, own_redis))
     with Redis.from_url(own_redis.url) as watching:
         for _ in range(3):
-            assert receiver.enqueue(delivery()) == Answer.QUEUED
+            assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED
             assert watching.client_kill_filter(_type="normal", skipme=True) == 1
     receiver.close()
 
@@ -294,7 +307,7 @@ def test_a_connection_that_redis_has_closed_costs_no_delivery(
 def test_a_redis_that_has_become_a_replica_is_left(
     make_settings: MakeSettings, own_redis: RedisServer
 ) -> None:
-    receiver = intake(own_settings(make_settings, own_redis))
+    receiver = delivery_queue(own_settings(make_settings, own_redis))
     receiver.enqueue(delivery())
     with Redis.from_url(own_redis.url) as watching:
         watching.replicaof("127.0.0.1", free_port())
@@ -302,7 +315,7 @@ def test_a_redis_that_has_become_a_replica_is_left(
             receiver.enqueue(delivery())
         wait_until(lambda: len(watching.client_list(_type="normal")) == 1, 5)  # its own
         watching.replicaof("NO", "ONE")
-        assert receiver.enqueue(delivery()) == Answer.QUEUED
+        assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED
     receiver.close()
 
 
@@ -311,11 +324,11 @@ def test_what_stands_in_the_url_does_not_change_how_long_it_waits_nor_what_it_re
 ) -> None:
     url = f"{own_redis.url}?socket_timeout=30&socket_connect_timeout=30&decode_responses=true"
     settings = make_settings(**NO_DATABASE, redis_url=SecretStr(f"{url}&max_connections=2"))
-    receiver, client = intake(settings), worker_redis(settings)
+    receiver, client = delivery_queue(settings), worker_redis(settings)
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: receiver.enqueue(delivery()), range(8)))
-    assert answers == [Answer.QUEUED] * 8
-    assert len(take(HeldJobs(client, "w"))) == 8
+    assert answers == [EnqueueResult.QUEUED] * 8
+    assert len(take(ReservedJobs(client, "w"))) == 8
     with frozen(own_redis):
         began = time.monotonic()
         with pytest.raises(QueueUnavailable, match="TimeoutError"):
@@ -332,21 +345,21 @@ def test_a_redis_that_cannot_write_to_its_disk_is_named_by_its_own_code() -> Non
 
 
 def test_trouble_uses_up_no_connection(make_settings: MakeSettings, own_redis: RedisServer) -> None:
-    receiver = intake(own_settings(make_settings, own_redis))
+    receiver = delivery_queue(own_settings(make_settings, own_redis))
     receiver.enqueue(delivery())
     own_redis.stop()
     for _ in range(2 * CONNECTIONS):
         with pytest.raises(QueueUnavailable, match="ConnectionError"):
             receiver.enqueue(delivery())
     own_redis.start()
-    assert receiver.enqueue(delivery()) == Answer.QUEUED
+    assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED
     receiver.close()
 
 
 def test_when_every_connection_is_in_use_for_too_long_it_is_said(
     make_settings: MakeSettings, own_redis: RedisServer
 ) -> None:
-    receiver = intake(own_settings(make_settings, own_redis))
+    receiver = delivery_queue(own_settings(make_settings, own_redis))
     given = [delivery() for _ in range(3 * CONNECTIONS)]
 
     def reason(one: Delivery) -> str:
@@ -362,17 +375,17 @@ def test_when_every_connection_is_in_use_for_too_long_it_is_said(
         "Redis did not take the job (ConnectionError)",
         "Redis did not take the job (TimeoutError)",
     }
-    assert {receiver.enqueue(one) for one in given} <= {Answer.QUEUED, Answer.DUPLICATE}
+    assert {receiver.enqueue(one) for one in given} <= {EnqueueResult.QUEUED, EnqueueResult.DUPLICATE}
     receiver.close()
 
 
 def test_a_restarted_redis_is_used_again_at_once(make_settings: MakeSettings, own_redis: RedisServer) -> None:
-    receiver = intake(own_settings(make_settings, own_redis))
+    receiver = delivery_queue(own_settings(make_settings, own_redis))
     receiver.enqueue(first := delivery())
     own_redis.stop()
     own_redis.start()
-    assert receiver.enqueue(delivery()) == Answer.QUEUED, "without its script and on a dead connection"
-    assert receiver.enqueue(first) == Answer.DUPLICATE
+    assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED, "without its script and on a dead connection"
+    assert receiver.enqueue(first) == EnqueueResult.DUPLICATE
     receiver.close()
 
 
@@ -383,7 +396,7 @@ def test_jobs_are_taken_in_their_order_up_to_the_limit(queue: DeliveryQueue, hol
     queued = fill(queue, 5)
     held = holder("w")
     assert ids(take(held, 3)) == queued[:3]
-    assert ids(held.finish_and_take([Finished(job, "applied") for job in take(held, 3)], 3)) == queued[3:]
+    assert ids(held.settle_and_take([Finished(job, "applied") for job in take(held, 3)], 3)) == queued[3:]
 
 
 def test_a_taken_job_has_what_was_enqueued(queue: DeliveryQueue, holder: Holder) -> None:
@@ -419,8 +432,8 @@ def test_a_lost_answer_to_finishing_finishes_nothing_twice(
     held = holder("w")
     register(rq, "w")
     done = [Finished(job, "applied") for job in take(held)]
-    settle(held, *done)
-    settle(held, *done)
+    redact_deleted(held, *done)
+    redact_deleted(held, *done)
     assert len(rq.job(id_).results()) == 1
     assert [worker.successful_job_count for worker in rq.workers()] == [1]
 
@@ -444,7 +457,7 @@ def test_nothing_is_taken_while_workers_are_suspended(
     held = holder("w")
     jobs = take(held, 2)
     rq_command(redis_url, "suspend")
-    assert held.finish_and_take([Finished(jobs[0], "applied")], 2) is None
+    assert held.settle_and_take([Finished(jobs[0], "applied")], 2) is None
     assert rq.status(queued[0]) == "finished", "what was in hand is settled all the same"
     rq_command(redis_url, "resume")
     assert ids(take(held)) == queued[1:]
@@ -466,8 +479,8 @@ def test_taking_and_settling_is_one_round_trip_however_many_jobs(
 ) -> None:
     with TripCounter(redis_url) as counter:
         client = worker_redis(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
-        held = HeldJobs(client, "w")
-        settle(held)
+        held = ReservedJobs(client, "w")
+        redact_deleted(held)
         for size in (1, 10, 100):
             fill(queue, size)
             with counter.counting() as trips:
@@ -476,7 +489,7 @@ def test_taking_and_settling_is_one_round_trip_however_many_jobs(
             done += [Finished(job, "applied") for job in jobs[1:]]
             fill(queue, size)
             with counter.counting() as more_trips:
-                more = held.finish_and_take(done, size)
+                more = held.settle_and_take(done, size)
             assert (len(jobs), len(ids(more))) == (size, size)
             assert (trips.count, more_trips.count) == (1, 1)
             held.leave()
@@ -488,7 +501,7 @@ def test_rq_sees_a_finished_job_as_finished(queue: DeliveryQueue, rq: RqView, ho
     (id_,) = fill(queue, 1)
     held = holder("w")
     register(rq, "w")
-    settle(held, *(Finished(job, "applied") for job in take(held)))
+    redact_deleted(held, *(Finished(job, "applied") for job in take(held)))
     job = rq.job(id_)
     assert rq.places(id_) == ["finished"]
     assert (job.get_status(), job.is_finished, job.return_value()) == ("finished", True, "applied")
@@ -507,7 +520,7 @@ def test_a_finished_job_and_its_result_expire_together_after_an_hour(
 ) -> None:
     (id_,) = fill(queue, 1)
     held = holder("w")
-    settle(held, *(Finished(job, "applied") for job in take(held)))
+    redact_deleted(held, *(Finished(job, "applied") for job in take(held)))
     assert RESULT_TTL_S - 5 <= float(str(redis.ttl(Job.key_for(id_)))) <= RESULT_TTL_S
     assert RESULT_TTL_S - 5 <= float(str(redis.ttl(Result.get_key(id_)))) <= RESULT_TTL_S
     (expires,) = scores(redis, rq_format.FINISHED_KEY).values()
@@ -559,7 +572,7 @@ def test_what_can_heal_is_scheduled_with_growing_intervals_and_then_fails(
     held = holder("w")
     for left, interval in zip((2, 1, 0), RETRY_INTERVALS_S, strict=True):
         (job,) = take(held)
-        settle(held, failure(job, retryable=True))
+        redact_deleted(held, failure(job, retryable=True))
         assert (rq.places(id_), rq.status(id_)) == (["scheduled"], "scheduled")
         assert rq.job(id_).retries_left == left
         assert redis.ttl(Job.key_for(id_)) == -1
@@ -567,7 +580,7 @@ def test_what_can_heal_is_scheduled_with_growing_intervals_and_then_fails(
         assert abs(due - datetime.now(UTC) - timedelta(seconds=interval)) < timedelta(seconds=5)
         make_due(rq)
     (job,) = take(held)
-    settle(held, failure(job, retryable=True))
+    redact_deleted(held, failure(job, retryable=True))
     assert (rq.places(id_), rq.status(id_)) == (["failed"], "failed")
     assert rq.job(id_).meta["attempts"] == len(RETRY_INTERVALS_S) + 1
 
@@ -600,11 +613,11 @@ def test_what_is_given_back_stands_at_the_front_in_its_order(
     queued = fill(queue, 5)
     held = holder("w")
     take(held, 3)
-    assert held.give_back() == 3
+    assert held.release() == 3
     assert rq.queue.get_job_ids() == queued
     assert [rq.places(id_) for id_ in queued] == [["queue"]] * 5
     assert [rq.status(id_) for id_ in queued] == ["queued"] * 5
-    assert held.give_back() == 0
+    assert held.release() == 0
 
 
 def test_a_worker_that_leaves_holds_nothing_and_is_no_member(
@@ -615,8 +628,8 @@ def test_a_worker_that_leaves_holds_nothing_and_is_no_member(
     take(held)
     held.leave()
     assert rq.queue.get_job_ids() == queued
-    assert scores(redis, HOLDERS_KEY) == {}
-    assert redis.keys(f"{HELD_PREFIX}*") == []
+    assert scores(redis, CONSUMERS_KEY) == {}
+    assert redis.keys(f"{RESERVED_PREFIX}*") == []
 
 
 def test_only_what_silent_workers_hold_is_taken_back(
@@ -627,13 +640,13 @@ def test_only_what_silent_workers_hold_is_taken_back(
     for held in (alive, silent, other):
         take(held, 2)
     fall_silent(redis, "silent")
-    assert alive.reap() == 2
+    assert alive.recover_orphans() == 2
     assert [rq.places(id_) for id_ in queued] == [
         *[["started", "held"]] * 2,
         *[["queue"]] * 2,
         *[["started", "held"]] * 2,
     ]
-    assert alive.reap() == 0
+    assert alive.recover_orphans() == 0
 
 
 def test_a_worker_that_beats_is_not_silent(queue: DeliveryQueue, holder: Holder, redis: Redis) -> None:
@@ -641,8 +654,8 @@ def test_a_worker_that_beats_is_not_silent(queue: DeliveryQueue, holder: Holder,
     held, other = holder("w"), holder("other")
     take(held)
     fall_silent(redis, "w")
-    held.beat()
-    assert other.reap() == 0
+    held.heartbeat()
+    assert other.recover_orphans() == 0
 
 
 def test_a_frozen_worker_that_wakes_does_not_finish_what_others_have(
@@ -652,13 +665,13 @@ def test_a_frozen_worker_that_wakes_does_not_finish_what_others_have(
     frozen, other = holder("frozen"), holder("other")
     jobs = take(frozen)
     fall_silent(redis, "frozen")
-    other.reap()
+    other.recover_orphans()
     assert ids(take(other, 2)) == queued[:2]
-    settle(frozen, Finished(jobs[0], "applied"), failure(jobs[1]), failure(jobs[2], retryable=True))
+    redact_deleted(frozen, Finished(jobs[0], "applied"), failure(jobs[1]), failure(jobs[2], retryable=True))
     assert [rq.places(id_) for id_ in queued] == [["started", "held"], ["started", "held"], ["queue"]]
     assert [rq.status(id_) for id_ in queued] == ["started", "started", "queued"]
     assert [rq.job(id_).meta for id_ in queued] == [{}, {}, {}]
-    settle(other, *(Finished(job, "applied") for job in take(other, 2)))
+    redact_deleted(other, *(Finished(job, "applied") for job in take(other, 2)))
     assert [rq.status(id_) for id_ in queued] == ["finished", "finished", "queued"]
     assert ids(take(frozen)) == queued[2:], "and goes on with what is there"
 
@@ -667,13 +680,13 @@ def test_a_worker_that_sleeps_for_days_may_take_again_and_is_taken_back_from(
     queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
 ) -> None:
     sleeper, other = holder("sleeper"), holder("other")
-    redis.zadd(HOLDERS_KEY, {"sleeper": time.time() - 2 * queue_module.FORGET_AFTER_S})
-    other.reap()
-    assert scores(redis, HOLDERS_KEY) == {}
+    redis.zadd(CONSUMERS_KEY, {"sleeper": time.time() - 2 * queue_module.FORGET_AFTER_S})
+    other.recover_orphans()
+    assert scores(redis, CONSUMERS_KEY) == {}
     (id_,) = fill(queue, 1)
     take(sleeper)
     fall_silent(redis, "sleeper")
-    assert other.reap() == 1
+    assert other.recover_orphans() == 1
     assert rq.places(id_) == ["queue"]
 
 
@@ -685,10 +698,10 @@ def test_many_workers_share_the_queue_and_each_job_is_one_workers(
 
     def work(name: str) -> list[str]:
         client = worker_redis(make_settings(**NO_DATABASE))
-        held = HeldJobs(client, name)
+        held = ReservedJobs(client, name)
         done: list[Finished] = []
         taken: list[str] = []
-        while jobs := held.finish_and_take(done, size):
+        while jobs := held.settle_and_take(done, size):
             done = [Finished(job, "applied") for job in jobs]
             taken += ids(jobs)
         client.close()
@@ -706,7 +719,7 @@ def test_a_job_that_is_on_the_queue_twice_is_finished_once(
     (id_,) = fill(queue, 1)
     redis.rpush(rq_format.QUEUE_KEY, id_)
     held = holder("w")
-    settle(held, *(Finished(job, "applied") for job in take(held)))
+    redact_deleted(held, *(Finished(job, "applied") for job in take(held)))
     assert rq.places(id_) == ["finished"]
     assert len(rq.job(id_).results()) == 1
 
@@ -728,13 +741,13 @@ def test_a_job_that_is_deleted_while_it_is_held_stays_deleted(
     rq.job(id_).delete()
     match end:
         case "finished":
-            settle(held, Finished(job, "applied"))
+            redact_deleted(held, Finished(job, "applied"))
         case "failed":
-            settle(held, failure(job))
+            redact_deleted(held, failure(job))
         case "scheduled":
-            settle(held, failure(job, retryable=True))
+            redact_deleted(held, failure(job, retryable=True))
         case _:
-            held.give_back()
+            held.release()
     assert take(held) == []
     assert rq.places(id_) == []
     assert redis.exists(Job.key_for(id_), Result.get_key(id_)) == 0
@@ -763,7 +776,7 @@ def test_rqs_clean_up_leaves_held_jobs_alone(queue: DeliveryQueue, rq: RqView, h
         IntermediateQueue(rq.queue.key, rq.redis).cleanup(worker, rq.queue)
         rq.registries["started"].cleanup(timestamp=time.time() + 10 * 24 * 3600)
     assert [rq.places(id_) for id_ in queued] == [["started", "held"], ["started", "held"], ["queue"]]
-    settle(held, *(Finished(job, "applied") for job in take(held, 2)))
+    redact_deleted(held, *(Finished(job, "applied") for job in take(held, 2)))
     assert [rq.status(id_) for id_ in queued] == ["finished", "finished", "queued"]
 
 
@@ -774,7 +787,7 @@ def test_rq_info_shows_the_queue_its_registries_and_its_workers(
     register(rq, "worker-1")
     fail_for_good(held, queue)
     fill(queue, 5)
-    settle(held, Finished(take(held, 1)[0], "applied"))
+    redact_deleted(held, Finished(take(held, 1)[0], "applied"))
     take(held, 2)
     shown = rq_command(redis_url, "info", "--serializer", "json")
     assert "2, 2 executing, 1 finished, 1 failed" in shown
@@ -795,7 +808,7 @@ def test_rq_requeue_brings_failed_jobs_back(
     assert sorted(ids(jobs)) == sorted(failed)
     assert [job.meta["attempts"] for job in jobs] == [1, 1, 1]
     assert [json.loads(decode_call(job.data))["type"] for job in jobs] == ["user.created"] * 3
-    settle(held, *(Finished(job, "applied") for job in jobs))
+    redact_deleted(held, *(Finished(job, "applied") for job in jobs))
     assert [rq.places(id_) for id_ in failed] == [["finished"]] * 3
 
 
@@ -813,7 +826,7 @@ def test_stopping_a_held_job_with_rq_does_no_harm(queue: DeliveryQueue, rq: RqVi
     register(rq, "w")
     jobs = take(held)
     send_stop_job_command(rq.redis, id_, serializer="json")
-    settle(held, *(Finished(job, "applied") for job in jobs))
+    redact_deleted(held, *(Finished(job, "applied") for job in jobs))
     assert rq.status(id_) == "finished"
 
 
@@ -855,7 +868,7 @@ def test_garbage_in_a_jobs_fields_stops_nobody(
     queued = fill(queue, 1)
     held = holder("w")
     garbage, good = take(held)
-    settle(held, failure(garbage, retryable=retryable), Finished(good, "applied"))
+    redact_deleted(held, failure(garbage, retryable=retryable), Finished(good, "applied"))
     assert rq.places("foreign") in (["failed"], ["scheduled"])
     assert json.loads(rq.fields("foreign")[b"meta"])["attempts"] == 1
     assert rq.places(queued[0]) == ["finished"]
@@ -865,6 +878,6 @@ def test_any_id_that_somebody_put_on_the_queue_can_be_failed(rq: RqView, holder:
     put(rq, b"data", b"\xff\x00 \xc3")
     held = holder("w")
     (job,) = take(held)
-    settle(held, failure(job))
+    redact_deleted(held, failure(job))
     assert rq.redis.zscore(rq_format.FAILED_KEY, b"\xff\x00 \xc3") is not None
-    assert rq.redis.llen(HELD_PREFIX + "w") == 0
+    assert rq.redis.llen(RESERVED_PREFIX + "w") == 0

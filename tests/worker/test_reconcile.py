@@ -11,11 +11,11 @@ from db.times import now_ms
 from tests.support.fake_clerk import FakeClerk, Request, numbered_id
 from tests.support.payloads import ABSENT, ANN, BEN, CAT, NOW, deleted_event, user, user_event
 from tests.support.settings import MakeSettings
-from tests.support.sync import api_settings, bridged, count, deliver, execute, mend, report, rows, tombstones
+from tests.support.sync import api_settings, bridged, count, deliver, execute, fix, report, rows, tombstones
 from worker.clerk.api import ClerkRefused
 from worker.sync.backfill import Backfill
-from worker.sync.context import Bridge
-from worker.sync.pull import Outcome, pull
+from worker.sync.context import SyncContext
+from worker.sync.pull import PullOutcome, pull
 from worker.sync.reconcile import Claim, Reconcile, Report, Stale
 
 
@@ -24,36 +24,36 @@ def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     return api_settings(make_settings, clerk)
 
 
-def filled(clerk: FakeClerk, both: Bridge, number: int) -> None:
+def filled(clerk: FakeClerk, both: SyncContext, number: int) -> None:
     """Let Clerk and the table have the same users."""
     clerk.put_many(number)
     Backfill(both).everything()
     clerk.requests.clear()
 
 
-def test_equal_tables_have_no_drift(clerk: FakeClerk, both: Bridge) -> None:
+def test_equal_tables_have_no_drift(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 1200)
     found = report(both)
     assert found == Report(1200, 1200, 1200, [], [], {}, [], [], 0, None)
     assert found.differing == 0
 
 
-def test_nobody_anywhere_is_no_drift(both: Bridge) -> None:
+def test_nobody_anywhere_is_no_drift(both: SyncContext) -> None:
     assert report(both) == Report(0, 0, 0, [], [], {}, [], [], 0, None)
 
 
-def test_who_is_missing_is_found_and_brought(clerk: FakeClerk, both: Bridge) -> None:
+def test_who_is_missing_is_found_and_brought(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 700)
     clerk.put(user(ANN), user(BEN))
     assert sorted(report(both).missing) == [ANN, BEN]
     assert count(both.settings) == 700
-    assert mend(both) == []
+    assert fix(both) == []
     assert count(both.settings) == 702
 
 
-def test_hundreds_who_are_missing_are_brought(clerk: FakeClerk, both: Bridge) -> None:
+def test_hundreds_who_are_missing_are_brought(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(730)
-    assert mend(both) == []
+    assert fix(both) == []
     assert set(rows(both.settings)) == set(clerk.ids())
 
 
@@ -69,7 +69,9 @@ STALE: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize(("change", "column"), STALE.values(), ids=STALE)
-def test_a_stale_column_is_named_and_mended(clerk: FakeClerk, both: Bridge, change: str, column: str) -> None:
+def test_a_stale_column_is_named_and_mended(
+    clerk: FakeClerk, both: SyncContext, change: str, column: str
+) -> None:
     clerk.put(user(ANN, last_sign_in_at=NOW), user(BEN))
     Backfill(both).everything()
     before = rows(both.settings)
@@ -79,19 +81,19 @@ def test_a_stale_column_is_named_and_mended(clerk: FakeClerk, both: Bridge, chan
     found = report(both)
     assert found.stale == [Stale(ANN, (column,))]
     assert found.differing == 1
-    assert mend(both) == []
+    assert fix(both) == []
     assert rows(both.settings) == before
 
 
-def test_a_change_whose_webhook_was_lost_is_stale(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_change_whose_webhook_was_lost_is_stale(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 20)
     clerk.put(user(numbered_id(3), "new@example.com", first_name="New", updated_at=NOW))
     (stale,) = report(both).stale
     assert set(stale.columns) >= {"email", "name"}
-    assert mend(both) == []
+    assert fix(both) == []
 
 
-def test_what_differs_and_is_no_drift(clerk: FakeClerk, both: Bridge) -> None:
+def test_what_differs_and_is_no_drift(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN, last_sign_in_at=NOW), user(BEN, email=None), user(CAT, email_addresses=ABSENT))
     Backfill(both).everything()
     execute(both.settings, "UPDATE users SET last_login_at = now()")
@@ -113,13 +115,13 @@ def test_a_column_of_the_applications_own_is_not_compared(
         assert report(both).differing == 1
 
 
-def test_who_is_gone_in_clerk_is_a_ghost_and_gets_a_tombstone(clerk: FakeClerk, both: Bridge) -> None:
+def test_who_is_gone_in_clerk_is_a_ghost_and_gets_a_tombstone(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 30)
     gone = {numbered_id(i) for i in range(10)}
     clerk.remove(*gone)
     assert set(report(both).ghost) == gone
     assert count(both.settings) == 30
-    assert mend(both) == []
+    assert fix(both) == []
     assert tombstones(both.settings) == gone
     assert set(rows(both.settings)) == set(clerk.ids())
     deliver(both, user_event("user.updated", user(numbered_id(3), updated_at=NOW + 9000)))
@@ -131,19 +133,19 @@ def test_a_ghost_is_anonymised_where_rows_are_kept(clerk: FakeClerk, settings: c
     with bridged(settings.model_copy(update={"user_deletion": "anonymize"})) as both:
         Backfill(both).everything()
         clerk.remove(ANN)
-        assert mend(both) == []
+        assert fix(both) == []
     assert rows(settings)[ANN].name == "Deleted user"
 
 
-def test_who_was_only_left_out_of_the_listing_is_no_ghost(clerk: FakeClerk, both: Bridge) -> None:
+def test_who_was_only_left_out_of_the_listing_is_no_ghost(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 300)
     clerk.hidden = {numbered_id(i) for i in range(0, 300, 3)}
     clerk.counts = 200
     found = report(both)
-    assert (found.listed, found.here, found.ghost, found.refusal) == (200, 300, {}, None)
+    assert (found.listed, found.local, found.ghost, found.refusal) == (200, 300, {}, None)
 
 
-def test_where_ids_are_overlooked_each_ghost_is_asked_for_alone(clerk: FakeClerk, both: Bridge) -> None:
+def test_where_ids_are_overlooked_each_ghost_is_asked_for_alone(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 600)
     clerk.knows_user_id = False
     clerk.remove(numbered_id(1))
@@ -154,7 +156,7 @@ def test_where_ids_are_overlooked_each_ghost_is_asked_for_alone(clerk: FakeClerk
     assert asked >= {f"/users/{numbered_id(i)}" for i in (1, 2, 599)}
 
 
-def test_rows_that_are_not_clerks_are_left_alone(clerk: FakeClerk, both: Bridge) -> None:
+def test_rows_that_are_not_clerks_are_left_alone(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 5)
     for clerk_id in ("legacy/1", "../users", "a b", "count"):
         insert = "INSERT INTO users (clerk_id, email, name)"
@@ -164,7 +166,7 @@ def test_rows_that_are_not_clerks_are_left_alone(clerk: FakeClerk, both: Bridge)
 
 @pytest.mark.parametrize("shown", [0, 1, 50])
 def test_a_short_answer_to_a_question_for_ids_proves_nothing(
-    clerk: FakeClerk, both: Bridge, shown: int
+    clerk: FakeClerk, both: SyncContext, shown: int
 ) -> None:
     filled(clerk, both, 300)
     clerk.remove(numbered_id(1))
@@ -181,14 +183,14 @@ def cut_answers_by_id(clerk: FakeClerk, shown: int, request: Request) -> None:
         clerk.show_next([clerk.user(clerk_id) for clerk_id in asked if clerk_id in clerk.ids()][:shown])
 
 
-def refuse(both: Bridge, reason: str, allow_deletes: int | None = None) -> None:
+def refuse(both: SyncContext, reason: str, allow_deletes: int | None = None) -> None:
     """See that nothing is mended, and why."""
     before = rows(both.settings)
     task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
     found = task.report()
     assert found.refusal is not None
     assert reason in found.refusal
-    for change in (task.mend, task.refresh):
+    for change in (task.fix, task.refresh):
         with pytest.raises(ValueError, match=r"."):
             change(found)
     assert rows(both.settings) == before
@@ -198,7 +200,7 @@ def refuse(both: Bridge, reason: str, allow_deletes: int | None = None) -> None:
 @pytest.mark.parametrize("allow_deletes", [None, 10_000])
 @pytest.mark.parametrize("listed", [1, 499, 500, 501, 1199])
 def test_a_listing_that_was_cut_short_deletes_nobody(
-    clerk: FakeClerk, both: Bridge, listed: int, allow_deletes: int | None
+    clerk: FakeClerk, both: SyncContext, listed: int, allow_deletes: int | None
 ) -> None:
     filled(clerk, both, 1200)
     clerk.remove(numbered_id(0))
@@ -210,23 +212,23 @@ def test_a_listing_that_was_cut_short_deletes_nobody(
 @pytest.mark.parametrize("allow_deletes", [None, 10_000])
 @pytest.mark.parametrize("counts", [None, 0])
 def test_an_empty_listing_deletes_nobody(
-    clerk: FakeClerk, both: Bridge, counts: int | None, allow_deletes: int | None
+    clerk: FakeClerk, both: SyncContext, counts: int | None, allow_deletes: int | None
 ) -> None:
     filled(clerk, both, 5)
     clerk.lists_at_most, clerk.counts = 0, counts
     refuse(both, "cut short" if counts is None else "lists no users", allow_deletes)
 
 
-def test_where_no_users_are_listed_the_refusal_names_the_way_on(clerk: FakeClerk, both: Bridge) -> None:
+def test_where_no_users_are_listed_the_refusal_names_the_way_on(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 5)
     clerk.remove(*clerk.ids())
     refuse(both, "clerk-sync pull ID", 10_000)
-    assert pull(both, numbered_id(3), is_sure=True).outcome is Outcome.DELETED
+    assert pull(both, numbered_id(3), confirmed=True).outcome is PullOutcome.DELETED
     assert tombstones(both.settings) == {numbered_id(3)}
 
 
 @pytest.mark.parametrize(
-    ("here", "gone", "percent", "is_refused"),
+    ("local", "gone", "percent", "is_refused"),
     [
         (30, 10, 5, False),
         (30, 11, 5, True),
@@ -239,27 +241,27 @@ def test_where_no_users_are_listed_the_refusal_names_the_way_on(clerk: FakeClerk
     ],
 )
 def test_a_listing_that_shrank_too_much_deletes_nobody(
-    clerk: FakeClerk, settings: config.Settings, *, here: int, gone: int, percent: float, is_refused: bool
+    clerk: FakeClerk, settings: config.Settings, *, local: int, gone: int, percent: float, is_refused: bool
 ) -> None:
     with bridged(settings.model_copy(update={"reconcile_max_delete": percent})) as both:
-        filled(clerk, both, here)
+        filled(clerk, both, local)
         clerk.remove(*(numbered_id(i) for i in range(gone)))
         if is_refused:
             refuse(both, f"--allow-deletes {gone}")
             refuse(both, f"--allow-deletes {gone}", gone - 1)
-            assert mend(both, allow_deletes=gone) == []
+            assert fix(both, allow_deletes=gone) == []
         else:
             refuse(both, f"--allow-deletes {gone}", 0)
-            assert mend(both) == []
-        assert count(settings) == here - gone
+            assert fix(both) == []
+        assert count(settings) == local - gone
 
 
-def test_a_key_that_knows_nobody_here_deletes_nobody(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_key_that_knows_nobody_here_deletes_nobody(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 6)
     clerk.remove(*clerk.ids())
     clerk.put(user(ANN), user(BEN))
     refuse(both, "CLERK_SECRET_KEY")
-    assert mend(both, allow_deletes=6) == []
+    assert fix(both, allow_deletes=6) == []
     assert rows(both.settings).keys() == {ANN, BEN}
 
 
@@ -270,7 +272,7 @@ def test_a_key_of_another_instance_compares_nothing(clerk: FakeClerk, settings: 
         report(both)
 
 
-def test_a_claim_that_clerk_does_not_know_is_found_and_mended(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_claim_that_clerk_does_not_know_is_found_and_mended(clerk: FakeClerk, both: SyncContext) -> None:
     """Ben had Ann's address once, and the word that he let it go was lost."""
     deliver(both, user_event(data=user(BEN, "shared@example.com", updated_at=NOW + 500)))
     deliver(both, user_event(data=user(ANN, "shared@example.com", updated_at=NOW + 100)))
@@ -279,58 +281,60 @@ def test_a_claim_that_clerk_does_not_know_is_found_and_mended(clerk: FakeClerk, 
     found = report(both)
     assert found.claims == [Claim(ANN, BEN)]
     assert found.stale == [Stale(BEN, ("email",))]
-    assert mend(both) == []
+    assert fix(both) == []
     assert {clerk_id: row.email for clerk_id, row in rows(both.settings).items()} == {
         ANN: "shared@example.com",
         BEN: "ben@example.com",
     }
 
 
-def test_an_address_that_a_ghost_holds_goes_to_whom_it_belongs(clerk: FakeClerk, both: Bridge) -> None:
+def test_an_address_that_a_ghost_holds_goes_to_whom_it_belongs(clerk: FakeClerk, both: SyncContext) -> None:
     deliver(both, user_event(data=user(BEN, "shared@example.com", updated_at=NOW + 500)))
     deliver(both, user_event(data=user(ANN, "shared@example.com", updated_at=NOW + 100)))
     clerk.put(user(ANN, "shared@example.com", updated_at=NOW + 100))
     found = report(both)
     assert (found.claims, list(found.ghost)) == ([Claim(ANN, BEN)], [BEN])
-    assert mend(both) == []
+    assert fix(both) == []
     assert rows(both.settings)[ANN].email == "shared@example.com"
 
 
 def test_who_was_deleted_here_and_not_in_clerk_is_told_and_stays_deleted(
-    clerk: FakeClerk, both: Bridge
+    clerk: FakeClerk, both: SyncContext
 ) -> None:
     clerk.put(user(ANN), user(BEN))
     Backfill(both).everything()
     deliver(both, deleted_event(ANN))
     found = report(both)
     assert (found.tombstone, found.differing) == ([ANN], 1)
-    assert mend(both) == [ANN]
+    assert fix(both) == [ANN]
     assert rows(both.settings).keys() == {BEN}
 
 
-def test_a_newer_version_that_clerk_does_not_know_is_drift_that_stays(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_newer_version_that_clerk_does_not_know_is_drift_that_stays(
+    clerk: FakeClerk, both: SyncContext
+) -> None:
     clerk.put(user(ANN))
     deliver(both, user_event("user.updated", user(ANN, first_name="Future", updated_at=NOW + 10**9)))
     assert report(both).stale == [Stale(ANN, ("name",))]
-    assert mend(both) == [ANN]
+    assert fix(both) == [ANN]
 
 
-Happen = Callable[[FakeClerk, Bridge], None]
+Happen = Callable[[FakeClerk, SyncContext], None]
 
 
-def sign_up(clerk: FakeClerk, both: Bridge) -> None:
+def sign_up(clerk: FakeClerk, both: SyncContext) -> None:
     shown = user(ANN, created_at=now_ms(), updated_at=now_ms())
     clerk.put(shown)
     deliver(both, user_event(data=shown))
 
 
-def update(clerk: FakeClerk, both: Bridge) -> None:
+def update(clerk: FakeClerk, both: SyncContext) -> None:
     shown = user(numbered_id(5), first_name="New", updated_at=now_ms())
     clerk.put(shown)
     deliver(both, user_event("user.updated", shown))
 
 
-def delete(clerk: FakeClerk, both: Bridge) -> None:
+def delete(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.remove(numbered_id(5))
     deliver(both, deleted_event(numbered_id(5), timestamp=now_ms()))
 
@@ -338,7 +342,7 @@ def delete(clerk: FakeClerk, both: Bridge) -> None:
 @pytest.mark.parametrize("happen", [sign_up, update, delete])
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 5])
 def test_what_happens_while_they_are_compared_is_no_drift(
-    clerk: FakeClerk, both: Bridge, happen: Happen, after: int
+    clerk: FakeClerk, both: SyncContext, happen: Happen, after: int
 ) -> None:
     filled(clerk, both, 1200)
     clerk.before = partial(happen_at, clerk, partial(happen, clerk, both), after)
@@ -347,7 +351,7 @@ def test_what_happens_while_they_are_compared_is_no_drift(
 
 @pytest.mark.parametrize("knows_cursor", [True, False])
 def test_a_deletion_and_a_sign_up_around_the_end_of_the_listing_do_not_cut_it_short(
-    clerk: FakeClerk, both: Bridge, *, knows_cursor: bool
+    clerk: FakeClerk, both: SyncContext, *, knows_cursor: bool
 ) -> None:
     """Who was deleted before the walk came there is counted at first, who signs up after it at last."""
     filled(clerk, both, 1200)
@@ -370,7 +374,7 @@ def happen_at(clerk: FakeClerk, happen: Callable[[], None], after: int, _: Reque
         happen()
 
 
-def test_a_delivery_that_is_on_its_way_is_waited_for(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_delivery_that_is_on_its_way_is_waited_for(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 20)
     shown = user(ANN, created_at=now_ms(), updated_at=now_ms())
     clerk.put(shown)
@@ -385,13 +389,13 @@ def test_a_delivery_that_is_on_its_way_is_waited_for(clerk: FakeClerk, both: Bri
     assert time.monotonic() - began >= 0.5
 
 
-def test_an_odd_entry_is_counted_and_hides_nobody(clerk: FakeClerk, both: Bridge) -> None:
+def test_an_odd_entry_is_counted_and_hides_nobody(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 20)
     shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
     shown[7:7] = [None, user(ABSENT)]
     clerk.before = partial(show_first, clerk, shown)
     found = report(both)
-    assert (found.unread, found.differing, found.refusal) == (2, 0, None)
+    assert (found.invalid, found.differing, found.refusal) == (2, 0, None)
 
 
 UNREADABLE: dict[str, object] = {
@@ -404,7 +408,7 @@ UNREADABLE: dict[str, object] = {
 @pytest.mark.parametrize("entry", UNREADABLE.values(), ids=UNREADABLE)
 @pytest.mark.parametrize("number", [0, 7, 19])
 def test_an_entry_that_cannot_be_read_is_counted_as_listed(
-    clerk: FakeClerk, both: Bridge, entry: object, number: int
+    clerk: FakeClerk, both: SyncContext, entry: object, number: int
 ) -> None:
     filled(clerk, both, 20)
     shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
@@ -412,11 +416,11 @@ def test_an_entry_that_cannot_be_read_is_counted_as_listed(
     clerk.before = partial(show_first, clerk, shown)
     clerk.lists_at_most = 0  # after the first page
     found = report(both)
-    assert (found.listed, found.counted, found.unread, found.refusal) == (19, 20, 1, None)
+    assert (found.listed, found.counted, found.invalid, found.refusal) == (19, 20, 1, None)
     assert found.differing == 0
 
 
-def test_an_unreadable_entry_makes_up_for_nobody_who_was_cut_off(clerk: FakeClerk, both: Bridge) -> None:
+def test_an_unreadable_entry_makes_up_for_nobody_who_was_cut_off(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 20)
     shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
     shown[17:] = [None]
@@ -425,13 +429,13 @@ def test_an_unreadable_entry_makes_up_for_nobody_who_was_cut_off(clerk: FakeCler
     refuse(both, "cut short: 18 of 20")
 
 
-def test_of_a_user_the_id_is_enough_to_be_no_ghost(clerk: FakeClerk, both: Bridge) -> None:
+def test_of_a_user_the_id_is_enough_to_be_no_ghost(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 20)
     shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
     shown[7] = {"id": numbered_id(7), "email_addresses": 5, "created_at": "soon", "public_metadata": []}
     clerk.before = partial(show_first, clerk, shown)
     found = report(both)
-    assert (found.listed, found.unread, found.ghost, found.refusal) == (20, 0, {}, None)
+    assert (found.listed, found.invalid, found.ghost, found.refusal) == (20, 0, {}, None)
 
 
 def show_first(clerk: FakeClerk, entries: list[object], request: Request) -> None:

@@ -27,12 +27,12 @@ from tests.support.payloads import (
     user_event,
 )
 from tests.support.settings import MakeSettings
-from tests.support.sync import api_settings, bridged, deliver, execute, mend, query, report, rows
+from tests.support.sync import api_settings, bridged, deliver, execute, fix, query, report, rows
 from worker.clerk.api import ClerkRefused, ClerkUnavailable
 from worker.shutdown import Stopped, StopSignal
-from worker.sync.backfill import Backfill, Done
-from worker.sync.context import Bridge
-from worker.sync.pull import Outcome, pull
+from worker.sync.backfill import Backfill, BackfillStats
+from worker.sync.context import SyncContext
+from worker.sync.pull import PullOutcome, pull
 from worker.sync.reconcile import Reconcile, Stale
 
 ZOO = "org_zoo"
@@ -45,7 +45,7 @@ def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
 
 
 @pytest.fixture
-def few(clerk: FakeClerk, both: Bridge) -> Bridge:
+def few(clerk: FakeClerk, both: SyncContext) -> SyncContext:
     """Ann joined Acme, then the zoo; Ben joined Acme; Cat nothing. So it is at Clerk and here."""
     clerk.put(user(ANN), user(BEN), user(CAT))
     clerk.put_members(
@@ -58,7 +58,7 @@ def few(clerk: FakeClerk, both: Bridge) -> Bridge:
     return both
 
 
-def organizations(both: Bridge) -> dict[str, str | None]:
+def organizations(both: SyncContext) -> dict[str, str | None]:
     return {clerk_id: row.organization for clerk_id, row in rows(both.settings).items()}
 
 
@@ -67,13 +67,13 @@ def stale(*clerk_ids: str) -> list[Stale]:
     return [Stale(clerk_id, ("organization",)) for clerk_id in sorted(clerk_ids)]
 
 
-def test_a_backfill_brings_the_organization_that_each_user_joined_last(few: Bridge) -> None:
+def test_a_backfill_brings_the_organization_that_each_user_joined_last(few: SyncContext) -> None:
     assert organizations(few) == {ANN: "Zoo", BEN: "Acme", CAT: None}
     assert report(few).differing == 0
 
 
 def test_it_reads_all_memberships_of_the_instance_five_hundred_at_a_time(
-    clerk: FakeClerk, both: Bridge
+    clerk: FakeClerk, both: SyncContext
 ) -> None:
     clerk.put_many(1200)
     clerk.put_many_members(1100)
@@ -100,50 +100,50 @@ def test_where_they_do_not_decide_not_a_single_request_more_is_sent(
         clerk.remove(BEN)
         found = report(both)
         assert (found.differing, found.memberships) == (2, None)
-        mend(both)
-        pull(both, ANN, is_sure=True)
+        fix(both)
+        pull(both, ANN, confirmed=True)
     assert [request.path for request in clerk.requests if "organization" in request.path] == []
 
 
-def test_a_lost_join_is_found_and_mended(clerk: FakeClerk, few: Bridge) -> None:
+def test_a_lost_join_is_found_and_mended(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.put_members(membership(CAT, id="orgmem_d", created_at=NOW + 30))
     assert report(few).stale == stale(CAT)
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few)[CAT] == "Acme"
 
 
-def test_a_lost_leave_is_found_and_mended(clerk: FakeClerk, few: Bridge) -> None:
+def test_a_lost_leave_is_found_and_mended(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members(IN_ZOO)
     assert report(few).stale == stale(ANN)
     assert organizations(few)[ANN] == "Zoo"
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few) == {ANN: "Acme", BEN: "Acme", CAT: None}
 
 
-def test_a_lost_leave_of_what_was_not_joined_last_is_found_too(clerk: FakeClerk, few: Bridge) -> None:
+def test_a_lost_leave_of_what_was_not_joined_last_is_found_too(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members(IN_ACME)
     assert report(few).stale == stale(ANN)
-    assert mend(few) == []
+    assert fix(few) == []
     clerk.remove_members(IN_ZOO)
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few)[ANN] is None
 
 
-def test_a_lost_rename_is_found_in_all_who_are_members_and_mended(clerk: FakeClerk, few: Bridge) -> None:
+def test_a_lost_rename_is_found_in_all_who_are_members_and_mended(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.put_organization(organization(ACME, "New", updated_at=NOW + 100))
     assert report(few).stale == stale(ANN, BEN)
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few) == {ANN: "Zoo", BEN: "New", CAT: None}
 
 
-def test_a_lost_end_of_an_organization_is_found_and_mended(clerk: FakeClerk, few: Bridge) -> None:
+def test_a_lost_end_of_an_organization_is_found_and_mended(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_organization(ACME)
     assert report(few).stale == stale(ANN, BEN)
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few) == {ANN: "Zoo", BEN: None, CAT: None}
 
 
-def test_an_end_of_an_organization_that_was_told_is_no_drift(clerk: FakeClerk, few: Bridge) -> None:
+def test_an_end_of_an_organization_that_was_told_is_no_drift(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_organization(ACME)
     deliver(few, organization_event("organization.deleted", dissolved(ACME), timestamp=NOW + 200))
     clerk.requests.clear()
@@ -151,59 +151,59 @@ def test_an_end_of_an_organization_that_was_told_is_no_drift(clerk: FakeClerk, f
     assert not [it for it in clerk.requests if it.path.startswith("/users/user_")]
 
 
-def test_who_joined_again_is_in_again(clerk: FakeClerk, few: Bridge) -> None:
+def test_who_joined_again_is_in_again(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members("orgmem_c")
-    assert mend(few) == []
+    assert fix(few) == []
     clerk.put_members(membership(BEN, id="orgmem_e", created_at=NOW + 40))
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few)[BEN] == "Acme"
     deliver(few, membership_event(data=membership(BEN, id="orgmem_c", created_at=NOW + 20)))
     clerk.remove_members("orgmem_e")
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few)[BEN] is None
 
 
-def test_a_column_that_somebody_meddled_with_is_found_and_mended(few: Bridge) -> None:
+def test_a_column_that_somebody_meddled_with_is_found_and_mended(few: SyncContext) -> None:
     execute(few.settings, f"UPDATE users SET organization = 'Own' WHERE clerk_id IN ('{BEN}', '{CAT}')")
     assert report(few).stale == stale(BEN, CAT)
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few) == {ANN: "Zoo", BEN: "Acme", CAT: None}
 
 
-def test_other_columns_are_named_beside_it(clerk: FakeClerk, few: Bridge) -> None:
+def test_other_columns_are_named_beside_it(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.put(user(BEN, first_name="New", updated_at=NOW + 100, public_metadata={"role": "admin"}))
     clerk.remove_members("orgmem_c")
     assert report(few).stale == [Stale(BEN, ("name", "organization", "role"))]
-    assert mend(few) == []
+    assert fix(few) == []
 
 
-def test_memberships_of_who_is_missing_here_come_with_the_user(clerk: FakeClerk, few: Bridge) -> None:
+def test_memberships_of_who_is_missing_here_come_with_the_user(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.put(*(user(f"user_{i}") for i in range(40)))
     clerk.put_members(*(membership(f"user_{i}", id=f"orgmem_n{i}") for i in range(40)))
     assert report(few).stale == []
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few)["user_39"] == "Acme"
 
 
 def test_memberships_of_who_is_gone_go_with_the_user_and_count_as_no_ends(
-    clerk: FakeClerk, few: Bridge
+    clerk: FakeClerk, few: SyncContext
 ) -> None:
     clerk.remove(ANN)
     task = Reconcile(few, settle_s=0, allow_deletes=1)
     found = task.report()
     assert (list(found.ghost), found.stale, found.refusal) == ([ANN], [], None)
-    assert task.mend(found) == []
+    assert task.fix(found) == []
     assert report(few).differing == 0
     assert query(few.settings, f"SELECT 1 FROM membership_sync WHERE clerk_id = '{ANN}'") == []
 
 
-def test_what_was_only_left_out_of_the_listing_has_not_ended(clerk: FakeClerk, few: Bridge) -> None:
+def test_what_was_only_left_out_of_the_listing_has_not_ended(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.hidden_members = {IN_ACME, IN_ZOO}
     clerk.counts_members = 1
     clerk.before = partial(count_rightly, clerk)
     found = report(few)
     assert (found.differing, found.refusal) == (0, None)
-    assert mend(few) == []
+    assert fix(few) == []
     assert organizations(few)[ANN] == "Zoo"
 
 
@@ -212,7 +212,7 @@ def count_rightly(clerk: FakeClerk, request: Request) -> None:
     clerk.counts_members = 1 if request.path == "/organization_memberships" else None
 
 
-def refuse(both: Bridge, reason: str, allow_deletes: int | None = None) -> None:
+def refuse(both: SyncContext, reason: str, allow_deletes: int | None = None) -> None:
     """See that nothing is mended, and why."""
     before = organizations(both), query(both.settings, "SELECT id, ended_at FROM membership_sync ORDER BY 1")
     task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
@@ -220,12 +220,12 @@ def refuse(both: Bridge, reason: str, allow_deletes: int | None = None) -> None:
     assert found.refusal is not None
     assert reason in found.refusal
     with pytest.raises(ValueError, match=r"."):
-        task.mend(found)
+        task.fix(found)
     after = organizations(both), query(both.settings, "SELECT id, ended_at FROM membership_sync ORDER BY 1")
     assert after == before
 
 
-def filled(clerk: FakeClerk, both: Bridge, users: int, members: int) -> None:
+def filled(clerk: FakeClerk, both: SyncContext, users: int, members: int) -> None:
     clerk.put_many(users)
     clerk.put_many_members(members)
     Backfill(both).everything()
@@ -235,7 +235,7 @@ def filled(clerk: FakeClerk, both: Bridge, users: int, members: int) -> None:
 @pytest.mark.parametrize("allow_deletes", [None, 10_000])
 @pytest.mark.parametrize("listed", [0, 1, 499, 500, 501, 1199])
 def test_a_listing_that_was_cut_short_ends_nothing(
-    clerk: FakeClerk, both: Bridge, listed: int, allow_deletes: int | None
+    clerk: FakeClerk, both: SyncContext, listed: int, allow_deletes: int | None
 ) -> None:
     filled(clerk, both, 1200, 1200)
     clerk.remove_members("orgmem_2fake00000003")
@@ -243,35 +243,35 @@ def test_a_listing_that_was_cut_short_ends_nothing(
     refuse(both, "cut short", allow_deletes)
 
 
-def test_an_empty_listing_ends_nothing_until_somebody_says_so(clerk: FakeClerk, few: Bridge) -> None:
+def test_an_empty_listing_ends_nothing_until_somebody_says_so(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members(IN_ACME, IN_ZOO, "orgmem_c")
     refuse(few, "lists no memberships")
     refuse(few, "--allow-deletes 3", allow_deletes=2)
-    assert mend(few, allow_deletes=3) == []
+    assert fix(few, allow_deletes=3) == []
     assert set(organizations(few).values()) == {None}
 
 
 @pytest.mark.parametrize(
-    ("here", "gone", "percent", "is_refused"),
+    ("local", "gone", "percent", "is_refused"),
     [(30, 10, 5, False), (30, 11, 5, True), (300, 15, 5, False), (300, 16, 5, True), (300, 16, 6, False)],
 )
 def test_a_listing_that_shrank_too_much_ends_nothing(
-    clerk: FakeClerk, settings: config.Settings, *, here: int, gone: int, percent: float, is_refused: bool
+    clerk: FakeClerk, settings: config.Settings, *, local: int, gone: int, percent: float, is_refused: bool
 ) -> None:
     with bridged(settings.model_copy(update={"reconcile_max_delete": percent})) as both:
-        filled(clerk, both, here, here)
+        filled(clerk, both, local, local)
         clerk.remove_members(*(f"orgmem_2fake{i:08}" for i in range(gone)))
         if is_refused:
             refuse(both, f"--allow-deletes {gone}")
             assert not [it for it in clerk.requests if it.path.startswith("/users/user_")]
             refuse(both, f"--allow-deletes {gone}", gone - 1)
-            assert mend(both, allow_deletes=gone) == []
+            assert fix(both, allow_deletes=gone) == []
         else:
-            assert mend(both) == []
-        assert sum(name is not None for name in organizations(both).values()) == here - gone
+            assert fix(both) == []
+        assert sum(name is not None for name in organizations(both).values()) == local - gone
 
 
-def test_a_users_own_list_that_was_cut_short_ends_nothing(clerk: FakeClerk, few: Bridge) -> None:
+def test_a_users_own_list_that_was_cut_short_ends_nothing(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members("orgmem_c")
     clerk.answer_next(
         200, '{"data": [], "total_count": 1}', path=f"/users/{BEN}/organization_memberships", times=10
@@ -281,7 +281,7 @@ def test_a_users_own_list_that_was_cut_short_ends_nothing(clerk: FakeClerk, few:
     assert organizations(few)[BEN] == "Acme"
 
 
-def test_a_users_own_list_that_cannot_be_read_ends_nothing(clerk: FakeClerk, few: Bridge) -> None:
+def test_a_users_own_list_that_cannot_be_read_ends_nothing(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members("orgmem_c")
     clerk.answer_next(
         200, '{"data": [null], "total_count": 1}', path=f"/users/{BEN}/organization_memberships"
@@ -302,7 +302,7 @@ def show_members(clerk: FakeClerk, entries: list[Json], request: Request) -> Non
 
 @pytest.mark.parametrize("id_", ["orgmem_c", None])
 def test_a_membership_that_cannot_be_read_is_counted_as_listed_and_has_not_ended(
-    clerk: FakeClerk, few: Bridge, id_: str | None
+    clerk: FakeClerk, few: SyncContext, id_: str | None
 ) -> None:
     entries = [
         membership(ANN, id=IN_ACME, created_at=NOW),
@@ -316,7 +316,9 @@ def test_a_membership_that_cannot_be_read_is_counted_as_listed_and_has_not_ended
     assert not found.memberships.ended
 
 
-def test_a_membership_that_cannot_be_read_keeps_no_other_from_ending(clerk: FakeClerk, few: Bridge) -> None:
+def test_a_membership_that_cannot_be_read_keeps_no_other_from_ending(
+    clerk: FakeClerk, few: SyncContext
+) -> None:
     clerk.remove_members(IN_ZOO)
     of_ann = f"/users/{ANN}/organization_memberships"
     shown = {"data": [unreadable(ANN, id=IN_ACME)], "total_count": 1}
@@ -327,7 +329,7 @@ def test_a_membership_that_cannot_be_read_keeps_no_other_from_ending(clerk: Fake
     assert [it.id for it in change.memberships] == [IN_ZOO]
 
 
-def test_many_memberships_that_cannot_be_read_stop_no_walk(clerk: FakeClerk, few: Bridge) -> None:
+def test_many_memberships_that_cannot_be_read_stop_no_walk(clerk: FakeClerk, few: SyncContext) -> None:
     entries = [unreadable(ANN, id=f"orgmem_{i:04}") for i in range(1200)]
 
     def show(request: Request) -> None:
@@ -338,18 +340,18 @@ def test_many_memberships_that_cannot_be_read_stop_no_walk(clerk: FakeClerk, few
 
     clerk.before = show
     done = Backfill(few).everything()
-    assert (done.memberships, done.unread, done.is_cut_short) == (1200, 1200, False)
+    assert (done.memberships, done.invalid, done.is_cut_short) == (1200, 1200, False)
     assert report(few).differing == 0
 
 
-def test_a_membership_that_has_only_just_begun_is_not_ended(few: Bridge) -> None:
+def test_a_membership_that_has_only_just_begun_is_not_ended(few: SyncContext) -> None:
     deliver(few, membership_event(data=membership(CAT, id="orgmem_d", created_at=now_ms())))
     assert report(few).differing == 0
-    assert pull(few, CAT, is_sure=True).outcome is Outcome.FOUND
+    assert pull(few, CAT, confirmed=True).outcome is PullOutcome.FOUND
     assert organizations(few)[CAT] == "Acme"
 
 
-def test_a_membership_that_ended_here_and_is_at_clerk_is_drift_that_stays(few: Bridge) -> None:
+def test_a_membership_that_ended_here_and_is_at_clerk_is_drift_that_stays(few: SyncContext) -> None:
     deliver(
         few,
         membership_event(
@@ -357,10 +359,10 @@ def test_a_membership_that_ended_here_and_is_at_clerk_is_drift_that_stays(few: B
         ),
     )
     assert report(few).stale == stale(BEN)
-    assert mend(few) == [BEN]
+    assert fix(few) == [BEN]
 
 
-def test_a_user_in_more_organizations_than_one_page_holds(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_user_in_more_organizations_than_one_page_holds(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     clerk.put_members(
         *(
@@ -371,20 +373,20 @@ def test_a_user_in_more_organizations_than_one_page_holds(clerk: FakeClerk, both
     Backfill(both).everything()
     assert organizations(both) == {ANN: "Firm 619"}
     clerk.remove_members("orgmem_0619")
-    assert mend(both) == []
+    assert fix(both) == []
     clerk.remove_members("orgmem_0618")
-    pull(both, ANN, is_sure=True)
+    pull(both, ANN, confirmed=True)
     assert organizations(both) == {ANN: "Firm 617"}
     assert query(both.settings, "SELECT count(*) FROM membership_sync WHERE ended_at IS NULL") == [(618,)]
 
 
-def test_odd_entries_are_left_out_and_told(clerk: FakeClerk, both: Bridge) -> None:
+def test_odd_entries_are_left_out_and_told(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     clerk.put_members(membership(ANN))
     shown = f'{{"data": [null, {{"id": "orgmem_x"}}, {membership_text()}], "total_count": 3}}'
     clerk.answer_next(200, shown, path="/organization_memberships", times=2)
     done = Backfill(both).everything()
-    assert (done.unread, done.memberships, done.is_cut_short) == (2, 3, False)
+    assert (done.invalid, done.memberships, done.is_cut_short) == (2, 3, False)
     assert [it.partition(" was")[0] for it in done.troubles] == ["membership 1", "membership 2"]
     assert organizations(both) == {ANN: "Acme"}
 
@@ -395,7 +397,7 @@ def membership_text() -> str:
     )  # fmt: skip
 
 
-def test_an_instance_without_organizations_is_told_in_one_line(clerk: FakeClerk, both: Bridge) -> None:
+def test_an_instance_without_organizations_is_told_in_one_line(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     clerk.answer_next(
         403,
@@ -406,7 +408,7 @@ def test_an_instance_without_organizations_is_told_in_one_line(clerk: FakeClerk,
         Backfill(both).everything()
 
 
-def test_something_else_than_memberships_is_refused(clerk: FakeClerk, few: Bridge) -> None:
+def test_something_else_than_memberships_is_refused(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.answer_next(200, "[]", path="/organization_memberships")
     with pytest.raises(ClerkRefused, match="CLERK_API_URL"):
         report(few)
@@ -419,7 +421,7 @@ def test_an_interrupted_backfill_goes_on_among_the_memberships(
     clerk.put_many_members(1300)
     stopping = StopSignal()
 
-    def look(done: Done) -> None:
+    def look(done: BackfillStats) -> None:
         if done.memberships:
             stopping.request()
 
@@ -434,7 +436,7 @@ def test_an_interrupted_backfill_goes_on_among_the_memberships(
         assert lists[0].parameter("starting_after") == numbered_id(1299)
 
 
-def test_a_list_that_ends_early_makes_no_whole_backfill(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_list_that_ends_early_makes_no_whole_backfill(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(600)
     clerk.put_many_members(600)
     clerk.lists_members_at_most = 500
@@ -444,7 +446,7 @@ def test_a_list_that_ends_early_makes_no_whole_backfill(clerk: FakeClerk, both: 
     assert (done.seen, done.memberships, done.is_cut_short) == (600, 600, False)
 
 
-def test_an_incremental_backfill_brings_joins_and_renames(clerk: FakeClerk, few: Bridge) -> None:
+def test_an_incremental_backfill_brings_joins_and_renames(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.put_members(membership(CAT, id="orgmem_d"))
     clerk.put_organization(organization(ACME, "New", updated_at=NOW + 100))
     done = Backfill(few).since(NOW + 1000)
@@ -452,46 +454,46 @@ def test_an_incremental_backfill_brings_joins_and_renames(clerk: FakeClerk, few:
     assert organizations(few) == {ANN: "Zoo", BEN: "New", CAT: "New"}
 
 
-def test_a_pull_brings_joins_renames_and_ends(clerk: FakeClerk, few: Bridge) -> None:
+def test_a_pull_brings_joins_renames_and_ends(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members(IN_ZOO)
     clerk.put_members(membership(CAT, id="orgmem_d"))
     clerk.put_organization(organization(ACME, "New", updated_at=NOW + 100))
     for clerk_id in (ANN, CAT):
-        pulled = pull(few, clerk_id, is_sure=False)
+        pulled = pull(few, clerk_id, confirmed=False)
         assert pulled.user is not None
         assert pulled.user.organization == "New"
 
 
-def test_one_empty_answer_ends_nothing_in_a_pull(clerk: FakeClerk, few: Bridge) -> None:
+def test_one_empty_answer_ends_nothing_in_a_pull(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.answer_next(200, '{"data": [], "total_count": 0}', path=f"/users/{ANN}/organization_memberships")
-    pull(few, ANN, is_sure=False)
+    pull(few, ANN, confirmed=False)
     assert organizations(few)[ANN] == "Zoo"
     assert report(few).differing == 0
 
 
-Happen = Callable[[FakeClerk, Bridge], None]
+Happen = Callable[[FakeClerk, SyncContext], None]
 
 
-def join(clerk: FakeClerk, both: Bridge) -> None:
+def join(clerk: FakeClerk, both: SyncContext) -> None:
     at = now_ms()
     shown = membership(CAT, id="orgmem_d", created_at=at, updated_at=at)
     clerk.put_members(shown)
     deliver(both, membership_event(data=shown))
 
 
-def leave(clerk: FakeClerk, both: Bridge) -> None:
+def leave(clerk: FakeClerk, both: SyncContext) -> None:
     shown = membership(ANN, organization(ZOO, "Zoo"), id=IN_ZOO, created_at=NOW + 10)
     clerk.remove_members(IN_ZOO)
     deliver(both, membership_event("organizationMembership.deleted", shown, timestamp=now_ms()))
 
 
-def rename(clerk: FakeClerk, both: Bridge) -> None:
+def rename(clerk: FakeClerk, both: SyncContext) -> None:
     shown = organization(ACME, "New", updated_at=now_ms())
     clerk.put_organization(shown)
     deliver(both, organization_event(data=shown))
 
 
-def dissolve(clerk: FakeClerk, both: Bridge) -> None:
+def dissolve(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.remove_organization(ACME)
     deliver(both, organization_event("organization.deleted", dissolved(ACME), timestamp=now_ms()))
 
@@ -499,7 +501,7 @@ def dissolve(clerk: FakeClerk, both: Bridge) -> None:
 @pytest.mark.parametrize("happen", [join, leave, rename, dissolve])
 @pytest.mark.parametrize("after", range(7))
 def test_what_happens_while_they_are_compared_is_no_drift(
-    clerk: FakeClerk, few: Bridge, happen: Happen, after: int
+    clerk: FakeClerk, few: SyncContext, happen: Happen, after: int
 ) -> None:
     clerk.before = partial(happen_at, clerk, partial(happen, clerk, few), after)
     assert report(few).differing == 0
@@ -511,7 +513,7 @@ def happen_at(clerk: FakeClerk, happen: Callable[[], None], after: int, _: Reque
 
 
 @pytest.mark.parametrize("after", range(0, 9, 2))
-def test_no_membership_is_skipped_while_others_end(clerk: FakeClerk, both: Bridge, after: int) -> None:
+def test_no_membership_is_skipped_while_others_end(clerk: FakeClerk, both: SyncContext, after: int) -> None:
     filled(clerk, both, 1500, 1500)
     random = Random(after)
     gone = iter(random.sample(range(1500), 60))
@@ -526,12 +528,12 @@ def test_no_membership_is_skipped_while_others_end(clerk: FakeClerk, both: Bridg
     found = report(both, allow_deletes=1000)
     assert found.refusal is None
     clerk.before = lambda _: None
-    assert mend(both, allow_deletes=1000) == []
+    assert fix(both, allow_deletes=1000) == []
     assert len(clerk.member_ids()) < 1500
     assert sum(map(bool, organizations(both).values())) == len(clerk.member_ids())
 
 
-def test_a_user_who_signs_up_and_joins_beside_a_backfill(clerk: FakeClerk, both: Bridge) -> None:
+def test_a_user_who_signs_up_and_joins_beside_a_backfill(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(600)
     clerk.put_many_members(600)
 

@@ -27,9 +27,9 @@ from tests.support.sync import api_settings, count, execute, query, rows
 from worker.redis_client import worker_redis
 from worker.shutdown import StopSignal
 from worker.sync.backfill import OVERLAP_MS
-from worker.sync.last_run import KEY, brought, keep, last_repair, summary
+from worker.sync.last_run import KEY, keep, last_repair, summary, synced
 from worker.sync.lock import LOCK_KEY
-from worker.sync.scheduled import Pace, Repair
+from worker.sync.scheduled import ScheduledReconciliation, Timing
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def database(settings: config.Settings) -> Iterator[Database]:
 
 
 @pytest.fixture
-def repair(settings: config.Settings, redis: Redis, database: Database) -> Repair:
-    return Repair(settings, redis, database, StopSignal())
+def repair(settings: config.Settings, redis: Redis, database: Database) -> ScheduledReconciliation:
+    return ScheduledReconciliation(settings, redis, database, StopSignal())
 
 
 def result_of(redis: Redis) -> dict[str, Any]:
@@ -68,36 +68,36 @@ def make_due(redis: Redis) -> None:
 
 
 def test_the_first_repair_brings_everyone_and_says_what_it_did(
-    clerk: FakeClerk, repair: Repair, redis: Redis
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis
 ) -> None:
     assert last_repair(redis) is None
     clerk.put_many(700)
-    repair.turn()
+    repair.run_if_due()
     result = result_of(redis)
     assert result["error"] is None
     assert result["backfill"] == {
-        "seen": 700, "created": 700, "updated": 0, "unchanged": 0, "unread": 0, "refused": 0,
+        "seen": 700, "created": 700, "updated": 0, "unchanged": 0, "invalid": 0, "refused": 0,
         "memberships": 0,
     }  # fmt: skip
     assert result["drift"] == {
-        "listed": 700, "here": 700, "missing": 0, "stale": 0, "ghost": 0, "claims": 0, "tombstone": 0,
+        "listed": 700, "local": 700, "missing": 0, "stale": 0, "ghost": 0, "claims": 0, "tombstone": 0,
         "refusal": None, "merged": 0,
     }  # fmt: skip
     assert result["started_at"] <= result["finished_at"]
 
 
 def test_a_later_repair_reads_what_was_updated_since(
-    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(700)
     clerk.put(user(BEN, updated_at=NOW))
-    repair.turn()
+    repair.run_if_due()
     assert cursor(settings) == NOW - OVERLAP_MS
     make_due(redis)
     now = now_ms()
     clerk.put(user(ANN, created_at=now, updated_at=now), user(CAT, updated_at=NOW - OVERLAP_MS))
     clerk.requests.clear()
-    repair.turn()
+    repair.run_if_due()
     assert result_of(redis)["backfill"]["seen"] == 3
     assert {ANN, CAT} <= rows(settings).keys()
     assert clerk.requests[0].parameter("order_by") == "-updated_at"
@@ -105,11 +105,11 @@ def test_a_later_repair_reads_what_was_updated_since(
 
 
 def test_a_clock_of_clerks_that_is_ahead_does_not_put_the_cursor_into_the_future(
-    clerk: FakeClerk, repair: Repair, settings: config.Settings
+    clerk: FakeClerk, repair: ScheduledReconciliation, settings: config.Settings
 ) -> None:
     ahead = now_ms() + 10 * OVERLAP_MS
     clerk.put(user(ANN, updated_at=ahead))
-    repair.turn()
+    repair.run_if_due()
     assert cursor(settings) <= ahead - 10 * OVERLAP_MS
 
 
@@ -121,10 +121,10 @@ def cursor(settings: config.Settings) -> int:
 
 @pytest.mark.parametrize("shown", ["nobody", "only the last", "none of the new"])
 def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
-    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, shown: str
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings, shown: str
 ) -> None:
     clerk.put(*(user(clerk_id, updated_at=NOW) for clerk_id in (ANN, BEN, CAT)))
-    repair.turn()
+    repair.run_if_due()
     before = cursor(settings)
     new = [
         user(clerk_id, first_name="New", updated_at=NOW + at * OVERLAP_MS)
@@ -136,45 +136,45 @@ def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
     if shown == "none of the new":
         clerk.put(user(CAT, updated_at=NOW))
     make_due(redis)
-    repair.turn()
+    repair.run_if_due()
     assert result_of(redis)["drift"]["refusal"]
     assert cursor(settings) == before
     clerk.lists_at_most, clerk.hidden = None, set()
     clerk.put(*new)
     make_due(redis)
-    repair.turn()
+    repair.run_if_due()
     assert result_of(redis)["backfill"]["seen"] == 3
     assert all(row.name.startswith("New") for row in rows(settings).values())
     assert cursor(settings) == NOW + 3 * OVERLAP_MS
 
 
 def test_who_was_refused_by_the_database_is_read_again(
-    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put(user(ANN, updated_at=NOW), user(BEN, updated_at=NOW))
-    repair.turn()
+    repair.run_if_due()
     execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'New %')")
     clerk.put(user(ANN, first_name="New", updated_at=NOW + OVERLAP_MS))
     clerk.put(user(BEN, first_name="Newer", updated_at=NOW + 9 * OVERLAP_MS))
     for _ in range(2):
         make_due(redis)
-        repair.turn()
+        repair.run_if_due()
         assert result_of(redis)["backfill"]["refused"] == 1
         assert result_of(redis)["drift"]["stale"] == 1
         assert cursor(settings) == NOW + OVERLAP_MS
     execute(settings, "ALTER TABLE users DROP CONSTRAINT nobody")
     make_due(redis)
-    repair.turn()
+    repair.run_if_due()
     assert result_of(redis)["backfill"]["updated"] == 1
     assert cursor(settings) == NOW + 8 * OVERLAP_MS
 
 
 def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
-    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(30)
     clerk.put(user(ANN), user(BEN))
-    repair.turn()
+    repair.run_if_due()
     before = rows(settings)
     clerk.remove(ANN)
     execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(3)}'")
@@ -182,18 +182,18 @@ def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
     execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (role <> 'admin')")
     clerk.put(user(BEN, public_metadata={"role": "admin"}))
     make_due(redis)
-    repair.turn()
+    repair.run_if_due()
     drift = result_of(redis)["drift"]
     assert (drift["missing"], drift["stale"], drift["ghost"]) == (0, 1, 1)
     assert rows(settings) == before
 
 
 def test_what_a_repair_brought_is_told_when_nobody_differs_any_more(
-    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(50)
     clerk.put(user(BEN, updated_at=NOW))
-    repair.turn()
+    repair.run_if_due()
     make_due(redis)
     lost, changed = ([numbered_id(i) for i in range(first, last)] for first, last in ((0, 10), (10, 30)))
     execute(settings, f"DELETE FROM users WHERE clerk_id <= '{lost[-1]}'")
@@ -201,22 +201,22 @@ def test_what_a_repair_brought_is_told_when_nobody_differs_any_more(
         settings, f"UPDATE users SET name = 'Other' WHERE clerk_id BETWEEN '{changed[0]}' AND '{changed[-1]}'"
     )
     clerk.put(user(ANN, updated_at=NOW), user(BEN, first_name="New", updated_at=NOW + 1))
-    repair.turn()
+    repair.run_if_due()
     told = summary(last_repair(redis), 3600, datetime.now(UTC))
     assert (told["result"], told["differing"]) == ("ok", 0)
-    assert told["brought"] == {"created": 1, "updated": 1, "merged": 30}
+    assert told["synced"] == {"created": 1, "updated": 1, "merged": 30}
     make_due(redis)
-    repair.turn()
-    assert brought(result_of(redis)) == {"created": 0, "updated": 0, "merged": 0}
+    repair.run_if_due()
+    assert synced(result_of(redis)) == {"created": 0, "updated": 0, "merged": 0}
 
 
 @pytest.mark.parametrize("reason", ["cut short", "lists no users", "more than 10 at a time"])
 def test_a_listing_that_is_refused_changes_nothing(
-    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, reason: str
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings, reason: str
 ) -> None:
     clerk.put_many(30)
     clerk.put(user(BEN, updated_at=NOW))
-    repair.turn()
+    repair.run_if_due()
     make_due(redis)
     execute(settings, f"DELETE FROM users WHERE clerk_id = '{numbered_id(29)}'")
     execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(28)}'")
@@ -228,7 +228,7 @@ def test_a_listing_that_is_refused_changes_nothing(
             clerk.lists_at_most = clerk.counts = 0
         case _:
             clerk.remove(*(numbered_id(i) for i in range(11)))
-    repair.turn()
+    repair.run_if_due()
     result = result_of(redis)
     assert reason in result["drift"]["refusal"]
     listed = 0 if reason == "lists no users" else 1
@@ -241,25 +241,25 @@ def test_a_repair_merges_memberships_and_only_tells_which_ended(
     clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
 ) -> None:
     settings = api_settings(make_settings, clerk, reconcile_every="1h", organization_source="membership")
-    repair = Repair(settings, redis, database, StopSignal())
+    repair = ScheduledReconciliation(settings, redis, database, StopSignal())
     clerk.put(user(ANN), user(BEN), user(CAT, updated_at=NOW + 2 * OVERLAP_MS))
     for clerk_id in (ANN, BEN, CAT):
         clerk.put_members(membership(clerk_id, id=f"orgmem_{clerk_id}"))
-    repair.turn()
+    repair.run_if_due()
     clerk.remove_members(f"orgmem_{ANN}")
     execute(settings, f"UPDATE users SET organization = 'Other', name = 'Other' WHERE clerk_id <> '{CAT}'")
     make_due(redis)
-    repair.turn()
+    repair.run_if_due()
     drift = result_of(redis)["drift"]
     assert (drift["missing"], drift["stale"], drift["refusal"]) == (0, 1, None)
     assert {row.organization for row in rows(settings).values()} == {"Acme"}
     assert all(row.name != "Other" for row in rows(settings).values())
 
 
-def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, repair: Repair) -> None:
-    repair.turn()
+def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, repair: ScheduledReconciliation) -> None:
+    repair.run_if_due()
     requests = len(clerk.requests)
-    repair.turn()
+    repair.run_if_due()
     assert len(clerk.requests) == requests
 
 
@@ -268,8 +268,8 @@ def test_one_worker_at_a_time_does_it(
 ) -> None:
     clerk.put_many(10)
     clerk.before = lambda _: time.sleep(0.05)
-    repairs = [Repair(settings, redis, database, StopSignal()) for _ in range(4)]
-    threads = [threading.Thread(target=each.turn) for each in repairs]
+    repairs = [ScheduledReconciliation(settings, redis, database, StopSignal()) for _ in range(4)]
+    threads = [threading.Thread(target=each.run_if_due) for each in repairs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -278,22 +278,22 @@ def test_one_worker_at_a_time_does_it(
     assert not redis.exists(LOCK_KEY)
 
 
-def test_a_lock_that_a_dead_worker_left_expires(repair: Repair, redis: Redis) -> None:
+def test_a_lock_that_a_dead_worker_left_expires(repair: ScheduledReconciliation, redis: Redis) -> None:
     redis.set(LOCK_KEY, "somebody", px=300)
-    repair.turn()
+    repair.run_if_due()
     assert last_repair(redis) is None
     time.sleep(0.4)
-    repair.turn()
+    repair.run_if_due()
     assert result_of(redis)["error"] is None
 
 
 LOCK_S = 0.9
 
 
-def watched(redis: Redis, turn: Callable[[], None]) -> list[int]:
+def watched(redis: Redis, run_if_due: Callable[[], None]) -> list[int]:
     """Do a turn; return how long the lock had yet to live (ms), again and again for as long as it is held."""
     lives: list[int] = []
-    thread = threading.Thread(target=turn)
+    thread = threading.Thread(target=run_if_due)
     thread.start()
     while thread.is_alive():
         lives.append(redis.pttl(LOCK_KEY))
@@ -309,7 +309,9 @@ def test_the_lock_lives_as_long_as_a_repair_that_is_told_to_wait(
     clerk.put_many(10)
     clerk.answer_next(429, path="/users", headers={"Retry-After": "3"})
     began = time.monotonic()
-    lives = watched(redis, Repair(settings, redis, database, StopSignal(), Pace(LOCK_S)).turn)
+    lives = watched(
+        redis, ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S)).run_if_due
+    )
     assert time.monotonic() - began >= 3
     assert min(lives) > 0
     assert max(lives) <= LOCK_S * 1000
@@ -321,19 +323,19 @@ def test_the_lock_lives_while_ghosts_are_asked_for_one_by_one(
     clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
 ) -> None:
     clerk.put_many(100)
-    repair = Repair(settings, redis, database, StopSignal(), Pace(LOCK_S))
-    repair.turn()
+    repair = ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S))
+    repair.run_if_due()
     clerk.remove(*(numbered_id(i) for i in range(10)))
     make_due(redis)
     clerk.before = lambda request: time.sleep(0.2 if request.path.startswith("/users/user_") else 0)
-    assert min(watched(redis, repair.turn)) > 0
+    assert min(watched(redis, repair.run_if_due)) > 0
     assert result_of(redis)["drift"]["ghost"] == 10
 
 
 def repair_once(settings: config.Settings) -> None:
     """Do one turn, in a process of its own."""
     redis, database = worker_redis(settings), Database(settings)
-    Repair(settings, redis, database, StopSignal(), Pace(LOCK_S)).turn()
+    ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S)).run_if_due()
     database.dispose()
     redis.close()
 
@@ -353,23 +355,27 @@ def lock_is_held(redis: Redis) -> bool:
 
 
 def test_after_a_worker_was_killed_in_a_repair_another_one_goes_on_soon(
-    clerk: FakeClerk, repair: Repair, redis: Redis, other: BaseProcess
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, other: BaseProcess
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "30"})
     wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
     time.sleep(2 * LOCK_S)
-    repair.turn()
+    repair.run_if_due()
     assert last_repair(redis) is None
     other.kill()
     killed_at = time.monotonic()
     wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
     assert time.monotonic() - killed_at < LOCK_S + 0.3
-    repair.turn()
+    repair.run_if_due()
     assert result_of(redis)["error"] is None
 
 
 def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
-    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, other: BaseProcess
+    clerk: FakeClerk,
+    repair: ScheduledReconciliation,
+    redis: Redis,
+    settings: config.Settings,
+    other: BaseProcess,
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "1"})
     wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
@@ -377,7 +383,7 @@ def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
     os.kill(other.pid, signal.SIGSTOP)
     wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
     clerk.put(user(ANN))
-    repair.turn()
+    repair.run_if_due()
     done = result_of(redis)
     asked = len(clerk.requests)
     os.kill(other.pid, signal.SIGCONT)
@@ -390,7 +396,7 @@ def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
 
 @pytest.mark.parametrize("path", ["/users", "/users/count"])
 def test_whoever_lost_the_lock_leaves_the_rest_to_others(
-    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings, path: str
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings, path: str
 ) -> None:
     clerk.put_many(1200)
 
@@ -399,7 +405,7 @@ def test_whoever_lost_the_lock_leaves_the_rest_to_others(
             redis.set(LOCK_KEY, "somebody")
 
     clerk.before = take_the_lock
-    repair.turn()
+    repair.run_if_due()
     assert last_repair(redis) is None
     assert not query(settings, "SELECT 1 FROM sync_progress WHERE task = 'incremental'")
     assert redis.get(LOCK_KEY) == b"somebody"
@@ -409,41 +415,45 @@ def test_a_failure_is_told_in_one_line_and_tried_again_soon(
     clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
 ) -> None:
     settings = api_settings(make_settings, clerk, clerk_secret_key="sk_live_wrong", reconcile_every="1s")
-    repair = Repair(settings, redis, database, StopSignal())
-    repair.turn()
+    repair = ScheduledReconciliation(settings, redis, database, StopSignal())
+    repair.run_if_due()
     first = result_of(redis)
     assert "CLERK_SECRET_KEY" in first["error"]
     assert (first["backfill"], first["drift"]) == (None, None)
     assert "sk_live_wrong" not in json.dumps(first)
     time.sleep(1.1)
-    repair.turn()
+    repair.run_if_due()
     assert result_of(redis)["started_at"] > first["started_at"]
 
 
 def test_a_listing_that_was_cut_short_is_told(
-    clerk: FakeClerk, repair: Repair, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(600)
     clerk.lists_at_most = 500
-    repair.turn()
+    repair.run_if_due()
     assert "cut short" in result_of(redis)["drift"]["refusal"]
     assert count(settings) == 500
     clerk.lists_at_most = None
     make_due(redis)
-    repair.turn()
+    repair.run_if_due()
     assert count(settings) == 600
 
 
 def test_another_key_begins_with_everyone_again(
-    clerk: FakeClerk, repair: Repair, redis: Redis, database: Database, make_settings: MakeSettings
+    clerk: FakeClerk,
+    repair: ScheduledReconciliation,
+    redis: Redis,
+    database: Database,
+    make_settings: MakeSettings,
 ) -> None:
     clerk.put(user(ANN, updated_at=NOW))
-    repair.turn()
+    repair.run_if_due()
     make_due(redis)
     clerk.key = "sk_live_another"
     clerk.put(user(BEN, updated_at=NOW))
     settings = api_settings(make_settings, clerk, reconcile_every="1h")
-    Repair(settings, redis, database, StopSignal()).turn()
+    ScheduledReconciliation(settings, redis, database, StopSignal()).run_if_due()
     assert result_of(redis)["backfill"]["seen"] == 2
 
 
@@ -493,9 +503,9 @@ def test_an_interval_needs_a_key_for_clerk(make_settings: MakeSettings) -> None:
 
 
 def test_the_key_in_redis_is_the_documented_one(
-    repair: Repair, redis: Redis, settings: config.Settings
+    repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
-    repair.turn()
+    repair.run_if_due()
     assert KEY == "clerk-sync:repair"
     assert redis.exists(KEY)
     assert query(settings, "SELECT task FROM sync_progress") == [("incremental",)]

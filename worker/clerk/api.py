@@ -37,7 +37,7 @@ from worker.clerk.payloads import (
     CLERK_ID,
     ClerkMember,
     ClerkUser,
-    MetadataKeys,
+    FieldSources,
     decode,
     parse_member,
     parse_user,
@@ -96,14 +96,14 @@ class ClerkRefused(ClerkApiError):
         self.code = code
 
 
-class Unread(NamedTuple):
+class InvalidEntry(NamedTuple):
     """An entry of a list that is no user, or no membership, and why not; its id, where that can be read."""
 
     reason: str
     id: str | None = None
 
 
-Entry = ClerkUser | ClerkMember | Unread
+Entry = ClerkUser | ClerkMember | InvalidEntry
 
 
 class Page(NamedTuple):
@@ -120,7 +120,7 @@ class Page(NamedTuple):
     @property
     def known(self) -> list[ClerkUser | ClerkMember]:
         """The entries that were understood."""
-        return [entry for entry in self.entries if not isinstance(entry, Unread)]
+        return [entry for entry in self.entries if not isinstance(entry, InvalidEntry)]
 
     @property
     def users(self) -> list[ClerkUser]:
@@ -138,7 +138,7 @@ class Page(NamedTuple):
         return [entry.id for entry in self.entries if entry.id is not None]
 
 
-class Answer(NamedTuple):
+class ApiResponse(NamedTuple):
     """A decoded body, and when its request was sent (ms)."""
 
     body: Any
@@ -168,7 +168,7 @@ class ClerkApi:
         self.limit = DEVELOPMENT_LIMIT if key.startswith(DEVELOPMENT_PREFIX) else LIMIT
         self._instance_id = settings.clerk_instance_id
         self._is_instance_checked = False
-        self._keys = MetadataKeys.of(settings)
+        self._keys = FieldSources.of(settings)
         self._stopping = stopping or StopSignal()
         self._patience_s = patience_s
         self._limited_patience_s = limited_patience_s
@@ -271,13 +271,13 @@ class ClerkApi:
 
     def _read(self, entry: Any) -> Entry:
         if not isinstance(entry, dict):
-            return Unread("it is no JSON object")
+            return InvalidEntry("it is no JSON object")
         try:
             return parse_user(entry, self._keys)
         except Unreadable:
-            return Unread("it has no Clerk id")
+            return InvalidEntry("it has no Clerk id")
 
-    def _get(self, path: str, parameters: dict[str, Any] | None = None) -> Answer:
+    def _get(self, path: str, parameters: dict[str, Any] | None = None) -> ApiResponse:
         patience = _Patience(self._patience_s, self._limited_patience_s)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(ClerkUnavailable),
@@ -286,14 +286,14 @@ class ClerkApi:
             sleep=self._wait,
             reraise=True,
         )
-        answer: Answer = retrying(self._attempt, path, parameters, patience)
+        answer: ApiResponse = retrying(self._attempt, path, parameters, patience)
         return answer
 
     def _shared_turn(self) -> AbstractContextManager[None]:
         """Return what is held while a request waits and is made; here nothing."""
         return nullcontext()
 
-    def _attempt(self, path: str, parameters: dict[str, Any] | None, patience: "_Patience") -> Answer:
+    def _attempt(self, path: str, parameters: dict[str, Any] | None, patience: "_Patience") -> ApiResponse:
         patience.check(self._rate.away_s())  # before a shared turn is spent on it
         with self._shared_turn():
             turn_in_s = self._rate.delay(patience.left_s)  # long after a 429, whichever thread it came to
@@ -305,7 +305,7 @@ class ClerkApi:
                 response = self._response(path, parameters)
         if not response.is_success:
             self._refuse(response)
-        return Answer(_decoded(response), observed_at)
+        return ApiResponse(_decoded(response), observed_at)
 
     def _response(self, path: str, parameters: dict[str, Any] | None) -> httpx.Response:
         try:
@@ -396,12 +396,12 @@ def _limited(retry_after_s: float) -> ClerkUnavailable:
 
 def _read_member(entry: Any) -> Entry:
     if not isinstance(entry, dict):
-        return Unread("it is no JSON object")
+        return InvalidEntry("it is no JSON object")
     try:
         return parse_member(entry)
     except Unreadable:
         reason = "it lacks the id of the membership, of its user or of its organization"
-        return Unread(reason, _clerk_id(entry.get("id")))
+        return InvalidEntry(reason, _clerk_id(entry.get("id")))
 
 
 def _clerk_id(value: Any) -> str | None:

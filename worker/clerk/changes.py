@@ -22,12 +22,12 @@ from worker.clerk.payloads import (
     ClerkMembership,
     ClerkOrganization,
     ClerkUser,
-    MembershipSeen,
-    OrganizationSeen,
-    SessionSeen,
+    MembershipChanged,
+    OrganizationChanged,
+    SessionChanged,
     UserDeleted,
     UserEvent,
-    UserSaved,
+    UserUpserted,
 )
 
 MAX_TEXT = 255
@@ -36,7 +36,7 @@ ROLES = frozenset({"admin", "user"})
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def organization_of(event: OrganizationSeen, received_at: int) -> Organization:
+def organization_of(event: OrganizationChanged, received_at: int) -> Organization:
     """Return what `event` says about its organization; `received_at` (ms) as in `change_of`."""
     organization = _organization(event.organization, event.happened_at)
     if event.deleted:
@@ -51,13 +51,13 @@ def change_of(event: UserEvent, received_at: int) -> UserChange:
     Unreadable for a session that tells neither when the user signed in nor who the user is.
     """
     match event:
-        case UserSaved():
+        case UserUpserted():
             return user_change(event.user, event.happened_at)
         case UserDeleted():
             return UserChange(event.user_id, deleted_at=_first(event.happened_at, received_at))
-        case SessionSeen():
+        case SessionChanged():
             return _session_change(event)
-        case MembershipSeen():
+        case MembershipChanged():
             ended_at = _first(event.happened_at, received_at) if event.ended else None
             return UserChange(
                 event.user_id,
@@ -112,7 +112,7 @@ def storable_text(text: str) -> str:
     return _clean(text)[:MAX_TEXT]
 
 
-def _session_change(session: SessionSeen) -> UserChange:
+def _session_change(session: SessionChanged) -> UserChange:
     login = UserChange(session.user_id, login_at=None if session.impersonated else session.started_at)
     if session.user is None:
         if session.started_at is None and not session.impersonated:

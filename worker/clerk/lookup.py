@@ -5,14 +5,14 @@ from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from worker.clerk.api import MAX_IDS, ClerkApi, ClerkUnavailable, Entry, Page
-from worker.clerk.pagination import Position, walk_members
+from worker.clerk.pagination import Position, paginate_members
 from worker.shutdown import StopSignal
 from worker.threads import results
 
 T = TypeVar("T")
 
 
-class Look(NamedTuple):
+class LookupPage(NamedTuple):
     """A page of users who were asked for, and the ids of those whom it does not show.
 
     They may be gone. Or the answer is shorter than it should be, or shows others than it was asked for: only
@@ -20,17 +20,17 @@ class Look(NamedTuple):
     """
 
     page: Page
-    unshown: list[str]
+    not_returned: list[str]
 
 
-def looks(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[Look]:
+def look_up(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[LookupPage]:
     """Ask for all of `clerk_ids`, many at a time. Raises ClerkApiError and Stopped."""
 
-    def look(asked: list[str]) -> Look:
+    def look(asked: list[str]) -> LookupPage:
         page = api.users(asked)
         shown = {user.id: user for user in page.users}
         wanted = [shown[clerk_id] for clerk_id in asked if clerk_id in shown]
-        return Look(
+        return LookupPage(
             page._replace(entries=list[Entry](wanted)),
             [clerk_id for clerk_id in asked if clerk_id not in shown],
         )
@@ -38,12 +38,12 @@ def looks(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iter
     return results(look, chunks(clerk_ids, MAX_IDS), stopping)
 
 
-def sure_looks(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[Look]:
+def confirm_by_id(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[LookupPage]:
     """Ask for each of `clerk_ids` alone: whom a look does not show is gone. Raises likewise."""
 
-    def look(clerk_id: str) -> Look:
+    def look(clerk_id: str) -> LookupPage:
         page = api.user(clerk_id)
-        return Look(page, [] if page.entries else [clerk_id])
+        return LookupPage(page, [] if page.entries else [clerk_id])
 
     return results(look, clerk_ids, stopping)
 
@@ -68,7 +68,7 @@ def _all_of(api: ClerkApi, clerk_id: str, stopping: StopSignal) -> Page | None:
     if page.total is None:
         return None
     if len(page.entries) < page.total:
-        pages = [step.page for step in walk_members(api, stopping, Position(), clerk_id)]
+        pages = [step.page for step in paginate_members(api, stopping, Position(), clerk_id)]
         page = page._replace(entries=[entry for each in pages for entry in each.entries])
         if len(page.entries) < min(each.total or 0 for each in (page, *pages)):
             raise ClerkUnavailable("Clerk's API shows fewer memberships than it counts: try again later")

@@ -36,16 +36,16 @@ log = structlog.get_logger("worker.clerk.pagination")
 class Position(NamedTuple):
     """Where a walk is: how many users it has seen, the ids of the last of them, and which way it goes.
 
-    `nameless` is how many entries without an id came after those: what follows an id shows them once more.
+    `without_id` is how many entries without an id came after those: what follows an id shows them once more.
     """
 
-    walked: int = 0
+    seen: int = 0
     last_ids: tuple[str, ...] = ()
     by_offset: bool = False
-    nameless: int = 0
+    without_id: int = 0
 
 
-class Step(NamedTuple):
+class PageStep(NamedTuple):
     """A page, without the users that the walk has seen just before, and the position after it."""
 
     page: Page
@@ -56,9 +56,9 @@ class _CursorUnknown(Exception):
     """The server does not know the cursor, or none of those that the walk could go on from."""
 
 
-def walk(
+def paginate(
     api: ClerkApi, stopping: StopSignal, start: Position, order_by: str = OLDEST_FIRST
-) -> Iterator[Step]:
+) -> Iterator[PageStep]:
     """Yield the users after `start`. Raises ClerkApiError, and Stopped once the process is told to stop."""
     position = start
     if order_by == OLDEST_FIRST and not start.by_offset:
@@ -67,7 +67,7 @@ def walk(
                 position = step.position
                 yield step
         except _CursorUnknown:
-            log.info("the cursor is not known there, going on by offset", users=position.walked)
+            log.info("the cursor is not known there, going on by offset", users=position.seen)
         else:
             return
     yield from _by_offset(
@@ -78,16 +78,16 @@ def walk(
     )
 
 
-def walk_members(
+def paginate_members(
     api: ClerkApi, stopping: StopSignal, start: Position, clerk_id: str | None = None
-) -> Iterator[Step]:
-    """Yield the memberships after `start`, those of one user or of all, as `walk` yields users."""
+) -> Iterator[PageStep]:
+    """Yield the memberships after `start`, those of one user or of all, as `paginate` yields users."""
     page_at = api.members if clerk_id is None else partial(api.members_of, clerk_id)
     start = start._replace(by_offset=True)
     return _by_offset(page_at, stopping, start, catches_up=clerk_id is None)
 
 
-def _by_cursor(api: ClerkApi, stopping: StopSignal, position: Position) -> Iterator[Step]:
+def _by_cursor(api: ClerkApi, stopping: StopSignal, position: Position) -> Iterator[PageStep]:
     latest_ms = now_ms() + GRACE_MS
     following = in_background(_page_after, api, position)
     while True:
@@ -97,7 +97,7 @@ def _by_cursor(api: ClerkApi, stopping: StopSignal, position: Position) -> Itera
             return
         position = _moved(position, fresh)
         following = in_background(_page_after, api, position)
-        yield Step(fresh, position)
+        yield PageStep(fresh, position)
         if _is_last(page, fresh) or _has_caught_up(page, latest_ms):
             return
 
@@ -122,12 +122,12 @@ def _page_after(api: ClerkApi, position: Position) -> Page:
 
 def _by_offset(
     page_at: Callable[[int], Page], stopping: StopSignal, position: Position, *, catches_up: bool
-) -> Iterator[Step]:
+) -> Iterator[PageStep]:
     """Walk by offset; with `catches_up`, in the order of creation, the end is where the newest are."""
     latest_ms = now_ms() + GRACE_MS
     steps_back = 0
     pages = _PagesAhead(page_at)
-    pages.go_to(max(0, position.walked - OVERLAP))
+    pages.go_to(max(0, position.seen - OVERLAP))
     while True:
         offset, page = pages.next(stopping)
         pages.end = page.total
@@ -141,11 +141,11 @@ def _by_offset(
         if not fresh.entries:
             _is_last(page, fresh)
             return
-        position = _moved(position._replace(walked=offset + len(page.entries) - len(fresh.entries)), fresh)
+        position = _moved(position._replace(seen=offset + len(page.entries) - len(fresh.entries)), fresh)
         if len(page.entries) < MAX_PAGE:
-            pages.go_to(max(0, position.walked - OVERLAP))
-        yield Step(fresh, position)
-        if page.total is not None and position.walked >= page.total:
+            pages.go_to(max(0, position.seen - OVERLAP))
+        yield PageStep(fresh, position)
+        if page.total is not None and position.seen >= page.total:
             return
         if _is_last(page, fresh) or (catches_up and _has_caught_up(page, latest_ms)):
             return
@@ -188,11 +188,11 @@ def _after_overlap(page: Page, position: Position) -> Page:
     seen = set(position.last_ids)
     before = [i for i, entry in enumerate(page.entries) if entry.id in seen]
     entries = page.entries[before[-1] + 1 :] if before else page.entries
-    again = min(position.nameless, _nameless(entries))
+    again = min(position.without_id, _without_id(entries))
     return page._replace(entries=entries[again:])
 
 
-def _nameless(entries: Iterable[Entry]) -> int:
+def _without_id(entries: Iterable[Entry]) -> int:
     """Return how many entries come before the first one that has an id."""
     return sum(1 for _ in takewhile(lambda entry: entry.id is None, entries))
 
@@ -214,5 +214,5 @@ def _has_caught_up(page: Page, latest_ms: int) -> bool:
 
 def _moved(position: Position, page: Page) -> Position:
     last_ids = (*position.last_ids, *page.ids)[-OVERLAP:]
-    nameless = _nameless(reversed(page.entries)) + (0 if page.ids else position.nameless)
-    return position._replace(walked=position.walked + len(page.entries), last_ids=last_ids, nameless=nameless)
+    without_id = _without_id(reversed(page.entries)) + (0 if page.ids else position.without_id)
+    return position._replace(seen=position.seen + len(page.entries), last_ids=last_ids, without_id=without_id)

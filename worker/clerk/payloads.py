@@ -78,7 +78,7 @@ class Envelope(NamedTuple):
     happened_at: int | None
 
 
-class UserSaved(NamedTuple):
+class UserUpserted(NamedTuple):
     """A user was created or updated; `happened_at` is the envelope's timestamp."""
 
     type: str
@@ -94,7 +94,7 @@ class UserDeleted(NamedTuple):
     user_id: str
 
 
-class SessionSeen(NamedTuple):
+class SessionChanged(NamedTuple):
     """A session started, changed or ended; `started_at` is when the user signed in.
 
     `impersonated` when staff signed in as the user. `user` is the profile that newer payloads carry.
@@ -109,7 +109,7 @@ class SessionSeen(NamedTuple):
     user: ClerkUser | None
 
 
-class MembershipSeen(NamedTuple):
+class MembershipChanged(NamedTuple):
     """A user joined an organization, is a member of it, or, when `ended`, no longer is."""
 
     type: str
@@ -119,7 +119,7 @@ class MembershipSeen(NamedTuple):
     ended: bool
 
 
-class OrganizationSeen(NamedTuple):
+class OrganizationChanged(NamedTuple):
     """An organization was changed or, when `deleted`, deleted."""
 
     type: str
@@ -128,11 +128,11 @@ class OrganizationSeen(NamedTuple):
     deleted: bool
 
 
-UserEvent = UserSaved | UserDeleted | SessionSeen | MembershipSeen
-Event = UserEvent | OrganizationSeen
+UserEvent = UserUpserted | UserDeleted | SessionChanged | MembershipChanged
+Event = UserEvent | OrganizationChanged
 
 
-class MetadataKeys(NamedTuple):
+class FieldSources(NamedTuple):
     """Where a user's role and organization stand.
 
     The keys of `public_metadata`, None where something else says it; and whether memberships do.
@@ -143,7 +143,7 @@ class MetadataKeys(NamedTuple):
     memberships: bool = False
 
     @classmethod
-    def of(cls, settings: Settings) -> "MetadataKeys":
+    def of(cls, settings: Settings) -> "FieldSources":
         """Return the keys that the settings name."""
         return cls(
             settings.role_metadata_key if settings.role_source == "metadata" else None,
@@ -189,7 +189,7 @@ def summarize(envelope: object, types: Collection[str] | None = None) -> Summary
     return Summary(type_, handled, _subject(type_, data) if handled else None, _text(envelope, "instance_id"))
 
 
-def parse(body: str, keys: MetadataKeys) -> Event:
+def parse(body: str, keys: FieldSources) -> Event:
     """Return the fact that a delivery states. Raises Unreadable with a reason that holds no personal data."""
     try:
         envelope = _read(body)
@@ -209,7 +209,7 @@ def parse(body: str, keys: MetadataKeys) -> Event:
     return parser(Envelope(type_, _envelope_time(envelope.get("timestamp"))), data, keys)
 
 
-def parse_user(data: dict[str, Any], keys: MetadataKeys) -> ClerkUser:
+def parse_user(data: dict[str, Any], keys: FieldSources) -> ClerkUser:
     """Return the user in Clerk's JSON. Raises Unreadable when the id is missing or no Clerk id."""
     email_known, email = _email(data)
     metadata = data.get("public_metadata")
@@ -238,20 +238,20 @@ def parse_member(data: dict[str, Any]) -> ClerkMember:
     return ClerkMember(user_id, _membership(data))
 
 
-def _user_saved(envelope: Envelope, data: dict[str, Any], keys: MetadataKeys) -> Event:
-    return UserSaved(*envelope, parse_user(data, keys))
+def _user_saved(envelope: Envelope, data: dict[str, Any], keys: FieldSources) -> Event:
+    return UserUpserted(*envelope, parse_user(data, keys))
 
 
-def _user_deleted(envelope: Envelope, data: dict[str, Any], _keys: MetadataKeys) -> Event:
+def _user_deleted(envelope: Envelope, data: dict[str, Any], _keys: FieldSources) -> Event:
     return UserDeleted(*envelope, _clerk_id(data, "id"))
 
 
-def _session_seen(envelope: Envelope, data: dict[str, Any], keys: MetadataKeys) -> Event:
+def _session_seen(envelope: Envelope, data: dict[str, Any], keys: FieldSources) -> Event:
     user_id = _clerk_id(data, "user_id")
     user = data.get("user")
     if not isinstance(user, dict) or user.get("id") != user_id:
         user = None
-    return SessionSeen(
+    return SessionChanged(
         *envelope,
         user_id,
         _time(data.get("created_at")),
@@ -261,13 +261,15 @@ def _session_seen(envelope: Envelope, data: dict[str, Any], keys: MetadataKeys) 
     )
 
 
-def _membership_seen(envelope: Envelope, data: dict[str, Any], _keys: MetadataKeys) -> Event:
+def _membership_seen(envelope: Envelope, data: dict[str, Any], _keys: FieldSources) -> Event:
     member = parse_member(data)
-    return MembershipSeen(*envelope, *member, envelope.type == "organizationMembership.deleted")
+    return MembershipChanged(*envelope, *member, envelope.type == "organizationMembership.deleted")
 
 
-def _organization_seen(envelope: Envelope, data: dict[str, Any], _keys: MetadataKeys) -> Event:
-    return OrganizationSeen(*envelope, _organization(data, "data"), envelope.type == "organization.deleted")
+def _organization_seen(envelope: Envelope, data: dict[str, Any], _keys: FieldSources) -> Event:
+    return OrganizationChanged(
+        *envelope, _organization(data, "data"), envelope.type == "organization.deleted"
+    )
 
 
 def _memberships(user: dict[str, Any]) -> tuple[ClerkMembership, ...]:
@@ -293,7 +295,7 @@ def _organization(data: dict[str, Any], place: str) -> ClerkOrganization:
     return ClerkOrganization(_clerk_id(data, "id", place), _time(data.get("updated_at")), _text(data, "name"))
 
 
-_PARSERS: dict[str, Callable[[Envelope, dict[str, Any], MetadataKeys], Event]] = {
+_PARSERS: dict[str, Callable[[Envelope, dict[str, Any], FieldSources], Event]] = {
     "user.created": _user_saved,
     "user.updated": _user_saved,
     "user.deleted": _user_deleted,

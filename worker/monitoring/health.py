@@ -18,9 +18,9 @@ from db import ledger, schema
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError
 from worker.queue import rq_format as rq
-from worker.queue.consumer import HOLDERS_KEY, SILENT_AFTER_S
+from worker.queue.consumer import CONSUMERS_KEY, SILENT_AFTER_S
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, probe
-from worker.redis_client import QueueUnavailable, impatient_redis
+from worker.redis_client import QueueUnavailable, fail_fast_redis
 from worker.sync import last_run
 from worker.sync.last_run import Result
 
@@ -31,7 +31,7 @@ WAITING_FOR = ("database", "Redis")  # what a worker says that it waits for
 Facts = Mapping[str, Any]
 
 
-class Broken(Exception):
+class ProbeFailed(Exception):
     """A part answered, and what it says is not good; the message says what to do, `facts` what is known."""
 
     retryable = True
@@ -41,7 +41,7 @@ class Broken(Exception):
         self.facts = facts or {}
 
 
-class Answer(NamedTuple):
+class ProbeResult(NamedTuple):
     """What one part said, in how many ms; `error` is None when all is well."""
 
     facts: Facts
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
     error: str | None
 
 
-class Question:
+class Probe:
     """One part to ask, in a thread of its own.
 
     While an answer is outstanding the part is not asked again: what hangs costs one thread, however often
@@ -60,19 +60,19 @@ class Question:
         self.name = name
         self._ask = ask
         self._thread: Thread | None = None
-        self._asked: SimpleQueue[tuple[Future[Answer], tuple[object, ...]]] = SimpleQueue()
-        self._pending: Future[Answer] | None = None
+        self._asked: SimpleQueue[tuple[Future[ProbeResult], tuple[object, ...]]] = SimpleQueue()
+        self._pending: Future[ProbeResult] | None = None
         self._about: tuple[object, ...] = ()
 
-    def start(self, *about: object) -> Future[Answer]:
+    def start(self, *about: object) -> Future[ProbeResult]:
         """Ask, unless the last answer to the same is still outstanding."""
         if self._pending is None or self._pending.done() or self._about != about:
             self._pending = self._submit(about)
             self._about = about
         return self._pending
 
-    def _submit(self, about: tuple[object, ...]) -> Future[Answer]:
-        future: Future[Answer] = Future()
+    def _submit(self, about: tuple[object, ...]) -> Future[ProbeResult]:
+        future: Future[ProbeResult] = Future()
         self._asked.put((future, about))
         if self._thread is None:
             self._thread = Thread(target=self._answer_all, name=f"status-{self.name}", daemon=True)
@@ -85,13 +85,13 @@ class Question:
             if future.set_running_or_notify_cancel():
                 future.set_result(self._timed(*about))
 
-    def _timed(self, *about: object) -> Answer:
+    def _timed(self, *about: object) -> ProbeResult:
         began = time.perf_counter()
         facts: Facts = {}
         error: str | None = None
         try:
             facts = self._ask(*about)
-        except Broken as trouble:
+        except ProbeFailed as trouble:
             facts, error = trouble.facts, str(trouble)
         except (DatabaseError, QueueUnavailable) as trouble:
             error = str(trouble)
@@ -99,10 +99,10 @@ class Question:
             error = f"Redis does not answer ({type(trouble).__name__})"
         except Exception as fault:  # such as a job that somebody else put on the queue
             error = f"unexpected {type(fault).__name__}"
-        return Answer(facts, round((time.perf_counter() - began) * 1000, 1), error)
+        return ProbeResult(facts, round((time.perf_counter() - began) * 1000, 1), error)
 
 
-Questions = Mapping[str, tuple[Question, tuple[object, ...]]]  # each with what it is to be asked about
+Probes = Mapping[str, tuple[Probe, tuple[object, ...]]]  # each with what it is to be asked about
 
 
 class Status:
@@ -113,21 +113,21 @@ class Status:
         self._max_queue_depth = settings.max_queue_depth
         self._repair_every_s = settings.reconcile_every
         self._began = datetime.now(UTC)
-        self.redis = impatient_redis(settings)
+        self.redis = fail_fast_redis(settings)
         # Of its connections some may have died since, or been forgotten on their way.
         self.database = Database(settings, attempts=2, answer_limit_s=ANSWER_LIMIT_S)
         self._questions = (
-            Question("redis", lambda: _writable(redis_facts(self.redis))),
-            Question("database", lambda: database_facts(self.database)),
-            Question("schema", lambda: schema_facts(self.database)),
+            Probe("redis", lambda: _writable(redis_facts(self.redis))),
+            Probe("database", lambda: database_facts(self.database)),
+            Probe("schema", lambda: schema_facts(self.database)),
         )
 
     @property
-    def questions(self) -> Questions:
+    def questions(self) -> Probes:
         """What has to be asked for a report, for whoever asks other things at the same time."""
         return {question.name: (question, ()) for question in self._questions}
 
-    def report(self, answers: Mapping[str, Answer] | None = None) -> dict[str, Any]:
+    def report(self, answers: Mapping[str, ProbeResult] | None = None) -> dict[str, Any]:
         """Return what is known now, ready for JSON, or what `answers` to the questions say.
 
         `status` is "failing" when a check fails; "degraded" when deliveries do not come, or so many wait that
@@ -194,7 +194,7 @@ class Status:
 _UNKNOWN_QUEUE = dict.fromkeys(("depth", "oldest_age_s", "started", "scheduled", "failed"))
 
 
-def _verdict(answers: Mapping[str, Answer], alarms: Sequence[str]) -> str:
+def _verdict(answers: Mapping[str, ProbeResult], alarms: Sequence[str]) -> str:
     if any(answer.error for answer in answers.values()):
         return "failing"
     return "degraded" if alarms else "ok"
@@ -272,7 +272,7 @@ def redis_facts(redis: Redis) -> Facts:
             pipeline.zcard(key)
         pipeline.get(LAST_RECEIVED_KEY)
         pipeline.smembers(rq.WORKERS_KEY)
-        pipeline.zrange(HOLDERS_KEY, 0, -1, desc=True, withscores=True)
+        pipeline.zrange(CONSUMERS_KEY, 0, -1, desc=True, withscores=True)
         pipeline.time()
         pipeline.get(last_run.KEY)
         pipeline.get(WATCHING_SINCE_KEY)
@@ -311,7 +311,7 @@ def _refusal(redis: Redis) -> str | None:
 def _writable(facts: Facts) -> Facts:
     """Return what Redis said. Raises Broken when it answers, but takes no writes and so no deliveries."""
     if facts["refusal"]:
-        raise Broken(
+        raise ProbeFailed(
             f"{facts['refusal']}: deliveries are refused. Look at its memory, its disk, its role", facts
         )
     return facts
@@ -327,28 +327,28 @@ def schema_facts(database: Database) -> Facts:
     """Return the schema's state and when the last delivery was applied. Raises Broken, DatabaseError."""
     state = schema.state(database)
     if state in {schema.SchemaState.MISSING, schema.SchemaState.OLD}:
-        raise Broken(f"the schema is {state.value}: run clerk-sync db upgrade")
+        raise ProbeFailed(f"the schema is {state.value}: run clerk-sync db upgrade")
     if state is schema.SchemaState.NEWER:
-        raise Broken("the schema is newer than this version: deploy the version that made it")
+        raise ProbeFailed("the schema is newer than this version: deploy the version that made it")
     applied_at = ledger.last_applied_at(database)
     return {"schema": state.value, "last_applied_at": _iso(applied_at) if applied_at else None}
 
 
-def ask(questions: Questions) -> dict[str, Answer]:
+def ask(questions: Probes) -> dict[str, ProbeResult]:
     """Ask side by side, each about what stands beside it. The answers come after LIMIT_S at the latest."""
     deadline = time.monotonic() + LIMIT_S
     pending = {name: question.start(*about) for name, (question, about) in questions.items()}
     return {name: _answer(future, deadline - time.monotonic()) for name, future in pending.items()}
 
 
-def _answer(future: Future[Answer], limit_s: float) -> Answer:
+def _answer(future: Future[ProbeResult], limit_s: float) -> ProbeResult:
     try:
         return future.result(max(0.0, limit_s))
     except FutureTimeout:
         future.cancel()  # one that has not begun, as an older one hangs, is not to begin any more
-        return Answer({}, LIMIT_S * 1000, f"no answer within {LIMIT_S} s")
+        return ProbeResult({}, LIMIT_S * 1000, f"no answer within {LIMIT_S} s")
     except CancelledError:  # somebody else asked the same, and gave up
-        return Answer({}, LIMIT_S * 1000, "no answer in time")
+        return ProbeResult({}, LIMIT_S * 1000, "no answer in time")
 
 
 def _info(redis: Redis) -> Facts:

@@ -7,7 +7,7 @@ from redis.exceptions import RedisError
 
 from config import Settings
 from worker.queue import scripts
-from worker.redis_client import impatient_redis
+from worker.redis_client import fail_fast_redis
 
 KEY_PREFIX = "clerk-sync:attempts:"
 WINDOW_S = 300
@@ -17,14 +17,14 @@ KEPT = 10_000
 IPV6_HOME_BITS = 64  # what one customer has at the least
 
 
-class Attempts:
+class LoginThrottle:
     """Counts failed attempts by address: LIMIT of them in WINDOW_S are too many.
 
     They are counted in Redis, and beside it in this process alone: while Redis is away that has to do.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._redis = impatient_redis(settings)
+        self._redis = fail_fast_redis(settings)
         self._here: dict[str, tuple[int, float]] = {}
         self._redis_again_at = 0.0
 

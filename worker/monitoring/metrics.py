@@ -22,7 +22,7 @@ from config import Settings
 from db.merge.incoming import Outcome
 from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
 from worker.queue import scripts
-from worker.redis_client import impatient_redis
+from worker.redis_client import fail_fast_redis
 
 log = structlog.get_logger("worker.monitoring.metrics")
 
@@ -75,7 +75,7 @@ class Histogram(NamedTuple):
         return str(self.buckets[index]) if index < len(self.buckets) else INFINITY
 
 
-class Latest(NamedTuple):
+class Timestamp(NamedTuple):
     """When something last happened, in s since the epoch."""
 
     name: str
@@ -110,7 +110,7 @@ POOL_TIMEOUTS = Counter(
     "clerk_sync_pool_timeouts_total", "Times that no database connection came free within DB_POOL_TIMEOUT."
 )
 CONNECTIONS_LOST = Counter("clerk_sync_connections_lost_total", "Database connections found dead.")
-LAST_APPLIED = Latest("clerk_sync_last_applied_timestamp_seconds", "When an event was last applied.")
+LAST_APPLIED = Timestamp("clerk_sync_last_applied_timestamp_seconds", "When an event was last applied.")
 
 COUNTERS = (
     DELIVERIES,
@@ -170,7 +170,7 @@ class Metrics:
         finally:
             self.observe(histogram, time.perf_counter() - began)
 
-    def note(self, latest: Latest, at_s: float) -> None:
+    def note(self, latest: Timestamp, at_s: float) -> None:
         """Say that something happened at that time."""
         with self._lock:
             self._latest[latest.name,] = max(at_s, self._latest.get((latest.name,), 0))
@@ -207,7 +207,7 @@ class Flusher:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._redis = impatient_redis(settings)
+        self._redis = fail_fast_redis(settings)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from db import ledger
 from db.ledger import Activity, LedgerRow
-from worker.monitoring.health import Answer, Facts, Question, Status, ask
+from worker.monitoring.health import Facts, Probe, ProbeResult, Status, ask
 from worker.queue.failed_jobs import FailedJob, FailedJobs
 
 HOUR = timedelta(hours=1)
@@ -34,16 +34,16 @@ class Overview(NamedTuple):
     history: Part | None
 
 
-class Overseer:
+class ConsoleData:
     """Asks for all of it side by side. Made once per process; answers within its time limit."""
 
     def __init__(self, status: Status) -> None:
         self._status = status
         self.failed_jobs = FailedJobs(self._status.redis)
-        self._activity = Question("activity", self._ask_activity)
-        self._newest = Question("newest", self._ask_newest)
-        self._history = Question("history", self._ask_history)
-        self._failed = Question("failed", self._ask_failed)
+        self._activity = Probe("activity", self._ask_activity)
+        self._newest = Probe("newest", self._ask_newest)
+        self._history = Probe("history", self._ask_history)
+        self._failed = Probe("failed", self._ask_failed)
 
     def look(self, clerk_id: str | None = None) -> Overview:
         """Return what is known now, and the history of one user if named."""
@@ -73,7 +73,9 @@ class Overseer:
         return {"value": rows}
 
     def _ask_history(self, clerk_id: str) -> Facts:
-        rows = ledger.recent(self._status.database, ledger.Wanted(clerk_id=clerk_id), limit=HISTORY_SHOWN)
+        rows = ledger.recent(
+            self._status.database, ledger.LedgerFilter(clerk_id=clerk_id), limit=HISTORY_SHOWN
+        )
         return {"value": rows}
 
     def _ask_failed(self) -> Facts:
@@ -81,5 +83,5 @@ class Overseer:
         return {"value": jobs}
 
 
-def _part(answer: Answer) -> Part:
+def _part(answer: ProbeResult) -> Part:
     return Part(answer.facts.get("value"), answer.error)

@@ -17,7 +17,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from config import Settings
-from worker.monitoring.health import WAITING_FOR, Answer, Facts, Question, ask, redis_facts
+from worker.monitoring.health import WAITING_FOR, Facts, Probe, ProbeResult, ask, redis_facts
 from worker.monitoring.metrics import (
     COUNTERS,
     HISTOGRAMS,
@@ -30,20 +30,20 @@ from worker.monitoring.metrics import (
     Histogram,
     Metrics,
 )
-from worker.redis_client import impatient_redis
+from worker.redis_client import fail_fast_redis
 from worker.sync import last_run
 
 Totals = Mapping[Field, float]
 
 
-class Exposition:
+class MetricsEndpoint:
     """Renders the metrics; made once per web process. Answers within the time limit of health."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._redis = impatient_redis(settings)
+        self._redis = fail_fast_redis(settings)
         self._metrics = metrics
         self._repair_every_s = settings.reconcile_every
-        self._question = Question("metrics", self._facts)
+        self._question = Probe("metrics", self._facts)
 
     def render(self) -> bytes:
         """Return the metrics in Prometheus's text format; without Redis they say only that it is away."""
@@ -55,7 +55,7 @@ class Exposition:
         """Close the connections."""
         self._redis.close()
 
-    def _repair(self, answer: Answer) -> Iterator[Metric]:
+    def _repair(self, answer: ProbeResult) -> Iterator[Metric]:
         """Return the figures of the last repair; none without RECONCILE_EVERY, or before the first."""
         last = answer.facts.get("repair")
         if self._repair_every_s is not None and last is not None:
@@ -82,7 +82,7 @@ def _totals(redis: Redis) -> Totals:
     return {tuple(json.loads(field)): float(value) for field, value in raw.items()}
 
 
-def _families(answer: Answer) -> Iterator[Metric]:
+def _families(answer: ProbeResult) -> Iterator[Metric]:
     is_up = answer.error is None
     yield _gauge(
         "clerk_sync_redis_up", "Whether Redis answers; without it nothing else is known.", int(is_up)
@@ -153,7 +153,9 @@ def _timestamp(moment: str | None) -> float | None:
 
 def _waiting(workers: list[dict[str, Any]]) -> Metric:
     family = GaugeMetricFamily(
-        "clerk_sync_workers_waiting", "Workers that cannot go on, by what they wait for.", labels=["what"]
+        "clerk_sync_workers_waiting",
+        "Workers that cannot go on, by what they wait for.",
+        labels=["dependency"],
     )
     for what in WAITING_FOR:
         family.add_metric([what], sum(worker["waiting_for"] == what for worker in workers))
@@ -175,32 +177,34 @@ def _pools(workers: list[dict[str, Any]]) -> Iterator[Metric]:
 
 def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
     yield _gauge(
-        "clerk_sync_repair_interval_seconds", "How often a repair is to run: RECONCILE_EVERY.", every_s
+        "clerk_sync_reconcile_interval_seconds", "How often a repair is to run: RECONCILE_EVERY.", every_s
     )
     yield _gauge(
-        "clerk_sync_repair_timestamp_seconds",
+        "clerk_sync_reconcile_timestamp_seconds",
         "When the last repair ended.",
         datetime.fromisoformat(last["finished_at"]).timestamp(),
     )
-    yield _gauge("clerk_sync_repair_seconds", "Time that the last repair took.", last_run.seconds(last))
+    yield _gauge("clerk_sync_reconcile_seconds", "Time that the last repair took.", last_run.seconds(last))
     ended = last_run.result(last)
-    results = GaugeMetricFamily("clerk_sync_repair_result", "How the last repair ended.", labels=["result"])
+    results = GaugeMetricFamily(
+        "clerk_sync_reconcile_result", "How the last repair ended.", labels=["result"]
+    )
     for result in last_run.Result:
         results.add_metric([result], int(result is ended))
     yield results
-    brought = last_run.brought(last)
-    if brought is not None:
+    synced = last_run.synced(last)
+    if synced is not None:
         family = GaugeMetricFamily(
-            "clerk_sync_repair_brought",
-            "Users whom the last repair brought up to date, by how.",
+            "clerk_sync_reconcile_synced",
+            "Users whom the last repair synced up to date, by how.",
             labels=["how"],
         )
-        for way, count in brought.items():
+        for way, count in synced.items():
             family.add_metric([way], count)
         yield family
     if last["drift"] is not None:
         drift = GaugeMetricFamily(
-            "clerk_sync_repair_drift", "Users who differ after the last repair, by how.", labels=["kind"]
+            "clerk_sync_reconcile_drift", "Users who differ after the last repair, by how.", labels=["kind"]
         )
         for kind in last_run.KINDS:
             drift.add_metric([kind], last["drift"][kind])

@@ -16,8 +16,8 @@ from worker.queue import scripts
 
 _Json = TypeVar("_Json", list[Any], dict[str, Any])
 
-HOLDERS_KEY = "clerk-sync:holders"
-HELD_PREFIX = "clerk-sync:held:"
+CONSUMERS_KEY = "clerk-sync:consumers"
+RESERVED_PREFIX = "clerk-sync:reserved:"
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 SILENT_AFTER_S = 15  # a worker beats every few seconds; after this long it is taken for dead
 FORGET_AFTER_S = 24 * 3600
@@ -55,7 +55,7 @@ class Failed(NamedTuple):
         return self.retryable and self.job.retries_left > 0 and len(self.job.retry_intervals) > 0
 
 
-class HeldJobs:
+class ReservedJobs:
     """A worker's side of the queue: the jobs that it holds under its name, or a `part` of them.
 
     Every method raises redis.RedisError when Redis does not answer, and may then simply be called again: what
@@ -65,30 +65,30 @@ class HeldJobs:
     def __init__(self, redis: Redis, worker: str, part: str = "") -> None:
         self.redis = redis
         self.worker = worker
-        self._holder = worker + part
-        self._held_key = HELD_PREFIX + self._holder
+        self._consumer_id = worker + part
+        self._reserved_key = RESERVED_PREFIX + self._consumer_id
         self._worker_key = rq.WORKER_PREFIX + worker
-        self._beat = redis.register_script(scripts.BEAT)
+        self._heartbeat = redis.register_script(scripts.HEARTBEAT)
         self._take = redis.register_script(scripts.TAKE)
         self._finish = redis.register_script(scripts.FINISH)
         self._fail = redis.register_script(scripts.FAIL)
-        self._give_back = redis.register_script(scripts.GIVE_BACK)
-        self._reap = redis.register_script(scripts.REAP)
+        self._release = redis.register_script(scripts.RELEASE)
+        self._recover_orphans = redis.register_script(scripts.RECOVER_ORPHANS)
 
-    def finish_and_take(self, done: Sequence[Finished | Failed], limit: int) -> list[TakenJob] | None:
+    def settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> list[TakenJob] | None:
         """Settle what is done and take up to `limit` ready jobs, all in one round trip.
 
         Returns None when `rq suspend` has stopped the workers. Nothing is taken with a `limit` of 0.
         """
         try:
-            taken = self._settle_and_take(done, limit)
+            taken = self._send_and_take(done, limit)
         except NoScriptError:  # Redis was restarted, and has forgotten the scripts
             for script in (self._take, self._finish, self._fail):
                 self.redis.script_load(script.script)
-            taken = self._settle_and_take(done, limit)
+            taken = self._send_and_take(done, limit)
         return None if taken is None else [_taken_job(fields) for fields in taken]
 
-    def _settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> Any:
+    def _send_and_take(self, done: Sequence[Finished | Failed], limit: int) -> Any:
         with self.redis.pipeline(transaction=False) as pipeline:
             self._send_finished(pipeline, [item for item in done if isinstance(item, Finished)])
             for item in done:
@@ -100,36 +100,37 @@ class HeldJobs:
     def wait(self, timeout_s: int) -> bool:
         """Wait for a job, and hold it; return whether one came. In a Redis that is full, only wait."""
         try:
-            return self.redis.blmove(rq.QUEUE_KEY, self._held_key, timeout_s, "LEFT", "RIGHT") is not None
+            return self.redis.blmove(rq.QUEUE_KEY, self._reserved_key, timeout_s, "LEFT", "RIGHT") is not None
         except OutOfMemoryError:
             time.sleep(timeout_s)
             return False
 
-    def give_back(self) -> int:
+    def release(self) -> int:
         """Put what is held back to the front of the queue, in its order; return how many."""
         return cast(
             "int",
-            self._give_back(
-                keys=[self._held_key, rq.QUEUE_KEY, rq.STARTED_KEY], args=[self._holder, rq.JOB_PREFIX]
+            self._release(
+                keys=[self._reserved_key, rq.QUEUE_KEY, rq.STARTED_KEY],
+                args=[self._consumer_id, rq.JOB_PREFIX],
             ),
         )
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Say that this worker lives, so that nobody takes over what it holds."""
-        self._beat(keys=[HOLDERS_KEY], args=[self._holder])
+        self._heartbeat(keys=[CONSUMERS_KEY], args=[self._consumer_id])
 
     def leave(self) -> None:
         """Give back what is held and end this worker's membership."""
-        self.give_back()
-        self.redis.zrem(HOLDERS_KEY, self._holder)
+        self.release()
+        self.redis.zrem(CONSUMERS_KEY, self._consumer_id)
 
-    def reap(self) -> int:
+    def recover_orphans(self) -> int:
         """Give back what workers hold that have been silent for SILENT_AFTER_S; return how many jobs."""
         return cast(
             "int",
-            self._reap(
-                keys=[HOLDERS_KEY, rq.QUEUE_KEY, rq.STARTED_KEY],
-                args=[SILENT_AFTER_S, FORGET_AFTER_S, rq.JOB_PREFIX, HELD_PREFIX],
+            self._recover_orphans(
+                keys=[CONSUMERS_KEY, rq.QUEUE_KEY, rq.STARTED_KEY],
+                args=[SILENT_AFTER_S, FORGET_AFTER_S, rq.JOB_PREFIX, RESERVED_PREFIX],
             ),
         )
 
@@ -139,8 +140,8 @@ class HeldJobs:
             self._take,
             keys=[
                 rq.QUEUE_KEY,
-                self._held_key,
-                HOLDERS_KEY,
+                self._reserved_key,
+                CONSUMERS_KEY,
                 rq.STARTED_KEY,
                 rq.SUSPENDED_KEY,
                 rq.FINISHED_KEY,
@@ -152,7 +153,7 @@ class HeldJobs:
                 _now(),
                 rq.JOB_PREFIX,
                 rq.RESULT_PREFIX,
-                self._holder,
+                self._consumer_id,
             ],
         )
 
@@ -164,10 +165,10 @@ class HeldJobs:
         _send(
             pipeline,
             self._finish,
-            keys=[self._held_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key],
+            keys=[self._reserved_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key],
             args=[
                 self.worker,
-                self._holder,
+                self._consumer_id,
                 _now(),
                 rq.RESULT_TTL_S,
                 rq.JOB_PREFIX,
@@ -184,7 +185,7 @@ class HeldJobs:
             pipeline,
             self._fail,
             keys=[
-                self._held_key,
+                self._reserved_key,
                 rq.STARTED_KEY,
                 rq.FAILED_KEY if due is None else rq.SCHEDULED_KEY,
                 self._worker_key,
@@ -194,7 +195,7 @@ class HeldJobs:
             args=[
                 job.id,
                 self.worker,
-                self._holder,
+                self._consumer_id,
                 _now(),
                 rq.FAILURE_TTL_S,
                 "" if due is None else int(due.timestamp()),

@@ -23,7 +23,7 @@ from db.times import to_datetime
 from worker.clerk.payloads import CLERK_ID, HANDLED_TYPES, ORGANIZATION_TYPES
 from worker.queue import rq_format as rq
 from worker.queue import scripts
-from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, impatient_redis, worker_redis
+from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, fail_fast_redis, worker_redis
 
 PAGE = 500
 MAX_TRACEBACK_BYTES = 1024 * 1024
@@ -43,7 +43,7 @@ class UnknownJob(Exception):
     retryable = False
 
 
-class Fate(StrEnum):
+class ReplayResult(StrEnum):
     """What became of a failed job."""
 
     REPLAYED = "replayed"
@@ -76,7 +76,7 @@ class Details(NamedTuple):
     raw_traceback: str
 
 
-class Wanted(NamedTuple):
+class FailedJobFilter(NamedTuple):
     """Which failed jobs: those of this type and user that failed from `since` on, and not after `until`.
 
     The type UNKNOWN is that of the jobs without one.
@@ -97,7 +97,7 @@ class Wanted(NamedTuple):
         )
 
 
-EVERY = Wanted()
+MATCH_ALL = FailedJobFilter()
 
 
 class FailedJobs:
@@ -113,22 +113,22 @@ class FailedJobs:
         with _redis_trouble_told():
             return int(self._redis.zcard(rq.FAILED_KEY))
 
-    def newest(self, wanted: Wanted = EVERY, limit: int | None = None) -> Iterator[FailedJob]:
+    def newest(self, wanted: FailedJobFilter = MATCH_ALL, limit: int | None = None) -> Iterator[FailedJob]:
         """Yield those that are wanted, the newest failure first, `limit` at most.
 
         The ids are read at once, so that nothing is passed over while others come and go; the jobs are read
         a page at a time.
         """
-        last = limit - 1 if limit and wanted == EVERY else -1
+        last = limit - 1 if limit and wanted == MATCH_ALL else -1
         with _redis_trouble_told():
             entries: Any = self._redis.zrange(rq.FAILED_KEY, 0, last, desc=True)
         records = (record for page in _pages(map(_text, entries)) for record in self._read(page))
         jobs = (_failed_job(record) for record in records if record is not None)
         return islice(filter(wanted.includes, jobs), limit)
 
-    def ids(self, wanted: Wanted = EVERY) -> list[str]:
+    def ids(self, wanted: FailedJobFilter = MATCH_ALL) -> list[str]:
         """Return the ids of those that are wanted, the oldest failure first."""
-        if wanted != EVERY:
+        if wanted != MATCH_ALL:
             return [job.id for job in self.newest(wanted)][::-1]
         with _redis_trouble_told():
             entries: Any = self._redis.zrange(rq.FAILED_KEY, 0, -1)
@@ -143,13 +143,13 @@ class FailedJobs:
             raise UnknownJob(f"no failed job {id_}")
         return Details(_failed_job(record), _traceback(record), _body(record.data), record.raised)
 
-    def replay(self, ids: Iterable[str]) -> Iterator[tuple[str, Fate]]:
+    def replay(self, ids: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
         """Put jobs back into the queue with all their retries, and yield what became of each."""
         now = rq.timestamp(datetime.now(UTC))
         intervals = json.dumps(rq.RETRY_INTERVALS_S)
         return self._each(
             ids,
-            Fate.REPLAYED,
+            ReplayResult.REPLAYED,
             lambda pipeline, id_: self._replay(
                 keys=[rq.JOB_PREFIX + id_, rq.FAILED_KEY, rq.QUEUE_KEY, rq.QUEUES_KEY],
                 args=[id_, now, intervals, len(rq.RETRY_INTERVALS_S)],
@@ -157,11 +157,11 @@ class FailedJobs:
             ),
         )
 
-    def discard(self, ids: Iterable[str]) -> Iterator[tuple[str, Fate]]:
+    def discard(self, ids: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
         """Delete jobs with all that RQ keeps of them, and yield what became of each."""
         return self._each(
             ids,
-            Fate.DISCARDED,
+            ReplayResult.DISCARDED,
             lambda pipeline, id_: self._discard(
                 keys=[rq.JOB_PREFIX + id_, rq.FAILED_KEY, *rq.keys_beside(id_)], args=[id_], client=pipeline
             ),
@@ -184,9 +184,9 @@ class FailedJobs:
         ]
 
     def _each(
-        self, ids: Iterable[str], done: Fate, send: Callable[[Any, str], object]
-    ) -> Iterator[tuple[str, Fate]]:
-        fates = (Fate.GONE, Fate.NOT_FAILED, done)
+        self, ids: Iterable[str], done: ReplayResult, send: Callable[[Any, str], object]
+    ) -> Iterator[tuple[str, ReplayResult]]:
+        fates = (ReplayResult.GONE, ReplayResult.NOT_FAILED, done)
         for page in _pages(ids):
             with _redis_trouble_told(), self._redis.pipeline(transaction=False) as pipeline:
                 for id_ in page:
@@ -197,7 +197,7 @@ class FailedJobs:
 
 def failed_jobs(settings: Settings, *, patient: bool = True) -> FailedJobs:
     """Return the failed jobs of the queue at REDIS_URL; not `patient` for whoever must answer soon."""
-    return FailedJobs(worker_redis(settings) if patient else impatient_redis(settings))
+    return FailedJobs(worker_redis(settings) if patient else fail_fast_redis(settings))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ MOVED_AT_ONCE = 1000
 SEEN_KEY = "clerk-sync:intermediate-seen"
 
 
-class Upkeep:
+class QueueMaintenance:
     """Keeps RQ's registries in order. Any number of workers may do it at the same time."""
 
     def __init__(self, queue: Queue, stuck_after_s: int = STUCK_AFTER_S) -> None:
@@ -30,7 +30,7 @@ class Upkeep:
         self._stuck_after_s = stuck_after_s
         self._requeue = queue.connection.register_script(scripts.REQUEUE_ABANDONED)
 
-    def tidy(self) -> None:
+    def run(self) -> None:
         """Forget jobs and workers that have expired, and put back what plain RQ workers have abandoned.
 
         Raises redis.RedisError.

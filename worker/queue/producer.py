@@ -14,20 +14,20 @@ from db.times import now_ms
 from worker.queue import rq_format as rq
 from worker.queue import scripts
 from worker.redis_client import (
-    IMPATIENCE_S,
+    FAIL_FAST_TIMEOUT_S,
     FewConnections,
     QueueUnavailable,
-    impatient_redis,
+    fail_fast_redis,
     redis_trouble,
 )
 
 CONNECTIONS = 16  # of one process; each is in use for a round trip, and small Redis plans take few
 LAST_RECEIVED_KEY = "clerk-sync:last-received"
 WATCHING_SINCE_KEY = "clerk-sync:watching-since"
-TOO_DEEP = -1
+QUEUE_FULL = -1
 
 
-class Answer(StrEnum):
+class EnqueueResult(StrEnum):
     """What became of a delivery at the queue."""
 
     QUEUED = "queued"
@@ -49,12 +49,12 @@ class DeliveryQueue:
 
     def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
         pool = redis.connection_pool
-        self._connections = FewConnections(pool, min(CONNECTIONS, pool.max_connections), IMPATIENCE_S)
+        self._connections = FewConnections(pool, min(CONNECTIONS, pool.max_connections), FAIL_FAST_TIMEOUT_S)
         self._max_depth = max_depth
         self._script = scripts.enqueue(rq.COMMON_FIELDS)
         self._sha = sha1(self._script.encode(), usedforsecurity=False).hexdigest()
 
-    def enqueue(self, delivery: Delivery) -> Answer:
+    def enqueue(self, delivery: Delivery) -> EnqueueResult:
         """Store the delivery and return what it was, once Redis has confirmed it. One round trip.
 
         Raises QueueUnavailable when Redis cannot be reached, is too slow, or refuses (full, read-only), and
@@ -74,7 +74,7 @@ class DeliveryQueue:
             answer = self._run(len(keys), *keys, *arguments)
         except RedisError as error:
             raise QueueUnavailable(f"Redis did not take the job ({redis_trouble(error)})") from None
-        if answer == TOO_DEEP:
+        if answer == QUEUE_FULL:
             raise QueueUnavailable("the queue is as long as it may be (MAX_QUEUE_DEPTH)")
         return _ANSWERS[cast("int", answer)]
 
@@ -93,7 +93,7 @@ class DeliveryQueue:
             return self._connections.ask("EVAL", self._script, *arguments)
 
 
-_ANSWERS = {0: Answer.DUPLICATE, 1: Answer.QUEUED, 2: Answer.REQUEUED}
+_ANSWERS = {0: EnqueueResult.DUPLICATE, 1: EnqueueResult.QUEUED, 2: EnqueueResult.REQUEUED}
 
 
 def probe(ask: Callable[..., object]) -> None:
@@ -108,6 +108,6 @@ def probe(ask: Callable[..., object]) -> None:
         raise QueueUnavailable(f"Redis takes no writes ({redis_trouble(error)})") from None
 
 
-def intake(settings: Settings) -> DeliveryQueue:
+def delivery_queue(settings: Settings) -> DeliveryQueue:
     """Return the receiver's queue. It connects when the first delivery comes."""
-    return DeliveryQueue(impatient_redis(settings), settings.max_queue_depth)
+    return DeliveryQueue(fail_fast_redis(settings), settings.max_queue_depth)

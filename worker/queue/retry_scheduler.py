@@ -14,7 +14,7 @@ from worker.queue import rq_format, scripts
 MOVED_AT_ONCE = 1000
 
 
-class DueRetries:
+class RetryScheduler:
     """Does what RQ's scheduler does, in one worker at a time: whoever has RQ's scheduler lock."""
 
     def __init__(self, queue: Queue) -> None:

@@ -55,7 +55,7 @@ def enqueue(common: Mapping[str, str | int]) -> str:
 
 
 # Say that a worker lives, by Redis's own clock: those of the machines may differ.
-BEAT = """
+HEARTBEAT = """
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], redis.call('TIME')[1], ARGV[1])
 """
@@ -208,7 +208,7 @@ return 1
 
 # Put what a worker holds back to the front of the queue, in its order. Used by the worker itself, and by the
 # others once it has not been heard of for too long.
-_GIVE_BACK = """
+_RELEASE = """
 local function give_back(held, queue, started, holder, job_prefix)
   local count = 0
   while true do
@@ -224,15 +224,15 @@ local function give_back(held, queue, started, holder, job_prefix)
 end
 """
 
-GIVE_BACK = (
-    _GIVE_BACK
+RELEASE = (
+    _RELEASE
     + """
 return give_back(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2])
 """
 )
 
-REAP = (
-    _GIVE_BACK
+RECOVER_ORPHANS = (
+    _RELEASE
     + """
 local holders, queue, started = KEYS[1], KEYS[2], KEYS[3]
 local silent_after, forget_after, job_prefix, held_prefix = ARGV[1], ARGV[2], ARGV[3], ARGV[4]

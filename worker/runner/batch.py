@@ -6,27 +6,27 @@ from typing import NamedTuple
 
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
 from db.merge.change import Organization, UserChange
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.times import to_ms
 from worker import log
 from worker.clerk.changes import change_of, organization_of
 from worker.clerk.errors import EventError
-from worker.clerk.payloads import MetadataKeys, OrganizationSeen, parse
+from worker.clerk.payloads import FieldSources, OrganizationChanged, parse
 from worker.queue.consumer import Failed, Finished, TakenJob
 from worker.queue.rq_format import ForeignJobError, decode_call, parse_timestamp
 
 MAX_ID = 255
-Apply = Callable[[Sequence[Incoming]], list[Outcome]]
+Apply = Callable[[Sequence[ReceivedChange]], list[Outcome]]
 
 
 class Parsed(NamedTuple):
     """A job whose delivery was understood."""
 
     job: TakenJob
-    incoming: Incoming
+    incoming: ReceivedChange
 
 
-def process(jobs: Sequence[TakenJob], keys: MetadataKeys, apply: Apply) -> list[Finished | Failed]:
+def process(jobs: Sequence[TakenJob], keys: FieldSources, apply: Apply) -> list[Finished | Failed]:
     """Apply the deliveries of `jobs` together and return what became of each.
 
     1. A job that cannot be understood fails alone.
@@ -39,7 +39,7 @@ def process(jobs: Sequence[TakenJob], keys: MetadataKeys, apply: Apply) -> list[
     return [*failed, *_apply([item for item in parsed if isinstance(item, Parsed)], apply)]
 
 
-def _parse(job: TakenJob, keys: MetadataKeys) -> Parsed | Failed:
+def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:
     try:
         _check_id(job.id)
         return Parsed(job, incoming(job.id, decode_call(job.data), received_at(job), keys))
@@ -55,14 +55,14 @@ def _check_id(job_id: str) -> None:
         raise ForeignJobError("the job's id is longer than any svix-id")
 
 
-def incoming(svix_id: str | None, body: str, received_ms: int, keys: MetadataKeys) -> Incoming:
+def incoming(svix_id: str | None, body: str, received_ms: int, keys: FieldSources) -> ReceivedChange:
     """Return the change that a delivery's body makes. Raises Unreadable."""
     event = parse(body, keys)
-    if isinstance(event, OrganizationSeen):
+    if isinstance(event, OrganizationChanged):
         change: UserChange | Organization = organization_of(event, received_ms)
     else:
         change = change_of(event, received_ms)
-    return Incoming(change, svix_id, event.type, event.happened_at, received_ms)
+    return ReceivedChange(change, svix_id, event.type, event.happened_at, received_ms)
 
 
 def _apply(parsed: Sequence[Parsed], apply: Apply) -> list[Finished | Failed]:

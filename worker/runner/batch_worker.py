@@ -34,28 +34,28 @@ from db import ledger
 from db.apply import users
 from db.connection.engine import Database
 from db.merge.policy import Policy
-from worker.clerk.payloads import MetadataKeys
+from worker.clerk.payloads import FieldSources
 from worker.monitoring.metrics import FLUSH_EVERY_S, Metrics
-from worker.periodic import Duty, Keeper
-from worker.queue.consumer import Failed, Finished, HeldJobs, TakenJob
-from worker.queue.maintenance import Upkeep
-from worker.queue.retry_scheduler import DueRetries
+from worker.periodic import PeriodicRunner, PeriodicTask
+from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
+from worker.queue.maintenance import QueueMaintenance
+from worker.queue.retry_scheduler import RetryScheduler
 from worker.queue.rq_format import QUEUE, WORKER_REPORT
 from worker.redis_client import redis_trouble, worker_redis
 from worker.runner import batch
-from worker.runner.consumer_loop import FIRST_PAUSE_S, MAX_PAUSE_S, Lane, Shared
-from worker.runner.instrumentation import Tally
+from worker.runner.consumer_loop import FIRST_PAUSE_S, MAX_PAUSE_S, ConsumerThread, SharedState
+from worker.runner.instrumentation import BatchInstrumentation
 from worker.shutdown import StopSignal
 
 log = structlog.get_logger("worker")
 
-LANES = 2  # a third brings a few percent more: docs/decisions/008-why-two-lanes.md
+CONSUMERS = 2  # a third brings a few percent more: docs/decisions/008-why-two-lanes.md
 SWITCH_S = 0.001  # a lane whose answer has come need not wait the usual 5 ms for the other to pause
 WORKER_TTL_S = 30
 BEAT_EVERY_S = 3
-REAP_EVERY_S = 5
+RECOVER_EVERY_S = 5
 SCHEDULE_EVERY_S = 2
-UPKEEP_EVERY_S = 60
+MAINTENANCE_EVERY_S = 60
 PRUNE_EVERY_S = 3600
 OVERDUE_LOOK_S = 0.5
 
@@ -70,45 +70,49 @@ class BatchWorker(SimpleWorker):
         self.settings = settings
         self.database = database
         self.stopping = stopping
-        self._retries = DueRetries(queue)
+        self._retries = RetryScheduler(queue)
         self._metrics = Metrics()
-        self._tally = Tally(self._metrics)
+        self._instrumentation = BatchInstrumentation(self._metrics)
         self._apply = partial(users.apply, database, policy=Policy.of(settings))
-        self._keys = MetadataKeys.of(settings)
+        self._keys = FieldSources.of(settings)
         self._fault: BaseException | None = None
-        shared = Shared(self._process, settings.batch_size, database, stopping, Event())
-        self._leader = Lane(HeldJobs(redis, self.name), shared)
-        self._helpers = [Lane(HeldJobs(redis, self.name, f".{i}"), shared) for i in range(2, LANES + 1)]
-        self._lanes = (self._leader, *self._helpers)
+        shared = SharedState(self._process, settings.batch_size, database, stopping, Event())
+        self._primary = ConsumerThread(ReservedJobs(redis, self.name), shared)
+        self._helpers = [
+            ConsumerThread(ReservedJobs(redis, self.name, f".{i}"), shared) for i in range(2, CONSUMERS + 1)
+        ]
+        self._threads = (self._primary, *self._helpers)
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
         """Take and apply batches until told to stop; then settle what is in hand and give back the rest."""
         self._introduce()
-        beat, flush, prune, *others = self._duties()
+        beat, flush, prune, *others = self._periodic_tasks()
         # Whatever takes long must not hold up the heartbeat, nor what others wait for.
-        keepers = (Keeper([beat, flush]), Keeper(others), Keeper([prune]))
-        for keeper in keepers:
-            keeper.start()
+        runners = (PeriodicRunner([beat, flush]), PeriodicRunner(others), PeriodicRunner([prune]))
+        for runner in runners:
+            runner.start()
         log.info("worker started", worker=self.name, batch_size=self.settings.batch_size)
-        helpers = [Thread(target=self._help, args=(lane,), daemon=True) for lane in self._helpers]
+        helpers = [
+            Thread(target=self._run_helper, args=(consumer,), daemon=True) for consumer in self._helpers
+        ]
         for helper in helpers:
             helper.start()
         try:
-            self._leader.lead()
+            self._primary.run_primary()
         finally:
             self.stopping.request()
             for helper in helpers:
                 helper.join()
-            for keeper in keepers:
-                keeper.stop()
+            for runner in runners:
+                runner.stop()
             self._leave()
         if self._fault is not None:
             raise self._fault
         return True
 
-    def _help(self, lane: Lane) -> None:
+    def _run_helper(self, consumer: ConsumerThread) -> None:
         try:
-            lane.help()
+            consumer.run_helper()
         except BaseException as fault:  # it ends the worker, as one in the main thread does
             self._fault = fault
             self.stopping.request()
@@ -121,22 +125,22 @@ class BatchWorker(SimpleWorker):
                     self._beat()
                 self.subscribe()
             except RedisError as error:
-                self._leader.pause_for_redis(error)
+                self._primary.pause_for_redis(error)
             else:
                 return
 
     def _process(self, jobs: list[TakenJob]) -> list[Finished | Failed]:
-        self._tally.took(len(jobs))
-        done = batch.process(jobs, self._keys, self._tally.watching(self._apply, jobs))
+        self._instrumentation.record_batch_size(len(jobs))
+        done = batch.process(jobs, self._keys, self._instrumentation.instrument(self._apply, jobs))
         for item in done:
             if isinstance(item, Failed):
-                self._tally.failed(item)
+                self._instrumentation.failed(item)
         return done
 
     def _leave(self) -> None:
         try:
-            for lane in self._lanes:
-                lane.leave()
+            for consumer in self._threads:
+                consumer.leave()
             self._flush()
             self._retries.stop()
             self.teardown()
@@ -144,23 +148,23 @@ class BatchWorker(SimpleWorker):
             log.warning("left without a word: Redis does not answer", error=type(error).__name__)
         log.info("worker stopped", worker=self.name)
 
-    def _duties(self) -> list[Duty]:
+    def _periodic_tasks(self) -> list[PeriodicTask]:
         return [
-            Duty("beat", BEAT_EVERY_S, self._beat),
-            Duty("flush", FLUSH_EVERY_S, self._flush),
-            Duty("prune", PRUNE_EVERY_S, self._prune),
-            Duty("reap", REAP_EVERY_S, self._reap),
-            Duty("schedule", SCHEDULE_EVERY_S, self._retries.enqueue_due),
-            Duty("upkeep", UPKEEP_EVERY_S, Upkeep(self.queues[0]).tidy),
+            PeriodicTask("beat", BEAT_EVERY_S, self._beat),
+            PeriodicTask("flush", FLUSH_EVERY_S, self._flush),
+            PeriodicTask("prune", PRUNE_EVERY_S, self._prune),
+            PeriodicTask("recover orphans", RECOVER_EVERY_S, self._recover_orphans),
+            PeriodicTask("schedule", SCHEDULE_EVERY_S, self._retries.enqueue_due),
+            PeriodicTask("upkeep", MAINTENANCE_EVERY_S, QueueMaintenance(self.queues[0]).run),
         ]
 
     def _beat(self) -> None:
-        for lane in self._lanes:
-            lane.held.beat()
+        for consumer in self._threads:
+            consumer.reserved.heartbeat()
         # No transaction: a Redis that is full refuses the fields, and still does not forget the worker.
         with self.connection.pipeline(transaction=False) as pipeline:
             self.heartbeat(pipeline=pipeline)
-            is_busy = any(lane.is_busy for lane in self._lanes)
+            is_busy = any(consumer.is_busy for consumer in self._threads)
             self.set_state("busy" if is_busy else "idle", pipeline=pipeline)
             pipeline.hset(self.key, WORKER_REPORT, json.dumps(self._report()))
             pipeline.hexists(self.key, "birth")
@@ -172,14 +176,14 @@ class BatchWorker(SimpleWorker):
                 pipeline.execute()
 
     def _report(self) -> dict[str, object]:
-        return {"waiting_for": self._leader.waiting_for, "pool": self.database.pool_state()._asdict()}
+        return {"waiting_for": self._primary.waiting_for, "pool": self.database.pool_state()._asdict()}
 
     def _flush(self) -> None:
-        self._tally.saw_pool(self.database.pool_state())
+        self._instrumentation.record_pool(self.database.pool_state())
         self._metrics.flush(self.connection)
 
-    def _reap(self) -> None:
-        count = self._leader.held.reap()
+    def _recover_orphans(self) -> None:
+        count = self._primary.reserved.recover_orphans()
         if count:
             log.warning("took back what a dead worker held", jobs=count)
 

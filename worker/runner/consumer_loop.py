@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from db import schema
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError, DatabaseUnavailable
-from worker.queue.consumer import Failed, Finished, HeldJobs, TakenJob
+from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
 from worker.redis_client import redis_trouble
 from worker.shutdown import SLICE_S, StopSignal
 
@@ -29,10 +29,10 @@ MAX_PAUSE_S = 10.0
 Process = Callable[[list[TakenJob]], list[Finished | Failed]]
 
 
-class Shared(NamedTuple):
+class SharedState(NamedTuple):
     """What the lanes of a worker share.
 
-    `process` raises DatabaseUnavailable when the database cannot take the jobs now; `crowded` is set while
+    `process` raises DatabaseUnavailable when the database cannot take the jobs now; `backlog` is set while
     there may be more than one lane's work.
     """
 
@@ -40,22 +40,22 @@ class Shared(NamedTuple):
     batch_size: int
     database: Database
     stopping: StopSignal
-    crowded: threading.Event
+    backlog: threading.Event
 
 
-class Lane:
+class ConsumerThread:
     """Takes jobs under its own part of the worker's name, has them processed, and settles them."""
 
-    def __init__(self, held: HeldJobs, shared: Shared) -> None:
-        self.held = held
+    def __init__(self, reserved: ReservedJobs, shared: SharedState) -> None:
+        self.reserved = reserved
         self.is_busy = False
         self.waiting_for: str | None = None
-        self._rests = True
-        self._process, self._batch_size, self._database, self._stopping, self._crowded = shared
+        self._is_idle = True
+        self._process, self._batch_size, self._database, self._stopping, self._backlog = shared
         self._done: list[Finished | Failed] = []
         self._pause_s = FIRST_PAUSE_S
 
-    def lead(self) -> None:
+    def run_primary(self) -> None:
         """Work until told to stop. Trouble with either server is waited out."""
         self._await_database()
         while not self._stopping.requested:
@@ -65,41 +65,41 @@ class Lane:
                     self._stopping.wait(SUSPENDED_PAUSE_S)
                 elif taken == 0:
                     self.is_busy = False
-                    self.held.wait(WAIT_S)
+                    self.reserved.wait(WAIT_S)
             except DatabaseUnavailable as error:
-                self._give_back()
+                self._release()
                 self.pause("database", str(error))
                 self._await_database()
             except RedisError as error:
                 self.pause_for_redis(error)
 
-    def help(self) -> None:
+    def run_helper(self) -> None:
         """Work while it is crowded, until told to stop. The lane that leads waits for the database."""
         while not self._stopping.requested:
-            if self._rests and not self._crowded.wait(SLICE_S):
+            if self._is_idle and not self._backlog.wait(SLICE_S):
                 continue
-            self._rests = False
+            self._is_idle = False
             try:
                 taken = self._take_and_process()
                 if taken is None or taken < self._batch_size:
                     self._settle()
                     # Suspended, it may hold jobs all the same: the answer to an earlier take was lost.
-                    if taken is not None or self._give_back():
-                        self._rest()
+                    if taken is not None or self._release():
+                        self._go_idle()
             except DatabaseUnavailable:
-                if self._give_back():
-                    self._rest()
+                if self._release():
+                    self._go_idle()
             except RedisError as error:  # it may hold jobs, so it does not rest before it knows
                 self.pause_for_redis(error)
 
     def leave(self) -> None:
         """Settle what is done and give back what is held. Raises RedisError."""
         self._settle()
-        self.held.leave()
+        self.reserved.leave()
 
     def pause_for_redis(self, error: RedisError) -> None:
         """Wait a while for Redis, and connect anew: another may lead at the same address by then."""
-        self.held.redis.connection_pool.disconnect(inuse_connections=False)
+        self.reserved.redis.connection_pool.disconnect(inuse_connections=False)
         self.pause("Redis", f"Redis does not answer ({redis_trouble(error)})")
 
     def pause(self, what: str, reason: str) -> None:
@@ -111,35 +111,35 @@ class Lane:
 
     def _take_and_process(self) -> int | None:
         """Settle the last batch, take the next and process it; return its size, None while suspended."""
-        jobs = self.held.finish_and_take(self._done, self._batch_size)
+        jobs = self.reserved.settle_and_take(self._done, self._batch_size)
         self._done = []
         self.waiting_for = None
         if jobs:
             self.is_busy = True
             if len(jobs) == self._batch_size:
-                self._crowded.set()
+                self._backlog.set()
             self._done = self._process(jobs)
         self._pause_s = FIRST_PAUSE_S
         return None if jobs is None else len(jobs)
 
     def _settle(self) -> None:
         if self._done:
-            self.held.finish_and_take(self._done, 0)
+            self.reserved.settle_and_take(self._done, 0)
             self._done = []
 
-    def _rest(self) -> None:
+    def _go_idle(self) -> None:
         """Sleep until it is crowded again. Nothing is in hand."""
-        self._rests = True
+        self._is_idle = True
         self.is_busy = False
-        self._crowded.clear()
+        self._backlog.clear()
 
-    def _give_back(self) -> bool:
+    def _release(self) -> bool:
         """Give the batch back, as no event is at fault; say whether that worked."""
         try:
-            self.held.give_back()
+            self.reserved.release()
         except RedisError:
             # It stays under this worker's name, and the next take begins with it.
-            log.warning("batch not given back", worker=self.held.worker)
+            log.warning("batch not given back", worker=self.reserved.worker)
             return False
         return True
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import structlog
 
 from db.connection.engine import PoolState
-from db.merge.incoming import Incoming, Outcome
+from db.merge.incoming import Outcome, ReceivedChange
 from db.times import now_ms
 from worker.clerk.errors import NotJson
 from worker.clerk.payloads import decode, summarize
@@ -19,13 +19,13 @@ from worker.runner.batch import Apply
 log = structlog.get_logger("worker")
 
 
-class Tally:
+class BatchInstrumentation:
     """Counts and logs one worker's work."""
 
     def __init__(self, metrics: m.Metrics) -> None:
         self._metrics = metrics
 
-    def watching(self, apply: Apply, jobs: Sequence[TakenJob] = ()) -> Apply:
+    def instrument(self, apply: Apply, jobs: Sequence[TakenJob] = ()) -> Apply:
         """Return `apply` so that it leaves a line and counts whenever it has applied a batch of these jobs.
 
         It is one line for many events, with the ids of each: a line for each costs ten times as much
@@ -34,7 +34,7 @@ class Tally:
         """
         failed_before = {job.id for job in jobs if "attempts" in job.meta}
 
-        def watched(batch: Sequence[Incoming]) -> list[Outcome]:
+        def watched(batch: Sequence[ReceivedChange]) -> list[Outcome]:
             began = time.perf_counter()
             with self._metrics.timed(m.APPLY_SECONDS):
                 outcomes = apply(batch)
@@ -46,7 +46,7 @@ class Tally:
 
         return watched
 
-    def took(self, jobs: int) -> None:
+    def record_batch_size(self, jobs: int) -> None:
         """Count the size of a batch."""
         self._metrics.observe(m.BATCH_SIZE, jobs)
 
@@ -63,17 +63,17 @@ class Tally:
             is_tried_again=failed.has_retry,
         )
 
-    def saw_pool(self, pool: PoolState) -> None:
+    def record_pool(self, pool: PoolState) -> None:
         """Count what has happened to the pool since last time."""
         self._metrics.count_up_to(m.POOL_TIMEOUTS, pool.timeouts)
         self._metrics.count_up_to(m.CONNECTIONS_LOST, pool.invalidated)
 
-    def _count(self, batch: Sequence[Incoming], outcomes: Sequence[Outcome]) -> None:
+    def _count(self, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> None:
         for (type_, outcome), count in Counter(zip((i.type for i in batch), outcomes, strict=True)).items():
             self._metrics.count(m.EVENTS, type_, outcome.value, by=count)
         self._metrics.note(m.LAST_APPLIED, now_ms() / 1000)
 
-    def _observe_lag(self, batch: Sequence[Incoming]) -> None:
+    def _observe_lag(self, batch: Sequence[ReceivedChange]) -> None:
         now = now_ms()
         self._metrics.observe(m.DELIVERY_LAG, *(_lag_s(now, i.received_at) for i in batch))
         self._metrics.observe(
@@ -85,7 +85,7 @@ def _sums(outcomes: Sequence[Outcome]) -> dict[str, int]:
     return {outcome.value: count for outcome, count in Counter(outcomes).items()}
 
 
-def _ids(batch: Sequence[Incoming], outcomes: Sequence[Outcome]) -> list[dict[str, str | None]]:
+def _ids(batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> list[dict[str, str | None]]:
     return [
         {"svix_id": i.svix_id, "type": i.type, "clerk_id": i.subject, "outcome": outcome.value}
         for i, outcome in zip(batch, outcomes, strict=True)

@@ -19,18 +19,18 @@ import structlog
 from config import Settings
 from db import progress
 from db.drift import users as user_drift
-from db.drift.users import Kind, Stored
+from db.drift.users import Kind, StoredUser
 from db.merge.change import UserChange, merge
 from db.merge.policy import Policy
 from db.merge.rows import SyncRow, stored_change
 from db.times import now_ms
-from worker.clerk.api import LAST_UPDATED_FIRST, Entry, Page, Unread
+from worker.clerk.api import LAST_UPDATED_FIRST, Entry, InvalidEntry, Page
 from worker.clerk.changes import user_change
-from worker.clerk.pagination import Position, Step, walk, walk_members
+from worker.clerk.pagination import PageStep, Position, paginate, paginate_members
 from worker.clerk.payloads import ClerkUser
-from worker.sync.context import Bridge
+from worker.sync.context import SyncContext
 from worker.sync.reconcile_memberships import changes_in
-from worker.sync.writer import Refused
+from worker.sync.writer import RejectedUser
 from worker.threads import results
 
 TASK = "backfill"
@@ -43,10 +43,10 @@ PAGES_AT_ONCE = 3  # PostgreSQL works on one while the next is made ready
 log = structlog.get_logger("worker.sync.backfill")
 
 
-class Done(NamedTuple):
+class BackfillStats(NamedTuple):
     """What a run has done so far, over all its interruptions. `expected` is how many users Clerk counts.
 
-    Of the `seen` entries the `unread` are no users, and the `refused` are users whom the database did not
+    Of the `seen` entries the `invalid` are no users, and the `refused` are users whom the database did not
     take; all others were `created`, `updated` or `unchanged`. `troubles` says which were left out first, and
     why. `memberships` were read of `memberships_expected`.
     """
@@ -55,21 +55,21 @@ class Done(NamedTuple):
     created: int = 0
     updated: int = 0
     unchanged: int = 0
-    unread: int = 0
+    invalid: int = 0
     refused: int = 0
     expected: int = 0
     troubles: tuple[str, ...] = ()
     memberships: int = 0
     memberships_expected: int = 0
 
-    def plus(self, more: "Done") -> "Done":
+    def plus(self, more: "BackfillStats") -> "BackfillStats":
         """Return both together; what is expected stays."""
-        return Done(
+        return BackfillStats(
             self.seen + more.seen,
             self.created + more.created,
             self.updated + more.updated,
             self.unchanged + more.unchanged,
-            self.unread + more.unread,
+            self.invalid + more.invalid,
             self.refused + more.refused,
             self.expected,
             (*self.troubles, *more.troubles)[:MAX_TROUBLES],
@@ -83,7 +83,7 @@ class Done(NamedTuple):
         return self.seen < self.expected or self.memberships < self.memberships_expected
 
 
-class Reach(NamedTuple):
+class SyncCursor(NamedTuple):
     """How far into Clerk's past and present a run has read (ms): what the next one need not read again.
 
     `began_at` is when it began, by this machine's clock; `newest` and `refused` are by Clerk's: the last
@@ -94,13 +94,15 @@ class Reach(NamedTuple):
     newest: int = 0
     refused: int | None = None
 
-    def past(self, page: Page, refused: Iterable[Refused]) -> "Reach":
+    def past(self, page: Page, refused: Iterable[RejectedUser]) -> "SyncCursor":
         """Return it with a page that was read, and who of it was refused."""
         updates = {user.id: user.updated_at or 0 for user in page.users}
         untaken = [updates[clerk_id] for clerk_id, _ in refused if clerk_id in updates]
         if self.refused is not None:
             untaken.append(self.refused)
-        return Reach(self.began_at, max([self.newest, *updates.values()]), min(untaken) if untaken else None)
+        return SyncCursor(
+            self.began_at, max([self.newest, *updates.values()]), min(untaken) if untaken else None
+        )
 
     @property
     def since(self) -> int:
@@ -113,24 +115,24 @@ class Reach(NamedTuple):
         return reached if self.refused is None else min(reached, self.refused)
 
 
-class Saved(NamedTuple):
+class Checkpoint(NamedTuple):
     """How far a full run is: among the users, what it has done, and how far it is among the memberships."""
 
     position: Position
-    done: Done
-    reach: Reach
+    done: BackfillStats
+    reach: SyncCursor
     members: Position = Position()
 
 
-class Taken(NamedTuple):
+class PageResult(NamedTuple):
     """A page that was written, what was done of it, and whom the database refused."""
 
-    step: Step
-    done: Done
-    refused: list[Refused]
+    step: PageStep
+    done: BackfillStats
+    refused: list[RejectedUser]
 
 
-OnProgress = Callable[[Done], object]
+OnProgress = Callable[[BackfillStats], object]
 
 
 class Backfill:
@@ -139,51 +141,55 @@ class Backfill:
     `reach` says how far the last run got, over all its interruptions.
     """
 
-    def __init__(self, bridge: Bridge, on_progress: OnProgress = lambda _: None) -> None:
+    def __init__(self, bridge: SyncContext, on_progress: OnProgress = lambda _: None) -> None:
         self._bridge = bridge
         self._on_progress = on_progress
         self._source = fingerprint(bridge.settings)
-        self.reach = Reach(0)
+        self.reach = SyncCursor(0)
 
-    def resumable(self) -> Done | None:
+    def resumable(self) -> BackfillStats | None:
         """Return what an interrupted run has done, None when there is none to go on with."""
         saved = self._saved()
         return None if saved is None else saved.done
 
-    def everything(self, *, restart: bool = False) -> Done:
+    def everything(self, *, restart: bool = False) -> BackfillStats:
         """Read every user; go on where the last run was interrupted, unless told to `restart`.
 
         Raises ClerkApiError, DatabaseError, and Stopped; all that was read until then is kept.
         """
         self._bridge.api.check_instance()
-        saved = (None if restart else self._saved()) or Saved(Position(), Done(), Reach(now_ms()))
+        saved = (None if restart else self._saved()) or Checkpoint(
+            Position(), BackfillStats(), SyncCursor(now_ms())
+        )
         position, done, self.reach = saved.position, saved.done, saved.reach
         before = self._bridge.api.count()
         done = done._replace(expected=before)
-        steps = walk(self._bridge.api, self._bridge.stopping, position)
+        steps = paginate(self._bridge.api, self._bridge.stopping, position)
         for step, page_done in self._taken(steps):
             done, position = done.plus(page_done), step.position
-            self._save(Saved(position, done, self.reach, saved.members))
+            self._save(Checkpoint(position, done, self.reach, saved.members))
             self._on_progress(done)
         done = done._replace(expected=min(before, self._bridge.api.count()))
         done = self._members(
-            saved.members, done, lambda done, members: self._save(Saved(position, done, self.reach, members))
+            saved.members,
+            done,
+            lambda done, members: self._save(Checkpoint(position, done, self.reach, members)),
         )
         if not done.is_cut_short:
             progress.clear(self._bridge.database, TASK)
         return done
 
-    def since(self, since_ms: int) -> Done:
+    def since(self, since_ms: int) -> BackfillStats:
         """Read the users updated at `since_ms` or later, the last updated first. Raises likewise.
 
         Whoever was updated before is the end of such a listing. One that ends without is that of all users,
         and was cut short when they are fewer than Clerk counts.
         """
         self._bridge.api.check_instance()
-        self.reach = Reach(now_ms())
+        self.reach = SyncCursor(now_ms())
         recent = _Recent(since_ms)
-        steps = walk(self._bridge.api, self._bridge.stopping, Position(), LAST_UPDATED_FIRST)
-        done = Done()
+        steps = paginate(self._bridge.api, self._bridge.stopping, Position(), LAST_UPDATED_FIRST)
+        done = BackfillStats()
         for _, page_done in self._taken(recent.of(steps)):
             done = done.plus(page_done)
             self._on_progress(done)
@@ -192,13 +198,16 @@ class Backfill:
         return self._members(Position(), done)
 
     def _members(
-        self, start: Position, done: Done, keep: Callable[[Done, Position], object] = lambda *_: None
-    ) -> Done:
+        self,
+        start: Position,
+        done: BackfillStats,
+        keep: Callable[[BackfillStats, Position], object] = lambda *_: None,
+    ) -> BackfillStats:
         """Write all memberships after `start`, where those count; `keep` is told after every page."""
         if not self._bridge.store.policy.follows_memberships:
             return done
         done = done._replace(memberships_expected=self._bridge.api.count_members())
-        steps = walk_members(self._bridge.api, self._bridge.stopping, start)
+        steps = paginate_members(self._bridge.api, self._bridge.stopping, start)
         for step, page_done in results(self._take_members, steps, self._bridge.stopping, PAGES_AT_ONCE):
             expected = min(done.memberships_expected, step.page.total or 0)
             done = done.plus(page_done)._replace(memberships_expected=expected)
@@ -206,13 +215,13 @@ class Backfill:
             self._on_progress(done)
         return done
 
-    def _taken(self, steps: Iterator[Step]) -> Iterator[tuple[Step, Done]]:
+    def _taken(self, steps: Iterator[PageStep]) -> Iterator[tuple[PageStep, BackfillStats]]:
         """Write the pages, some at once; yield each, in their order, with what was done of it."""
         for taken in results(self._take, steps, self._bridge.stopping, PAGES_AT_ONCE):
             self.reach = self.reach.past(taken.step.page, taken.refused)
             yield taken.step, taken.done
 
-    def _take(self, step: Step) -> Taken:
+    def _take(self, step: PageStep) -> PageResult:
         """Write a page, and count what was new in it."""
         page = step.page
         changes = [user_change(user, page.observed_at) for user in page.users]
@@ -226,9 +235,9 @@ class Backfill:
             updated=count["updated"],
             unchanged=count["unchanged"],
         )
-        return Taken(step, done, refused)
+        return PageResult(step, done, refused)
 
-    def _take_members(self, step: Step) -> tuple[Step, Done]:
+    def _take_members(self, step: PageStep) -> tuple[PageStep, BackfillStats]:
         """Write a page of memberships."""
         page = step.page
         refused = self._bridge.store.write(changes_in(page), page.observed_at)
@@ -242,37 +251,37 @@ class Backfill:
             for change in changes
         }
 
-    def _save(self, saved: Saved) -> None:
+    def _save(self, saved: Checkpoint) -> None:
         parts = {name: part._asdict() for name, part in saved._asdict().items()}
         progress.save(self._bridge.database, TASK, {"source": self._source, **parts})
 
-    def _saved(self) -> Saved | None:
+    def _saved(self) -> Checkpoint | None:
         state = progress.load(self._bridge.database, TASK, GOES_ON_WITHIN)
         if state is None or state.get("source") != self._source:
             return None
         members = _position(state["members"]) if "members" in state else Position()
-        reach = Reach(**state.get("reach", {"began_at": 0}))
-        return Saved(_position(state["position"]), _done(state["done"]), reach, members)
+        reach = SyncCursor(**state.get("reach", {"began_at": 0}))
+        return Checkpoint(_position(state["position"]), _done(state["done"]), reach, members)
 
 
-def _left_out(what: str, step: Step, refused: list[Refused]) -> Done:
+def _left_out(what: str, step: PageStep, refused: list[RejectedUser]) -> BackfillStats:
     """Return what of a page was left out, and why; each is logged."""
     entries = step.page.entries
-    unread = [
+    invalid = [
         (number, entry)
-        for number, entry in enumerate(entries, start=step.position.walked - len(entries) + 1)
-        if isinstance(entry, Unread)
+        for number, entry in enumerate(entries, start=step.position.seen - len(entries) + 1)
+        if isinstance(entry, InvalidEntry)
     ]
     troubles = (
-        *(f"{what} {number} was left out: {entry.reason}" for number, entry in unread),
+        *(f"{what} {number} was left out: {entry.reason}" for number, entry in invalid),
         *(f"{clerk_id} was left out: {reason}" for clerk_id, reason in refused),
     )
     for trouble in troubles:
         log.warning("left out", reason=trouble)
-    return Done(unread=len(unread), refused=len(refused), troubles=troubles)
+    return BackfillStats(invalid=len(invalid), refused=len(refused), troubles=troubles)
 
 
-def _kind(change: UserChange, stored: Stored, policy: Policy) -> str:
+def _kind(change: UserChange, stored: StoredUser, policy: Policy) -> str:
     # What is newer here stays: so the row is compared with what the merge will make of both.
     known = stored_change(stored.sync or SyncRow(change.clerk_id), stored.user, (), policy)
     differences = user_drift.compare(merge(known, change), stored, policy)
@@ -292,7 +301,7 @@ class _Recent:
         self._since_ms = since_ms
         self.is_whole = False
 
-    def of(self, steps: Iterable[Step]) -> Iterator[Step]:
+    def of(self, steps: Iterable[PageStep]) -> Iterator[PageStep]:
         """Yield the steps without what is older, and none after the first such."""
         for step in steps:
             recent = [entry for entry in step.page.entries if _is_recent(entry, self._since_ms)]
@@ -314,9 +323,9 @@ def fingerprint(settings: Settings) -> str:
 
 
 def _position(state: dict[str, Any]) -> Position:
-    last_ids, nameless = tuple(state["last_ids"]), state.get("nameless", 0)
-    return Position(state["walked"], last_ids, state["by_offset"], nameless)
+    last_ids, without_id = tuple(state["last_ids"]), state.get("nameless", 0)
+    return Position(state["seen"], last_ids, state["by_offset"], without_id)
 
 
-def _done(state: dict[str, Any]) -> Done:
-    return Done(**{**state, "troubles": tuple(state["troubles"])})
+def _done(state: dict[str, Any]) -> BackfillStats:
+    return BackfillStats(**{**state, "troubles": tuple(state["troubles"])})

@@ -9,15 +9,15 @@ from db.connection.engine import Database
 from db.merge.policy import Policy
 from worker.clerk.api import ClerkApi
 from worker.shutdown import StopSignal
-from worker.sync.writer import Store
+from worker.sync.writer import ChangeWriter
 
 
-class Bridge(NamedTuple):
+class SyncContext(NamedTuple):
     """What a repair reads from and writes to, and the signal that ends it."""
 
     settings: Settings
     api: ClerkApi
-    store: Store
+    store: ChangeWriter
     stopping: StopSignal
 
     @property
@@ -27,10 +27,10 @@ class Bridge(NamedTuple):
 
 
 @contextmanager
-def bridge(settings: Settings, database: Database, stopping: StopSignal) -> Iterator[Bridge]:
+def bridge(settings: Settings, database: Database, stopping: StopSignal) -> Iterator[SyncContext]:
     """Give a bridge between the API that the settings name and `database`. Raises SettingsError."""
     api = ClerkApi(settings, stopping=stopping)
     try:
-        yield Bridge(settings, api, Store(database, Policy.of(settings), stopping), stopping)
+        yield SyncContext(settings, api, ChangeWriter(database, Policy.of(settings), stopping), stopping)
     finally:
         api.close()

@@ -59,7 +59,7 @@ def keep(redis: Redis, result: dict[str, Any]) -> None:
 def summary(last: Mapping[str, Any] | None, every_s: float, since: datetime) -> dict[str, Any]:
     """Return what is to be shown of the last repair, where one is to run every `every_s`.
 
-    `brought` is how many users it changed; `differing` is how many it found to differ all the same; `overdue`
+    `synced` is how many users it changed; `differing` is how many it found to differ all the same; `overdue`
     says that none has ended for so long, since the last one or, where there was none, since then.
     """
     finished_at = datetime.fromisoformat(last["finished_at"]) if last else since
@@ -71,7 +71,7 @@ def summary(last: Mapping[str, Any] | None, every_s: float, since: datetime) -> 
         "seconds": seconds(last) if last else None,
         "result": result(last) if last else None,
         "reason": (last["error"] or (drift and drift["refusal"])) if last else None,
-        "brought": brought(last) if last else None,
+        "synced": synced(last) if last else None,
         "drift": drift and {kind: drift[kind] for kind in KINDS},
         "differing": drift and sum(drift[kind] for kind in KINDS),
         "overdue": late_s > INTERVALS_LATE * every_s,
@@ -85,7 +85,7 @@ def result(last: Mapping[str, Any]) -> Result:
     return Result.OK if last["drift"]["refusal"] is None else Result.REFUSED
 
 
-def brought(last: Mapping[str, Any]) -> dict[str, int] | None:
+def synced(last: Mapping[str, Any]) -> dict[str, int] | None:
     """Return how many users that repair changed, by WAYS; None when it failed before that was known."""
     if last["backfill"] is None:
         return None

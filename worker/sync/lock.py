@@ -18,7 +18,7 @@ RENEWALS = 6  # in that time
 log = structlog.get_logger("worker.sync.lock")
 
 
-class RepairLock(StopSignal):
+class ReconciliationLock(StopSignal):
     """The lock that one worker at a time has; and the signal to end its repair: a stop, or the lock's loss.
 
     A thread renews it for as long as it is held, whatever the repair waits for. Once it has not been renewed

@@ -9,14 +9,14 @@ from db.drift.users import FoundUser
 from db.merge.change import UserChange, merge
 from worker.clerk.api import ClerkRefused, Page
 from worker.clerk.changes import user_change
-from worker.sync.context import Bridge
+from worker.sync.context import SyncContext
 from worker.sync.reconcile_memberships import memberships_now
 
 OTHERS = 20
 NEW_FOR = timedelta(minutes=1)
 
 
-class Outcome(StrEnum):
+class PullOutcome(StrEnum):
     """What a pull found."""
 
     FOUND = "found"
@@ -28,14 +28,14 @@ class Outcome(StrEnum):
 class Pulled(NamedTuple):
     """What a pull found; `user` is the row, None for a user who was deleted here."""
 
-    outcome: Outcome
+    outcome: PullOutcome
     user: FoundUser | None = None
 
 
-def pull(bridge: Bridge, clerk_id: str, *, is_sure: bool) -> Pulled:
+def pull(bridge: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
     """Read one user from Clerk into the tables. When Clerk knows no such user, that is a tombstone.
 
-    A tombstone is final. So without `is_sure`, where nobody has looked at the id, there is none for who has
+    A tombstone is final. So without `confirmed`, where nobody has looked at the id, there is none for who has
     no row or has only just signed up (Clerk may not show everywhere yet what it has told elsewhere), nor when
     others are here and Clerk knows none of them: the key may be another instance's. Raises ClerkApiError,
     DatabaseError, Stopped, and whatever `bridge.api` adds to these.
@@ -44,19 +44,19 @@ def pull(bridge: Bridge, clerk_id: str, *, is_sure: bool) -> Pulled:
     if page.entries:
         return _store(bridge, clerk_id, page)
     bridge.api.check_instance()
-    if not is_sure and not _is_settled(bridge, clerk_id):
-        return Pulled(Outcome.ABSENT)
+    if not confirmed and not _is_settled(bridge, clerk_id):
+        return Pulled(PullOutcome.ABSENT)
     others = [other for other in user_drift.some_ids(bridge.database, OTHERS) if other != clerk_id]
     second_look = bridge.api.users([clerk_id, *others])
     if clerk_id in second_look.ids:
         return _store(bridge, clerk_id, second_look)
-    if not is_sure and others and not set(others) & set(second_look.ids):
-        return Pulled(Outcome.UNPROVEN)
+    if not confirmed and others and not set(others) & set(second_look.ids):
+        return Pulled(PullOutcome.UNPROVEN)
     bridge.store.write([UserChange(clerk_id, deleted_at=second_look.observed_at)], second_look.observed_at)
-    return Pulled(Outcome.DELETED)
+    return Pulled(PullOutcome.DELETED)
 
 
-def _store(bridge: Bridge, clerk_id: str, page: Page) -> Pulled:
+def _store(bridge: SyncContext, clerk_id: str, page: Page) -> Pulled:
     users = [user for user in page.users if user.id == clerk_id]
     if not users:
         raise ClerkRefused("Clerk's API answered with something else than that user: check CLERK_API_URL")
@@ -66,10 +66,10 @@ def _store(bridge: Bridge, clerk_id: str, page: Page) -> Pulled:
     refused = bridge.store.write([change], page.observed_at)
     if refused:
         raise ClerkRefused(refused[0].reason)
-    return Pulled(Outcome.FOUND, user_drift.find(bridge.database, clerk_id))
+    return Pulled(PullOutcome.FOUND, user_drift.find(bridge.database, clerk_id))
 
 
-def _is_settled(bridge: Bridge, clerk_id: str) -> bool:
+def _is_settled(bridge: SyncContext, clerk_id: str) -> bool:
     """Say whether there is a row, of somebody who signed up a while ago."""
     user = user_drift.find(bridge.database, clerk_id)
     return user is not None and datetime.now(UTC) - user.created_at > NEW_FOR

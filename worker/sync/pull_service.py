@@ -21,12 +21,12 @@ from db.drift.users import FoundUser
 from db.merge.policy import Policy
 from worker.clerk.api import PERIOD_S, ClerkApi, ClerkApiError, ClerkUnavailable
 from worker.clerk.payloads import CLERK_ID
-from worker.redis_client import impatient_redis
+from worker.redis_client import fail_fast_redis
 from worker.shutdown import StopSignal
-from worker.sync.context import Bridge
-from worker.sync.pull import Outcome, pull
+from worker.sync.context import SyncContext
+from worker.sync.pull import PullOutcome, pull
 from worker.sync.shared_rate_limit import NoTurn, SharedLimit
-from worker.sync.writer import Store
+from worker.sync.writer import ChangeWriter
 from worker.threads import in_background
 
 SHARE = 0.5  # of Clerk's rate limit; the application uses the same key
@@ -42,7 +42,7 @@ PREFIX = "clerk-sync:pull:"
 log = structlog.get_logger("worker.sync.pull_service")
 
 
-class Verdict(StrEnum):
+class PullStatus(StrEnum):
     """How a call at the desk ended."""
 
     FOUND = "found"
@@ -51,13 +51,13 @@ class Verdict(StrEnum):
     UNAVAILABLE = "unavailable"  # Clerk, the database or Redis does not answer
 
 
-class Answer(NamedTuple):
+class PullResult(NamedTuple):
     """A verdict; the row, ready for JSON, when the user was found; else a sentence that says why not.
 
     `retry_after_s` is how long Clerk asks to be left alone, where it does.
     """
 
-    verdict: Verdict
+    verdict: PullStatus
     user: dict[str, Any] | None = None
     reason: str | None = None
     retry_after_s: float | None = None
@@ -67,7 +67,7 @@ UNPROVEN = (
     "Clerk knows neither {} nor any other user who is here, so nothing was changed: check CLERK_SECRET_KEY; "
     "if it is right, await the event user.deleted or run clerk-sync pull"
 )
-TOO_MANY = Answer(Verdict.BUSY, reason="too many users are being pulled")
+TOO_MANY = PullResult(PullStatus.BUSY, reason="too many users are being pulled")
 
 
 class SharingApi(ClerkApi):
@@ -86,7 +86,7 @@ class SharingApi(ClerkApi):
         return self._turns.turn()  # before the wait for one of this process: who gets none is told at once
 
 
-class PullDesk:
+class PullService:
     """Answers calls for users. Made once in a process; it connects when the first call comes.
 
     A call is answered within WAIT_S. What it waits for may hang for longer, and goes on in a thread of its
@@ -95,17 +95,17 @@ class PullDesk:
 
     def __init__(self, settings: Settings) -> None:
         stopping = StopSignal()
-        self._redis = impatient_redis(settings)
+        self._redis = fail_fast_redis(settings)
         api = SharingApi(settings, self._redis)
         database = Database(settings, attempts=DATABASE_ATTEMPTS)
-        store = Store(database, Policy.of(settings), stopping, patience_s=0)
-        self._bridge = Bridge(settings, api, store, stopping)
+        store = ChangeWriter(database, Policy.of(settings), stopping, patience_s=0)
+        self._bridge = SyncContext(settings, api, store, stopping)
         self._places = threading.BoundedSemaphore(settings.db_pool_size + settings.db_max_overflow)
 
-    def pull(self, clerk_id: str) -> Answer:
+    def pull(self, clerk_id: str) -> PullResult:
         """Return the user's row as it is in Clerk now, or was a second ago at most."""
         if not CLERK_ID.fullmatch(clerk_id):
-            return Answer(Verdict.ABSENT, reason="that is no Clerk id")
+            return PullResult(PullStatus.ABSENT, reason="that is no Clerk id")
         deadline = time.monotonic() + WAIT_S
         try:
             while time.monotonic() < deadline:
@@ -114,8 +114,10 @@ class PullDesk:
                     return answer
                 time.sleep(LOOK_EVERY_S)
         except RedisError as error:
-            return Answer(Verdict.UNAVAILABLE, reason=f"Redis does not answer ({type(error).__name__})")
-        return Answer(Verdict.UNAVAILABLE, reason="another call for this user takes too long")
+            return PullResult(
+                PullStatus.UNAVAILABLE, reason=f"Redis does not answer ({type(error).__name__})"
+            )
+        return PullResult(PullStatus.UNAVAILABLE, reason="another call for this user takes too long")
 
     def close(self) -> None:
         """Close the connections."""
@@ -123,15 +125,15 @@ class PullDesk:
         self._bridge.database.dispose()
         self._redis.close()
 
-    def _known_answer(self, clerk_id: str) -> Answer | None:
+    def _known_answer(self, clerk_id: str) -> PullResult | None:
         """Return what a call for that user was just answered."""
         kept = cast("bytes | None", self._redis.get(f"{PREFIX}answer:{clerk_id}"))
         if kept is None:
             return None
         verdict, *rest = json.loads(kept)
-        return Answer(Verdict(verdict), *rest)
+        return PullResult(PullStatus(verdict), *rest)
 
-    def _first_answer(self, clerk_id: str, deadline: float) -> Answer | None:
+    def _first_answer(self, clerk_id: str, deadline: float) -> PullResult | None:
         """Have Clerk asked; None when somebody else is at it."""
         lock = self._redis.lock(f"{PREFIX}lock:{clerk_id}", timeout=LOCK_S, thread_local=False)
         if not lock.acquire(blocking=False):
@@ -143,9 +145,9 @@ class PullDesk:
         try:
             return asked.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeout:
-            return Answer(Verdict.UNAVAILABLE, reason="Clerk or the database takes too long")
+            return PullResult(PullStatus.UNAVAILABLE, reason="Clerk or the database takes too long")
 
-    def _answer(self, clerk_id: str, lock: Lock) -> Answer:
+    def _answer(self, clerk_id: str, lock: Lock) -> PullResult:
         """Ask Clerk, and keep the answer for all who wait for it."""
         try:
             answer = self._known_answer(clerk_id)
@@ -157,25 +159,25 @@ class PullDesk:
             self._places.release()
             _release(lock)
 
-    def _ask(self, clerk_id: str) -> Answer:
+    def _ask(self, clerk_id: str) -> PullResult:
         try:
-            pulled = pull(self._bridge, clerk_id, is_sure=False)
+            pulled = pull(self._bridge, clerk_id, confirmed=False)
         except NoTurn:
             return TOO_MANY
         except (ClerkApiError, DatabaseError) as error:
             log.warning("pull failed", clerk_id=clerk_id, reason=str(error))
-            return Answer(
-                Verdict.UNAVAILABLE,
+            return PullResult(
+                PullStatus.UNAVAILABLE,
                 reason=str(error),
                 retry_after_s=error.retry_after_s if isinstance(error, ClerkUnavailable) else None,
             )
-        if pulled.outcome is Outcome.UNPROVEN:
+        if pulled.outcome is PullOutcome.UNPROVEN:
             reason = UNPROVEN.format(clerk_id)
             log.error("nobody was deleted", clerk_id=clerk_id, reason=reason)
-            return Answer(Verdict.ABSENT, reason=reason)
+            return PullResult(PullStatus.ABSENT, reason=reason)
         if pulled.user is None:
-            return Answer(Verdict.ABSENT, reason="there is no such user")
-        return Answer(Verdict.FOUND, _plain(pulled.user))
+            return PullResult(PullStatus.ABSENT, reason="there is no such user")
+        return PullResult(PullStatus.FOUND, _plain(pulled.user))
 
 
 def _release(lock: Lock) -> None:

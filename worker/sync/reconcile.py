@@ -18,16 +18,16 @@ from typing import NamedTuple
 import structlog
 
 from db.drift import users as user_drift
-from db.drift.users import Difference, Kind, Stored
+from db.drift.users import Difference, Kind, StoredUser
 from db.merge.change import UserChange
 from db.times import now_ms
 from worker.clerk.api import Page
 from worker.clerk.changes import user_change
-from worker.clerk.lookup import chunks, looks, sure_looks
-from worker.clerk.pagination import Position, walk
+from worker.clerk.lookup import chunks, confirm_by_id, look_up
+from worker.clerk.pagination import Position, paginate
 from worker.clerk.payloads import CLERK_ID
 from worker.shutdown import Stopped
-from worker.sync.context import Bridge
+from worker.sync.context import SyncContext
 from worker.sync.reconcile_memberships import MemberDrift, MemberReport
 from worker.sync.seen_ids import IdSet
 
@@ -60,22 +60,22 @@ class Claim(NamedTuple):
 class Report(NamedTuple):
     """The drift: who differs, and how. Ids and names of columns only.
 
-    `listed` users came from Clerk, which counts `counted`; `here` have a row. `ghost` are those who have one
+    `listed` users came from Clerk, which counts `counted`; `local` have a row. `ghost` are those who have one
     and are gone in Clerk, each with the time (ms) at which that was seen; `tombstone` are those who are
-    deleted here and not in Clerk. `unread` entries of the listing are no users. `refusal` says why nothing
+    deleted here and not in Clerk. `invalid` entries of the listing are no users. `refusal` says why nothing
     may be mended by this report, whose ghosts are unproven then; None when it may. `memberships` is what was
     found of those, where they decide; whose memberships differ is stale in the column `organization`.
     """
 
     listed: int
     counted: int
-    here: int
+    local: int
     missing: list[str]
     stale: list[Stale]
     ghost: dict[str, int]
     claims: list[Claim]
     tombstone: list[str]
-    unread: int
+    invalid: int
     refusal: str | None
     memberships: MemberReport | None = None
 
@@ -87,7 +87,7 @@ class Report(NamedTuple):
         return [*self.missing, *stale, *claims, *holders]
 
     @property
-    def astray(self) -> list[str]:
+    def wrong_organization(self) -> list[str]:
         """The ids of those whose organization differs."""
         return [user.clerk_id for user in self.stale if "organization" in user.columns]
 
@@ -107,7 +107,7 @@ class Reconcile:
 
     def __init__(
         self,
-        bridge: Bridge,
+        bridge: SyncContext,
         *,
         allow_deletes: int | None = None,
         settle_s: float = SETTLE_S,
@@ -126,10 +126,10 @@ class Reconcile:
         found, listed = _Found(), IdSet()
         end = self._first_look(found, listed, Position(), before)
         counted = min(before, api.count())
-        if len(listed) + found.unread < counted:
+        if len(listed) + found.invalid < counted:
             self._first_look(found, listed, end, before)
-        here, unlisted = self._unlisted(listed)
-        refusal = _listing_refusal(len(listed), found.unread, counted, here)
+        local, unlisted = self._unlisted(listed)
+        refusal = _listing_refusal(len(listed), found.invalid, counted, local)
         members = self._member_drift() if self._bridge.store.policy.follows_memberships else None
         if members and refusal is None:
             refusal = members.first_look()
@@ -137,12 +137,12 @@ class Reconcile:
         if refusal is None and (found.suspects or unlisted or (members and members.is_doubtful)):
             self._pause()
             suspects = self._look_at_suspects(found)
-            refusal, ghost = self._ghosts(found, [*suspects, *unlisted], here)
+            refusal, ghost = self._ghosts(found, [*suspects, *unlisted], local)
             if members and refusal is None:
                 refusal = members.second_look(ghost)
         if members:
             found.note_organizations(members.stale)
-        report = found.report(len(listed), counted, here, ghost, refusal)
+        report = found.report(len(listed), counted, local, ghost, refusal)
         return report._replace(memberships=members.report() if members else None)
 
     def refresh(self, report: Report) -> Report:
@@ -151,28 +151,30 @@ class Reconcile:
         Nobody is deleted and no membership ends. Must not be called with a report that says why not to.
         Raises likewise.
         """
-        _insist(report)
+        _require_trusted(report)
         left = set(self._refresh(self._refresh(report.to_refresh)))
-        astray = self._members_left(report)
-        stale = [_still_stale(user, left, astray) for user in report.stale]
+        wrong_organization = self._members_left(report)
+        stale = [_still_stale(user, left, wrong_organization) for user in report.stale]
         return report._replace(
             missing=[clerk_id for clerk_id in report.missing if clerk_id in left],
             stale=[user for user in stale if user.columns],
             claims=[claim for claim in report.claims if claim.clerk_id in left],
         )
 
-    def mend(self, report: Report) -> list[str]:
+    def fix(self, report: Report) -> list[str]:
         """Mend what `report` names; return the ids of those who differ all the same. Raises likewise.
 
         Must not be called with a report that says why not to.
         """
-        _insist(report)
+        _require_trusted(report)
         differing = self._refresh(report.to_refresh)
-        unburied = self._bury(report.ghost)
+        not_deleted = self._delete_ghosts(report.ghost)
         left = self._refresh(differing)  # an address is free once its holder was refreshed or buried
         if report.memberships is not None:
-            left += self._member_drift().mend(report.memberships, [*report.missing, *report.astray])
-        return list(dict.fromkeys([*left, *unburied, *report.tombstone]))
+            left += self._member_drift().fix(
+                report.memberships, [*report.missing, *report.wrong_organization]
+            )
+        return list(dict.fromkeys([*left, *not_deleted, *report.tombstone]))
 
     def _members_left(self, report: Report) -> set[str]:
         """Merge the memberships of whom `report` names; return whose organization differs all the same."""
@@ -180,7 +182,7 @@ class Reconcile:
         if members is None:
             return set()
         unended = members._replace(ended=())
-        left = self._member_drift().mend(unended, [*report.missing, *report.astray])
+        left = self._member_drift().fix(unended, [*report.missing, *report.wrong_organization])
         return {*left, *(change.clerk_id for change in members.ended)}
 
     def _member_drift(self) -> MemberDrift:
@@ -189,52 +191,54 @@ class Reconcile:
     def _first_look(self, found: "_Found", listed: IdSet, position: Position, expected: int) -> Position:
         """Compare all users that are listed after `position`; return that of the last one."""
         recent_ms = now_ms() - RECENT_MS
-        for step in walk(self._bridge.api, self._bridge.stopping, position):
+        for step in paginate(self._bridge.api, self._bridge.stopping, position):
             page, position = step
             ids = page.ids
             listed.add(ids)
-            found.unread += len(page.entries) - len(ids)
+            found.invalid += len(page.entries) - len(ids)
             for change, stored, differences in self._compared(page):
                 found.note(differences)
                 if _may_have_moved(change, stored, differences, recent_ms):
                     found.suspects.add(change.clerk_id)
-            self._on_progress(position.walked, expected)
+            self._on_progress(position.seen, expected)
         return position
 
     def _unlisted(self, listed: IdSet) -> tuple[int, list[str]]:
         """Return how many users have a row, and who of them was not listed, but can be a user of Clerk's."""
-        here, unlisted = 0, []
+        local, unlisted = 0, []
         for ids in user_drift.living_ids(self._bridge.database):
-            here += len(ids)
+            local += len(ids)
             unlisted += [clerk_id for clerk_id in ids if clerk_id not in listed]
-        return here, [clerk_id for clerk_id in unlisted if CLERK_ID.fullmatch(clerk_id)]
+        return local, [clerk_id for clerk_id in unlisted if CLERK_ID.fullmatch(clerk_id)]
 
     def _look_at_suspects(self, found: "_Found") -> list[str]:
         """Compare the suspects again; return those who were not shown."""
-        unshown = []
-        for look in looks(self._bridge.api, sorted(found.suspects), self._bridge.stopping):
-            found.forget([*look.page.ids, *look.unshown])
+        not_returned = []
+        for look in look_up(self._bridge.api, sorted(found.suspects), self._bridge.stopping):
+            found.forget([*look.page.ids, *look.not_returned])
             self._note(found, look.page)
-            unshown += look.unshown
-        return unshown
+            not_returned += look.not_returned
+        return not_returned
 
-    def _ghosts(self, found: "_Found", candidates: list[str], here: int) -> tuple[str | None, dict[str, int]]:
+    def _ghosts(
+        self, found: "_Found", candidates: list[str], local: int
+    ) -> tuple[str | None, dict[str, int]]:
         """Return why nobody may be deleted, if so, and who of the candidates is here and gone, and when.
 
         Where there are more than may be deleted, they are not asked for one by one.
         """
-        unshown: dict[str, int] = {}
-        for look in looks(self._bridge.api, dict.fromkeys(candidates), self._bridge.stopping):
+        not_returned: dict[str, int] = {}
+        for look in look_up(self._bridge.api, dict.fromkeys(candidates), self._bridge.stopping):
             self._note(found, look.page)
-            unshown |= dict.fromkeys(look.unshown, look.page.observed_at)
-        doubtful = self._living(unshown)
-        refusal = self._ghost_refusal(len(doubtful), here)
+            not_returned |= dict.fromkeys(look.not_returned, look.page.observed_at)
+        doubtful = self._living(not_returned)
+        refusal = self._ghost_refusal(len(doubtful), local)
         if refusal is not None:
-            return refusal, {clerk_id: unshown[clerk_id] for clerk_id in doubtful}
+            return refusal, {clerk_id: not_returned[clerk_id] for clerk_id in doubtful}
         gone: dict[str, int] = {}
-        for look in sure_looks(self._bridge.api, unshown, self._bridge.stopping):
+        for look in confirm_by_id(self._bridge.api, not_returned, self._bridge.stopping):
             self._note(found, look.page)
-            gone |= dict.fromkeys(look.unshown, look.page.observed_at)
+            gone |= dict.fromkeys(look.not_returned, look.page.observed_at)
         return None, {clerk_id: gone[clerk_id] for clerk_id in self._living(gone)}
 
     def _note(self, found: "_Found", page: Page) -> None:
@@ -243,13 +247,13 @@ class Reconcile:
 
     def _refresh(self, clerk_ids: Sequence[str]) -> list[str]:
         """Read users once more and merge what Clerk says; return the ids of those who differ all the same."""
-        left, unshown = [], []
-        for look in looks(self._bridge.api, dict.fromkeys(clerk_ids), self._bridge.stopping):
+        left, not_returned = [], []
+        for look in look_up(self._bridge.api, dict.fromkeys(clerk_ids), self._bridge.stopping):
             left += self._merge(look.page)
-            unshown += look.unshown
-        for look in sure_looks(self._bridge.api, unshown, self._bridge.stopping):
+            not_returned += look.not_returned
+        for look in confirm_by_id(self._bridge.api, not_returned, self._bridge.stopping):
             left += self._merge(look.page)
-            left += self._living(look.unshown)
+            left += self._living(look.not_returned)
         return left
 
     def _merge(self, page: Page) -> list[str]:
@@ -258,7 +262,7 @@ class Reconcile:
         self._bridge.store.write(changes, page.observed_at)
         return [change.clerk_id for change, _, differences in self._compared(page) if differences]
 
-    def _bury(self, ghosts: dict[str, int]) -> list[str]:
+    def _delete_ghosts(self, ghosts: dict[str, int]) -> list[str]:
         """Write tombstones; return the ids of those whom the database does not let go."""
         refused = []
         for chunk in chunks(ghosts, ROWS_AT_A_TIME):
@@ -267,20 +271,20 @@ class Reconcile:
             log.info("gone in Clerk, deleted here", users=len(chunk))
         return [clerk_id for clerk_id, _ in refused]
 
-    def _compared(self, page: Page) -> Iterator[tuple[UserChange, Stored, list[Difference]]]:
+    def _compared(self, page: Page) -> Iterator[tuple[UserChange, StoredUser, list[Difference]]]:
         changes = [user_change(user, page.observed_at) for user in page.users]
         stored = user_drift.read(self._bridge.database, [change.clerk_id for change in changes])
         for change in changes:
-            here = stored[change.clerk_id]
-            yield change, here, user_drift.compare(change, here, self._bridge.store.policy)
+            local = stored[change.clerk_id]
+            yield change, local, user_drift.compare(change, local, self._bridge.store.policy)
 
     def _living(self, clerk_ids: Iterable[str]) -> list[str]:
         """Return who of those has a row and no tombstone."""
         return [
             clerk_id
             for chunk in chunks(clerk_ids, ROWS_AT_A_TIME)
-            for clerk_id, here in user_drift.read(self._bridge.database, chunk).items()
-            if here.user and not here.is_deleted
+            for clerk_id, local in user_drift.read(self._bridge.database, chunk).items()
+            if local.user and not local.is_deleted
         ]
 
     def _holder(self, change: UserChange, differences: Iterable[Difference]) -> str | None:
@@ -289,17 +293,17 @@ class Reconcile:
             return None
         return user_drift.holder(self._bridge.database, change.email.address)
 
-    def _ghost_refusal(self, ghosts: int, here: int) -> str | None:
+    def _ghost_refusal(self, ghosts: int, local: int) -> str | None:
         """Say why so many deletions must not be, None when they may."""
         override = f"If they are gone indeed: --allow-deletes {ghosts}"
         allowed = self._allow_deletes
         if allowed is None:
-            if here == ghosts >= STRANGERS:
-                return f"Clerk knows none of the {here} users here: check CLERK_SECRET_KEY. {override}"
+            if local == ghosts >= STRANGERS:
+                return f"Clerk knows none of the {local} users here: check CLERK_SECRET_KEY. {override}"
             share = self._bridge.settings.reconcile_max_delete
-            allowed = max(ALWAYS_ALLOWED, int(here * share / 100))
+            allowed = max(ALWAYS_ALLOWED, int(local * share / 100))
         if ghosts > allowed:
-            return f"{ghosts} of {here} users are gone in Clerk, more than {allowed} at a time. {override}"
+            return f"{ghosts} of {local} users are gone in Clerk, more than {allowed} at a time. {override}"
         return None
 
     def _pause(self) -> None:
@@ -317,7 +321,7 @@ class _Found:
         self.claims: dict[str, str | None] = {}
         self.tombstone: dict[str, None] = {}
         self.suspects: set[str] = set()
-        self.unread = 0
+        self.invalid = 0
 
     def note(self, differences: Iterable[Difference], holder: str | None = None) -> None:
         """Add what differs; `holder` is who has the address that the user claims."""
@@ -345,50 +349,50 @@ class _Found:
                 differing.pop(clerk_id, None)
 
     def report(
-        self, listed: int, counted: int, here: int, ghost: dict[str, int], refusal: str | None
+        self, listed: int, counted: int, local: int, ghost: dict[str, int], refusal: str | None
     ) -> Report:
         """Return all of it, with what else there is to say."""
         return Report(
             listed,
             counted,
-            here,
+            local,
             missing=list(self.missing),
             stale=[Stale(clerk_id, columns) for clerk_id, columns in self.stale.items()],
             ghost=ghost,
             claims=[Claim(clerk_id, holder) for clerk_id, holder in self.claims.items()],
             tombstone=list(self.tombstone),
-            unread=self.unread,
+            invalid=self.invalid,
             refusal=refusal,
         )
 
 
-def _insist(report: Report) -> None:
+def _require_trusted(report: Report) -> None:
     """Raise ValueError when the report says why nothing may be mended."""
     if report.refusal is not None:
         raise ValueError(report.refusal)
 
 
-def _still_stale(user: Stale, left: Collection[str], astray: Collection[str]) -> Stale:
-    """Return the user with those columns that differ when some are `left` and some `astray`."""
+def _still_stale(user: Stale, left: Collection[str], wrong_organization: Collection[str]) -> Stale:
+    """Return the user with those columns that differ when some are `left` and some `wrong_organization`."""
     columns = user.columns if user.clerk_id in left else ()
-    organization = ("organization",) if user.clerk_id in astray else ()
+    organization = ("organization",) if user.clerk_id in wrong_organization else ()
     return user._replace(
         columns=tuple(column for column in user.columns if column in {*columns, *organization})
     )
 
 
-def _listing_refusal(listed: int, unread: int, counted: int, here: int) -> str | None:
+def _listing_refusal(listed: int, invalid: int, counted: int, local: int) -> str | None:
     """Say why such a listing proves nothing of who is gone, None when it does."""
-    if listed + unread < counted:
-        return f"the listing was cut short: {listed + unread} of {counted} users came. Try again later"
-    if not listed and here:
+    if listed + invalid < counted:
+        return f"the listing was cut short: {listed + invalid} of {counted} users came. Try again later"
+    if not listed and local:
         away = "If they are gone indeed: clerk-sync pull ID, for each"
-        return f"Clerk lists no users, and {here} are here: check CLERK_SECRET_KEY. {away}"
+        return f"Clerk lists no users, and {local} are here: check CLERK_SECRET_KEY. {away}"
     return None
 
 
 def _may_have_moved(
-    change: UserChange, stored: Stored, differences: Sequence[Difference], recent_ms: int
+    change: UserChange, stored: StoredUser, differences: Sequence[Difference], recent_ms: int
 ) -> bool:
     """Say whether a difference may be none by now: somebody moved lately, or what is here is the newer."""
     if not differences:

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 from db.drift import memberships as membership_drift
 from db.drift import users as user_drift
-from db.drift.memberships import Roster
+from db.drift.memberships import MembershipsByUser
 from db.merge.change import Membership, UserChange, merge, merge_by_id, merge_memberships
 from db.times import now_ms
 from worker.clerk.api import MAX_PAGE, Page
 from worker.clerk.changes import member_change
 from worker.clerk.lookup import Members, chunks, members_of
-from worker.clerk.pagination import Position, walk_members
-from worker.sync.context import Bridge
+from worker.clerk.pagination import Position, paginate_members
+from worker.sync.context import SyncContext
 from worker.sync.seen_ids import IdSet
 
 ALWAYS_ALLOWED = 10  # ends
@@ -39,20 +39,20 @@ class MemberReport(NamedTuple):
     """
 
     listed: int
-    here: int
+    local: int
     ended: tuple[UserChange, ...]
 
 
 class MemberDrift:
     """Compares memberships, and mends. `allow_deletes` stands in for the limit of RECONCILE_MAX_DELETE."""
 
-    def __init__(self, bridge: Bridge, allow_deletes: int | None, on_progress: OnProgress) -> None:
+    def __init__(self, bridge: SyncContext, allow_deletes: int | None, on_progress: OnProgress) -> None:
         self._bridge = bridge
         self._allow_deletes = allow_deletes
         self._on_progress = on_progress
         self._recent_ms = now_ms() - RECENT_MS
         self._listed = IdSet()
-        self._nameless = 0
+        self._without_id = 0
         self._here = 0
         self._unlisted: dict[str, list[Membership]] = {}
         self._suspects: set[str] = set()
@@ -80,17 +80,17 @@ class MemberDrift:
         Raises ClerkApiError, DatabaseError, Stopped.
         """
         counted = self._bridge.api.count_members()
-        for step in walk_members(self._bridge.api, self._bridge.stopping, Position()):
+        for step in paginate_members(self._bridge.api, self._bridge.stopping, Position()):
             counted = min(counted, step.page.total or 0)
             self._listed.add(step.page.ids)
-            self._nameless += len(step.page.entries) - len(step.page.ids)
+            self._without_id += len(step.page.entries) - len(step.page.ids)
             for shown, stored in self._differences(changes_in(step.page)):
                 self._differing.add(shown.clerk_id)
                 if membership_drift.may_have_moved(shown, stored, self._recent_ms):
                     self._suspects.add(shown.clerk_id)
-            self._on_progress(step.position.walked, counted)
+            self._on_progress(step.position.seen, counted)
         self._look_here()
-        listed = len(self._listed) + self._nameless
+        listed = len(self._listed) + self._without_id
         if listed < counted:
             came = f"{listed} of {counted} memberships came"
             return f"the listing was cut short: {came}. Try again later"
@@ -115,7 +115,7 @@ class MemberDrift:
             self._on_progress(0, 0)
         return None
 
-    def mend(self, report: MemberReport, clerk_ids: Iterable[str]) -> list[str]:
+    def fix(self, report: MemberReport, clerk_ids: Iterable[str]) -> list[str]:
         """End what `report` says has ended, and merge what Clerk shows of the memberships of those users.
 
         Return the ids of those who differ all the same. Raises likewise.
@@ -129,7 +129,7 @@ class MemberDrift:
             left |= {clerk_id for clerk_id, _ in store.write(changes, now_ms())}
             left |= {shown.clerk_id for shown, _ in self._differences(changes)}
         for chunk in chunks(wanted, ROWS_AT_A_TIME):
-            left |= set(membership_drift.misnamed(self._bridge.database, chunk))
+            left |= set(membership_drift.wrong_organization(self._bridge.database, chunk))
         return sorted(left)
 
     def _look_here(self) -> None:
@@ -143,7 +143,7 @@ class MemberDrift:
                 if membership.id not in self._listed and membership.joined_at < self._recent_ms:
                     self._unlisted.setdefault(clerk_id, []).append(membership)
         for clerk_ids in user_drift.living_ids(self._bridge.database):
-            self._misnamed.update(membership_drift.misnamed(self._bridge.database, clerk_ids))
+            self._misnamed.update(membership_drift.wrong_organization(self._bridge.database, clerk_ids))
 
     def _look_at(self, members: Members, unlisted: Sequence[Membership]) -> None:
         """Compare one user's own list; what it does not show of those that were `unlisted` has ended."""
@@ -164,18 +164,20 @@ class MemberDrift:
             of_each = members_of(self._bridge.api, sorted(clerk_ids), self._bridge.stopping)
             pages = (members.page for members in of_each if members.page)
         else:
-            pages = (step.page for step in walk_members(self._bridge.api, self._bridge.stopping, Position()))
+            pages = (
+                step.page for step in paginate_members(self._bridge.api, self._bridge.stopping, Position())
+            )
         for page in pages:
             self._on_progress(0, 0)
             yield [change for change in changes_in(page) if change.clerk_id in clerk_ids]
 
-    def _differences(self, changes: Sequence[UserChange]) -> Iterator[tuple[UserChange, Roster]]:
+    def _differences(self, changes: Sequence[UserChange]) -> Iterator[tuple[UserChange, MembershipsByUser]]:
         """Yield who is here and differs from what Clerk shows, with what is stored."""
         stored = membership_drift.read(self._bridge.database, [change.clerk_id for change in changes])
         for change in changes:
-            here = stored.get(change.clerk_id)
-            if here is not None and membership_drift.differs(change, here):
-                yield change, here
+            local = stored.get(change.clerk_id)
+            if local is not None and membership_drift.differs(change, local):
+                yield change, local
 
     def _refusal(self, ends: int) -> str | None:
         """Say why so many memberships must not end, None when they may."""
@@ -202,17 +204,17 @@ def changes_in(page: Page) -> list[UserChange]:
     return list(found.values())
 
 
-def memberships_now(bridge: Bridge, clerk_id: str) -> UserChange:
+def memberships_now(bridge: SyncContext, clerk_id: str) -> UserChange:
     """Return what Clerk shows now of one user's memberships, and which of those here have ended.
 
     Those are what it does not show twice, but for what has only just begun. Raises ClerkApiError,
     DatabaseError, Stopped.
     """
     recent_ms = now_ms() - RECENT_MS
-    here = [membership for membership in _current(bridge, clerk_id) if membership.joined_at < recent_ms]
+    local = [membership for membership in _current(bridge, clerk_id) if membership.joined_at < recent_ms]
     page = _page(bridge, clerk_id)
     shown = changes_in(page) if page else []
-    ended = _ended(page, here) if page else ()
+    ended = _ended(page, local) if page else ()
     if ended:
         again = _page(bridge, clerk_id)
         ended = _ended(again, ended) if again else ()
@@ -220,11 +222,11 @@ def memberships_now(bridge: Bridge, clerk_id: str) -> UserChange:
     return reduce(merge, (it for it in shown if it.clerk_id == clerk_id), change)
 
 
-def _page(bridge: Bridge, clerk_id: str) -> Page | None:
+def _page(bridge: SyncContext, clerk_id: str) -> Page | None:
     return next(members_of(bridge.api, [clerk_id], bridge.stopping)).page
 
 
-def _current(bridge: Bridge, clerk_id: str) -> list[Membership]:
+def _current(bridge: SyncContext, clerk_id: str) -> list[Membership]:
     """Return the memberships of one user that are stored and have not ended."""
     stored = membership_drift.read(bridge.database, [clerk_id]).get(clerk_id, {})
     return [held.membership for held in stored.values() if held.membership.ended_at is None]

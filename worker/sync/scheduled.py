@@ -23,12 +23,12 @@ from db import progress
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError
 from worker.clerk.api import ClerkApiError
-from worker.periodic import Duty, Keeper
+from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.shutdown import Stopped, StopSignal
 from worker.sync import last_run
-from worker.sync.backfill import Backfill, Done, fingerprint
-from worker.sync.context import Bridge, bridge
-from worker.sync.lock import LOCK_S, RepairLock
+from worker.sync.backfill import Backfill, BackfillStats, fingerprint
+from worker.sync.context import SyncContext, bridge
+from worker.sync.lock import LOCK_S, ReconciliationLock
 from worker.sync.reconcile import SETTLE_S, Reconcile, Report
 
 TASK = "incremental"
@@ -39,17 +39,17 @@ STOP_TIMEOUT_S = 3.0
 log = structlog.get_logger("worker.sync.scheduled")
 
 
-class Pace(NamedTuple):
+class Timing(NamedTuple):
     """How long the lock lives without its holder, and how long deliveries are given before a second look."""
 
     lock_s: float = LOCK_S
     settle_s: float = SETTLE_S
 
 
-USUAL = Pace()
+USUAL = Timing()
 
 
-class Repair:
+class ScheduledReconciliation:
     """Runs a repair when it is time and no other worker is at it."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Repair:
         redis: Redis,
         database: Database,
         stopping: StopSignal,
-        pace: Pace = USUAL,
+        pace: Timing = USUAL,
     ) -> None:
         self._settings = settings
         self._redis = redis
@@ -66,11 +66,11 @@ class Repair:
         self._stopping = stopping
         self._pace = pace
 
-    def turn(self) -> None:
+    def run_if_due(self) -> None:
         """Run a repair if one is due, and keep its result. Raises RedisError."""
         if not self._is_due():
             return
-        lock = RepairLock(self._redis, self._stopping, self._pace.lock_s)
+        lock = ReconciliationLock(self._redis, self._stopping, self._pace.lock_s)
         if not lock.acquire():
             return
         try:
@@ -87,7 +87,7 @@ class Repair:
         pause_s = min(every_s, RETRY_S) if last["error"] else every_s
         return datetime.fromisoformat(last["finished_at"]).timestamp() + pause_s <= time.time()
 
-    def _run(self, lock: RepairLock) -> None:
+    def _run(self, lock: ReconciliationLock) -> None:
         try:
             result = self._result(lock)
             lock.renew()
@@ -96,7 +96,7 @@ class Repair:
         last_run.keep(self._redis, result)
         (log.warning if result["error"] else log.info)("repair", **result)
 
-    def _result(self, lock: RepairLock) -> dict[str, Any]:
+    def _result(self, lock: ReconciliationLock) -> dict[str, Any]:
         """Repair; return what is to be kept of it. Raises Stopped, RedisError."""
         started_at = datetime.now(UTC)
         result: dict[str, Any] = {"error": None, "backfill": None, "drift": None}
@@ -109,7 +109,7 @@ class Repair:
         moments = {"started_at": started_at, "finished_at": datetime.now(UTC)}
         return result | {name: moment.isoformat() for name, moment in moments.items()}
 
-    def _fetch(self, both: Bridge, lock: RepairLock) -> Done:
+    def _fetch(self, both: SyncContext, lock: ReconciliationLock) -> BackfillStats:
         """Read what was updated since the last time, the first time everything.
 
         What the next time has to read begins where this one was: not later than the last update that it
@@ -130,13 +130,13 @@ class Repair:
 @contextmanager
 def repairing(settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> Iterator[None]:
     """Look after repairs in a thread of its own for the length of the block."""
-    repair = Repair(settings, redis, database, stopping)
-    keeper = Keeper([Duty("repair", LOOK_EVERY_S, repair.turn)])
-    keeper.start()
+    repair = ScheduledReconciliation(settings, redis, database, stopping)
+    runner = PeriodicRunner([PeriodicTask("repair", LOOK_EVERY_S, repair.run_if_due)])
+    runner.start()
     try:
         yield
     finally:
-        keeper.stop(STOP_TIMEOUT_S)
+        runner.stop(STOP_TIMEOUT_S)
 
 
 def _refreshed(task: Reconcile) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _refreshed(task: Reconcile) -> dict[str, Any]:
     return {**_sizes(left), "merged": found.differing - left.differing}
 
 
-def _numbers(done: Done) -> dict[str, int]:
+def _numbers(done: BackfillStats) -> dict[str, int]:
     numbers = done._asdict()
     for name in ("troubles", "expected", "memberships_expected"):
         del numbers[name]
@@ -156,7 +156,7 @@ def _numbers(done: Done) -> dict[str, int]:
 def _sizes(report: Report) -> dict[str, Any]:
     return {
         "listed": report.listed,
-        "here": report.here,
+        "local": report.local,
         **{name: len(getattr(report, name)) for name in last_run.KINDS},
         "refusal": report.refusal,
     }

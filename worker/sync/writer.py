@@ -10,7 +10,7 @@ from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
 from db.merge.change import UserChange
-from db.merge.incoming import Incoming
+from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from worker.shutdown import StopSignal
 
@@ -19,14 +19,14 @@ MAX_PAUSE_S = 5.0
 SOURCE = "api"  # what stands for the type of an event where no event was
 
 
-class Refused(NamedTuple):
+class RejectedUser(NamedTuple):
     """A user whom the database does not take, and why not."""
 
     clerk_id: str
     reason: str
 
 
-class Store:
+class ChangeWriter:
     """Applies changes that no delivery brought. A database that is away for a while is waited for."""
 
     def __init__(
@@ -42,20 +42,20 @@ class Store:
             reraise=True,
         )
 
-    def write(self, changes: Sequence[UserChange], observed_at: int) -> list[Refused]:
+    def write(self, changes: Sequence[UserChange], observed_at: int) -> list[RejectedUser]:
         """Apply changes seen at `observed_at` (ms); return those that the database does not take.
 
         Raises DatabaseUnavailable.
         """
-        incoming = [Incoming(change, None, SOURCE, None, observed_at) for change in changes]
+        incoming = [ReceivedChange(change, None, SOURCE, None, observed_at) for change in changes]
         return self._write(incoming) if incoming else []
 
-    def _write(self, batch: Sequence[Incoming]) -> list[Refused]:
+    def _write(self, batch: Sequence[ReceivedChange]) -> list[RejectedUser]:
         try:
             self._retrying(partial(users.apply, self.database, batch, self.policy))
         except ChangeRefused as error:
             if len(batch) == 1:
-                return [Refused(batch[0].subject, str(error))]
+                return [RejectedUser(batch[0].subject, str(error))]
             middle = len(batch) // 2
             return [*self._write(batch[:middle]), *self._write(batch[middle:])]
         return []
