@@ -85,14 +85,14 @@ CASES = {
         {'reconcile_result{result="failed"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncRepairFails"}}
     ),
     "a repair is overdue": Case(
-        {"reconcile_timestamp_seconds": "0x200", "repair_interval_seconds": "600x200"},
+        {"reconcile_timestamp_seconds": "0x200", "reconcile_interval_seconds": "600x200"},
         {35: set(), 36: {"ClerkSyncRepairFails"}},
     ),
     "a repair is refused": Case(
         {'reconcile_result{result="refused"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncDrift"}}
     ),
     "drift": Case(
-        {'reconcile_drift{kind="missing"}': "0x5 1x195", 'repair_drift{kind="ghost"}': "0x200"},
+        {'reconcile_drift{kind="missing"}': "0x5 1x195", 'reconcile_drift{kind="ghost"}': "0x200"},
         {10: set(), 11: {"ClerkSyncDrift"}},
     ),
 }
