@@ -28,6 +28,7 @@ PLACEHOLDER_WORDS = re.compile(
     re.IGNORECASE,
 )
 HEADER_TEXT = re.compile("[!-~]+")
+SCHEMA_NAME = re.compile("(?!pg_)[A-Za-z_][A-Za-z0-9_-]{0,62}")
 DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 MIN_SECRET_BYTES = 16  # Svix draws 24 and accepts 24 to 64; its own published test vector has 18.
@@ -119,12 +120,19 @@ def _read_percent(value: object) -> object:
     return value.strip().removesuffix("%") if isinstance(value, str) else value
 
 
+def _check_schema(value: str) -> str:
+    if not SCHEMA_NAME.fullmatch(value) or value == "information_schema":
+        raise ValueError("must be up to 63 letters, digits, _ or -, and not begin with a digit, - or pg_")
+    return value
+
+
 PostgresUrl = Annotated[SecretStr, _check_url("postgres", "postgresql")]
 RedisUrl = Annotated[SecretStr, _check_url("redis", "rediss", "unix")]
 Secrets = Annotated[
     tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets), AfterValidator(_check_secrets)
 ]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_text)]
+SchemaName = Annotated[str, AfterValidator(_check_schema)]
 ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
 Duration = Annotated[float, BeforeValidator(_read_duration)]
 Percent = Annotated[float, BeforeValidator(_read_percent)]
@@ -144,6 +152,7 @@ class Settings(BaseSettings):
     clerk_webhook_signing_secret: Secrets = ()
     database_url: PostgresUrl | None = None
     database_url_unpooled: PostgresUrl | None = None
+    database_schema: SchemaName | None = None
     redis_url: RedisUrl | None = None
     clerk_secret_key: HeaderSecret | None = None
     clerk_api_url: ApiUrl = "https://api.clerk.com"

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Inspector, inspect
+from sqlalchemy import Connection, any_, column, func, inspect, select, table
+from sqlalchemy.schema import CreateSchema
 
-import migrations
-from db.connection.engine import Database
+from db.connection.engine import Database, schema_of
+from db.connection.errors import DatabaseUnavailable
 from db.models import Base
+
+VERSION_TABLE = "clerk_sync_version"  # an application's `alembic_version` may stand beside it
+
+NAMESPACES = table("pg_namespace", column("nspname"), schema="pg_catalog")
 
 
 class SchemaState(StrEnum):
@@ -34,16 +39,8 @@ class MigrationError(Exception):
 def upgrade(database: Database, revision: str = "head") -> None:
     """Run every migration up to `revision`. Of two at once the second waits and then does nothing.
 
-    Raises MigrationError, also when a table of that name is there already, which is somebody else's.
+    Raises MigrationError, also when another owner's table has the name of one of ours.
     """
-    conflicting = _conflicting_tables(database)
-    if conflicting:
-        name = conflicting[0]
-        raise MigrationError(
-            f"a table {name} is there already, and not by this service: give the service a database of its"
-            f" own, or move that table away: CREATE SCHEMA before; ALTER TABLE {name} SET SCHEMA before"
-            " (docs/operations.md tells how to keep its rows)"
-        )
     _migrate(database, command.upgrade, revision)
 
 
@@ -60,8 +57,30 @@ def _migrate(database: Database, move: Callable[[Config, str], None], revision: 
 
 
 def revision(database: Database) -> str | None:
-    """Return the revision that the database is at; None when no migration has run."""
-    return database.run(lambda connection: MigrationContext.configure(connection).get_current_revision())
+    """Return the revision that the database is at; None when no migration has run.
+
+    Raises DatabaseUnavailable when the role may not look into the schema.
+    """
+    return database.run(_revision)
+
+
+def _revision(connection: Connection) -> str | None:
+    _require_usage(connection)
+    context = MigrationContext.configure(connection, opts=migration_options(connection))
+    return context.get_current_revision()
+
+
+def _require_usage(connection: Connection) -> None:
+    """Without the right, PostgreSQL shows the tables of the search_path as if they were not there."""
+    schema = schema_of(connection)
+    path = func.string_to_array(func.translate(func.current_setting("search_path"), '" ', ""), ",")
+    is_one = NAMESPACES.c.nspname == (any_(path) if schema is None else schema)
+    usable = func.bool_and(func.has_schema_privilege(NAMESPACES.c.nspname, "USAGE"))
+    if connection.scalar(select(usable).where(is_one)) is False:
+        raise DatabaseUnavailable(
+            "the role has no right to the schema of the tables: GRANT USAGE ON SCHEMA … TO …"
+            " (docs/neon-setup.md)"
+        )
 
 
 def head() -> str:
@@ -85,15 +104,55 @@ def state(database: Database) -> SchemaState:
     return SchemaState.OLD if found in known else SchemaState.NEWER
 
 
-def _conflicting_tables(database: Database) -> list[str]:
-    """Return which tables have the name of one of ours, where no migration has run."""
-    there = database.run(lambda connection: _names(inspect(connection)))
-    found = [name for name in tables() if name in there]
-    return found if revision(database) is None else []
+def migration_options(connection: Connection) -> dict[str, Any]:
+    """Return what Alembic is configured with, by the migrations and by whatever compares with the models."""
+    return {
+        "target_metadata": Base.metadata,
+        "version_table": VERSION_TABLE,
+        "version_table_schema": schema_of(connection),
+    }
 
 
-def _names(inspector: Inspector) -> list[str]:
-    return [*inspector.get_table_names(), *inspector.get_view_names()]
+def prepare(connection: Connection) -> None:
+    """Create the schema for the first migration, unless it is there.
+
+    Raises MigrationError when the role may not create the tables there, or one of that name exists.
+    """
+    schema = schema_of(connection)
+    # CREATE SCHEMA IF NOT EXISTS wants the right to create one even where it exists.
+    if schema is not None and not inspect(connection).has_schema(schema):
+        if not connection.scalar(select(func.has_database_privilege(func.current_database(), "CREATE"))):
+            raise MigrationError(
+                "the role has no right to create the schema DATABASE_SCHEMA: as the database's owner"
+                f' CREATE SCHEMA "{schema}" AUTHORIZATION …, then run this again'
+            )
+        connection.execute(CreateSchema(schema))
+    if not connection.scalar(select(func.has_schema_privilege(schema or func.current_schema(), "CREATE"))):
+        raise MigrationError(
+            "the role has no right to create tables: GRANT CREATE, USAGE ON SCHEMA … TO …, or set"
+            " DATABASE_SCHEMA to a schema of its own (docs/neon-setup.md)"
+        )
+    conflicting = _conflicting_tables(connection)
+    if conflicting:
+        raise MigrationError(
+            f"a table {conflicting[0]} exists already, and not by this service: set DATABASE_SCHEMA to a"
+            " schema of its own (docs/operations.md explains how to keep the rows)"
+        )
+
+
+def enter(connection: Connection) -> None:
+    """Make DATABASE_SCHEMA the only schema of the transaction's search_path."""
+    schema = schema_of(connection)
+    if schema is not None:
+        quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
+        connection.execute(select(func.set_config("search_path", quoted, True)))
+
+
+def _conflicting_tables(connection: Connection) -> list[str]:
+    """Return which tables and views of the schema have the name of one of ours."""
+    inspector, schema = inspect(connection), schema_of(connection)
+    names = {*inspector.get_table_names(schema), *inspector.get_view_names(schema)}
+    return [name for name in tables() if name in names]
 
 
 def _script() -> ScriptDirectory:
@@ -102,6 +161,6 @@ def _script() -> ScriptDirectory:
 
 def _config(connection: Connection | None = None) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.set_main_option("script_location", "migrations:")
     config.attributes["connection"] = connection
     return config

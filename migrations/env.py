@@ -1,11 +1,16 @@
-"""Runs the migrations, over the unpooled URL when Alembic's own command calls."""
+"""Runs the migrations, over the unpooled URL when Alembic's own command calls.
+
+With DATABASE_SCHEMA everything is made in that schema, and a migration does not name it: what SQLAlchemy
+renders is qualified, and for the rest (`op.add_column`, `op.execute`) the transaction's search_path is that
+schema alone.
+"""
 
 from alembic import context
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, func, select
 
 from config import load
+from db import schema
 from db.connection.engine import Database
-from db.models import Base
 
 # Held for the whole upgrade: of two processes that upgrade at once, the second waits and finds nothing to do.
 MIGRATION_LOCK = 0x6D696772
@@ -13,9 +18,12 @@ MIGRATION_LOCK = 0x6D696772
 
 def migrate(connection: Connection) -> None:
     """Run the migrations on `connection`, in one transaction behind a lock."""
-    context.configure(connection=connection, target_metadata=Base.metadata)
+    context.configure(connection=connection, **schema.migration_options(connection))
     with context.begin_transaction():
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        if context.get_context().get_current_revision() is None:
+            schema.prepare(connection)
+        schema.enter(connection)
         context.run_migrations()
 
 

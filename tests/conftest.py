@@ -209,6 +209,17 @@ def database_url(database_url_unpooled: str, _pooler_url: str | None) -> str:
 
 
 @pytest.fixture
+def empty_url(
+    _admin: psycopg.Connection, _numbers: Iterator[int], postgres_server: PostgresServer | GivenServer
+) -> Iterator[str]:
+    """A database without a table, reached without a pooler; dropped after the test."""
+    name = f"clerk_sync_empty_{os.getpid()}_{next(_numbers)}"
+    _admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield _with_database(postgres_server.url, name)
+    _drop(_admin, name)
+
+
+@pytest.fixture
 def redis_url(redis_server: RedisServer | GivenServer, _numbers: Iterator[int]) -> str:
     """An empty logical database: each of Redis's sixteen in turn.
 

@@ -61,13 +61,16 @@ class Pipeline:
     https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
     """
 
-    def __init__(self, driver: psycopg.Connection[Any], sent: psycopg.Pipeline) -> None:
+    def __init__(
+        self, driver: psycopg.Connection[Any], sent: psycopg.Pipeline, schema: str | None = None
+    ) -> None:
         self._driver = driver
         self._sent = sent
+        self._schema = schema
 
     def send(self, statement: Executable, **parameters: object) -> psycopg.Cursor[Any]:
         """Queue `statement`. Reading from the cursor waits for its answer and for all sent before."""
-        sql, defaults = _compile(statement)
+        sql, defaults = _compile(statement, self._schema)
         values = {
             name: array_literal(value) if isinstance(value, list) else value
             for name, value in parameters.items()
@@ -191,6 +194,16 @@ class Database:
                 self.engine.dispose()
 
 
+def schema_of(connection: Connection) -> str | None:
+    """Return the schema that every statement on `connection` names; None where `search_path` decides."""
+    schemas = connection.get_execution_options().get("schema_translate_map") or {}
+    return cast("str | None", schemas.get(None))
+
+
+def _schema_map(schema: str | None) -> dict[str | None, str] | None:
+    return None if schema is None else {None: schema}
+
+
 def _select_one(connection: Connection) -> None:
     connection.execute(text("SELECT 1"))
 
@@ -205,6 +218,7 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         pool_recycle=RECYCLE_S,
         pool_use_lifo=True,  # a quiet pool lets its surplus connections grow old and be recycled
         hide_parameters=True,
+        execution_options={"schema_translate_map": _schema_map(settings.database_schema)},
         use_native_hstore=False,  # would cost a round trip for every new connection
         connect_args={
             "prepare_threshold": None,  # PgBouncer in transaction mode hands each transaction another server
@@ -263,7 +277,7 @@ def _pipeline(connection: Connection) -> Iterator[Pipeline]:
     try:
         with driver.pipeline() as sent:
             driver.execute("BEGIN")
-            pipeline = Pipeline(driver, sent)
+            pipeline = Pipeline(driver, sent, schema_of(connection))
             # As connection options PgBouncer refuses them, as session settings it loses them.
             pipeline.send(_limits(driver.info.server_version >= KNOWS_TRANSACTION_TIMEOUT))
             yield pipeline
@@ -283,8 +297,11 @@ def _limits(knows_transaction_timeout: bool) -> Executable:
 
 
 @lru_cache(maxsize=256)
-def _compile(statement: Executable) -> tuple[str, dict[str, Any]]:
-    compiled = cast("Any", statement).compile(dialect=cast("Any", PGDialect_psycopg)())
+def _compile(statement: Executable, schema: str | None) -> tuple[str, dict[str, Any]]:
+    dialect = cast("Any", PGDialect_psycopg)()
+    compiled = cast("Any", statement).compile(
+        dialect=dialect, schema_translate_map=_schema_map(schema), render_schema_translate=schema is not None
+    )
     return str(compiled), dict(compiled.params)
 
 

@@ -143,7 +143,7 @@ def test_what_is_wrong_is_one_line(clerk: FakeClerk, make_settings: MakeSettings
 
 def test_without_migrations_it_says_so(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN))
-    execute(settings, "DROP TABLE alembic_version")
+    execute(settings, "DROP TABLE clerk_sync_version")
     ran = run(settings, "backfill")
     assert ran.returncode == 1
     assert "clerk-sync db upgrade" in ran.stderr

@@ -1,19 +1,14 @@
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
-from psycopg import sql
 
 from cli.database import db
-from cli.dev.servers import PostgresServer
 from db import schema
 from tests.support.payloads import ANN
-from tests.support.settings import GivenServer
 
 Run = Callable[..., Result]
 
@@ -28,16 +23,6 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         return CliRunner().invoke(db, arguments, input=stdin)
 
     return run
-
-
-@pytest.fixture
-def empty_url(postgres_server: PostgresServer | GivenServer) -> Iterator[str]:
-    """A database without a table."""
-    name = f"clerk_sync_empty_{os.getpid()}"
-    with psycopg.connect(postgres_server.url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        yield urlsplit(postgres_server.url)._replace(path=f"/{name}").geturl()
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def users(url: str) -> list[tuple[str, ...]]:
@@ -89,7 +74,7 @@ def test_reset_names_every_table_that_it_drops(run: Run, database_url_unpooled: 
     asked = run("reset", stdin="n\n", DATABASE_URL=database_url_unpooled).output
     with psycopg.connect(database_url_unpooled) as connection:
         there = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
-    names = {name for (name,) in there} - {"alembic_version"}
+    names = {name for (name,) in there} - {"clerk_sync_version"}
     assert {"users", "membership_sync"} < names
     assert names == {word for word in re.split(r"[ ,]+", asked) if word in names}
 
@@ -187,19 +172,20 @@ def test_a_table_that_is_there_already_is_left_alone_and_told_in_one_line(
         name = "webhook_events" if "webhook_events" in statement else "users"
         assert ran.exit_code == 1
         assert isinstance(ran.exception, schema.MigrationError)
-        assert str(ran.exception).startswith(f"a table {name} is there already")
-        assert f"ALTER TABLE {name} SET SCHEMA before" in str(ran.exception)
+        assert str(ran.exception).startswith(f"a table {name} exists already")
+        assert "set DATABASE_SCHEMA to a schema of its own" in str(ran.exception)
         assert "\n" not in str(ran.exception)
         found = connection.execute("SELECT relname FROM pg_class WHERE relname LIKE '%_sync'").fetchall()
         assert found == []
-        connection.execute(f"CREATE SCHEMA before; ALTER TABLE {name} SET SCHEMA before".encode())
-        assert run("upgrade").exit_code == 0
+        assert run("upgrade", DATABASE_SCHEMA="clerk").exit_code == 0
 
 
 def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
-    section = text.partition("### A table users is there already")[2].partition("\n### ")[0]
-    before, after = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
+    section = text.partition("### A table users exists already")[2].partition("\n### ")[0]
+    upgrade, after = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
+    variable, _, command = upgrade.strip().partition(" ")
+    assert (variable, command) == ("DATABASE_SCHEMA=clerk", "clerk-sync db upgrade")
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute(CONTRACT.encode())
         connection.execute(
@@ -207,15 +193,13 @@ def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> No
         )
         connection.execute("CREATE TABLE orders (id serial, user_id uuid REFERENCES users (id))")
         connection.execute("INSERT INTO orders (user_id) SELECT id FROM users")
-        connection.execute(before.encode())
-        assert run("upgrade", DATABASE_URL=empty_url).exit_code == 0
+        assert run("upgrade", DATABASE_URL=empty_url, DATABASE_SCHEMA="clerk").exit_code == 0
         connection.execute(after.encode())
-        assert users(empty_url) == [(ANN, "ann@example.com", "user")]
+        connection.execute("DROP TABLE users")
+        connection.execute("SET search_path = clerk, public")
         joined = connection.execute("SELECT name FROM orders JOIN users ON users.id = user_id").fetchall()
         assert joined == [("Ann",)]
         target = connection.execute(
             "SELECT confrelid::regclass::text FROM pg_constraint WHERE conname = 'orders_user_id_fkey'"
         ).fetchone()
         assert target == ("users",)
-        deleted = connection.execute("DROP SCHEMA before CASCADE")
-        assert deleted.statusmessage == "DROP SCHEMA"

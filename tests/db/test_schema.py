@@ -4,19 +4,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg import errors, sql
 from pydantic import SecretStr
 
-from cli.dev.servers import PostgresServer
 from db import schema
 from db.connection.engine import Database
 from db.models import Base
 from db.schema import SchemaState
-from tests.support.settings import GivenServer, MakeSettings
+from tests.support.settings import MakeSettings
 
 Connection = psycopg.Connection[Any]
 
@@ -25,24 +23,25 @@ CATALOG = {
     "columns": """
         SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default,
                collation_name, is_identity, is_generated
-        FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+        FROM information_schema.columns WHERE table_schema = %(schema)s AND table_name <> 'clerk_sync_version'
     """,
     "constraints": """
-        SELECT conrelid::regclass::text, conname, contype, pg_get_constraintdef(oid)
-        FROM pg_constraint
-        WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
+        SELECT relname, conname, contype, pg_get_constraintdef(pg_constraint.oid)
+        FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid
+        WHERE connamespace = %(named)s::regnamespace AND relname <> 'clerk_sync_version'
     """,
     "indexes": """
-        SELECT tablename, indexname, indexdef FROM pg_indexes
-        WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+        SELECT tablename, indexname, replace(indexdef, %(named)s || '.', '') FROM pg_indexes
+        WHERE schemaname = %(schema)s AND tablename <> 'clerk_sync_version'
     """,
     "others": """
         SELECT relname, relkind FROM pg_class
-        WHERE relnamespace = 'public'::regnamespace AND relkind NOT IN ('r', 'i')
+        WHERE relnamespace = %(named)s::regnamespace AND relkind NOT IN ('r', 'i')
     """,
     "triggers and functions": """
-        SELECT tgname FROM pg_trigger WHERE NOT tgisinternal
-        UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        SELECT tgname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
+        WHERE NOT tgisinternal AND relnamespace = %(named)s::regnamespace
+        UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = %(named)s::regnamespace
     """,
 }
 USERS = {
@@ -55,16 +54,6 @@ USERS = {
     ("created_at", "timestamp with time zone", None, "NO", "now()"),
     ("last_login_at", "timestamp with time zone", None, "YES", None),
 }
-
-
-@pytest.fixture
-def empty_url(postgres_server: PostgresServer | GivenServer, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A database without a table."""
-    name = f"clerk_sync_empty_{os.getpid()}_{id(request)}"
-    with psycopg.connect(postgres_server.url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        yield urlsplit(postgres_server.url)._replace(path=f"/{name}").geturl()
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture
@@ -82,9 +71,12 @@ def migrated(database_url_unpooled: str) -> Iterator[Connection]:
         yield connection
 
 
-def catalog(url: str) -> dict[str, list[tuple[object, ...]]]:
+def catalog(url: str, name: str = "public") -> dict[str, list[tuple[object, ...]]]:
     with psycopg.connect(url) as connection:
-        return {part: sorted(connection.execute(query), key=str) for part, query in CATALOG.items()}
+        names = {"schema": name, "named": sql.Identifier(name).as_string(connection)}
+        if name.isidentifier():
+            names["named"] = name
+        return {part: sorted(connection.execute(query, names), key=str) for part, query in CATALOG.items()}
 
 
 def test_the_migrations_arrive_at_the_models(
@@ -130,7 +122,7 @@ def test_the_state_of_the_schema_is_known(empty: Database) -> None:
 def test_a_revision_that_this_version_does_not_know_is_newer(empty: Database, empty_url: str) -> None:
     schema.upgrade(empty)
     with psycopg.connect(empty_url, autocommit=True) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE clerk_sync_version SET version_num = '9999'")
     assert schema.state(empty) == SchemaState.NEWER
 
 

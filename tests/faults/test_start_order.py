@@ -58,7 +58,7 @@ def test_a_schema_that_is_newer_is_said_and_does_not_stop_the_version_that_is_be
     deliveries = some_deliveries(302, 60)
     settings = servers.fresh()
     with servers.connection() as connection:
-        connection.execute("UPDATE alembic_version SET version_num = 'newer'")
+        connection.execute("UPDATE clerk_sync_version SET version_num = 'newer'")
     with House(settings, directory) as house, Svix(house.ports, Random(0)) as svix:
         svix.send(deliveries)
         await_settled(house, svix)
