@@ -41,7 +41,7 @@ class LoginThrottle:
         self._here[who] = (count + 1, since)
         if time.monotonic() >= self._redis_again_at:
             try:
-                self._redis.eval(scripts.COUNT_ATTEMPT, 1, KEY_PREFIX + who, WINDOW_S)
+                self._redis.eval(scripts.load("count_attempt"), 1, KEY_PREFIX + who, WINDOW_S)
             except RedisError:
                 self._leave_redis_alone()
 

@@ -185,7 +185,9 @@ class Metrics:
             if not self._parcel:
                 self._parcel = self._pack()
             if self._parcel:
-                redis.eval(scripts.ADD_COUNTS, 2, TOTALS_KEY, f"{TOTALS_KEY}:{self._process}", *self._parcel)
+                redis.eval(
+                    scripts.load("add_counts"), 2, TOTALS_KEY, f"{TOTALS_KEY}:{self._process}", *self._parcel
+                )
                 self._parcel = []
 
     def _pack(self) -> list[str | float]:

@@ -68,12 +68,12 @@ class ReservedJobs:
         self._consumer_id = worker + part
         self._reserved_key = RESERVED_PREFIX + self._consumer_id
         self._worker_key = rq.WORKER_PREFIX + worker
-        self._heartbeat = redis.register_script(scripts.HEARTBEAT)
-        self._take = redis.register_script(scripts.TAKE)
-        self._finish = redis.register_script(scripts.FINISH)
-        self._fail = redis.register_script(scripts.FAIL)
-        self._release = redis.register_script(scripts.RELEASE)
-        self._recover_orphans = redis.register_script(scripts.RECOVER_ORPHANS)
+        self._heartbeat = redis.register_script(scripts.load("heartbeat"))
+        self._take = redis.register_script(scripts.load("take"))
+        self._finish = redis.register_script(scripts.load("finish"))
+        self._fail = redis.register_script(scripts.load("fail"))
+        self._release = redis.register_script(scripts.load("release"))
+        self._recover_orphans = redis.register_script(scripts.load("recover_orphans"))
 
     def settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> list[TakenJob] | None:
         """Settle what is done and take up to `limit` ready jobs, all in one round trip.

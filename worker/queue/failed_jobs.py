@@ -105,8 +105,8 @@ class FailedJobs:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._replay = redis.register_script(scripts.REPLAY)
-        self._discard = redis.register_script(scripts.DISCARD)
+        self._replay = redis.register_script(scripts.load("replay"))
+        self._discard = redis.register_script(scripts.load("discard"))
 
     def count(self) -> int:
         """Return how many there are."""

@@ -28,7 +28,7 @@ class QueueMaintenance:
     def __init__(self, queue: Queue, stuck_after_s: int = STUCK_AFTER_S) -> None:
         self._queue = queue
         self._stuck_after_s = stuck_after_s
-        self._requeue = queue.connection.register_script(scripts.REQUEUE_ABANDONED)
+        self._requeue = queue.connection.register_script(scripts.load("requeue_abandoned"))
 
     def run(self) -> None:
         """Forget jobs and workers that have expired, and put back what plain RQ workers have abandoned.

@@ -1,7 +1,7 @@
 """The receiver's side of the queue in Redis: a verified delivery becomes a job, once."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from hashlib import sha1
 from typing import Any, NamedTuple, cast
@@ -51,7 +51,7 @@ class DeliveryQueue:
         pool = redis.connection_pool
         self._connections = FewConnections(pool, min(CONNECTIONS, pool.max_connections), FAIL_FAST_TIMEOUT_S)
         self._max_depth = max_depth
-        self._script = scripts.enqueue(rq.COMMON_FIELDS)
+        self._script = _enqueue_script(rq.COMMON_FIELDS)
         self._sha = sha1(self._script.encode(), usedforsecurity=False).hexdigest()
 
     def enqueue(self, delivery: Delivery) -> EnqueueResult:
@@ -91,6 +91,12 @@ class DeliveryQueue:
             return self._connections.ask("EVALSHA", self._sha, *arguments)
         except NoScriptError:  # Redis was started since
             return self._connections.ask("EVAL", self._script, *arguments)
+
+
+def _enqueue_script(common: Mapping[str, str | int]) -> str:
+    """Return the receiver's script, for jobs with these fields in common."""
+    parts = [f"'{part}'" for field in common.items() for part in field]
+    return scripts.load("enqueue").replace("$common", ", ".join(parts))
 
 
 _ANSWERS = {0: EnqueueResult.DUPLICATE, 1: EnqueueResult.QUEUED, 2: EnqueueResult.REQUEUED}

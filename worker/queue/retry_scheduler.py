@@ -21,7 +21,7 @@ class RetryScheduler:
         self._scheduler = RQScheduler(
             [queue], connection=queue.connection, serializer=queue.serializer, logging_level="WARNING"
         )
-        self._enqueue = queue.connection.register_script(scripts.ENQUEUE_DUE)
+        self._enqueue = queue.connection.register_script(scripts.load("enqueue_due"))
 
     def enqueue_due(self) -> None:
         """Enqueue what is due, if this worker has the lock or can get it."""

@@ -1,4 +1,4 @@
-"""Where RQ keeps what, and in which form. All that leans on RQ is here and in `worker.queue.scripts`.
+"""Where RQ keeps what, and in which form. All that leans on RQ is here and in `worker/queue/lua/`.
 
 Written against RQ 3.0; `tests/worker/test_rq_format.py` compares each of these with what RQ itself writes and
 reads, and fails when another RQ does otherwise.

@@ -24,7 +24,7 @@ class SharedLimit:
     """
 
     def __init__(self, redis: Redis, key: str, limit: int, period_s: float) -> None:
-        self._take_turn = redis.register_script(scripts.TAKE_TURN)
+        self._take_turn = redis.register_script(scripts.load("take_turn"))
         self._key = key
         self._limit = limit
         self._period_ms = int(period_s * 1000)
