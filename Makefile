@@ -1,34 +1,46 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-INSTALL := -e '.[dev]' -c constraints.txt
+# the packages first, each by its hash; then the project itself, which may bring nothing more
+PACKAGES := --require-hashes -r requirements-dev.txt
+PROJECT := --no-deps --no-build-isolation -e .
+LOCK := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --group build --custom-compile-command 'make lock'
 # most tests wait for a server or a process
 PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 # more than the usual ones
 TESTS ?=
-# trust whom the machine trusts, as pip does
+# trust the certificates that the machine trusts, as pip does
 export UV_SYSTEM_CERTS ?= true
 
-.PHONY: help setup run test bench faults lint check clean
+.PHONY: help setup lock run test bench faults lint check clean
 
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
 setup: $(STAMP) ## Make .venv and install everything into it
 
-# uv where it is there (it also finds or fetches a Python), plain venv and pip where not
-$(STAMP): pyproject.toml constraints.txt
+# uv where it is there (it also finds or fetches a Python), plain venv and pip where not. Python is started from
+# another directory, as pyenv would accept only the version in .python-version here
+$(STAMP): pyproject.toml requirements-dev.txt
 	@echo "Installing into .venv, this takes a minute the first time"
 	@if command -v uv >/dev/null; then \
 		{ test -x $(BIN)/python || uv venv --quiet --python '>=3.11' .venv; } && \
-		uv pip install --quiet --python $(BIN)/python $(INSTALL); \
+		uv pip install --quiet --python $(BIN)/python $(PACKAGES) && \
+		uv pip install --quiet --python $(BIN)/python $(PROJECT); \
 	else \
-		{ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ cd / && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 			{ echo "This needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }; } && \
-		$(PYTHON) -m venv .venv && \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL); \
+		$(PYTHON) -m venv $(CURDIR)/.venv && cd $(CURDIR) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PACKAGES) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PROJECT); \
 	fi
 	@touch $@
+
+lock: ## Write requirements*.txt anew from pyproject.toml; UPGRADE=--upgrade takes newer versions
+	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
+	@$(LOCK) $(UPGRADE) --output-file requirements.txt pyproject.toml
+	@$(LOCK) $(UPGRADE) --all-extras --constraints requirements.txt --output-file requirements-dev.txt pyproject.toml
 
 run: setup ## Run it all here with sample deliveries: PostgreSQL, Redis, receiver, worker
 	@$(BIN)/clerk-sync dev --demo
@@ -51,5 +63,5 @@ lint: setup ## Look at style, types and imports
 check: lint test ## Run all that must pass before a change is taken: style, types, imports, tests
 
 clean: ## Remove what can be made again: .venv and caches, not the data in .data
-	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lock build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What this project takes from others: all of it declared, pinned, and from a package index."""
+"""What this project takes from others: all of it declared, pinned by hash, and from a package index."""
 
 import ast
 import re
@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?\s*([^;]*)(?:;(.*))?")
 EXTRA = re.compile(r"""extra\s*==\s*["']([^"']+)["']""")
-PIN = re.compile(r"([a-z0-9-]+)==([A-Za-z0-9.]+)")
+PIN = re.compile(r"([a-z0-9-]+)==([A-Za-z0-9.]+)(?: ; ([^\\]+))?((?: --hash=sha256:[0-9a-f]{64})+)")
+SERVICE, DEVELOPMENT = "requirements.txt", "requirements-dev.txt"
 OWN = {"cli", "config", "db", "migrations", "tests", "web", "worker"}
 CARRIED = {"werkzeug": "flask", "itsdangerous": "flask"}  # Flask's own parts: its requests and signed texts
 CODE = ("config.py", "cli", "db", "migrations", "web", "worker")
@@ -40,14 +41,24 @@ def every_declared() -> list[str]:
     return declared(*project()["optional-dependencies"])
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return dict(_pin(line) for line in lines if not line.startswith("#"))
+def build_needs() -> list[str]:
+    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    return found
+
+
+def lines(file: str) -> list[str]:
+    """Return the requirements in a file, each with its hashes on one line."""
+    text = (ROOT / file).read_text().replace("\\\n", " ")
+    return [" ".join(line.split()) for line in text.splitlines() if not line.startswith("#")]
+
+
+def pins(file: str = DEVELOPMENT) -> dict[str, str]:
+    return dict(_pin(line) for line in lines(file))
 
 
 def _pin(line: str) -> tuple[str, str]:
     found = PIN.fullmatch(line)
-    assert found, f"not a package and its version: {line}"
+    assert found, f"not a package, its version and its hashes: {line}"
     return found[1], found[2]
 
 
@@ -65,10 +76,10 @@ def parsed(requirement: str) -> tuple[str, set[str], str, str | None]:
     return normal(found[1]), extras, found[3].strip(), belongs[1] if belongs else None
 
 
-def needed() -> set[str]:
-    """Return every installed package that the project needs, by its own needs and theirs."""
+def needed(requirements: list[str]) -> set[str]:
+    """Return every installed package that these requirements need, by their own needs and theirs."""
     seen: set[tuple[str, str | None]] = set()
-    to_do = [part for line in every_declared() for part in _parts(line)]
+    to_do = [part for line in requirements for part in _parts(line)]
     while to_do:
         name, extra = to_do.pop()
         if (name, extra) in seen or name == "clerk-sync":
@@ -87,21 +98,40 @@ def _parts(requirement: str) -> list[tuple[str, str | None]]:
     return [(name, None), *((name, extra) for extra in extras)]
 
 
-def test_every_direct_dependency_is_pinned() -> None:
-    direct = {parsed(line)[0] for line in every_declared()} - {"clerk-sync"}
-    assert direct - pins().keys() == set()
+NEEDS = {
+    SERVICE: [*declared(), *build_needs()],
+    DEVELOPMENT: [*every_declared(), *build_needs()],
+}
 
 
-def test_everything_that_the_project_needs_is_pinned_to_what_is_installed() -> None:
-    found = {name: distribution(name).version for name in needed()}
+@pytest.mark.parametrize("file", NEEDS)
+def test_every_direct_dependency_is_pinned(file: str) -> None:
+    direct = {parsed(line)[0] for line in NEEDS[file]} - {"clerk-sync"}
+    assert direct - pins(file).keys() == set()
+
+
+@pytest.mark.parametrize("file", NEEDS)
+def test_everything_that_is_needed_is_pinned_to_what_is_installed(file: str) -> None:
+    found = {name: distribution(name).version for name in needed(NEEDS[file])}
     assert len(found) > 40
-    assert found.items() <= pins().items(), sorted(found.items() - pins().items())
+    assert found.items() <= pins(file).items(), sorted(found.items() - pins(file).items())
 
 
-def test_nothing_is_pinned_that_nobody_needs() -> None:
-    direct = {parsed(line)[0] for line in every_declared()}
-    installed = {name for name in pins() if _is_installed(name)}
-    assert installed - needed() - direct == set()
+@pytest.mark.parametrize("file", NEEDS)
+def test_nothing_is_pinned_that_is_not_needed(file: str) -> None:
+    direct = {parsed(line)[0] for line in NEEDS[file]}
+    installed = {name for name in pins(file) if _is_installed(name)}
+    assert installed - needed(NEEDS[file]) - direct == set()
+
+
+def test_service_and_development_are_pinned_to_the_same_versions() -> None:
+    assert pins(SERVICE).items() <= pins(DEVELOPMENT).items()
+
+
+def test_what_builds_the_project_is_pinned_as_pyproject_requires_it() -> None:
+    """The project is installed without build isolation, which would fetch packages without a hash."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    assert groups["build"] == build_needs()
 
 
 def _is_installed(name: str) -> bool:
@@ -119,10 +149,10 @@ def test_every_direct_dependency_says_from_which_version_on() -> None:
 
 
 def test_nothing_comes_from_a_url_or_a_repository() -> None:
-    """Neither said in a file nor, with other words, installed so."""
-    for text in (*every_declared(), *(ROOT / "constraints.txt").read_text().splitlines()):
-        assert text.startswith("#") or not re.search(r"@|://|^-", text), text
-    for name in needed():
+    """Neither said in a file, which names no index either, nor, with other words, installed so."""
+    for text in (*every_declared(), *lines(SERVICE), *lines(DEVELOPMENT)):
+        assert not re.search(r"@|://|^-", text), text
+    for name in needed(every_declared()):
         assert distribution(name).read_text("direct_url.json") is None, name
 
 
@@ -141,7 +171,7 @@ def test_the_tests_import_nothing_that_is_not_declared() -> None:
 
 
 def undeclared(requirements: list[str], *places: str) -> set[str]:
-    """Return what the Python files there import from packages that nobody has declared."""
+    """Return what the Python files there import from packages that are not declared."""
     known = {parsed(line)[0] for line in requirements}
     packages = packages_distributions()
     found = set()
