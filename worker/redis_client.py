@@ -8,7 +8,7 @@ import hiredis
 from redis import ConnectionError as RedisConnectionError
 from redis import ConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
@@ -17,13 +17,6 @@ from config import Settings, SettingsError
 FAIL_FAST_TIMEOUT_S = 1.5
 PATIENCE_S = 15.0
 READ_ONLY = "READONLY"
-# Redis's codes, which stand within the text where a script was refused, by the names that they get.
-TROUBLES = {
-    "OOM": OutOfMemoryError.__name__,
-    READ_ONLY: ReadOnlyError.__name__,
-    "MISCONF": "MISCONF: it cannot write to its disk",
-    "NOREPLICAS": "NOREPLICAS",
-}
 ENCODING_ERRORS = "surrogateescape"  # any id that somebody put on the queue can be named again
 
 
@@ -98,11 +91,6 @@ def _exchange(connection: Any, command: Sequence[str | bytes | int]) -> Any:
         if not isinstance(error, ResponseError) or READ_ONLY in str(error):
             connection.disconnect()
         raise
-
-
-def redis_trouble(error: RedisError) -> str:
-    """Return the name of an error, also of one in a script; its own text may hold a job's fields."""
-    return next((name for code, name in TROUBLES.items() if code in str(error)), type(error).__name__)
 
 
 class _Packer:

@@ -32,7 +32,7 @@ def test_started_before_everything_it_waits_says_what_for_and_then_works(
         Svix(house.ports, Random(0)) as svix,
     ):
         svix.send(deliveries)
-        await_words(house, away := "Redis does not answer (ConnectionError)")
+        await_words(house, away := "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL")
         assert errors_of_health(house)["redis"] == away
         wait_until(lambda: svix.answers["503"] > 0, SOON_S, house.logs)
         servers.redis.start()

@@ -20,8 +20,8 @@ from tests.support.queue import RqView
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from web.app import create_app
-from worker.monitoring.health import LIMIT_S
 from worker.monitoring.login_throttle import LIMIT
+from worker.monitoring.probes import LIMIT_S
 from worker.redis_client import worker_redis
 from worker.sync.last_run import KINDS, keep
 

@@ -12,8 +12,8 @@ from tests.support.settings import MakeSettings
 from tests.support.stack import Stack, wait_until
 from web.signature import Reason
 from worker.monitoring import metrics
-from worker.monitoring.health import LIMIT_S
 from worker.monitoring.metrics import FLUSH_EVERY_S
+from worker.monitoring.probes import LIMIT_S
 
 
 def value(text: str, name: str, **labels: str) -> float:

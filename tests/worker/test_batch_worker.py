@@ -519,7 +519,10 @@ def test_a_worker_starts_before_anything_is_there_and_says_what_it_waits_for(
     database.dispose()
     server.stop("fast")
     worker = launch(**settings)
-    assert worker.await_line("waiting", START_S)["reason"] == "Redis does not answer (ConnectionError)"
+    assert (
+        worker.await_line("waiting", START_S)["reason"]
+        == "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL"
+    )
     own_redis.start()
     worker.await_line("waiting", START_S, reason="no connection to the database (DATABASE_URL)")
     server.start()

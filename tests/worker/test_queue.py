@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from redis import Redis
-from redis.exceptions import ResponseError
 from rq.command import send_stop_job_command
 from rq.exceptions import NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
@@ -49,7 +48,7 @@ from worker.queue.producer import (
     delivery_queue,
 )
 from worker.queue.rq_format import FAILURE_TTL_S, RESULT_TTL_S, RETRY_INTERVALS_S, decode_call
-from worker.redis_client import QueueUnavailable, redis_trouble, worker_redis
+from worker.redis_client import QueueUnavailable, worker_redis
 
 Holder = Callable[[str], ReservedJobs]
 
@@ -253,7 +252,7 @@ def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(
         receiver.enqueue(delivery())
     assert time.monotonic() - began < 2
     assert refused.value.retryable
-    assert str(refused.value) == "Redis did not take the job (ConnectionError)"
+    assert str(refused.value) == "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL"
 
 
 def test_a_redis_that_hangs_is_said_in_time(make_settings: MakeSettings, own_redis: RedisServer) -> None:
@@ -261,7 +260,9 @@ def test_a_redis_that_hangs_is_said_in_time(make_settings: MakeSettings, own_red
     with frozen(own_redis):
         for ask in (lambda: receiver.enqueue(delivery()), receiver.ping):
             began = time.monotonic()
-            with pytest.raises(QueueUnavailable, match="TimeoutError"):
+            with pytest.raises(
+                QueueUnavailable, match=r"did not answer in time|connecting to Redis timed out"
+            ):
                 ask()
             assert time.monotonic() - began < 3
     receiver.close()
@@ -273,9 +274,7 @@ def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own
     with Redis.from_url(own_redis.url) as watching:
         watching.config_set("maxmemory", 1)
         for ask in (lambda: receiver.enqueue(delivery()), receiver.ping):
-            with pytest.raises(
-                QueueUnavailable, match=r"^Redis (did not take the job|takes no writes) \(.*Error\)$"
-            ):
+            with pytest.raises(QueueUnavailable, match=r"^Redis is out of memory: "):
                 ask()
         assert watching.lrange(rq_format.QUEUE_KEY, 0, -1) == [first.svix_id.encode()]
     receiver.close()
@@ -311,7 +310,7 @@ def test_a_redis_that_has_become_a_replica_is_left(
     receiver.enqueue(delivery())
     with Redis.from_url(own_redis.url) as watching:
         watching.replicaof("127.0.0.1", free_port())
-        with pytest.raises(QueueUnavailable, match="ReadOnlyError"):
+        with pytest.raises(QueueUnavailable, match="read-only replica"):
             receiver.enqueue(delivery())
         wait_until(lambda: len(watching.client_list(_type="normal")) == 1, 5)  # its own
         watching.replicaof("NO", "ONE")
@@ -331,17 +330,11 @@ def test_what_stands_in_the_url_does_not_change_how_long_it_waits_nor_what_it_re
     assert len(take(ReservedJobs(client, "w"))) == 8
     with frozen(own_redis):
         began = time.monotonic()
-        with pytest.raises(QueueUnavailable, match="TimeoutError"):
+        with pytest.raises(QueueUnavailable, match=r"did not answer in time|connecting to Redis timed out"):
             receiver.enqueue(delivery())
         assert time.monotonic() - began < 3
     receiver.close()
     client.close()
-
-
-def test_a_redis_that_cannot_write_to_its_disk_is_named_by_its_own_code() -> None:
-    refused = ResponseError("MISCONF Redis is configured to save RDB snapshots, user_1@example.com")
-    assert redis_trouble(refused) == "MISCONF: it cannot write to its disk"
-    assert redis_trouble(ResponseError("wrong number of arguments")) == "ResponseError"
 
 
 def test_trouble_uses_up_no_connection(make_settings: MakeSettings, own_redis: RedisServer) -> None:
@@ -349,7 +342,7 @@ def test_trouble_uses_up_no_connection(make_settings: MakeSettings, own_redis: R
     receiver.enqueue(delivery())
     own_redis.stop()
     for _ in range(2 * CONNECTIONS):
-        with pytest.raises(QueueUnavailable, match="ConnectionError"):
+        with pytest.raises(QueueUnavailable, match=r"nothing listens|closed the connection"):
             receiver.enqueue(delivery())
     own_redis.start()
     assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED
@@ -372,8 +365,8 @@ def test_when_every_connection_is_in_use_for_too_long_it_is_said(
         reasons = set(threads.map(reason, given))
         assert time.monotonic() - began < 5
     assert reasons == {
-        "Redis did not take the job (ConnectionError)",
-        "Redis did not take the job (TimeoutError)",
+        "all connections to Redis are in use here: raise REDIS_MAX_CONNECTIONS",
+        "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs",
     }
     assert {receiver.enqueue(one) for one in given} <= {EnqueueResult.QUEUED, EnqueueResult.DUPLICATE}
     receiver.close()

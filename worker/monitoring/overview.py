@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from db import ledger
 from db.ledger import Activity, LedgerRow
-from worker.monitoring.health import Facts, Probe, ProbeResult, Status, ask
+from worker.monitoring.health import Status
+from worker.monitoring.probes import Facts, Probe, ProbeResult, ask
 from worker.queue.failed_jobs import FailedJob, FailedJobs
 
 HOUR = timedelta(hours=1)
@@ -47,15 +48,15 @@ class ConsoleData:
 
     def look(self, clerk_id: str | None = None) -> Overview:
         """Return what is known now, and the history of one user if named."""
-        questions = {
-            **self._status.questions,
+        probes = {
+            **self._status.probes,
             "activity": (self._activity, ()),
             "newest": (self._newest, ()),
             "failed": (self._failed, ()),
         }
         if clerk_id is not None:
-            questions["history"] = (self._history, (clerk_id,))
-        answers = ask(questions)
+            probes["history"] = (self._history, (clerk_id,))
+        answers = ask(probes)
         return Overview(
             self._status.report(answers),
             _part(answers["activity"]),

@@ -17,7 +17,6 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from config import Settings
-from worker.monitoring.health import WAITING_FOR, Facts, Probe, ProbeResult, ask, redis_facts
 from worker.monitoring.metrics import (
     COUNTERS,
     HISTOGRAMS,
@@ -30,6 +29,8 @@ from worker.monitoring.metrics import (
     Histogram,
     Metrics,
 )
+from worker.monitoring.probes import Facts, Probe, ProbeResult, ask
+from worker.monitoring.redis_stats import DEPENDENCIES, redis_facts
 from worker.redis_client import fail_fast_redis
 from worker.sync import last_run
 
@@ -43,11 +44,11 @@ class MetricsEndpoint:
         self._redis = fail_fast_redis(settings)
         self._metrics = metrics
         self._repair_every_s = settings.reconcile_every
-        self._question = Probe("metrics", self._facts)
+        self._probe = Probe("metrics", self._facts)
 
     def render(self) -> bytes:
         """Return the metrics in Prometheus's text format; without Redis they say only that it is away."""
-        answer = ask({"metrics": (self._question, ())})["metrics"]
+        answer = ask({"metrics": (self._probe, ())})["metrics"]
         families = [*_families(answer), *self._repair(answer)]
         return generate_latest(_Collected(families))
 
@@ -157,7 +158,7 @@ def _waiting(workers: list[dict[str, Any]]) -> Metric:
         "Workers that cannot go on, by what they wait for.",
         labels=["dependency"],
     )
-    for what in WAITING_FOR:
+    for what in DEPENDENCIES:
         family.add_metric([what], sum(worker["waiting_for"] == what for worker in workers))
     return family
 

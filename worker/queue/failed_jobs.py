@@ -23,6 +23,7 @@ from db.times import to_datetime
 from worker.clerk.payloads import CLERK_ID, HANDLED_TYPES, ORGANIZATION_TYPES
 from worker.queue import rq_format as rq
 from worker.queue import scripts
+from worker.redis_causes import explain
 from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, fail_fast_redis, worker_redis
 
 PAGE = 500
@@ -110,7 +111,7 @@ class FailedJobs:
 
     def count(self) -> int:
         """Return how many there are."""
-        with _redis_trouble_told():
+        with _explained():
             return int(self._redis.zcard(rq.FAILED_KEY))
 
     def newest(self, wanted: FailedJobFilter = MATCH_ALL, limit: int | None = None) -> Iterator[FailedJob]:
@@ -120,7 +121,7 @@ class FailedJobs:
         a page at a time.
         """
         last = limit - 1 if limit and wanted == MATCH_ALL else -1
-        with _redis_trouble_told():
+        with _explained():
             entries: Any = self._redis.zrange(rq.FAILED_KEY, 0, last, desc=True)
         records = (record for page in _pages(map(_text, entries)) for record in self._read(page))
         jobs = (_failed_job(record) for record in records if record is not None)
@@ -130,13 +131,13 @@ class FailedJobs:
         """Return the ids of those that are wanted, the oldest failure first."""
         if wanted != MATCH_ALL:
             return [job.id for job in self.newest(wanted)][::-1]
-        with _redis_trouble_told():
+        with _explained():
             entries: Any = self._redis.zrange(rq.FAILED_KEY, 0, -1)
         return [_text(id_) for id_ in entries]
 
     def show(self, id_: str) -> Details:
         """Return all that is known of one. Raises UnknownJob."""
-        with _redis_trouble_told():
+        with _explained():
             is_failed = self._redis.zscore(rq.FAILED_KEY, id_) is not None
         record = self._read([id_])[0]
         if not is_failed or record is None:
@@ -173,7 +174,7 @@ class FailedJobs:
 
     def _read(self, ids: Sequence[str]) -> "list[_Record | None]":
         """Return what Redis has of each job; None for one that has expired while the registry has its id."""
-        with _redis_trouble_told(), self._redis.pipeline(transaction=False) as pipeline:
+        with _explained(), self._redis.pipeline(transaction=False) as pipeline:
             for id_ in ids:
                 pipeline.hmget(rq.JOB_PREFIX + id_, FIELDS)
                 pipeline.xrevrange(rq.RESULT_PREFIX + id_, count=1)
@@ -188,7 +189,7 @@ class FailedJobs:
     ) -> Iterator[tuple[str, ReplayResult]]:
         fates = (ReplayResult.GONE, ReplayResult.NOT_FAILED, done)
         for page in _pages(ids):
-            with _redis_trouble_told(), self._redis.pipeline(transaction=False) as pipeline:
+            with _explained(), self._redis.pipeline(transaction=False) as pipeline:
                 for id_ in page:
                     send(pipeline, id_)
                 answers = pipeline.execute()
@@ -201,11 +202,11 @@ def failed_jobs(settings: Settings, *, patient: bool = True) -> FailedJobs:
 
 
 @contextmanager
-def _redis_trouble_told() -> Iterator[None]:
+def _explained() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        raise QueueUnavailable(f"Redis does not answer ({type(error).__name__})") from None
+        raise QueueUnavailable(explain(error)) from None
 
 
 def _pages(items: Iterable[Any]) -> Iterator[list[Any]]:

@@ -13,12 +13,12 @@ from config import Settings
 from db.times import now_ms
 from worker.queue import rq_format as rq
 from worker.queue import scripts
+from worker.redis_causes import explain
 from worker.redis_client import (
     FAIL_FAST_TIMEOUT_S,
     FewConnections,
     QueueUnavailable,
     fail_fast_redis,
-    redis_trouble,
 )
 
 CONNECTIONS = 16  # of one process; each is in use for a round trip, and small Redis plans take few
@@ -73,9 +73,9 @@ class DeliveryQueue:
         try:
             answer = self._run(len(keys), *keys, *arguments)
         except RedisError as error:
-            raise QueueUnavailable(f"Redis did not take the job ({redis_trouble(error)})") from None
+            raise QueueUnavailable(explain(error)) from None
         if answer == QUEUE_FULL:
-            raise QueueUnavailable("the queue is as long as it may be (MAX_QUEUE_DEPTH)")
+            raise QueueUnavailable("the queue is full (MAX_QUEUE_DEPTH)")
         return _ANSWERS[cast("int", answer)]
 
     def ping(self) -> None:
@@ -111,7 +111,7 @@ def probe(ask: Callable[..., object]) -> None:
     try:
         ask("SET", WATCHING_SINCE_KEY, now_ms(), "NX")
     except RedisError as error:
-        raise QueueUnavailable(f"Redis takes no writes ({redis_trouble(error)})") from None
+        raise QueueUnavailable(explain(error)) from None
 
 
 def delivery_queue(settings: Settings) -> DeliveryQueue:

@@ -41,7 +41,8 @@ from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
 from worker.queue.maintenance import QueueMaintenance
 from worker.queue.retry_scheduler import RetryScheduler
 from worker.queue.rq_format import QUEUE, WORKER_REPORT
-from worker.redis_client import redis_trouble, worker_redis
+from worker.redis_causes import explain
+from worker.redis_client import worker_redis
 from worker.runner import batch
 from worker.runner.consumer_loop import FIRST_PAUSE_S, MAX_PAUSE_S, ConsumerThread, SharedState
 from worker.runner.instrumentation import BatchInstrumentation
@@ -176,7 +177,12 @@ class BatchWorker(SimpleWorker):
                 pipeline.execute()
 
     def _report(self) -> dict[str, object]:
-        return {"waiting_for": self._primary.waiting_for, "pool": self.database.pool_state()._asdict()}
+        return {
+            "waiting_for": self._primary.waiting_for,
+            "reason": self._primary.reason,
+            "in_hand_s": max(consumer.in_hand_s() for consumer in self._threads),
+            "pool": self.database.pool_state()._asdict(),
+        }
 
     def _flush(self) -> None:
         self._instrumentation.record_pool(self.database.pool_state())
@@ -236,7 +242,7 @@ def _make_worker(
         try:
             return BatchWorker(settings, redis, database, stopping)
         except RedisError as error:
-            log.warning("waiting", what="Redis", reason=f"Redis does not answer ({redis_trouble(error)})")
+            log.warning("waiting", what="Redis", reason=explain(error))
             stopping.wait(pause_s)
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
     return None

@@ -6,6 +6,7 @@ and a quiet worker needs one connection to each server.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from db import schema
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError, DatabaseUnavailable
 from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
-from worker.redis_client import redis_trouble
+from worker.redis_causes import explain
 from worker.shutdown import SLICE_S, StopSignal
 
 log = structlog.get_logger("worker")
@@ -50,6 +51,8 @@ class ConsumerThread:
         self.reserved = reserved
         self.is_busy = False
         self.waiting_for: str | None = None
+        self.reason: str | None = None
+        self._took_at: float | None = None
         self._is_idle = True
         self._process, self._batch_size, self._database, self._stopping, self._backlog = shared
         self._done: list[Finished | Failed] = []
@@ -92,6 +95,11 @@ class ConsumerThread:
             except RedisError as error:  # it may hold jobs, so it does not rest before it knows
                 self.pause_for_redis(error)
 
+    def in_hand_s(self) -> float:
+        """Return for how long the batch that is being processed has been in hand; 0 when there is none."""
+        took_at = self._took_at
+        return 0.0 if took_at is None else round(time.monotonic() - took_at, 1)
+
     def leave(self) -> None:
         """Settle what is done and give back what is held. Raises RedisError."""
         self._settle()
@@ -100,11 +108,11 @@ class ConsumerThread:
     def pause_for_redis(self, error: RedisError) -> None:
         """Wait a while for Redis, and connect anew: another may lead at the same address by then."""
         self.reserved.redis.connection_pool.disconnect(inuse_connections=False)
-        self.pause("Redis", f"Redis does not answer ({redis_trouble(error)})")
+        self.pause("Redis", explain(error))
 
     def pause(self, what: str, reason: str) -> None:
         """Wait a while, longer each time in a row, and say what for."""
-        self.waiting_for = what
+        self.waiting_for, self.reason = what, reason
         log.warning("waiting", what=what, reason=reason, pause_s=self._pause_s)
         self._stopping.wait(self._pause_s)
         self._pause_s = min(self._pause_s * 2, MAX_PAUSE_S)
@@ -113,12 +121,16 @@ class ConsumerThread:
         """Settle the last batch, take the next and process it; return its size, None while suspended."""
         jobs = self.reserved.settle_and_take(self._done, self._batch_size)
         self._done = []
-        self.waiting_for = None
+        self.waiting_for = self.reason = None
         if jobs:
             self.is_busy = True
             if len(jobs) == self._batch_size:
                 self._backlog.set()
-            self._done = self._process(jobs)
+            self._took_at = time.monotonic()
+            try:
+                self._done = self._process(jobs)
+            finally:
+                self._took_at = None
         self._pause_s = FIRST_PAUSE_S
         return None if jobs is None else len(jobs)
 

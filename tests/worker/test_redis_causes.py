@@ -1,0 +1,286 @@
+"""Each cause of trouble with Redis, produced on a real server, and the words for it."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from cli.dev.process import Process
+from cli.dev.servers import ENVIRONMENT, RedisServer, free_port
+from tests.support.settings import NO_DATABASE, MakeSettings
+from tests.support.stack import wait_until
+from worker import redis_causes
+from worker.redis_causes import explain
+from worker.redis_client import fail_fast_redis
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+BINARY = shutil.which("redis-server")
+Serve = Callable[..., int]
+Explain = Callable[..., str]
+
+OPENSSL = (
+    *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+    *("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=redis"),
+)
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start a redis-server with these arguments and return its port."""
+    started: list[Process] = []
+
+    def start(*arguments: str, tls: bool = False) -> int:
+        port = free_port()
+        at = ["--port", "0", "--tls-port", str(port)] if tls else ["--port", str(port)]
+        process = Process("Redis", tmp_path / f"{port}.pid")
+        process.launch(
+            [str(BINARY), *at, "--bind", "127.0.0.1", "--save", "", *arguments],
+            env=ENVIRONMENT,
+            cwd=tmp_path,
+            log=tmp_path / f"{port}.log",
+        )
+        started.append(process)
+        wait_until(lambda: _listens(port), 10, (tmp_path / f"{port}.log").read_text)
+        return port
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def why(make_settings: MakeSettings) -> Explain:
+    """Return the words for what Redis answers, at that URL, to a command."""
+
+    def ask(url: str, command: tuple[object, ...] = ("SET", "rq:key", "1")) -> str:
+        with fail_fast_redis(make_settings(**NO_DATABASE, redis_url=url)) as redis:
+            try:
+                redis.execute_command(*command)
+            except RedisError as error:
+                return explain(error)
+        return "no trouble"
+
+    return ask
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Callable[..., tuple[str, ...]]:
+    """Make a certificate and return the arguments that let a server use it."""
+
+    def make(*options: str) -> tuple[str, ...]:
+        made = subprocess.run(
+            [*OPENSSL, *options],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert made.returncode == 0, made.stderr
+        return ("--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem", "--tls-ca-cert-file", "cert.pem")
+
+    return make
+
+
+ACL_CASES = [
+    (["-set"], ("SET", "rq:key", "1"), "REDIS_URL's user may not run SET:"),
+    (["-client|list"], ("CLIENT", "LIST"), "REDIS_URL's user may not run CLIENT LIST:"),
+    (["-set"], ("EVAL", "redis.call('SET', KEYS[1], 1)", 1, "rq:key"), "may not run a command of this serv"),
+    (["resetkeys", "~other"], ("SET", "rq:key", "1"), "REDIS_URL's user may not use a key:"),
+    (["resetchannels"], ("SUBSCRIBE", "rq:pubsub"), "REDIS_URL's user may not use a channel:"),
+]
+
+
+@pytest.mark.parametrize(("rules", "command", "words"), ACL_CASES)
+def test_a_permission_that_is_missing_is_named(
+    serve: Serve, why: Explain, rules: list[str], command: tuple[object, ...], words: str
+) -> None:
+    port = serve()
+    with Redis(port=port) as redis:
+        redis.execute_command("ACL", "SETUSER", "narrow", "on", ">pw", "~*", "&*", "+@all", *rules)
+    assert words in why(f"redis://narrow:pw@127.0.0.1:{port}", command)
+
+
+def test_where_nothing_listens_or_no_host_is_that_is_said(why: Explain, tmp_path: Path) -> None:
+    assert why("redis://:secret@127.0.0.1:1/0").startswith("nothing listens where REDIS_URL leads")
+    assert why("redis://no-such-host.invalid:6379/0").startswith("the host name in REDIS_URL is not found")
+    assert why(f"unix://{tmp_path}/none.sock").startswith("a file that REDIS_URL or REDIS_SSL_CA_CERTS names")
+
+
+def test_a_password_that_is_missing_or_wrong_is_told_apart(serve: Serve, why: Explain) -> None:
+    port = serve("--requirepass", "right")
+    assert why(f"redis://127.0.0.1:{port}").startswith("Redis requires a password")
+    assert why(f"redis://:wrong@127.0.0.1:{port}").startswith("Redis refused the user or password")
+    assert why(f"redis://:right@127.0.0.1:{port}") == "no trouble"
+
+
+def test_a_database_that_is_not_there_is_said(serve: Serve, why: Explain) -> None:
+    assert why(f"redis://127.0.0.1:{serve()}/99").startswith("Redis has no database of that number")
+
+
+def test_tls_that_is_required_or_not_offered_is_told_apart(
+    serve: Serve, why: Explain, certificate: Callable[..., tuple[str, ...]]
+) -> None:
+    with_tls = serve(*certificate(), "--tls-auth-clients", "no", tls=True)
+    assert "if it requires TLS, begin REDIS_URL with rediss://" in why(f"redis://127.0.0.1:{with_tls}")
+    assert why(f"rediss://127.0.0.1:{serve()}").startswith("Redis does not offer TLS")
+    wants_certificate = serve(*certificate(), tls=True)
+    assert "it may require a client's certificate" in why(
+        f"rediss://127.0.0.1:{wants_certificate}?ssl_cert_reqs=none"
+    )
+
+
+def test_a_certificate_that_is_not_trusted_names_the_setting(
+    serve: Serve, why: Explain, certificate: Callable[..., tuple[str, ...]], tmp_path: Path
+) -> None:
+    port = serve(*certificate("-addext", "subjectAltName=IP:127.0.0.1"), "--tls-auth-clients", "no", tls=True)
+    assert why(f"rediss://127.0.0.1:{port}").startswith("Redis's certificate is not trusted")
+    trusting = f"?ssl_ca_certs={tmp_path}/cert.pem"
+    assert why(f"rediss://127.0.0.1:{port}{trusting}") == "no trouble"
+    assert "for another host name" in why(f"rediss://localhost:{port}{trusting}")
+    assert "names is not there" in why(f"rediss://127.0.0.1:{port}?ssl_ca_certs={tmp_path}/none.pem")
+
+
+def test_too_many_connections_are_said(serve: Serve, why: Explain) -> None:
+    port = serve("--maxclients", "1")
+    with Redis(port=port) as holding:
+        holding.ping()
+        assert why(f"redis://127.0.0.1:{port}").startswith("Redis has too many connections")
+
+
+@pytest.mark.parametrize("command", [("SET", "rq:key", "1"), ("EVAL", "return 1", 2, "rq:a", "rq:b")])
+def test_cluster_mode_is_said_with_its_slots_and_without(
+    serve: Serve, why: Explain, command: tuple[object, ...]
+) -> None:
+    port = serve("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
+    assert why(f"redis://127.0.0.1:{port}").startswith("Redis runs in cluster mode")
+    assert why(f"redis://127.0.0.1:{port}/1").startswith("Redis runs in cluster mode")
+    with Redis(port=port) as redis:
+        redis.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        wait_until(lambda: b"cluster_state:ok" in redis.execute_command("CLUSTER", "INFO"), 10)
+    if command[0] == "EVAL":
+        assert why(f"redis://127.0.0.1:{port}", command).startswith("Redis runs in cluster mode")
+
+
+def test_a_redis_that_is_loading_says_so(serve: Serve, why: Explain) -> None:
+    with Redis(port=serve()) as redis:
+        redis.mset({f"key:{i}": "x" * 100 for i in range(1000)})
+        redis.save()
+        redis.shutdown(nosave=True)
+    slowly = ("--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024")
+    port = serve(*slowly)
+    assert why(f"redis://127.0.0.1:{port}").startswith("Redis is loading its data")
+
+
+def _quietly(port: int, *command: str) -> None:
+    with Redis(port=port) as redis, suppress(RedisError):
+        redis.execute_command(*command)
+
+
+def test_what_keeps_it_from_writing_is_told_apart(serve: Serve, why: Explain) -> None:
+    port = serve()
+    url = f"redis://127.0.0.1:{port}"
+    in_script = ("EVAL", "return redis.call('SET', KEYS[1], 1)", 1, "rq:key")
+    with Redis(port=port) as redis:
+        for spoil, restore, words in (
+            (("maxmemory", 1), ("maxmemory", 0), "Redis is out of memory"),
+            (("min-replicas-to-write", 1), ("min-replicas-to-write", 0), "Redis has too few replicas"),
+        ):
+            redis.config_set(*spoil)
+            assert why(url).startswith(words)
+            assert why(url, in_script).startswith(words)
+            redis.config_set(*restore)
+        redis.replicaof("127.0.0.1", "1")
+        assert why(url).startswith("REDIS_URL leads to a read-only replica")
+        redis.config_set("replica-serve-stale-data", "no")
+        assert why(url, ("GET", "rq:key")).startswith("REDIS_URL leads to a replica without its primary")
+
+
+def test_persistence_that_is_misconfigured_is_said(serve: Serve, why: Explain, tmp_path: Path) -> None:
+    port = serve("--dbfilename", "taken.rdb")
+    (tmp_path / "taken.rdb").mkdir()
+    with Redis(port=port) as redis:
+        redis.config_set("save", "1 1")
+        redis.set("key", 1)
+        redis.bgsave()
+        wait_until(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err", 10)
+    assert why(f"redis://127.0.0.1:{port}").startswith("Redis cannot write to its disk")
+
+
+def test_a_protocol_or_a_version_that_is_too_old_names_the_command(serve: Serve, why: Explain) -> None:
+    old = serve("--rename-command", "HELLO", "")
+    assert why(f"redis://127.0.0.1:{old}").startswith("Redis does not know HELLO: use Redis 6.2 or newer")
+    assert why(f"redis://:pw@127.0.0.1:{old}").startswith("Redis does not know HELLO")
+    older = serve("--rename-command", "LMOVE", "")
+    moved = ("LMOVE", "rq:a", "user@example.com", "LEFT", "RIGHT")
+    assert why(f"redis://127.0.0.1:{older}", moved).startswith("Redis does not know LMOVE: ")
+    assert "example" not in why(f"redis://127.0.0.1:{older}", moved)
+
+
+def test_a_redis_that_hangs_or_runs_a_script_says_which(
+    own_redis: RedisServer, serve: Serve, why: Explain
+) -> None:
+    assert own_redis.pid
+    os.kill(own_redis.pid, signal.SIGSTOP)
+    try:
+        assert why(own_redis.url).startswith("Redis did not answer in time")
+    finally:
+        os.kill(own_redis.pid, signal.SIGCONT)
+    port = serve("--busy-reply-threshold", "20")
+    threading.Thread(target=_quietly, args=(port, "EVAL", "while true do end", "0"), daemon=True).start()
+    time.sleep(0.3)
+    assert why(f"redis://127.0.0.1:{port}").startswith("Redis is busy with a script")
+
+
+def test_the_embedded_redis_says_the_same(own_redis: RedisServer, why: Explain) -> None:
+    with Redis.from_url(own_redis.url) as redis:
+        for name, value, words in (
+            ("maxmemory", 1, "Redis is out of memory"),
+            ("maxclients", 1, "Redis has too many connections"),
+        ):
+            before: Any = redis.config_get(name)
+            redis.config_set(name, value)
+            assert why(own_redis.url).startswith(words)
+            redis.config_set(name, before[name])
+        redis.config_set("requirepass", "right")
+    assert why(own_redis.url).startswith("Redis requires a password")
+
+
+def test_what_is_no_redis_shows_nothing_of_what_it_says(why: Explain, tmp_path: Path) -> None:
+    port = free_port()
+    server = Process("http", tmp_path / "http.pid")
+    server.launch([sys.executable, "-m", "http.server", str(port)], cwd=tmp_path, log=tmp_path / "http.log")
+    wait_until(lambda: _listens(port), 10)
+    assert why(f"redis://127.0.0.1:{port}") == "Redis does not answer as expected (InvalidResponse)"
+    server.kill()
+
+
+def test_every_cause_is_in_the_run_book() -> None:
+    text = " ".join(OPERATIONS.read_text().split())
+    tables = (
+        redis_causes.BY_CODE.values(),
+        redis_causes.BY_TEXT.values(),
+        [words for _, words in redis_causes.BY_CLASS],
+        redis_causes.VERIFICATIONS.values(),
+    )
+    causes = {re.split(r":| {", words)[0] for table in tables for words in table}
+    assert sorted(cause for cause in causes if cause not in text) == []

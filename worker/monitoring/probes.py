@@ -1,0 +1,110 @@
+"""Probes: each asks one part of the service in a thread of its own, all side by side, within a deadline."""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple
+
+from redis.exceptions import RedisError
+
+from db.connection.errors import DatabaseError
+from worker.redis_causes import explain
+from worker.redis_client import QueueUnavailable
+
+LIMIT_S = 2.5
+
+Facts = Mapping[str, Any]
+
+
+class ProbeFailed(Exception):
+    """A part answered, and what it says is not good; the message says what to do, `facts` what is known."""
+
+    retryable = True
+
+    def __init__(self, message: str, facts: Facts | None = None) -> None:
+        super().__init__(message)
+        self.facts = facts or {}
+
+
+class ProbeResult(NamedTuple):
+    """What one part said, in how many ms; `error` is None when all is well."""
+
+    facts: Facts
+    ms: float
+    error: str | None
+
+
+class Probe:
+    """One part to ask, in a thread of its own.
+
+    While an answer is outstanding the part is not asked again: a part that hangs costs one thread, however
+    often it is asked. The thread does not keep the process from ending, as an executor's would.
+    """
+
+    def __init__(self, name: str, ask: Callable[..., Facts]) -> None:
+        self.name = name
+        self._ask = ask
+        self._thread: Thread | None = None
+        self._asked: SimpleQueue[tuple[Future[ProbeResult], tuple[object, ...]]] = SimpleQueue()
+        self._pending: Future[ProbeResult] | None = None
+        self._about: tuple[object, ...] = ()
+
+    def start(self, *about: object) -> Future[ProbeResult]:
+        """Ask, unless the last answer to the same is still outstanding."""
+        if self._pending is None or self._pending.done() or self._about != about:
+            self._pending = self._submit(about)
+            self._about = about
+        return self._pending
+
+    def _submit(self, about: tuple[object, ...]) -> Future[ProbeResult]:
+        future: Future[ProbeResult] = Future()
+        self._asked.put((future, about))
+        if self._thread is None:
+            self._thread = Thread(target=self._answer_all, name=f"status-{self.name}", daemon=True)
+            self._thread.start()
+        return future
+
+    def _answer_all(self) -> None:
+        while True:
+            future, about = self._asked.get()
+            if future.set_running_or_notify_cancel():
+                future.set_result(self._timed(*about))
+
+    def _timed(self, *about: object) -> ProbeResult:
+        began = time.perf_counter()
+        facts: Facts = {}
+        error: str | None = None
+        try:
+            facts = self._ask(*about)
+        except ProbeFailed as trouble:
+            facts, error = trouble.facts, str(trouble)
+        except (DatabaseError, QueueUnavailable) as trouble:
+            error = str(trouble)
+        except RedisError as trouble:
+            error = explain(trouble)
+        except Exception as fault:  # such as a job that another program put on the queue
+            error = f"unexpected {type(fault).__name__}"
+        return ProbeResult(facts, round((time.perf_counter() - began) * 1000, 1), error)
+
+
+Probes = Mapping[str, tuple[Probe, tuple[object, ...]]]  # each with the arguments to ask it with
+
+
+def ask(probes: Probes) -> dict[str, ProbeResult]:
+    """Ask side by side, each about what stands beside it. The answers come after LIMIT_S at the latest."""
+    deadline = time.monotonic() + LIMIT_S
+    pending = {name: probe.start(*about) for name, (probe, about) in probes.items()}
+    return {name: _answer(future, deadline - time.monotonic()) for name, future in pending.items()}
+
+
+def _answer(future: Future[ProbeResult], limit_s: float) -> ProbeResult:
+    try:
+        return future.result(max(0.0, limit_s))
+    except FutureTimeout:
+        future.cancel()  # one that has not begun, because an older one hangs, must not begin later
+        return ProbeResult({}, LIMIT_S * 1000, f"no answer within {LIMIT_S} s")
+    except CancelledError:  # another thread asked the same, and gave up
+        return ProbeResult({}, LIMIT_S * 1000, "no answer in time")

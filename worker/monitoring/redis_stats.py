@@ -1,0 +1,136 @@
+"""What Redis knows of the service: the queue, the workers, the last delivery and reconciliation."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from worker.monitoring.probes import Facts
+from worker.queue import rq_format as rq
+from worker.queue.consumer import CONSUMERS_KEY, SILENT_AFTER_S
+from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, probe
+from worker.redis_causes import CLUSTER_MODE
+from worker.redis_client import QueueUnavailable
+from worker.sync import last_run
+
+MAX_REASON = 300  # characters of a worker's reason that are shown
+DEPENDENCIES = ("database", "Redis")  # what a worker may wait for
+
+
+def redis_facts(redis: Redis) -> Facts:
+    """Return the queue's numbers, the workers, the last delivery and the last repair. Raises RedisError.
+
+    `refusal` says why Redis takes no writes, None when it does. `watching_since` is the time of the first
+    probe. `append_only` says whether Redis has an append-only file, `evicts` whether it may evict keys when
+    it is full; None when Redis does not say.
+    """
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.llen(rq.QUEUE_KEY)
+        pipeline.lindex(rq.QUEUE_KEY, 0)
+        for key in (rq.STARTED_KEY, rq.SCHEDULED_KEY, rq.FAILED_KEY):
+            pipeline.zcard(key)
+        pipeline.get(LAST_RECEIVED_KEY)
+        pipeline.smembers(rq.WORKERS_KEY)
+        pipeline.zrange(CONSUMERS_KEY, 0, -1, desc=True, withscores=True)
+        pipeline.time()
+        pipeline.get(last_run.KEY)
+        pipeline.get(WATCHING_SINCE_KEY)
+        pipeline.exists(rq.SUSPENDED_KEY)
+        depth, oldest, started, scheduled, failed, received, workers, *rest = pipeline.execute()
+    seen, now, repair, since, suspended = rest
+    info = _info(redis)
+    return {
+        "queue": {
+            "depth": depth,
+            "oldest_age_s": _age_s(redis, oldest),
+            "started": started,
+            "scheduled": scheduled,
+            "failed": failed,
+        },
+        "workers": {
+            **_workers(redis, workers, {name for name, at in seen if at < now[0] - SILENT_AFTER_S}),
+            "last_seen_at": iso(datetime.fromtimestamp(seen[0][1], UTC)) if seen else None,
+        },
+        "last_received_at": _moment(received),
+        "watching_since": _moment(since) or iso(datetime.now(UTC)),
+        "suspended": bool(suspended),
+        **_durability(info),
+        "repair": last_run.parse(repair),
+        # Asked last: a Redis that is away raises before, and is not said to refuse writes.
+        "refusal": CLUSTER_MODE if info.get("cluster_enabled") else _refusal(redis),
+    }
+
+
+def iso(moment: datetime) -> str:
+    """Return a moment in ISO 8601, in UTC and to the millisecond."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _refusal(redis: Redis) -> str | None:
+    try:
+        probe(redis.execute_command)
+    except QueueUnavailable as error:
+        return str(error)
+    return None
+
+
+def _info(redis: Redis) -> dict[str, Any]:
+    try:
+        info: Any = redis.info()
+    except ResponseError:  # a managed Redis may not allow it
+        return {}
+    return dict(info)
+
+
+def _durability(info: Mapping[str, Any]) -> Facts:
+    enabled, policy = info.get("aof_enabled"), info.get("maxmemory_policy")
+    return {
+        "append_only": None if enabled is None else bool(enabled),
+        "evicts": None if policy is None else policy != "noeviction" and info.get("maxmemory") != 0,
+    }
+
+
+def _age_s(redis: Redis, job_id: bytes | None) -> float | None:
+    if job_id is None:
+        return None
+    # One that was replayed has waited since then.
+    moments: Any = redis.hmget(rq.JOB_PREFIX + job_id.decode(errors="replace"), ["enqueued_at", "created_at"])
+    try:
+        age = datetime.now(UTC) - rq.parse_timestamp((moments[0] or moments[1]).decode())
+    except (AttributeError, ValueError, OverflowError):  # no such job, or one that another program put there
+        return None
+    return round(max(0.0, age.total_seconds()), 3)
+
+
+def _workers(redis: Redis, keys: set[bytes], silent: set[bytes]) -> dict[str, Any]:
+    """Return the workers that RQ knows, less those without a heartbeat: RQ itself forgets them much later."""
+    gone = {name.decode() for name in silent}
+    names = sorted({key.decode().removeprefix(rq.WORKER_PREFIX) for key in keys} - gone)
+    with redis.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.hgetall(rq.WORKER_PREFIX + name)
+        hashes = pipeline.execute()
+    alive = [_worker(name, fields) for name, fields in zip(names, hashes, strict=True) if fields]
+    return {"alive": len(alive), "list": alive}
+
+
+def _worker(name: str, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    report = json.loads(fields.get(rq.WORKER_REPORT.encode(), b"{}"))
+    dependency, reason, in_hand_s = (report.get(key) for key in ("waiting_for", "reason", "in_hand_s"))
+    is_waiting = dependency in DEPENDENCIES  # any program that reaches Redis may have written there
+    return {
+        "name": name,
+        "state": fields.get(b"state", b"").decode(),
+        "last_seen_at": fields.get(b"last_heartbeat", b"").decode(),
+        "waiting_for": dependency if is_waiting else None,
+        "reason": reason[:MAX_REASON] if is_waiting and isinstance(reason, str) else None,
+        "in_hand_s": in_hand_s if isinstance(in_hand_s, int | float) else None,
+        "pool": report.get("pool"),
+    }
+
+
+def _moment(ms: bytes | None) -> str | None:
+    return iso(datetime.fromtimestamp(int(ms) / 1000, UTC)) if ms else None

@@ -1,0 +1,125 @@
+"""Why Redis does not do its work, in words that are safe to show and tell one cause from another.
+
+`explain` maps what redis-py raises (read in redis-py 8.1) to a line: the cause, then what to do. A line never
+holds a host, a user, a password, a key or text of the server; of a refused permission it names the command.
+docs/operations.md explains each line; tests/worker/test_redis_causes.py produces each on a real server.
+"""
+
+import re
+import ssl
+from collections.abc import Iterator
+from socket import gaierror
+
+from redis.exceptions import RedisError
+
+MAY_NOT_RUN = "REDIS_URL's user may not run {command}: allow it (ACL SETUSER)"
+UNKNOWN_COMMAND = "Redis does not know {command}: use Redis 6.2 or newer, with no command renamed"
+
+# By the code that an answer of Redis begins with. An answer to a script holds it further behind.
+BY_CODE = {
+    "NOAUTH": "Redis requires a password: put it into REDIS_URL",
+    "WRONGPASS": "Redis refused the user or password: correct REDIS_URL",
+    "LOADING": "Redis is loading its data: wait until it is done",
+    "OOM": "Redis is out of memory: raise its maxmemory, or free memory",
+    "MISCONF": "Redis cannot write to its disk: free space or repair it",
+    "READONLY": "REDIS_URL leads to a read-only replica: name the primary",
+    "MASTERDOWN": "REDIS_URL leads to a replica without its primary: name the primary",
+    "NOREPLICAS": "Redis has too few replicas: start them, or lower min-replicas-to-write",
+    "BUSY": "Redis is busy with a script of another client: end it (SCRIPT KILL)",
+    **dict.fromkeys(
+        ("MOVED", "ASK", "CLUSTERDOWN", "CROSSSLOT", "TRYAGAIN"),
+        "Redis runs in cluster mode: use one without (cluster-enabled no)",
+    ),
+}
+CLUSTER_MODE = BY_CODE["CROSSSLOT"]
+KEY_REFUSED = "REDIS_URL's user may not use a key: allow ~rq:* and ~clerk-sync:* (ACL SETUSER)"
+NO_ANSWER = "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs"
+CLOSED = "Redis closed the connection unanswered: if it requires TLS, begin REDIS_URL with rediss://"
+
+BY_TEXT = {
+    "SELECT is not allowed in cluster mode": CLUSTER_MODE,
+    "max number of clients reached": "Redis has too many connections: raise its maxclients, or close some",
+    "DB index is out of range": "Redis has no database of that number: correct the end of REDIS_URL",
+    "no connection is free": "all connections to Redis are in use here: raise REDIS_MAX_CONNECTIONS",
+    "can't run this command": MAY_NOT_RUN.format(command="a command of this service's scripts"),
+    "access one of the keys": KEY_REFUSED,
+    "access at least one of the keys": KEY_REFUSED,
+    "access one of the channels": "REDIS_URL's user may not use a channel: allow &rq:* (ACL SETUSER)",
+    "handshake operation timed out": "Redis does not offer TLS: begin REDIS_URL with redis://",
+    "Timeout connecting": "connecting to Redis timed out: see that it runs and no firewall is in the way",
+    "Timeout reading": NO_ANSWER,
+    "Timeout writing": NO_ANSWER,
+    "onnection closed by server": CLOSED,
+}
+
+# By the class of the error beneath, the first that fits.
+BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
+    (
+        ssl.SSLCertVerificationError,
+        "Redis's certificate is not trusted:"
+        " name its CA's file in REDIS_SSL_CA_CERTS, or set REDIS_SSL_CERT_REQS=none",
+    ),
+    (ssl.SSLEOFError, "Redis ended the TLS connection: it may require a client's certificate"),
+    (ssl.SSLError, "Redis does not offer TLS: begin REDIS_URL with redis://"),
+    (gaierror, "the host name in REDIS_URL is not found: correct it, or see to the DNS"),
+    (ConnectionRefusedError, "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL"),
+    (TimeoutError, BY_TEXT["Timeout connecting"]),
+    (ConnectionResetError, CLOSED),
+    (BrokenPipeError, CLOSED),
+    (FileNotFoundError, "a file that REDIS_URL or REDIS_SSL_CA_CERTS names is not there"),
+    (PermissionError, "a file that REDIS_URL or REDIS_SSL_CA_CERTS names may not be opened"),
+    (OSError, "no route to where REDIS_URL leads: see to the network"),
+)
+CERTIFICATE_EXPIRED = "Redis's certificate has expired: renew it"
+CERTIFICATE_OF_ANOTHER = "Redis's certificate is for another host name: write that one into REDIS_URL"
+X509_EXPIRED, X509_HOSTNAME, X509_IP = 10, 62, 64  # openssl's X509_V_ERR_…
+VERIFICATIONS = {
+    X509_EXPIRED: CERTIFICATE_EXPIRED,
+    X509_HOSTNAME: CERTIFICATE_OF_ANOTHER,
+    X509_IP: CERTIFICATE_OF_ANOTHER,
+}
+
+COMMAND = re.compile(r"(?:run the|unknown command) [`'\"]([A-Za-z|]{2,40})")
+
+
+def explain(error: RedisError) -> str:
+    """Return why Redis did not do its work, and what to do."""
+    answer = f"{getattr(error, 'status_code', None) or ''} {error}".strip()
+    code = next((code for code in BY_CODE if re.search(rf"\b{code}\b", answer)), None)
+    return (
+        (BY_CODE[code] if code else None)
+        or _about_a_command(answer)
+        or next((words for text, words in BY_TEXT.items() if text in _all_text(error)), None)
+        or _about_the_connection(error)
+        or f"Redis does not answer as expected ({type(error).__name__})"
+    )
+
+
+def _about_a_command(answer: str) -> str | None:
+    found = COMMAND.search(answer)
+    if found is None:
+        return None
+    command = found[1].upper().replace("|", " ")
+    if "unknown command" in answer:
+        return UNKNOWN_COMMAND.format(command=command)
+    return MAY_NOT_RUN.format(command=command) if answer.startswith("NOPERM") else None
+
+
+def _about_the_connection(error: RedisError) -> str | None:
+    causes = list(_chain(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in VERIFICATIONS:
+            return VERIFICATIONS[cause.verify_code]
+    return next(
+        (words for class_, words in BY_CLASS if any(isinstance(cause, class_) for cause in causes)), None
+    )
+
+
+def _all_text(error: RedisError) -> str:
+    return "\n".join(str(cause) for cause in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
