@@ -35,6 +35,7 @@ CLUSTER_MODE = BY_CODE["CROSSSLOT"]
 KEY_REFUSED = "REDIS_URL's user may not use a key: allow ~rq:* and ~clerk-sync:* (ACL SETUSER)"
 NO_ANSWER = "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs"
 CLOSED = "Redis closed the connection unanswered: if it requires TLS, begin REDIS_URL with rediss://"
+CLIENT_CERTIFICATE = "Redis ended the TLS connection: it may require a client's certificate"
 
 BY_TEXT = {
     "SELECT is not allowed in cluster mode": CLUSTER_MODE,
@@ -46,6 +47,7 @@ BY_TEXT = {
     "access at least one of the keys": KEY_REFUSED,
     "access one of the channels": "REDIS_URL's user may not use a channel: allow &rq:* (ACL SETUSER)",
     "handshake operation timed out": "Redis does not offer TLS: begin REDIS_URL with redis://",
+    "certificate required": CLIENT_CERTIFICATE,
     "Timeout connecting": "connecting to Redis timed out: see that it runs and no firewall is in the way",
     "Timeout reading": NO_ANSWER,
     "Timeout writing": NO_ANSWER,
@@ -59,7 +61,7 @@ BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
         "Redis's certificate is not trusted:"
         " name its CA's file in REDIS_SSL_CA_CERTS, or set REDIS_SSL_CERT_REQS=none",
     ),
-    (ssl.SSLEOFError, "Redis ended the TLS connection: it may require a client's certificate"),
+    (ssl.SSLEOFError, CLIENT_CERTIFICATE),
     (ssl.SSLError, "Redis does not offer TLS: begin REDIS_URL with redis://"),
     (gaierror, "the host name in REDIS_URL is not found: correct it, or see to the DNS"),
     (ConnectionRefusedError, "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL"),
