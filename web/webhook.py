@@ -26,8 +26,9 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, Reque
 from config import Settings
 from db.times import now_ms
 from web.signature import HEADERS, Forged, verify
+from worker.clerk.decoding import decode
 from worker.clerk.errors import NotJson
-from worker.clerk.payloads import CLERK_ID, Summary, decode, handled_types, summarize
+from worker.clerk.payloads import CLERK_ID, Summary, handled_types, summarize
 from worker.monitoring.metrics import DELIVERIES, ENQUEUE_SECONDS, REJECTED_SIGNATURES, Metrics
 from worker.queue.producer import Delivery, DeliveryQueue
 from worker.redis_client import QueueUnavailable

@@ -39,11 +39,24 @@ UNSTORABLE = (
     "ann ben@example.com",
     "a" * 244 + "@example.com",
 )
-NAMES = (None, "", "Ann", "ann", "Zoe", "\ufffd", "\U0001f600", "An\0n", "n" * 255 + "a", "n" * 255 + "b")
+NAMES = (
+    None,
+    "",
+    "Ann",
+    "ann",
+    "Zoe",
+    "\ufffd",
+    "\U0001f600",
+    "An\0n",
+    "n" * 255 + "a",
+    "n" * 255 + "b",
+    "\u3164",
+    "\u200b\ufeff",
+)
 ORGANIZATIONS = (None, "", "Acme", "acme", "\ud800")
 ROLES = (None, "admin", "user", "owner")
 ORGANIZATION_IDS = ("org_a", "org_B", "org_-")
-ORGANIZATION_NAMES = (None, ABSENT, "", " ", "\0", "Acme", "acme", "Zoo", "\ud800", "n" * 256)
+ORGANIZATION_NAMES = (None, ABSENT, "", " ", "\0", "\u200b", "Acme", "acme", "Zoo", "\ud800", "n" * 256)
 MEMBERSHIP_IDS = ("orgmem_a", "orgmem_B", "orgmem_b", "orgmem_-")
 MEMBERSHIP_TYPES = (
     "organizationMembership.created",
@@ -146,7 +159,7 @@ def users(draw: st.DrawFn, cast: Cast) -> Json:
         draw(st.sampled_from(cast.clerk_ids)),
         first_name=draw(st.sampled_from(NAMES)),
         last_name=None,
-        username=draw(st.sampled_from([None, "", "b"])),
+        username=draw(st.sampled_from([None, "", "b", "\u200b"])),
         created_at=draw(st.sampled_from([START, START, START + 1, 0])),
         updated_at=draw(ticks),
         last_sign_in_at=draw(sign_ins),

@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from tests.support.payloads import Json
 
@@ -236,7 +236,7 @@ def listen_to(deliveries: Iterable[Delivery]) -> dict[str, Heard]:
             said = [(data, stamp)]
         for organization, seen_at in said:
             name, updated_at = organization.get("name"), first(organization.get("updated_at"), seen_at, 0)
-            if name and as_stored(name).strip():
+            if is_seen(name):
                 version = (updated_at, first(seen_at, updated_at))
                 heard[organization["id"]].names.add((version, as_stored(name)))
         if event["type"] == "organization.deleted":
@@ -283,9 +283,15 @@ def address_of(user: Json) -> Any:
 
 def name_of(user: Json, address: Any) -> str:
     """Return first and last name, else the username, else the part before the @, else a stand-in."""
-    full = " ".join(as_stored(part) for part in (user["first_name"], user["last_name"]) if part)
+    full = " ".join(as_stored(part) for part in (user["first_name"], user["last_name"]) if is_seen(part))
     local_part = address.split("@")[0] if isinstance(address, str) and "@" in address else None
-    return as_stored(full or user["username"] or local_part or "Unnamed user")
+    others = (text for text in (user["username"], local_part) if is_seen(text))
+    return as_stored(full or next(others, "Unnamed user"))
+
+
+def is_seen(text: str | None) -> TypeGuard[str]:
+    """Say whether a reader sees anything of the histories' `text`."""
+    return bool(text) and any(character not in "\0 \u200b\u3164\ufeff" for character in text or "")
 
 
 def as_stored(text: str) -> str:

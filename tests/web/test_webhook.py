@@ -161,9 +161,9 @@ def test_a_malformed_entry_beside_the_valid_one_does_no_harm(client: FlaskClient
         b"\xef\xbb\xbf{}",
         b'{"type": "\xff"}',
         "{}".encode("utf-16"),
-        b"[" * 50_000 + b"]" * 50_000,
+        b"[" * 50_000,
         b'{"data": ' + b"9" * 6000 + b",}",
-        b'{"data":' * 50_000 + b"1" + b"}" * 50_000,
+        b'{"data":' * 50_000 + b"1",
     ],
     ids=lambda content: repr(content[:30]),
 )
@@ -214,9 +214,10 @@ def test_a_handled_type_without_a_clerk_id_is_described_by_its_type(
 
 
 def test_numbers_of_any_length_and_deep_metadata_are_queued(client: FlaskClient) -> None:
-    metadata = b"[" * 800 + b"9" * 6000 + b"]" * 800
-    content = genuine().replace(b'"public_metadata":', b'"deep":' + metadata + b',"public_metadata":', 1)
-    assert deliver(client, content).status_code == 202
+    for depth in (800, 1100, 4000):
+        metadata = b"[" * depth + b"9" * 6000 + b"]" * depth
+        content = genuine().replace(b'"public_metadata":', b'"deep":' + metadata + b',"public_metadata":', 1)
+        assert deliver(client, content).status_code == 202
 
 
 def test_events_of_another_instance_are_ignored_with_a_warning(make_client: MakeClient, redis: Redis) -> None:

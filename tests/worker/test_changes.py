@@ -1,5 +1,6 @@
 """What an event means, one row for each rule: deliveries in, what they say about the user out."""
 
+import unicodedata
 from functools import reduce
 from itertools import permutations
 from typing import Any
@@ -25,7 +26,7 @@ from tests.support.payloads import (
     user_event,
 )
 from tests.support.storable import assert_storable
-from worker.clerk.changes import change_of
+from worker.clerk.changes import INVISIBLE, change_of
 from worker.clerk.errors import Unreadable
 from worker.clerk.payloads import FieldSources, OrganizationChanged, parse
 
@@ -398,6 +399,8 @@ NAMES: Rules = {
         named(None, None, email="lee@placeholder.invalid"),
         ann(name="lee", email=None),
     ),
+    "a name that cannot be seen is none": (named("\u200b\u3164", "\u2800 ", "\ufeff"), ann(name=ANN)),
+    "a name that can be seen stays as it is": (named("\u200bAnn", None), ann(name="\u200bAnn")),
     "else Unnamed user": (named(None, None, email=None), ann(name="Unnamed user", email=None)),
     "absent names are no names": (
         named(ABSENT, ABSENT, ABSENT, email=None),
@@ -679,3 +682,13 @@ def test_every_fixture_has_its_meaning_here() -> None:
 @pytest.mark.parametrize("name", FIXTURES)
 def test_what_a_fixture_means(name: str) -> None:
     assert said(payload(name)) == FIXTURES[name]
+
+
+def test_a_name_is_visible_as_unicode_says() -> None:
+    fillers = {"\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}
+    for character in map(chr, range(0x110000)):
+        category = unicodedata.category(character)
+        if category in {"Cc", "Zs", "Zl", "Zp"} or character in fillers:
+            assert INVISIBLE.fullmatch(character), ascii(character)
+        elif category[0] in "LNPS":
+            assert not INVISIBLE.fullmatch(character), ascii(character)

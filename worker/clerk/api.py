@@ -32,13 +32,13 @@ import tenacity
 
 from config import Settings, SettingsError
 from db.times import now_ms
+from worker.clerk.decoding import decode
 from worker.clerk.errors import NotJson, Unreadable
 from worker.clerk.payloads import (
     CLERK_ID,
     ClerkMember,
     ClerkUser,
     FieldSources,
-    decode,
     parse_member,
     parse_user,
 )
@@ -60,8 +60,6 @@ FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 10.0
 NOT_FOUND = "resource_not_found"
 NO_ORGANIZATIONS = "organization_not_enabled_in_instance"
-MAX_DEPTH = 50
-BRACKET_OR_STRING = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
 CODE = re.compile("[a-z0-9_]{1,100}")
 TRACE_ID = re.compile("[0-9A-Za-z]{1,100}")
 
@@ -426,34 +424,9 @@ def _decoded(response: httpx.Response) -> Any:
     try:
         return decode(response.content)
     except NotJson:
-        pass
-    try:
-        return decode(_shallow(response.content.decode()).encode())
-    except (NotJson, UnicodeDecodeError):
         kind = response.headers.get("content-type", "").partition(";")[0]
         what = "cut-off JSON" if kind == "application/json" else "something else than JSON"
         raise ClerkUnavailable(f"Clerk's API answered with {what}: check CLERK_API_URL") from None
-
-
-def _shallow(text: str) -> str:
-    """Return JSON with null in place of what nests deeper than MAX_DEPTH.
-
-    Any user can put such a thing into his own `unsafe_metadata`, from the browser, and Python's decoder would
-    give up on the whole page, with everybody in it.
-    """
-    kept = []
-    depth = end = 0
-    for token in BRACKET_OR_STRING.finditer(text):
-        match token[0]:
-            case "[" | "{":
-                depth += 1
-                if depth == MAX_DEPTH + 1:
-                    kept += [text[end : token.start()], "null"]
-            case "]" | "}":
-                depth -= 1
-                if depth == MAX_DEPTH:
-                    end = token.end()
-    return "".join([*kept, text[end:]])
 
 
 def _said(response: httpx.Response) -> str:

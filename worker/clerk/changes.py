@@ -34,6 +34,12 @@ MAX_TEXT = 255
 UNNAMED = "Unnamed user"
 ROLES = frozenset({"admin", "user"})
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+# White space, controls, the Braille blank, and Unicode's Default_Ignorable_Code_Point.
+INVISIBLE = re.compile(
+    r"[\s\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff]*"
+)
 
 
 def organization_of(event: OrganizationChanged, received_at: int) -> Organization:
@@ -101,9 +107,9 @@ def member_change(member: ClerkMember, observed_at: int) -> UserChange:
 
 def display_name(user: ClerkUser) -> str:
     """Return first and last name joined; else the username; else the address up to its @; else a stand-in."""
-    full_name = " ".join(part for part in (_shown(user.first_name), _shown(user.last_name)) if part)
+    full_name = " ".join(part for part in (_visible(user.first_name), _visible(user.last_name)) if part)
     local_part = user.email.rpartition("@")[0] if user.email else None
-    name = full_name or _shown(user.username) or _shown(local_part) or UNNAMED
+    name = full_name or _visible(user.username) or _visible(local_part) or UNNAMED
     return name[:MAX_TEXT]
 
 
@@ -128,7 +134,7 @@ def _membership(membership: ClerkMembership, observed_at: int | None, ended_at: 
 
 
 def _organization(organization: ClerkOrganization, observed_at: int | None) -> Organization:
-    name = _shown(organization.name)
+    name = _visible(organization.name)
     if name is None:
         return Organization(organization.id)
     updated_at = _first(organization.updated_at, observed_at, 0)
@@ -137,9 +143,10 @@ def _organization(organization: ClerkOrganization, observed_at: int | None) -> O
     )
 
 
-def _shown(text: str | None) -> str | None:
+def _visible(text: str | None) -> str | None:
+    """Return `text` as PostgreSQL holds it, None when nothing of it can be seen."""
     cleaned = _clean(text) if text else ""
-    return cleaned if cleaned.strip() else None
+    return None if INVISIBLE.fullmatch(cleaned) else cleaned
 
 
 def _address(address: str | None) -> str | None:

@@ -15,7 +15,7 @@ class EventError(Exception):
 
 
 class NotJson(EventError):
-    """The body is no JSON in UTF-8, or is nested too deeply to be read."""
+    """The body is not JSON in UTF-8."""
 
 
 class Unreadable(EventError):

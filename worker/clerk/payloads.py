@@ -4,21 +4,18 @@ Parsing is lenient, as Clerk's schema is not reliable over time: a field that is
 type says nothing, and only what no user can do without (the id) makes an event unreadable. Times are ms.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import orjson
-
 from config import Settings
+from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson, Unreadable
 
 CLERK_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 EARLIEST_IN_MS = 100_000_000_000  # Clerk's own examples give the envelope's timestamp in seconds.
 LATEST = 253_402_214_400_000  # A day before the year 10000, which no datetime holds, in any time zone.
-MAX_INT_DIGITS = 400
 
 
 class ClerkOrganization(NamedTuple):
@@ -164,14 +161,6 @@ class Summary(NamedTuple):
     instance_id: str | None
 
 
-def decode(body: bytes) -> Any:
-    """Return the JSON value in `body`. Raises NotJson when it is no UTF-8, no JSON, or nested too deeply."""
-    try:
-        return _read(body.decode())
-    except UnicodeDecodeError:
-        raise NotJson("body is not UTF-8") from None
-
-
 def handled_types(settings: Settings) -> tuple[str, ...]:
     """Return the types that are queued; all others are acknowledged and let go."""
     if settings.organization_source == "membership":
@@ -192,7 +181,7 @@ def summarize(envelope: object, types: Collection[str] | None = None) -> Summary
 def parse(body: str, keys: FieldSources) -> Event:
     """Return the fact that a delivery states. Raises Unreadable with a reason that holds no personal data."""
     try:
-        envelope = _read(body)
+        envelope = decode_text(body)
     except NotJson as error:
         raise Unreadable(str(error)) from None
     if not isinstance(envelope, dict):
@@ -373,42 +362,3 @@ def _time(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LATEST:
         return None
     return int(value)
-
-
-def _read(text: str) -> Any:
-    try:
-        return orjson.loads(text)  # in a third of the time
-    except orjson.JSONDecodeError:  # it also refuses lone surrogates, and numbers beyond its own
-        return _read_anything(text)
-
-
-def _read_anything(text: str) -> Any:
-    try:
-        return _DECODER.decode(text)
-    except json.JSONDecodeError:
-        raise NotJson("body is not JSON") from None
-    except RecursionError:
-        raise NotJson("body is nested too deeply") from None
-    except ValueError:
-        return _read_long_numbers(text)
-
-
-def _read_long_numbers(text: str) -> Any:
-    # Python refuses to read integers of more than 4,300 digits. No field of ours is that long, and one such
-    # number in somebody's metadata must not lose the user.
-    try:
-        return _LONG_NUMBERS_DECODER.decode(text)
-    except (json.JSONDecodeError, RecursionError):
-        raise NotJson("body is not JSON") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise json.JSONDecodeError(f"{name} is not JSON", "", 0)
-
-
-def _long_int(digits: str) -> int | float:
-    return int(digits) if len(digits) <= MAX_INT_DIGITS else float("inf")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-_LONG_NUMBERS_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_long_int)

@@ -9,8 +9,9 @@ import structlog
 from db.connection.engine import PoolState
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import now_ms
+from worker.clerk.decoding import decode
 from worker.clerk.errors import NotJson
-from worker.clerk.payloads import decode, summarize
+from worker.clerk.payloads import summarize
 from worker.monitoring import metrics as m
 from worker.queue.consumer import Failed, TakenJob
 from worker.queue.rq_format import ForeignJobError, decode_call
