@@ -12,8 +12,9 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, any_, column, func, inspect, select, table
 from sqlalchemy.schema import CreateSchema
 
+from db.connection.causes import Cause
 from db.connection.engine import Database, schema_of
-from db.connection.errors import DatabaseUnavailable
+from db.connection.errors import unavailable
 from db.models import Base
 
 VERSION_TABLE = "clerk_sync_version"  # an application's `alembic_version` may stand beside it
@@ -77,10 +78,7 @@ def _require_usage(connection: Connection) -> None:
     is_one = NAMESPACES.c.nspname == (any_(path) if schema is None else schema)
     usable = func.bool_and(func.has_schema_privilege(NAMESPACES.c.nspname, "USAGE"))
     if connection.scalar(select(usable).where(is_one)) is False:
-        raise DatabaseUnavailable(
-            "the role has no right to the schema of the tables: GRANT USAGE ON SCHEMA … TO …"
-            " (docs/neon-setup.md)"
-        )
+        raise unavailable("the database cannot take changes now", Cause.SCHEMA_USAGE)
 
 
 def head() -> str:

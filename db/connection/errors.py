@@ -2,34 +2,36 @@
 
     DatabaseError
     ├── DatabaseUnavailable   the deployment's trouble: no connection, no table, no space, read-only, …
-    └── ChangeRefused         the change's own fault: SQLSTATE class 22 or 23, and no retry cured it
+    └── ChangeRefused         the change's own fault, or the application's trigger, rule or policy refuses it
 
-A message is built from the SQLSTATE and the constraint's name alone: PostgreSQL's own text prints the values
-of the row (its DETAIL line), and SQLAlchemy's the parameters.
+A message is built from the SQLSTATE, the cause and the constraint's name alone: PostgreSQL's own text prints
+the values of the row (its DETAIL line), and SQLAlchemy's the parameters.
 """
 
 import psycopg
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from db.connection.causes import Cause, cause_of
+
 DATA_CLASSES = ("22", "23")
+# Raised by PL/pgSQL, triggers, foreign routines and check options: code of the application.
+APPLICATION_CLASSES = ("P0", "09", "27", "38", "39", "44")
 UNIQUE_VIOLATION = "23505"
-# Connection exceptions, transaction rollbacks, too many connections, lock not available, cancelled or shut
-# down: https://www.postgresql.org/docs/current/errcodes-appendix.html
-TRANSIENT = (
-    "08",
-    "25P03",
-    "25P04",
-    "40",
-    "53300",
-    "55P03",
-    "57014",
-    "57P01",
-    "57P02",
-    "57P03",
-    "57P05",
-    UNIQUE_VIOLATION,
-)
+# PostgreSQL raises it for a negative LIMIT alone, which `db.apply.statements.require_written` computes when
+# rows are missing.
+ROWS_MISSING = "2201W"
+# What looks like a lost race: the next attempt sees what the other transaction wrote.
+RACES = (UNIQUE_VIOLATION, ROWS_MISSING)
+# Connection exceptions, transaction rollbacks, too many connections, shut down:
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+TRANSIENT = ("08", "25P03", "25P04", "40", "53300", "57P01", "57P02", "57P03", "57P05", *RACES)
+# Another transaction or a slow trigger is in the way, perhaps of one row only: it passes.
+DELAYS = ("40", "55P03", "57014")
+# Never the fault of one row: no connection, read-only, out of resources, shut down.
+DEPLOYMENT_CLASSES = ("08", "25", "28", "3D", "53", "57P", "58")
+UNREPRESENTABLE = ("22021", "22P05")
+UTF8 = "UTF8"
 
 
 class DatabaseError(Exception):
@@ -39,13 +41,28 @@ class DatabaseError(Exception):
 
 
 class DatabaseUnavailable(DatabaseError):
-    """The database cannot take any change now; the change itself is not at fault."""
+    """The database cannot take changes now. `cause` says why; `state` is the SQLSTATE, None without one."""
 
     retryable = True
 
+    def __init__(self, message: str, cause: Cause = Cause.NO_CONNECTION, state: str | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.state = state
+
+    @property
+    def is_delay(self) -> bool:
+        """Whether a lock or a slow statement is in the way, which passes."""
+        return self.state is not None and self.state.startswith(DELAYS)
+
+    @property
+    def may_concern_one_row(self) -> bool:
+        """Whether the server sent it, the connection lives, and other changes may still pass."""
+        return self.state is not None and not self.state.startswith(DEPLOYMENT_CLASSES)
+
 
 class ChangeRefused(DatabaseError):
-    """The database does not take this change. Only a unique violation may still heal: it is a lost race."""
+    """The database does not take this change. Retries may help against a race or a trigger's refusal."""
 
     def __init__(self, message: str, *, retryable: bool) -> None:
         super().__init__(message)
@@ -54,20 +71,19 @@ class ChangeRefused(DatabaseError):
 
 def sqlstate(error: BaseException) -> str | None:
     """Return the SQLSTATE of an error of psycopg or SQLAlchemy; None when the server sent none."""
-    cause = _cause(error)
+    cause = _driver_error(error)
     return cause.sqlstate if isinstance(cause, psycopg.Error) else None
 
 
 def is_transient(error: BaseException) -> bool:
     """Say whether the same work may well succeed on a fresh connection within seconds.
 
-    A unique violation counts: it is what a race with another transaction looks like, and the next attempt
-    sees the winner's row.
+    A race counts: the next attempt sees the winner's row.
     """
     state = sqlstate(error)
     if state is not None:
         return state.startswith(TRANSIENT)
-    return isinstance(_cause(error), psycopg.OperationalError | psycopg.InterfaceError)
+    return isinstance(_driver_error(error), psycopg.OperationalError | psycopg.InterfaceError)
 
 
 def loses_connection(error: BaseException) -> bool:
@@ -76,27 +92,45 @@ def loses_connection(error: BaseException) -> bool:
     return is_transient(error) if state is None else state.startswith(("08", "25P03", "25P04", "57P0"))
 
 
-def translate(error: psycopg.Error | SQLAlchemyError, variable: str = "DATABASE_URL") -> DatabaseError:
+def translate(
+    error: psycopg.Error | SQLAlchemyError, variable: str = "DATABASE_URL", encoding: str = UTF8
+) -> DatabaseError:
     """Return our error for one of the driver's, without the values that the driver's text holds.
 
-    `variable` names where the database is.
+    `variable` names where the database is, `encoding` is the database's.
     """
     if isinstance(error, PoolTimeout):
-        return DatabaseUnavailable("every connection of the pool is in use (DB_POOL_SIZE, DB_MAX_OVERFLOW)")
-    state = sqlstate(error)
-    if state is None and isinstance(_cause(error), psycopg.DataError):
+        return unavailable("no connection is free", Cause.POOL_EXHAUSTED)
+    state, cause = sqlstate(error), _driver_error(error)
+    if state is None and isinstance(cause, psycopg.DataError):
         # The driver's own: a NUL in a text, or a stored date beyond the year 9999.
         return ChangeRefused("the change holds or meets a value that cannot be represented", retryable=False)
+    found = cause_of(cause or error)
     if state is None:
-        return DatabaseUnavailable(f"no connection to the database ({variable})")
-    what = f"{_name(state)} (SQLSTATE {state}{_constraint(error)})"
-    if state.startswith(DATA_CLASSES):
-        message = f"the database refused the change: {what}"
-        return ChangeRefused(message, retryable=state == UNIQUE_VIOLATION)
-    return DatabaseUnavailable(f"the database cannot take changes now: {what}")
+        return unavailable(f"no connection to the database ({variable})", found)
+    what = f"{_name(state)} (SQLSTATE {state}{_constraint(cause)})"
+    if state.startswith((*DATA_CLASSES, *APPLICATION_CLASSES)):
+        return _refused(state, what, encoding)
+    return unavailable(f"the database cannot take changes now: {what}", found, state)
 
 
-def _cause(error: BaseException) -> BaseException | None:
+def unavailable(what: str, cause: Cause, state: str | None = None) -> DatabaseUnavailable:
+    """Return the error of a cause: `what` happened, the cause's sentence and its next step."""
+    return DatabaseUnavailable(f"{what}: {cause.sentence}; {cause.next_step}", cause, state)
+
+
+def _refused(state: str, what: str, encoding: str) -> ChangeRefused:
+    if state == ROWS_MISSING:
+        what = "not every row was written: a trigger, rule or policy of the application suppresses it"
+    elif state.startswith(APPLICATION_CLASSES):
+        what = f"a trigger, rule or policy of the application raised {what}"
+    elif encoding != UTF8 and state.startswith(UNREPRESENTABLE):
+        what = f"{what}: the database's encoding {encoding} has no such character"
+    is_passing = state in RACES or state.startswith(APPLICATION_CLASSES)
+    return ChangeRefused(f"the database refused the change: {what}", retryable=is_passing)
+
+
+def _driver_error(error: BaseException) -> BaseException | None:
     return error.orig if isinstance(error, DBAPIError) else error
 
 
@@ -107,7 +141,6 @@ def _name(state: str) -> str:
         return "error"
 
 
-def _constraint(error: BaseException) -> str:
-    cause = _cause(error)
+def _constraint(cause: BaseException | None) -> str:
     name = cause.diag.constraint_name if isinstance(cause, psycopg.Error) else None
     return f", constraint {name}" if name else ""

@@ -12,7 +12,7 @@ from cli.main import COMMANDS, describe
 from config import SettingsError
 from db.connection.errors import DatabaseUnavailable
 from tests.support.queue import clerk_sync
-from tests.support.settings import MakeSettings
+from tests.support.settings import NOTHING_LISTENS, MakeSettings
 from tests.support.stack import environment
 
 
@@ -103,7 +103,7 @@ def test_a_database_url_that_cannot_work_is_one_line(arguments: tuple[str, ...],
 def test_a_database_that_is_away_is_one_line_without_its_address(tmp_path: Path) -> None:
     url = f"postgresql://secret_user:hunter2@127.0.0.1:{free_port()}/secret_name"
     ran = run("db", "current", directory=tmp_path, DATABASE_URL=url)
-    assert ran == (1, "", "clerk-sync: no connection to the database (DATABASE_URL)\n")
+    assert ran == (1, "", f"clerk-sync: {NOTHING_LISTENS}\n")
 
 
 def test_debug_shows_where_it_happened_as_well_and_no_address_either(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_debug_shows_where_it_happened_as_well_and_no_address_either(tmp_path: P
     ran = run("--debug", "db", "current", directory=tmp_path, DATABASE_URL=url)
     assert (ran.status, ran.out) == (1, "")
     assert ran.err.startswith("Traceback (most recent call last):\n")
-    assert ran.err.endswith("\nclerk-sync: no connection to the database (DATABASE_URL)\n")
+    assert ran.err.endswith(f"\nclerk-sync: {NOTHING_LISTENS}\n")
     assert "hunter2" not in ran.err
     assert "secret_" not in ran.err
 

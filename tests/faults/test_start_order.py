@@ -13,6 +13,7 @@ from tests.faults.house import House, takes_deliveries
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers, migrate
 from tests.faults.svix import Svix
+from tests.support.settings import NOTHING_LISTENS
 from tests.support.stack import wait_until
 
 SOON_S = 30
@@ -37,8 +38,8 @@ def test_started_before_everything_it_waits_says_what_for_and_then_works(
         wait_until(lambda: svix.answers["503"] > 0, SOON_S, house.logs)
         servers.redis.start()
         wait_until(lambda: takes_deliveries(house.ports[0]), SOON_S, house.logs)
-        await_words(house, "no connection to the database (DATABASE_URL)")
-        assert errors_of_health(house)["database"] == "no connection to the database (DATABASE_URL)"
+        await_words(house, NOTHING_LISTENS)
+        assert errors_of_health(house)["database"] == NOTHING_LISTENS
         servers.postgres.start()
         await_words(house, missing := "the schema is missing: run clerk-sync db upgrade")
         assert errors_of_health(house) == {"schema": missing}

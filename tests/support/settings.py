@@ -8,6 +8,10 @@ import config
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 MakeSettings = Callable[..., config.Settings]
 NO_DATABASE: dict[str, Any] = {"database_url": None, "database_url_unpooled": None}
+NOTHING_LISTENS = (
+    "no connection to the database (DATABASE_URL): nothing listens at its host and port;"
+    " start PostgreSQL, or correct host and port in the URL"
+)
 UNREACHABLE_DATABASE_URL = "postgresql://nobody@127.0.0.1:1/none"
 
 

@@ -25,7 +25,7 @@ from db import schema
 from db.connection.engine import Database
 from tests.support.payloads import deleted_event, user, user_event
 from tests.support.queue import RqView, clerk_sync, delivery, frozen, rq_command
-from tests.support.settings import MakeSettings
+from tests.support.settings import NOTHING_LISTENS, MakeSettings
 from tests.support.stack import environment, wait_until
 from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, SILENT_AFTER_S
 from worker.queue.producer import DeliveryQueue
@@ -490,7 +490,7 @@ def test_a_database_that_goes_and_comes_back_fails_no_job_and_burns_no_retry(
     server.stop("immediate")
     ids = fill(queue, range(5, 40))
     reason = worker.await_line("waiting", START_S, what="database")["reason"]
-    assert reason == "no connection to the database (DATABASE_URL)"
+    assert reason == NOTHING_LISTENS
     wait_until(lambda: report(rq.redis, worker).get("waiting_for") == "database", SOON_S)
     assert [rq.places(id_) for id_ in ids] == [["queue"]] * 35
     server.start()
@@ -524,7 +524,7 @@ def test_a_worker_starts_before_anything_is_there_and_says_what_it_waits_for(
         == "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL"
     )
     own_redis.start()
-    worker.await_line("waiting", START_S, reason="no connection to the database (DATABASE_URL)")
+    worker.await_line("waiting", START_S, reason=NOTHING_LISTENS)
     server.start()
     worker.await_line("waiting", START_S, reason="the schema is missing: run clerk-sync db upgrade")
     if schema.head() != "0001":
