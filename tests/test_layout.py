@@ -22,7 +22,18 @@ def test_only_config_reads_the_environment() -> None:
 
 
 def test_the_top_level_holds_what_convention_puts_there() -> None:
-    expected = {"cli", "config.py", "db", "docs", "migrations", "pyproject.toml", "tests", "web", "worker"}
+    expected = {
+        "clerk_sync.py",
+        "cli",
+        "config.py",
+        "db",
+        "docs",
+        "migrations",
+        "pyproject.toml",
+        "tests",
+        "web",
+        "worker",
+    }
     assert expected <= {path.name for path in ROOT.iterdir()}
 
 

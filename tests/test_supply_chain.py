@@ -16,9 +16,9 @@ REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?\s*([^;]*)(?:;(.
 EXTRA = re.compile(r"""extra\s*==\s*["']([^"']+)["']""")
 PIN = re.compile(r"([a-z0-9-]+)==([A-Za-z0-9.]+)(?: ; ([^\\]+))?((?: --hash=sha256:[0-9a-f]{64})+)")
 SERVICE, DEVELOPMENT = "requirements.txt", "requirements-dev.txt"
-OWN = {"cli", "config", "db", "migrations", "tests", "web", "worker"}
+OWN = {"clerk_sync", "cli", "config", "db", "migrations", "tests", "web", "worker"}
 CARRIED = {"werkzeug": "flask", "itsdangerous": "flask"}  # Flask's own parts: its requests and signed texts
-CODE = ("config.py", "cli", "db", "migrations", "web", "worker")
+CODE = ("clerk_sync.py", "config.py", "cli", "db", "migrations", "web", "worker")
 
 Project = dict[str, Any]
 

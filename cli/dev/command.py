@@ -67,7 +67,7 @@ class _Command(Process):
 
     def start(self) -> None:
         """Start the command. Raises DevError."""
-        argv = [sys.executable, "-P", "-m", "cli.main", self.name]
+        argv = [sys.executable, "-m", "clerk_sync", self.name]
         self.launch(argv, cwd=Path.cwd())
 
     def stop(self) -> None:

@@ -9,7 +9,7 @@ Nothing of it outlives the block. The processes write to `web.log`, `worker-1.lo
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,13 +22,25 @@ from cli.dev.process import POLL, Process
 from worker.queue.rq_format import WORKERS_KEY
 
 READY_TIMEOUT = 40.0  # s
+COMMAND = (sys.executable, "-P", "-m", "cli.main")
 
 
 class Stack:
     """The receiver and `workers` workers for one set of settings, ready when the block begins."""
 
-    def __init__(self, settings: config.Settings, directory: Path, *, workers: int = 1) -> None:
+    def __init__(
+        self,
+        settings: config.Settings,
+        directory: Path,
+        *,
+        workers: int = 1,
+        command: Sequence[str | Path] = COMMAND,
+        extra_environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`command` is how `clerk-sync` is called; `extra_environment` goes beside the settings."""
         self.settings = settings
+        self._command = command
+        self._environment = environment(settings) | dict(extra_environment or {})
         self.directory = directory
         self.base_url = f"http://127.0.0.1:{settings.port}"
         self.url = f"{self.base_url}/webhooks/clerk"
@@ -52,8 +64,8 @@ class Stack:
     def start(self, command: str, process: Process) -> None:
         """Run `clerk-sync <command>` as `process`, which is also how one that has ended starts again."""
         process.launch(
-            [sys.executable, "-P", "-m", "cli.main", command],
-            env=environment(self.settings),
+            [*self._command, command],
+            env=self._environment,
             cwd=self.directory,
             log=self.directory / f"{process.name}.log",
         )
