@@ -3,6 +3,10 @@
 import time
 from datetime import UTC, datetime, timedelta
 
+# What PostgreSQL holds before and beyond these, infinity included, is read as these.
+EARLIEST = datetime.min.replace(tzinfo=UTC)
+LATEST = datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC)
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

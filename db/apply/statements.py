@@ -117,13 +117,17 @@ def lock_addresses() -> Executable:
 @cache
 def read_users() -> Executable:
     """Return the rows of the users in `ids`."""
-    return _users_where(User.clerk_id == any_(_array("ids")))
+    return select(*_user_columns()).where(User.clerk_id == any_(_array("ids")))
 
 
 @cache
 def read_holders() -> Executable:
-    """Return the rows of whoever holds one of the contested addresses now."""
-    return _users_where(User.email.in_(_contested()))
+    """Return the rows that hold one of the contested addresses now, and of each whether it lacks a claim."""
+    return (
+        select(*_user_columns(), UserSync.claim_updated_at.is_(None))
+        .outerjoin(UserSync, UserSync.clerk_id == User.clerk_id)
+        .where(User.email.in_(_contested()))
+    )
 
 
 @cache
@@ -378,5 +382,5 @@ def _contested() -> CompoundSelect[str]:
     )
 
 
-def _users_where(condition: ColumnElement[bool]) -> Executable:
-    return select(*(User.__table__.c[name] for name in USER_COLUMNS)).where(condition)
+def _user_columns() -> list[ColumnElement[Any]]:
+    return [User.__table__.c[name] for name in USER_COLUMNS]

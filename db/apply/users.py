@@ -25,6 +25,7 @@ class StoredState(NamedTuple):
     contested: frozenset[str]
     rivals: list[CompetingClaim]
     holders: list[UserRow]
+    without_history: frozenset[str]
     roster: memberships.StoredMemberships | None
 
     def memberships(self, clerk_id: str) -> tuple[Membership, ...]:
@@ -32,11 +33,19 @@ class StoredState(NamedTuple):
         return self.roster.memberships.get(clerk_id, ()) if self.roster else ()
 
 
+class UnrecordedClaims(Exception):
+    """Rows that the application wrote lose their address to the batch, and their claims are unrecorded."""
+
+    def __init__(self, clerk_ids: frozenset[str]) -> None:
+        super().__init__()
+        self.clerk_ids = clerk_ids
+
+
 class Writes(NamedTuple):
     """What is to be written to `users`: rows that go or change, addresses let go and handed over."""
 
     gone: list[str]
-    changed: list[TargetRow]
+    changed: tuple[list[TargetRow], list[TargetRow]]
     vacated: list[tuple[str, str]]
     assigned: list[tuple[str, str]]
 
@@ -50,22 +59,34 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
     3. Merge, and decide who has each address.
     4. Lock the rows of `users` to be written, in one order, and write.
 
+    A row without history that loses its address takes part in the batch, so that its claim is recorded: then
+    all of it is done once more.
+
     Two round trips, whatever the size of the batch. Killed anywhere, nothing or everything is done. Raises
     DatabaseUnavailable or ChangeRefused.
     """
-    if not batch:
-        return []
-    return database.run_pipeline(partial(_apply, batch=batch, policy=policy))
+    joined: frozenset[str] = frozenset()
+    while batch:
+        try:
+            return database.run_pipeline(partial(_apply, batch=batch, joined=joined, policy=policy))
+        except UnrecordedClaims as found:
+            joined |= found.clerk_ids
+    return []
 
 
-def _apply(pipeline: Pipeline, batch: Sequence[ReceivedChange], policy: Policy) -> list[Outcome]:
-    stored = _lock_and_read(pipeline, batch, policy)
+def _apply(
+    pipeline: Pipeline, batch: Sequence[ReceivedChange], joined: frozenset[str], policy: Policy
+) -> list[Outcome]:
+    stored = _lock_and_read(pipeline, batch, joined, policy)
     before = {
         clerk_id: stored_change(row, stored.users.get(clerk_id), stored.memberships(clerk_id), policy)
         for clerk_id, row in stored.sync.items()
     }
     known, outcomes = apply_batch(before, batch, policy)
     writes = _decide(known, stored, policy)
+    losing = stored.without_history.intersection(clerk_id for clerk_id, _ in writes.vacated)
+    if losing:
+        raise UnrecordedClaims(losing)
     roster = stored.roster and memberships.decide(stored.roster, known, batch)
     _lock_users(pipeline, writes, roster)
     _write_users(pipeline, writes, stored)
@@ -78,9 +99,11 @@ def _apply(pipeline: Pipeline, batch: Sequence[ReceivedChange], policy: Policy) 
     return outcomes
 
 
-def _lock_and_read(pipeline: Pipeline, batch: Sequence[ReceivedChange], policy: Policy) -> StoredState:
+def _lock_and_read(
+    pipeline: Pipeline, batch: Sequence[ReceivedChange], joined: frozenset[str], policy: Policy
+) -> StoredState:
     changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
-    ids = sorted({change.clerk_id for change in changes})
+    ids = sorted({*joined, *(change.clerk_id for change in changes)})
     moving = [change for change in changes if _concerns_address(change)]
     concerned = sorted({change.clerk_id for change in moving})
     addresses = sorted({change.email.address for change in moving if change.email and change.email.address})
@@ -100,12 +123,14 @@ def _lock_and_read(pipeline: Pipeline, batch: Sequence[ReceivedChange], policy: 
 
     sync_rows = {row[0]: SyncRow(*row) for row in sync.fetchall()}
     claimed = {sync_rows[clerk_id].claimed_email for clerk_id in concerned}
+    held = [(UserRow(*row), is_new) for *row, is_new in holders]
     return StoredState(
         sync_rows,
         {row[0]: UserRow(*row) for row in users.fetchall()},
         frozenset({*addresses, *(address for address in claimed if address)}),
         [CompetingClaim(row[0], row[1], Version(row[2], row[3]), row[4]) for row in rivals],
-        [UserRow(*row) for row in holders],
+        [row for row, _ in held],
+        frozenset(row.clerk_id for row, is_new in held if is_new and row.clerk_id not in sync_rows),
         memberships.read(asked) if asked else None,
     )
 
@@ -118,16 +143,18 @@ def _concerns_address(change: UserChange) -> bool:
 def _decide(known: dict[str, UserChange], stored: StoredState, policy: Policy) -> Writes:
     holder_of = resolve(known.values(), stored.rivals, stored.contested)
     targets = _targets(known, stored, holder_of, policy)
+    changed = [t for clerk_id, t in targets.items() if t.row != stored.users.get(clerk_id)]
+    first, second, parked = _steps(changed, stored.users)
     return Writes(
         gone=sorted(stored.users.keys() - targets.keys()),
-        changed=[t for clerk_id, t in targets.items() if t.row != stored.users.get(clerk_id)],
-        vacated=_vacated(stored, holder_of),
+        changed=(first, second),
+        vacated=[(it, placeholder_address(it)) for it in (*_vacated(stored, holder_of), *parked)],
         assigned=_assigned(stored.rivals, holder_of),
     )
 
 
 def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.MembershipWrites | None) -> None:
-    touched = {*writes.gone, *(t.row.clerk_id for t in writes.changed)}
+    touched = {*writes.gone, *(t.row.clerk_id for step in writes.changed for t in step)}
     touched |= {clerk_id for clerk_id, _ in (*writes.vacated, *writes.assigned)}
     if roster:
         ids = sorted(touched.union(roster.concerned))
@@ -137,11 +164,11 @@ def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.Membersh
 
 
 def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> None:
-    # PostgreSQL checks uniqueness row by row: an address is let go before another takes it.
     if writes.gone:
         pipeline.send(statements.delete_users(), ids=writes.gone)
     _set_emails(pipeline, writes.vacated)
-    _write_rows(pipeline, writes.changed, stored.users)
+    for step in writes.changed:
+        _write_rows(pipeline, step, stored.users)
     _set_emails(pipeline, writes.assigned)
 
 
@@ -170,14 +197,32 @@ def _email(change: UserChange, emails: dict[str, str], stored: StoredState) -> s
     return emails.get(change.clerk_id) or placeholder_address(change.clerk_id)
 
 
-def _vacated(stored: StoredState, holder_of: dict[str, str]) -> list[tuple[str, str]]:
-    """Return who holds an address that is another's now, each with the placeholder instead."""
-    holders = {row.clerk_id: row for row in (*stored.holders, *stored.users.values())}
+def _vacated(stored: StoredState, holder_of: dict[str, str]) -> list[str]:
+    """Return the users outside the batch who hold an address that is another's now."""
     return [
-        (row.clerk_id, placeholder_address(row.clerk_id))
-        for row in holders.values()
-        if holder_of.get(row.email, row.clerk_id) != row.clerk_id
+        row.clerk_id
+        for row in stored.holders
+        if row.clerk_id not in stored.sync and holder_of.get(row.email, row.clerk_id) != row.clerk_id
     ]
+
+
+def _steps(
+    changed: list[TargetRow], stored: dict[str, UserRow]
+) -> tuple[list[TargetRow], list[TargetRow], list[str]]:
+    """Return the rows to write first, those whose address only they let go, and who lets go before both.
+
+    PostgreSQL checks uniqueness row by row. A row is written once, so that a trigger sees each change once;
+    only in a ring or a longer chain an address stands at the placeholder in between.
+    """
+    holders = {row.email: row.clerk_id for t in changed if (row := stored.get(t.row.clerk_id))}
+    first: list[TargetRow] = []
+    second: list[TargetRow] = []
+    for each in changed:
+        is_free = holders.get(each.row.email, each.row.clerk_id) == each.row.clerk_id
+        (first if is_free else second).append(each)
+    waiting = {t.row.clerk_id for t in second}
+    wanted = {t.row.email for t in second}
+    return first, second, [it for address, it in holders.items() if address in wanted and it in waiting]
 
 
 def _assigned(rivals: Sequence[CompetingClaim], holder_of: dict[str, str]) -> list[tuple[str, str]]:

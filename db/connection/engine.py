@@ -20,6 +20,7 @@ from config import Settings
 from db.connection.answer_timeout import ANSWER_LIMIT_S, TimeoutConnection
 from db.connection.errors import UNIQUE_VIOLATION, is_transient, loses_connection, sqlstate, translate
 from db.connection.pool import ReplaceablePool
+from db.connection.timestamps import BoundedTimestamptzLoader
 from db.connection.url import postgres_url, variable
 
 RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, and its connections die with it.
@@ -237,6 +238,7 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
     ) -> TimeoutConnection:
         connection = TimeoutConnection.connect(*arguments, **options)
         connection.answer_limit_s = answer_limit_s
+        connection.adapters.register_loader("timestamptz", BoundedTimestamptzLoader)
         return connection
 
     return engine

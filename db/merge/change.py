@@ -4,12 +4,15 @@ A change is never executed, it is merged: whatever the order, the repetition and
 a function of the set of changes. All times are whole milliseconds since the epoch.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeVar
 
 PLACEHOLDER_DOMAIN = "placeholder.invalid"
 DELETED_NAME = "Deleted user"
 DEFAULT_ROLE = "user"
+CLERK_ID = re.compile("[A-Za-z0-9_-]{1,200}")
 
 
 class Version(NamedTuple):
@@ -119,8 +122,14 @@ def merge_by_id(
 
 
 def placeholder_address(clerk_id: str) -> str:
-    """Return the address of a user who has none that can be stored (RFC 2606: it goes nowhere)."""
-    return f"{clerk_id}@{PLACEHOLDER_DOMAIN}"
+    """Return the address of a user who has none that can be stored (RFC 2606: it goes nowhere).
+
+    A row that the application wrote may have an id that fits into no address: a hash then stands for it,
+    behind a sign that no Clerk id contains.
+    """
+    fits = CLERK_ID.fullmatch(clerk_id)
+    local = clerk_id if fits else f"row+{hashlib.sha256(clerk_id.encode()).hexdigest()}"
+    return f"{local}@{PLACEHOLDER_DOMAIN}"
 
 
 def _newer_profile(a: Profile | None, b: Profile | None) -> Profile | None:

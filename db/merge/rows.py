@@ -18,7 +18,7 @@ from db.merge.change import (
 )
 from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
-from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
+from db.times import LATEST, maybe_datetime, maybe_ms, to_datetime, to_ms
 
 # A row that this sync has not written, as in a table older than the sync, is older than every event.
 UNVERSIONED = Version(-1, -1)
@@ -62,7 +62,8 @@ def stored_change(
     sync: SyncRow, user: UserRow | None, memberships: tuple[Membership, ...], policy: Policy
 ) -> UserChange:
     """Return what the two rows of a user say; a missing row of `users` counts as no profile."""
-    logins = [moment for moment in (sync.last_login_at, user and user.last_login_at) if moment]
+    moments = (sync.last_login_at, user and user.last_login_at)
+    logins = [moment for moment in moments if moment and moment < LATEST]
     return UserChange(
         sync.clerk_id,
         None if user is None else _stored_profile(sync, user, policy),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from db.connection.causes import Cause
 from db.connection.engine import ATTEMPTS, Database, Pipeline
 from db.connection.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
 from db.connection.url import postgres_url
+from db.times import EARLIEST, LATEST
 from tests.faults.line import Line, line_to
 from tests.support.settings import MakeSettings
 from tests.support.stack import wait_until
@@ -457,9 +459,14 @@ def test_classes_22_and_23_are_a_changes_own_fault(state: str) -> None:
     assert state in str(error)
 
 
-def test_a_date_that_the_driver_cannot_read_is_the_changes_own_fault(database: Database) -> None:
-    with pytest.raises(ChangeRefused, match=r"a value that cannot be represented$"):
-        database.run(lambda connection: connection.scalar(text("SELECT 'infinity'::timestamptz")))
+@pytest.mark.parametrize(
+    ("moment", "nearest"), [("infinity", LATEST), ("-infinity", EARLIEST), ("0044-03-15 BC", EARLIEST)]
+)
+def test_a_time_that_python_does_not_have_is_read_as_the_nearest(
+    moment: str, nearest: datetime, database: Database
+) -> None:
+    query = text(f"SELECT '{moment}'::timestamptz")
+    assert database.run(lambda connection: connection.scalar(query)) == nearest
 
 
 @pytest.mark.usefixtures("admin")

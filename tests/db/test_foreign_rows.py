@@ -1,0 +1,212 @@
+"""Rows of `users` that others wrote, and what others added to the table."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from db import schema
+from db.apply import users
+from db.connection.engine import Database
+from db.connection.timestamps import BoundedTimestamptzLoader
+from db.drift import users as drift
+from db.merge.change import UserChange, placeholder_address
+from db.merge.incoming import ReceivedChange
+from db.merge.policy import Policy
+from tests.db.test_users import OTHER, SHARED, Row, deleted, emails, existing, row, saved, sync_row, told
+from tests.support.payloads import ANN, BEN, CAT, NOW
+from tests.support.settings import MakeSettings
+
+Connection = psycopg.Connection[Row]
+ODD_IDS = {
+    "another provider's": "google:42",
+    "one that is too long for a placeholder": "u" * 255,
+    "spaces and signs": 'a "b" <c>@d,e',
+    "letters of any script": "ζωή münchen 😀",
+    "empty": "",
+}
+ODD_TIMES = [
+    "infinity",
+    "-infinity",
+    "4713-01-01 BC",
+    "294276-12-31",
+    "0001-01-01 00:00+14",
+    "9999-12-31 23:59-14",
+]
+
+
+@pytest.fixture
+def database(make_settings: MakeSettings) -> Iterator[Database]:
+    database = Database(make_settings(redis_url=None))
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[Connection]:
+    with psycopg.connect(
+        database_url, autocommit=True, row_factory=dict_row, prepare_threshold=None
+    ) as connection:
+        connection.adapters.register_loader("timestamptz", BoundedTimestamptzLoader)
+        yield connection
+
+
+def signed_in(clerk_id: str, at: int) -> ReceivedChange:
+    return told(UserChange(clerk_id, login_at=NOW + at))
+
+
+def batches(database: Database, *story: Sequence[ReceivedChange]) -> None:
+    for batch in story:
+        users.apply(database, batch, Policy())
+
+
+# A row without history keeps the claim on its address
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("has_signed_in", [False, True])
+def test_an_address_that_was_taken_comes_back_to_a_row_without_history_whatever_the_batches(
+    database: Database, connection: Connection, *, size: int, backwards: bool, has_signed_in: bool
+) -> None:
+    existing(connection, ANN, SHARED)
+    if has_signed_in:
+        batches(database, [signed_in(ANN, 1)])
+    story = [saved(BEN, 1, SHARED), saved(CAT, 2, SHARED), saved(BEN, 3, OTHER), deleted(CAT, 4)]
+    ordered = story[::-1] if backwards else story
+    batches(database, *(ordered[at : at + size] for at in range(0, len(ordered), size)))
+    assert emails(connection) == {ANN: SHARED, BEN: OTHER}
+
+
+def test_a_row_without_history_keeps_its_claim_while_another_has_its_address(
+    database: Database, connection: Connection
+) -> None:
+    existing(connection, ANN, SHARED)
+    batches(database, [saved(BEN, 1, SHARED)])
+    assert emails(connection) == {ANN: placeholder_address(ANN), BEN: SHARED}
+    assert sync_row(connection, ANN)["claimed_email"] == SHARED
+    batches(database, [deleted(BEN, 2)])
+    assert emails(connection) == {ANN: SHARED}
+
+
+# Any Clerk id
+
+
+@pytest.mark.parametrize("odd", ODD_IDS.values(), ids=ODD_IDS)
+def test_a_row_with_any_other_id_gives_its_address_to_a_user_and_gets_it_back(
+    odd: str, database: Database, connection: Connection
+) -> None:
+    existing(connection, odd, SHARED)
+    batches(database, [saved(BEN, 1, SHARED)])
+    assert emails(connection) == {odd: placeholder_address(odd), BEN: SHARED}
+    batches(database, [saved(BEN, 2, OTHER)])
+    assert emails(connection) == {odd: SHARED, BEN: OTHER}
+
+
+def test_placeholders_of_different_rows_differ() -> None:
+    ids = [*ODD_IDS.values(), "v" * 255, "google:43", ANN, "a" * 200, "a" * 201]
+    placeholders = {placeholder_address(clerk_id) for clerk_id in ids}
+    assert len(placeholders) == len(ids)
+    assert max(map(len, placeholders)) <= 255
+    assert placeholder_address(ANN) == f"{ANN}@placeholder.invalid"
+
+
+# Any time
+
+
+@pytest.mark.parametrize("moment", ODD_TIMES)
+def test_a_row_with_any_time_takes_every_event_and_can_be_compared(
+    moment: str, database: Database, connection: Connection
+) -> None:
+    existing(connection, ANN, SHARED, created_at=moment, last_login_at=moment)
+    assert drift.read(database, [ANN])[ANN].user is not None
+    assert drift.find(database, ANN) is not None
+    batches(database, [signed_in(ANN, 5)], [saved(BEN, 6, SHARED)], [saved(ANN, 7, OTHER)])
+    found = row(connection, ANN)
+    assert found is not None
+    assert (found["email"], found["created_at"]) == (OTHER, datetime.fromtimestamp(NOW / 1000, UTC))
+
+
+@pytest.mark.parametrize("moment", ["infinity", "294276-12-31"])
+def test_a_time_beyond_every_calendar_is_no_login(
+    moment: str, database: Database, connection: Connection
+) -> None:
+    existing(connection, ANN, SHARED, last_login_at=moment)
+    batches(database, [signed_in(ANN, 5)])
+    found = row(connection, ANN)
+    assert found is not None
+    assert found["last_login_at"] == datetime.fromtimestamp((NOW + 5) / 1000, UTC)
+
+
+# What the application added to the table
+
+
+def test_what_the_application_added_to_the_table_stays_untouched(
+    database: Database, connection: Connection
+) -> None:
+    connection.execute("""
+        ALTER TABLE users ADD plan text, ADD points int NOT NULL DEFAULT 7;
+        CREATE UNIQUE INDEX users_lower ON users (lower(email));
+        CREATE TABLE orders (id serial, user_id uuid REFERENCES users (id) ON DELETE SET NULL);
+        CREATE TABLE seen (what text);
+        CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN INSERT INTO seen VALUES (TG_OP); RETURN NULL; END $$;
+        CREATE TRIGGER see AFTER INSERT OR UPDATE OR DELETE ON users FOR EACH ROW EXECUTE FUNCTION see();
+    """)
+    batches(database, [saved(ANN, 1, SHARED), saved(BEN, 1, OTHER)])
+    connection.execute("UPDATE users SET plan = 'gold', points = 8 WHERE clerk_id = %s", [ANN])
+    connection.execute("INSERT INTO orders (user_id) SELECT id FROM users; DELETE FROM seen")
+    batches(database, [saved(ANN, 2, OTHER), saved(BEN, 2, None)], [signed_in(ANN, 3)], [deleted(BEN, 4)])
+    found = row(connection, ANN)
+    assert found is not None
+    assert (found["plan"], found["points"], found["email"]) == ("gold", 8, OTHER)
+    seen = [entry["what"] for entry in connection.execute("SELECT what FROM seen")]
+    assert seen == ["UPDATE"] * 3 + ["DELETE"]
+    assert connection.execute("SELECT count(user_id) AS kept FROM orders").fetchone() == {"kept": 1}
+    schema.upgrade(database)
+    assert connection.execute("SELECT indexname FROM pg_indexes WHERE indexname = 'users_lower'").fetchone()
+
+
+def test_a_row_is_written_only_when_it_changes_and_then_once(
+    database: Database, connection: Connection
+) -> None:
+    batches(database, [saved(ANN, 1, SHARED), saved(BEN, 1, OTHER)])
+    connection.execute("""
+        CREATE TABLE seen (what text);
+        CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO seen VALUES (NEW.clerk_id || ' ' || NEW.email); RETURN NULL;
+        END $$;
+        CREATE TRIGGER see AFTER INSERT OR UPDATE ON users FOR EACH ROW EXECUTE FUNCTION see();
+    """)
+    batches(database, [saved(ANN, 1, SHARED), saved(BEN, 1, OTHER), saved(ANN, 0, None)])
+    assert written(connection) == []
+    # Ann takes what Ben has, Ben what nobody has: no address stands at the placeholder in between.
+    batches(database, [saved(ANN, 2, OTHER), saved(BEN, 2, "new@example.com")])
+    assert written(connection) == [f"{BEN} new@example.com", f"{ANN} {OTHER}"]
+    batches(database, [saved(CAT, 3, OTHER)])
+    assert written(connection) == [f"{ANN} {placeholder_address(ANN)}", f"{CAT} {OTHER}"]
+    batches(database, [deleted(CAT, 4)])
+    assert written(connection) == [f"{ANN} {OTHER}"]
+
+
+def written(connection: Connection) -> list[Any]:
+    """Return what the trigger saw since the last call."""
+    return [entry["what"] for entry in connection.execute("DELETE FROM seen RETURNING what")]
+
+
+# What the application wrote into the sync's columns
+
+
+@pytest.mark.parametrize("name", ["A", "Zoe"])
+def test_what_the_application_wrote_is_overwritten_by_the_next_newer_version(
+    name: str, database: Database, connection: Connection
+) -> None:
+    batches(database, [saved(ANN, 1, SHARED, name="Ann")])
+    connection.execute("UPDATE users SET name = %s, role = 'admin'", [name])
+    batches(database, [saved(ANN, 2, SHARED, name="Ann")])
+    found = row(connection, ANN)
+    assert found is not None
+    assert (found["name"], found["role"]) == ("Ann", "user")
