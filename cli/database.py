@@ -1,6 +1,7 @@
 """`db`: the migrations, and data for development."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -34,17 +35,25 @@ def upgrade(settings: Settings, revision: str) -> None:
     """Run the migrations that are missing."""
     with _migrating(settings) as database:
         schema.upgrade(database, revision)
-        click.echo(f"schema at {schema.revision(database)}")
+        click.echo(f"schema at {schema.current_revision(database)}")
+
+
+def _destroys(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option("--force", is_flag=True, help="Allow a database on another machine.")(command)
+    return click.option("--yes", is_flag=True, help="Do not ask.")(command)
 
 
 @db.command()
 @click.argument("revision", default="-1")
+@_destroys
 @click.pass_obj
-def downgrade(settings: Settings, revision: str) -> None:
-    """Take the last migration back, or all down to REV (`base`: every one)."""
+def downgrade(settings: Settings, revision: str, yes: bool, force: bool) -> None:
+    """Take the last migration back, or all down to REVISION (`base`: every one), and drop what they made."""
+    _require_local(settings, force)
     with _migrating(settings) as database:
+        _confirm_loss(database, revision, yes)
         schema.downgrade(database, revision)
-        click.echo(f"schema at {schema.revision(database) or 'base'}")
+        click.echo(f"schema at {schema.current_revision(database) or 'base'}")
 
 
 @db.command()
@@ -52,24 +61,20 @@ def downgrade(settings: Settings, revision: str) -> None:
 def current(settings: Settings) -> None:
     """Show the schema's revision, and whether it is the newest."""
     with _migrating(settings) as database:
-        click.echo(f"{schema.revision(database) or 'no revision'} ({schema.state(database)})")
+        click.echo(f"{schema.current_revision(database) or 'no revision'} ({schema.state(database)})")
 
 
 @db.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Also a database that is not on this machine.")
+@_destroys
 @click.pass_obj
 def reset(settings: Settings, yes: bool, force: bool) -> None:
-    """Drop the tables and everything in them, and make them anew."""
-    if not (force or all(_is_local(host) for host in hosts(settings, unpooled=True))):
-        raise NotLocal("the database is not on this machine: nothing was done; --force does it all the same")
-    if not yes:
-        *names, last = schema.tables()
-        click.confirm(f"Drop {', '.join(names)} and {last} with all their rows?", abort=True, err=True)
+    """Drop the tables and everything in them, and create them again."""
+    _require_local(settings, force)
     with _migrating(settings) as database:
+        _confirm_loss(database, "base", yes)
         schema.downgrade(database, "base")
         schema.upgrade(database)
-        click.echo(f"schema at {schema.revision(database)}, tables empty")
+        click.echo(f"schema at {schema.current_revision(database)}, tables empty")
 
 
 @db.command()
@@ -79,6 +84,25 @@ def seed(settings: Settings, users: int) -> None:
     """Add made-up users, their addresses at example.com."""
     with _migrating(settings) as database:
         click.echo(f"{seed_users(database, users)} users added")
+
+
+def _require_local(settings: Settings, force: bool) -> None:
+    if not (force or all(_is_local(host) for host in hosts(settings, unpooled=True))):
+        raise NotLocal("the database is not on this machine: nothing was done; --force does it all the same")
+
+
+def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
+    """Say what a downgrade to `revision` removes, and go on only when the operator agrees."""
+    steps = schema.steps_down(database, revision)
+    if yes or not steps:
+        return
+    click.echo("This removes, with all rows:", err=True)
+    for step in steps:
+        click.echo(f"  {step}", err=True)
+    click.echo(f"There are {schema.count_users(database)} rows in users.", err=True)
+    if not sys.stdin.isatty():
+        raise click.UsageError("nothing was done: without a terminal to ask on it needs --yes")
+    click.confirm("Remove them?", abort=True, err=True)
 
 
 def _is_local(host: str) -> bool:

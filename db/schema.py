@@ -8,6 +8,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 from sqlalchemy import Connection, any_, column, func, inspect, select, table
 from sqlalchemy.schema import CreateSchema
@@ -15,7 +16,7 @@ from sqlalchemy.schema import CreateSchema
 from db.connection.causes import Cause
 from db.connection.engine import Database, schema_of
 from db.connection.errors import unavailable
-from db.models import Base
+from db.models import Base, User
 
 VERSION_TABLE = "clerk_sync_version"  # an application's `alembic_version` may stand beside it
 
@@ -57,7 +58,27 @@ def _migrate(database: Database, move: Callable[[Config, str], None], revision: 
         raise MigrationError(str(error)) from None
 
 
-def revision(database: Database) -> str | None:
+def steps_down(database: Database, revision: str) -> list[str]:
+    """Return what a downgrade to `revision` takes back, newest first: each migration's number and subject.
+
+    Raises MigrationError when there is no such way down.
+    """
+    found = current_revision(database)
+    try:
+        steps = _script().iterate_revisions(found, revision, select_for_downgrade=True)
+        return [f"{step.revision}  {step.doc}" for step in steps]
+    except RevisionError:
+        raise MigrationError(f"no migration leads from {found or 'base'} down to {revision}") from None
+
+
+def count_users(database: Database) -> int:
+    """Return the number of rows of `users`; 0 without the table."""
+    if current_revision(database) is None:
+        return 0
+    return database.run(lambda connection: connection.scalars(select(func.count()).select_from(User)).one())
+
+
+def current_revision(database: Database) -> str | None:
     """Return the revision that the database is at; None when no migration has run.
 
     Raises DatabaseUnavailable when the role may not look into the schema.
@@ -93,7 +114,7 @@ def tables() -> list[str]:
 
 def state(database: Database) -> SchemaState:
     """Compare the database with this code."""
-    found = revision(database)
+    found = current_revision(database)
     if found is None:
         return SchemaState.MISSING
     if found == head():

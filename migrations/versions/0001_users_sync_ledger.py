@@ -1,4 +1,4 @@
-"""The tables: users, the sync's memory of them, and the ledger of deliveries.
+"""users, user_sync and webhook_events: users, the sync's memory of them, the ledger of deliveries.
 
 Revision 0001, the first.
 """

@@ -1,4 +1,4 @@
-"""Organizations and memberships, for ORGANIZATION_SOURCE=membership.
+"""organization_sync and membership_sync, for ORGANIZATION_SOURCE=membership.
 
 Revision 0002, after 0001.
 """

@@ -1,4 +1,4 @@
-"""How far a backfill is, beside what it has written.
+"""sync_progress: how far a backfill is.
 
 Revision 0003, after 0002.
 """

@@ -9,6 +9,8 @@ from click.testing import CliRunner, Result
 from cli.database import db
 from db import schema
 from tests.support.payloads import ANN
+from tests.support.settings import MakeSettings
+from tests.support.terminal import on_a_terminal
 
 Run = Callable[..., Result]
 
@@ -37,8 +39,8 @@ def test_the_schema_goes_up_and_down(run: Run, empty_url: str) -> None:
     assert run("upgrade").output == f"schema at {head}\n"
     assert run("upgrade").output == f"schema at {head}\n", "again changes nothing"
     assert run("current").output == f"{head} (current)\n"
-    assert run("downgrade", "0001").output == "schema at 0001\n"
-    assert run("downgrade").output == "schema at base\n"
+    assert run("downgrade", "0001", "--yes").output == "schema at 0001\n"
+    assert run("downgrade", "--yes").output == "schema at base\n"
     assert run("current").output == "no revision (missing)\n"
 
 
@@ -59,24 +61,65 @@ def test_seeding_adds_made_up_users_once(run: Run, database_url_unpooled: str) -
     assert users(database_url_unpooled)[:12] == found
 
 
-def test_reset_asks_first(run: Run, database_url_unpooled: str) -> None:
+DESTROY = {"reset": ["reset"], "downgrade": ["downgrade", "base"]}
+
+
+@pytest.mark.parametrize("command", DESTROY.values(), ids=DESTROY)
+def test_what_is_lost_is_said_and_asked_for(
+    command: list[str], run: Run, make_settings: MakeSettings, database_url_unpooled: str
+) -> None:
+    settings = make_settings(redis_url=None)
     run("seed", DATABASE_URL=database_url_unpooled)
-    for answer in ("", "n\n", "no\n", "\n"):
-        ran = run("reset", stdin=answer)
-        assert (ran.exit_code, len(users(database_url_unpooled))) == (1, 20)
-    ran = run("reset", stdin="y\n")
-    assert ran.exit_code == 0
-    assert ran.output.endswith(f"schema at {schema.head()}, tables empty\n")
-    assert users(database_url_unpooled) == []
+    for answer in (b"n\n", b"\n"):
+        with on_a_terminal(settings, "db", *command) as terminal:
+            terminal.wait_for("Remove them? [y/N]")
+            terminal.press(answer)
+            assert terminal.wait() == 1
+    assert len(users(database_url_unpooled)) == 20
+    assert "There are 20 rows in users." in terminal.shown
+    with on_a_terminal(settings, "db", *command) as terminal:
+        terminal.wait_for("Remove them? [y/N]")
+        terminal.press(b"y\n")
+        assert terminal.wait() == 0
+    with psycopg.connect(database_url_unpooled) as connection:
+        found = connection.execute("SELECT to_regclass('users')").fetchone()
+    assert found == (("users",) if command == ["reset"] else (None,))
 
 
-def test_reset_names_every_table_that_it_drops(run: Run, database_url_unpooled: str) -> None:
-    asked = run("reset", stdin="n\n", DATABASE_URL=database_url_unpooled).output
+@pytest.mark.parametrize("command", DESTROY.values(), ids=DESTROY)
+def test_without_a_terminal_nothing_is_removed_unless_it_is_said(
+    command: list[str], run: Run, database_url_unpooled: str
+) -> None:
+    run("seed", DATABASE_URL=database_url_unpooled)
+    for answer in ("", "y\n"):
+        ran = run(*command, stdin=answer)
+        assert ran.exit_code == 2
+        assert "needs --yes" in ran.output
+    assert len(users(database_url_unpooled)) == 20
+    assert run(*command, "--yes").exit_code == 0
+
+
+@pytest.mark.parametrize("command", DESTROY.values(), ids=DESTROY)
+def test_every_table_that_is_dropped_is_named(
+    command: list[str], run: Run, database_url_unpooled: str
+) -> None:
+    asked = run(*command, DATABASE_URL=database_url_unpooled).output
     with psycopg.connect(database_url_unpooled) as connection:
         there = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
     names = {name for (name,) in there} - {"clerk_sync_version"}
     assert {"users", "membership_sync"} < names
-    assert names == {word for word in re.split(r"[ ,]+", asked) if word in names}
+    assert names <= set(re.findall(r"\w+", asked))
+
+
+def test_one_step_down_names_that_step_alone(run: Run, database_url_unpooled: str) -> None:
+    run("downgrade", "0003", "--yes", DATABASE_URL=database_url_unpooled)
+    asked = run("downgrade").output
+    assert "0003  sync_progress" in asked
+    assert "0002" not in asked
+
+
+def test_nothing_is_asked_where_nothing_is_lost(run: Run, empty_url: str) -> None:
+    assert run("reset", DATABASE_URL=empty_url).exit_code == 0
 
 
 def test_reset_need_not_ask(run: Run, database_url_unpooled: str) -> None:
@@ -94,8 +137,9 @@ REMOTE = [
 
 
 @pytest.mark.parametrize("url", REMOTE)
-def test_reset_refuses_a_database_that_is_not_local(url: str, run: Run) -> None:
-    ran = run("reset", "--yes", DATABASE_URL=url)
+@pytest.mark.parametrize("command", DESTROY.values(), ids=DESTROY)
+def test_a_database_that_is_not_local_is_refused(url: str, command: list[str], run: Run) -> None:
+    ran = run(*command, "--yes", DATABASE_URL=url)
     assert ran.exit_code == 1
     assert str(ran.exception) == (
         "the database is not on this machine: nothing was done; --force does it all the same"
@@ -129,11 +173,15 @@ def test_reset_is_not_fooled_about_where_a_database_is(
 
 
 def test_a_revision_that_is_none_is_said(run: Run, database_url_unpooled: str) -> None:
-    for command in ("upgrade", "downgrade"):
+    said = {
+        "upgrade": "Can't locate revision identified by 'nosuch'",
+        "downgrade": f"no migration leads from {schema.head()} down to nosuch",
+    }
+    for command, message in said.items():
         ran = run(command, "nosuch", DATABASE_URL=database_url_unpooled)
         assert ran.exit_code == 1
         assert isinstance(ran.exception, schema.MigrationError)
-        assert str(ran.exception) == "Can't locate revision identified by 'nosuch'"
+        assert str(ran.exception) == message
 
 
 def test_there_is_no_way_down_from_the_bottom(run: Run, empty_url: str) -> None:

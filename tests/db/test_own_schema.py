@@ -152,7 +152,7 @@ def test_every_command_works_beside_the_applications_tables_whatever_the_search_
     assert owner.execute('SELECT count(*) FROM "clerk-sync".users').fetchone() == (3,)
     assert ran(settings, "db", "reset", "--yes") == f"schema at {schema.head()}, tables empty\n"
     assert owner.execute('SELECT count(*) FROM "clerk-sync".users').fetchone() == (0,)
-    assert "base" in ran(settings, "db", "downgrade", "base")
+    assert "base" in ran(settings, "db", "downgrade", "base", "--yes")
     assert owner.execute("SELECT id, login FROM public.users").fetchall() == [(1, "ann")]
     assert owner.execute("SELECT * FROM public.alembic_version").fetchall() == [("0001",)]
 
@@ -215,7 +215,7 @@ def test_the_rights_of_the_document_suffice_and_name_every_table(
         ['"clerk-sync"', role, ["SELECT", "INSERT", "UPDATE", "DELETE"]],
     ).fetchall()
     assert missing == []
-    denied = run(runtime, "db", "downgrade", "base")
+    denied = run(runtime, "db", "downgrade", "base", "--yes")
     assert denied.exit_code == 1
 
 

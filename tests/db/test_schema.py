@@ -99,12 +99,12 @@ def test_the_schema_goes_up_and_down_and_up_again(empty: Database, empty_url: st
 def test_every_migration_goes_down_and_up_by_itself(empty: Database, empty_url: str) -> None:
     schema.upgrade(empty)
     stages = []
-    while found := schema.revision(empty):
+    while found := schema.current_revision(empty):
         stages.append((found, catalog(empty_url)))
         schema.downgrade(empty, "-1")
     for found, stage in reversed(stages):
         schema.upgrade(empty, "+1")
-        assert (schema.revision(empty), catalog(empty_url)) == (found, stage)
+        assert (schema.current_revision(empty), catalog(empty_url)) == (found, stage)
     assert schema.state(empty) == SchemaState.CURRENT
 
 
@@ -112,7 +112,7 @@ def test_the_state_of_the_schema_is_known(empty: Database) -> None:
     assert schema.state(empty) == SchemaState.MISSING
     schema.upgrade(empty)
     assert schema.state(empty) == SchemaState.CURRENT
-    assert schema.revision(empty) == schema.head()
+    assert schema.current_revision(empty) == schema.head()
     schema.downgrade(empty, "0001")
     assert schema.state(empty) == (SchemaState.CURRENT if schema.head() == "0001" else SchemaState.OLD)
     schema.downgrade(empty, "base")
