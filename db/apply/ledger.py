@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from db.apply import statements
-from db.connection.engine import Pipeline, columns
+from db.connection.pipeline import Pipeline, columns
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import to_datetime
 

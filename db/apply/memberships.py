@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from db.apply import statements
-from db.connection.engine import Pipeline, columns
+from db.connection.pipeline import Pipeline, columns
 from db.merge.change import Membership, Organization, UserChange, Version, merge_organizations
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms

@@ -40,7 +40,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.selectable import LateralFromClause, TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
-from db.connection.engine import Pipeline
+from db.connection.pipeline import Pipeline
 from db.models import TIMESTAMPTZ, MembershipSync, OrganizationSync, User, UserSync, WebhookEvent
 
 # Any two integers do, as long as nobody else in the database locks by the same first one.

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from db.apply import memberships, statements
 from db.apply.ledger import record
-from db.connection.engine import Database, Pipeline, columns
+from db.connection.engine import Database
+from db.connection.pipeline import Pipeline, columns
 from db.merge.change import Membership, UserChange, Version, placeholder_address
 from db.merge.claims import CompetingClaim, resolve
 from db.merge.incoming import Outcome, ReceivedChange

@@ -1,45 +1,36 @@
-"""The way to PostgreSQL: a pool of connections, transactions that are retried, statements sent together."""
+"""The way to PostgreSQL: a pool of connections, and transactions that are retried."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, lru_cache
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar, cast
 
 import psycopg
 import structlog
 import tenacity
-from sqlalchemy import Connection, Engine, Executable, create_engine, event, func, select, text, true
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import Pool
 
 from config import Settings
 from db.connection.answer_timeout import ANSWER_LIMIT_S, TimeoutConnection
-from db.connection.errors import UNIQUE_VIOLATION, is_transient, loses_connection, sqlstate, translate
+from db.connection.errors import RACES, UTF8, is_transient, loses_connection, sqlstate, translate
+from db.connection.pipeline import Pipeline, schema_map, transaction
 from db.connection.pool import ReplaceablePool
+from db.connection.session import BEGIN, LIMITS, NO_LIMITS, settings_sql
 from db.connection.timestamps import BoundedTimestamptzLoader
 from db.connection.url import postgres_url, variable
 
 RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, and its connections die with it.
 CONNECT_TIMEOUT_S = 5
-# What a frozen process holds must be free again while it sleeps: others wait for its locks.
-TRANSACTION_LIMITS = {
-    "lock_timeout": "10s",
-    "statement_timeout": "30s",
-    "idle_in_transaction_session_timeout": "10s",
-}
-# The one above does not count while more statements are to be sent; this does, where it is known. What a
-# frozen worker holds is with others after some 15 s: they must be done with it within 30.
-TRANSACTION_TIMEOUT = "20s"
-KNOWS_TRANSACTION_TIMEOUT = 170_000  # https://www.postgresql.org/docs/17/release-17.html
 ATTEMPTS = 6
 RACE_ATTEMPTS = 3  # each sees what won before
 MAX_PAUSE_S = 1.0
 
 T = TypeVar("T")
+W = TypeVar("W")
 log = structlog.get_logger("db")
 
 
@@ -55,38 +46,6 @@ class PoolState(NamedTuple):
     overflows: int
 
 
-class Pipeline:
-    """Sends statements without waiting for the answers of those before: one round trip for all of them.
-
-    PostgreSQL still runs them one after the other, and each sees what was committed when it began.
-    https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
-    """
-
-    def __init__(
-        self, driver: psycopg.Connection[Any], sent: psycopg.Pipeline, schema: str | None = None
-    ) -> None:
-        self._driver = driver
-        self._sent = sent
-        self._schema = schema
-
-    def send(self, statement: Executable, **parameters: object) -> psycopg.Cursor[Any]:
-        """Queue `statement`. Reading from the cursor waits for its answer and for all sent before."""
-        sql, defaults = _compile(statement, self._schema)
-        values = {
-            name: array_literal(value) if isinstance(value, list) else value
-            for name, value in parameters.items()
-        }
-        return self._driver.cursor().execute(cast("Any", sql), {**defaults, **values})
-
-    def wait(self) -> None:
-        """Wait for the answers to all that was sent. To be done before reading while locks are held.
-
-        Reading alone would leave PostgreSQL in the belief that more is on its way, and then no time limit of
-        its own ends the transaction of a process that is frozen now.
-        """
-        self._sent.sync()
-
-
 class Database:
     """A pool of connections, and the one way to run a transaction on it."""
 
@@ -100,6 +59,8 @@ class Database:
     ) -> None:
         # A migration may take its time.
         self.engine = _engine(settings, unpooled, answer_limit_s=None if unpooled else answer_limit_s)
+        self.encoding = UTF8
+        event.listen(self.engine, "connect", self._learn_encoding)
         self._variable = variable(settings, unpooled=unpooled)
         self._attempts = attempts
         self._counts: Counter[str] = Counter()
@@ -112,24 +73,11 @@ class Database:
         `work` is run again, on a fresh connection, when the error may heal within seconds; it must be
         repeatable. Raises DatabaseUnavailable or ChangeRefused.
         """
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=MAX_PAUSE_S),
-            stop=self._is_last,
-            before_sleep=_log_retry,
-            reraise=True,
-        )
-        with self._translating():
-            return cast("T", retrying(self._attempt, work))
+        return self._retried(self._in_transaction, work)
 
     def run_pipeline(self, work: Callable[[Pipeline], T]) -> T:
         """Do as `run` does, with a `work` that sends its statements through a Pipeline."""
-
-        def piped(connection: Connection) -> T:
-            with _pipeline(connection) as pipeline:
-                return work(pipeline)
-
-        return self.run(piped)
+        return self._retried(self._in_pipeline, work)
 
     def ping(self) -> None:
         """Raise DatabaseUnavailable unless the database answers. No retry, but on a fresh connection.
@@ -138,11 +86,11 @@ class Database:
         """
         with self._translating():
             try:
-                self._attempt(_select_one)
+                self._attempt(self._in_transaction, _select_one)
             except SQLAlchemyError as error:
                 if not getattr(error, "connection_invalidated", False):
                     raise
-                self._attempt(_select_one)
+                self._attempt(self._in_transaction, _select_one)
 
     def pool_state(self) -> PoolState:
         """Return the pool's numbers."""
@@ -169,24 +117,51 @@ class Database:
         except PoolTimeout as error:
             self._counts["timeouts"] += 1
             log.warning("pool exhausted", **self.pool_state()._asdict())
-            raise translate(error, self._variable) from None
+            raise translate(error, self._variable, self.encoding) from None
         except (psycopg.Error, SQLAlchemyError) as error:
-            raise translate(error, self._variable) from None
+            raise translate(error, self._variable, self.encoding) from None
 
     def _is_last(self, state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        is_race = error is not None and sqlstate(error) == UNIQUE_VIOLATION
+        is_race = error is not None and sqlstate(error) in RACES
         return state.attempt_number >= min(self._attempts, RACE_ATTEMPTS if is_race else self._attempts)
 
-    def _attempt(self, work: Callable[[Connection], T]) -> T:
+    def _retried(self, attempt: Callable[[W], T], work: W) -> T:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=MAX_PAUSE_S),
+            stop=self._is_last,
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        with self._translating():
+            return cast("T", retrying(self._attempt, attempt, work))
+
+    def _attempt(self, attempt: Callable[[W], T], work: W) -> T:
         pool = self.engine.pool
         try:
-            with self.engine.begin() as connection:
-                return work(connection)
+            return attempt(work)
         except (psycopg.Error, SQLAlchemyError) as error:
             if loses_connection(error):
                 self._renew(pool)
             raise
+
+    def _in_transaction(self, work: Callable[[Connection], T]) -> T:
+        with self.engine.begin() as connection:
+            return work(connection)
+
+    def _in_pipeline(self, work: Callable[[Pipeline], T]) -> T:
+        with self.engine.connect() as connection:
+            driver = _driver(connection)
+            try:
+                with transaction(driver, schema_of(connection)) as pipeline:
+                    return work(pipeline)
+            finally:
+                if driver.closed:
+                    connection.invalidate()
+
+    def _learn_encoding(self, driver: psycopg.Connection[Any], _record: object) -> None:
+        self.encoding = (driver.pgconn.parameter_status(b"server_encoding") or b"").decode() or UTF8
 
     def _renew(self, pool: Pool) -> None:
         """Close the idle connections of `pool`: what killed one has most likely killed its siblings."""
@@ -201,8 +176,8 @@ def schema_of(connection: Connection) -> str | None:
     return cast("str | None", schemas.get(None))
 
 
-def _schema_map(schema: str | None) -> dict[str | None, str] | None:
-    return None if schema is None else {None: schema}
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
+    return cast("psycopg.Connection[Any]", connection.connection.driver_connection)
 
 
 def _select_one(connection: Connection) -> None:
@@ -219,12 +194,14 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         pool_recycle=RECYCLE_S,
         pool_use_lifo=True,  # a quiet pool lets its surplus connections grow old and be recycled
         hide_parameters=True,
-        execution_options={"schema_translate_map": _schema_map(settings.database_schema)},
+        isolation_level="AUTOCOMMIT",  # each transaction begins with a BEGIN of our own
+        execution_options={"schema_translate_map": schema_map(settings.database_schema)},
         use_native_hstore=False,  # would cost a round trip for every new connection
         connect_args={
             "prepare_threshold": None,  # PgBouncer in transaction mode hands each transaction another server
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "clerk-sync",
+            "client_encoding": "utf8",  # goes before PGCLIENTENCODING, and poolers take it
             "keepalives_idle": 30,
             "keepalives_interval": 10,
             "keepalives_count": 3,
@@ -240,6 +217,13 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         connection.answer_limit_s = answer_limit_s
         connection.adapters.register_loader("timestamptz", BoundedTimestamptzLoader)
         return connection
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        driver = _driver(connection)
+        limits = NO_LIMITS if unpooled else LIMITS
+        # One round trip for both: without parameters psycopg sends them as one simple query.
+        connection.exec_driver_sql(f"{BEGIN}; {settings_sql(driver.info.server_version, limits)}")
 
     return engine
 
@@ -270,64 +254,3 @@ def _log_retry(state: tenacity.RetryCallState) -> None:
         sqlstate=sqlstate(error) if error else None,
         pause_ms=round(state.upcoming_sleep * 1000),
     )
-
-
-@contextmanager
-def _pipeline(connection: Connection) -> Iterator[Pipeline]:
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    driver.autocommit = True  # psycopg waits for the answers to a BEGIN and a COMMIT of its own
-    try:
-        with driver.pipeline() as sent:
-            driver.execute("BEGIN")
-            pipeline = Pipeline(driver, sent, schema_of(connection))
-            # As connection options PgBouncer refuses them, as session settings it loses them.
-            pipeline.send(_limits(driver.info.server_version >= KNOWS_TRANSACTION_TIMEOUT))
-            yield pipeline
-            driver.execute("COMMIT")
-    finally:
-        if not driver.closed:
-            driver.rollback()
-            driver.autocommit = False
-
-
-@cache
-def _limits(knows_transaction_timeout: bool) -> Executable:
-    limits = dict(TRANSACTION_LIMITS)
-    if knows_transaction_timeout:
-        limits["transaction_timeout"] = TRANSACTION_TIMEOUT
-    return select(*(func.set_config(name, value, true()) for name, value in limits.items()))
-
-
-@lru_cache(maxsize=256)
-def _compile(statement: Executable, schema: str | None) -> tuple[str, dict[str, Any]]:
-    dialect = cast("Any", PGDialect_psycopg)()
-    compiled = cast("Any", statement).compile(
-        dialect=dialect, schema_translate_map=_schema_map(schema), render_schema_translate=schema is not None
-    )
-    return str(compiled), dict(compiled.params)
-
-
-def array_literal(values: Sequence[object]) -> str:
-    """Return a list as PostgreSQL writes an array. psycopg does the same in several times as long.
-
-    Takes texts, whole numbers, booleans, datetimes and None.
-    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
-    """
-    literal = _joined(values)
-    quotes = 2 * (len(values) - values.count(None))
-    if "\\" in literal or literal.count('"') != quotes:  # few texts have anything to escape
-        return _joined([_escaped(value) if isinstance(value, str) else value for value in values])
-    return literal
-
-
-def _joined(values: Sequence[object]) -> str:
-    return "{" + ",".join(["NULL" if value is None else f'"{value}"' for value in values]) + "}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
-
-
-def columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:
-    """Turn rows into the lists that `unnest` takes, one per column; `width` columns also without any row."""
-    return [[row[i] for row in rows] for i in range(width)]

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ARRAY, Executable, String, bindparam, cast, func, select
 
-from db.connection.engine import Database, Pipeline
+from db.connection.engine import Database
+from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange, placeholder_address
 from db.merge.policy import Policy
 from db.merge.rows import SyncRow, UserRow

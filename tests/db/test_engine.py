@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,11 +21,12 @@ from sqlalchemy.exc import DBAPIError
 import config
 from cli.dev.servers import HOST, free_port
 from config import SettingsError
-from db.connection import engine
+from db.connection import engine, session
 from db.connection.answer_timeout import ANSWER_LIMIT_S
 from db.connection.causes import Cause
-from db.connection.engine import ATTEMPTS, Database, Pipeline
+from db.connection.engine import ATTEMPTS, Database
 from db.connection.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
+from db.connection.pipeline import Pipeline
 from db.connection.url import postgres_url
 from db.times import EARLIEST, LATEST
 from tests.faults.line import Line, line_to
@@ -182,7 +184,8 @@ def test_a_serialization_failure_is_tried_again(database: Database, admin: psyco
 
     def work(connection: Connection) -> None:
         tries.append(1)
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        connection.execute(text("ROLLBACK"))
+        connection.execute(text("BEGIN ISOLATION LEVEL REPEATABLE READ"))
         connection.execute(text("SELECT name FROM things"))
         if len(tries) == 1:
             admin.execute("UPDATE things SET name = 'theirs'")
@@ -273,15 +276,9 @@ def test_a_server_that_has_no_connection_left_is_asked_again(
 
 
 @pytest.fixture
-def limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """Set one of the limits of a transaction for this test."""
-
-    def limit(name: str, value: str) -> None:
-        monkeypatch.setitem(engine.TRANSACTION_LIMITS, name, value)
-        engine._limits.cache_clear()
-
-    yield limit
-    engine._limits.cache_clear()
+def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Set one of the limits of a batch's transaction for this test."""
+    return partial(monkeypatch.setitem, session.BATCH_LIMITS)
 
 
 def test_what_a_frozen_process_locks_is_free_again_while_it_sleeps(
@@ -310,11 +307,10 @@ def test_what_a_process_locks_that_froze_while_it_sent_is_free_again_too(
     database: Database,
     admin: psycopg.Connection[Any],
     limit: Callable[[str, str], None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if admin.info.server_version < engine.KNOWS_TRANSACTION_TIMEOUT:
+    if admin.info.server_version < session.TRANSACTION_TIMEOUT_SINCE:
         pytest.skip("this PostgreSQL knows no transaction_timeout")
-    monkeypatch.setattr(engine, "TRANSACTION_TIMEOUT", "200ms")
+    limit("transaction_timeout", "200ms")
     limit("idle_in_transaction_session_timeout", "0")
     admin.execute("INSERT INTO things VALUES (1, '')")
     admin.execute("SET lock_timeout = '5s'")
@@ -362,7 +358,7 @@ def test_the_limits_of_a_pipeline_end_with_its_transaction(database: Database) -
     outside = database.run(
         lambda connection: connection.scalar(text("SELECT current_setting('lock_timeout')"))
     )
-    assert (inside, outside) == ([("10s",)], "0")
+    assert (inside, outside) == ([("2s",)], "0")
 
 
 def test_a_server_that_is_away_is_tried_a_few_times_and_then_said(

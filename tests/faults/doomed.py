@@ -20,7 +20,7 @@ from redis.connection import Connection
 from config import load
 from db.apply import users
 from worker import log
-from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
+from worker.queue.consumer import ReservedJobs, Settled, TakenJob
 from worker.runner import batch_worker
 
 BATCH = 3
@@ -47,13 +47,13 @@ def doomed_jobs(doom: Doom) -> type[ReservedJobs]:
     """Return a HeldJobs that is struck on its way to Redis and back."""
 
     class DoomedJobs(ReservedJobs):
-        def settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> list[TakenJob] | None:
+        def settle_and_take(self, done: Sequence[Settled], limit: int) -> list[TakenJob] | None:
             jobs = super().settle_and_take(done, limit)
             if jobs:
                 doom.at("loaded")
             return jobs
 
-        def _send_and_take(self, done: Sequence[Finished | Failed], limit: int) -> Any:
+        def _send_and_take(self, done: Sequence[Settled], limit: int) -> Any:
             doom.settles.now = bool(done)
             taken = super()._send_and_take(done, limit)
             if done:

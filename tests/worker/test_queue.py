@@ -34,11 +34,13 @@ from worker.queue.consumer import (
     CONSUMERS_KEY,
     RESERVED_PREFIX,
     SILENT_AFTER_S,
+    Deferred,
     Failed,
     Finished,
     ReservedJobs,
     TakenJob,
 )
+from worker.queue.lock_waits import KEY, LockWaits, lock_waits
 from worker.queue.producer import (
     CONNECTIONS,
     LAST_RECEIVED_KEY,
@@ -47,7 +49,14 @@ from worker.queue.producer import (
     EnqueueResult,
     delivery_queue,
 )
-from worker.queue.rq_format import FAILURE_TTL_S, RESULT_TTL_S, RETRY_INTERVALS_S, decode_call
+from worker.queue.rq_format import (
+    FAILURE_TTL_S,
+    QUEUE_KEY,
+    RESULT_TTL_S,
+    RETRY_INTERVALS_S,
+    SCHEDULED_KEY,
+    decode_call,
+)
 from worker.redis_client import QueueUnavailable, worker_redis
 
 Holder = Callable[[str], ReservedJobs]
@@ -598,6 +607,39 @@ def test_what_no_waiting_heals_fails_at_once_with_all_its_retries_left(
 
 
 # Who holds what
+
+
+def test_a_job_that_waits_for_a_lock_comes_again_with_all_its_retries_and_is_counted_since_when(
+    queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    sent = delivery()
+    queue.enqueue(sent)
+    jobs = holder("w")
+    began = time.time()
+    for _ in range(2):
+        (job,) = take(jobs)
+        jobs.settle_and_take([Deferred(job, "locked")], 0)
+        assert rq.places(sent.svix_id) == ["scheduled"]
+        assert rq.job(sent.svix_id).retries_left == len(RETRY_INTERVALS_S)
+        waits = lock_waits(rq.redis)
+        assert waits.jobs == 1
+        assert waits.since is not None
+        assert began - 1 < waits.since.timestamp() <= time.time()
+        rq.redis.zrem(SCHEDULED_KEY, sent.svix_id)
+        rq.redis.rpush(QUEUE_KEY, sent.svix_id)
+        first = waits.since
+    (job,) = take(jobs)
+    assert job.has_waited
+    assert lock_waits(rq.redis) == LockWaits(1, first), "since the first time"
+    jobs.settle_and_take([Finished(job, "applied")], 0)
+    assert rq.redis.zcard(KEY) == 0
+    assert lock_waits(rq.redis) == LockWaits(0, None)
+
+
+def test_a_job_that_waited_and_was_finished_or_deleted_by_others_is_forgotten(redis: Redis) -> None:
+    redis.zadd(KEY, {"gone": 1})
+    assert lock_waits(redis) == LockWaits(0, None)
+    assert redis.zcard(KEY) == 0
 
 
 def test_what_is_given_back_stands_at_the_front_in_its_order(

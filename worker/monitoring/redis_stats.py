@@ -1,7 +1,7 @@
 """What Redis knows of the service: the queue, the workers, the last delivery and reconciliation."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +10,8 @@ from redis.exceptions import ResponseError
 
 from worker.monitoring.probes import Facts
 from worker.queue import rq_format as rq
-from worker.queue.consumer import CONSUMERS_KEY, SILENT_AFTER_S
+from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, SILENT_AFTER_S
+from worker.queue.lock_waits import lock_waits
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, probe
 from worker.redis_causes import CLUSTER_MODE
 from worker.redis_client import QueueUnavailable
@@ -45,7 +46,7 @@ def redis_facts(redis: Redis) -> Facts:
     return {
         "queue": {
             "depth": depth,
-            "oldest_age_s": _age_s(redis, oldest),
+            "oldest_age_s": _oldest_age_s(redis, oldest, [name for name, _ in seen]),
             "started": started,
             "scheduled": scheduled,
             "failed": failed,
@@ -59,6 +60,7 @@ def redis_facts(redis: Redis) -> Facts:
         "suspended": bool(suspended),
         **_durability(info),
         "repair": last_run.parse(repair),
+        "lock_waits": lock_waits(redis),
         # Asked last: a Redis that is away raises before, and is not said to refuse writes.
         "refusal": CLUSTER_MODE if info.get("cluster_enabled") else _refusal(redis),
     }
@@ -91,6 +93,15 @@ def _durability(info: Mapping[str, Any]) -> Facts:
         "append_only": None if enabled is None else bool(enabled),
         "evicts": None if policy is None else policy != "noeviction" and info.get("maxmemory") != 0,
     }
+
+
+def _oldest_age_s(redis: Redis, waiting: bytes | None, consumers: Sequence[bytes]) -> float | None:
+    """Return the age of the oldest delivery that waits or is in hand."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for consumer in consumers:
+            pipeline.lindex(RESERVED_PREFIX + consumer.decode(), 0)
+        heads = [waiting, *pipeline.execute()]
+    return max((age for head in heads if (age := _age_s(redis, head)) is not None), default=None)
 
 
 def _age_s(redis: Redis, job_id: bytes | None) -> float | None:

@@ -11,8 +11,8 @@ from redis import Redis
 from redis.commands.core import Script
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
+from worker.queue import lock_waits, scripts
 from worker.queue import rq_format as rq
-from worker.queue import scripts
 
 _Json = TypeVar("_Json", list[Any], dict[str, Any])
 
@@ -32,6 +32,11 @@ class TakenJob(NamedTuple):
     retries_left: int
     retry_intervals: tuple[int, ...]
     meta: dict[str, Any]
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether another transaction's lock has delayed it before."""
+        return lock_waits.SINCE in self.meta
 
 
 class Finished(NamedTuple):
@@ -55,6 +60,16 @@ class Failed(NamedTuple):
         return self.retryable and self.job.retries_left > 0 and len(self.job.retry_intervals) > 0
 
 
+class Deferred(NamedTuple):
+    """A job whose row another transaction has locked: it comes again in DEFER_S, with all its retries."""
+
+    job: TakenJob
+    reason: str
+
+
+Settled = Finished | Failed | Deferred
+
+
 class ReservedJobs:
     """A worker's side of the queue: the jobs that it holds under its name, or a `part` of them.
 
@@ -72,10 +87,11 @@ class ReservedJobs:
         self._take = redis.register_script(scripts.load("take"))
         self._finish = redis.register_script(scripts.load("finish"))
         self._fail = redis.register_script(scripts.load("fail"))
+        self._defer = redis.register_script(scripts.load("defer"))
         self._release = redis.register_script(scripts.load("release"))
         self._recover_orphans = redis.register_script(scripts.load("recover_orphans"))
 
-    def settle_and_take(self, done: Sequence[Finished | Failed], limit: int) -> list[TakenJob] | None:
+    def settle_and_take(self, done: Sequence[Settled], limit: int) -> list[TakenJob] | None:
         """Settle what is done and take up to `limit` ready jobs, all in one round trip.
 
         Returns None when `rq suspend` has stopped the workers. Nothing is taken with a `limit` of 0.
@@ -83,17 +99,22 @@ class ReservedJobs:
         try:
             taken = self._send_and_take(done, limit)
         except NoScriptError:  # Redis was restarted, and has forgotten the scripts
-            for script in (self._take, self._finish, self._fail):
+            for script in (self._take, self._finish, self._fail, self._defer):
                 self.redis.script_load(script.script)
             taken = self._send_and_take(done, limit)
         return None if taken is None else [_taken_job(fields) for fields in taken]
 
-    def _send_and_take(self, done: Sequence[Finished | Failed], limit: int) -> Any:
+    def _send_and_take(self, done: Sequence[Settled], limit: int) -> Any:
         with self.redis.pipeline(transaction=False) as pipeline:
             self._send_finished(pipeline, [item for item in done if isinstance(item, Finished)])
             for item in done:
                 if isinstance(item, Failed):
                     self._send_failed(pipeline, item)
+                elif isinstance(item, Deferred):
+                    self._send_deferred(pipeline, item)
+            waited = [item.job.id for item in done if item.job.has_waited and not isinstance(item, Deferred)]
+            if waited:
+                pipeline.zrem(lock_waits.KEY, *waited)
             self._send_take(pipeline, limit)
             return pipeline.execute()[-1]
 
@@ -205,12 +226,39 @@ class ReservedJobs:
             ],
         )
 
+    def _send_deferred(self, pipeline: Any, deferred: Deferred) -> None:
+        job, now = deferred.job, time.time()
+        given = job.meta.get(lock_waits.SINCE)
+        since = given if isinstance(given, int | float) else now
+        _send(
+            pipeline,
+            self._defer,
+            keys=[
+                self._reserved_key,
+                rq.STARTED_KEY,
+                rq.SCHEDULED_KEY,
+                lock_waits.KEY,
+                rq.JOB_PREFIX + job.id,
+            ],
+            args=[
+                job.id,
+                self._consumer_id,
+                int(now) + lock_waits.DEFER_S,
+                since,
+                _dumped({**job.meta, lock_waits.SINCE: since}, {lock_waits.SINCE: since}),
+            ],
+        )
+
 
 def _meta_text(job: TakenJob, reason: str) -> str:
+    return _dumped(failure_meta(job.meta, reason), failure_meta({}, reason))
+
+
+def _dumped(meta: dict[str, Any], otherwise: dict[str, Any]) -> str:
     try:
-        return json.dumps(failure_meta(job.meta, reason))
-    except (ValueError, RecursionError):  # what somebody else wrote there can be read, and not written again
-        return json.dumps(failure_meta({}, reason))
+        return json.dumps(meta)
+    except (ValueError, RecursionError):  # another program wrote what can be read, but not written again
+        return json.dumps(otherwise)
 
 
 def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
@@ -218,7 +266,7 @@ def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
     now = _now()
     attempts = meta.get("attempts")
     return {
-        **meta,
+        **{key: value for key, value in meta.items() if key != lock_waits.SINCE},
         "reason": reason,
         "attempts": attempts + 1 if isinstance(attempts, int) else 1,
         "first_failed_at": meta.get("first_failed_at", now),

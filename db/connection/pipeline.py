@@ -1,0 +1,101 @@
+"""Statements sent together: one round trip for all of them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, cast
+
+import psycopg
+from sqlalchemy import Executable
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+from db.connection.session import BATCH_LIMITS, BEGIN, settings_sql
+
+
+class Pipeline:
+    """Sends statements without waiting for the answers of those before: one round trip for all of them.
+
+    PostgreSQL still runs them one after the other, and each sees what was committed when it began.
+    https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
+    """
+
+    def __init__(
+        self, driver: psycopg.Connection[Any], sent: psycopg.Pipeline, schema: str | None = None
+    ) -> None:
+        self._driver = driver
+        self._sent = sent
+        self._schema = schema
+
+    def send(self, statement: Executable, **parameters: object) -> psycopg.Cursor[Any]:
+        """Queue `statement`. Reading from the cursor waits for its answer and for all sent before."""
+        sql, defaults = _compile(statement, self._schema)
+        values = {
+            name: array_literal(value) if isinstance(value, list) else value
+            for name, value in parameters.items()
+        }
+        return self._driver.cursor().execute(cast("Any", sql), {**defaults, **values})
+
+    def wait(self) -> None:
+        """Wait for the answers to all that was sent. To be done before reading while locks are held.
+
+        Reading alone would leave PostgreSQL in the belief that more is on its way, and then no time limit of
+        its own ends the transaction of a process that is frozen now.
+        """
+        self._sent.sync()
+
+
+@contextmanager
+def transaction(driver: psycopg.Connection[Any], schema: str | None) -> Iterator[Pipeline]:
+    """Open a transaction and a Pipeline in it, with the limits of a batch; commit at the end.
+
+    `driver` is in autocommit mode: psycopg waits for the answers to a BEGIN and a COMMIT of its own.
+    """
+    try:
+        with driver.pipeline() as sent:
+            driver.execute(BEGIN)
+            driver.execute(cast("Any", settings_sql(driver.info.server_version, BATCH_LIMITS)))
+            yield Pipeline(driver, sent, schema)
+            driver.execute("COMMIT")
+    finally:
+        if not driver.closed:
+            driver.rollback()
+
+
+def schema_map(schema: str | None) -> dict[str | None, str] | None:
+    """Return SQLAlchemy's schema_translate_map for statements that name `schema`."""
+    return None if schema is None else {None: schema}
+
+
+@lru_cache(maxsize=256)
+def _compile(statement: Executable, schema: str | None) -> tuple[str, dict[str, Any]]:
+    dialect = cast("Any", PGDialect_psycopg)()
+    compiled = cast("Any", statement).compile(
+        dialect=dialect, schema_translate_map=schema_map(schema), render_schema_translate=schema is not None
+    )
+    return str(compiled), dict(compiled.params)
+
+
+def array_literal(values: Sequence[object]) -> str:
+    """Return a list as PostgreSQL writes an array. psycopg does the same in several times as long.
+
+    Takes texts, whole numbers, booleans, datetimes and None.
+    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    """
+    literal = _joined(values)
+    quotes = 2 * (len(values) - values.count(None))
+    if "\\" in literal or literal.count('"') != quotes:  # few texts have anything to escape
+        return _joined([_escaped(value) if isinstance(value, str) else value for value in values])
+    return literal
+
+
+def _joined(values: Sequence[object]) -> str:
+    return "{" + ",".join(["NULL" if value is None else f'"{value}"' for value in values]) + "}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:
+    """Turn rows into the lists that `unnest` takes, one per column; `width` columns also without any row."""
+    return [[row[i] for row in rows] for i in range(width)]

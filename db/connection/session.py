@@ -1,0 +1,63 @@
+"""What every transaction sets for itself, so that no default decides what is stored, read or locked.
+
+A default may come from the server, the database, the role, the URL (`options=`) or the environment (`PG*`).
+Everything is set inside the transaction and ends with it: PgBouncer in transaction mode refuses connection
+options and hands each transaction another session. `docs/database.md` lists every client setting with the
+decision for it.
+"""
+
+from functools import cache
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, func, select, true
+from sqlalchemy.dialects import postgresql
+
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE"
+SETTINGS = {
+    "DateStyle": "ISO, MDY",  # the driver reads no other
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "extra_float_digits": "1",
+    "row_security": "off",  # an error instead of rows that are silently left out
+    "exit_on_error": "off",
+}
+# In a transaction that applies a batch. What a frozen process holds must be free again while it sleeps:
+# others wait for its locks, and must be done with them within 30 s.
+BATCH_LIMITS = {
+    "lock_timeout": "2s",
+    "statement_timeout": "15s",  # before transaction_timeout, which ends the connection
+    "idle_in_transaction_session_timeout": "10s",
+    "transaction_timeout": "20s",  # counts also while more statements are to be sent
+}
+LIMITS = {
+    "lock_timeout": "10s",
+    "statement_timeout": "30s",
+    "idle_in_transaction_session_timeout": "30s",
+    "transaction_timeout": "0",
+}
+NO_LIMITS = dict.fromkeys(LIMITS, "0")  # a migration may take its time
+TRANSACTION_TIMEOUT_SINCE = 170_000  # https://www.postgresql.org/docs/17/release-17.html
+
+
+def settings_sql(server_version: int, limits: dict[str, str]) -> str:
+    """Return the statement that sets all of it for the transaction; it takes no parameters."""
+    known = server_version >= TRANSACTION_TIMEOUT_SINCE
+    return _settings_sql(
+        tuple((name, value) for name, value in limits.items() if known or name != "transaction_timeout")
+    )
+
+
+@cache
+def _settings_sql(limits: tuple[tuple[str, str], ...]) -> str:
+    values: dict[str, Any] = {"synchronous_commit": _synchronous_commit(), **SETTINGS, **dict(limits)}
+    statement = select(*(func.set_config(name, value, true()) for name, value in values.items()))
+    dialect: Any = postgresql.dialect()
+    return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+
+
+def _synchronous_commit() -> ColumnElement[str]:
+    """Wait for the disk before a job counts as finished. What waits for a standby as well may stay."""
+    now = func.current_setting("synchronous_commit")
+    return case((now == "remote_apply", "remote_apply"), else_="on")
