@@ -11,6 +11,7 @@ from db.connection.engine import Database
 from db.models import WebhookEvent
 
 PRUNED_AT_ONCE = 5_000
+RECENT = 50  # one that was replayed came long before others that were applied earlier
 
 
 class LedgerRow(NamedTuple):
@@ -113,6 +114,19 @@ def last_applied_at(database: Database) -> datetime | None:
     """Return when the newest delivery was applied; None when there is none."""
     query = select(func.max(WebhookEvent.applied_at))
     return database.run(lambda connection: connection.scalar(query))
+
+
+def newest(database: Database) -> tuple[datetime | None, datetime | None]:
+    """Return when a delivery was last applied, and the latest receipt of the RECENT newest ones; or None."""
+    rows = (
+        select(WebhookEvent.applied_at, WebhookEvent.received_at)
+        .order_by(desc(WebhookEvent.applied_at))
+        .limit(RECENT)
+        .subquery()
+    )
+    query = select(func.max(rows.c.applied_at), func.max(rows.c.received_at))
+    applied_at, received_at = database.run(lambda connection: connection.execute(query).one())
+    return applied_at, received_at
 
 
 def prune(database: Database, older_than: timedelta) -> int:

@@ -12,7 +12,8 @@ from config import Settings
 from web import console, health, metrics, webhook
 from worker import log
 from worker.monitoring.health import Status
-from worker.monitoring.metrics import Flusher, Metrics
+from worker.monitoring.metrics import Metrics
+from worker.monitoring.receivers import ReceiverTasks
 from worker.queue.producer import delivery_queue
 
 _log = structlog.get_logger("web.app")
@@ -22,9 +23,9 @@ def start(settings: Settings) -> Flask:
     """Return the application for one process of the server: logging is set up too."""
     log.configure(settings)
     counts = Metrics()
-    flusher = Flusher(settings, counts)
-    flusher.start()
-    Finalize(None, flusher.stop, exitpriority=0)  # a forked process runs these and not what atexit has
+    tasks = ReceiverTasks(settings, counts)
+    tasks.start()
+    Finalize(None, tasks.stop, exitpriority=0)  # a forked process runs these and not what atexit has
     return create_app(settings, counts)
 
 

@@ -29,7 +29,7 @@ from web.signature import HEADERS, Forged, verify
 from worker.clerk.decoding import decode
 from worker.clerk.errors import NotJson
 from worker.clerk.payloads import CLERK_ID, Summary, handled_types, summarize
-from worker.monitoring.metrics import DELIVERIES, ENQUEUE_SECONDS, REJECTED_SIGNATURES, Metrics
+from worker.monitoring.metrics import DELIVERIES, ENQUEUE_SECONDS, FOREIGN, REJECTED_SIGNATURES, Metrics
 from worker.queue.producer import Delivery, DeliveryQueue
 from worker.redis_client import QueueUnavailable
 
@@ -170,6 +170,8 @@ def _count(metrics: Metrics, response: Response) -> Response:
     metrics.count(DELIVERIES, g.line.get("type"), g.line["status"])
     if g.line["status"] == "forged":
         metrics.count(REJECTED_SIGNATURES, g.line["reason"])
+    if "foreign_instance" in g.line:
+        metrics.count(FOREIGN)
     return response
 
 

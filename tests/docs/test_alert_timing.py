@@ -14,6 +14,7 @@ ALWAYS = {
     "redis_up": "1x200",
     "redis_takes_writes": "1x200",
     "workers_alive": "1x200",
+    "receivers_alive": "1x200",
     "last_received_timestamp_seconds": "0+60x200",  # a delivery each minute
     "watching_since_timestamp_seconds": "0x200",
 }
@@ -80,6 +81,26 @@ CASES = {
     "bad signatures of what nobody signed": Case(
         {'rejected_signatures_total{reason="missing"}': "0x5 900x195"}, {7: set()}
     ),
+    "bad signatures beside more genuine deliveries": Case(
+        {
+            'rejected_signatures_total{reason="mismatch"}': "0x5 9x195",
+            'deliveries_total{type="user.created",answer="queued"}': "0x5 90x195",
+        },
+        {7: set()},
+    ),
+    "no receiver": Case({"receivers_alive": "1x5 0x100"}, {7: set(), 8: {"ClerkSyncNoReceiver"}}),
+    "a batch in hand": Case({"batch_in_hand_seconds": "0x5 31x100"}, {5: set(), 6: {"ClerkSyncBatchStuck"}}),
+    "another instance": Case(
+        {"foreign_deliveries_total": "0x5 1x195"}, {7: {"ClerkSyncForeignInstance"}, 30: set()}
+    ),
+    "Redis without its data": Case(
+        {'degraded{cause="redis_lost_data"}': "0x5 1x9 0x100"},
+        {5: set(), 7: {"ClerkSyncRedisLostData"}, 20: set()},
+    ),
+    "two databases": Case(
+        {'degraded{cause="two_databases"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncTwoDatabases"}}
+    ),
+    "a wrong clock": Case({'degraded{cause="clock"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncClock"}}),
     "failed jobs": Case({"failed_jobs": "0x5 1x195"}, {6: set(), 7: {"ClerkSyncFailedJobs"}}),
     "a repair fails": Case(
         {'reconcile_result{result="failed"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncRepairFails"}}

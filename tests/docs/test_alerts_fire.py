@@ -1,5 +1,6 @@
 """Each alert rule, fired once by what it is there for: a real Prometheus scrapes a real stack."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +19,18 @@ from db.times import now_ms
 from tests.support.deliveries import signed
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import body, svix_id, user, user_event
+from tests.support.service import add_worker
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack, wait_until
+from worker.monitoring import receivers
+from worker.monitoring.redis_stats import CAUSES_KEY
 from worker.queue.producer import WATCHING_SINCE_KEY, Delivery, delivery_queue
+from worker.queue.rq_format import WORKER_PREFIX
 
 ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yml"
 PATIENCE_S = 60
 OLD_MS = 7_200_000
+OURS = user_event()["instance_id"]
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed"),
@@ -114,8 +120,10 @@ def test_every_alert_fires_for_what_it_is_there_for(
         clerk_secret_key=clerk.key,
         clerk_api_url=clerk.url,
         reconcile_every="5s",
+        clerk_instance_id=OURS,
     )
     assert settings.database_url_unpooled
+    clerk.instance_id = OURS
     with (
         Stack(settings, tmp_path) as stack,
         psycopg.connect(settings.database_url_unpooled.get_secret_value(), autocommit=True) as connection,
@@ -123,10 +131,16 @@ def test_every_alert_fires_for_what_it_is_there_for(
         prometheus = Prometheus(tmp_path, f"127.0.0.1:{settings.port}")
         try:
             wait_until(lambda: _knows(prometheus), PATIENCE_S)
-            wait_until(lambda: prometheus.firing() == set(), PATIENCE_S, lambda: "alerts fire with no reason")
+            wait_until(
+                lambda: prometheus.firing() == set(),
+                PATIENCE_S,
+                lambda: f"alerts fire with no reason: {prometheus.firing()}",
+            )
             prometheus.fired.clear()
             _hear_nothing(prometheus, own_redis)
             _forge(stack, prometheus)
+            _ignore(stack, prometheus)
+            _degrade(prometheus, own_redis)
             _fail(stack, prometheus)
             _drift(stack, prometheus, clerk)
             _exhaust(stack, prometheus, connection)
@@ -170,6 +184,26 @@ def _forge(stack: Stack, prometheus: Prometheus) -> None:
         content = body(user_event())
         assert _send(stack, content + b" ", signed(content)) == 400
     prometheus.await_alert("ClerkSyncSignaturesRejected")
+
+
+def _ignore(stack: Stack, prometheus: Prometheus) -> None:
+    assert _send(stack, body(user_event() | {"instance_id": "ins_theirs"})) == 200
+    prometheus.await_alert("ClerkSyncForeignInstance")
+
+
+def _degrade(prometheus: Prometheus, redis: RedisServer) -> None:
+    """Let there be what health finds, a worker that is stuck, and no heartbeat of the receiver."""
+    with Redis.from_url(redis.url) as client:
+        client.set(CAUSES_KEY, json.dumps(["redis_lost_data", "two_databases", "clock"]))
+        add_worker(client, "stuck", in_hand_s=60)
+        for name in ("RedisLostData", "TwoDatabases", "Clock", "BatchStuck"):
+            prometheus.await_alert(f"ClerkSync{name}")
+        client.delete(CAUSES_KEY, f"{WORKER_PREFIX}stuck")
+        wait_until(
+            lambda: client.delete(receivers.KEY) >= 0 and "ClerkSyncNoReceiver" in prometheus.firing(),
+            PATIENCE_S,
+        )
+        prometheus.await_quiet("ClerkSyncBatchStuck")
 
 
 def _fail(stack: Stack, prometheus: Prometheus) -> None:

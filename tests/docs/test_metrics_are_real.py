@@ -53,7 +53,7 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     report = {"waiting_for": None, "pool": PoolState(5, 1, 0, 9, 0, 0, 0)._asdict()}
     redis.hset(f"{WORKER_PREFIX}one", mapping={WORKER_REPORT: json.dumps(report), "state": "idle"})
     counts = Metrics()
-    counts.note(m.LAST_APPLIED, 1.0)
+    counts.set_latest(m.LAST_APPLIED, 1.0)
     redis.set("clerk-sync:last-received", 1)
     drift = {**dict.fromkeys(last_run.KINDS, 0), "merged": 0, "refusal": None}
     backfill = dict.fromkeys(("created", "updated"), 0)

@@ -1,4 +1,3 @@
-import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,8 +12,10 @@ from db.times import now_ms
 from tests.faults.line import line_to
 from tests.support.failed_jobs import fail
 from tests.support.queue import delivery, frozen
+from tests.support.service import add_service, add_worker
 from tests.support.settings import MakeSettings
 from tests.support.stack import wait_until
+from worker.monitoring import receivers
 from worker.monitoring.health import ANSWER_LIMIT_S, Status
 from worker.monitoring.probes import LIMIT_S, Probe, ask
 from worker.queue.consumer import CONSUMERS_KEY, SILENT_AFTER_S, ReservedJobs
@@ -23,9 +24,6 @@ from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, Deliver
 from worker.queue.rq_format import (
     JOB_PREFIX,
     SUSPENDED_KEY,
-    WORKER_PREFIX,
-    WORKER_REPORT,
-    WORKERS_KEY,
     timestamp,
 )
 from worker.redis_client import QueueUnavailable
@@ -49,15 +47,7 @@ def make_status(make_settings: MakeSettings) -> Iterator[MakeStatus]:
 @pytest.fixture
 def worker(redis: Redis) -> None:
     """A worker that is alive, as far as Redis knows."""
-    add_worker(redis, "one")
-
-
-def add_worker(redis: Redis, name: str, waiting_for: object = None) -> None:
-    redis.sadd(WORKERS_KEY, WORKER_PREFIX + name)
-    redis.hset(WORKER_PREFIX + name, mapping={"state": "idle", "last_heartbeat": "2026-01-01T10:00:00.0Z"})
-    say = {"waiting_for": waiting_for, "reason": f"why {waiting_for}", "pool": None}
-    redis.hset(WORKER_PREFIX + name, WORKER_REPORT, json.dumps(say))
-    ReservedJobs(redis, name).heartbeat()
+    add_service(redis)
 
 
 def minutes_ago(redis: Redis, minutes: float) -> None:
@@ -139,8 +129,9 @@ def test_a_delivery_that_finds_the_queue_too_long_came_all_the_same(
 def test_workers_that_all_wait_apply_nothing(
     make_status: MakeStatus, redis: Redis, waits: tuple[object, ...], alarms: list[str]
 ) -> None:
+    redis.zadd(receivers.KEY, {"receiver": time.time()})
     for number, what in enumerate(waits):
-        add_worker(redis, str(number), what)
+        add_worker(redis, str(number), waiting_for=what, reason=f"why {what}")
     report = make_status().report()
     assert report["status"] == ("degraded" if alarms else "ok")
     assert [warning for warning in report["warnings"] if "waiting for" in warning] == alarms
@@ -220,8 +211,7 @@ def test_redis_without_an_append_only_file_is_a_warning_and_no_more(
 ) -> None:
     with Redis.from_url(own_redis.url) as redis:
         redis.config_set("appendonly", "yes" if append_only else "no")
-        redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
-        redis.hset(f"{WORKER_PREFIX}one", "state", "idle")
+        add_service(redis)
     report = make_status(redis_url=own_redis.url).report()
     assert report["status"] == "ok"
     assert any("append-only" in warning for warning in report["warnings"]) is not append_only

@@ -8,12 +8,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
+from tests.support.service import add_service
 from tests.support.settings import MakeSettings
 from worker.monitoring.health import Status
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.prometheus import MetricsEndpoint
-from worker.queue.consumer import ReservedJobs
-from worker.queue.rq_format import WORKER_PREFIX, WORKERS_KEY
 from worker.sync.last_run import KEY, KINDS, keep, last_repair
 
 Report = Callable[..., dict[str, Any]]
@@ -23,9 +22,7 @@ HOUR_S = 3600.0
 @pytest.fixture
 def report(make_settings: MakeSettings, redis: Redis) -> Report:
     """Return what health says, with a worker alive."""
-    redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
-    redis.hset(f"{WORKER_PREFIX}one", "state", "idle")
-    ReservedJobs(redis, "one").heartbeat()
+    add_service(redis)
 
     def ask(**overrides: Any) -> dict[str, Any]:
         settings = make_settings(clerk_secret_key="sk_live_key", **{"reconcile_every": "1h", **overrides})

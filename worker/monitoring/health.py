@@ -1,19 +1,28 @@
 """What `/health` and `status` show: the probes' answers, and the verdict on them."""
 
+import json
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from config import Settings
-from db import ledger, schema
+from db import identity, ledger, schema
 from db.connection.engine import Database
+from db.connection.errors import DatabaseError
 from worker.monitoring import warnings
 from worker.monitoring.probes import Facts, Probe, ProbeFailed, ProbeResult, Probes, ask
-from worker.monitoring.redis_stats import iso, redis_facts
+from worker.monitoring.redis_stats import CAUSES_KEY, iso, redis_facts
 from worker.redis_client import fail_fast_redis
 from worker.sync import last_run
 
 ANSWER_LIMIT_S = 10.0  # of PostgreSQL: an answer later than probes.LIMIT_S is shown in the next report
+RECHECK_S = 20.0
+CAUSES_TTL_S = 300
 
 _UNKNOWN_QUEUE = dict.fromkeys(("depth", "oldest_age_s", "started", "scheduled", "failed"))
 _UNKNOWN_WORKERS: Facts = {"alive": None, "last_seen_at": None, "list": []}
@@ -33,11 +42,13 @@ class Status:
             Probe("database", lambda: database_facts(self.database)),
             Probe("schema", lambda: schema_facts(self.database)),
         )
+        self._migrations = MigrationsUrl(settings, self.database) if has_two_urls(settings) else None
+        self._extra = (Probe("migrations", self._migrations.facts),) if self._migrations else ()
 
     @property
     def probes(self) -> Probes:
         """What has to be asked for a report; other probes can be asked at the same time."""
-        return {probe.name: (probe, ()) for probe in self._probes}
+        return {probe.name: (probe, ()) for probe in (*self._probes, *self._extra)}
 
     def report(self, answers: Mapping[str, ProbeResult] | None = None) -> dict[str, Any]:
         """Return what is known now, ready for JSON, or what `answers` to the probes say.
@@ -48,13 +59,16 @@ class Status:
         """
         given = ask(self.probes) if answers is None else answers
         answers = {probe.name: given[probe.name] for probe in self._probes}
-        facts = {key: value for answer in answers.values() for key, value in answer.facts.items()}
+        facts = {key: value for answer in given.values() for key, value in answer.facts.items()}
         pool = self.database.pool_state()
         repair = self._repair(facts)
-        alarms = warnings.alarms(self._settings, facts, repair)
+        facts |= {"settings": self._settings, "repair_summary": repair}
+        alarms = warnings.alarms(facts)
+        if answers["redis"].error is None:
+            self._keep(alarms)
         report = {
             "status": _verdict(answers, alarms),
-            "warnings": [*alarms, *warnings.remarks(facts, repair)],
+            "warnings": [*chain(*alarms.values()), *warnings.remarks(facts)],
             "checks": {
                 name: {"ok": answer.error is None, "ms": answer.ms, "error": answer.error}
                 for name, answer in answers.items()
@@ -62,11 +76,17 @@ class Status:
             "schema": facts.get("schema"),
             "pool": {"size": pool.size, "in_use": pool.in_use, "overflow": pool.overflow},
             "queue": facts.get("queue", _UNKNOWN_QUEUE),
+            "receivers": facts.get("receivers", {"alive": None, "last_seen_at": None}),
             "workers": facts.get("workers", _UNKNOWN_WORKERS),
             "last_received_at": facts.get("last_received_at"),
             "last_applied_at": facts.get("last_applied_at"),
         }
         return report if self._settings.reconcile_every is None else {**report, "repair": repair}
+
+    def _keep(self, alarms: Mapping[str, list[str]]) -> None:
+        """Keep the causes for /metrics, which does not ask the database."""
+        with suppress(RedisError):
+            self.redis.set(CAUSES_KEY, json.dumps(list(alarms)), ex=CAUSES_TTL_S)
 
     def close(self) -> None:
         """Close the connections."""
@@ -81,7 +101,38 @@ class Status:
         return last_run.summary(facts["repair"], every_s, self._began)
 
 
-def _verdict(answers: Mapping[str, ProbeResult], alarms: list[str]) -> str:
+class MigrationsUrl:
+    """Whether DATABASE_URL_UNPOOLED leads to the tables of DATABASE_URL; asked anew after RECHECK_S."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._database = database
+        self._unpooled = Database(settings, unpooled=True, attempts=1)
+        self._facts: Facts = {}
+        self._checked_at = -RECHECK_S
+
+    def facts(self) -> Facts:
+        """Return `same_tables`, or why it is not known as `migrations_error`."""
+        if time.monotonic() >= self._checked_at + RECHECK_S:
+            self._facts = self._check()
+            self._checked_at = time.monotonic()
+        return self._facts
+
+    def _check(self) -> Facts:
+        try:
+            self._unpooled.ping()
+            return {"same_tables": identity.leads_to_same_tables(self._unpooled, self._database)}
+        except DatabaseError as error:
+            return {"migrations_error": str(error)}
+        finally:
+            self._unpooled.dispose()  # a connection that idles would be one of few
+
+
+def has_two_urls(settings: Settings) -> bool:
+    """Say whether migrations have a URL of their own."""
+    return settings.database_url_unpooled not in {None, settings.database_url}
+
+
+def _verdict(answers: Mapping[str, ProbeResult], alarms: Mapping[str, list[str]]) -> str:
     if any(answer.error for answer in answers.values()):
         return "failing"
     return "degraded" if alarms else "ok"
@@ -95,17 +146,26 @@ def _writable(facts: Facts) -> Facts:
 
 
 def database_facts(database: Database) -> Facts:
-    """Return nothing but that the database answers. Raises DatabaseError."""
+    """Return by how many s this machine's clock is ahead of the database's. Raises DatabaseError."""
     database.ping()
-    return {}
+    before = time.time()
+    theirs = identity.clock(database).timestamp()
+    return {"clock_ahead_s": (before + time.time()) / 2 - theirs}
 
 
 def schema_facts(database: Database) -> Facts:
-    """Return the schema's state and when the last delivery was applied. Raises ProbeFailed, DatabaseError."""
+    """Return the schema's state, and when the newest deliveries were applied and received.
+
+    Raises ProbeFailed, DatabaseError.
+    """
     state = schema.state(database)
     if state in {schema.SchemaState.MISSING, schema.SchemaState.OLD}:
         raise ProbeFailed(f"the schema is {state.value}: run clerk-sync db upgrade")
     if state is schema.SchemaState.NEWER:
         raise ProbeFailed("the schema is newer than this version: deploy the version that made it")
-    applied_at = ledger.last_applied_at(database)
-    return {"schema": state.value, "last_applied_at": iso(applied_at) if applied_at else None}
+    applied_at, received_at = ledger.newest(database)
+    return {
+        "schema": state.value,
+        "last_applied_at": iso(applied_at) if applied_at else None,
+        "ledger_received_at": received_at,
+    }

@@ -14,17 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import structlog
 from redis import Redis
-from redis.exceptions import RedisError
 
-from config import Settings
 from db.merge.incoming import Outcome
 from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
+from worker.monitoring import recent
 from worker.queue import scripts
-from worker.redis_client import fail_fast_redis
-
-log = structlog.get_logger("worker.monitoring.metrics")
 
 TOTALS_KEY = "clerk-sync:metrics"
 FLUSH_EVERY_S = 2.0
@@ -45,6 +40,7 @@ ANSWERS = (
     "unavailable",
     "error",
 )
+VERIFIED = frozenset({"queued", "duplicate", "requeued", "ignored", "not_json", "unavailable"})
 SIGNATURE_REASONS = ("missing", "malformed", "stale", "mismatch")
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
 
@@ -90,6 +86,10 @@ REJECTED_SIGNATURES = Counter(
     "Deliveries whose signature was not believed, by reason.",
     {"reason": SIGNATURE_REASONS},
 )
+FOREIGN = Counter(
+    "clerk_sync_foreign_deliveries_total",
+    "Deliveries of another Clerk instance than CLERK_INSTANCE_ID, which are ignored.",
+)
 ENQUEUE_SECONDS = Histogram("clerk_sync_enqueue_seconds", "Time to put a delivery on the queue.", FAST_S)
 EVENTS = Counter(
     "clerk_sync_events_applied_total",
@@ -115,6 +115,7 @@ LAST_APPLIED = Timestamp("clerk_sync_last_applied_timestamp_seconds", "When an e
 COUNTERS = (
     DELIVERIES,
     REJECTED_SIGNATURES,
+    FOREIGN,
     EVENTS,
     RETRIES,
     FAILURES,
@@ -137,7 +138,8 @@ class Metrics:
         self._known_totals: dict[Field, float] = {}
         self._flushing = threading.Lock()
         self._process = uuid.uuid4().hex
-        self._parcel: list[str | float] = []
+        self._delta: list[str | float] = []
+        self._recent: Mapping[str, float] = {}
         self._number = 0
 
     def count(self, counter: Counter, *labels: str | None, by: float = 1) -> None:
@@ -170,7 +172,7 @@ class Metrics:
         finally:
             self.observe(histogram, time.perf_counter() - began)
 
-    def note(self, latest: Timestamp, at_s: float) -> None:
+    def set_latest(self, latest: Timestamp, at_s: float) -> None:
         """Say that something happened at that time."""
         with self._lock:
             self._latest[latest.name,] = max(at_s, self._latest.get((latest.name,), 0))
@@ -178,17 +180,18 @@ class Metrics:
     def flush(self, redis: Redis) -> None:
         """Add what was counted to the totals in Redis.
 
-        A parcel whose arrival was not confirmed is sent again as it was, and Redis takes each but once.
+        A delta whose arrival was not confirmed is sent again as it was, and Redis takes each but once.
         Raises RedisError, and then nothing is lost.
         """
         with self._flushing:
-            if not self._parcel:
-                self._parcel = self._pack()
-            if self._parcel:
+            if not self._delta:
+                self._delta = self._pack()
+            if self._delta:
                 redis.eval(
-                    scripts.load("add_counts"), 2, TOTALS_KEY, f"{TOTALS_KEY}:{self._process}", *self._parcel
+                    scripts.load("add_counts"), 2, TOTALS_KEY, f"{TOTALS_KEY}:{self._process}", *self._delta
                 )
-                self._parcel = []
+                recent.add(redis, self._recent)
+                self._delta = []
 
     def _pack(self) -> list[str | float]:
         with self._lock:
@@ -197,38 +200,22 @@ class Metrics:
         changed = {field: value for field, value in counts.items() if value}
         if not (changed or latest):
             return []
+        self._recent = _recent(changed)
         self._number += 1
-        parcel: list[str | float] = [self._number, len(changed)]
+        delta: list[str | float] = [self._number, len(changed)]
         for field, value in (*changed.items(), *latest.items()):
-            parcel += (json.dumps(field), value)
-        return parcel
+            delta += (json.dumps(field), value)
+        return delta
 
 
-class Flusher:
-    """A thread that adds up what a web process counts, from `start` until `stop`."""
-
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._redis = fail_fast_redis(settings)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Add up what is left, and end."""
-        self._stopped.set()
-        self._thread.join(FLUSH_EVERY_S)
-
-    def _run(self) -> None:
-        while not self._stopped.wait(FLUSH_EVERY_S):
-            self._flush()
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            self._metrics.flush(self._redis)
-        except RedisError as error:
-            log.debug("counts put off", error=type(error).__name__)
+def _recent(changed: Mapping[Field, float]) -> Mapping[str, float]:
+    """Return what of the counts tells whether genuine deliveries are refused or ignored."""
+    counts: defaultdict[str, float] = defaultdict(float)
+    for (name, *labels), value in changed.items():
+        if name == DELIVERIES.name and labels[1] in VERIFIED:
+            counts[recent.GENUINE] += value
+        elif name == REJECTED_SIGNATURES.name and labels[0] in recent.KINDS:
+            counts[labels[0]] += value
+        elif name == FOREIGN.name:
+            counts[recent.FOREIGN] += value
+    return counts

@@ -31,6 +31,7 @@ from worker.monitoring.metrics import (
 )
 from worker.monitoring.probes import Facts, Probe, ProbeResult, ask
 from worker.monitoring.redis_stats import DEPENDENCIES, redis_facts
+from worker.monitoring.warnings import ALARMS
 from worker.redis_client import fail_fast_redis
 from worker.sync import last_run
 
@@ -133,7 +134,14 @@ def _measured(facts: Facts) -> Iterator[Metric]:
     yield _gauge("clerk_sync_started_jobs", "Jobs that workers hold.", queue["started"])
     yield _gauge("clerk_sync_scheduled_jobs", "Jobs that wait for their next retry.", queue["scheduled"])
     yield _gauge("clerk_sync_failed_jobs", "Jobs that failed and wait for somebody.", queue["failed"])
-    yield _gauge("clerk_sync_workers_alive", "Workers that have been heard of.", workers["alive"])
+    yield _gauge("clerk_sync_workers_alive", "Workers with a heartbeat.", workers["alive"])
+    yield _gauge("clerk_sync_receivers_alive", "Web processes with a heartbeat.", facts["receivers"]["alive"])
+    yield _gauge(
+        "clerk_sync_batch_in_hand_seconds",
+        "For how long a worker has had its batch in hand, the longest; 0 when none has one.",
+        max((worker["in_hand_s"] or 0 for worker in workers["list"]), default=0),
+    )
+    yield _warnings(facts["causes"])
     yield _waiting(workers["list"])
     yield from _pools(workers["list"])
     yield _gauge(
@@ -160,6 +168,17 @@ def _waiting(workers: list[dict[str, Any]]) -> Metric:
     )
     for what in DEPENDENCIES:
         family.add_metric([what], sum(worker["waiting_for"] == what for worker in workers))
+    return family
+
+
+def _warnings(causes: list[str]) -> Metric:
+    family = GaugeMetricFamily(
+        "clerk_sync_degraded",
+        "Causes for which /health or status, asked within the last five minutes, said degraded.",
+        labels=["cause"],
+    )
+    for cause in ALARMS:
+        family.add_metric([cause], int(cause in causes))
     return family
 
 

@@ -8,15 +8,18 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from worker.monitoring import receivers, recent
 from worker.monitoring.probes import Facts
 from worker.queue import rq_format as rq
 from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, SILENT_AFTER_S
+from worker.queue.failed_jobs import FailedJobs
 from worker.queue.lock_waits import lock_waits
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, probe
 from worker.redis_causes import CLUSTER_MODE
 from worker.redis_client import QueueUnavailable
 from worker.sync import last_run
 
+CAUSES_KEY = "clerk-sync:causes"  # why the last report said degraded: names, as JSON
 MAX_REASON = 300  # characters of a worker's reason that are shown
 DEPENDENCIES = ("database", "Redis")  # what a worker may wait for
 
@@ -26,7 +29,7 @@ def redis_facts(redis: Redis) -> Facts:
 
     `refusal` says why Redis takes no writes, None when it does. `watching_since` is the time of the first
     probe. `append_only` says whether Redis has an append-only file, `evicts` whether it may evict keys when
-    it is full; None when Redis does not say.
+    it is full; None when Redis does not say. `recent` is a Recent; `newest_failure` a failed job's reason.
     """
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.llen(rq.QUEUE_KEY)
@@ -40,8 +43,9 @@ def redis_facts(redis: Redis) -> Facts:
         pipeline.get(last_run.KEY)
         pipeline.get(WATCHING_SINCE_KEY)
         pipeline.exists(rq.SUSPENDED_KEY)
+        pipeline.get(CAUSES_KEY)
         depth, oldest, started, scheduled, failed, received, workers, *rest = pipeline.execute()
-    seen, now, repair, since, suspended = rest
+    seen, now, repair, since, suspended, causes = rest
     info = _info(redis)
     return {
         "queue": {
@@ -55,9 +59,13 @@ def redis_facts(redis: Redis) -> Facts:
             **_workers(redis, workers, {name for name, at in seen if at < now[0] - SILENT_AFTER_S}),
             "last_seen_at": iso(datetime.fromtimestamp(seen[0][1], UTC)) if seen else None,
         },
+        "receivers": _receivers(redis, now[0]),
+        "recent": recent.read(redis, now[0]),
+        "newest_failure": _newest_failure(redis) if failed else None,
         "last_received_at": _moment(received),
         "watching_since": _moment(since) or iso(datetime.now(UTC)),
         "suspended": bool(suspended),
+        "causes": json.loads(causes or b"[]"),
         **_durability(info),
         "repair": last_run.parse(repair),
         "lock_waits": lock_waits(redis),
@@ -69,6 +77,20 @@ def redis_facts(redis: Redis) -> Facts:
 def iso(moment: datetime) -> str:
     """Return a moment in ISO 8601, in UTC and to the millisecond."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _receivers(redis: Redis, now_s: int) -> dict[str, Any]:
+    found = receivers.count(redis, now_s)
+    seen = found["last_seen_s"]
+    return {
+        "alive": found["alive"],
+        "last_seen_at": iso(datetime.fromtimestamp(seen, UTC)) if seen else None,
+    }
+
+
+def _newest_failure(redis: Redis) -> str | None:
+    job = next(FailedJobs(redis).newest(limit=1), None)
+    return job.reason[:MAX_REASON] if job else None
 
 
 def _refusal(redis: Redis) -> str | None:

@@ -3,35 +3,31 @@
 `alarms` make the service degraded, `remarks` do not.
 """
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from itertools import chain
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
-from config import Settings
 from worker.monitoring.probes import Facts
+from worker.monitoring.recent import WINDOW_MINUTES, Recent
 from worker.sync.last_run import Result
 
 STUCK_AFTER_S = 30
+A_FEW = 5
+CLOCKS_APART = timedelta(minutes=1)
 
 
-def alarms(settings: Settings, facts: Facts, repair: Facts | None) -> list[str]:
-    """Return why the service is degraded. `repair` is the summary of the last scheduled reconciliation."""
-    return list(
-        chain(
-            _silence(settings, facts),
-            _queue_full(settings, facts),
-            _no_worker(facts),
-            _suspended(facts),
-            _all_wait(facts),
-            _stuck(facts),
-            _repair_failed(repair),
-        )
-    )
+def alarms(facts: Facts) -> dict[str, list[str]]:
+    """Return why the service is degraded: by cause, for metrics, in words.
+
+    `facts` are those of every probe, the Settings as `settings`, and the last scheduled reconciliation's
+    summary as `repair_summary`.
+    """
+    found = {cause: list(say(facts)) for cause, say in ALARMS.items()}
+    return {cause: words for cause, words in found.items() if words}
 
 
-def remarks(facts: Facts, repair: Facts | None) -> list[str]:
+def remarks(facts: Facts) -> list[str]:
     """Return what an operator should look at, though the service does its work."""
-    return list(chain(_drift(repair), _no_append_only_file(facts), _evicts(facts)))
+    return [words for say in REMARKS for words in say(facts)]
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -39,10 +35,10 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def _silence(settings: Settings, facts: Facts) -> Iterator[str]:
+def _silence(facts: Facts) -> Iterator[str]:
     """Silence counts from the last delivery; where there was none, from the first probe."""
     since = facts.get("last_received_at") or facts.get("watching_since")
-    limit = settings.silence_alarm_minutes
+    limit = facts["settings"].silence_alarm_minutes
     if limit is None or since is None:
         return
     minutes = (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds() / 60
@@ -50,8 +46,8 @@ def _silence(settings: Settings, facts: Facts) -> Iterator[str]:
         yield f"no delivery for {counted(round(minutes), 'minute')}: see the endpoint in Clerk's dashboard"
 
 
-def _queue_full(settings: Settings, facts: Facts) -> Iterator[str]:
-    if "queue" in facts and facts["queue"]["depth"] >= settings.max_queue_depth:
+def _queue_full(facts: Facts) -> Iterator[str]:
+    if "queue" in facts and facts["queue"]["depth"] >= facts["settings"].max_queue_depth:
         yield "the queue is full (MAX_QUEUE_DEPTH): deliveries are refused until workers have caught up"
 
 
@@ -87,7 +83,98 @@ def _stuck(facts: Facts) -> Iterator[str]:
         )
 
 
-def _repair_failed(repair: Facts | None) -> Iterator[str]:
+def _failed(facts: Facts) -> Iterator[str]:
+    failed = facts.get("queue", {}).get("failed")
+    if failed:
+        newest = facts.get("newest_failure")
+        reason = f", the newest because of {newest}" if newest else ""
+        yield f"{counted(failed, 'job has', 'jobs have')} failed{reason}: see clerk-sync failed list"
+
+
+def _signatures(facts: Facts) -> Iterator[str]:
+    """Say that Clerk's deliveries are refused; where genuine ones are the many, the others are forged."""
+    recent = facts.get("recent")
+    if recent is None or not _is_refusing(recent):
+        return
+    meanwhile = f"({counted(recent.genuine, 'genuine one')} came meanwhile)"
+    if recent.mismatch > A_FEW:
+        yield (
+            f"{counted(recent.mismatch, 'delivery', 'deliveries')} refused in the last"
+            f" {WINDOW_MINUTES} minutes because the signature does not match {meanwhile}: compare"
+            " CLERK_WEBHOOK_SIGNING_SECRET with the endpoint's Signing Secret"
+        )
+    if recent.stale > A_FEW:
+        yield (
+            f"{counted(recent.stale, 'delivery', 'deliveries')} refused in the last {WINDOW_MINUTES} minutes"
+            f" because the signature is too old {meanwhile}: set the clock of the receiver's machine"
+        )
+
+
+def _is_refusing(recent: Recent) -> bool:
+    refused = recent.mismatch + recent.stale
+    return max(recent.mismatch, recent.stale) > A_FEW and refused > recent.genuine and not recent.is_over
+
+
+def _forgeries(facts: Facts) -> Iterator[str]:
+    recent = facts.get("recent")
+    if recent is None or recent.mismatch + recent.stale <= A_FEW or _is_refusing(recent):
+        return
+    yield (
+        f"{counted(recent.mismatch + recent.stale, 'delivery', 'deliveries')} with a wrong or old signature"
+        f" refused in the last {WINDOW_MINUTES} minutes, beside"
+        f" {counted(recent.genuine, 'genuine one')}: forgeries, unless a second endpoint sends here"
+    )
+
+
+def _foreign(facts: Facts) -> Iterator[str]:
+    recent = facts.get("recent")
+    if recent is not None and recent.foreign:
+        yield (
+            f"{counted(recent.foreign, 'delivery', 'deliveries')} of another Clerk instance ignored in the"
+            f" last {WINDOW_MINUTES} minutes: correct CLERK_INSTANCE_ID, or the URL of that endpoint"
+        )
+
+
+def _no_receiver(facts: Facts) -> Iterator[str]:
+    if facts.get("receivers", {}).get("alive") == 0:
+        yield "no receiver is alive: deliveries are refused (start clerk-sync web)"
+
+
+def _redis_lost_data(facts: Facts) -> Iterator[str]:
+    """Say that the ledger has a delivery that is newer than the last one that Redis remembers."""
+    known = facts.get("ledger_received_at")
+    if known is None or "watching_since" not in facts:
+        return
+    last = facts["last_received_at"]
+    if last is None or datetime.fromisoformat(last) < known - CLOCKS_APART:
+        yield (
+            "Redis was emptied, or restarted without its data: what waited there is lost"
+            " (docs/operations.md, Redis lost)"
+        )
+
+
+def _two_databases(facts: Facts) -> Iterator[str]:
+    if facts.get("same_tables") is False:
+        yield (
+            "DATABASE_URL and DATABASE_URL_UNPOOLED lead to different tables:"
+            " let both name the same database and schema"
+        )
+
+
+def _migrations_url(facts: Facts) -> Iterator[str]:
+    if facts.get("migrations_error"):
+        yield f"migrations cannot run: {facts['migrations_error']}"
+
+
+def _clock(facts: Facts) -> Iterator[str]:
+    ahead_s = facts.get("clock_ahead_s", 0.0)
+    if abs(ahead_s) > CLOCKS_APART.total_seconds():
+        way = "ahead of" if ahead_s > 0 else "behind"
+        yield f"this machine's clock is {abs(ahead_s):,.0f} s {way} the database's: set it (timedatectl)"
+
+
+def _repair_failed(facts: Facts) -> Iterator[str]:
+    repair = facts["repair_summary"]
     if repair is None:
         return
     if repair["result"] is Result.FAILED:
@@ -96,7 +183,8 @@ def _repair_failed(repair: Facts | None) -> Iterator[str]:
         yield "no repair has ended for three times RECONCILE_EVERY: start a worker, or give it more time"
 
 
-def _drift(repair: Facts | None) -> Iterator[str]:
+def _drift(facts: Facts) -> Iterator[str]:
+    repair = facts["repair_summary"]
     if repair is None or repair["differing"] is None:
         return
     if repair["reason"]:
@@ -114,3 +202,23 @@ def _evicts(facts: Facts) -> Iterator[str]:
 def _no_append_only_file(facts: Facts) -> Iterator[str]:
     if facts.get("append_only") is False:
         yield "Redis keeps no append-only file: what waits is lost when it crashes (set appendonly yes)"
+
+
+Say = Callable[[Facts], Iterator[str]]
+ALARMS: dict[str, Say] = {
+    "silence": _silence,
+    "queue_full": _queue_full,
+    "no_worker": _no_worker,
+    "suspended": _suspended,
+    "workers_wait": _all_wait,
+    "batch_stuck": _stuck,
+    "failed_jobs": _failed,
+    "signatures": _signatures,
+    "foreign_instance": _foreign,
+    "no_receiver": _no_receiver,
+    "redis_lost_data": _redis_lost_data,
+    "two_databases": _two_databases,
+    "clock": _clock,
+    "repair": _repair_failed,
+}
+REMARKS: tuple[Say, ...] = (_forgeries, _migrations_url, _drift, _no_append_only_file, _evicts)

@@ -72,7 +72,7 @@ class BatchInstrumentation:
     def _count(self, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> None:
         for (type_, outcome), count in Counter(zip((i.type for i in batch), outcomes, strict=True)).items():
             self._metrics.count(m.EVENTS, type_, outcome.value, by=count)
-        self._metrics.note(m.LAST_APPLIED, now_ms() / 1000)
+        self._metrics.set_latest(m.LAST_APPLIED, now_ms() / 1000)
 
     def _observe_lag(self, batch: Sequence[ReceivedChange]) -> None:
         now = now_ms()

@@ -1,0 +1,43 @@
+"""Which database a URL leads to: its clock, and whether two URLs lead to the same tables."""
+
+import secrets
+from datetime import datetime
+
+from sqlalchemy import BigInteger, Connection, cast, func, literal, select
+
+from db.connection.engine import Database, schema_of
+from db.models import TIMESTAMPTZ, UserSync
+
+KEY_BITS = 62
+
+
+def clock(database: Database) -> datetime:
+    """Return the database's time. Raises DatabaseError."""
+    query = select(func.clock_timestamp(type_=TIMESTAMPTZ))
+    return database.run(lambda connection: connection.execute(query).scalar_one())
+
+
+def leads_to_same_tables(database: Database, other: Database) -> bool:
+    """Say whether both lead to the same table in the same database. Raises DatabaseError.
+
+    A transaction of the one takes an advisory lock that the other then cannot get: true of the very same
+    database alone, through a pooler too, and needs no right. Copies of a database, such as Neon's branches,
+    have the same names and numbers.
+    """
+    key = cast(literal(secrets.randbits(KEY_BITS)), BigInteger)
+
+    def held(connection: Connection) -> bool:
+        table = _table(connection)
+        connection.execute(select(func.pg_advisory_xact_lock(key)))
+        return other.run(lambda another: _table(another) == table and not _is_free(another))
+
+    def _is_free(connection: Connection) -> bool:
+        return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(key))))
+
+    return database.run(held)
+
+
+def _table(connection: Connection) -> object:
+    schema = schema_of(connection)
+    name = UserSync.__tablename__ if schema is None else f'"{schema}".{UserSync.__tablename__}'
+    return connection.scalar(select(func.to_regclass(name).cast(BigInteger)))
