@@ -90,6 +90,7 @@ CASES = {
     ),
     "no receiver": Case({"receivers_alive": "1x5 0x100"}, {7: set(), 8: {"ClerkSyncNoReceiver"}}),
     "a batch in hand": Case({"batch_in_hand_seconds": "0x5 31x100"}, {5: set(), 6: {"ClerkSyncBatchStuck"}}),
+    "a locked row": Case({"lock_wait_seconds": "0x5 31x100"}, {5: set(), 6: {"ClerkSyncRowLocked"}}),
     "another instance": Case(
         {"foreign_deliveries_total": "0x5 1x195"}, {7: {"ClerkSyncForeignInstance"}, 30: set()}
     ),

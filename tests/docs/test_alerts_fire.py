@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from tests.support.settings import MakeSettings
 from tests.support.stack import Stack, wait_until
 from worker.monitoring import receivers
 from worker.monitoring.redis_stats import CAUSES_KEY
+from worker.queue import lock_waits
 from worker.queue.producer import WATCHING_SINCE_KEY, Delivery, delivery_queue
-from worker.queue.rq_format import WORKER_PREFIX
+from worker.queue.rq_format import JOB_PREFIX, WORKER_PREFIX
 
 ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yml"
 PATIENCE_S = 60
@@ -140,7 +142,7 @@ def test_every_alert_fires_for_what_it_is_there_for(
             _hear_nothing(prometheus, own_redis)
             _forge(stack, prometheus)
             _ignore(stack, prometheus)
-            _degrade(prometheus, own_redis)
+            _degrade(stack, prometheus, own_redis)
             _fail(stack, prometheus)
             _drift(stack, prometheus, clerk)
             _exhaust(stack, prometheus, connection)
@@ -191,14 +193,23 @@ def _ignore(stack: Stack, prometheus: Prometheus) -> None:
     prometheus.await_alert("ClerkSyncForeignInstance")
 
 
-def _degrade(prometheus: Prometheus, redis: RedisServer) -> None:
+def _waiting(stack: Stack) -> str:
+    """Return the id of a job that waits, for longer than this test lasts."""
+    assert stack.settings.redis_url
+    with Redis.from_url(stack.settings.redis_url.get_secret_value()) as client:
+        client.hset(f"{JOB_PREFIX}waiting", "status", "scheduled")
+    return "waiting"
+
+
+def _degrade(stack: Stack, prometheus: Prometheus, redis: RedisServer) -> None:
     """Let there be what health finds, a worker that is stuck, and no heartbeat of the receiver."""
     with Redis.from_url(redis.url) as client:
         client.set(CAUSES_KEY, json.dumps(["redis_lost_data", "two_databases", "clock"]))
         add_worker(client, "stuck", in_hand_s=60)
-        for name in ("RedisLostData", "TwoDatabases", "Clock", "BatchStuck"):
+        client.zadd(lock_waits.KEY, {_waiting(stack): time.time() - 60})
+        for name in ("RowLocked", "RedisLostData", "TwoDatabases", "Clock", "BatchStuck"):
             prometheus.await_alert(f"ClerkSync{name}")
-        client.delete(CAUSES_KEY, f"{WORKER_PREFIX}stuck")
+        client.delete(CAUSES_KEY, lock_waits.KEY, f"{WORKER_PREFIX}stuck")
         wait_until(
             lambda: client.delete(receivers.KEY) >= 0 and "ClerkSyncNoReceiver" in prometheus.firing(),
             PATIENCE_S,

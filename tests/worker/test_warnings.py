@@ -25,8 +25,11 @@ from worker.monitoring import receivers, recent
 from worker.monitoring.health import Status
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.receivers import ReceiverTasks
+from worker.queue import lock_waits
+from worker.queue.consumer import Finished, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
 from worker.queue.producer import DeliveryQueue
+from worker.queue.rq_format import SUSPENDED_KEY
 
 Report = Callable[..., dict[str, Any]]
 
@@ -85,6 +88,29 @@ def test_a_batch_that_is_in_hand_for_long_is_said(report: Report, redis: Redis) 
 @pytest.fixture
 def make_client(make_settings: MakeSettings) -> MakeClient:
     return lambda **overrides: create_app(make_settings(**overrides)).test_client()
+
+
+def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(report: Report, redis: Redis) -> None:
+    held = ReservedJobs(redis, "one")
+    DeliveryQueue(redis).enqueue(delivery(received_at=int(time.time() * 1000)))
+    [job] = held.settle_and_take([], 1) or []
+    redis.zadd(lock_waits.KEY, {job.id: time.time() - 20})
+    short = report()
+    assert (short["status"], short["lock_waits"]["jobs"]) == ("ok", 1)
+    redis.zadd(lock_waits.KEY, {job.id: time.time() - 40})
+    assert "1 delivery waits for a row that another transaction has locked for 40" in _warning(
+        report(), "row"
+    )
+    held.settle_and_take([Finished(job, "applied")], 0)
+    assert _is_well(report())
+
+
+def test_what_a_suspended_worker_holds_is_counted(report: Report, redis: Redis) -> None:
+    DeliveryQueue(redis).enqueue(delivery(received_at=int(time.time() * 1000)))
+    assert ReservedJobs(redis, "one").wait(1)
+    redis.set(SUSPENDED_KEY, 1)
+    queue = report()["queue"]
+    assert (queue["depth"], queue["reserved"]) == (0, 1)
 
 
 def _send(client: FlaskClient, count: int, *, secret: str = SECRET, age_s: int = 0) -> None:

@@ -24,7 +24,7 @@ ANSWER_LIMIT_S = 10.0  # of PostgreSQL: an answer later than probes.LIMIT_S is s
 RECHECK_S = 20.0
 CAUSES_TTL_S = 300
 
-_UNKNOWN_QUEUE = dict.fromkeys(("depth", "oldest_age_s", "started", "scheduled", "failed"))
+_UNKNOWN_QUEUE = dict.fromkeys(("depth", "oldest_age_s", "reserved", "started", "scheduled", "failed"))
 _UNKNOWN_WORKERS: Facts = {"alive": None, "last_seen_at": None, "list": []}
 
 
@@ -76,6 +76,7 @@ class Status:
             "schema": facts.get("schema"),
             "pool": {"size": pool.size, "in_use": pool.in_use, "overflow": pool.overflow},
             "queue": facts.get("queue", _UNKNOWN_QUEUE),
+            "lock_waits": _lock_waits(facts),
             "receivers": facts.get("receivers", {"alive": None, "last_seen_at": None}),
             "workers": facts.get("workers", _UNKNOWN_WORKERS),
             "last_received_at": facts.get("last_received_at"),
@@ -99,6 +100,14 @@ class Status:
         if every_s is None or "repair" not in facts:
             return None
         return last_run.summary(facts["repair"], every_s, self._began)
+
+
+def _lock_waits(facts: Facts) -> dict[str, Any]:
+    """Return how many deliveries wait for a lock on their rows, and since when the first does."""
+    if "lock_waits" not in facts:
+        return {"jobs": None, "since": None}
+    waits = facts["lock_waits"]
+    return {"jobs": waits.jobs, "since": iso(waits.since) if waits.since else None}
 
 
 class MigrationsUrl:

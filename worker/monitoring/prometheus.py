@@ -7,7 +7,7 @@ suspended when nothing happens.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 
@@ -140,6 +140,12 @@ def _measured(facts: Facts) -> Iterator[Metric]:
         "clerk_sync_batch_in_hand_seconds",
         "For how long a worker has had its batch in hand, the longest; 0 when none has one.",
         max((worker["in_hand_s"] or 0 for worker in workers["list"]), default=0),
+    )
+    since = facts["lock_waits"].since
+    yield _gauge(
+        "clerk_sync_lock_wait_seconds",
+        "For how long a delivery has waited for a row that another transaction has locked; 0 when none does.",
+        (datetime.now(UTC) - since).total_seconds() if since else 0,
     )
     yield _warnings(facts["causes"])
     yield _waiting(workers["list"])

@@ -46,11 +46,13 @@ def redis_facts(redis: Redis) -> Facts:
         pipeline.get(CAUSES_KEY)
         depth, oldest, started, scheduled, failed, received, workers, *rest = pipeline.execute()
     seen, now, repair, since, suspended, causes = rest
+    consumers = [name for name, _ in seen]
     info = _info(redis)
     return {
         "queue": {
             "depth": depth,
-            "oldest_age_s": _oldest_age_s(redis, oldest, [name for name, _ in seen]),
+            "oldest_age_s": _oldest_age_s(redis, oldest, consumers),
+            "reserved": _reserved(redis, consumers),
             "started": started,
             "scheduled": scheduled,
             "failed": failed,
@@ -115,6 +117,14 @@ def _durability(info: Mapping[str, Any]) -> Facts:
         "append_only": None if enabled is None else bool(enabled),
         "evicts": None if policy is None else policy != "noeviction" and info.get("maxmemory") != 0,
     }
+
+
+def _reserved(redis: Redis, consumers: Sequence[bytes]) -> int:
+    """Return how many jobs workers hold, suspended ones too."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for consumer in consumers:
+            pipeline.llen(RESERVED_PREFIX + consumer.decode())
+        return sum(pipeline.execute())
 
 
 def _oldest_age_s(redis: Redis, waiting: bytes | None, consumers: Sequence[bytes]) -> float | None:

@@ -79,7 +79,19 @@ def _stuck(facts: Facts) -> Iterator[str]:
     if ages and max(ages) > STUCK_AFTER_S:
         yield (
             f"a worker has had the same batch in hand for {max(ages):.0f} s:"
-            " a transaction may hold what it needs (docs/operations.md, Lag grows)"
+            " see what it waits for (docs/operations.md, A row is locked)"
+        )
+
+
+def _locked(facts: Facts) -> Iterator[str]:
+    waits = facts.get("lock_waits")
+    if waits is None or waits.since is None:
+        return
+    age_s = (datetime.now(UTC) - waits.since).total_seconds()
+    if age_s > STUCK_AFTER_S:
+        yield (
+            f"{counted(waits.jobs, 'delivery waits', 'deliveries wait')} for a row that another transaction"
+            f" has locked for {age_s:.0f} s: end that transaction (docs/operations.md, A row is locked)"
         )
 
 
@@ -212,6 +224,7 @@ ALARMS: dict[str, Say] = {
     "suspended": _suspended,
     "workers_wait": _all_wait,
     "batch_stuck": _stuck,
+    "locked": _locked,
     "failed_jobs": _failed,
     "signatures": _signatures,
     "foreign_instance": _foreign,
