@@ -7,6 +7,7 @@ never shows what it holds.
 import base64
 import binascii
 import re
+import ssl
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -116,6 +117,16 @@ def _read_duration(value: object) -> object:
     return float(found[1]) * DURATION_UNITS[found[2]]
 
 
+def _check_certificates(value: str) -> str:
+    try:
+        ssl.create_default_context(cafile=value)
+    except ssl.SSLError:
+        raise ValueError("must name a file of certificates in PEM format") from None
+    except OSError as error:
+        raise ValueError(f"must name a file that can be read ({type(error).__name__})") from None
+    return value
+
+
 def _read_percent(value: object) -> object:
     return value.strip().removesuffix("%") if isinstance(value, str) else value
 
@@ -135,6 +146,7 @@ HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_text)]
 SchemaName = Annotated[str, AfterValidator(_check_schema)]
 ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
 Duration = Annotated[float, BeforeValidator(_read_duration)]
+CertificateFile = Annotated[str, AfterValidator(_check_certificates)]
 Percent = Annotated[float, BeforeValidator(_read_percent)]
 
 
@@ -154,6 +166,9 @@ class Settings(BaseSettings):
     database_url_unpooled: PostgresUrl | None = None
     database_schema: SchemaName | None = None
     redis_url: RedisUrl | None = None
+    redis_ssl_cert_reqs: Literal["required", "none"] | None = None
+    redis_ssl_ca_certs: CertificateFile | None = None
+    redis_max_connections: int = Field(8, ge=5, le=200, description="of one process")
     clerk_secret_key: HeaderSecret | None = None
     clerk_api_url: ApiUrl = "https://api.clerk.com"
     clerk_instance_id: str | None = None

@@ -34,6 +34,7 @@ BY_CODE = {
 CLUSTER_MODE = BY_CODE["CROSSSLOT"]
 KEY_REFUSED = "REDIS_URL's user may not use a key: allow ~rq:* and ~clerk-sync:* (ACL SETUSER)"
 NO_ANSWER = "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs"
+IN_USE = "all connections to Redis are in use here: raise REDIS_MAX_CONNECTIONS"
 CLOSED = "Redis closed the connection unanswered: if it requires TLS, begin REDIS_URL with rediss://"
 CLIENT_CERTIFICATE = "Redis ended the TLS connection: it may require a client's certificate"
 
@@ -41,7 +42,11 @@ BY_TEXT = {
     "SELECT is not allowed in cluster mode": CLUSTER_MODE,
     "max number of clients reached": "Redis has too many connections: raise its maxclients, or close some",
     "DB index is out of range": "Redis has no database of that number: correct the end of REDIS_URL",
-    "no connection is free": "all connections to Redis are in use here: raise REDIS_MAX_CONNECTIONS",
+    "No connection available": IN_USE,
+    "no connection is free": IN_USE,
+    "Unknown Redis command called from": UNKNOWN_COMMAND.format(
+        command="a command of this service's scripts"
+    ),
     "can't run this command": MAY_NOT_RUN.format(command="a command of this service's scripts"),
     "access one of the keys": KEY_REFUSED,
     "access at least one of the keys": KEY_REFUSED,

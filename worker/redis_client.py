@@ -1,12 +1,22 @@
-"""The ways to Redis: patient for workers, impatient for whoever must answer soon."""
+"""The ways to Redis: patient for workers, impatient for what must answer soon.
 
-from collections.abc import Sequence
+A process opens REDIS_MAX_CONNECTIONS at most. In a receiver deliveries have connections of their own; all
+else (health, metrics, console, pull) shares OTHER_CONNECTIONS: no flood of requests delays a delivery.
+What is not used for IDLE_S is closed: small plans allow few connections, and other processes need theirs.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, cast
+from weakref import WeakMethod
 
 import hiredis
+from redis import BlockingConnectionPool, ConnectionPool, Redis
 from redis import ConnectionError as RedisConnectionError
-from redis import ConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -16,8 +26,16 @@ from config import Settings, SettingsError
 
 FAIL_FAST_TIMEOUT_S = 1.5
 PATIENCE_S = 15.0
+IDLE_S = 10.0
+OTHER_CONNECTIONS = 4
+REFUSED_PAUSE_S = 0.05
 READ_ONLY = "READONLY"
 ENCODING_ERRORS = "surrogateescape"  # any id that somebody put on the queue can be named again
+FAIL_FAST: dict[str, Any] = {
+    "socket_timeout": FAIL_FAST_TIMEOUT_S,
+    "socket_connect_timeout": FAIL_FAST_TIMEOUT_S,
+    "retry": Retry(NoBackoff(), 0),
+}
 
 
 class QueueUnavailable(Exception):
@@ -34,9 +52,12 @@ class FewConnections:
     """
 
     def __init__(self, pool: ConnectionPool, count: int, patience_s: float) -> None:
+        """`pool` makes the connections and keeps none of them."""
         self._pool = pool
         self._patience_s = patience_s
-        self._idle: list[Any] = []
+        self._idle: list[Any] = []  # the last used comes last
+        self._made = False
+        self._unused = 0  # how many of them, from the first on, have not been used since the last look
         self._permits: SimpleQueue[None] = SimpleQueue()
         for _ in range(count):
             self._permits.put(None)
@@ -44,8 +65,19 @@ class FewConnections:
     def ask(self, *command: str | bytes | int) -> Any:
         """Return Redis's answer. What is asked may be asked twice.
 
-        Raises redis.RedisError, also when no connection is free for `patience_s`.
+        Raises redis.RedisError, also when no connection is free for `patience_s`. While Redis has too many
+        clients, a connection that is open already serves as soon as it is free.
         """
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return self._ask_on_one(command)
+            except RedisConnectionError as error:
+                if not _too_many_clients(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(REFUSED_PAUSE_S)
+
+    def _ask_on_one(self, command: Sequence[str | bytes | int]) -> Any:
         try:
             self._permits.get(timeout=self._patience_s)
         except Empty:
@@ -55,20 +87,69 @@ class FewConnections:
             try:
                 return _ask(connection, command)
             finally:
-                self._idle.append(connection)
+                # one that could not be opened is the last to be tried again
+                self._idle.insert(len(self._idle) if connection.is_connected else 0, connection)
         finally:
             self._permits.put(None)
 
     def _take(self) -> Any:
         try:
-            return self._idle.pop()  # the last used
+            connection = self._idle.pop()
         except IndexError:
+            if not self._made:
+                self._made = True
+                close_regularly(self.close_idle)
             return self._pool.make_connection()
+        self._unused = min(self._unused, len(self._idle))
+        return connection
+
+    def close_idle(self) -> None:
+        """Close the connections that have not been used since this was called last."""
+        closed = []
+        with suppress(IndexError):  # those in use by now are not there
+            for _ in range(self._unused):
+                closed.append(connection := self._idle.pop(0))
+                connection.disconnect()
+        self._idle[:0] = closed  # they are opened again when they are needed
+        self._unused = len(self._idle)
 
     def close(self) -> None:
         """Close the connections that are not in use."""
         for connection in self._idle:
             connection.disconnect()
+
+
+class OtherConnections(BlockingConnectionPool):
+    """The connections of a receiver for all but deliveries, for which a thread may have to wait."""
+
+    def make_connection(self) -> Any:
+        """Return a connection, which is not open yet."""
+        if not self._connections:
+            close_regularly(self.close_idle)
+        made: Any = super().make_connection()  # type: ignore[no-untyped-call]
+        return made
+
+    def close_idle(self) -> None:
+        """Close the connections that are not in use now."""
+        self.disconnect(inuse_connections=False)
+
+
+def close_regularly(close_idle: Callable[[], None]) -> None:
+    """Call this method every IDLE_S in a thread of its own, for as long as its object is there."""
+    Thread(target=_close_regularly, args=(WeakMethod(close_idle),), name="redis-idle", daemon=True).start()
+
+
+def _close_regularly(method: WeakMethod[Callable[[], None]]) -> None:
+    time.sleep(IDLE_S)
+    while close_idle := method():
+        close_idle()
+        del close_idle
+        time.sleep(IDLE_S)
+
+
+def _too_many_clients(error: RedisConnectionError) -> bool:
+    # Redis says so and closes the connection, which can reach us before its words do.
+    return "max number of clients" in str(error) or "losed by server" in str(error) or "reset" in str(error)
 
 
 def _ask(connection: Any, command: Sequence[str | bytes | int]) -> Any:
@@ -104,36 +185,70 @@ class _Packer:
 
 
 def fail_fast_redis(settings: Settings) -> Redis:
-    """Return a client for whoever must answer soon: no retries, short time-outs. Clerk delivers again."""
-    return _client(
-        settings,
-        socket_timeout=FAIL_FAST_TIMEOUT_S,
-        socket_connect_timeout=FAIL_FAST_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-    )
+    """Return a client for what must answer soon: no retries, short time-outs.
+
+    All such clients of a process share OTHER_CONNECTIONS, so closing one leaves the connections open.
+    """
+    return Redis(connection_pool=_other_connections(settings))
+
+
+@lru_cache(maxsize=4)
+def _other_connections(settings: Settings) -> ConnectionPool:
+    return _pool(settings, OtherConnections, OTHER_CONNECTIONS, timeout=FAIL_FAST_TIMEOUT_S, **FAIL_FAST)
+
+
+def delivery_redis(settings: Settings) -> Redis:
+    """Return a client for deliveries, with the same time-outs and the connections that are left for them."""
+    count = settings.redis_max_connections - OTHER_CONNECTIONS
+    return Redis.from_pool(_pool(settings, ConnectionPool, count, **FAIL_FAST))
 
 
 def worker_redis(settings: Settings) -> Redis:
     """Return a patient client for workers and commands: it retries for some seconds by itself."""
-    return _client(
-        settings,
-        socket_timeout=PATIENCE_S,
-        socket_connect_timeout=5,
-        socket_keepalive=True,
-        health_check_interval=30,
-        retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # for each of connecting and asking
+    return Redis.from_pool(
+        _pool(
+            settings,
+            BlockingConnectionPool,
+            settings.redis_max_connections,
+            timeout=PATIENCE_S,
+            socket_timeout=PATIENCE_S,
+            socket_connect_timeout=5,
+            socket_keepalive=True,
+            health_check_interval=30,
+            retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # for each of connecting and asking
+        )
     )
 
 
-def _client(settings: Settings, **options: Any) -> Redis:
-    # Redis's announcements of its maintenance would lengthen the time-outs, and each costs a round trip.
-    quiet: Any = {"maint_notifications_config": MaintNotificationsConfig(enabled=False), "driver_info": None}
-    pool: ConnectionPool = ConnectionPool.from_url(redis_url(settings), **quiet)
-    # Afterwards, as what stands in the URL would go before it.
-    pool.connection_kwargs.update(
-        options, decode_responses=False, encoding_errors=ENCODING_ERRORS, command_packer=_Packer()
+def _pool(settings: Settings, kind: type[ConnectionPool], count: int, **options: Any) -> ConnectionPool:
+    named: ConnectionPool = ConnectionPool.from_url(redis_url(settings))
+    return kind(
+        connection_class=named.connection_class,
+        max_connections=count,
+        # The URL's options come first: those that follow replace them.
+        **named.connection_kwargs
+        | _tls(settings)
+        | options
+        | {
+            # Redis's announcements of its maintenance would lengthen the time-outs; each costs a round trip.
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+            "driver_info": None,
+            "decode_responses": False,
+            "encoding_errors": ENCODING_ERRORS,
+            "command_packer": _Packer(),
+        },
     )
-    return Redis.from_pool(pool)
+
+
+def _tls(settings: Settings) -> dict[str, Any]:
+    """Return what the settings say of TLS, where the URL asks for it. Unset, the URL's own options count."""
+    if not redis_url(settings).startswith("rediss://"):
+        return {}
+    ca_certs, cert_reqs = settings.redis_ssl_ca_certs, settings.redis_ssl_cert_reqs
+    return {
+        **({"ssl_ca_certs": ca_certs} if ca_certs else {}),
+        **({"ssl_cert_reqs": cert_reqs, "ssl_check_hostname": cert_reqs == "required"} if cert_reqs else {}),
+    }
 
 
 def redis_url(settings: Settings) -> str:

@@ -42,7 +42,6 @@ from worker.queue.consumer import (
 )
 from worker.queue.lock_waits import KEY, LockWaits, lock_waits
 from worker.queue.producer import (
-    CONNECTIONS,
     LAST_RECEIVED_KEY,
     Delivery,
     DeliveryQueue,
@@ -57,9 +56,10 @@ from worker.queue.rq_format import (
     SCHEDULED_KEY,
     decode_call,
 )
-from worker.redis_client import QueueUnavailable, worker_redis
+from worker.redis_client import OTHER_CONNECTIONS, QueueUnavailable, worker_redis
 
 Holder = Callable[[str], ReservedJobs]
+CONNECTIONS = config.Settings.model_fields["redis_max_connections"].default - OTHER_CONNECTIONS
 
 
 def fill(queue: DeliveryQueue, count: int) -> list[str]:

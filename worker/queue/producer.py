@@ -1,10 +1,11 @@
 """The receiver's side of the queue in Redis: a verified delivery becomes a job, once."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import cache
 from hashlib import sha1
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from redis import Redis
 from redis.exceptions import NoScriptError, RedisError
@@ -18,10 +19,10 @@ from worker.redis_client import (
     FAIL_FAST_TIMEOUT_S,
     FewConnections,
     QueueUnavailable,
-    fail_fast_redis,
+    delivery_redis,
 )
 
-CONNECTIONS = 16  # of one process; each is in use for a round trip, and small Redis plans take few
+MAX_CONNECTIONS = 200  # whatever the client's own pool allows; each is in use for a round trip
 LAST_RECEIVED_KEY = "clerk-sync:last-received"
 WATCHING_SINCE_KEY = "clerk-sync:watching-since"
 QUEUE_FULL = -1
@@ -49,10 +50,11 @@ class DeliveryQueue:
 
     def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
         pool = redis.connection_pool
-        self._connections = FewConnections(pool, min(CONNECTIONS, pool.max_connections), FAIL_FAST_TIMEOUT_S)
+        self._connections = FewConnections(
+            pool, min(MAX_CONNECTIONS, pool.max_connections), FAIL_FAST_TIMEOUT_S
+        )
         self._max_depth = max_depth
         self._script = _enqueue_script(rq.COMMON_FIELDS)
-        self._sha = sha1(self._script.encode(), usedforsecurity=False).hexdigest()
 
     def enqueue(self, delivery: Delivery) -> EnqueueResult:
         """Store the delivery and return what it was, once Redis has confirmed it. One round trip.
@@ -71,7 +73,7 @@ class DeliveryQueue:
         own = rq.own_fields(delivery.body, delivery.description, delivery.received_at)
         arguments = (delivery.svix_id, delivery.received_at, self._max_depth, *own)
         try:
-            answer = self._run(len(keys), *keys, *arguments)
+            answer = _run(self._connections.ask, self._script, keys, arguments)
         except RedisError as error:
             raise QueueUnavailable(explain(error)) from None
         if answer == QUEUE_FULL:
@@ -79,18 +81,12 @@ class DeliveryQueue:
         return _ANSWERS[cast("int", answer)]
 
     def ping(self) -> None:
-        """Raise QueueUnavailable unless Redis answers and would take a write."""
+        """Raise QueueUnavailable unless Redis would take a delivery."""
         probe(self._connections.ask)
 
     def close(self) -> None:
         """Close the connections. They are opened again when they are needed."""
         self._connections.close()
-
-    def _run(self, *arguments: str | bytes | int) -> Any:
-        try:
-            return self._connections.ask("EVALSHA", self._sha, *arguments)
-        except NoScriptError:  # Redis was started since
-            return self._connections.ask("EVAL", self._script, *arguments)
 
 
 def _enqueue_script(common: Mapping[str, str | int]) -> str:
@@ -103,17 +99,31 @@ _ANSWERS = {0: EnqueueResult.DUPLICATE, 1: EnqueueResult.QUEUED, 2: EnqueueResul
 
 
 def probe(ask: Callable[..., object]) -> None:
-    """Raise QueueUnavailable unless Redis, which `ask` sends a command, answers and would take a write.
+    """Raise QueueUnavailable unless Redis, which `ask` sends a command, would take a delivery.
 
-    What it writes is since when somebody looks, in ms, once: silence counts from then where nothing has ever
-    been received. Redis refuses the command whether or not there is something to write.
+    The first probe's time is kept: silence counts from then where nothing has ever been received.
     """
+    keys = (f"{rq.JOB_PREFIX}clerk-sync:probe", rq.QUEUE_KEY, rq.FAILED_KEY, WATCHING_SINCE_KEY)
     try:
-        ask("SET", WATCHING_SINCE_KEY, now_ms(), "NX")
+        _run(ask, scripts.load("probe"), keys, (now_ms(),))
     except RedisError as error:
         raise QueueUnavailable(explain(error)) from None
 
 
+def _run(
+    ask: Callable[..., object], script: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]
+) -> object:
+    try:
+        return ask("EVALSHA", _sha(script), len(keys), *keys, *arguments)
+    except NoScriptError:  # Redis was started since
+        return ask("EVAL", script, len(keys), *keys, *arguments)
+
+
+@cache
+def _sha(script: str) -> str:
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
 def delivery_queue(settings: Settings) -> DeliveryQueue:
     """Return the receiver's queue. It connects when the first delivery comes."""
-    return DeliveryQueue(fail_fast_redis(settings), settings.max_queue_depth)
+    return DeliveryQueue(delivery_redis(settings), settings.max_queue_depth)

@@ -1,0 +1,201 @@
+"""Redis as platforms sell it: few connections, certificates of their own, commands that are forbidden."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+import config
+from cli.dev.servers import HOST, free_port
+from tests.support import commands
+from tests.support.certificates import Authority
+from tests.support.deliveries import genuine, signed
+from tests.support.queue import delivery
+from tests.support.redis_servers import BINARY, redis_server, tls_redis
+from tests.support.settings import NO_DATABASE, MakeSettings
+from tests.support.stack import Stack, wait_until
+from worker.queue.producer import EnqueueResult, delivery_queue
+from worker.redis_client import IDLE_S, QueueUnavailable, fail_fast_redis, worker_redis
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
+
+SMALL_PLAN = 20  # connections
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "certificates")
+
+
+def test_a_small_plan_takes_every_delivery_of_a_burst_and_answers_afterwards(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """Two receivers' processes, a worker and commands share 20 connections; idle ones are given back."""
+    with redis_server(tmp_path, "--maxclients", str(SMALL_PLAN)) as port:
+        settings = make_settings(redis_url=f"redis://{HOST}:{port}", port=free_port(), web_workers=2)
+        with Stack(settings, tmp_path) as stack:
+            with ThreadPoolExecutor(30) as threads:
+                statuses = list(threads.map(lambda _: _deliver(stack.url), range(90)))
+            health = httpx.get(f"{stack.base_url}/health", timeout=10, trust_env=False)
+            shown = [commands.run(settings, *words) for words in (("status",), ("failed", "list"))]
+            assert statuses == [202] * 90, stack.logs()
+            assert health.status_code == 200, health.text
+            assert [done.returncode for done in shown] == [0, 0], shown
+            wait_until(lambda: _clients(port) <= SMALL_PLAN / 2, 3 * IDLE_S)
+
+
+def test_too_many_connections_of_ours_cost_no_delivery(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """More connections are allowed here than Redis gives: deliveries wait for one that is open."""
+    with redis_server(tmp_path, "--maxclients", "5") as port:
+        settings = make_settings(**NO_DATABASE, redis_url=f"redis://{HOST}:{port}", redis_max_connections=50)
+        queue = delivery_queue(settings)
+        with ThreadPoolExecutor(30) as threads:
+            answers = list(threads.map(lambda _: queue.enqueue(delivery()), range(90)))
+        assert answers == [EnqueueResult.QUEUED] * 90
+        queue.close()
+
+
+def test_a_process_opens_no_more_connections_than_it_may(make_settings: MakeSettings, tmp_path: Path) -> None:
+    with redis_server(tmp_path) as port:
+        settings = make_settings(**NO_DATABASE, redis_url=f"redis://{HOST}:{port}", redis_max_connections=6)
+        queue, other = delivery_queue(settings), [fail_fast_redis(settings) for _ in range(5)]
+        with ThreadPoolExecutor(60) as threads:
+            pings = threads.map(lambda one: one.ping(), other * 20)
+            answers = list(threads.map(lambda _: queue.enqueue(delivery()), range(100)))
+        assert all(pings)
+        assert answers == [EnqueueResult.QUEUED] * 100
+        assert 2 <= _clients(port) - 1 <= 6
+        queue.close()
+        other[0].connection_pool.disconnect()
+
+
+def test_connections_that_are_not_used_are_closed(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.redis_client.IDLE_S", 0.2)
+    with redis_server(tmp_path, "--set-proc-title", "no") as port:
+        settings = make_settings(**NO_DATABASE, redis_url=f"redis://{HOST}:{port}")
+        queue, other = delivery_queue(settings), fail_fast_redis(settings)
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: (queue.enqueue(delivery()), other.ping()), range(50)))
+        wait_until(lambda: _clients(port) == 1, 5)
+        assert queue.enqueue(delivery()) == EnqueueResult.QUEUED
+
+
+def test_a_certificate_of_its_own_authority_is_taken_with_the_authoritys_file(
+    make_settings: MakeSettings, authority: Authority, tmp_path: Path
+) -> None:
+    with tls_redis(tmp_path, authority) as port:
+        _assert_served(_tls_settings(make_settings, port, redis_ssl_ca_certs=str(authority.ca)))
+
+
+@pytest.mark.parametrize("addresses", ["IP:127.0.0.1", "DNS:another.example"])
+def test_without_a_check_any_certificate_is_taken(
+    make_settings: MakeSettings, authority: Authority, tmp_path: Path, addresses: str
+) -> None:
+    with tls_redis(tmp_path, authority, addresses) as port:
+        _assert_served(_tls_settings(make_settings, port, redis_ssl_cert_reqs="none"))
+
+
+@pytest.mark.parametrize(
+    ("given", "addresses", "words"),
+    [
+        ({}, "IP:127.0.0.1", "not trusted: name its CA's file in REDIS_SSL_CA_CERTS"),
+        ({"redis_ssl_cert_reqs": "required"}, "IP:127.0.0.1", "or set REDIS_SSL_CERT_REQS=none"),
+        ({"redis_ssl_ca_certs": "certificates/ca.pem"}, "DNS:another.example", "for another host name"),
+    ],
+)
+def test_a_certificate_that_is_not_trusted_is_named_wherever_it_is_met(
+    make_settings: MakeSettings, tmp_path: Path, given: dict[str, Any], addresses: str, words: str
+) -> None:
+    authority = Authority(tmp_path / "certificates")
+    if "redis_ssl_ca_certs" in given:
+        given = {"redis_ssl_ca_certs": str(tmp_path / given["redis_ssl_ca_certs"])}
+    with tls_redis(tmp_path, authority, addresses) as port:
+        settings = _tls_settings(make_settings, port, **given)
+        with pytest.raises(QueueUnavailable, match=words):
+            delivery_queue(settings).ping()
+        done = commands.run(settings.model_copy(update={"database_url": None}), "failed", "list")
+        assert words in done.stderr
+        assert done.returncode == 1
+
+
+def test_a_file_of_certificates_that_cannot_serve_ends_the_start(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.write_text("no certificate")
+    for path, words in ((empty, "PEM format"), (tmp_path / "missing.pem", "can be read")):
+        with pytest.raises(config.SettingsError, match=f"^REDIS_SSL_CA_CERTS must name a file .*{words}"):
+            config.load(_env_file=None, redis_ssl_ca_certs=str(path))
+
+
+READINESS = [
+    (["--rename-command", "HELLO", ""], "Redis does not know HELLO"),
+    (["--rename-command", "EVAL", "", "--rename-command", "EVALSHA", ""], "Redis does not know EVALSHA"),
+    (["--rename-command", "LMOVE", ""], "use Redis 6.2 or newer"),
+    (["--cluster-enabled", "yes"], "Redis runs in cluster mode"),
+    (["--replicaof", f"{HOST} 1", "--replica-serve-stale-data", "yes"], "read-only replica"),
+    (["--maxmemory", "1"], "Redis is out of memory"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), READINESS)
+def test_readiness_names_a_redis_that_takes_no_delivery(
+    make_settings: MakeSettings, tmp_path: Path, options: list[str], words: str
+) -> None:
+    with redis_server(tmp_path, *options) as port:
+        queue = delivery_queue(make_settings(**NO_DATABASE, redis_url=f"redis://{HOST}:{port}"))
+        with pytest.raises(QueueUnavailable, match=words):
+            queue.ping()
+        queue.close()
+
+
+def test_readiness_names_a_user_who_may_not_run_scripts(make_settings: MakeSettings, tmp_path: Path) -> None:
+    with redis_server(tmp_path) as port:
+        with Redis(port=port) as redis:
+            redis.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "&*", "+@all", "-@scripting")
+        queue = delivery_queue(make_settings(**NO_DATABASE, redis_url=f"redis://plain:pw@{HOST}:{port}"))
+        with pytest.raises(QueueUnavailable, match="may not run EVALSHA"):
+            queue.ping()
+        queue.close()
+
+
+def test_a_probe_changes_nothing_but_the_time_of_the_first(
+    make_settings: MakeSettings, redis_url: str
+) -> None:
+    queue = delivery_queue(make_settings(**NO_DATABASE))
+    queue.ping()
+    with Redis.from_url(redis_url) as redis:
+        first = {key: redis.get(key) for key in redis.keys("*")}
+        time.sleep(0.01)
+        queue.ping()
+        assert {key: redis.get(key) for key in redis.keys("*")} == first
+        assert len(first) == 1
+    queue.close()
+
+
+def _tls_settings(make_settings: MakeSettings, port: int, **given: Any) -> config.Settings:
+    return make_settings(**NO_DATABASE, redis_url=f"rediss://{HOST}:{port}", **given)
+
+
+def _assert_served(settings: config.Settings) -> None:
+    queue = delivery_queue(settings)
+    queue.ping()
+    assert queue.enqueue(delivery()) == EnqueueResult.QUEUED
+    queue.close()
+    with worker_redis(settings) as patient:
+        assert patient.ping()
+    assert fail_fast_redis(settings).ping()
+
+
+def _deliver(url: str) -> int:
+    content = genuine()
+    return httpx.post(url, content=content, headers=signed(content), timeout=20, trust_env=False).status_code
+
+
+def _clients(port: int) -> int:
+    with Redis(port=port) as redis:
+        return len(redis.client_list())
