@@ -15,10 +15,12 @@ from sqlalchemy.schema import CreateSchema
 
 from db.connection.causes import Cause
 from db.connection.engine import Database, schema_of
-from db.connection.errors import unavailable
+from db.connection.errors import DatabaseUnavailable, unavailable
 from db.models import Base, User
 
 VERSION_TABLE = "clerk_sync_version"  # an application's `alembic_version` may stand beside it
+
+DEPENDENT_OBJECTS = "2BP01"
 
 NAMESPACES = table("pg_namespace", column("nspname"), schema="pg_catalog")
 
@@ -56,6 +58,12 @@ def _migrate(database: Database, move: Callable[[Config, str], None], revision: 
         database.run(lambda connection: move(_config(connection), revision))
     except CommandError as error:
         raise MigrationError(str(error)) from None
+    except DatabaseUnavailable as error:
+        if error.state != DEPENDENT_OBJECTS:
+            raise
+        raise MigrationError(
+            "foreign keys or views of the application depend on the tables: drop them first"
+        ) from None
 
 
 def steps_down(database: Database, revision: str) -> list[str]:

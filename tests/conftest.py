@@ -203,9 +203,7 @@ def database_url_unpooled(
 @pytest.fixture
 def database_url(database_url_unpooled: str, _pooler_url: str | None) -> str:
     """The same database as `database_url_unpooled`, through the pooler if there is one."""
-    if _pooler_url is None:
-        return database_url_unpooled
-    return _with_database(_pooler_url, urlsplit(database_url_unpooled).path.removeprefix("/"))
+    return _through(_pooler_url, database_url_unpooled)
 
 
 @pytest.fixture
@@ -217,6 +215,12 @@ def empty_url(
     _admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     yield _with_database(postgres_server.url, name)
     _drop(_admin, name)
+
+
+@pytest.fixture
+def empty_database_url(empty_url: str, _pooler_url: str | None) -> str:
+    """The same database as `empty_url`, through the pooler if there is one."""
+    return _through(_pooler_url, empty_url)
 
 
 @pytest.fixture
@@ -258,6 +262,10 @@ def make_settings(request: pytest.FixtureRequest) -> MakeSettings:
         return config.load(_env_file=None, **overrides)
 
     return make
+
+
+def _through(pooler_url: str | None, url: str) -> str:
+    return url if pooler_url is None else _with_database(pooler_url, urlsplit(url).path.removeprefix("/"))
 
 
 def _with_database(url: str, name: str) -> str:

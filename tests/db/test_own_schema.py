@@ -26,6 +26,7 @@ from db.merge.policy import Policy
 from db.models import Base
 from db.schema import SchemaState
 from tests.db.test_schema import catalog
+from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import (
     ANN,
     BEN,
@@ -71,9 +72,11 @@ def owner(empty_url: str) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def settings(make_settings: MakeSettings, empty_url: str) -> config.Settings:
+def settings(make_settings: MakeSettings, empty_url: str, empty_database_url: str) -> config.Settings:
     return make_settings(
-        database_url=SecretStr(empty_url), database_url_unpooled=None, database_schema="clerk-sync"
+        database_url=SecretStr(empty_database_url),
+        database_url_unpooled=SecretStr(empty_url),
+        database_schema="clerk-sync",
     )
 
 
@@ -144,6 +147,9 @@ def test_every_command_works_beside_the_applications_tables_whatever_the_search_
         f"ALTER DATABASE {owner.info.dbname} SET search_path = {search_path or chr(39) * 2}".encode()
     )
     assert ran(settings, "db", "upgrade") == f"schema at {schema.head()}\n"
+    with opened(settings) as database:
+        work(database, settings)
+    assert ran(settings, "db", "reset", "--yes")
     assert ran(settings, "db", "current") == f"{schema.head()} (current)\n"
     assert ran(settings, "db", "seed", "--users", "3") == "3 users added\n"
     assert json.loads(ran(settings, "events", "--json")) == []
@@ -155,6 +161,34 @@ def test_every_command_works_beside_the_applications_tables_whatever_the_search_
     assert "base" in ran(settings, "db", "downgrade", "base", "--yes")
     assert owner.execute("SELECT id, login FROM public.users").fetchall() == [(1, "ann")]
     assert owner.execute("SELECT * FROM public.alembic_version").fetchall() == [("0001",)]
+
+
+def test_what_reads_clerk_follows_the_schema_too(
+    settings: config.Settings, owner: Connection, clerk: FakeClerk
+) -> None:
+    owner.execute(APPLICATION.encode())
+    settings = settings.model_copy(
+        update={"clerk_secret_key": SecretStr(clerk.key), "clerk_api_url": clerk.url}
+    )
+    clerk.put(user(ANN))
+    clerk.put(user(BEN))
+    ran(settings, "db", "upgrade")
+    ran(settings, "backfill")
+    owner.execute('UPDATE "clerk-sync".users SET name = %s WHERE clerk_id = %s', ["Zz", ANN])
+    assert run(settings, "reconcile").exit_code == 1
+    assert ran(settings, "reconcile", "--fix")
+    assert ran(settings, "pull", BEN)
+    names = owner.execute('SELECT count(*) FROM "clerk-sync".users WHERE name <> %s', ["Zz"]).fetchone()
+    assert names == (2,), "what the application wrote is overwritten, though the version is the same"
+
+
+def test_a_table_that_others_refer_to_is_not_dropped(settings: config.Settings, owner: Connection) -> None:
+    ran(settings, "db", "upgrade")
+    owner.execute('CREATE TABLE orders (user_id uuid REFERENCES "clerk-sync".users (id))')
+    done = run(settings, "db", "downgrade", "base", "--yes")
+    assert isinstance(done.exception, schema.MigrationError)
+    assert str(done.exception).endswith("depend on the tables: drop them first")
+    assert ran(settings, "db", "current") == f"{schema.head()} (current)\n"
 
 
 def test_two_instances_live_in_one_database(settings: config.Settings, owner: Connection) -> None:
@@ -205,7 +239,9 @@ def test_the_rights_of_the_document_suffice_and_name_every_table(
 ) -> None:
     assert ran(settings, "db", "upgrade")
     owner.execute(granted("clerk-sync", role).encode())
-    runtime = settings.model_copy(update={"database_url": as_role(empty_url, role)})
+    runtime = settings.model_copy(
+        update={"database_url": as_role(empty_url, role), "database_url_unpooled": None}
+    )
     with opened(runtime) as database:
         work(database, runtime)
     missing = owner.execute(
@@ -227,7 +263,7 @@ def test_a_missing_right_to_the_schema_is_said_as_such(
     assert ran(settings, "db", "upgrade")
     owner.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
     with (
-        opened(settings, database_url=as_role(empty_url, role)) as database,
+        opened(settings, database_url=as_role(empty_url, role), database_url_unpooled=None) as database,
         pytest.raises(DatabaseUnavailable, match="GRANT USAGE ON SCHEMA"),
     ):
         schema.state(database)
@@ -237,7 +273,7 @@ def test_a_role_that_may_not_create_is_told_what_to_grant(
     settings: config.Settings, owner: Connection, empty_url: str, role: str
 ) -> None:
     owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-    runtime = {"database_url": as_role(empty_url, role)}
+    runtime = {"database_url": as_role(empty_url, role), "database_url_unpooled": None}
     with opened(settings, **runtime) as database:
         with pytest.raises(schema.MigrationError, match='CREATE SCHEMA "clerk-sync" AUTHORIZATION'):
             schema.upgrade(database)
