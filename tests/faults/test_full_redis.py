@@ -16,13 +16,14 @@ from tests.faults.house import House, has_begun, running, worker_member
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.support.queue import RqView, delivery
+from tests.support.queue import RqView, beat, delivery
 from tests.support.stack import environment, wait_until
 from worker.queue.consumer import CONSUMERS_KEY, Failed, Finished, ReservedJobs, TakenJob
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import FINISHED_KEY, JOB_PREFIX, RESULT_PREFIX, SUSPENDED_KEY
 from worker.redis_client import QueueUnavailable
-from worker.runner.batch_worker import BEAT_EVERY_S
+from worker.runner.batch_worker import IDLE_BEAT_EVERY_S
+from worker.shutdown import StopSignal
 
 ROOM_BYTES = 700_000  # for some two hundred deliveries
 SOON_S = 20
@@ -70,10 +71,10 @@ def test_more_goes_through_a_full_redis_than_it_can_hold_also_by_a_worker_that_s
 
 def test_workers_stay_known_in_a_full_redis(house: House) -> None:
     with full(house.redis):
-        time.sleep(2 * BEAT_EVERY_S)
+        time.sleep(2 * IDLE_BEAT_EVERY_S)
         latest: Any = house.redis.zrange(CONSUMERS_KEY, 0, -1, withscores=True)
         now: Any = house.redis.time()
-        assert all(score > now[0] - 2 * BEAT_EVERY_S for _, score in latest)
+        assert all(score > now[0] - 2 * IDLE_BEAT_EVERY_S for _, score in latest)
         # a holder is a worker, or a part of one
         assert {name.partition(b".")[0].decode() for name, _ in latest} == {
             worker.name for worker in RqView(house.redis).workers()
@@ -115,8 +116,8 @@ def test_every_step_of_a_worker_works_in_a_full_redis(
         assert [job.id for job in jobs] == ids[:4]
         failed = [Failed(jobs[i], "reason", "trace", retryable=i == 2) for i in (1, 2)]
         held.settle_and_take([Finished(jobs[0], "applied"), *failed], 0)
-        held.heartbeat()
-        assert held.wait(1) is False
+        beat(apart, "somebody")
+        assert held.wait(1, StopSignal()) is True
         assert held.release() == 1
         assert len(take(held, 2)) == 2
         held.leave()
@@ -148,7 +149,5 @@ def test_what_a_worker_held_before_redis_set_its_clock_back_is_taken_back(
     fill(queue, 3)
     take(held, 3)
     apart.zadd(CONSUMERS_KEY, {"somebody": time.time() + 3600})
-    other = ReservedJobs(apart, "other")
-    other.heartbeat()
-    assert other.recover_orphans() == 3
-    assert len(take(other, 5)) == 3
+    assert beat(apart, "other").released == 3
+    assert len(take(ReservedJobs(apart, "other"), 5)) == 3

@@ -24,6 +24,7 @@ from rq.worker import BaseWorker
 from cli.dev.servers import Server
 from tests.support.payloads import NOW, Json, body, svix_id, user_event
 from worker.queue.consumer import RESERVED_PREFIX
+from worker.queue.heartbeat import Beat, Heartbeat
 from worker.queue.producer import Delivery
 
 REGISTRIES: dict[str, type[BaseRegistry]] = {
@@ -40,6 +41,11 @@ def delivery(event: Json | None = None, *, id_: str | None = None, received_at: 
     event = user_event() if event is None else event
     description = f"{event['type']} {event['data'].get('id')}"
     return Delivery(id_ or svix_id(), body(event).decode(), description, received_at)
+
+
+def beat(redis: Redis, worker: str = "beating") -> Beat:
+    """Do what a worker of that name does at intervals."""
+    return Heartbeat(redis, worker, [worker]).beat()
 
 
 class RqView:

@@ -6,8 +6,8 @@ from typing import Any
 
 from redis import Redis
 
+from tests.support.queue import beat
 from worker.monitoring import receivers
-from worker.queue.consumer import ReservedJobs
 from worker.queue.rq_format import WORKER_PREFIX, WORKER_REPORT, WORKERS_KEY
 
 
@@ -20,7 +20,7 @@ def add_worker(redis: Redis, name: str = "one", **report: object) -> None:
     }
     redis.sadd(WORKERS_KEY, WORKER_PREFIX + name)
     redis.hset(WORKER_PREFIX + name, mapping=fields)
-    ReservedJobs(redis, name).heartbeat()
+    beat(redis, name)
 
 
 def add_service(redis: Redis) -> None:

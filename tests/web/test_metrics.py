@@ -86,6 +86,7 @@ def test_the_figures_are_those_of_all_processes_and_outlive_them(
             assert httpx.post(stack.url, content=content, headers=headers, trust_env=False).status_code == 202
         applied = {"type": "user.created", "outcome": "applied"}
         wait_until(lambda: _sum(_scrape(stack), "clerk_sync_events_applied_total") == 40, 20, stack.logs)
+        wait_until(lambda: _sum(_scrape(stack), "clerk_sync_deliveries_total") == 40, 20, stack.logs)
         text = _scrape(stack)
         assert value(text, "clerk_sync_events_applied_total", **applied) == 1
         assert value(text, "clerk_sync_deliveries_total", type="user.created", answer="queued") == 40

@@ -27,7 +27,7 @@ from tests.support.payloads import deleted_event, user, user_event
 from tests.support.queue import RqView, clerk_sync, delivery, frozen, rq_command
 from tests.support.settings import NOTHING_LISTENS, MakeSettings
 from tests.support.stack import environment, wait_until
-from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, SILENT_AFTER_S
+from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SCHEDULED_KEY, WORKER_REPORT
 
@@ -247,7 +247,7 @@ def test_one_that_cannot_finish_in_time_ends_all_the_same_and_loses_nothing(
 
 def fall_silent(redis: Redis, worker: Worker) -> None:
     """Let the worker not have been heard of for too long."""
-    redis.zadd(CONSUMERS_KEY, {worker.name: time.time() - SILENT_AFTER_S - 1})
+    redis.zadd(CONSUMERS_KEY, {worker.name: time.time() - DEAD_AFTER_S - 1})
 
 
 # Death
@@ -265,7 +265,7 @@ def test_what_a_killed_worker_held_is_applied_by_another_within_thirty_seconds(
         died = time.monotonic()
     await_users(connection, range(20), 30 - (time.monotonic() - died))
     await_status(rq, ids, "finished", 2)
-    other.await_line("took back what a dead worker held", jobs=20)
+    other.await_line("released jobs of a dead worker", jobs=20)
     assert [rq.places(id_) for id_ in ids] == [["finished"]] * 20
     assert [rq.job(id_).retries_left for id_ in ids] == [len(RETRY_INTERVALS_S)] * 20
 

@@ -11,14 +11,14 @@ from cli.dev.servers import RedisServer
 from db.times import now_ms
 from tests.faults.line import line_to
 from tests.support.failed_jobs import fail
-from tests.support.queue import delivery, frozen
+from tests.support.queue import beat, delivery, frozen
 from tests.support.service import add_service, add_worker
 from tests.support.settings import MakeSettings
 from tests.support.stack import wait_until
 from worker.monitoring import receivers
 from worker.monitoring.health import ANSWER_LIMIT_S, Status
 from worker.monitoring.probes import LIMIT_S, Probe, ask
-from worker.queue.consumer import CONSUMERS_KEY, SILENT_AFTER_S, ReservedJobs
+from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S
 from worker.queue.failed_jobs import FailedJobs, ReplayResult
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, DeliveryQueue
 from worker.queue.rq_format import (
@@ -65,7 +65,7 @@ def test_all_is_well(make_status: MakeStatus) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_a_worker_that_beats_no_more_is_not_alive(make_status: MakeStatus, redis: Redis) -> None:
-    redis.zadd(CONSUMERS_KEY, {"one": time.time() - SILENT_AFTER_S - 2})
+    redis.zadd(CONSUMERS_KEY, {"one": time.time() - DEAD_AFTER_S - 2})
     assert make_status().report()["workers"]["alive"] == 0
 
 
@@ -168,7 +168,7 @@ def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_told(
 
 
 def test_without_a_worker_the_service_is_degraded(make_status: MakeStatus, redis: Redis) -> None:
-    ReservedJobs(redis, "gone").heartbeat()
+    beat(redis, "gone")
     report = make_status().report()
     assert report["status"] == "degraded"
     assert any("no worker is alive" in warning for warning in report["warnings"])

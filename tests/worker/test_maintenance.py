@@ -21,7 +21,7 @@ from tests.support.queue import RqView, delivery
 from tests.support.stack import wait_until
 from worker.queue import rq_format
 from worker.queue.consumer import ReservedJobs
-from worker.queue.maintenance import SEEN_KEY, STUCK_AFTER_S, QueueMaintenance
+from worker.queue.maintenance import SEARCH_KEY, SEEN_KEY, STUCK_AFTER_S, QueueMaintenance
 from worker.queue.producer import DeliveryQueue
 
 LONG_AGO = 1
@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def upkeep(rq: RqView) -> QueueMaintenance:
+def upkeep(rq: RqView, redis: Redis) -> QueueMaintenance:
+    redis.set(SEARCH_KEY, "another worker searches for lost jobs")
     return QueueMaintenance(rq.queue)
 
 

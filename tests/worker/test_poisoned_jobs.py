@@ -11,12 +11,11 @@ from redis import Redis
 
 from db.merge.incoming import Outcome
 from tests.support.payloads import body, user_event
-from tests.support.queue import RqView, delivery
+from tests.support.queue import RqView, beat, delivery
 from worker.clerk.payloads import FieldSources
 from worker.queue.consumer import ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
 from worker.queue.producer import DeliveryQueue
-from worker.queue.retry_scheduler import RetryScheduler
 from worker.queue.rq_format import (
     FAILED_KEY,
     JOB_PREFIX,
@@ -104,15 +103,13 @@ SCHEDULED: dict[str, dict[str, str | bytes]] = {
 
 
 @pytest.mark.parametrize("fields", SCHEDULED.values(), ids=SCHEDULED.keys())
-def test_a_job_that_rq_could_not_load_holds_up_no_retry(
-    fields: dict[str, str | bytes], redis: Redis, rq: RqView
-) -> None:
+def test_a_job_that_rq_could_not_load_holds_up_no_retry(fields: dict[str, str | bytes], redis: Redis) -> None:
     """Each comes to the queue, where it fails."""
     poison(redis, b"odd", status="scheduled", **fields)
     _schedule(redis, "odd", due=LONG_AGO)
     id_ = _scheduled(redis)
     tracemalloc.start()
-    RetryScheduler(rq.queue).enqueue_due()
+    beat(redis)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert redis.lrange(QUEUE_KEY, 0, -1) == [b"odd", id_.encode()]
@@ -126,7 +123,7 @@ def test_an_entry_without_a_scheduled_job_only_goes(entry: bytes, redis: Redis, 
     poison(redis, b"odd-status", status="finished")
     _schedule(redis, entry, due=LONG_AGO)
     id_ = _scheduled(redis)
-    RetryScheduler(rq.queue).enqueue_due()
+    beat(redis)
     assert redis.lrange(QUEUE_KEY, 0, -1) == [id_.encode()]
     assert redis.zcard(SCHEDULED_KEY) == 0
     assert rq.status(id_) == "queued"

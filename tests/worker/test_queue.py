@@ -24,7 +24,7 @@ from rq.worker import SimpleWorker
 import config
 from cli.dev.servers import RedisServer, free_port
 from tests.support.payloads import NOW
-from tests.support.queue import RqView, delivery, frozen, rq_command
+from tests.support.queue import RqView, beat, delivery, frozen, rq_command
 from tests.support.round_trips import TripCounter
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.stack import wait_until
@@ -32,14 +32,15 @@ from worker.queue import consumer as queue_module
 from worker.queue import rq_format
 from worker.queue.consumer import (
     CONSUMERS_KEY,
+    DEAD_AFTER_S,
     RESERVED_PREFIX,
-    SILENT_AFTER_S,
     Deferred,
     Failed,
     Finished,
     ReservedJobs,
     TakenJob,
 )
+from worker.queue.heartbeat import FORGET_AFTER_S
 from worker.queue.lock_waits import KEY, LockWaits, lock_waits
 from worker.queue.producer import (
     LAST_RECEIVED_KEY,
@@ -57,6 +58,7 @@ from worker.queue.rq_format import (
     decode_call,
 )
 from worker.redis_client import OTHER_CONNECTIONS, QueueUnavailable, worker_redis
+from worker.shutdown import StopSignal
 
 Holder = Callable[[str], ReservedJobs]
 CONNECTIONS = config.Settings.model_fields["redis_max_connections"].default - OTHER_CONNECTIONS
@@ -98,7 +100,7 @@ def fail_for_good(held: ReservedJobs, queue: DeliveryQueue) -> str:
 
 def fall_silent(redis: Redis, worker: str) -> None:
     """Let the worker not have been heard of for too long."""
-    redis.zadd(CONSUMERS_KEY, {worker: time.time() - SILENT_AFTER_S - 1})
+    redis.zadd(CONSUMERS_KEY, {worker: time.time() - DEAD_AFTER_S - 1})
 
 
 def scores(redis: Redis, key: str) -> dict[str, float]:
@@ -467,13 +469,55 @@ def test_nothing_is_taken_while_workers_are_suspended(
 
 def test_waiting_ends_when_a_job_comes_and_holds_it(queue: DeliveryQueue, holder: Holder) -> None:
     held = holder("w")
-    assert held.wait(1) is False
+    assert held.wait(1, StopSignal()) is False
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(held.wait, 10)
+        waiting = thread.submit(held.wait, 10, StopSignal())
         time.sleep(0.1)
         queued = fill(queue, 2)
         assert waiting.result(5) is True
     assert ids(take(held)) == queued
+
+
+def test_waiting_ends_at_once_on_a_stop_signal_and_loses_no_job(
+    queue: DeliveryQueue, rq: RqView, holder: Holder
+) -> None:
+    held, stopping = holder("w"), StopSignal()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(held.wait, 10, stopping)
+        time.sleep(0.1)
+        stopping.request()
+        assert waiting.result(1) is True
+    queued = fill(queue, 1)  # Redis may not have noticed yet that the connection is closed
+    held.leave()
+    assert rq.queue.get_job_ids() == queued
+
+
+def test_an_idle_heartbeat_is_five_commands_and_says_when_there_is_more_to_do(redis: Redis) -> None:
+    beat(redis, "w")
+    redis.config_resetstat()
+    assert beat(redis, "w").wait_s == DEAD_AFTER_S
+    stats: Any = redis.info("commandstats")
+    calls = {name: stat["calls"] for name, stat in stats.items() if not name.startswith("cmdstat_config")}
+    assert sum(calls.values()) == 5, calls
+    redis.zadd(rq_format.SCHEDULED_KEY, {"due-soon": time.time() + 5})
+    assert 3 <= beat(redis, "w").wait_s <= 6
+    redis.zadd(CONSUMERS_KEY, {"nearly-dead": time.time() - DEAD_AFTER_S + 2})
+    assert 1 <= beat(redis, "w").wait_s <= 3
+
+
+def test_while_a_scheduler_of_rqs_has_its_lock_the_retries_are_its_own(
+    queue: DeliveryQueue, rq: RqView, redis: Redis
+) -> None:
+    (id_,) = fill(queue, 1)
+    redis.delete(rq_format.QUEUE_KEY)
+    redis.hset(rq_format.JOB_PREFIX + id_, "status", "scheduled")
+    redis.zadd(rq_format.SCHEDULED_KEY, {id_: 1})
+    scheduler = RQScheduler([rq.queue], connection=rq.redis, serializer="json", logging_level="WARNING")
+    assert scheduler.acquire_locks() == {"clerk"}
+    assert beat(redis).retried == 0
+    scheduler.stop()
+    assert beat(redis).retried == 1
+    assert rq.places(id_) == ["queue"]
 
 
 def test_taking_and_settling_is_one_round_trip_however_many_jobs(
@@ -675,22 +719,22 @@ def test_only_what_silent_workers_hold_is_taken_back(
     for held in (alive, silent, other):
         take(held, 2)
     fall_silent(redis, "silent")
-    assert alive.recover_orphans() == 2
+    assert beat(redis, "alive").released == 2
     assert [rq.places(id_) for id_ in queued] == [
         *[["started", "held"]] * 2,
         *[["queue"]] * 2,
         *[["started", "held"]] * 2,
     ]
-    assert alive.recover_orphans() == 0
+    assert beat(redis, "alive").released == 0
 
 
 def test_a_worker_that_beats_is_not_silent(queue: DeliveryQueue, holder: Holder, redis: Redis) -> None:
     fill(queue, 1)
-    held, other = holder("w"), holder("other")
+    held = holder("w")
     take(held)
     fall_silent(redis, "w")
-    held.heartbeat()
-    assert other.recover_orphans() == 0
+    beat(redis, "w")
+    assert beat(redis, "other").released == 0
 
 
 def test_a_frozen_worker_that_wakes_does_not_finish_what_others_have(
@@ -700,7 +744,7 @@ def test_a_frozen_worker_that_wakes_does_not_finish_what_others_have(
     frozen, other = holder("frozen"), holder("other")
     jobs = take(frozen)
     fall_silent(redis, "frozen")
-    other.recover_orphans()
+    beat(redis, "other")
     assert ids(take(other, 2)) == queued[:2]
     redact_deleted(frozen, Finished(jobs[0], "applied"), failure(jobs[1]), failure(jobs[2], retryable=True))
     assert [rq.places(id_) for id_ in queued] == [["started", "held"], ["started", "held"], ["queue"]]
@@ -714,14 +758,14 @@ def test_a_frozen_worker_that_wakes_does_not_finish_what_others_have(
 def test_a_worker_that_sleeps_for_days_may_take_again_and_is_taken_back_from(
     queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
 ) -> None:
-    sleeper, other = holder("sleeper"), holder("other")
-    redis.zadd(CONSUMERS_KEY, {"sleeper": time.time() - 2 * queue_module.FORGET_AFTER_S})
-    other.recover_orphans()
-    assert scores(redis, CONSUMERS_KEY) == {}
+    sleeper = holder("sleeper")
+    redis.zadd(CONSUMERS_KEY, {"sleeper": time.time() - 2 * FORGET_AFTER_S})
+    beat(redis, "other")
+    assert scores(redis, CONSUMERS_KEY).keys() == {"other"}
     (id_,) = fill(queue, 1)
     take(sleeper)
     fall_silent(redis, "sleeper")
-    assert other.recover_orphans() == 1
+    assert beat(redis, "other").released == 1
     assert rq.places(id_) == ["queue"]
 
 

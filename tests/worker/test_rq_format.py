@@ -21,6 +21,7 @@ from rq.registry import (
     StartedJobRegistry,
 )
 from rq.results import Result
+from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.suspension import WORKERS_SUSPENDED
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
@@ -89,6 +90,7 @@ def test_the_keys_are_those_of_rq(rq: RqView) -> None:
     assert ScheduledJobRegistry(queue=rq.queue).key == rq_format.SCHEDULED_KEY
     assert CanceledJobRegistry(queue=rq.queue).key == rq_format.CANCELED_KEY
     assert rq_format.SUSPENDED_KEY == WORKERS_SUSPENDED
+    assert RQScheduler.get_locking_key(rq_format.QUEUE) == rq_format.SCHEDULER_LOCK_KEY
     assert WORKERS_BY_QUEUE_KEY % rq.queue.name == rq_format.WORKERS_KEY
     assert Job.key_for("") == rq_format.JOB_PREFIX
     assert Result.get_key("") == rq_format.RESULT_PREFIX

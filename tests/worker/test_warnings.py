@@ -30,6 +30,7 @@ from worker.queue.consumer import Finished, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import SUSPENDED_KEY
+from worker.shutdown import StopSignal
 
 Report = Callable[..., dict[str, Any]]
 
@@ -107,7 +108,7 @@ def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(report: R
 
 def test_what_a_suspended_worker_holds_is_counted(report: Report, redis: Redis) -> None:
     DeliveryQueue(redis).enqueue(delivery(received_at=int(time.time() * 1000)))
-    assert ReservedJobs(redis, "one").wait(1)
+    assert ReservedJobs(redis, "one").wait(1, StopSignal())
     redis.set(SUSPENDED_KEY, 1)
     queue = report()["queue"]
     assert (queue["depth"], queue["reserved"]) == (0, 1)

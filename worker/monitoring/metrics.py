@@ -173,14 +173,15 @@ class Metrics:
             self.observe(histogram, time.perf_counter() - began)
 
     def set_latest(self, latest: Timestamp, at_s: float) -> None:
-        """Say that something happened at that time."""
+        """Record that something happened at that time."""
         with self._lock:
             self._latest[latest.name,] = max(at_s, self._latest.get((latest.name,), 0))
 
     def flush(self, redis: Redis) -> None:
         """Add what was counted to the totals in Redis.
 
-        A delta whose arrival was not confirmed is sent again as it was, and Redis takes each but once.
+        A delta whose arrival was not confirmed is sent again as it was, and Redis adds each only once. Sends
+        nothing when nothing was counted.
         Raises RedisError, and then nothing is lost.
         """
         with self._flushing:

@@ -14,8 +14,8 @@ from worker.queue import scripts
 from worker.redis_client import fail_fast_redis
 
 KEY = "clerk-sync:receivers"
-BEAT_EVERY_S = 3.0
-SILENT_AFTER_S = 15
+BEAT_EVERY_S = 30.0  # an idle receiver costs few commands to Redis
+SILENT_AFTER_S = 75
 FORGET_AFTER_S = 24 * 3600
 
 
@@ -26,12 +26,10 @@ class ReceiverTasks:
         self._redis = fail_fast_redis(settings)
         self._metrics = metrics
         self._name = uuid.uuid4().hex
-        self._heartbeat = self._redis.register_script(scripts.load("heartbeat"))
+        self._heartbeat = self._redis.register_script(scripts.load("record_alive"))
         self._runner = PeriodicRunner(
-            [
-                PeriodicTask("heartbeat", BEAT_EVERY_S, self._beat),
-                PeriodicTask("flush", FLUSH_EVERY_S, self._flush),
-            ]
+            PeriodicTask("heartbeat", BEAT_EVERY_S, self._beat),
+            PeriodicTask("flush metrics", FLUSH_EVERY_S, self._flush),
         )
 
     def start(self) -> None:

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from worker.monitoring import receivers, recent
 from worker.monitoring.probes import Facts
 from worker.queue import rq_format as rq
-from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, SILENT_AFTER_S
+from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 from worker.queue.failed_jobs import FailedJobs
 from worker.queue.lock_waits import lock_waits
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, probe
@@ -58,7 +58,7 @@ def redis_facts(redis: Redis) -> Facts:
             "failed": failed,
         },
         "workers": {
-            **_workers(redis, workers, {name for name, at in seen if at < now[0] - SILENT_AFTER_S}),
+            **_workers(redis, workers, {name for name, at in seen if at < now[0] - DEAD_AFTER_S}),
             "last_seen_at": iso(datetime.fromtimestamp(seen[0][1], UTC)) if seen else None,
         },
         "receivers": _receivers(redis, now[0]),

@@ -1,4 +1,4 @@
-"""A worker's side of the queue in Redis: take, finish, fail, give back. To RQ the queue is one of its own."""
+"""A worker's side of the queue in Redis: take, finish, fail, release. To RQ the queue is one of its own."""
 
 import json
 import time
@@ -9,22 +9,25 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from redis import Redis
 from redis.commands.core import Script
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from worker.queue import lock_waits, scripts
 from worker.queue import rq_format as rq
+from worker.shutdown import SLICE_S, StopSignal
 
 _Json = TypeVar("_Json", list[Any], dict[str, Any])
 
 CONSUMERS_KEY = "clerk-sync:consumers"
 RESERVED_PREFIX = "clerk-sync:reserved:"
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-SILENT_AFTER_S = 15  # a worker beats every few seconds; after this long it is taken for dead
-FORGET_AFTER_S = 24 * 3600
+DEAD_AFTER_S = 15  # without a heartbeat; another worker then recovers the jobs of that one
+FULL_PAUSE_S = 1.0
+WAIT_ANSWER_S = 5.0  # beyond the time-out of a blocking command, until its connection counts as dead
 
 
 class TakenJob(NamedTuple):
-    """A job that this worker holds, as RQ stores it."""
+    """A job that this consumer has reserved, as RQ stores it."""
 
     id: str
     data: bytes
@@ -71,28 +74,27 @@ Settled = Finished | Failed | Deferred
 
 
 class ReservedJobs:
-    """A worker's side of the queue: the jobs that it holds under its name, or a `part` of them.
+    """The jobs that one consumer has reserved; its id is the worker's name, and a `part` for each more.
 
-    Every method raises redis.RedisError when Redis does not answer, and may then simply be called again: what
-    had been done is not done twice.
+    A batch that was processed is settled by the next `settle_and_take`, in the same round trip as the next
+    batch is taken: until then its jobs stay reserved. Every method raises redis.RedisError when Redis does
+    not answer, and may then simply be called again: what was done is not done twice.
     """
 
     def __init__(self, redis: Redis, worker: str, part: str = "") -> None:
         self.redis = redis
         self.worker = worker
-        self._consumer_id = worker + part
-        self._reserved_key = RESERVED_PREFIX + self._consumer_id
+        self.consumer_id = worker + part
+        self._reserved_key = RESERVED_PREFIX + self.consumer_id
         self._worker_key = rq.WORKER_PREFIX + worker
-        self._heartbeat = redis.register_script(scripts.load("heartbeat"))
         self._take = redis.register_script(scripts.load("take"))
         self._finish = redis.register_script(scripts.load("finish"))
         self._fail = redis.register_script(scripts.load("fail"))
         self._defer = redis.register_script(scripts.load("defer"))
         self._release = redis.register_script(scripts.load("release"))
-        self._recover_orphans = redis.register_script(scripts.load("recover_orphans"))
 
     def settle_and_take(self, done: Sequence[Settled], limit: int) -> list[TakenJob] | None:
-        """Settle what is done and take up to `limit` ready jobs, all in one round trip.
+        """Settle the last batch and take the next of up to `limit` ready jobs, all in one round trip.
 
         Returns None when `rq suspend` has stopped the workers. Nothing is taken with a `limit` of 0.
         """
@@ -118,42 +120,44 @@ class ReservedJobs:
             self._send_take(pipeline, limit)
             return pipeline.execute()[-1]
 
-    def wait(self, timeout_s: int) -> bool:
-        """Wait for a job, and hold it; return whether one came. In a Redis that is full, only wait."""
+    def wait(self, timeout_s: int, stopping: StopSignal) -> bool:
+        """Wait for a job and reserve it; return whether to look for jobs. Ends at once on a stop signal.
+
+        In a full Redis, which refuses to move a job, it only waits. The connection is one of its own, which
+        is closed when the wait ends without an answer: a job that came meanwhile is in the reserved list.
+        """
+        connection: Any = self.redis.connection_pool.get_connection()
         try:
-            return self.redis.blmove(rq.QUEUE_KEY, self._reserved_key, timeout_s, "LEFT", "RIGHT") is not None
+            connection.send_command("BLMOVE", rq.QUEUE_KEY, self._reserved_key, "LEFT", "RIGHT", timeout_s)
+            deadline = time.monotonic() + timeout_s + WAIT_ANSWER_S
+            while not connection.can_read(SLICE_S):
+                if stopping.requested or time.monotonic() > deadline:
+                    connection.disconnect()
+                    return True
+            return connection.read_response() is not None
         except OutOfMemoryError:
-            time.sleep(timeout_s)
-            return False
+            stopping.wait(FULL_PAUSE_S)
+            return True
+        except RedisConnectionError:  # the next take finds out whether Redis is away
+            connection.disconnect()
+            return True
+        finally:
+            self.redis.connection_pool.release(connection)
 
     def release(self) -> int:
-        """Put what is held back to the front of the queue, in its order; return how many."""
+        """Put the reserved jobs back to the front of the queue, in their order; return how many."""
         return cast(
             "int",
             self._release(
                 keys=[self._reserved_key, rq.QUEUE_KEY, rq.STARTED_KEY],
-                args=[self._consumer_id, rq.JOB_PREFIX],
+                args=[self.consumer_id, rq.JOB_PREFIX],
             ),
         )
-
-    def heartbeat(self) -> None:
-        """Say that this worker lives, so that nobody takes over what it holds."""
-        self._heartbeat(keys=[CONSUMERS_KEY], args=[self._consumer_id])
 
     def leave(self) -> None:
-        """Give back what is held and end this worker's membership."""
+        """Release the reserved jobs and forget this consumer."""
         self.release()
-        self.redis.zrem(CONSUMERS_KEY, self._consumer_id)
-
-    def recover_orphans(self) -> int:
-        """Give back what workers hold that have been silent for SILENT_AFTER_S; return how many jobs."""
-        return cast(
-            "int",
-            self._recover_orphans(
-                keys=[CONSUMERS_KEY, rq.QUEUE_KEY, rq.STARTED_KEY],
-                args=[SILENT_AFTER_S, FORGET_AFTER_S, rq.JOB_PREFIX, RESERVED_PREFIX],
-            ),
-        )
+        self.redis.zrem(CONSUMERS_KEY, self.consumer_id)
 
     def _send_take(self, pipeline: Any, limit: int) -> None:
         _send(
@@ -174,7 +178,7 @@ class ReservedJobs:
                 _now(),
                 rq.JOB_PREFIX,
                 rq.RESULT_PREFIX,
-                self._consumer_id,
+                self.consumer_id,
             ],
         )
 
@@ -189,7 +193,7 @@ class ReservedJobs:
             keys=[self._reserved_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key],
             args=[
                 self.worker,
-                self._consumer_id,
+                self.consumer_id,
                 _now(),
                 rq.RESULT_TTL_S,
                 rq.JOB_PREFIX,
@@ -216,7 +220,7 @@ class ReservedJobs:
             args=[
                 job.id,
                 self.worker,
-                self._consumer_id,
+                self.consumer_id,
                 _now(),
                 rq.FAILURE_TTL_S,
                 "" if due is None else int(due.timestamp()),
@@ -242,7 +246,7 @@ class ReservedJobs:
             ],
             args=[
                 job.id,
-                self._consumer_id,
+                self.consumer_id,
                 int(now) + lock_waits.DEFER_S,
                 since,
                 _dumped({**job.meta, lock_waits.SINCE: since}, {lock_waits.SINCE: since}),
@@ -302,7 +306,7 @@ def _is_interval(value: object) -> bool:
 
 
 def _json(text: bytes, kind: type[_Json]) -> _Json:
-    """Return the JSON value of that kind, empty for anything else: somebody else may have written the job."""
+    """Return the JSON value of that kind, empty for anything else: the job may be a foreign one."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

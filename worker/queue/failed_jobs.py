@@ -23,6 +23,7 @@ from db.times import to_datetime
 from worker.clerk.payloads import CLERK_ID, HANDLED_TYPES, ORGANIZATION_TYPES
 from worker.queue import rq_format as rq
 from worker.queue import scripts
+from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX
 from worker.redis_causes import explain
 from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, fail_fast_redis, worker_redis
 
@@ -145,15 +146,27 @@ class FailedJobs:
         return Details(_failed_job(record), _traceback(record), _body(record.data), record.raised)
 
     def replay(self, ids: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
-        """Put jobs back into the queue with all their retries, and yield what became of each."""
+        """Put jobs back into the queue with all their retries, and yield what became of each.
+
+        A job that is in no list although it should, because its list was lost, is put back too.
+        """
         now = rq.timestamp(datetime.now(UTC))
         intervals = json.dumps(rq.RETRY_INTERVALS_S)
         return self._each(
             ids,
             ReplayResult.REPLAYED,
             lambda pipeline, id_: self._replay(
-                keys=[rq.JOB_PREFIX + id_, rq.FAILED_KEY, rq.QUEUE_KEY, rq.QUEUES_KEY],
-                args=[id_, now, intervals, len(rq.RETRY_INTERVALS_S)],
+                keys=[
+                    rq.JOB_PREFIX + id_,
+                    rq.FAILED_KEY,
+                    rq.QUEUE_KEY,
+                    rq.QUEUES_KEY,
+                    rq.INTERMEDIATE_KEY,
+                    rq.STARTED_KEY,
+                    rq.SCHEDULED_KEY,
+                    CONSUMERS_KEY,
+                ],
+                args=[id_, now, intervals, len(rq.RETRY_INTERVALS_S), RESERVED_PREFIX],
                 client=pipeline,
             ),
         )

@@ -1,11 +1,12 @@
-"""RQ's maintenance, without what it imports, calls and fetches.
+"""RQ's maintenance, without what it imports, calls and fetches; and jobs whose list was lost are found again.
 
 RQ's own (`rq.registry.clean_registries`, `IntermediateQueue.cleanup`) loads the jobs that were abandoned,
-calls the callbacks and sends the webhooks that their hashes name. So whoever can write to Redis could make a
-worker run or call anything. Here ids are moved, and no job is loaded.
+calls the callbacks and sends the webhooks that their hashes name. So anyone who can write to Redis could make
+a worker run or call anything. Here ids are moved, and no job is loaded.
 """
 
-from typing import cast
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import structlog
 from rq import Queue
@@ -14,12 +15,18 @@ from rq.worker_registration import clean_worker_registry
 
 from worker.queue import rq_format as rq
 from worker.queue import scripts
+from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX
 
 log = structlog.get_logger("worker.queue.maintenance")
 
 STUCK_AFTER_S = 60  # as RQ has it
 MOVED_AT_ONCE = 1000
 SEEN_KEY = "clerk-sync:intermediate-seen"
+SEARCH_KEY = "clerk-sync:lost-jobs-search"  # set by the worker that searches, so that one does at a time
+SEARCH_EVERY_S = 50  # less than the interval of maintenance, so that each minute one worker searches
+SETTLED_AFTER_S = 30  # a job that was queued or started since may be on its way
+KEYS_AT_ONCE = 1000
+STEPS_AT_ONCE = 500
 
 
 class QueueMaintenance:
@@ -27,20 +34,64 @@ class QueueMaintenance:
 
     def __init__(self, queue: Queue, stuck_after_s: int = STUCK_AFTER_S) -> None:
         self._queue = queue
+        self._redis = queue.connection
         self._stuck_after_s = stuck_after_s
-        self._requeue = queue.connection.register_script(scripts.load("requeue_abandoned"))
+        self._requeue = self._redis.register_script(scripts.load("requeue_abandoned"))
+        self._recover = self._redis.register_script(scripts.load("recover_lost"))
+        self._cursor = 0
 
     def run(self) -> None:
-        """Forget jobs and workers that have expired, and put back what plain RQ workers have abandoned.
+        """Forget expired jobs and workers, and put back what plain RQ workers abandoned and what was lost.
 
         Raises redis.RedisError.
         """
         count = self._requeue_abandoned()
         if count:
-            log.warning("took back what a plain rq worker had abandoned", jobs=count)
+            log.warning("queued again what a plain rq worker had abandoned", jobs=count)
         FinishedJobRegistry(queue=self._queue).cleanup()
         FailedJobRegistry(queue=self._queue).cleanup()
         clean_worker_registry(self._queue)
+        if self._redis.set(SEARCH_KEY, "1", nx=True, ex=SEARCH_EVERY_S):
+            self.recover_lost()
+
+    def recover_lost(self) -> int:
+        """Put back the jobs that are in no list or registry, because Redis lost that one; return how many.
+
+        One call looks at no more than STEPS_AT_ONCE * KEYS_AT_ONCE keys, some at a time, and the next goes on
+        where it stopped. Raises redis.RedisError.
+        """
+        count = 0
+        for _ in range(STEPS_AT_ONCE):
+            page: Any = self._redis.scan(self._cursor, match=f"{rq.JOB_PREFIX}*", count=KEYS_AT_ONCE)
+            self._cursor, keys = page
+            if keys:
+                count += self._recover_page([key.removeprefix(rq.JOB_PREFIX.encode()) for key in keys])
+            if self._cursor == 0:
+                break
+        if count:
+            log.warning("put back jobs that were in no list or registry: did Redis evict keys?", jobs=count)
+        return count
+
+    def _recover_page(self, ids: list[bytes]) -> int:
+        now = datetime.now(UTC)
+        arguments: list[Any] = [
+            rq.JOB_PREFIX,
+            RESERVED_PREFIX,
+            rq.QUEUE,
+            rq.timestamp(now),
+            rq.timestamp(now - timedelta(seconds=SETTLED_AFTER_S)),
+            *ids,
+        ]
+        keys = [
+            rq.QUEUE_KEY,
+            rq.INTERMEDIATE_KEY,
+            rq.STARTED_KEY,
+            rq.SCHEDULED_KEY,
+            rq.FAILED_KEY,
+            CONSUMERS_KEY,
+            rq.QUEUES_KEY,
+        ]
+        return cast("int", self._recover(keys=keys, args=arguments))
 
     def _requeue_abandoned(self) -> int:
         return cast(

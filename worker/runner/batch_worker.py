@@ -1,27 +1,29 @@
 """The worker process: an RQ worker that takes, applies and finishes many jobs at a time.
 
-To RQ's tools it is one of theirs: it registers, beats, obeys `rq suspend` and shutdown commands, and leaves
-jobs, registries and results as RQ does. What differs is the loop. A job is at any moment in the queue, in
-this worker's held list, or in a registry; each step between is one script in Redis or one transaction:
+To RQ's tools it is one of theirs: it registers, sends heartbeats, obeys `rq suspend` and shutdown commands,
+and leaves jobs and registries as RQ does. What differs is the loop. A job is at any moment in the queue, in
+a consumer's reserved list, or in a registry; each step between is one script in Redis or one transaction:
 
-1. Settle what the last batch did and take the next, in one round trip.
+1. Settle the last batch and take the next, in one round trip.
 2. Apply it, in one transaction.
-3. Killed in between, the held list is given back by another worker after SILENT_AFTER_S, and applying again
-   changes nothing: applying is a merge.
+3. If the worker is killed in between, another one releases its reserved jobs after DEAD_AFTER_S, and applying
+   again changes nothing: applying is a merge.
 
 What is the deployment's trouble, not the event's, fails no job: the batch goes back to the queue, and the
-worker says what it waits for and waits.
+worker logs what it waits for and waits.
 """
 
 import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Event, Thread
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import structlog
 from redis import Redis
@@ -37,10 +39,10 @@ from db.merge.policy import Policy
 from worker.clerk.payloads import FieldSources
 from worker.monitoring.metrics import FLUSH_EVERY_S, Metrics
 from worker.periodic import PeriodicRunner, PeriodicTask
-from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
+from worker.queue.consumer import DEAD_AFTER_S, Failed, Finished, ReservedJobs, TakenJob
+from worker.queue.heartbeat import Heartbeat
 from worker.queue.maintenance import QueueMaintenance
-from worker.queue.retry_scheduler import RetryScheduler
-from worker.queue.rq_format import QUEUE, WORKER_REPORT
+from worker.queue.rq_format import QUEUE, WORKER_REPORT, timestamp
 from worker.redis_causes import explain
 from worker.redis_client import worker_redis
 from worker.runner import batch
@@ -50,15 +52,28 @@ from worker.shutdown import StopSignal
 
 log = structlog.get_logger("worker")
 
-CONSUMERS = 2  # a third brings a few percent more: docs/decisions/008-why-two-lanes.md
-SWITCH_S = 0.001  # a lane whose answer has come need not wait the usual 5 ms for the other to pause
+CONSUMERS = 2  # a third brings a few percent more: docs/decisions/008-why-two-consumer-threads.md
+SWITCH_S = 0.001  # a thread whose answer has come need not wait the usual 5 ms for the other
 WORKER_TTL_S = 30
-BEAT_EVERY_S = 3
-RECOVER_EVERY_S = 5
-SCHEDULE_EVERY_S = 2
+LOOK_EVERY_S = 0.5  # whether a heartbeat is due; that costs no command
+BEAT_EVERY_S = 3  # while there is work
+IDLE_BEAT_EVERY_S = 10  # so that a thread that blocks right after it is still not dead
+WORKER_HASH_EVERY_S = 30
 MAINTENANCE_EVERY_S = 60
 PRUNE_EVERY_S = 3600
 OVERDUE_LOOK_S = 0.5
+
+
+class BeatTimes(NamedTuple):
+    """When the last heartbeat was, the next is due, and the worker's hash was written, with which fields.
+
+    In s on the monotonic clock.
+    """
+
+    at_s: float = 0.0
+    next_s: float = 0.0
+    hash_at_s: float = 0.0
+    fields: Mapping[str, str] = MappingProxyType({})
 
 
 class BatchWorker(SimpleWorker):
@@ -71,7 +86,6 @@ class BatchWorker(SimpleWorker):
         self.settings = settings
         self.database = database
         self.stopping = stopping
-        self._retries = RetryScheduler(queue)
         self._metrics = Metrics()
         self._instrumentation = BatchInstrumentation(self._metrics)
         self._apply = partial(users.apply, database, policy=Policy.of(settings))
@@ -83,13 +97,16 @@ class BatchWorker(SimpleWorker):
             ConsumerThread(ReservedJobs(redis, self.name, f".{i}"), shared) for i in range(2, CONSUMERS + 1)
         ]
         self._threads = (self._primary, *self._helpers)
+        ids = [consumer.reserved.consumer_id for consumer in self._threads]
+        self._heartbeat = Heartbeat(redis, self.name, ids)
+        self._beats = BeatTimes()
+        self._has_worked = False
+        self._unpruned = 0
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
-        """Take and apply batches until told to stop; then settle what is in hand and give back the rest."""
+        """Take and apply batches until the stop signal; then settle the last batch and release the rest."""
         self._introduce()
-        beat, flush, prune, *others = self._periodic_tasks()
-        # Whatever takes long must not hold up the heartbeat, nor what others wait for.
-        runners = (PeriodicRunner([beat, flush]), PeriodicRunner(others), PeriodicRunner([prune]))
+        runners = self._periodic_runners()
         for runner in runners:
             runner.start()
         log.info("worker started", worker=self.name, batch_size=self.settings.batch_size)
@@ -136,6 +153,8 @@ class BatchWorker(SimpleWorker):
         for item in done:
             if isinstance(item, Failed):
                 self._instrumentation.failed(item)
+        self._has_worked = True
+        self._unpruned += 1
         return done
 
     def _leave(self) -> None:
@@ -143,38 +162,56 @@ class BatchWorker(SimpleWorker):
             for consumer in self._threads:
                 consumer.leave()
             self._flush()
-            self._retries.stop()
             self.teardown()
         except RedisError as error:
-            log.warning("left without a word: Redis does not answer", error=type(error).__name__)
+            log.warning("worker deregistration failed: Redis unavailable", error=type(error).__name__)
         log.info("worker stopped", worker=self.name)
 
-    def _periodic_tasks(self) -> list[PeriodicTask]:
-        return [
-            PeriodicTask("beat", BEAT_EVERY_S, self._beat),
-            PeriodicTask("flush", FLUSH_EVERY_S, self._flush),
-            PeriodicTask("prune", PRUNE_EVERY_S, self._prune),
-            PeriodicTask("recover orphans", RECOVER_EVERY_S, self._recover_orphans),
-            PeriodicTask("schedule", SCHEDULE_EVERY_S, self._retries.enqueue_due),
-            PeriodicTask("upkeep", MAINTENANCE_EVERY_S, QueueMaintenance(self.queues[0]).run),
-        ]
+    def _periodic_runners(self) -> tuple[PeriodicRunner, ...]:
+        """Return the threads beside the loop. What may take long must not delay the heartbeat."""
+        maintenance = QueueMaintenance(self.queues[0])
+        return (
+            PeriodicRunner(
+                PeriodicTask("heartbeat", LOOK_EVERY_S, self._beat_if_due),
+                PeriodicTask("flush metrics", FLUSH_EVERY_S, self._flush),
+            ),
+            PeriodicRunner(PeriodicTask("maintenance", MAINTENANCE_EVERY_S, maintenance.run)),
+            PeriodicRunner(PeriodicTask("prune", PRUNE_EVERY_S, self._prune)),
+        )
+
+    def _beat_if_due(self) -> None:
+        """Beat often while there is work or news, and seldom else: an idle worker costs few commands."""
+        now, last = time.monotonic(), self._beats
+        has_news = self._has_worked or self._fields() != last.fields
+        if now >= last.next_s or (has_news and now >= last.at_s + BEAT_EVERY_S):
+            self._beat()
 
     def _beat(self) -> None:
-        for consumer in self._threads:
-            consumer.reserved.heartbeat()
-        # No transaction: a Redis that is full refuses the fields, and still does not forget the worker.
-        with self.connection.pipeline(transaction=False) as pipeline:
-            self.heartbeat(pipeline=pipeline)
-            is_busy = any(consumer.is_busy for consumer in self._threads)
-            self.set_state("busy" if is_busy else "idle", pipeline=pipeline)
-            pipeline.hset(self.key, WORKER_REPORT, json.dumps(self._report()))
-            pipeline.hexists(self.key, "birth")
-            is_registered = pipeline.execute()[-1]
-        if not is_registered:  # it has just begun, or its hash expired while it was frozen, or Redis lost it
-            with self.connection.pipeline() as pipeline:
-                pipeline.hset(self.key, mapping=self.serialize())
-                worker_registration.register(self, pipeline)
-                pipeline.execute()
+        now, fields, last = time.monotonic(), self._fields(), self._beats
+        has_news = self._has_worked or fields != last.fields
+        self._has_worked = False
+        writes_hash = has_news or now >= last.hash_at_s + WORKER_HASH_EVERY_S
+        self.last_heartbeat = datetime.now(UTC)
+        written = {**fields, "last_heartbeat": timestamp(self.last_heartbeat)} if writes_hash else {}
+        beat = self._heartbeat.beat(written)
+        next_s = now + min(IDLE_BEAT_EVERY_S, beat.wait_s)
+        self._beats = BeatTimes(now, next_s, now if writes_hash else last.hash_at_s, fields)
+        if beat.released:
+            log.warning("released jobs of a dead worker", jobs=beat.released, dead_after_s=DEAD_AFTER_S)
+        if not beat.is_registered:  # just begun, or its hash has expired while it was frozen, or is lost
+            self._register(fields["state"])
+
+    def _register(self, state: str) -> None:
+        self._state = state
+        with self.connection.pipeline() as pipeline:
+            pipeline.hset(self.key, mapping=self.serialize())
+            worker_registration.register(self, pipeline)
+            pipeline.execute()
+
+    def _fields(self) -> dict[str, str]:
+        """Return the fields of this worker's hash that change, except the time."""
+        is_busy = any(consumer.is_busy for consumer in self._threads)
+        return {"state": "busy" if is_busy else "idle", WORKER_REPORT: json.dumps(self._report())}
 
     def _report(self) -> dict[str, object]:
         return {
@@ -188,13 +225,11 @@ class BatchWorker(SimpleWorker):
         self._instrumentation.record_pool(self.database.pool_state())
         self._metrics.flush(self.connection)
 
-    def _recover_orphans(self) -> None:
-        count = self._primary.reserved.recover_orphans()
-        if count:
-            log.warning("took back what a dead worker held", jobs=count)
-
     def _prune(self) -> None:
-        self.database.ping()
+        """Prune the ledger, if this worker has added to it since: an idle one leaves the database alone."""
+        if not self._unpruned:
+            return
+        self._unpruned = 0
         count = ledger.prune(self.database, timedelta(days=self.settings.event_retention_days))
         if count:
             log.info("ledger pruned", rows=count)
@@ -236,7 +271,7 @@ def _repairing(
 def _make_worker(
     settings: Settings, redis: Redis, database: Database, stopping: StopSignal
 ) -> BatchWorker | None:
-    """Return a worker once Redis answers, which RQ asks for the worker's address; None when told to stop."""
+    """Return a worker once Redis answers, which RQ asks for the worker's address; None when stopped."""
     pause_s = FIRST_PAUSE_S
     while not stopping.requested:
         try:
@@ -252,5 +287,5 @@ def _end_when_overdue(stopping: StopSignal, limit_s: float) -> None:
     """End a process that cannot finish what it has in hand. Another worker takes it back: nothing is lost."""
     while stopping.since_s() < limit_s:
         time.sleep(OVERDUE_LOOK_S)
-    log.error("not finished in time, ending all the same", limit_s=limit_s)
+    log.error("shutdown timeout exceeded, forcing exit", limit_s=limit_s)
     os._exit(1)

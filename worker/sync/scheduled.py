@@ -131,7 +131,7 @@ class ScheduledReconciliation:
 def repairing(settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> Iterator[None]:
     """Look after repairs in a thread of its own for the length of the block."""
     repair = ScheduledReconciliation(settings, redis, database, stopping)
-    runner = PeriodicRunner([PeriodicTask("repair", LOOK_EVERY_S, repair.run_if_due)])
+    runner = PeriodicRunner(PeriodicTask("reconcile", LOOK_EVERY_S, repair.run_if_due))
     runner.start()
     try:
         yield

@@ -1,0 +1,67 @@
+"""A worker's heartbeat: one script that also releases the jobs of dead workers and queues due retries."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import NamedTuple
+
+from redis import Redis
+
+from worker.queue import rq_format as rq
+from worker.queue import scripts
+from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
+
+FORGET_AFTER_S = 24 * 3600
+RETRIED_AT_ONCE = 1000
+WORKER_HASH_TTL_S = 90  # as RQ has it for a worker_ttl of 30 s
+
+
+class Beat(NamedTuple):
+    """What one heartbeat did.
+
+    `released` counts jobs of dead workers, `retried` retries that were due. `is_registered` is False when
+    Redis did not have the worker's hash. `wait_s` is when there may be more to do, in s.
+    """
+
+    released: int
+    retried: int
+    is_registered: bool
+    wait_s: int
+
+
+class Heartbeat:
+    """The heartbeat of a worker and its consumers."""
+
+    def __init__(self, redis: Redis, worker: str, consumer_ids: Sequence[str]) -> None:
+        self._consumer_ids = consumer_ids
+        self._script = redis.register_script(scripts.load("heartbeat"))
+        self._keys = (
+            CONSUMERS_KEY,
+            rq.QUEUE_KEY,
+            rq.STARTED_KEY,
+            rq.SCHEDULED_KEY,
+            rq.QUEUES_KEY,
+            rq.SCHEDULER_LOCK_KEY,
+            rq.WORKER_PREFIX + worker,
+        )
+
+    def beat(self, fields: Mapping[str, str] = MappingProxyType({})) -> Beat:
+        """Do all of it once, and write `fields` into the worker's hash. Raises redis.RedisError."""
+        pairs = [part for field in fields.items() for part in field]
+        answer = self._script(
+            keys=self._keys,
+            args=[
+                DEAD_AFTER_S,
+                FORGET_AFTER_S,
+                rq.JOB_PREFIX,
+                RESERVED_PREFIX,
+                RETRIED_AT_ONCE,
+                rq.timestamp(datetime.now(UTC)),
+                WORKER_HASH_TTL_S,
+                len(self._consumer_ids),
+                *self._consumer_ids,
+                *pairs,
+            ],
+        )
+        released, retried, added, wait_s = answer
+        return Beat(released, retried, not fields or added < len(fields), wait_s)
