@@ -42,8 +42,8 @@ lock: ## Write requirements*.txt anew from pyproject.toml; UPGRADE=--upgrade tak
 	@$(LOCK) $(UPGRADE) --output-file requirements.txt pyproject.toml
 	@$(LOCK) $(UPGRADE) --all-extras --constraints requirements.txt --output-file requirements-dev.txt pyproject.toml
 
-run: setup ## Run it all here with sample deliveries: PostgreSQL, Redis, receiver, worker
-	@$(BIN)/clerk-sync dev --demo
+run: setup ## Run it all here: PostgreSQL, Redis, receiver, worker; the first time with sample deliveries
+	@$(BIN)/clerk-sync dev $(if $(wildcard .data/samples-played),,--demo)
 
 test: setup ## Run the tests; they start their own servers
 	@$(PYTEST) $(TESTS)

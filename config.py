@@ -9,6 +9,7 @@ import binascii
 import re
 import ssl
 from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -97,6 +98,13 @@ def _check_header_text(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_host(value: str) -> str:
+    try:
+        return str(ip_address("127.0.0.1" if value == "localhost" else value.strip("[]")))
+    except ValueError:
+        raise ValueError("must be an address to listen on, like 0.0.0.0, 127.0.0.1, :: or ::1") from None
+
+
 def _check_api_url(value: str) -> str:
     try:
         parts = urlsplit(value)
@@ -144,6 +152,7 @@ Secrets = Annotated[
 ]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_text)]
 SchemaName = Annotated[str, AfterValidator(_check_schema)]
+Host = Annotated[str, AfterValidator(_check_host)]
 ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
 Duration = Annotated[float, BeforeValidator(_read_duration)]
 CertificateFile = Annotated[str, AfterValidator(_check_certificates)]
@@ -173,6 +182,7 @@ class Settings(BaseSettings):
     clerk_api_url: ApiUrl = "https://api.clerk.com"
     clerk_instance_id: str | None = None
 
+    host: Host = "0.0.0.0"  # noqa: S104 - Clerk comes from outside
     port: int = Field(8000, ge=0, le=65535)
     web_workers: int = Field(2, ge=1, le=64)
     max_body_bytes: int = Field(1024 * 1024, ge=1024, le=4 * 1024 * 1024)

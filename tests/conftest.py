@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +25,12 @@ from cli.dev.servers import (
     PostgresServer,
     RedisServer,
     free_port,
-    let_pass,
     port_in_use,
     unprivileged_account,
 )
 from db import schema
 from db.connection.engine import Database
+from tests.support.directories import open_directory
 from tests.support.fake_clerk import FakeClerk
 from tests.support.settings import SECRET, GivenServer, MakeSettings
 
@@ -66,9 +65,8 @@ def _everybodys_log() -> Iterator[None]:
 @pytest.fixture
 def server_directory() -> Iterator[Path]:
     """A short directory for servers: pytest closes its own to the account that they run as under root."""
-    directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
-    yield directory
-    shutil.rmtree(directory)
+    with open_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -82,9 +80,8 @@ def own_redis(server_directory: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def _session_directory() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
-    yield directory
-    shutil.rmtree(directory)
+    with open_directory() as directory:
+        yield directory
 
 
 @pytest.fixture(scope="session")
@@ -137,11 +134,10 @@ def _start_pgbouncer(directory: Path, server: PostgresServer) -> tuple[Process, 
     account = unprivileged_account(directory)
     if account:
         os.chown(directory, *account)
-        let_pass(directory, account)
     port = free_port()
     settings = directory / "pgbouncer.ini"
     settings.write_text(
-        f"[databases]\n* = host={HOST} port={server.port} user=postgres\n"
+        f"[databases]\n* = host={HOST} port={server.port} user=postgres password={server.password}\n"
         f"[pgbouncer]\nlisten_addr = {HOST}\nlisten_port = {port}\nunix_socket_dir =\n"
         "auth_type = any\npool_mode = transaction\n"
     )

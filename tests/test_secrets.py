@@ -20,7 +20,7 @@ from rq import Queue
 
 import config
 from cli.dev.process import Process
-from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port
+from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import cli
 from db import schema
 from db.connection.engine import Database
@@ -117,8 +117,6 @@ def servers(_session_directory: Path) -> Iterator[Servers]:
 def _ask_for_passwords(postgres: PostgresServer, redis: RedisServer) -> None:
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(f"ALTER ROLE postgres PASSWORD '{DATABASE_PASSWORD}'")
-        (postgres.data / "pg_hba.conf").write_text(f"host all all {HOST}/32 scram-sha-256\n")
-        connection.execute("SELECT pg_reload_conf()")
     with Redis.from_url(redis.url) as client:
         client.config_set("requirepass", REDIS_PASSWORD)
 
@@ -138,8 +136,8 @@ def _secrets(**fields: Any) -> dict[str, Any]:
 
 def _with_password(url: str, password: str) -> str:
     parts = urlsplit(url)
-    user, _, place = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{user}:{password}@{place}").geturl()
+    account, _, place = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{account.partition(':')[0]}:{password}@{place}").geturl()
 
 
 def wrong(settings: config.Settings) -> dict[str, config.Settings]:

@@ -4,9 +4,10 @@ import base64
 import os
 import secrets
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -14,12 +15,13 @@ import click
 import httpx
 
 import config
-from cli.dev.process import DevError, Process, exclusive_lock, ignore_signals, interrupted_by_signals
-from cli.dev.servers import PostgresServer, RedisServer, Server, free_port, port_in_use
+from cli.dev.data_directory import data_directory, kept, write_private
+from cli.dev.process import DevError, Process, ignore_signals, interrupted_by_signals
+from cli.dev.servers import HOST, PostgresServer, RedisServer, Server, free_port, port_in_use
 from db import schema
 from db.connection.engine import Database
+from web.webhook import PATH
 
-DATA = Path(".data")
 READY_TIMEOUT = 60.0  # s
 WATCH_INTERVAL = 0.25  # s
 SHUTDOWN_MARGIN = 10.0  # s, beyond what a command itself may take to stop
@@ -30,45 +32,44 @@ Overrides = dict[str, str]
 
 @click.command()
 @click.option("--demo", is_flag=True, help="Play signed sample deliveries first and show what they became.")
-def dev(demo: bool) -> None:
+@click.option("--verbose", is_flag=True, help="Show the logs of the receiver and the worker here.")
+def dev(demo: bool, verbose: bool) -> None:
     """Run PostgreSQL, Redis, the receiver and a worker on this machine, until Ctrl-C.
 
-    Data stays in .data/. Where DATABASE_URL or REDIS_URL is set, that server is used and none is started.
+    Data and logs stay in .data/. A server that DATABASE_URL or REDIS_URL names is used; none is started in
+    its place. The receiver listens on 127.0.0.1 unless HOST is set.
     """
     settings = config.load()
     with (
         interrupted_by_signals(),
         suppress(KeyboardInterrupt),
-        _data_directory() as data,
+        data_directory() as data,
         _stopped_at_the_end() as started,
     ):
         overrides = _start_servers(settings, data, started)
         settings = config.load("database_url", "redis_url", "clerk_webhook_signing_secret", **overrides)
         _migrate(settings)
-        _start_service(settings, data, overrides, started)
-        _await_ready(f"http://127.0.0.1:{settings.port}/health/ready", started)
-        url = f"http://127.0.0.1:{settings.port}/webhooks/clerk"
-        secret = settings.clerk_webhook_signing_secret[0].get_secret_value()
-        _announce(url, secret, data)
-        if demo and settings.database_url:
-            from cli.dev.demo import play  # noqa: PLC0415 - nobody else needs what it loads
-
-            play(url, secret, settings.database_url.get_secret_value())
+        _start_service(settings, data, overrides, started, verbose=verbose)
+        url = f"http://{_reachable(settings.host)}:{settings.port}"
+        _await_ready(f"{url}/health/ready", started)
+        clerk_id = _play(settings, url + PATH, data) if demo else "USER_ID"
+        _announce(settings, url + PATH, data, clerk_id, verbose=verbose)
         _watch(started)
     click.echo("Everything has stopped.")
 
 
 class _Command(Process):
-    """A `clerk-sync` command in a process of its own, which writes to this terminal."""
+    """A `clerk-sync` command in a process of its own, which writes to a log file or, without one, here."""
 
-    def __init__(self, data: Path, command: str, settings: config.Settings) -> None:
+    def __init__(self, data: Path, command: str, settings: config.Settings, log: Path | None = None) -> None:
         super().__init__(command, data / f"{command}.pid")
+        self._log_file = log
         self._patience = settings.shutdown_seconds + SHUTDOWN_MARGIN
 
     def start(self) -> None:
         """Start the command. Raises DevError."""
         argv = [sys.executable, "-m", "clerk_sync", self.name]
-        self.launch(argv, cwd=Path.cwd())
+        self.launch(argv, cwd=Path.cwd(), log=self._log_file)
 
     def stop(self) -> None:
         """Let the command finish what it holds, and wait for its end."""
@@ -76,7 +77,7 @@ class _Command(Process):
 
 
 class _Started:
-    """What runs, in the order of its start."""
+    """The running children, in the order of their start."""
 
     def __init__(self) -> None:
         self.children: list[Server | _Command] = []
@@ -96,23 +97,7 @@ class _Started:
         """Raise DevError when a child has ended by itself."""
         for child in self.children:
             if child.exit_status is not None:
-                raise DevError(f"{child.name} has ended by itself ({_explain(child.exit_status)})")
-
-
-def _explain(exit_status: int) -> str:
-    return f"signal {-exit_status}" if exit_status < 0 else f"exit status {exit_status}"
-
-
-@contextmanager
-def _data_directory() -> Iterator[Path]:
-    """Hold `.data/`, where everything that outlives a run is kept, for this run alone."""
-    data = DATA.resolve()
-    try:
-        data.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DevError(f"{data} cannot be made: {error.strerror}") from None
-    with exclusive_lock(data / "lock", "clerk-sync dev already runs in this directory: stop it first"):
-        yield data
+                raise DevError(f"{child.name} has ended by itself {child.last_words()}")
 
 
 @contextmanager
@@ -131,51 +116,45 @@ def _start_servers(settings: config.Settings, data: Path, started: _Started) -> 
     redis = RedisServer(data / "redis", _kept_port(data / "redis.port"))
     for left_over in (_Command(data, "web", settings), _Command(data, "worker", settings), redis, postgres):
         left_over.end_left_over()
-    overrides = _free_web_port(settings)
-    if not settings.database_url:
+    overrides = _address(settings)
+    click.echo("Starting PostgreSQL, Redis, the receiver and a worker.")
+    if not settings.database_url or postgres.is_at(settings.database_url.get_secret_value()):
         _avoid_clash(postgres, data / "postgres.port")
         started.start(postgres)
         overrides |= {"database_url": postgres.url, "database_url_unpooled": postgres.url}
-    if not settings.redis_url:
+        _write_psql(data, postgres)
+    if not settings.redis_url or redis.is_at(settings.redis_url.get_secret_value()):
         _avoid_clash(redis, data / "redis.port")
         started.start(redis)
         overrides["redis_url"] = redis.url
     if not settings.clerk_webhook_signing_secret:
-        overrides["clerk_webhook_signing_secret"] = _kept(data / "signing-secret", _new_secret)
+        overrides["clerk_webhook_signing_secret"] = kept(data / "signing-secret", _new_secret)
     return overrides
 
 
-def _free_web_port(settings: config.Settings) -> Overrides:
+def _address(settings: config.Settings) -> Overrides:
+    host = settings.host if "host" in settings.model_fields_set else HOST
     port = settings.port or free_port()
-    if port_in_use(port, "0.0.0.0"):  # noqa: S104 - asks, does not listen
+    if port_in_use(port, host):
         raise DevError(f"port {port} is in use: stop what listens there, or set PORT to another one")
-    return {"port": str(port)}
+    return {"host": host, "port": str(port)}
 
 
-def _avoid_clash(server: Server, kept: Path) -> None:
-    """Move a server whose port somebody else has taken since the last run."""
+def _avoid_clash(server: Server, kept_port: Path) -> None:
+    """Move a server whose port another process has taken since the last run."""
     if port_in_use(server.port):
-        kept.unlink()
-        server.port = _kept_port(kept)
+        kept_port.unlink()
+        server.port = _kept_port(kept_port)
 
 
 def _kept_port(path: Path) -> int:
-    return int(_kept(path, lambda: str(free_port())))
+    return int(kept(path, lambda: str(free_port())))
 
 
-def _kept(path: Path, make: Callable[[], str]) -> str:
-    """Return what the file holds; the first time, write there what `make` returns."""
-    if not path.exists():
-        _write_private(path, make())
-    return path.read_text()
-
-
-def _write_private(path: Path, text: str) -> None:
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)
-    new.write_text(text)
-    new.replace(path)
+def _write_psql(data: Path, postgres: PostgresServer) -> None:
+    """Write `.data/psql`, which opens the database with the terminal client of the wheel."""
+    command = f'exec {shlex.quote(str(postgres.psql))} {shlex.quote(postgres.url)} "$@"'
+    write_private(data / "psql", f"#!/bin/sh\n{command}\n", mode=0o700)
 
 
 def _new_secret() -> str:
@@ -190,14 +169,26 @@ def _migrate(settings: config.Settings) -> None:
         database.dispose()
 
 
-def _start_service(settings: config.Settings, data: Path, overrides: Overrides, started: _Started) -> None:
+def _start_service(
+    settings: config.Settings, data: Path, overrides: Overrides, started: _Started, *, verbose: bool
+) -> None:
     variables = {name.upper(): value for name, value in overrides.items()}
     exports = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
-    _write_private(data / "env", "".join(exports))
-    for name, value in (variables | {"PYTHONUNBUFFERED": "1"}).items():
+    write_private(data / "env", "".join(exports))
+    variables["PYTHONUNBUFFERED"] = "1"
+    if "log_format" not in settings.model_fields_set:
+        variables["LOG_FORMAT"] = "console"  # a person reads these logs
+    for name, value in variables.items():
         os.putenv(name, value)  # for the children; this process goes on with the settings it has loaded
-    started.start(_Command(data, "worker", settings))
-    started.start(_Command(data, "web", settings))
+    for command in ("worker", "web"):
+        log = None if verbose else data / f"{command}.log"
+        started.start(_Command(data, command, settings, log))
+
+
+def _reachable(host: str) -> str:
+    """Return where this machine reaches what listens on `host`, as it stands in a URL."""
+    host = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104 - compares, does not listen
+    return f"[{host}]" if ":" in host else host
 
 
 def _await_ready(url: str, started: _Started) -> None:
@@ -217,14 +208,40 @@ def _is_ready(client: httpx.Client, url: str) -> bool:
         return False
 
 
-def _announce(url: str, secret: str, data: Path) -> None:
-    environment = shlex.quote(os.path.relpath(data / "env"))
+def _play(settings: config.Settings, url: str, data: Path) -> str:
+    """Play the demo, and return the Clerk id of one of its users."""
+    from cli.dev.demo import play  # noqa: PLC0415 - only the demo needs what it loads
+
+    clerk_id = play(settings, url)
+    write_private(data / "samples-played", "")
+    return clerk_id
+
+
+def _announce(settings: config.Settings, url: str, data: Path, clerk_id: str, *, verbose: bool) -> None:
+    command, place = _command(), os.path.relpath(data)
+    psql = f"{shlex.quote(place)}/psql" if (data / "psql").exists() else 'psql "$DATABASE_URL"'
+    steps = {
+        f"{command} user {clerk_id}": "everything about one user",
+        f"{psql} -c 'TABLE users'": "the rows of users",
+        f"{command} send user.created": "one more delivery",
+    }
+    width = max(map(len, steps)) + 2
+    logs = f"  Logs             {place}/web.log, {place}/worker.log (--verbose shows them here)\n"
     click.echo(
         f"\n  Webhook URL      {url}\n"
-        f"  Signing secret   {secret}\n\n"
-        f"  Another terminal can use every clerk-sync command after:  . {environment}\n"
-        "  Ctrl-C stops everything; the data stays.\n"
+        f"  Signing secret   {settings.clerk_webhook_signing_secret[0].get_secret_value()}\n"
+        f"{'' if verbose else logs}\n"
+        f"Three things to try, in another terminal, after  . {shlex.quote(place)}/env\n\n"
+        + "".join(f"  {step:{width}}{purpose}\n" for step, purpose in steps.items())
+        + "\nCtrl-C stops everything; the data stays."
     )
+
+
+def _command() -> str:
+    """Return how a shell calls us: by name, or by path where the virtual environment is not active."""
+    if shutil.which("clerk-sync"):
+        return "clerk-sync"
+    return os.path.relpath(Path(sys.executable).with_name("clerk-sync"))
 
 
 def _watch(started: _Started) -> None:

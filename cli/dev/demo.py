@@ -1,14 +1,12 @@
 """The demo: some forty deliveries over HTTP, what was answered, and the rows that they became."""
 
-import os
 import secrets
-import shutil
 import string
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 import click
@@ -16,22 +14,21 @@ from rich.console import Console
 from rich.table import Table
 
 from cli import samples
-from cli.dev.command import DATA
 from cli.dev.demo_events import Story, StoryStep
 from cli.send import DeliveryResponse, Sender
-from config import Settings, decode_signing_secret, load
+from config import Settings
 from db import ledger
 from db.connection.engine import Database
 from db.models import User
 from db.times import now_ms
-from web.webhook import PATH
+from worker.queue.failed_jobs import FailedJobs, failed_jobs
 
 TIMEOUT_S = 30
 POLL_S = 0.005
 TAG_LETTERS = string.ascii_lowercase + string.digits
 LEDGER_LIMIT = 500
-ANSWER_COLUMNS = {"delivered": 40, "answer": 28, "outcome": 7}
-USER_COLUMNS = dict.fromkeys(("email", "name", "role", "organization", "last_login_at"))
+LINE_WIDTH = 40
+USER_COLUMNS = ("email", "name", "role", "organization", "last_login_at")
 STRANGERS_KEY = b"a key that Clerk does not have"
 T = TypeVar("T")
 
@@ -44,28 +41,28 @@ class Played(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a worker will apply it."""
-        return self.answer.word == "queued" and self.step.is_readable
+        """Whether a worker will apply it, or fail to."""
+        return self.answer.word == "queued"
 
 
-def play(url: str, secret: str, database_url: str) -> None:
-    """Deliver the story to `url`, signed with `secret`, and print the answers and the rows that they became.
+def play(settings: Settings, url: str) -> str:
+    """Deliver the story to `url`, print the answers and the rows, and return the Clerk id of one user.
 
-    Waits until the workers have applied all of it, TIMEOUT_S at most. Every run has users of its own. Raises
-    NotDelivered or DatabaseUnavailable.
+    Waits until the workers have treated all of it, TIMEOUT_S at most. Every run has users of its own. Raises
+    NotDelivered, DatabaseUnavailable or QueueUnavailable.
     """
-    settings = load(database_url=database_url)
     story = _new_story(settings)
-    database = Database(settings)
-    try:
+    with ExitStack() as stack:
+        database = Database(settings)
+        stack.callback(database.dispose)
+        failed = stack.enter_context(closing(failed_jobs(settings)))
         database.ping()  # a connection is there then, and does not count as the service's time
-        played, first_row_ms = _deliver(story, url, decode_signing_secret(secret), database)
-        outcomes = _await_outcomes(database, played)
+        played, first_row_ms = _deliver(story, url, settings.signing_keys[0], database)
+        outcomes = _await_outcomes(database, failed, played)
         _show_answers(played, outcomes)
         _show_users(_users(database, story))
-        click.echo(f"\n{_timing(first_row_ms)}{_backlog(played, outcomes)}\n{_next_steps(url, story)}")
-    finally:
-        database.dispose()
+        click.echo(f"\n{_timing(first_row_ms)}{_backlog(played, outcomes)}")
+    return story.clerk_id("ann")
 
 
 def _new_story(settings: Settings) -> Story:
@@ -89,13 +86,14 @@ def _played(sender: Sender, step: StoryStep) -> Played:
     return Played(step, sender.deliver(step.svix_id, step.body, age_s=step.age_s))
 
 
-def _await_outcomes(database: Database, played: Sequence[Played]) -> dict[str, str]:
-    """Wait until the ledger has what is awaited; return the outcome of each svix-id that it has."""
+def _await_outcomes(database: Database, failed: FailedJobs, played: Sequence[Played]) -> dict[str, str]:
+    """Wait until all that is awaited was applied or failed; return what became of each svix-id that was."""
     awaited = {item.step.svix_id for item in played if item.is_awaited}
 
     def look() -> dict[str, str]:
-        newest = ledger.recent(database, limit=LEDGER_LIMIT)
-        return {row.svix_id: row.outcome for row in newest if row.svix_id in awaited}
+        outcomes = {row.svix_id: row.outcome for row in ledger.recent(database, limit=LEDGER_LIMIT)}
+        outcomes |= {job.id: f"failed: {job.reason}" for job in failed.newest(limit=LEDGER_LIMIT)}
+        return {id_: outcome for id_, outcome in outcomes.items() if id_ in awaited}
 
     return _poll(look, lambda outcomes: len(outcomes) == len(awaited))
 
@@ -118,27 +116,30 @@ def _poll(look: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
 
 
 def _show_answers(played: Sequence[Played], outcomes: Mapping[str, str]) -> None:
-    rows = [
-        (item.step.line, item.answer, outcomes.get(item.step.svix_id) if item.is_awaited else None)
-        for item in played
-    ]
-    _show(f"{len(played)} deliveries", ANSWER_COLUMNS, rows)
+    click.echo(f"\n{len(played)} deliveries: what the receiver answered → what the worker did with it")
+    for chapter, items in groupby(played, lambda item: item.step.chapter):
+        click.echo(f"\n{chapter}")
+        _show(None, ((item.step.line, _result(item, outcomes)) for item in items), LINE_WIDTH)
+
+
+def _result(item: Played, outcomes: Mapping[str, str]) -> str:
+    outcome = outcomes.get(item.step.svix_id) if item.is_awaited else None
+    return f"{item.answer} → {outcome}" if outcome else str(item.answer)
 
 
 def _show_users(rows: Iterable[Sequence[object]]) -> None:
-    _show("The rows of users that they became (times are UTC)", USER_COLUMNS, rows)
+    click.echo("\nThe rows of users that they became (times are UTC)\n")
+    _show(USER_COLUMNS, rows)
 
 
-def _show(title: str, columns: Mapping[str, int | None], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table, one line a row; `columns` are the headings with their greatest widths."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading, width in columns.items():
-        table.add_column(heading, no_wrap=True, max_width=width)
+def _show(headings: Sequence[str] | None, rows: Iterable[Sequence[object]], first_width: int = 0) -> None:
+    """Print a table. What does not fit into the terminal goes on in the next line: nothing is cut."""
+    table = Table(show_header=headings is not None, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, heading in enumerate(headings or ("", "")):
+        table.add_column(heading, overflow="fold", min_width=None if number else first_width)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    console = Console()
-    console.print()
-    console.print(table)
+    Console(highlight=False).print(table)
 
 
 def _cell(value: object) -> str:
@@ -149,29 +150,10 @@ def _cell(value: object) -> str:
 
 def _timing(first_row_ms: float | None) -> str:
     if first_row_ms is None:
-        return f"No row after {TIMEOUT_S} s: does a worker run, and what does it say?"
+        return f"No row after {TIMEOUT_S} s: check that a worker runs, and read its log."
     return f"First row after {first_row_ms:.0f} ms."
 
 
 def _backlog(played: Sequence[Played], outcomes: Mapping[str, str]) -> str:
     missing = sum(item.is_awaited for item in played) - len(outcomes)
     return f" {missing} deliveries were not applied within {TIMEOUT_S} s." if missing else ""
-
-
-def _next_steps(url: str, story: Story) -> str:
-    command = _command()
-    environment = f"  . {DATA / 'env'}\n" if (DATA / "env").exists() else ""
-    return (
-        "\nTry next, in another terminal:\n"
-        f"{environment}"
-        f"  curl {url.removesuffix(PATH)}/health\n"
-        f"  {command} send user.created\n"
-        f"  {command} events --user {story.clerk_id('ann')}\n"
-    )
-
-
-def _command() -> str:
-    """Return how a shell calls us: by name, or by path where the virtual environment is not active."""
-    if shutil.which("clerk-sync"):
-        return "clerk-sync"
-    return os.path.relpath(Path(sys.executable).with_name("clerk-sync"))

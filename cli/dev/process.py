@@ -1,5 +1,6 @@
 """A child process that its parent can always end, even a parent that comes after the one that started it."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -22,6 +23,22 @@ class DevError(Exception):
     retryable = False
 
 
+def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file of ours; raises DevError when it is a symbolic link or belongs to another user.
+
+    Whoever may write beside it could otherwise send root to any file of the machine.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    except PermissionError:
+        raise DevError(f"{path} belongs to another user: run as that user, or delete {path.parent}") from None
+    except OSError as error:
+        # Linux: ELOOP, or ENOTDIR where a directory is wanted
+        if error.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink():
+            raise DevError(f"{path} is a symbolic link, which is not followed: delete it") from None
+        raise DevError(f"{path} cannot be opened: {error.strerror}") from None
+
+
 class Account(NamedTuple):
     """The user and the group that a child runs as, by number."""
 
@@ -41,6 +58,8 @@ class Process:
         self.name = name
         self.record = record
         self._child: subprocess.Popen[bytes] | None = None
+        self._log: Path | None = None
+        self._log_start = 0
 
     @property
     def pid(self) -> int | None:
@@ -65,7 +84,7 @@ class Process:
         except (FileNotFoundError, ValueError):
             return None
 
-    def launch(
+    def launch(  # noqa: PLR0913 - as subprocess has it
         self,
         argv: Sequence[str | Path],
         *,
@@ -73,21 +92,22 @@ class Process:
         env: Mapping[str, str] | None = None,
         log: Path | None = None,
         account: Account | None = None,
+        text: str = "",
     ) -> "subprocess.Popen[bytes]":
         """Start `argv` and return it, writing to the end of `log` or, without one, where this process writes.
 
-        Without `env` the child inherits the environment. A child that an earlier run left behind is
-        ended first. Raises DevError.
+        It reads `text`, some lines at most, on its standard input. Without `env` the child inherits the
+        environment. A child that an earlier run left behind is ended first. Raises DevError.
         """
         if self.running:
             raise DevError(f"{self.name} already runs (process {self.pid})")
         lock = self._take_lock()
         try:
             os.ftruncate(lock, 0)
-            with _output(log) as output, _signals_deferred():
+            with self._output(log) as output, _input(text) as source, _signals_deferred():
                 self._child = subprocess.Popen(  # noqa: S603 - a list, no shell
                     argv,
-                    stdin=subprocess.DEVNULL,
+                    stdin=source,
                     stdout=output,
                     stderr=output,
                     cwd=cwd,
@@ -105,7 +125,7 @@ class Process:
             os.close(lock)
         return self._child
 
-    def run(
+    def run(  # noqa: PLR0913
         self,
         argv: Sequence[str | Path],
         *,
@@ -113,15 +133,32 @@ class Process:
         env: Mapping[str, str],
         log: Path,
         account: Account | None = None,
+        text: str = "",
     ) -> int:
         """Run `argv` to its end and return its exit status. Interrupted, leave nothing of it behind."""
-        child = self.launch(argv, cwd=cwd, env=env, log=log, account=account)
+        child = self.launch(argv, cwd=cwd, env=env, log=log, account=account, text=text)
         try:
             return child.wait()
         except BaseException:
             self.kill()
             self.end_left_over(signal.SIGKILL)  # its own children may take a moment longer
             raise
+
+    def reason(self) -> str:
+        """Return the line of the log that says why the child ended: the last fatal one, else the last one."""
+        if self._log is None:
+            return "see above"
+        with open(open_own(self._log, os.O_RDONLY), "rb") as file:
+            file.seek(self._log_start)
+            lines = file.read().decode(errors="replace").split("\n")
+        lines = [line.strip() for line in lines if line.strip()]
+        fatal = [line for line in lines if "FATAL" in line or "PANIC" in line]
+        return f"{(fatal or lines or ['no reason given'])[-1]} ({self._log})"
+
+    def last_words(self) -> str:
+        """Say how the child ended, and why it says so; one that was killed says nothing."""
+        status = self.exit_status or 0
+        return f"(signal {-status})" if status < 0 else f"(exit status {status}): {self.reason()}"
 
     def end(self, signum: int = signal.SIGTERM, patience: float = 30) -> None:
         """Send `signum` and wait until the child is gone; after `patience` seconds kill its whole group."""
@@ -145,9 +182,22 @@ class Process:
         """End the child of an earlier run that was itself killed, if there is one. Raises DevError."""
         os.close(self._take_lock(signum, patience))
 
+    @contextmanager
+    def _output(self, log: Path | None) -> Iterator[int | None]:
+        self._log = log
+        if log is None:
+            yield None
+            return
+        file = open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            self._log_start = os.fstat(file).st_size
+            yield file
+        finally:
+            os.close(file)
+
     def _take_lock(self, signum: int = signal.SIGTERM, patience: float = 30) -> int:
         """Return the open and locked record; the recorded child has ended by then."""
-        lock = _open_record(self.record)
+        lock = open_own(self.record, os.O_RDWR | os.O_CREAT)
         if not try_lock(lock):
             try:
                 self._end_recorded(lock, signum, patience)
@@ -188,20 +238,16 @@ def _wait_for_lock(file: int, patience: float) -> bool:
     return True
 
 
-def _open_record(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except PermissionError:
-        raise DevError(f"{path} belongs to another user: run as that user, or delete {path.parent}") from None
-
-
 @contextmanager
-def _output(log: Path | None) -> Iterator[int | None]:
-    if log is None:
-        yield None
-        return
-    with log.open("ab") as file:
-        yield file.fileno()
+def _input(text: str) -> Iterator[int]:
+    """Yield a file from which `text` can be read: a pipe, which no other process can open."""
+    source, sink = os.pipe()
+    try:
+        os.write(sink, text.encode())
+        os.close(sink)
+        yield source
+    finally:
+        os.close(source)
 
 
 @contextmanager
@@ -256,7 +302,7 @@ def ignore_signals() -> None:
 @contextmanager
 def exclusive_lock(path: Path, otherwise: str) -> Iterator[None]:
     """Hold the lock on `path` for the length of the block; raises DevError(otherwise) when another does."""
-    file = _open_record(path)
+    file = open_own(path, os.O_RDWR | os.O_CREAT)
     try:
         if not try_lock(file):
             raise DevError(otherwise)

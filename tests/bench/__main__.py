@@ -1,9 +1,7 @@
 """`python -m tests.bench`: start the stack, measure, print the tables."""
 
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from tests.bench import big_table, drain, lag, machine, memory, receiver, sustai
 from tests.bench.figures import Figures
 from tests.bench.harness import Bench
 from tests.bench.plan import FULL, QUICK, Plan
+from tests.support.directories import open_directory
 
 PARTS: dict[str, Callable[[Bench, Plan, Figures], None]] = {
     "receiver": receiver.measure,
@@ -44,16 +43,12 @@ def bench(quick: bool, only: tuple[str, ...], json_file: Path | None, markdown_f
     console, progress = Console(width=None if sys.stdout.isatty() else 140), Console(stderr=True)
     load_before = os.getloadavg()[0]
     figures = Figures()
-    directory = Path(tempfile.mkdtemp(prefix="clerk-sync-bench-"))
-    try:
-        with interrupted_by_signals(), Bench(directory) as stack:
-            facts = machine.facts(stack, is_quick=quick, load_before=load_before)
-            for name in only or PARTS:
-                began = time.monotonic()
-                PARTS[name](stack, QUICK if quick else FULL, figures)
-                progress.print(f"{name}: measured in {time.monotonic() - began:.0f} s", highlight=False)
-    finally:
-        shutil.rmtree(directory)
+    with open_directory() as directory, interrupted_by_signals(), Bench(directory) as stack:
+        facts = machine.facts(stack, is_quick=quick, load_before=load_before)
+        for name in only or PARTS:
+            began = time.monotonic()
+            PARTS[name](stack, QUICK if quick else FULL, figures)
+            progress.print(f"{name}: measured in {time.monotonic() - began:.0f} s", highlight=False)
     table.show(console, facts, figures)
     if json_file:
         json_file.write_text(table.to_json(facts, figures), encoding="utf-8")

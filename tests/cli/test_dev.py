@@ -5,8 +5,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 
 from cli.dev.process import try_lock
 from cli.dev.servers import free_port
+from tests.support.settings import SECRET
 
 RECORDS = ("postgres/pid", "redis/pid", "web.pid", "worker.pid")
 
@@ -21,12 +23,12 @@ RECORDS = ("postgres/pid", "redis/pid", "web.pid", "worker.pid")
 class Dev:
     """A `clerk-sync dev` in a directory of its own, as a terminal would run it."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], options: Sequence[str]) -> None:
         self.data = directory / ".data"
         self.output = directory / f"output.{time.monotonic_ns()}"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cli.main", "dev"],
+                [sys.executable, "-P", "-m", "cli.main", "dev", *options],
                 cwd=directory,
                 env={"PATH": os.environ["PATH"], "HOME": str(directory), "WEB_WORKERS": "1", **environment},
                 stdin=subprocess.DEVNULL,
@@ -85,8 +87,8 @@ def wait_until(condition: Callable[[], bool], explain: Callable[[], str], second
 def start(server_directory: Path) -> Iterator[Callable[..., Dev]]:
     started: list[Dev] = []
 
-    def start_one(**environment: str) -> Dev:
-        started.append(Dev(server_directory, {"PORT": "0", **environment}))
+    def start_one(*options: str, **environment: str) -> Dev:
+        started.append(Dev(server_directory, {"PORT": "0", **environment}, options))
         return started[-1]
 
     yield start_one
@@ -146,6 +148,81 @@ def test_a_dead_child_is_one_line_and_ends_the_others(
     assert dev.process.wait(45) == 1
     assert dev.last_line() == f"clerk-sync: {name} has ended by itself (signal 9)"
     assert dev.left_over() == []
+
+
+def test_dev_listens_on_the_loopback_address_alone(start: Callable[..., Dev]) -> None:
+    dev = start().await_ready()
+    assert dev.variable("HOST") == "127.0.0.1"
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        url = urlsplit(dev.variable(name))
+        assert url.hostname == "127.0.0.1"
+        assert len(url.password or "") >= 43
+    assert oct(dev.data.stat().st_mode)[-2:] == ("11" if os.geteuid() == 0 else "00"), (
+        "others may not list it"
+    )
+    for path in dev.data.rglob("*"):
+        if path.is_file() and "data" not in path.relative_to(dev.data).parts and path.name != "pg_hba.conf":
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_data_directory_that_is_a_link_is_refused(
+    start: Callable[..., Dev], server_directory: Path
+) -> None:
+    target = server_directory / "target"
+    target.mkdir(mode=0o750)
+    (server_directory / ".data").symlink_to(target)
+    dev = start()
+    assert dev.process.wait(30) == 1
+    link = server_directory / ".data"
+    assert dev.text() == f"clerk-sync: {link} is a symbolic link, which is not followed: delete it\n"
+    assert target.stat().st_mode & 0o777 == 0o750
+
+
+def test_with_the_settings_of_an_earlier_run_in_the_environment_it_starts_its_own_servers_again(
+    start: Callable[..., Dev],
+) -> None:
+    first = start().await_ready()
+    names = (
+        "DATABASE_URL",
+        "DATABASE_URL_UNPOOLED",
+        "REDIS_URL",
+        "CLERK_WEBHOOK_SIGNING_SECRET",
+        "PORT",
+        "HOST",
+    )
+    environment = {name: first.variable(name).strip("'") for name in names}
+    assert first.end(signal.SIGINT) == 0, first.text()
+    second = start(**environment).await_ready()
+    assert second.announced("Signing secret") == first.announced("Signing secret")
+    query = subprocess.run(
+        [second.data / "psql", "-Atc", "SELECT count(*) FROM users"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert query.stdout == "0\n", query.stderr
+
+
+def test_the_logs_go_to_files_or_here(start: Callable[..., Dev]) -> None:
+    quiet = start().await_ready()
+    assert "receiver started" not in quiet.text()
+    assert "receiver started" in (quiet.data / "web.log").read_text()
+    worker_log = quiet.data / "worker.log"
+    wait_until(lambda: "worker started" in worker_log.read_text(), worker_log.read_text)
+    assert quiet.end(signal.SIGINT) == 0
+    loud = start("--verbose").await_ready()
+    assert "receiver started" in loud.text()
+    assert "worker.log" not in loud.text()
+
+
+def test_the_example_of_the_settings_with_a_real_secret_is_enough(
+    start: Callable[..., Dev], server_directory: Path
+) -> None:
+    example = (Path(__file__).parents[2] / ".env.example").read_text()
+    (server_directory / ".env").write_text(example.replace("whsec_replace_me", SECRET))
+    dev = start().await_ready()
+    assert dev.announced("Signing secret") == SECRET
+    assert dev.end(signal.SIGINT) == 0, dev.text()
 
 
 def test_a_port_in_use_is_one_line_before_anything_starts(start: Callable[..., Dev]) -> None:

@@ -19,6 +19,7 @@ from cli.dev.process import DevError, Process
 from cli.dev.servers import PostgresServer, RedisServer, Server, free_port
 
 NOBODY = pwd.getpwnam("nobody")
+Kind = type[PostgresServer] | type[RedisServer]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root meets this")
 
 
@@ -117,14 +118,13 @@ def test_redis_writes_everything_to_an_append_only_file(redis_store: RedisServer
             "appendonly": "yes",
             "appendfsync": "everysec",
             "appendfilename": "appendonly.aof",
+            "appenddirname": "appendonlydir",
             "bind": "127.0.0.1",
         }
 
 
 @pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
-def test_a_port_in_use_is_one_clear_line(
-    kind: type[PostgresServer] | type[RedisServer], server_directory: Path
-) -> None:
+def test_a_port_in_use_is_one_clear_line(kind: Kind, server_directory: Path) -> None:
     with socket.create_server((servers.HOST, 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(DevError, match=rf"^{kind.name} cannot start: port {port} is in use$"):
@@ -141,7 +141,7 @@ def test_a_server_that_does_not_start_says_why(postgres: PostgresServer) -> None
 
 @pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
 def test_a_missing_wheel_is_one_line_that_says_what_to_install(
-    kind: type[PostgresServer] | type[RedisServer], server_directory: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, server_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", str(server_directory))
@@ -150,9 +150,7 @@ def test_a_missing_wheel_is_one_line_that_says_what_to_install(
 
 
 @pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
-def test_the_next_run_ends_the_server_that_a_killed_one_left(
-    kind: type[PostgresServer] | type[RedisServer], server_directory: Path
-) -> None:
+def test_the_next_run_ends_the_server_that_a_killed_one_left(kind: Kind, server_directory: Path) -> None:
     port = free_port()
     killed = f"""
 import os, pathlib, signal
@@ -228,14 +226,96 @@ def test_under_root_the_servers_run_as_nobody_and_others_cannot_read_their_data(
 
 
 @as_root
-def test_under_root_a_directory_that_only_root_may_enter_will_do(server_directory: Path) -> None:
+@pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
+def test_under_root_a_directory_that_only_root_may_enter_is_refused_and_left_as_it_is(
+    kind: Kind, server_directory: Path
+) -> None:
     home = server_directory / "home"
     (home / "project").mkdir(parents=True)
     home.chmod(0o700)
-    server = PostgresServer(home / "project" / "postgres", free_port(), durable=False)
+    with pytest.raises(DevError, match=rf"may not enter {home}: .* chmod o\+x {home}$"):
+        kind(home / "project" / "server", free_port(), durable=False).start()
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
+@pytest.mark.parametrize("name", ["", "data", "log", "pid", "password"])
+def test_a_symbolic_link_in_the_way_is_refused_and_its_target_left_as_it_is(
+    kind: Kind, name: str, server_directory: Path
+) -> None:
+    target = server_directory / "target"
+    if name in ("", "data"):
+        target.mkdir(mode=0o750)
+    else:
+        target.write_text("not ours")
+    before = target.stat()
+    server = kind(server_directory / "server", free_port(), durable=False)
+    (server.directory / name).parent.mkdir(exist_ok=True)
+    (server.directory / name).symlink_to(target)
+    with pytest.raises(DevError, match=r"is a symbolic link|did not start|could not make"):
+        server.start()
+    after = target.stat()
+    assert (after.st_uid, after.st_mode, after.st_size) == (before.st_uid, before.st_mode, before.st_size)
+    assert not server.running
+
+
+@pytest.mark.parametrize("kind", [PostgresServer, RedisServer])
+def test_another_user_of_the_machine_needs_the_password(kind: Kind, server_directory: Path) -> None:
+    server = kind(server_directory / "server", free_port(), durable=False)
     server.start()
-    server.stop("immediate")
-    assert home.stat().st_mode & 0o777 == 0o701, "others may pass through, and not list"
+    try:
+        for url in (server.url.replace(server.password, ""), server.url.replace(server.password, "guess")):
+            with pytest.raises((psycopg.OperationalError, redis.AuthenticationError)):
+                _greet(url)
+        _greet(server.url)
+        assert (server.directory / "password").stat().st_mode & 0o777 == 0o600
+        assert server.password not in _arguments(server)
+        assert server.password not in (server.directory / "log").read_text()
+    finally:
+        server.kill()
+
+
+def _greet(url: str) -> None:
+    if url.startswith("redis"):
+        with redis.Redis.from_url(url) as client:
+            client.ping()
+    else:
+        psycopg.connect(url).close()
+
+
+def _arguments(server: Server) -> str:
+    return subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", str(server.pid)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_postgres_that_once_let_everyone_in_asks_for_a_password_and_keeps_its_rows(
+    postgres: PostgresServer,
+) -> None:
+    postgres.start()
+    query(postgres, b"CREATE TABLE kept AS SELECT 1 AS one")
+    query(postgres, b"ALTER ROLE postgres PASSWORD NULL")
+    postgres.stop()
+    (postgres.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 trust\n")
+    (postgres.directory / "password").unlink()
+    postgres.start()
+    assert query(postgres, b"SELECT one FROM kept") == [(1,)]
+    with pytest.raises(psycopg.OperationalError):
+        _greet(postgres.url.replace(postgres.password, "guess"))
+
+
+@pytest.mark.parametrize("name", ["valkey-server", "redis-server"])
+def test_without_the_wheel_a_server_on_the_path_is_used(
+    name: str, server_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = RedisServer(server_directory / "redis", free_port(), durable=False)
+    (server_directory / name).symlink_to(server._binary())
+    monkeypatch.setenv("PATH", str(server_directory))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    server.start()
+    with client(server) as connection:
+        assert connection.ping()
+    server.stop()
 
 
 @as_root
@@ -251,34 +331,29 @@ def test_under_root_a_directory_stays_with_the_user_who_owns_it(server_directory
 
 @as_root
 def test_an_ordinary_user_runs_the_servers_as_itself(server_directory: Path) -> None:
-    as_somebody = f"""
-import encodings.idna, os  # all that is needed: the interpreter too may lie where only root may enter
+    as_another_user = f"""
+import encodings.idna, os  # all that is needed: the interpreter may lie where only root may enter
 from pathlib import Path
-from cli.dev.process import Account
-from cli.dev.servers import PostgresServer, RedisServer, free_port, let_pass
-account = Account({NOBODY.pw_uid}, {NOBODY.pw_gid})
-installed = [PostgresServer(Path("a"), 0)._binary(), RedisServer(Path("a"), 0)._binary()]
-for path in installed:
-    let_pass(path, account)
+from cli.dev.servers import PostgresServer, RedisServer, free_port
 os.setgroups([])
-os.setgid(account.gid)
-os.setuid(account.uid)
+os.setgid({NOBODY.pw_gid})
+os.setuid({NOBODY.pw_uid})
 for kind in (PostgresServer, RedisServer):
     server = kind(Path.cwd() / kind.__name__, free_port())
     server.start()
-    print(os.stat(f"/proc/{{server.pid}}").st_uid == account.uid)
+    print(os.stat(f"/proc/{{server.pid}}").st_uid == {NOBODY.pw_uid}, oct(os.stat(server.directory).st_mode))
     server.stop()
 """
     os.chown(server_directory, NOBODY.pw_uid, NOBODY.pw_gid)
     run = subprocess.run(
-        [sys.executable, "-c", as_somebody],
+        [sys.executable, "-c", as_another_user],
         cwd=server_directory,
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    assert run.stdout == "True\nTrue\n", run.stderr
+    assert run.stdout == "True 0o40700\n" * 2, run.stderr
 
 
 def test_no_test_sees_the_settings_of_whoever_runs_it() -> None:

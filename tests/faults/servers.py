@@ -35,6 +35,7 @@ class Servers:
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
+        self.directory.chmod(0o711)  # under root servers run as another user
         self.postgres = PostgresServer(self.directory / "postgres", free_port(), durable=False)
         self.redis = RedisServer(self.directory / "redis", free_port(), durable=False)
         self.postgres_line = Line(self.postgres.port)
@@ -54,7 +55,8 @@ class Servers:
                 line.start()
                 opening.callback(line.stop)
             with self.admin() as connection:
-                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(ROLE)))
+                role = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+                connection.execute(role.format(sql.Identifier(ROLE), self.postgres.password))
             self._open = opening.pop_all()
         return self
 
@@ -78,7 +80,9 @@ class Servers:
             **{
                 "clerk_webhook_signing_secret": SECRET,
                 "database_url": SecretStr(self.url(self.postgres_line.port)),
-                "redis_url": SecretStr(f"redis://{HOST}:{self.redis_line.port}/{redis_number}"),
+                "redis_url": SecretStr(
+                    f"redis://:{self.redis.password}@{HOST}:{self.redis_line.port}/{redis_number}"
+                ),
                 "log_format": "json",
                 **overrides,
             },
@@ -95,7 +99,8 @@ class Servers:
 
     def url(self, port: int | None = None) -> str:
         """Return the URL of the trial's database; without a port the direct one."""
-        return f"postgresql://{ROLE}@{HOST}:{port or self.postgres.port}/{self.database}"
+        account = f"{ROLE}:{self.postgres.password}"
+        return f"postgresql://{account}@{HOST}:{port or self.postgres.port}/{self.database}"
 
     @contextmanager
     def admin(self) -> Iterator[psycopg.Connection[Any]]:
@@ -112,7 +117,7 @@ class Servers:
     @contextmanager
     def client(self, number: int = 0) -> Iterator[Redis]:
         """A client of Redis, past the line."""
-        with closing(Redis(host=HOST, port=self.redis.port, db=number)) as client:
+        with closing(Redis.from_url(self.redis.url, db=number)) as client:
             yield client
 
     def cut_connections(self) -> int:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from cli.dev.process import Process
 from cli.dev.servers import PostgresServer, RedisServer, free_port
 from db import schema
 from db.connection.engine import Database
+from tests.support.directories import open_directory
 from tests.support.payloads import deleted_event, user, user_event
 from tests.support.queue import RqView, clerk_sync, delivery, frozen, rq_command
 from tests.support.settings import NOTHING_LISTENS, MakeSettings
@@ -93,8 +93,8 @@ class Worker:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="clerk-sync-") as path:
-        yield Path(path)
+    with open_directory() as path:
+        yield path
 
 
 @pytest.fixture
@@ -435,8 +435,8 @@ def test_rqs_own_worker_does_our_jobs_with_the_same_effect(
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
     """A PostgreSQL that tests may stop; each finds it running."""
-    with tempfile.TemporaryDirectory(prefix="clerk-sync-") as path:
-        server = PostgresServer(Path(path) / "postgres", free_port(), durable=False)
+    with open_directory() as path:
+        server = PostgresServer(path / "postgres", free_port(), durable=False)
         server.start()
         yield server
         server.stop("immediate")
@@ -467,7 +467,6 @@ def migrate(settings: config.Settings, revision: str = "head") -> None:
 def own_redis(directory: Path) -> Iterator[RedisServer]:
     """A Redis that the test may stop and start; not started yet."""
     server = RedisServer(directory / "redis", free_port(), durable=False)
-    directory.chmod(0o755)
     yield server
     server.stop()
 

@@ -1,0 +1,62 @@
+"""`.data/`: what outlives a run of `clerk-sync dev`, closed to the other users of the machine."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cli.dev.process import DevError, exclusive_lock, open_own
+
+DATA = Path(".data")
+PASSABLE = stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH
+
+
+@contextmanager
+def data_directory() -> Iterator[Path]:
+    """Make `.data/` in the working directory and hold it for this run alone. Raises DevError.
+
+    Only its owner may list it. Under root the servers, which run as another account, may pass through.
+    """
+    data = Path.cwd() / DATA
+    _make(data)
+    with exclusive_lock(data / "lock", "clerk-sync dev already runs in this directory: stop it first"):
+        yield data
+
+
+def _make(data: Path) -> None:
+    try:
+        data.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DevError(f"{data} cannot be made: {error.strerror}") from None
+    with open_directory(data) as directory:
+        if os.fstat(directory).st_uid != os.geteuid():
+            raise DevError(f"{data} belongs to another user: run as that user, or delete it")
+        os.fchmod(directory, stat.S_IRWXU if os.geteuid() else PASSABLE)
+
+
+@contextmanager
+def open_directory(path: Path) -> Iterator[int]:
+    """Open a directory that must not be reached by a symbolic link. Raises DevError."""
+    file = open_own(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def kept(path: Path, make: Callable[[], str]) -> str:
+    """Return what the file holds; the first time, write there what `make` returns. Raises DevError."""
+    if not path.exists():
+        write_private(path, make())
+    with open(open_own(path, os.O_RDONLY)) as file:
+        return file.read()
+
+
+def write_private(path: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file that only its owner may read, and that is never seen half written."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with open(open_own(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        file.write(text)
+    new.replace(path)
