@@ -34,6 +34,13 @@ from tests.support.reference_model import Choices, Delivery, Row, tables
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 THOROUGH_S = int(os.environ.get("THOROUGH_S", "300"))
 WORKERS = 4
+# Rows of nobody at Clerk, and of one who may be.
+FOREIGN_ROWS = """
+    INSERT INTO users (clerk_id, email, name, created_at) VALUES
+        ('google:42', 'ann@example.com', 'Theirs', '2020-01-01Z'),
+        ('x', 'Zoe@example.com', 'Theirs', '2020-01-01Z'),
+        ('user_a', 'zoë@münchen.example', 'Theirs', '2020-01-01Z')
+"""
 
 
 @pytest.fixture
@@ -126,6 +133,25 @@ def test_any_history_of_members_delivered_in_any_way_ends_as_the_model_says(tria
 
 def test_what_clerk_tells_of_members_delivered_in_any_way_ends_as_it_is_at_clerk(trial: Trial) -> None:
     explore_orderly(trial, max_examples=40, plans_each=3, with_organizations=True)
+
+
+@pytest.mark.parametrize("dawdling", [False, True], ids=["fast", "dawdling"])
+def test_rows_that_the_application_wrote_end_the_same_whatever_the_batches(
+    trial: Trial, *, dawdling: bool
+) -> None:
+    if dawdling:
+        trial.dawdle()
+
+    @settings(patient, max_examples=8 if dawdling else 40, database=None)
+    @given(histories(16), choices, st.randoms(use_true_random=False))
+    def tables_are_equal(deliveries: list[Delivery], chosen: Choices, random: Random) -> None:
+        ends = []
+        for plan in islice(plans(deliveries, random, workers=WORKERS), 4):
+            trial.deliver(plan, chosen, FOREIGN_ROWS)
+            ends.append((trial.tables(), trial.ledger()))
+        assert ends == ends[:1] * len(ends)
+
+    tables_are_equal()
 
 
 def test_workers_that_meet_in_the_same_organizations_do_no_harm(trial: Trial) -> None:

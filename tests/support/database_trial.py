@@ -103,9 +103,14 @@ class Trial:
         """Empty the tables; TRUNCATE takes a hundred times as long."""
         self.connection.execute(RESET)
 
-    def deliver(self, plan: Plan, choices: Choices) -> None:
-        """Bring an empty database through `plan`; what a worker raises is raised here."""
+    def deliver(self, plan: Plan, choices: Choices, foreign_rows: str | None = None) -> None:
+        """Bring an empty database through `plan`; what a worker raises is raised here.
+
+        `foreign_rows` is a statement that inserts what the application wrote before.
+        """
         self.reset()
+        if foreign_rows:
+            self.connection.execute(foreign_rows.encode())
         waiting = iter(plan.batches)
         work = partial(self._drain, waiting, choices)
         if plan.workers == 1:
