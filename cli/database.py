@@ -1,4 +1,4 @@
-"""`db`: the migrations, and data for development."""
+"""`db`: migrations and development data."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ def db(context: click.Context) -> None:
 @click.argument("revision", default="head")
 @click.pass_obj
 def upgrade(settings: Settings, revision: str) -> None:
-    """Run the migrations that are missing."""
+    """Run the migrations that have not run yet."""
     with _migrating(settings) as database:
         schema.upgrade(database, revision)
         click.echo(f"schema at {schema.current_revision(database)}")
@@ -81,7 +81,7 @@ def reset(settings: Settings, yes: bool, force: bool) -> None:
 @click.option("--users", default=20, show_default=True, type=click.IntRange(1, 100_000), help="How many.")
 @click.pass_obj
 def seed(settings: Settings, users: int) -> None:
-    """Add made-up users, their addresses at example.com."""
+    """Add sample users with addresses at example.com."""
     with _migrating(settings) as database:
         click.echo(f"{seed_users(database, users)} users added")
 

@@ -1,4 +1,4 @@
-"""The tables. `users` is what applications read; the other two are this sync's own."""
+"""The tables. `users` is what applications read; the others belong to this service."""
 
 import uuid
 from datetime import datetime
@@ -25,11 +25,11 @@ TIMESTAMPTZ = DateTime(timezone=True)
 
 
 class Base(DeclarativeBase):
-    """The declarative base; its metadata is what the migrations must arrive at."""
+    """The declarative base. Its metadata equals what the migrations create; a test compares them."""
 
 
 class User(Base):
-    """One row per user that Clerk has: what applications read and join on by `clerk_id`."""
+    """One row per user at Clerk. Applications read it and join it by `clerk_id` or `id`."""
 
     __tablename__ = "users"
     __table_args__ = (
@@ -50,14 +50,14 @@ class User(Base):
 
 
 class UserSync(Base):
-    """The sync's memory of one Clerk id, kept for good: what is newest, and whether the user was deleted.
+    """The sync's memory of one Clerk id, kept for good: newest versions, and whether the user was deleted.
 
-    A version is two columns in ms. Once `deleted_at` is set, nothing personal is left in the row.
+    A version is two columns in ms. Once `deleted_at` is set, the row holds no personal data.
     """
 
     __tablename__ = "user_sync"
     __table_args__ = (
-        # The greatest claim on an address is the last entry of its run in this index.
+        # The greatest claim on an address is the last of its entries in this index.
         Index(
             "idx_user_sync_claim",
             "claimed_email",
@@ -91,9 +91,10 @@ class OrganizationSync(Base):
 
 
 class MembershipSync(Base):
-    """The sync's memory of one membership; gone with its user.
+    """The sync's memory of one membership; deleted with its user.
 
-    The user is a part of the key, so that whoever holds the user's row in `user_sync` alone writes it.
+    The user is a part of the key: only the transaction that has locked the user's row in `user_sync` writes
+    it.
     """
 
     __tablename__ = "membership_sync"
@@ -125,10 +126,9 @@ class WebhookEvent(Base):
 
 
 class SyncProgress(Base):
-    """How far a long task is that reads all of Clerk's users; ids and counts, nothing personal.
+    """The progress of a long task that reads all of Clerk's users: ids and counts, no personal data.
 
-    It stands beside what the task has written, so that a database that is emptied or restored never lacks
-    what its progress says is there.
+    It is in the database that the task writes to, so that both are emptied and restored together.
     """
 
     __tablename__ = "sync_progress"

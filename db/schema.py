@@ -1,4 +1,4 @@
-"""The schema's revision: which one the database is at, and the way up and down."""
+"""The schema of the database: its revision, migrations up and down, and what stands in their way."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -26,7 +26,7 @@ NAMESPACES = table("pg_namespace", column("nspname"), schema="pg_catalog")
 
 
 class SchemaState(StrEnum):
-    """How the database's schema stands to this code."""
+    """The database's revision compared with this code's."""
 
     CURRENT = "current"
     MISSING = "missing"  # no migration has run
@@ -35,7 +35,7 @@ class SchemaState(StrEnum):
 
 
 class MigrationError(Exception):
-    """There is no such way up or down, or something stands in it; the message says what."""
+    """The migrations cannot run; the message says why and what to do."""
 
     retryable = False
 
@@ -49,7 +49,7 @@ def upgrade(database: Database, revision: str = "head") -> None:
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Take migrations back, down to `revision`; `base` is before the first. Raises MigrationError."""
+    """Undo migrations down to `revision`; `base` undoes all of them. Raises MigrationError."""
     _migrate(database, command.downgrade, revision)
 
 
@@ -116,12 +116,12 @@ def head() -> str:
 
 
 def tables() -> list[str]:
-    """Return the names of the tables that the migrations make."""
+    """Return the names of the tables that the migrations create."""
     return list(Base.metadata.tables)
 
 
 def state(database: Database) -> SchemaState:
-    """Compare the database with this code."""
+    """Return whether the database's revision is the one of this code."""
     found = current_revision(database)
     if found is None:
         return SchemaState.MISSING

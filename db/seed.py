@@ -1,4 +1,4 @@
-"""Made-up users for development."""
+"""Sample users for development."""
 
 from db.apply import users
 from db.connection.engine import Database
@@ -13,7 +13,7 @@ CHUNK = 500
 
 
 def seed_users(database: Database, count: int) -> int:
-    """Add `count` users, the same ones each time; return how many were not there yet."""
+    """Add `count` users, always the same ones; return how many are new."""
     changes = [_user(i) for i in range(count)]
     added = 0
     for start in range(0, count, CHUNK):
