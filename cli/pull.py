@@ -9,22 +9,28 @@ from worker.clerk.payloads import CLERK_ID
 from worker.sync.pull import Pulled, PullOutcome
 from worker.sync.pull import pull as pull_user
 
+FAILURES = (Pulled(PullOutcome.FOUND), Pulled(PullOutcome.ELSEWHERE))
+
 
 @click.command()
 @click.argument("clerk_id", metavar="USER_ID")
 def pull(clerk_id: str) -> None:
-    """Read one user of Clerk into the table. Whom Clerk does not know is deleted here, for good."""
+    """Read one user of Clerk into the table. If Clerk has no such user, the local one is deleted for good."""
     if not CLERK_ID.fullmatch(clerk_id):
         raise click.BadParameter("that is no Clerk id", param_hint="USER_ID")
     with bridge_from_environment() as bridge:
         pulled = pull_user(bridge, clerk_id, confirmed=True)
     click.echo(_sentence(clerk_id, pulled))
-    sys.exit(1 if pulled == Pulled(PullOutcome.FOUND) else 0)
+    sys.exit(1 if pulled in FAILURES else 0)
 
 
 def _sentence(clerk_id: str, pulled: Pulled) -> str:
     if pulled.outcome is PullOutcome.DELETED:
-        return f"{clerk_id} is gone in Clerk, and now here"
+        return f"Clerk has no user {clerk_id}; it is now marked as deleted here"
+    if pulled.outcome is PullOutcome.ELSEWHERE:
+        return (
+            f"Clerk has no user {clerk_id}; it is or may be a user of another Clerk instance: nothing changed"
+        )
     if pulled.user is None:
-        return f"{clerk_id} is in Clerk, but was deleted here, which is final"
-    return f"{clerk_id} is here as it is in Clerk"
+        return f"{clerk_id} was deleted here for good, but still exists in Clerk"
+    return f"{clerk_id} is now the same here as in Clerk"

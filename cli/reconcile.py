@@ -12,6 +12,10 @@ from worker.sync.reconcile import Reconcile, Report
 from worker.sync.reconcile_memberships import MemberReport
 
 SHOWN = 100
+ELSEWHERE = (
+    "{:,} users here are not in Clerk, and are or may be users of another Clerk instance: not deleted"
+    " (docs/operations.md, Several Clerk instances)"
+)
 
 
 @click.command()
@@ -63,6 +67,7 @@ def _plain(report: Report, left: list[str] | None) -> dict[str, Any]:
         "claims": [user._asdict() for user in report.claims],
         "tombstone": report.tombstone,
         "invalid": report.invalid,
+        "elsewhere": report.elsewhere,
         "refusal": report.refusal,
         **({"memberships": _memberships(report.memberships)} if report.memberships else {}),
         "mended": left is not None,
@@ -88,6 +93,8 @@ def _show(report: Report, left: list[str], *, is_mended: bool) -> None:
         click.echo(f"... and {len(rows) - SHOWN:,} more (--json shows them all)")
     if report.invalid:
         click.echo(f"{report.invalid:,} entries of Clerk's listing are no users", err=True)
+    if report.elsewhere:
+        click.echo(ELSEWHERE.format(report.elsewhere), err=True)
     if report.refusal is not None:
         click.echo(f"Nothing was changed: {report.refusal}", err=True)
     elif is_mended:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     DateTime,
     Index,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    false,
     func,
     text,
 )
@@ -61,6 +63,7 @@ class UserSync(Base):
         Index(
             "idx_user_sync_claim",
             "claimed_email",
+            "claim_verified",
             "claim_updated_at",
             "claim_observed_at",
             text('clerk_id COLLATE "C"'),
@@ -76,6 +79,18 @@ class UserSync(Base):
     claim_observed_at: Mapped[int | None] = mapped_column(BigInteger)
     last_login_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     deleted_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    claim_verified: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    instance_id: Mapped[str | None] = mapped_column(String(255))
+    instance_seen_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class InstanceSync(Base):
+    """A Clerk instance that has ever written to these tables, by delivery or by API."""
+
+    __tablename__ = "instance_sync"
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    first_seen_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
 
 
 class OrganizationSync(Base):

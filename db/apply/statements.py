@@ -41,7 +41,15 @@ from sqlalchemy.sql.selectable import LateralFromClause, TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
 from db.connection.pipeline import Pipeline
-from db.models import TIMESTAMPTZ, MembershipSync, OrganizationSync, User, UserSync, WebhookEvent
+from db.models import (
+    TIMESTAMPTZ,
+    InstanceSync,
+    MembershipSync,
+    OrganizationSync,
+    User,
+    UserSync,
+    WebhookEvent,
+)
 
 # Any two integers do, as long as nobody else in the database locks by the same first one.
 ADDRESS_LOCK = 0x636C6572
@@ -56,6 +64,9 @@ SYNC_COLUMNS: dict[str, TypeEngine[Any]] = {
     "claim_observed_at": BigInteger(),
     "last_login_at": TIMESTAMPTZ,
     "deleted_at": TIMESTAMPTZ,
+    "claim_verified": Boolean(),
+    "instance_id": String(),
+    "instance_seen_at": BigInteger(),
 }
 USER_COLUMNS: dict[str, TypeEngine[Any]] = {
     "clerk_id": String(),
@@ -137,6 +148,7 @@ def read_rivals() -> Executable:
     claim = (
         select(
             UserSync.clerk_id,
+            UserSync.claim_verified,
             UserSync.claim_updated_at,
             UserSync.claim_observed_at,
             User.email.label("current"),
@@ -147,6 +159,7 @@ def read_rivals() -> Executable:
             not_(UserSync.clerk_id == any_(_array("all_ids"))),
         )
         .order_by(
+            UserSync.claim_verified.desc(),
             UserSync.claim_updated_at.desc(),
             UserSync.claim_observed_at.desc(),
             UserSync.clerk_id.collate("C").desc(),
@@ -324,6 +337,13 @@ def update_sync_rows() -> Executable:
     source = _rows(SYNC_COLUMNS)
     values = {name: source.c[name] for name in SYNC_COLUMNS if name != "clerk_id"}
     return update(UserSync).where(UserSync.clerk_id == source.c.clerk_id).values(values)
+
+
+@cache
+def add_instances() -> Executable:
+    """Make sure that every Clerk instance in `ids` (sorted) has a row in `instance_sync`."""
+    ids = func.unnest(_array("ids")).table_valued("id", name="src").render_derived()
+    return upsert(InstanceSync).from_select(["id"], select(ids.c.id)).on_conflict_do_nothing()
 
 
 @cache

@@ -12,7 +12,7 @@ from db.apply.ledger import record
 from db.connection.engine import Database
 from db.connection.pipeline import Pipeline, columns
 from db.merge.change import Membership, UserChange, Version, placeholder_address
-from db.merge.claims import CompetingClaim, resolve
+from db.merge.claims import ClaimRank, CompetingClaim, resolve
 from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
 from db.merge.rows import SyncRow, TargetRow, UserRow, apply_batch, stored_change, sync_row, target
@@ -96,6 +96,7 @@ def _apply(
     if roster:
         outcomes = memberships.outcomes(roster, outcomes)
         memberships.write(pipeline, roster)
+    _write_instances(pipeline, batch)
     record(pipeline, batch, outcomes)
     return outcomes
 
@@ -129,11 +130,16 @@ def _lock_and_read(
         sync_rows,
         {row[0]: UserRow(*row) for row in users.fetchall()},
         frozenset({*addresses, *(address for address in claimed if address)}),
-        [CompetingClaim(row[0], row[1], Version(row[2], row[3]), row[4]) for row in rivals],
+        [_rival(row) for row in rivals],
         [row for row, _ in held],
         frozenset(row.clerk_id for row, is_new in held if is_new and row.clerk_id not in sync_rows),
         memberships.read(asked) if asked else None,
     )
+
+
+def _rival(row: Sequence[Any]) -> CompetingClaim:
+    address, clerk_id, verified, updated_at, observed_at, current = row
+    return CompetingClaim(address, ClaimRank(verified, Version(updated_at, observed_at), clerk_id), current)
 
 
 def _concerns_address(change: UserChange) -> bool:
@@ -247,6 +253,12 @@ def _write_rows(pipeline: Pipeline, targets: list[TargetRow], stored: dict[str, 
         statements.send_rows(pipeline, statements.update_users(), columns(old, len(UserRow._fields) + 3))
     if new:
         statements.send_rows(pipeline, statements.insert_users(), columns(new, len(UserRow._fields)))
+
+
+def _write_instances(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> None:
+    ids = sorted({incoming.instance_id for incoming in batch if incoming.instance_id is not None})
+    if ids:
+        pipeline.send(statements.add_instances(), ids=ids)
 
 
 def _newly_deleted(before: dict[str, UserChange], known: dict[str, UserChange]) -> list[str]:

@@ -87,9 +87,11 @@ def compare(change: UserChange, stored: StoredUser, policy: Policy) -> list[Diff
         return [Difference(Kind.MISSING, change.clerk_id)]
     is_kept_from = _is_kept_from(change, stored.sync, stored.user)
     columns = tuple(_columns(change, stored.user, policy, compares_email=not is_kept_from))
+    # An unverified claim may rightly lose; if the holder's is out of date, the holder differs itself.
+    is_verified = change.email is not None and change.email.verified
     return [
         *([Difference(Kind.STALE, change.clerk_id, columns)] if columns else []),
-        *([Difference(Kind.CLAIM, change.clerk_id)] if is_kept_from else []),
+        *([Difference(Kind.CLAIM, change.clerk_id)] if is_kept_from and is_verified else []),
     ]
 
 

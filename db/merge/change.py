@@ -36,10 +36,11 @@ class Profile(NamedTuple):
 
 
 class EmailClaim(NamedTuple):
-    """The address that a user claims, or None for a user without one."""
+    """The address that a user claims, or None for a user without one; `verified` is Clerk's word for it."""
 
     version: Version
     address: str | None
+    verified: bool = False
 
 
 class Organization(NamedTuple):
@@ -60,11 +61,18 @@ class Membership(NamedTuple):
     ended_at: int | None = None
 
 
+class Source(NamedTuple):
+    """The Clerk instance that spoke of a user, and when (ms)."""
+
+    seen_at: int
+    instance_id: str
+
+
 class UserChange(NamedTuple):
     """What one or more deliveries say about one user; None where they say nothing.
 
     `login_at` is the latest sign-in and `deleted_at` the earliest deletion, both ms. `memberships` and the
-    `organizations` that they name are ordered by id.
+    `organizations` that they name are ordered by id. `source` is the instance that spoke of the user last.
     """
 
     clerk_id: str
@@ -74,6 +82,7 @@ class UserChange(NamedTuple):
     deleted_at: int | None = None
     memberships: tuple[Membership, ...] = ()
     organizations: tuple[Organization, ...] = ()
+    source: Source | None = None
 
 
 _Known = TypeVar("_Known", Organization, Membership)
@@ -94,7 +103,13 @@ def merge(a: UserChange, b: UserChange) -> UserChange:
         _present(min, a.deleted_at, b.deleted_at),
         merge_by_id(merge_memberships, a.memberships, b.memberships),
         merge_by_id(merge_organizations, a.organizations, b.organizations),
+        latest_source(a.source, b.source),
     )
+
+
+def latest_source(a: Source | None, b: Source | None) -> Source | None:
+    """Return which of the two spoke last."""
+    return max((source for source in (a, b) if source), default=None)
 
 
 def merge_organizations(a: Organization, b: Organization) -> Organization:
@@ -151,8 +166,8 @@ def _newer_claim(a: EmailClaim | None, b: EmailClaim | None) -> EmailClaim | Non
     return max(a, b, key=_claim_rank)
 
 
-def _claim_rank(claim: EmailClaim) -> tuple[Version, tuple[bool, str]]:
-    return claim.version, _none_first(claim.address)
+def _claim_rank(claim: EmailClaim) -> tuple[Version, tuple[bool, str], bool]:
+    return claim.version, _none_first(claim.address), claim.verified
 
 
 def _none_first(text: str | None) -> tuple[bool, str]:

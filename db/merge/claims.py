@@ -6,32 +6,44 @@ from typing import NamedTuple
 from db.merge.change import UserChange, Version
 
 
+class ClaimRank(NamedTuple):
+    """Orders the claims on one address; Clerk ids are ASCII, so Python orders them as their bytes."""
+
+    verified: bool
+    version: Version
+    clerk_id: str
+
+
 class CompetingClaim(NamedTuple):
     """The greatest claim on `address` by a user outside the batch, whose row shows `current` now."""
 
     address: str
-    clerk_id: str
-    version: Version
+    rank: ClaimRank
     current: str
+
+    @property
+    def clerk_id(self) -> str:
+        """The user who claims."""
+        return self.rank.clerk_id
 
 
 def resolve(
     known: Iterable[UserChange], rivals: Iterable[CompetingClaim], contested: frozenset[str]
 ) -> dict[str, str]:
-    """Return the Clerk id that has each contested address: the greatest version, then the greatest id.
+    """Return the Clerk id that has each contested address: that of the greatest claim.
 
-    Clerk ids are ASCII, so Python orders them as their bytes. A user without a row, or deleted, has none.
+    A user without a row, or deleted, has none.
     """
-    best: dict[str, tuple[Version, str]] = {}
-    for address, rank in (*_claims(known), *((r.address, (r.version, r.clerk_id)) for r in rivals)):
+    best: dict[str, ClaimRank] = {}
+    for address, rank in (*_claims(known), *((rival.address, rival.rank) for rival in rivals)):
         if address in contested and (address not in best or rank > best[address]):
             best[address] = rank
-    return {address: clerk_id for address, (_, clerk_id) in best.items()}
+    return {address: rank.clerk_id for address, rank in best.items()}
 
 
-def _claims(known: Iterable[UserChange]) -> list[tuple[str, tuple[Version, str]]]:
+def _claims(known: Iterable[UserChange]) -> list[tuple[str, ClaimRank]]:
     return [
-        (change.email.address, (change.email.version, change.clerk_id))
+        (claim.address, ClaimRank(claim.verified, claim.version, change.clerk_id))
         for change in known
-        if change.profile and change.email and change.email.address
+        if change.profile and (claim := change.email) and claim.address
     ]

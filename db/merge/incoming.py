@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import NamedTuple
 
-from db.merge.change import Organization, UserChange
+from db.merge.change import Organization, Source, UserChange
 
 
 class Outcome(StrEnum):
@@ -15,15 +15,26 @@ class Outcome(StrEnum):
 
 
 class ReceivedChange(NamedTuple):
-    """A change, and the delivery that brought it; `svix_id` is None when no delivery did. Times in ms."""
+    """A change and the delivery that carried it; `svix_id` is None when no delivery did. Times in ms.
+
+    `instance_id` is the Clerk instance that says it, None when unknown.
+    """
 
     change: UserChange | Organization
     svix_id: str | None
     type: str
     event_at: int | None
     received_at: int
+    instance_id: str | None = None
 
     @property
     def subject(self) -> str:
-        """The Clerk id of whom the change is about."""
+        """The Clerk id that the change is about."""
         return self.change.id if isinstance(self.change, Organization) else self.change.clerk_id
+
+    @property
+    def source(self) -> Source | None:
+        """Which instance said it, and when."""
+        if self.instance_id is None:
+            return None
+        return Source(self.received_at if self.event_at is None else self.event_at, self.instance_id)

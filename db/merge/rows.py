@@ -11,8 +11,10 @@ from db.merge.change import (
     Membership,
     Organization,
     Profile,
+    Source,
     UserChange,
     Version,
+    latest_source,
     merge,
     placeholder_address,
 )
@@ -35,6 +37,9 @@ class SyncRow(NamedTuple):
     claim_observed_at: int | None = None
     last_login_at: datetime | None = None
     deleted_at: datetime | None = None
+    claim_verified: bool = False
+    instance_id: str | None = None
+    instance_seen_at: int | None = None
 
 
 class UserRow(NamedTuple):
@@ -71,6 +76,7 @@ def stored_change(
         to_ms(max(logins)) if logins else None,
         maybe_ms(sync.deleted_at),
         memberships,
+        source=None if sync.instance_id is None else Source(sync.instance_seen_at or 0, sync.instance_id),
     )
 
 
@@ -79,7 +85,8 @@ def apply_batch(
 ) -> tuple[dict[str, UserChange], list[Outcome]]:
     """Merge the batch into what is known; return what is known then, and what each change did.
 
-    What a change says of organizations is merged elsewhere, where it may turn out to be new.
+    What a change says of organizations is merged elsewhere, where it may turn out to be new. Which instance
+    says it is kept, and is no news of the user.
     """
     known = {clerk_id: redact_deleted(change, policy) for clerk_id, change in known.items()}
     outcomes = []
@@ -92,7 +99,7 @@ def apply_batch(
         change = _own_part(incoming.change, policy)
         before = known[change.clerk_id]
         after = redact_deleted(merge(before, change), policy)
-        known[change.clerk_id] = after
+        known[change.clerk_id] = after._replace(source=latest_source(before.source, incoming.source))
         outcomes.append(_outcome(change, changed=after != before))
     return known, outcomes
 
@@ -112,7 +119,7 @@ def redact_deleted(change: UserChange, policy: Policy) -> UserChange:
     profile = change.profile if policy.anonymize else None
     if profile is not None:
         profile = profile._replace(name=DELETED_NAME, organization=None, role=DEFAULT_ROLE)
-    return UserChange(change.clerk_id, profile, deleted_at=change.deleted_at)
+    return UserChange(change.clerk_id, profile, deleted_at=change.deleted_at, source=change.source)
 
 
 def sync_row(change: UserChange) -> SyncRow:
@@ -128,6 +135,9 @@ def sync_row(change: UserChange) -> SyncRow:
         claim and claim.observed_at,
         maybe_datetime(change.login_at),
         maybe_datetime(change.deleted_at),
+        change.email is not None and change.email.verified,
+        change.source and change.source.instance_id,
+        change.source and change.source.seen_at,
     )
 
 
@@ -166,7 +176,8 @@ def _stored_profile(sync: SyncRow, user: UserRow, policy: Policy) -> Profile:
 
 def _stored_claim(sync: SyncRow, user: UserRow | None) -> EmailClaim | None:
     if sync.claim_updated_at is not None:
-        return EmailClaim(_version(sync.claim_updated_at, sync.claim_observed_at), sync.claimed_email)
+        version = _version(sync.claim_updated_at, sync.claim_observed_at)
+        return EmailClaim(version, sync.claimed_email, sync.claim_verified)
     if user is not None and user.email != placeholder_address(user.clerk_id):
         return EmailClaim(UNVERSIONED, user.email)
     return None

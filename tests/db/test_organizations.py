@@ -280,7 +280,10 @@ def test_back_at_metadata_the_next_profile_says_it_and_a_deletion_forgets_the_me
     trial.apply([second], Choices())
     assert trial.rows() == {ANN: row(ANN, organization="Meta")}
     trial.apply([gone], Choices())
-    assert trial.tables() == tables([gone], Choices())._replace(organizations=trial.tables().organizations)
+    known = trial.tables()
+    assert known == tables([gone], Choices())._replace(
+        organizations=known.organizations, instances=known.instances
+    )
 
 
 def test_from_metadata_to_membership_the_next_profile_says_it(trial: Trial) -> None:

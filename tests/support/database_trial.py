@@ -13,15 +13,15 @@ from db.apply import users
 from db.connection.engine import Database
 from db.merge.policy import Policy
 from tests.support.histories import Plan
-from tests.support.payloads import Json, body
-from tests.support.reference_model import Choices, Company, Delivery, Row, Stay, Tables
+from tests.support.payloads import body
+from tests.support.reference_model import Choices, Company, Delivery, Row, Stay, Tables, subject
 from worker.clerk.payloads import FieldSources
 from worker.runner.batch import incoming
 
 PATIENCE_S = 60
 RESET = """
     DELETE FROM users; DELETE FROM user_sync; DELETE FROM webhook_events;
-    DELETE FROM membership_sync; DELETE FROM organization_sync
+    DELETE FROM membership_sync; DELETE FROM organization_sync; DELETE FROM instance_sync
 """
 READ_USERS = """
     SELECT clerk_id, email, name, organization, role,
@@ -30,7 +30,7 @@ READ_USERS = """
 """
 READ_SYNC = """
     SELECT clerk_id, claimed_email, (extract(epoch FROM last_login_at) * 1000)::bigint,
-           (extract(epoch FROM deleted_at) * 1000)::bigint
+           (extract(epoch FROM deleted_at) * 1000)::bigint, instance_seen_at, instance_id
     FROM user_sync
 """
 READ_MEMBERSHIPS = """
@@ -138,14 +138,16 @@ class Trial:
     def tables(self) -> Tables:
         """Return what the tables hold. Fails when a tombstone keeps anything personal."""
         rows = self.rows()
-        deleted, waiting = {}, {}
-        for clerk_id, claimed, login_at, deleted_at in self.connection.execute(READ_SYNC):
+        deleted, waiting, instances = {}, {}, {}
+        for clerk_id, claimed, login_at, deleted_at, *instance in self.connection.execute(READ_SYNC):
+            if instance[1] is not None:
+                instances[clerk_id] = (instance[0], instance[1])
             if deleted_at is not None:
                 assert (claimed, login_at) == (None, None)
                 deleted[clerk_id] = deleted_at
             elif login_at is not None and clerk_id not in rows:
                 waiting[clerk_id] = login_at
-        return Tables(rows, deleted, waiting, self._memberships(), self._organizations())
+        return Tables(rows, deleted, waiting, self._memberships(), self._organizations(), instances)
 
     def _memberships(self) -> dict[tuple[str, str], Stay]:
         found = self.connection.execute(READ_MEMBERSHIPS)
@@ -179,12 +181,6 @@ class Trial:
 def expected_ledger(deliveries: Sequence[Delivery]) -> set[tuple[str, str, str]]:
     """Return what `Trial.ledger` must return after `deliveries`."""
     return {(d.svix_id, d.event["type"], subject(d.event)) for d in deliveries}
-
-
-def subject(event: Json) -> str:
-    """Return the Clerk id that `event` is about."""
-    data = event["data"]
-    return str(data.get("public_user_data", data).get("user_id", data["id"]))
 
 
 MakeTrial = Callable[..., Trial]

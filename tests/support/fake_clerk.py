@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.payloads import NOW, Json, body, membership, organization, user
+from tests.support.payloads import INSTANCE, NOW, Json, body, membership, organization, user
 
 KEY = "sk_live_9fK2mQ7xVbN4tR8wZc3LhY6s"
 MAX_PAGE = 500
@@ -81,7 +81,7 @@ class FakeClerk:
 
     def __init__(self, *, key: str = KEY, port: int = 0) -> None:
         self.key = key
-        self.instance_id = "ins_36ZkPq8WvTn2LcXyRb5HdGmUsJa"
+        self.instance_id = INSTANCE
         self.knows_cursor = True  # else it is overlooked, as by servers before August 2026
         self.knows_user_id = True  # else the filter is overlooked
         self.rate_limit, self.rate_period_s = 1000, 10.0
@@ -251,6 +251,11 @@ class FakeClerk:
         """Count it no more."""
         with self._lock:
             self._at_once -= 1
+
+    @property
+    def asked(self) -> list[Request]:
+        """The requests about users and memberships; whose the key is, is asked once."""
+        return [request for request in self.requests if request.path != "/instance"]
 
     def most_within(self, seconds: float) -> int:
         """Return how many requests came within any such time at most."""

@@ -85,6 +85,7 @@ choices_of_source = st.builds(
 ticks = st.integers(0, 4).map(lambda tick: START + tick)
 stamps = ticks | st.sampled_from([START // 1000, ABSENT])
 maybe_ticks = ticks | st.sampled_from([None, ABSENT])
+instances = st.sampled_from(["ins_a", "ins_a", "ins_B", ABSENT])
 sign_ins = st.none() | ticks | st.sampled_from([0, LAST_MS])
 
 
@@ -110,8 +111,15 @@ def histories(draw: st.DrawFn, max_size: int = 16, casts: st.SearchStrategy[Cast
     events = draw(st.lists(any_event(cast), min_size=1, max_size=max_size))
     received = draw(st.lists(ticks, min_size=len(events), max_size=len(events)))
     return [
-        Delivery(f"msg_{i}", event, at) for i, (event, at) in enumerate(zip(events, received, strict=True))
+        Delivery(f"msg_{i}", said_by(draw(instances), event), at)
+        for i, (event, at) in enumerate(zip(events, received, strict=True))
     ]
+
+
+def said_by(instance_id: Any, event: Json) -> Json:
+    """Return the event as that Clerk instance sends it, ABSENT as before 2025."""
+    others = {key: value for key, value in event.items() if key != "instance_id"}
+    return others if instance_id is ABSENT else {**others, "instance_id": instance_id}
 
 
 def any_event(cast: Cast) -> st.SearchStrategy[Json]:
@@ -221,11 +229,12 @@ def shown_memberships(cast: Cast) -> st.SearchStrategy[Any]:
 def address_fields(address: str) -> st.SearchStrategy[dict[str, Any]]:
     """Draw the fields by which a user claims `address`, claims nothing, or says nothing about it."""
     entry, other = email_entry(address), email_entry("other@example.com", verified=False)
-    claimed = fields([entry], entry["id"])
+    claimed, unverified = fields([entry], entry["id"]), email_entry(address, verified=False)
     return st.sampled_from(
         [
             claimed,
             claimed,
+            fields([unverified], unverified["id"]),
             fields([other, entry], entry["id"]),
             fields([other, entry], None),
             fields([other], None),

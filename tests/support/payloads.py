@@ -35,6 +35,7 @@ ANN = "user_37RwAqYkLz3TnVbXc8MoHsGpUdE"
 BEN = "user_37RwB5tQvKx0WmZcNy9LrGuJsPo"
 CAT = "user_37RwCz7HfTb2YkRnXq4MvLsEpAi"
 ACME = "org_37RxD4nGwVq8LsTbYk2ZcJhPmUe"
+INSTANCE = "ins_36ZkPq8WvTn2LcXyRb5HdGmUsJa"
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -148,7 +149,7 @@ def _event(type_: str, data: object, envelope: dict[str, object]) -> Json:
     updated_at = data.get("updated_at") if isinstance(data, dict) else None
     # Clerk stamps the envelope some ms after the change.
     timestamp = updated_at + 15 if isinstance(updated_at, int) else NOW
-    defaults = {"type": type_, "data": data, "timestamp": timestamp}
+    defaults = {"type": type_, "data": data, "timestamp": timestamp, "instance_id": INSTANCE}
     return _replaced(payload("user.deleted"), {**defaults, **envelope})
 
 

@@ -63,7 +63,8 @@ class Company(NamedTuple):
 class Tables(NamedTuple):
     """The rows of `users`; when each deleted user was deleted; the latest login of users without a row.
 
-    And where membership decides: the memberships by user and id, and the organizations.
+    And where membership decides: the memberships by user and id, and the organizations. And which instance
+    spoke of each user last, and when.
     """
 
     users: dict[str, Row]
@@ -71,6 +72,7 @@ class Tables(NamedTuple):
     waiting_logins: dict[str, int]
     memberships: Mapping[tuple[str, str], Stay] = NONE
     organizations: Mapping[str, Company] = NONE
+    instances: Mapping[str, tuple[int, str]] = NONE
 
 
 class Snapshot(NamedTuple):
@@ -83,13 +85,15 @@ class Snapshot(NamedTuple):
     role: str
     claims: bool
     address: str | None
+    verified: bool
 
 
 class Claim(NamedTuple):
-    """What a user claims, and since which version."""
+    """What a user claims, since which version, and whether it is verified."""
 
     version: Version
     address: str | None
+    verified: bool
 
 
 class Seen:
@@ -99,6 +103,7 @@ class Seen:
         self.snapshots: set[Snapshot] = set()
         self.logins: set[int] = set()
         self.deletions: set[int] = set()
+        self.instances: set[tuple[int, str]] = set()
         self.stays: dict[str, set[Stay]] = defaultdict(set)
 
 
@@ -141,7 +146,8 @@ def tables(deliveries: Iterable[Delivery], choices: Choices) -> Tables:
         for clerk_id, user in living.items()
         for id_, stays in user.stays.items()
     }
-    return Tables(users, deleted, waiting, memberships, companies)
+    instances = {clerk_id: max(user.instances) for clerk_id, user in seen.items() if user.instances}
+    return Tables(users, deleted, waiting, memberships, companies, instances)
 
 
 def look_at(deliveries: Iterable[Delivery], choices: Choices) -> dict[str, Seen]:
@@ -150,6 +156,8 @@ def look_at(deliveries: Iterable[Delivery], choices: Choices) -> dict[str, Seen]
     for delivery in deliveries:
         event, data = delivery.event, delivery.event["data"]
         stamp = envelope_time(event)
+        if not event["type"].startswith("organization.") and "instance_id" in event:
+            seen[subject(event)].instances.add((first(stamp, delivery.received_at), event["instance_id"]))
         if event["type"] == "user.deleted":
             seen[data["id"]].deletions.add(delivery.received_at if stamp is None else stamp)
         elif event["type"].startswith("session.") and data.get("actor") is None:
@@ -160,6 +168,12 @@ def look_at(deliveries: Iterable[Delivery], choices: Choices) -> dict[str, Seen]
             for shown in memberships_in(delivery):
                 seen[shown.clerk_id].stays[shown.membership["id"]].add(stay(shown))
     return seen
+
+
+def subject(event: Json) -> str:
+    """Return the Clerk id that an event is about."""
+    data = event["data"]
+    return str(data.get("public_user_data", data).get("user_id", data["id"]))
 
 
 def user_in(event: Json) -> Json | None:
@@ -173,7 +187,9 @@ def user_in(event: Json) -> Json | None:
 
 def look_at_user(seen: dict[str, Seen], user: Json, observed_at: int, choices: Choices) -> None:
     """Add what a user's JSON shows."""
-    address = address_of(user)
+    entry = address_entry(user)
+    address = entry["email_address"] if isinstance(entry, dict) else entry
+    claimed = address if isinstance(address, str) and can_be_stored(address) else None
     metadata = user["public_metadata"]
     role = metadata.get("role") if choices.role_source == "metadata" else None
     organization = metadata.get("organization") if choices.organization_source == "metadata" else None
@@ -184,7 +200,8 @@ def look_at_user(seen: dict[str, Seen], user: Json, observed_at: int, choices: C
         organization=None if organization is None else as_stored(organization),
         role="admin" if role == "admin" else "user",
         claims=address is not UNKNOWN,
-        address=address if isinstance(address, str) and can_be_stored(address) else None,
+        address=claimed,
+        verified=claimed is not None and is_verified(entry),
     )
     seen[user["id"]].snapshots.add(snapshot)
     if user["last_sign_in_at"] is not None:
@@ -271,14 +288,17 @@ def first(*times: int | None) -> int:
 UNKNOWN: Any = object()
 
 
-def address_of(user: Json) -> Any:
-    """Return the address that a user's JSON tells, None when it tells that there is none, else UNKNOWN."""
+def address_entry(user: Json) -> Any:
+    """Return the entry of the address that a user's JSON shows, None when there is none, else UNKNOWN."""
     primary, entries = user["primary_email_address_id"], user["email_addresses"]
     if primary is None:
-        verified = [e for e in entries if e["verification"] and e["verification"]["status"] == "verified"]
-        return verified[0]["email_address"] if verified else None
-    pointed_at = [e for e in entries if e["id"] == primary]
-    return pointed_at[0]["email_address"] if pointed_at else UNKNOWN
+        return next(filter(is_verified, entries), None)
+    return next((entry for entry in entries if entry["id"] == primary), UNKNOWN)
+
+
+def is_verified(entry: Json) -> bool:
+    """Say whether an address is verified."""
+    return bool(entry["verification"]) and entry["verification"]["status"] == "verified"
 
 
 def name_of(user: Json, address: Any) -> str:
@@ -328,16 +348,18 @@ def newest_snapshot(user: Seen) -> Snapshot:
 
 def newest_claim(user: Seen) -> Claim | None:
     """Return the newest word on the user's address, None when there is none."""
-    claims = [Claim(s.version, s.address) for s in user.snapshots if s.claims]
-    return max(claims, key=lambda c: (c.version, c.address is not None, c.address or ""), default=None)
+    claims = [Claim(s.version, s.address, s.verified) for s in user.snapshots if s.claims]
+    return max(
+        claims, key=lambda c: (c.version, c.address is not None, c.address or "", c.verified), default=None
+    )
 
 
 def holders_of_addresses(living: dict[str, Seen]) -> dict[str, str]:
-    """Return who has each address: the greatest version of those who claim it, then the greatest id."""
+    """Return who has each address: verified claims first, then the greatest version, then the greatest id."""
     claims = [(clerk_id, claim) for clerk_id, user in living.items() if (claim := newest_claim(user))]
     return {
         claim.address: clerk_id
-        for clerk_id, claim in sorted(claims, key=lambda c: (c[1].version, c[0].encode()))
+        for clerk_id, claim in sorted(claims, key=lambda c: (c[1].verified, c[1].version, c[0].encode()))
         if claim.address is not None
     }
 

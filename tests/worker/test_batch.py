@@ -13,7 +13,18 @@ from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
 from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
-from tests.support.payloads import ANN, BEN, NOW, body, session, session_event, svix_id, user, user_event
+from tests.support.payloads import (
+    ANN,
+    BEN,
+    NOW,
+    body,
+    payload,
+    session,
+    session_event,
+    svix_id,
+    user,
+    user_event,
+)
 from tests.support.settings import MakeSettings
 from worker.clerk.payloads import FieldSources
 from worker.queue.consumer import Failed, Finished, TakenJob
@@ -89,7 +100,8 @@ def test_a_delivery_is_recorded_with_when_it_came_and_when_it_happened() -> None
 
     one = job(session_event(data=session(ANN), timestamp=NOW + 7), created_at="2026-01-01T10:00:00.250000Z")
     batch.process([one], KEYS, apply)
-    assert [i[1:] for i in seen] == [(one.id, "session.created", NOW + 7, NOW + 250)]
+    instance_id = payload("session.created")["instance_id"]
+    assert [i[1:] for i in seen] == [(one.id, "session.created", NOW + 7, NOW + 250, instance_id)]
 
 
 @pytest.mark.parametrize("created_at", ["", "yesterday", "2026-13-01T10:00:00Z", "0001-01-01T00:00:00+23:59"])

@@ -84,6 +84,7 @@ def ann(
     role: str = "user",
     email: tuple[str | None, tuple[int, int]] | str | None = ADDRESS,
     email_known: bool = True,
+    verified: bool = True,
     login_at: int | None = None,
     deleted_at: int | None = None,
 ) -> UserChange:
@@ -92,7 +93,7 @@ def ann(
     return UserChange(
         ANN,
         Profile(Version(*version), created_at, name, organization, role),
-        EmailClaim(Version(*claimed), address) if email_known else None,
+        EmailClaim(Version(*claimed), address, verified and address is not None) if email_known else None,
         login_at,
         deleted_at,
     )
@@ -313,7 +314,7 @@ EMAILS: Rules = {
     ),
     "the primary address need not be verified": (
         addresses(entry("a@example.com"), entry("b@example.com", None), primary=email_id("b@example.com")),
-        ann(email="b@example.com"),
+        ann(email="b@example.com", verified=False),
     ),
     "no primary id: the first verified address": (
         addresses(
@@ -615,13 +616,13 @@ def full(
 
 def in_session(observed_at: int) -> UserChange:
     version = Version(1764755003229, observed_at)
-    email = EmailClaim(version, MARISOL_AT)
+    email = EmailClaim(version, MARISOL_AT, True)
     return full(MARISOL, version, 1764580211852, "Marisol Okonkwo", email=email, login_at=1764755003217)
 
 
 FIXTURES = {
     "user.created": full(
-        MARISOL, SIGNED_UP, 1764580211852, "Marisol Okonkwo", email=EmailClaim(SIGNED_UP, MARISOL_AT)
+        MARISOL, SIGNED_UP, 1764580211852, "Marisol Okonkwo", email=EmailClaim(SIGNED_UP, MARISOL_AT, True)
     ),
     "user.updated": UserChange(
         MARISOL,
@@ -632,7 +633,7 @@ FIXTURES = {
             "Fjord & Sønner A/S",
             "admin",
         ),
-        EmailClaim(Version(1764757811436, 1764757811459), "marisol@jørgensen-okonkwo.example"),
+        EmailClaim(Version(1764757811436, 1764757811459), "marisol@jørgensen-okonkwo.example", True),
         1764755003217,
     ),
     "user.created.phone": full(
@@ -661,7 +662,7 @@ FIXTURES = {
         Version(1712563018229, 1712563018229),
         1712563018204,
         "Oona Vasquez",
-        email=EmailClaim(Version(1712563018229, 1712563018229), "oona@example.com"),
+        email=EmailClaim(Version(1712563018229, 1712563018229), "oona@example.com", True),
     ),
     "user.deleted": UserChange(MARISOL, deleted_at=1765012345678),
     "user.deleted.older": UserChange(OONA, deleted_at=RECEIVED),

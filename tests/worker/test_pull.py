@@ -150,10 +150,10 @@ def test_one_other_whom_clerk_knows_is_enough_to_delete(
     clerk.put_many(40)
     Backfill(both).everything()
     clerk.remove(*clerk.ids()[:-1])
-    before = len(clerk.requests)
+    before = len(clerk.asked)
     assert pull(both, numbered_id(0), confirmed=confirmed).outcome is PullOutcome.DELETED
     assert tombstones(both.settings) == {numbered_id(0)}
-    assert [request.path for request in clerk.requests[before:]] == [f"/users/{numbered_id(0)}", "/users"]
+    assert [request.path for request in clerk.asked[before:]] == [f"/users/{numbered_id(0)}", "/users"]
 
 
 def test_the_desk_says_why_nobody_was_deleted(desk: PullService, settings: config.Settings) -> None:
@@ -214,7 +214,7 @@ def test_many_calls_for_one_user_are_one_question_to_clerk(
     run_through(threads, 30)
     for desk in desks:
         desk.close()
-    assert len(clerk.requests) == 1
+    assert len(clerk.asked) == 1
     assert len(answers) == 24
     assert {answer.verdict for answer in answers} == {PullStatus.FOUND}
 
@@ -242,7 +242,7 @@ def test_an_answer_is_fresh_again_after_a_second(clerk: FakeClerk, desk: PullSer
     answer = desk.pull(ANN)
     assert answer.user is not None
     assert answer.user["name"].startswith("New")
-    assert len(clerk.requests) == 2
+    assert len(clerk.asked) == 2
 
 
 def test_calls_together_leave_half_of_clerks_limit_to_the_application(
@@ -365,7 +365,7 @@ def test_after_a_429_the_next_user_is_told_at_once_how_long_it_lasts(
     assert second.verdict is PullStatus.UNAVAILABLE
     assert second.retry_after_s == pytest.approx(5, abs=1)
     assert second.reason == "Clerk's rate limit is exhausted: try again in 5 s"
-    assert len(clerk.requests) == 1
+    assert len(clerk.asked) == 1
     assert redis.zcard("clerk-sync:pull:turns") == 1, "no turn is spent on what is not asked"
     time.sleep(5)
     assert desk.pull(BEN).verdict is PullStatus.FOUND

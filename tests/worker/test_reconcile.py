@@ -1,15 +1,18 @@
 """Drift between the tables and Clerk: found, mended, and never mended by a listing that proves nothing."""
 
+import re
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 import config
+from db import instances
 from db.times import now_ms
 from tests.support.fake_clerk import FakeClerk, Request, numbered_id
-from tests.support.payloads import ABSENT, ANN, BEN, CAT, NOW, deleted_event, user, user_event
+from tests.support.payloads import ABSENT, ANN, BEN, CAT, NOW, deleted_event, email_entry, user, user_event
 from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, bridged, count, deliver, execute, fix, report, rows, tombstones
 from worker.clerk.api import ClerkRefused
@@ -17,6 +20,8 @@ from worker.sync.backfill import Backfill
 from worker.sync.context import SyncContext
 from worker.sync.pull import PullOutcome, pull
 from worker.sync.reconcile import Claim, Reconcile, Report, Stale
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 @pytest.fixture
@@ -298,6 +303,39 @@ def test_an_address_that_a_ghost_holds_goes_to_whom_it_belongs(clerk: FakeClerk,
     assert rows(both.settings)[ANN].email == "shared@example.com"
 
 
+def test_an_unverified_claim_that_loses_is_no_drift(clerk: FakeClerk, both: SyncContext) -> None:
+    entry = email_entry("shared@example.com", verified=False)
+    claims = {"email_addresses": [entry], "primary_email_address_id": entry["id"]}
+    clerk.put(user(ANN, "shared@example.com"), user(BEN, updated_at=NOW + 500, **claims))
+    Backfill(both).everything()
+    assert rows(both.settings)[ANN].email == "shared@example.com"
+    assert report(both).differing == 0
+
+
+def test_users_of_another_instance_are_not_deleted_by_absence(clerk: FakeClerk, both: SyncContext) -> None:
+    clerk.put(user(ANN))
+    deliver(both, user_event(data=user(BEN)), user_event(data=user(CAT), instance_id="ins_other"))
+    unknown = user_event(data=user("user_old"), instance_id=ABSENT)
+    deliver(both, unknown)
+    found = report(both, allow_deletes=10)
+    assert (list(found.ghost), found.elsewhere) == ([BEN], 2)
+    assert fix(both, allow_deletes=10) == []
+    assert rows(both.settings).keys() == {ANN, CAT, "user_old"}
+    for clerk_id in (CAT, "user_old", "user_never_seen"):
+        assert pull(both, clerk_id, confirmed=True).outcome is PullOutcome.ELSEWHERE
+    assert tombstones(both.settings) == {BEN}
+
+
+def test_a_user_of_an_unknown_instance_is_deleted_while_there_is_one_instance(
+    clerk: FakeClerk, both: SyncContext
+) -> None:
+    clerk.put(user(ANN))
+    deliver(both, user_event(data=user(BEN), instance_id=ABSENT))
+    assert list(report(both).ghost) == [BEN]
+    assert fix(both) == []
+    assert instances.seen(both.database) == [clerk.instance_id]
+
+
 def test_who_was_deleted_here_and_not_in_clerk_is_told_and_stays_deleted(
     clerk: FakeClerk, both: SyncContext
 ) -> None:
@@ -441,3 +479,18 @@ def test_of_a_user_the_id_is_enough_to_be_no_ghost(clerk: FakeClerk, both: SyncC
 def show_first(clerk: FakeClerk, entries: list[object], request: Request) -> None:
     if request.path == "/users" and not request.parameter("starting_after"):
         clerk.show_next(entries)
+
+
+def test_the_rows_that_example_deliveries_leave_are_removed_as_the_manual_says(
+    clerk: FakeClerk, both: SyncContext
+) -> None:
+    clerk.put(user(ANN))
+    Backfill(both).everything()
+    example = "ins_example"
+    deliver(both, user_event(data=user(BEN), instance_id=example), deleted_event(CAT, instance_id=example))
+    recipe = re.search(r"(?:    DELETE FROM .*\n)+", OPERATIONS.read_text())
+    assert recipe
+    execute(both.settings, recipe[0].replace("ins_…", example))
+    assert rows(both.settings).keys() == {ANN}
+    assert tombstones(both.settings) == set()
+    assert instances.seen(both.database) == [clerk.instance_id]

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
 import httpx
@@ -164,8 +165,7 @@ class ClerkApi:
             raise SettingsError("CLERK_SECRET_KEY is not set")
         key = settings.clerk_secret_key.get_secret_value()
         self.limit = DEVELOPMENT_LIMIT if key.startswith(DEVELOPMENT_PREFIX) else LIMIT
-        self._instance_id = settings.clerk_instance_id
-        self._is_instance_checked = False
+        self._expected_instance_id = settings.clerk_instance_id
         self._keys = FieldSources.of(settings)
         self._stopping = stopping or StopSignal()
         self._patience_s = patience_s
@@ -230,19 +230,27 @@ class ClerkApi:
                 return self._page([], now_ms())
             raise
 
-    def check_instance(self) -> None:
-        """Raise ClerkRefused when CLERK_INSTANCE_ID is set and the key belongs to another instance."""
-        if self._instance_id is None or self._is_instance_checked:
-            return
+    @cached_property
+    def instance_id(self) -> str | None:
+        """The instance that the key belongs to; None where the API does not say. Raises ClerkApiError."""
         try:
             body = self._get("/instance").body
         except ClerkRefused as error:
-            if error.status == httpx.codes.NOT_FOUND:  # nobody to ask
-                return
+            if error.status == httpx.codes.NOT_FOUND:
+                return None
             raise
-        if not isinstance(body, dict) or body.get("id") != self._instance_id:
+        id_ = _clerk_id(body.get("id")) if isinstance(body, dict) else None
+        if id_ is None:
+            raise ClerkRefused(
+                "Clerk's API answered with something else than an instance: check CLERK_API_URL"
+            )
+        return id_
+
+    def check_instance(self) -> None:
+        """Raise ClerkRefused when CLERK_INSTANCE_ID is set and the key belongs to another instance."""
+        expected = self._expected_instance_id
+        if expected is not None and self.instance_id not in (None, expected):
             raise ClerkRefused("CLERK_SECRET_KEY belongs to another instance than CLERK_INSTANCE_ID names")
-        self._is_instance_checked = True
 
     def close(self) -> None:
         """Close the connections, once the requests are answered whose answers nobody wants any more."""

@@ -83,7 +83,9 @@ def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
         None if user.organization is None else storable_text(user.organization),
         user.role if user.role in ROLES else DEFAULT_ROLE,
     )
-    email = EmailClaim(version, _address(user.email)) if user.email_known else None
+    address = _address(user.email)
+    verified = address is not None and user.email_verified
+    email = EmailClaim(version, address, verified) if user.email_known else None
     memberships = [_membership(it, version.observed_at, None) for it in user.memberships]
     organizations = [_organization(it.organization, version.observed_at) for it in user.memberships]
     return UserChange(

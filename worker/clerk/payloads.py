@@ -52,7 +52,7 @@ class ClerkMember(NamedTuple):
 
 
 class ClerkUser(NamedTuple):
-    """A user as a payload shows it, texts as sent. `email` counts only where `email_known`."""
+    """A user as a payload shows it, texts as sent. `email` and `email_verified` count where `email_known`."""
 
     id: str
     created_at: int | None
@@ -63,23 +63,26 @@ class ClerkUser(NamedTuple):
     username: str | None
     email_known: bool
     email: str | None
+    email_verified: bool
     role: str | None
     organization: str | None
     memberships: tuple[ClerkMembership, ...] = ()
 
 
 class Envelope(NamedTuple):
-    """What stands around the data: the event's type and when it happened."""
+    """What stands around the data: the event's type, when it happened, and at which Clerk instance."""
 
     type: str
     happened_at: int | None
+    instance_id: str | None
 
 
 class UserUpserted(NamedTuple):
-    """A user was created or updated; `happened_at` is the envelope's timestamp."""
+    """A user was created or updated. The envelope's parts stand first in every fact."""
 
     type: str
     happened_at: int | None
+    instance_id: str | None
     user: ClerkUser
 
 
@@ -88,6 +91,7 @@ class UserDeleted(NamedTuple):
 
     type: str
     happened_at: int | None
+    instance_id: str | None
     user_id: str
 
 
@@ -99,6 +103,7 @@ class SessionChanged(NamedTuple):
 
     type: str
     happened_at: int | None
+    instance_id: str | None
     user_id: str
     started_at: int | None
     updated_at: int | None
@@ -111,6 +116,7 @@ class MembershipChanged(NamedTuple):
 
     type: str
     happened_at: int | None
+    instance_id: str | None
     user_id: str
     membership: ClerkMembership
     ended: bool
@@ -121,6 +127,7 @@ class OrganizationChanged(NamedTuple):
 
     type: str
     happened_at: int | None
+    instance_id: str | None
     organization: ClerkOrganization
     deleted: bool
 
@@ -195,12 +202,12 @@ def parse(body: str, keys: FieldSources) -> Event:
     data = envelope.get("data")
     if not isinstance(data, dict):
         raise Unreadable("the event's data is no JSON object")
-    return parser(Envelope(type_, _envelope_time(envelope.get("timestamp"))), data, keys)
+    return parser(_envelope(type_, envelope), data, keys)
 
 
 def parse_user(data: dict[str, Any], keys: FieldSources) -> ClerkUser:
     """Return the user in Clerk's JSON. Raises Unreadable when the id is missing or no Clerk id."""
-    email_known, email = _email(data)
+    address = _address(data)
     metadata = data.get("public_metadata")
     if not isinstance(metadata, dict):
         metadata = {}
@@ -212,8 +219,7 @@ def parse_user(data: dict[str, Any], keys: FieldSources) -> ClerkUser:
         _text(data, "first_name"),
         _text(data, "last_name"),
         _text(data, "username"),
-        email_known,
-        email,
+        *address,
         _text(metadata, keys.role),
         _text(metadata, keys.organization),
         _memberships(data) if keys.memberships else (),
@@ -304,20 +310,28 @@ HANDLED_TYPES = tuple(type_ for type_ in _PARSERS if not type_.startswith("organ
 ORGANIZATION_TYPES = tuple(type_ for type_ in _PARSERS if type_.startswith("organization"))
 
 
-def _email(data: dict[str, Any]) -> tuple[bool, str | None]:
-    """Return (whether the payload says anything about the address, the address or None for none)."""
+class _Address(NamedTuple):
+    """Whether a payload says anything about the address; the address, None for none; whether verified."""
+
+    known: bool = False
+    text: str | None = None
+    verified: bool = False
+
+
+def _address(data: dict[str, Any]) -> _Address:
     entries = data.get("email_addresses")
     if not isinstance(entries, list):
-        return False, None
+        return _Address()
     entries = [entry for entry in entries if isinstance(entry, dict)]
     primary_id = data.get("primary_email_address_id")
     if primary_id in (None, ""):
         addresses = (_text(entry, "email_address") for entry in entries if _is_verified(entry))
-        return True, next((address for address in addresses if address is not None), None)
+        address = next((address for address in addresses if address is not None), None)
+        return _Address(True, address, address is not None)
     for entry in entries:
         if isinstance(primary_id, str) and entry.get("id") == primary_id:
-            return True, _text(entry, "email_address")
-    return False, None
+            return _Address(True, _text(entry, "email_address"), _is_verified(entry))
+    return _Address()
 
 
 def _is_verified(entry: dict[str, Any]) -> bool:
@@ -350,6 +364,15 @@ def _is_clerk_id(value: object) -> bool:
 def _text(data: dict[str, Any], key: str | None) -> str | None:
     value = None if key is None else data.get(key)
     return value if isinstance(value, str) else None
+
+
+def _envelope(type_: str, envelope: dict[str, Any]) -> Envelope:
+    instance_id = envelope.get("instance_id")
+    return Envelope(
+        type_,
+        _envelope_time(envelope.get("timestamp")),
+        instance_id if _is_clerk_id(instance_id) else None,
+    )
 
 
 def _envelope_time(value: object) -> int | None:

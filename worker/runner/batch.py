@@ -62,7 +62,7 @@ def incoming(svix_id: str | None, body: str, received_ms: int, keys: FieldSource
         change: UserChange | Organization = organization_of(event, received_ms)
     else:
         change = change_of(event, received_ms)
-    return ReceivedChange(change, svix_id, event.type, event.happened_at, received_ms)
+    return ReceivedChange(change, svix_id, event.type, event.happened_at, received_ms, event.instance_id)
 
 
 def _apply(parsed: Sequence[Parsed], apply: Apply) -> list[Finished | Failed]:

@@ -1,13 +1,16 @@
 """The two ends of every repair: Clerk's API and the tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from config import Settings
+from db import instances
 from db.connection.engine import Database
+from db.drift.users import IDS_AT_A_TIME
 from db.merge.policy import Policy
 from worker.clerk.api import ClerkApi
+from worker.clerk.lookup import chunks
 from worker.shutdown import StopSignal
 from worker.sync.writer import ChangeWriter
 
@@ -20,6 +23,17 @@ class SyncContext(NamedTuple):
     store: ChangeWriter
     stopping: StopSignal
 
+    def own(self, clerk_ids: Iterable[str]) -> set[str]:
+        """Return those of the users whose absence at Clerk proves that they were deleted there.
+
+        Raises ClerkApiError, DatabaseError.
+        """
+        return {
+            clerk_id
+            for chunk in chunks(clerk_ids, IDS_AT_A_TIME)
+            for clerk_id in instances.of_instance(self.database, chunk, self.api.instance_id)
+        }
+
     @property
     def database(self) -> Database:
         """The database behind the store."""
@@ -31,6 +45,7 @@ def bridge(settings: Settings, database: Database, stopping: StopSignal) -> Iter
     """Give a bridge between the API that the settings name and `database`. Raises SettingsError."""
     api = ClerkApi(settings, stopping=stopping)
     try:
-        yield SyncContext(settings, api, ChangeWriter(database, Policy.of(settings), stopping), stopping)
+        writer = ChangeWriter(database, Policy.of(settings), stopping, lambda: api.instance_id)
+        yield SyncContext(settings, api, writer, stopping)
     finally:
         api.close()

@@ -22,7 +22,8 @@ class PullOutcome(StrEnum):
     FOUND = "found"
     DELETED = "deleted"  # gone in Clerk, and now here
     ABSENT = "absent"  # gone in Clerk, or never there; nothing was changed here
-    UNPROVEN = "unproven"  # Clerk knows none of the others here either; nothing was changed here
+    UNPROVEN = "unproven"  # Clerk knows none of the other users here either; nothing was changed here
+    ELSEWHERE = "elsewhere"  # not in Clerk; may be a user of another instance, so nothing was changed here
 
 
 class Pulled(NamedTuple):
@@ -33,12 +34,12 @@ class Pulled(NamedTuple):
 
 
 def pull(bridge: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
-    """Read one user from Clerk into the tables. When Clerk knows no such user, that is a tombstone.
+    """Read one user from Clerk into the tables. If Clerk has no such user, the local one is deleted for good.
 
-    A tombstone is final. So without `confirmed`, where nobody has looked at the id, there is none for who has
-    no row or has only just signed up (Clerk may not show everywhere yet what it has told elsewhere), nor when
-    others are here and Clerk knows none of them: the key may be another instance's. Raises ClerkApiError,
-    DatabaseError, Stopped, and whatever `bridge.api` adds to these.
+    A user of another Clerk instance than the key's is not. Without `confirmed` (an operator has checked the
+    id) a user without a row is not either, nor one who signed up within the last minute, whom Clerk may not
+    show yet, nor any where Clerk knows none of the other users here. Raises ClerkApiError, DatabaseError,
+    Stopped, and what the limiter of `bridge.api` raises.
     """
     page = bridge.api.user(clerk_id)
     if page.entries:
@@ -46,6 +47,8 @@ def pull(bridge: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
     bridge.api.check_instance()
     if not confirmed and not _is_settled(bridge, clerk_id):
         return Pulled(PullOutcome.ABSENT)
+    if not bridge.own([clerk_id]):
+        return Pulled(PullOutcome.ELSEWHERE)
     others = [other for other in user_drift.some_ids(bridge.database, OTHERS) if other != clerk_id]
     second_look = bridge.api.users([clerk_id, *others])
     if clerk_id in second_look.ids:

@@ -67,6 +67,7 @@ UNPROVEN = (
     "Clerk knows neither {} nor any other user who is here, so nothing was changed: check CLERK_SECRET_KEY; "
     "if it is right, await the event user.deleted or run clerk-sync pull"
 )
+ELSEWHERE = "there is no such user at this Clerk instance; the row here is or may be another instance's"
 TOO_MANY = PullResult(PullStatus.BUSY, reason="too many users are being pulled")
 
 
@@ -98,7 +99,7 @@ class PullService:
         self._redis = fail_fast_redis(settings)
         api = SharingApi(settings, self._redis)
         database = Database(settings, attempts=DATABASE_ATTEMPTS)
-        store = ChangeWriter(database, Policy.of(settings), stopping, patience_s=0)
+        store = ChangeWriter(database, Policy.of(settings), stopping, lambda: api.instance_id, patience_s=0)
         self._bridge = SyncContext(settings, api, store, stopping)
         self._places = threading.BoundedSemaphore(settings.db_pool_size + settings.db_max_overflow)
 
@@ -175,6 +176,9 @@ class PullService:
             reason = UNPROVEN.format(clerk_id)
             log.error("nobody was deleted", clerk_id=clerk_id, reason=reason)
             return PullResult(PullStatus.ABSENT, reason=reason)
+        if pulled.outcome is PullOutcome.ELSEWHERE:
+            log.error("not deleted", clerk_id=clerk_id, reason=ELSEWHERE)
+            return PullResult(PullStatus.ABSENT, reason=ELSEWHERE)
         if pulled.user is None:
             return PullResult(PullStatus.ABSENT, reason="there is no such user")
         return PullResult(PullStatus.FOUND, _plain(pulled.user))

@@ -65,6 +65,8 @@ class Report(NamedTuple):
     deleted here and not in Clerk. `invalid` entries of the listing are no users. `refusal` says why nothing
     may be mended by this report, whose ghosts are unproven then; None when it may. `memberships` is what was
     found of those, where they decide; whose memberships differ is stale in the column `organization`.
+    `elsewhere` users have a row and were not listed, but are, or may be, users of another Clerk instance than
+    the key's: nothing can be said about them.
     """
 
     listed: int
@@ -78,6 +80,7 @@ class Report(NamedTuple):
     invalid: int
     refusal: str | None
     memberships: MemberReport | None = None
+    elsewhere: int = 0
 
     @property
     def to_refresh(self) -> list[str]:
@@ -129,6 +132,8 @@ class Reconcile:
         if len(listed) + found.invalid < counted:
             self._first_look(found, listed, end, before)
         local, unlisted = self._unlisted(listed)
+        own = self._bridge.own(unlisted)
+        elsewhere, unlisted = len(unlisted) - len(own), [it for it in unlisted if it in own]
         refusal = _listing_refusal(len(listed), found.invalid, counted, local)
         members = self._member_drift() if self._bridge.store.policy.follows_memberships else None
         if members and refusal is None:
@@ -143,7 +148,7 @@ class Reconcile:
         if members:
             found.note_organizations(members.stale)
         report = found.report(len(listed), counted, local, ghost, refusal)
-        return report._replace(memberships=members.report() if members else None)
+        return report._replace(memberships=members.report() if members else None, elsewhere=elsewhere)
 
     def refresh(self, report: Report) -> Report:
         """Merge what Clerk shows now of those whom `report` names; return it with who differs all the same.
@@ -228,7 +233,8 @@ class Reconcile:
         Where there are more than may be deleted, they are not asked for one by one.
         """
         not_returned: dict[str, int] = {}
-        for look in look_up(self._bridge.api, dict.fromkeys(candidates), self._bridge.stopping):
+        own = self._bridge.own(candidates)
+        for look in look_up(self._bridge.api, sorted(own), self._bridge.stopping):
             self._note(found, look.page)
             not_returned |= dict.fromkeys(look.not_returned, look.page.observed_at)
         doubtful = self._living(not_returned)

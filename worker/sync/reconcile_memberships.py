@@ -142,6 +142,8 @@ class MemberDrift:
             for clerk_id, membership in rows:
                 if membership.id not in self._listed and membership.joined_at < self._recent_ms:
                     self._unlisted.setdefault(clerk_id, []).append(membership)
+        own = self._bridge.own(self._unlisted)
+        self._unlisted = {clerk_id: them for clerk_id, them in self._unlisted.items() if clerk_id in own}
         for clerk_ids in user_drift.living_ids(self._bridge.database):
             self._misnamed.update(membership_drift.wrong_organization(self._bridge.database, clerk_ids))
 

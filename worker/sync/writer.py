@@ -1,6 +1,6 @@
 """What Clerk's API showed goes into the tables, by the one way that everything goes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -27,13 +27,22 @@ class RejectedUser(NamedTuple):
 
 
 class ChangeWriter:
-    """Applies changes that no delivery brought. A database that is away for a while is waited for."""
+    """Applies what the API showed of the instance that `instance_id` returns.
+
+    A database that does not answer is waited for, for up to `patience_s`.
+    """
 
     def __init__(
-        self, database: Database, policy: Policy, stopping: StopSignal, patience_s: float = PATIENCE_S
+        self,
+        database: Database,
+        policy: Policy,
+        stopping: StopSignal,
+        instance_id: Callable[[], str | None],
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.database = database
         self.policy = policy
+        self._instance_id = instance_id
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(DatabaseUnavailable),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=MAX_PAUSE_S),
@@ -45,10 +54,14 @@ class ChangeWriter:
     def write(self, changes: Sequence[UserChange], observed_at: int) -> list[RejectedUser]:
         """Apply changes seen at `observed_at` (ms); return those that the database does not take.
 
-        Raises DatabaseUnavailable.
+        Raises DatabaseUnavailable, ClerkApiError.
         """
-        incoming = [ReceivedChange(change, None, SOURCE, None, observed_at) for change in changes]
-        return self._write(incoming) if incoming else []
+        if not changes:
+            return []
+        instance_id = self._instance_id()
+        return self._write(
+            [ReceivedChange(change, None, SOURCE, None, observed_at, instance_id) for change in changes]
+        )
 
     def _write(self, batch: Sequence[ReceivedChange]) -> list[RejectedUser]:
         try:

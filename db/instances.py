@@ -1,0 +1,38 @@
+"""Which Clerk instances have ever written to these tables, and whom an absence at one of them can delete."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import ARRAY, String, any_, literal, select
+
+from db.connection.engine import Database
+from db.models import InstanceSync, UserSync
+
+MANY = 10
+
+
+def seen(database: Database) -> list[str]:
+    """Return the ids of the instances that have ever written, the first ones first, MANY at most.
+
+    Two are one too many: two instances in one database belong into two schemas.
+    """
+    query = select(InstanceSync.id).order_by(InstanceSync.first_seen_at, InstanceSync.id).limit(MANY)
+    return database.run(lambda connection: list(connection.scalars(query)))
+
+
+def of_instance(database: Database, clerk_ids: Sequence[str], instance_id: str | None) -> set[str]:
+    """Return those of the users whose absence at `instance_id` proves that they were deleted.
+
+    These are the users that it spoke of last. A user of an unknown instance counts as one of them only while
+    no second instance has ever been seen.
+    """
+    query = select(UserSync.clerk_id, UserSync.instance_id).where(
+        UserSync.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))),
+        UserSync.instance_id.is_not(None),
+    )
+    known = {row[0]: row[1] for row in database.run(lambda connection: connection.execute(query).all())}
+    is_alone = len({*seen(database), *([instance_id] if instance_id else [])}) < 2
+    return {
+        clerk_id
+        for clerk_id in clerk_ids
+        if (known[clerk_id] == instance_id if clerk_id in known else is_alone)
+    }
