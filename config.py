@@ -205,7 +205,7 @@ class Settings(BaseSettings):
     reconcile_max_delete: Percent = Field(5, ge=0, le=100, description="%")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["console", "json"] = "console"
+    log_format: Literal["console", "json"] | None = None
     console_password: SecretStr | None = None
     pull_token: HeaderSecret | None = None
 

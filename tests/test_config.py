@@ -24,6 +24,9 @@ GOOD: list[tuple[str, str, Any]] = [
     ("PORT", "65535", 65535),
     ("WEB_WORKERS", "1", 1),
     ("MAX_BODY_BYTES", "2048", 2048),
+    ("HOST", "::1", "::1"),
+    ("HOST", "[::]", "::"),
+    ("HOST", "localhost", "127.0.0.1"),
     ("DB_POOL_SIZE", "200", 200),
     ("DB_MAX_OVERFLOW", "0", 0),
     ("DB_POOL_TIMEOUT", "0.5", 0.5),
@@ -61,6 +64,8 @@ BAD: list[tuple[str, str]] = [
     ("WEB_WORKERS", "0"),
     ("WEB_WORKERS", "two"),
     ("MAX_BODY_BYTES", "10"),
+    ("HOST", "example.com"),
+    ("HOST", "127.0.0.1:80"),
     ("MAX_BODY_BYTES", "1MiB"),
     ("DB_POOL_SIZE", "0"),
     ("DB_POOL_SIZE", "1.5"),
@@ -168,7 +173,7 @@ def test_nothing_set_is_nothing_wrong_and_every_default_stands() -> None:
     assert (settings.user_deletion, settings.role_source, settings.log_format) == (
         "delete",
         "metadata",
-        "console",
+        None,
     )
 
 

@@ -68,5 +68,5 @@ def _say_in_json(error: HTTPException) -> Response:
 
 
 def _ask_to_come_again(error: Exception) -> ResponseReturnValue:
-    _log.error("unexpected error", svix_id=webhook.genuine_id(), error=log.fault(error))
+    _log.error("unexpected error", error=log.fault(error))
     return {"error": "not now"}, 503, {"Retry-After": str(webhook.RETRY_AFTER_S)}

@@ -3,10 +3,13 @@
 Why granian, and what was measured: docs/decisions/001-which-wsgi-server.md.
 """
 
+import errno
 import gc
+import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from functools import partial
@@ -20,16 +23,16 @@ from granian.log import LogLevels
 from config import Settings
 from web.app import start
 from web.body_timeout import BodyTimeout
+from web.connections import Limits
 
 log = structlog.get_logger("web")
 
-ADDRESS = "0.0.0.0"  # noqa: S104 - Clerk comes from outside
 BACKLOG = 1024
-CONNECTIONS_PER_PROCESS = 512
 HEADER_TIMEOUT_MS = 75_000  # Also how long a connection may idle: load balancers commonly allow 60 s.
-HEADER_LIMIT_BYTES = 64 * 1024
+HEADER_LIMIT_BYTES = 16 * 1024  # as in Node; a process may hold that much for every connection
 STOP_TIMEOUT_S = 6  # A delivery takes 5 s at most, and a container is killed 10 s after its SIGTERM.
 PARENT_CHECK_S = 1.0
+DEFAULT_LIMITS = Limits()
 
 
 class CannotListen(Exception):
@@ -38,24 +41,25 @@ class CannotListen(Exception):
     retryable = False
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in hand and return.
 
     A process that dies is replaced; one that dies again within seconds ends the server with SystemExit(1).
-    Raises CannotListen when the port is taken.
+    Raises CannotListen when the address cannot be had.
     """
-    _check_port(settings.port)
-    log.info("receiver started", port=settings.port, processes=settings.web_workers)
+    _check_address(settings.host, settings.port)
+    _share_what_is_loaded()
+    log.info("receiver started", host=settings.host, port=settings.port, processes=settings.web_workers)
     server = Granian(
         "web",
-        address=ADDRESS,
+        address=settings.host,
         port=settings.port,
         interface=Interfaces.WSGI,
         workers=settings.web_workers,
-        # A body that trickles in holds its thread until web.patience ends it. So there may be one for every
-        # connection; they are started when there is work for them, and end when there is none.
-        blocking_threads=CONNECTIONS_PER_PROCESS,
-        backpressure=CONNECTIONS_PER_PROCESS,
+        # A body that trickles in holds its thread until web.body_timeout ends it. So there may be one for
+        # every connection; they are started when there is work for them, and end when there is none.
+        blocking_threads=limits.connections,
+        backpressure=limits.connections,
         backlog=BACKLOG,
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(
@@ -68,13 +72,20 @@ def serve(settings: Settings) -> None:
         respawn_failed_workers=True,
         workers_kill_timeout=STOP_TIMEOUT_S,
     )
-    server.serve(target_loader=partial(_start_process, settings, os.getpid()), wrap_loader=False)
+    server.serve(target_loader=partial(_start_process, settings, limits, os.getpid()), wrap_loader=False)
 
 
-def _start_process(settings: Settings, parent: int) -> BodyTimeout:
+def _share_what_is_loaded() -> None:
+    """Let the processes be forks, which share what this one has loaded, the svix library above all."""
+    if sys.platform == "linux":
+        multiprocessing.set_start_method("fork", force=True)
+        gc.freeze()  # the collector of each process would write to the shared pages
+
+
+def _start_process(settings: Settings, limits: Limits, parent: int) -> BodyTimeout:
     threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
-    app = BodyTimeout(start(settings))
-    app.watch(settings.port, CONNECTIONS_PER_PROCESS)
+    app = BodyTimeout(start(settings), settings.port, limits)
+    app.watch()
     gc.freeze()  # what is here by now stays: the garbage collector need not go through it again and again
     return app
 
@@ -87,11 +98,13 @@ def _stop_without_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _check_port(port: int) -> None:
+def _check_address(host: str, port: int) -> None:
     # Granian shares its port (SO_REUSEPORT), so a second server would start without a word.
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((ADDRESS, port))
-        except OSError as error:
-            raise CannotListen(f"cannot listen on port {port}: {os.strerror(error.errno or 0)}") from None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        where = f"port {port}" if error.errno == errno.EADDRINUSE else f"HOST {host}, port {port}"
+        raise CannotListen(f"cannot listen on {where}: {os.strerror(error.errno or 0)}") from None

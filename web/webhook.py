@@ -1,113 +1,177 @@
-"""`POST /webhooks/clerk`: verify → enqueue → answer.
+"""`POST /webhooks/clerk`: check the headers → read the body → verify → enqueue → answer.
 
-    queued      202  Redis has confirmed the job
-    duplicate   200  the same svix-id again
-    requeued    202  the same svix-id again, and its job had failed
-    ignored     200  a type that is not handled, or another instance's event
-    forged      400  the same words whatever is wrong with the signature
-    not_json    400
-    too_large   413
-    incomplete  408  the body took too long to come, or 400: the client left before it was all there
-    unavailable 503  Redis cannot take it: Clerk delivers again
-
-Each delivery leaves one line in the log, with ids and the type but nothing personal.
+What each answer means is in REPLIES. Each delivery leaves one line in the log, with ids and the type but
+nothing personal; of those that are not verified only the first ones of a minute do.
 """
 
+import json
 import re
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from wsgiref.types import WSGIEnvironment
 
 import structlog
-from flask import Blueprint, Response, g, request
-from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout
+from flask import Blueprint, Response, request
 
 from config import Settings
-from db.times import now_ms
-from web.signature import HEADERS, Forged, verify
-from worker.clerk.decoding import decode
+from web.body import BodyReader, Incomplete, NoRoom, TooLarge
+from web.line_limit import LineLimit
+from web.signature import Forged, Verifier, read_headers
+from worker import log
+from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson
 from worker.clerk.payloads import CLERK_ID, Summary, handled_types, summarize
-from worker.monitoring.metrics import DELIVERIES, ENQUEUE_SECONDS, FOREIGN, REJECTED_SIGNATURES, Metrics
+from worker.monitoring.metrics import (
+    DELIVERIES,
+    ENQUEUE_SECONDS,
+    FOREIGN,
+    REJECTED_SIGNATURES,
+    DeliveryAnswer,
+    Metrics,
+)
 from worker.queue.producer import Delivery, DeliveryQueue
 from worker.redis_client import QueueUnavailable
 
 PATH = "/webhooks/clerk"
 RETRY_AFTER_S = 5  # Svix's own first interval.
 EVENT_TYPE = re.compile(r"[A-Za-z0-9_.]{1,64}")
-HTTP_STATUS = {"queued": 202, "duplicate": 200, "requeued": 202, "ignored": 200}
 
 _log = structlog.get_logger("web.webhook")
 
 
+class Reply(NamedTuple):
+    """How an answer is sent: its HTTP status, what is said of an error, and the level of its line."""
+
+    status: int
+    error: str | None = None
+    level: str = "info"
+
+
+REPLIES: Mapping[DeliveryAnswer, Reply] = {
+    # Redis has confirmed the job.
+    DeliveryAnswer.QUEUED: Reply(202),
+    # The same svix-id again.
+    DeliveryAnswer.DUPLICATE: Reply(200),
+    # The same svix-id again, and its job had failed.
+    DeliveryAnswer.REQUEUED: Reply(202),
+    # A type that is not handled, or another instance's event.
+    DeliveryAnswer.IGNORED: Reply(200),
+    # The same words whatever is wrong with the signature.
+    DeliveryAnswer.FORGED: Reply(400, "the signature is missing or not valid", "warning"),
+    DeliveryAnswer.NOT_JSON: Reply(400, "the body is not JSON", "warning"),
+    DeliveryAnswer.TOO_LARGE: Reply(413, "the body is too large", "warning"),
+    # The body took too long, or the client left before it was all there.
+    DeliveryAnswer.INCOMPLETE: Reply(408, "the body did not arrive completely in time", "warning"),
+    # The memory for large bodies is taken: Clerk delivers again.
+    DeliveryAnswer.NO_ROOM: Reply(503, "the delivery cannot be taken now", "error"),
+    # Redis cannot take it: Clerk delivers again.
+    DeliveryAnswer.UNAVAILABLE: Reply(503, "the delivery cannot be taken now", "error"),
+    DeliveryAnswer.ERROR: Reply(503, "the delivery cannot be taken now", "error"),
+}
+
+REFUSALS: Mapping[type[Exception], DeliveryAnswer] = {
+    Forged: DeliveryAnswer.FORGED,
+    NotJson: DeliveryAnswer.NOT_JSON,
+    TooLarge: DeliveryAnswer.TOO_LARGE,
+    Incomplete: DeliveryAnswer.INCOMPLETE,
+    NoRoom: DeliveryAnswer.NO_ROOM,
+    QueueUnavailable: DeliveryAnswer.UNAVAILABLE,
+}
+
+
 def blueprint(settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> Blueprint:
     """Return the receiver, which puts genuine deliveries on `queue`."""
-    keys = settings.signing_keys
-    types = handled_types(settings)
-    receiver = Blueprint("webhook", __name__)
+    receiver = Receiver(settings, queue, metrics)
+    routes = Blueprint("webhook", __name__)
 
-    @receiver.post(PATH, provide_automatic_options=False)
+    @routes.post(PATH, provide_automatic_options=False)
     def receive() -> Response:
         """Verify a delivery, put it on the queue, and answer once it is safe there."""
-        body = _read_body(settings.max_body_bytes)
-        svix_id = _verify(body, keys)
-        summary = _summarize(body, types)
-        if summary.handled is False or _is_foreign(summary, settings.clerk_instance_id):
-            return _answer("ignored")
-        delivery = Delivery(svix_id, body.decode(), _describe(summary), now_ms())
-        with metrics.timed(ENQUEUE_SECONDS):
-            answer = queue.enqueue(delivery)
-        return _answer(answer.value)
+        return receiver.receive(request.environ)
 
-    receiver.before_request(_begin_line)
-    receiver.after_request(_write_line)
-    receiver.after_request(partial(_count, metrics))  # done first: Flask goes through them backwards
-    receiver.register_error_handler(Forged, _refuse_forgery)
-    receiver.register_error_handler(NotJson, _refuse_what_is_not_json)
-    receiver.register_error_handler(RequestEntityTooLarge, _refuse_what_is_too_large)
-    receiver.register_error_handler(RequestTimeout, _refuse_what_is_too_slow)
-    receiver.register_error_handler(ClientDisconnected, _refuse_what_is_cut_off)
-    receiver.register_error_handler(QueueUnavailable, _ask_to_deliver_again)
-    return receiver
+    return routes
 
 
-def _read_body(limit: int) -> bytes:
-    # Werkzeug refuses by Content-Length, but cuts a chunked body off at its limit without a word: hence the
-    # one byte more.
-    request.max_content_length = limit + 1
-    body = request.get_data(cache=False)
-    if len(body) > limit:
-        raise RequestEntityTooLarge
-    if len(body) < (request.content_length or 0):
-        raise ClientDisconnected  # Nor does it say so when the client leaves half way.
-    return body
+class _Line:
+    """What is known of a delivery, for its line in the log and for the counters."""
+
+    __slots__ = ("began", "facts")
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.facts: dict[str, Any] = {}
 
 
-def _verify(body: bytes, keys: Sequence[bytes]) -> str:
-    headers = {name: request.headers.get(name, "") for name in HEADERS}
-    svix_id = verify(body, headers, keys, time.time())
-    _note(svix_id=svix_id)
-    return svix_id
+class Receiver:
+    """Takes deliveries, in many threads."""
+
+    def __init__(self, settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> None:
+        self._verifier = Verifier(s.get_secret_value() for s in settings.clerk_webhook_signing_secret)
+        self._bodies = BodyReader(settings.max_body_bytes)
+        self._types = handled_types(settings)
+        self._instance_id = settings.clerk_instance_id
+        self._queue = queue
+        self._metrics = metrics
+        self._unverified_lines = LineLimit()
+        self._responses = {answer: _response(answer) for answer in DeliveryAnswer}
+
+    def receive(self, environ: WSGIEnvironment) -> Response:
+        """Take a delivery, or refuse it; count it, write its line, and return the answer."""
+        line = _Line()
+        try:
+            answer = self._take(environ, line)
+        except tuple(REFUSALS) as refusal:
+            answer = next(REFUSALS[kind] for kind in type(refusal).__mro__ if kind in REFUSALS)
+            line.facts["reason"] = str(refusal)
+        except Exception as error:
+            answer = DeliveryAnswer.ERROR
+            _log.error("unexpected error", error=log.fault(error), svix_id=line.facts.get("svix_id"))
+        self._record(answer, line)
+        return self._responses[answer]
+
+    def _take(self, environ: WSGIEnvironment, line: _Line) -> DeliveryAnswer:
+        received_s = time.time()
+        headers = read_headers(environ, received_s)
+        with self._bodies.body(environ) as body:
+            text = self._verifier.verify(headers, body)
+            line.facts["svix_id"] = headers.svix_id
+            summary = summarize(decode_text(text), self._types)
+            line.facts["type"] = _if_shaped(EVENT_TYPE, summary.type)
+            line.facts["clerk_id"] = summary.clerk_id
+            if summary.handled is False or self._is_foreign(summary, line):
+                return DeliveryAnswer.IGNORED
+            delivery = Delivery(headers.svix_id, text, _describe(summary), int(received_s * 1000))
+            with self._metrics.timed(ENQUEUE_SECONDS):
+                return DeliveryAnswer(self._queue.enqueue(delivery).value)
+
+    def _is_foreign(self, summary: Summary, line: _Line) -> bool:
+        if self._instance_id is None or summary.instance_id in (None, self._instance_id):
+            return False
+        line.facts["foreign_instance"] = _if_shaped(CLERK_ID, summary.instance_id)
+        return True
+
+    def _record(self, answer: DeliveryAnswer, line: _Line) -> None:
+        facts = line.facts
+        self._metrics.count(DELIVERIES, facts.get("type"), answer.value)
+        if answer is DeliveryAnswer.FORGED:
+            self._metrics.count(REJECTED_SIGNATURES, facts["reason"])
+        if "foreign_instance" in facts:
+            self._metrics.count(FOREIGN)
+        if "svix_id" not in facts and not self._unverified_lines.allows():
+            return
+        level = "warning" if "foreign_instance" in facts else REPLIES[answer].level
+        ms = round((time.perf_counter() - line.began) * 1000, 2)
+        getattr(_log, level)("delivery", status=answer.value, **facts, ms=ms)
 
 
-def genuine_id() -> str | None:
-    """Return the svix-id of the delivery that this request brings, once it is verified."""
-    line: dict[str, str | None] = g.get("line", {})
-    return line.get("svix_id")
-
-
-def _summarize(body: bytes, types: tuple[str, ...]) -> Summary:
-    summary = summarize(decode(body), types)
-    _note(type=_if_shaped(EVENT_TYPE, summary.type), clerk_id=summary.clerk_id)
-    return summary
-
-
-def _is_foreign(summary: Summary, instance_id: str | None) -> bool:
-    if instance_id is None or summary.instance_id in (None, instance_id):
-        return False
-    _note(level="warning", foreign_instance=_if_shaped(CLERK_ID, summary.instance_id))
-    return True
+def _response(answer: DeliveryAnswer) -> Response:
+    reply = REPLIES[answer]
+    body = {"error": reply.error} if reply.error else {"status": answer.value}
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if reply.status == 503 else {}
+    return Response(
+        json.dumps(body, separators=(",", ":")) + "\n", reply.status, headers, content_type="application/json"
+    )
 
 
 def _describe(summary: Summary) -> str:
@@ -117,66 +181,5 @@ def _describe(summary: Summary) -> str:
 
 
 def _if_shaped(shape: re.Pattern[str], text: str | None) -> str | None:
-    # What Clerk sends in odd shapes may be anything, somebody's name too: the log does not get it.
+    # What Clerk sends in odd shapes may hold personal data: the log does not get it.
     return text if text is not None and shape.fullmatch(text) else None
-
-
-def _answer(status: str) -> Response:
-    _note(status=status)
-    body = f'{{"status":"{status}"}}\n'
-    return Response(body, HTTP_STATUS[status], content_type="application/json")
-
-
-def _refuse_forgery(error: Forged) -> ResponseReturnValue:
-    _note(level="warning", status="forged", reason=error.reason.value)
-    return {"error": "the signature is missing or not valid"}, 400
-
-
-def _refuse_what_is_not_json(_error: NotJson) -> ResponseReturnValue:
-    _note(level="warning", status="not_json")
-    return {"error": "the body is not JSON"}, 400
-
-
-def _refuse_what_is_too_large(_error: RequestEntityTooLarge) -> ResponseReturnValue:
-    _note(level="warning", status="too_large")
-    return {"error": "the body is too large"}, 413
-
-
-def _refuse_what_is_too_slow(_error: RequestTimeout) -> ResponseReturnValue:
-    _note(level="warning", status="incomplete", reason="too slow")
-    return {"error": "the body took too long"}, 408
-
-
-def _refuse_what_is_cut_off(_error: ClientDisconnected) -> ResponseReturnValue:
-    _note(level="warning", status="incomplete", reason="cut off")
-    return {"error": "the body is not complete"}, 400
-
-
-def _ask_to_deliver_again(error: QueueUnavailable) -> ResponseReturnValue:
-    _note(level="error", status="unavailable", reason=str(error))
-    return {"error": "the queue cannot take it now"}, 503, {"Retry-After": str(RETRY_AFTER_S)}
-
-
-def _begin_line() -> None:
-    g.started = time.perf_counter()
-    g.line = {"status": "error"}
-
-
-def _note(**facts: str | None) -> None:
-    g.line.update(facts)
-
-
-def _count(metrics: Metrics, response: Response) -> Response:
-    metrics.count(DELIVERIES, g.line.get("type"), g.line["status"])
-    if g.line["status"] == "forged":
-        metrics.count(REJECTED_SIGNATURES, g.line["reason"])
-    if "foreign_instance" in g.line:
-        metrics.count(FOREIGN)
-    return response
-
-
-def _write_line(response: Response) -> Response:
-    level = g.line.pop("level", "error" if g.line["status"] == "error" else "info")
-    write = getattr(_log, level)
-    write("delivery", **g.line, ms=round((time.perf_counter() - g.started) * 1000, 2))
-    return response

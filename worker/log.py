@@ -6,6 +6,7 @@ import sys
 import traceback
 from contextlib import suppress
 
+import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
@@ -91,11 +92,15 @@ def _without_traceback(_logger: object, _name: str, event: EventDict) -> EventDi
     return event
 
 
-def _serialize(event: EventDict, **_options: object) -> str:
-    return _JSON.encode(event)  # json.dumps with structlog's options makes an encoder for each line
+def _render_json(_logger: object, _name: str, event: EventDict) -> str:
+    try:
+        return orjson.dumps(event, default=repr).decode()
+    except TypeError:  # what orjson refuses: lone surrogates, very large numbers, keys that are no text
+        return _JSON.encode(event)
 
 
-def _renderer(log_format: str) -> Processor:
-    if log_format == "json":
-        return structlog.processors.JSONRenderer(serializer=_serialize)
+def _renderer(log_format: str | None) -> Processor:
+    """Return what writes a line; without LOG_FORMAT a terminal gets lines for people."""
+    if log_format == "json" or (log_format is None and not sys.stdout.isatty()):
+        return _render_json
     return structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())

@@ -1,5 +1,4 @@
 import json
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,7 +18,6 @@ from db.merge.incoming import ReceivedChange
 from tests.support.settings import SECRET, MakeSettings
 from tests.support.stack import Stack, wait_until
 from tests.support.storable import assert_storable, assert_storable_organization
-from web.signature import verify
 from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES, FieldSources
 from worker.runner.batch import incoming
 
@@ -240,10 +238,11 @@ def test_a_file_is_sent_byte_by_byte(run: RunCli, receiver: Receiver, tmp_path: 
     file.write_bytes(content)
     assert run("--url", receiver.url, "--file", str(file))[0] == 0
     assert run("organization.created", "--url", receiver.url, "--file", str(file))[0] == 0
-    keys = [decode_signing_secret(SECRET)]
+    key = decode_signing_secret(SECRET)
     for request in receiver.requests:
         assert request.body == content
-        assert verify(request.body, request.headers, keys, time.time()) == request.headers["svix-id"]
+        id_, sent = request.headers["svix-id"], int(request.headers["svix-timestamp"])
+        assert samples.signed_headers(key, id_, sent, content).items() <= request.headers.items()
 
 
 def test_without_a_user_id_each_sample_is_about_somebody_new(run: RunCli, receiver: Receiver) -> None:

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import NamedTuple
 
 from redis import Redis
@@ -20,6 +21,24 @@ from db.merge.incoming import Outcome
 from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
 from worker.monitoring import recent
 from worker.queue import scripts
+from worker.queue.producer import EnqueueResult
+
+
+class DeliveryAnswer(StrEnum):
+    """What the receiver answers to a delivery: a label here, a word in the answer and in the log."""
+
+    QUEUED = EnqueueResult.QUEUED.value
+    DUPLICATE = EnqueueResult.DUPLICATE.value
+    REQUEUED = EnqueueResult.REQUEUED.value
+    IGNORED = "ignored"
+    FORGED = "forged"
+    NOT_JSON = "not_json"
+    TOO_LARGE = "too_large"
+    INCOMPLETE = "incomplete"
+    NO_ROOM = "no_room"
+    UNAVAILABLE = "unavailable"
+    ERROR = "error"
+
 
 TOTALS_KEY = "clerk-sync:metrics"
 FLUSH_EVERY_S = 2.0
@@ -28,19 +47,14 @@ SUM = "sum"
 INFINITY = "+Inf"
 
 TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES, OTHER)
-ANSWERS = (
-    "queued",
-    "duplicate",
-    "requeued",
-    "ignored",
-    "forged",
-    "not_json",
-    "too_large",
-    "incomplete",
-    "unavailable",
-    "error",
-)
-VERIFIED = frozenset({"queued", "duplicate", "requeued", "ignored", "not_json", "unavailable"})
+ANSWERS = tuple(DeliveryAnswer)
+VERIFIED = frozenset(ANSWERS) - {
+    DeliveryAnswer.FORGED,
+    DeliveryAnswer.TOO_LARGE,
+    DeliveryAnswer.INCOMPLETE,
+    DeliveryAnswer.NO_ROOM,
+    DeliveryAnswer.ERROR,
+}
 SIGNATURE_REASONS = ("missing", "malformed", "stale", "mismatch")
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
 

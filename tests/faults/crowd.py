@@ -1,0 +1,204 @@
+"""A crowd of connections that hold their places by any means, and genuine deliveries beside it.
+
+    python -m tests.faults.crowd PORT WAY CONNECTIONS SECONDS      the crowd alone, as a process of its own
+
+A connection that the receiver closes is opened again at once.
+"""
+
+import asyncio
+import base64
+import os
+import random
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from statistics import quantiles
+from typing import NamedTuple
+
+from cli.dev.servers import HOST
+from tests.bench.harness import family
+from tests.faults.house import ROOT
+from tests.faults.wire import genuine_request
+
+CONNECTIONS = 1200
+LARGE = 1024 * 1024
+SOON_S = 2.0
+GROWTH_MB = 100
+PAUSE_S = 0.1
+GIVES_UP_S = 15  # as Svix does
+FULL_AFTER_S = 3.0
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def head(length: int | None = None, *, chunked: bool = False) -> bytes:
+    """Return the head of a delivery whose headers show nothing wrong."""
+    signature = base64.b64encode(os.urandom(32)).decode()
+    how = "transfer-encoding: chunked" if chunked else f"content-length: {length}"
+    return (
+        f"POST /webhooks/clerk HTTP/1.1\r\nHost: x\r\nsvix-id: msg_{random.getrandbits(60)}\r\n"
+        f"svix-timestamp: {int(time.time())}\r\nsvix-signature: v1,{signature}\r\n{how}\r\n\r\n"
+    ).encode()
+
+
+def get(path: str) -> bytes:
+    """Return a request for a page."""
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+async def drip(streams: Streams, data: bytes, every_s: float, at_once: int = 1) -> None:
+    """Send piece after piece, and read nothing."""
+    reader, writer = streams
+    for start in range(0, len(data), at_once):
+        writer.write(data[start : start + at_once])
+        await writer.drain()
+        await asyncio.sleep(every_s)
+    await reader.read()
+
+
+async def ask_now_and_then(streams: Streams, request: bytes, every_s: float) -> None:
+    """Send a request every so often, and read the answers."""
+    reader, writer = streams
+    await asyncio.sleep(random.random() * every_s)
+    while True:
+        writer.write(request)
+        await writer.drain()
+        if not await reader.read(65536):
+            return
+        await asyncio.sleep(every_s)
+
+
+async def send_and_hold(streams: Streams, data: bytes) -> None:
+    """Send all of it, and wait for the end of the connection."""
+    reader, writer = streams
+    writer.write(data)
+    await writer.drain()
+    while await reader.read(65536):
+        pass
+
+
+async def read_slowly(streams: Streams, requests: bytes) -> None:
+    """Send many requests, and read a byte of the answers now and then."""
+    reader, writer = streams
+    writer.write(requests)
+    while await reader.read(1):
+        await asyncio.sleep(1)
+
+
+WAYS: dict[str, Callable[[Streams], Awaitable[None]]] = {
+    "nothing": lambda s: send_and_hold(s, b""),
+    "a GET every 4 s": lambda s: ask_now_and_then(s, get("/health/live"), 4),
+    "a 404 every 8 s": lambda s: ask_now_and_then(s, get("/x"), 8),
+    "a forgery every 2 s": lambda s: ask_now_and_then(s, head(2) + b"{}", 2),
+    "GETs without a pause": lambda s: ask_now_and_then(s, get("/health/live"), 0),
+    "readiness without a pause": lambda s: ask_now_and_then(s, get("/health/ready"), 0),
+    "half a head": lambda s: send_and_hold(s, head(2000)[:-2]),
+    "a head, dripping": lambda s: drip(s, head(2000), 0.5),
+    "a head of 15 kB, unfinished": lambda s: send_and_hold(s, head(2000)[:-2] + b"x: " + b"a" * 15_000),
+    "half a body": lambda s: send_and_hold(s, head(2000) + b"a" * 1000),
+    "a body, dripping": lambda s: drip(s, head(2000) + b"a" * 1000, 0.5, 300),
+    "a chunked body without an end": lambda s: send_and_hold(s, head(chunked=True) + b"5\r\naaaaa\r\n"),
+    "all but the last byte of 16 kB": lambda s: send_and_hold(s, head(16_384) + b"a" * 16_383),
+    "all but the last byte of 1 MiB": lambda s: send_and_hold(s, head(LARGE) + b"a" * (LARGE - 1)),
+    "1 MiB in chunks, unfinished": lambda s: send_and_hold(
+        s, head(chunked=True) + (b"10000\r\n" + b"a" * 65536 + b"\r\n") * 15
+    ),
+    "1 MiB, whole and forged": lambda s: send_and_hold(s, head(LARGE) + b"a" * LARGE),
+    "100 GETs in a row, read slowly": lambda s: read_slowly(s, get("/metrics") * 100),
+    "10,000 GETs in a row": lambda s: send_and_hold(s, get("/health/live") * 10_000),
+}
+
+
+async def crowd(port: int, way: str, connections: int, seconds: float) -> None:
+    """Hold as many connections as that for so long."""
+    hold = WAYS[way]
+    ends_at = time.monotonic() + seconds
+
+    async def one() -> None:
+        while time.monotonic() < ends_at:
+            with suppress(OSError, asyncio.TimeoutError):
+                streams = await asyncio.open_connection(HOST, port)
+                try:
+                    await asyncio.wait_for(hold(streams), ends_at - time.monotonic())
+                finally:
+                    streams[1].transport.abort()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+
+
+class Seen(NamedTuple):
+    """What came of deliveries on new connections beside a crowd; memory is the receiver's PSS."""
+
+    way: str
+    sent: int
+    refused: int
+    p95_s: float
+    slowest_s: float
+    growth_mb: float
+
+
+def beside(port: int, pid: int, way: str, seconds: float, connections: int = CONNECTIONS) -> Seen:
+    """Deliver to a receiver beside a crowd for so long; `refused` counts what was not answered 202."""
+    idle = most = memory_mb(pid)
+    refused = 0
+    times: list[float] = []
+    argv = [sys.executable, "-m", "tests.faults.crowd", str(port), way, str(connections)]
+    with subprocess.Popen([*argv, str(seconds + FULL_AFTER_S)], cwd=ROOT) as client:
+        try:
+            time.sleep(FULL_AFTER_S)
+            ends_at = time.monotonic() + seconds
+            while time.monotonic() < ends_at:
+                began = time.monotonic()
+                refused += _status(port) != 202
+                times.append(time.monotonic() - began)
+                most = max(most, memory_mb(pid))
+                time.sleep(PAUSE_S)
+        finally:
+            client.kill()
+    p95_s = quantiles(times, n=20)[-1] if len(times) > 1 else times[0]
+    return Seen(way, len(times), refused, p95_s, max(times), most - idle)
+
+
+def _status(port: int) -> int:
+    """Send a genuine delivery on a connection of its own; return 0 when it is not answered."""
+    with suppress(OSError), socket.create_connection((HOST, port), GIVES_UP_S) as connection:
+        connection.sendall(genuine_request())
+        return int(connection.recv(65536)[9:12] or b"0")
+    return 0
+
+
+def check(seen: Seen) -> None:
+    """Fail unless 95 % of the deliveries were answered soon, and little memory was taken."""
+    assert seen.p95_s < SOON_S, seen
+    assert seen.refused <= seen.sent / 20, seen
+    assert seen.growth_mb < GROWTH_MB, seen
+
+
+def memory_mb(pid: int) -> float:
+    """Return what a process and its children have in memory, with the pages that they share counted once."""
+    return sum(_pss_mb(member) for member in family(pid))
+
+
+def _pss_mb(pid: int) -> float:
+    """Source: proc(5), smaps_rollup."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def main(port: str, way: str, connections: str, seconds: str) -> None:
+    """Be the crowd."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    asyncio.run(crowd(int(port), way, int(connections), float(seconds)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,26 @@
+"""Twelve hundred connections that hold their places, in one way each. `make faults` tries all ways."""
+
+import sys
+
+import pytest
+
+from tests.faults.crowd import beside, check
+from tests.faults.house import House
+
+SECONDS = 4
+SHORT = [
+    "a GET every 4 s",
+    "half a head",
+    "a body, dripping",
+    "all but the last byte of 1 MiB",
+    "readiness without a pause",
+    "100 GETs in a row, read slowly",
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no connection is closed to make room")
+@pytest.mark.parametrize("way", SHORT)
+def test_a_crowd_keeps_no_delivery_waiting_and_takes_little_memory(house: House, way: str) -> None:
+    (receiver,) = house.receivers
+    assert receiver.pid
+    check(beside(house.ports[0], receiver.pid, way, SECONDS))

@@ -1,0 +1,108 @@
+"""The connections of one process, of which it takes a fixed number at a time, and what makes room among them.
+
+Only Linux tells what is open and when something was last sent on it; elsewhere nothing is closed here.
+"""
+
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+OPEN_FILES = "/proc/self/fd"
+# linux/tcp.h, struct tcp_info: tcpi_last_data_sent, in ms. Before anything is sent it counts from the accept.
+LAST_DATA_SENT = struct.Struct("=44xI")
+SUPPORTED = sys.platform == "linux"
+
+
+class Limits(NamedTuple):
+    """What clients may take of a process; tests use shorter times.
+
+    body_timeout_s   how long a body may take to arrive, and a connection may be silent beside a late body
+    connections      how many it takes at a time; the rest waits to be accepted
+    scarce_from      the share of these from which on connections are scarce
+    scarce_s         how long one may be held while they are scarce
+    look_every_s     how often that is looked at
+    """
+
+    body_timeout_s: float = 10.0
+    connections: int = 384
+    scarce_from: float = 0.75
+    scarce_s: float = 1.5
+    look_every_s: float = 0.25
+
+
+class Connections:
+    """The connections to one port. While they are `scarce`, those held longest are closed to make room."""
+
+    def __init__(self, port: int, limits: Limits) -> None:
+        self.scarce = False
+        self._port = port
+        self._limits = limits
+        self._keep = int(limits.connections * limits.scarce_from)
+        self._held_since: dict[int, float] = {}
+
+    def make_room(self) -> None:
+        """Close those held longest, of those held for `scarce_s`, until connections are no longer scarce.
+
+        What counts is the time since something was last sent, or since this first saw the connection among
+        too many: a byte now and then, sent or read, keeps none.
+        """
+        self.scarce = len(os.listdir(OPEN_FILES)) > self._keep
+        if not self.scarce:
+            self._held_since.clear()
+            return
+        now = time.monotonic()
+        self._held_since = {
+            one.inode: self._held_since.get(one.inode, now - one.silent_s) for one in self._open()
+        }
+        longest_first = sorted(self._held_since.items(), key=lambda held: held[1])
+        too_many = longest_first[: max(0, len(longest_first) - self._keep)]
+        self._close({inode for inode, since in too_many if now - since > self._limits.scarce_s})
+
+    def close_silent(self, addresses: Collection[str], silent_s: float) -> None:
+        """Close what has been sent nothing for so long, of these addresses."""
+        self._close(
+            {one.inode for one in self._open() if one.address in addresses and one.silent_s > silent_s}
+        )
+
+    def _close(self, inodes: Collection[int]) -> None:
+        for one in self._open() if inodes else ():
+            if one.inode in inodes:
+                with suppress(OSError):
+                    one.socket.shutdown(socket.SHUT_RDWR)
+
+    def _open(self) -> Iterator["_Connection"]:
+        """Give each connection; its socket is a duplicate, which lasts until the next one."""
+        for name in os.listdir(OPEN_FILES):
+            with suppress(OSError), _duplicate(int(name)) as duplicate:  # it may be gone, or none
+                if duplicate.getsockname()[1:2] == (self._port,):
+                    address = duplicate.getpeername()[0]  # an OSError where we listen
+                    inode = os.fstat(duplicate.fileno()).st_ino
+                    yield _Connection(inode, address, _silent_s(duplicate), duplicate)
+
+
+class _Connection(NamedTuple):
+    inode: int
+    address: str
+    silent_s: float
+    socket: socket.socket
+
+
+def _duplicate(number: int) -> socket.socket:
+    # The server may close the original at any time, and its number may be another connection's then.
+    duplicate = os.dup(number)
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise
+
+
+def _silent_s(connection: socket.socket) -> float:
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_DATA_SENT.size)
+    (milliseconds,) = LAST_DATA_SENT.unpack(info)
+    return float(milliseconds) / 1000

@@ -1,0 +1,42 @@
+"""Limits the log lines that strangers can cause: the first ones of a minute, then one with the number."""
+
+import threading
+
+import structlog
+
+FIRST = 20
+PERIOD_S = 60.0
+
+_log = structlog.get_logger("web.webhook")
+
+
+class LineLimit:
+    """Lets FIRST lines pass in `period_s`, and counts the rest; for one process and all of its threads."""
+
+    def __init__(self, period_s: float = PERIOD_S) -> None:
+        self._period_s = period_s
+        self._lock = threading.Lock()
+        self._written = 0
+        self._left_out = 0
+
+    def allows(self) -> bool:
+        """Say whether one more line may be written; if not, it is counted."""
+        with self._lock:
+            if self._written == 0:
+                self._start_period()
+            if self._written < FIRST:
+                self._written += 1
+                return True
+            self._left_out += 1
+            return False
+
+    def _start_period(self) -> None:
+        timer = threading.Timer(self._period_s, self._end_period)
+        timer.daemon = True
+        timer.start()
+
+    def _end_period(self) -> None:
+        with self._lock:
+            left_out, self._left_out, self._written = self._left_out, 0, 0
+        if left_out:
+            _log.warning("refused deliveries not logged one by one", count=left_out, seconds=self._period_s)
