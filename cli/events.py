@@ -4,13 +4,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import click
 
 from cli.options import TimeParam
-from cli.output import plain, printable, show_json, show_rows
+from cli.output import event_block, plain, printable, show_json, show_rows
 from config import load
 from db import ledger
 from db.connection.engine import Database
@@ -56,7 +56,7 @@ def events(  # noqa: PLR0913, PLR0917 - click hands over every option by its nam
     follow: bool,
     as_json: bool,
 ) -> None:
-    """Show the deliveries that were applied, newest first, with their outcome."""
+    """Show the deliveries that were applied, newest first, with their outcome. Times are in UTC."""
     wanted = LedgerFilter(clerk_id, type_, outcome, since, until)
     if follow and until:
         raise click.UsageError("--follow has no end: --until does not go with it")
@@ -75,8 +75,17 @@ def events(  # noqa: PLR0913, PLR0917 - click hands over every option by its nam
 def _show(rows: list[LedgerRow], as_json: bool) -> None:
     if as_json:
         show_json([row._asdict() for row in rows])
+    elif not rows:
+        click.echo("no deliveries applied")
     else:
-        show_rows("Deliveries applied", LedgerRow._fields, rows, columns=WIDE, block=_block)
+        now = datetime.now(UTC)
+        show_rows(
+            "Deliveries applied",
+            LedgerRow._fields,
+            rows,
+            columns=WIDE,
+            block=lambda row: event_block(row, now),
+        )
 
 
 def following(database: Database, wanted: LedgerFilter, limit: int) -> Iterator[LedgerRow]:
@@ -115,11 +124,5 @@ def _back(wanted: LedgerFilter, last: datetime, by: timedelta) -> LedgerFilter:
 def _line(row: LedgerRow, as_json: bool) -> str:
     if as_json:
         return json.dumps(row._asdict(), default=plain)
-    at = row.applied_at.strftime("%Y-%m-%d %H:%M:%S")
+    at = row.applied_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     return printable(f"{at}  {row.outcome:<8} {row.type:<16} {row.clerk_id}  {row.svix_id}")
-
-
-def _block(row: LedgerRow) -> str:
-    times = {"received": row.received_at, "applied": row.applied_at, "happened": row.event_at}
-    told = ", ".join(f"{what} {at:%Y-%m-%d %H:%M:%S}" for what, at in times.items() if at)
-    return f"{row.svix_id}  {row.type}  {row.clerk_id}\n  {row.outcome}: {told}"

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from rich.progress import track
 from cli.options import TimeParam
 from cli.output import printable, show_json, show_rows
 from config import load
+from worker.monitoring.words import ago, counted
 from worker.queue.failed_jobs import (
     TYPES,
     UNKNOWN,
@@ -26,6 +27,7 @@ from worker.queue.failed_jobs import (
     UnknownJob,
     failed_jobs,
 )
+from worker.queue.rq_format import ForeignJobError
 
 SHOWN = 100
 WIDE = 150  # columns; a terminal of fewer would break the ids
@@ -33,7 +35,7 @@ MANY = 500  # from here on a progress bar shows that something happens
 
 
 class Selection(NamedTuple):
-    """Which jobs a command is to treat: those of the ids, or all that are wanted."""
+    """The jobs that a command acts on: those of the ids, or all that are wanted."""
 
     ids: tuple[str, ...]
     every: bool
@@ -55,7 +57,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
             "--type",
             "type_",
             type=click.Choice([*TYPES, UNKNOWN]),
-            help=f"Only of this type; {UNKNOWN} where nobody can say.",
+            help=f"Only of this type; {UNKNOWN}: those whose type is not known.",
         ),
         click.option(
             "--since", type=TimeParam(), help="Only what failed since then: 30m, 2h, 1d ago, or a time."
@@ -79,8 +81,8 @@ def _selection(command: Callable[[Selection], None]) -> Callable[..., None]:
 
     options = (
         click.argument("ids", nargs=-1, metavar="[ID]..."),
-        click.option("--all", "every", is_flag=True, help="All failed jobs, or all that the options leave."),
-        click.option("--dry-run", is_flag=True, help="Only say which jobs these are."),
+        click.option("--all", "every", is_flag=True, help="All failed jobs that match the options."),
+        click.option("--dry-run", is_flag=True, help="List them; change nothing."),
         click.option("--yes", is_flag=True, help="Do not ask."),
         click.option("--json", "as_json", is_flag=True, help="As JSON: an array of id and outcome."),
     )
@@ -131,6 +133,7 @@ def show(id_: str, payload: bool, as_json: bool) -> None:
     else:
         for name, value in facts.items():
             click.echo(_entry(name, value))
+        click.echo(_next_step(details.job))
 
 
 @failed.command()
@@ -140,7 +143,7 @@ def replay(selection: Selection) -> None:
     with closing(failed_jobs(load("redis_url"))) as jobs:
         chosen = _chosen(jobs, selection, "would be replayed")
         if chosen and selection.every and not selection.yes and sys.stdin.isatty():
-            click.confirm(f"Replay {len(chosen)} failed jobs?", abort=True, err=True)
+            click.confirm(f"Replay {counted(len(chosen), 'failed job')}?", abort=True, err=True)
         _report(jobs.replay(chosen), len(chosen), selection)
 
 
@@ -151,10 +154,10 @@ def discard(selection: Selection) -> None:
     with closing(failed_jobs(load("redis_url"))) as jobs:
         chosen = _chosen(jobs, selection, "would be discarded")
         if chosen and selection.every and not selection.yes:
+            what = f"{counted(len(chosen), 'failed job')} with the delivery in each"
             if not sys.stdin.isatty():
-                raise click.UsageError("discard --all deletes deliveries for good: say --yes as well")
-            question = f"Delete {len(chosen)} failed jobs and their deliveries for good?"
-            click.confirm(question, abort=True, err=True)
+                raise click.UsageError(f"discard --all deletes {what} for good: say --yes as well")
+            click.confirm(f"Delete {what} for good?", abort=True, err=True)
         _report(jobs.discard(chosen), len(chosen), selection)
 
 
@@ -210,27 +213,35 @@ def _show_page(jobs: FailedJobs, wanted: FailedJobFilter, limit: int) -> None:
     if not rows:
         click.echo("no failed jobs")
     else:
-        shown = [_shortened(job) for job in rows[:limit]]
+        shown = [_shown(job) for job in rows[:limit]]
         show_rows("Failed jobs", FailedJob._fields, shown, columns=WIDE, block=_block)
     if len(rows) > limit:
-        click.echo(f"There are more: {jobs.count()} failed jobs in all. --limit shows more of them.")
+        click.echo(
+            f"There are more: {counted(jobs.count(), 'failed job')} in all. --limit shows more of them."
+        )
 
 
 def _block(job: FailedJob) -> str:
     return (
-        f"{job.id}  {job.type or '-'}  {job.clerk_id or '-'}\n  {job.reason}\n"
-        f"  {job.attempts} attempts, the first failed at {job.first_failed_at}, the last at {job.failed_at}"
+        f"{job.id}  {job.type or '-'}\n  {job.clerk_id or '-'}\n  {job.reason}\n"
+        f"  {counted(job.attempts, 'attempt')}, the first {job.first_failed_at}, the last {job.failed_at}"
     )
 
 
-def _shortened(job: FailedJob) -> FailedJob:
-    return job._replace(
-        first_failed_at=_to_the_second(job.first_failed_at), failed_at=_to_the_second(job.failed_at)
-    )
+def _shown(job: FailedJob) -> FailedJob:
+    """Return the job with its times as how long ago."""
+    return job._replace(first_failed_at=_ago(job.first_failed_at), failed_at=_ago(job.failed_at))
 
 
-def _to_the_second(moment: str | None) -> str | None:
-    return moment and moment[:19].replace("T", " ")
+def _ago(moment: str | None) -> str:
+    return ago(moment, datetime.now(UTC)) if moment else "at an unknown time"
+
+
+def _next_step(job: FailedJob) -> str:
+    id_ = printable(job.id)
+    if job.reason.startswith(ForeignJobError.__name__):
+        return f"Next: clerk-sync failed discard {id_}"
+    return f"Next, once the cause is repaired: clerk-sync failed replay {id_}"
 
 
 def _entry(name: str, value: object) -> str:

@@ -20,6 +20,7 @@ COMMANDS = {
     "reconcile": ("cli.reconcile", "reconcile"),
     "send": ("cli.send", "send"),
     "status": ("cli.status", "status"),
+    "user": ("cli.user", "user"),
     "web": ("cli.serve", "web"),
     "worker": ("cli.serve", "worker"),
 }

@@ -3,8 +3,9 @@
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -12,7 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from db.ledger import LedgerRow
+from worker.monitoring.words import ago, span
+
 PIPED_WIDTH = 240  # where no terminal sets one, an id stays in one piece for grep
+LABEL_WIDTH = 13
 
 Row = TypeVar("Row", bound=Sequence[object])
 
@@ -23,12 +28,13 @@ def show_json(value: object) -> None:
 
 
 def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; times to the second, nothing for None."""
+    """Print a table; times as how long ago, nothing for None."""
+    now = datetime.now(UTC)
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(_cell(value, now) for value in row))
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
 
@@ -43,6 +49,25 @@ def show_rows(
         show_table(title, headings, rows)
 
 
+def show_entry(label: str, text: str, width: int = LABEL_WIDTH) -> None:
+    """Print a label and a text that is wrapped beside it."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
+    indent = " " * (width + 2)
+    lines = textwrap.wrap(printable(text), columns - width - 2, break_on_hyphens=False) or [""]
+    click.echo(f"{label:<{width}}  {lines[0]}")
+    for line in lines[1:]:
+        click.echo(indent + line)
+
+
+def event_block(row: LedgerRow, now: datetime) -> str:
+    """Return a delivery in two lines of at most 80 columns."""
+    lag = span((row.applied_at - row.received_at).total_seconds())
+    return (
+        f"{ago(row.applied_at, now):<12} {row.outcome:<9} {row.type}, {lag} after it was received\n"
+        f"  {row.clerk_id}  {row.svix_id}"
+    )
+
+
 def printable(text: str) -> str:
     """Return text that came from elsewhere so that it cannot steer the terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else _escaped(char) for char in text)
@@ -52,9 +77,9 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
-def _cell(value: object) -> Text:
+def _cell(value: object, now: datetime) -> Text:
     if isinstance(value, datetime):
-        return Text(value.strftime("%Y-%m-%d %H:%M:%S"))
+        return Text(ago(value, now))
     return Text("" if value is None else printable(str(value)))
 
 

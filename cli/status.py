@@ -1,13 +1,18 @@
 """`status`: what /health says, for a terminal."""
 
 import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from cli.output import show_json, show_table
+from cli.output import show_entry, show_json
 from config import load
 from worker.monitoring.health import Status
+from worker.monitoring.words import ago, counted, span
+
+NAME_LENGTH = 8  # of a worker's name, which `--json` shows whole
 
 
 @click.command()
@@ -20,50 +25,73 @@ def status(as_json: bool) -> None:
     if as_json:
         show_json(report)
     else:
-        _show(report)
+        for label, text in _entries(report, datetime.now(UTC)):
+            show_entry(label, text)
     sys.exit(1 if report["status"] == "failing" else 0)
 
 
-def _show(report: dict[str, Any]) -> None:
-    checks = report["checks"].items()
-    show_table(
-        f"Status: {report['status']}",
-        ("check", "answer", "ms"),
-        [(name, "ok" if check["ok"] else check["error"], check["ms"]) for name, check in checks],
-    )
+def _entries(report: dict[str, Any], now: datetime) -> Iterator[tuple[str, str]]:
+    yield "Status", report["status"]
+    for name, check in report["checks"].items():
+        yield f"  {name}", f"ok ({check['ms']} ms)" if check["ok"] else check["error"]
     for warning in report["warnings"]:
-        click.echo(f"Warning: {warning}")
-    queue = [(name, _known(value)) for name, value in report["queue"].items()]
-    last = [(name, _known(report[name])) for name in ("last_received_at", "last_applied_at")]
-    show_table("Queue", ("what", "value"), [*queue, *last])
+        yield "Warning", warning
+    yield "Queue", _queue(report["queue"])
+    if report["lock_waits"]["since"]:
+        yield "", f"{report['lock_waits']['jobs']} of them for a locked row"
+    yield "Last received", _when(report["last_received_at"], now, report["queue"]["depth"] is not None)
+    yield "Last applied", _when(report["last_applied_at"], now, report["checks"]["schema"]["ok"])
     if report.get("repair"):
-        show_table("Last repair", ("what", "value"), _repair(report["repair"]))
-    show_table(
-        f"Workers alive: {_known(report['workers']['alive'])}"
-        f" (last seen {_known(report['workers']['last_seen_at'])})",
-        ("name", "state", "last seen", "waiting for", "connections"),
-        [
-            (w["name"], w["state"], w["last_seen_at"], w["waiting_for"], _connections(w["pool"]))
-            for w in report["workers"]["list"]
-        ],
+        yield "Last repair", _repair(report["repair"], now)
+    yield "Receivers", _alive(report["receivers"], now)
+    yield "Workers", _alive(report["workers"], now)
+    for worker in report["workers"]["list"]:
+        yield f"  {worker['name'][:NAME_LENGTH]}", _worker(worker, now)
+
+
+def _queue(queue: dict[str, Any]) -> str:
+    if queue["depth"] is None:
+        return "not known"
+    oldest = f", the oldest delivery is {span(queue['oldest_age_s'])} old" if queue["oldest_age_s"] else ""
+    return (
+        f"{queue['depth']:,} waiting, {queue['reserved']:,} in workers' hands,"
+        f" {queue['scheduled']:,} scheduled, {queue['failed']:,} failed{oldest}"
     )
 
 
-def _repair(repair: dict[str, Any]) -> list[tuple[str, object]]:
-    told = [(name, _known(repair[name])) for name in ("finished_at", "seconds", "result", "reason")]
-    return [*told, *_sum("synced", repair["synced"]), *_sum("differing", repair["drift"])]
+def _when(moment: str | None, now: datetime, is_known: bool) -> str:
+    return ago(moment, now) if is_known else "not known"
 
 
-def _sum(what: str, parts: dict[str, int] | None) -> list[tuple[str, object]]:
-    """Return the sum, and after it whatever of its parts is not 0."""
+def _alive(found: dict[str, Any], now: datetime) -> str:
+    if found["alive"] is None:
+        return "not known"
+    return f"{found['alive']} alive, last seen {ago(found['last_seen_at'], now)}"
+
+
+def _worker(worker: dict[str, Any], now: datetime) -> str:
+    doing = worker["state"]
+    if worker["waiting_for"]:
+        doing = f"waiting for {worker['waiting_for']}{': ' + worker['reason'] if worker['reason'] else ''}"
+    pool = worker["pool"]
+    used = f", {pool['in_use']} of {counted(pool['size'], 'connection')} in use" if pool else ""
+    beyond = f" and {pool['overflow']} beyond" if pool and pool["overflow"] else ""
+    return f"{doing}; seen {ago(worker['last_seen_at'], now)}{used}{beyond}"
+
+
+def _repair(repair: dict[str, Any], now: datetime) -> str:
+    """Return the last scheduled reconciliation in one line."""
+    if repair["finished_at"] is None:
+        return "none yet"
+    reason = f": {repair['reason']}" if repair["reason"] else ""
+    parts = [f"{repair['result']}{reason}, ended {ago(repair['finished_at'], now)}"]
+    parts += [f"took {span(repair['seconds'])}", *_sum("synced", repair["synced"])]
+    return ", ".join([*parts, *_sum("differing", repair["drift"])])
+
+
+def _sum(what: str, parts: dict[str, int] | None) -> list[str]:
+    """Return the sum, and in brackets each of its parts that is not 0."""
     if parts is None:
-        return [(what, _known(None))]
-    return [(what, sum(parts.values())), *((name, count) for name, count in parts.items() if count)]
-
-
-def _connections(pool: dict[str, int] | None) -> str | None:
-    return None if pool is None else f"{pool['in_use']} of {pool['size']} in use, {pool['overflow']} beyond"
-
-
-def _known(value: object) -> object:
-    return "-" if value is None else value
+        return []
+    each = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
+    return [f"{sum(parts.values()):,} {what}{f' ({each})' if each else ''}"]

@@ -14,12 +14,14 @@ from flask.typing import ResponseReturnValue
 from pydantic import SecretStr
 
 from config import Settings
+from db.times import to_datetime
 from web.chart import chart
 from web.console_auth import TOKEN_FIELD, ConsoleAuth, harden
 from worker.clerk.payloads import CLERK_ID
 from worker.monitoring.health import Status
 from worker.monitoring.login_throttle import LoginThrottle
 from worker.monitoring.overview import ConsoleData
+from worker.monitoring.words import ago, span
 from worker.queue.failed_jobs import FailedJobFilter, FailedJobs, ReplayResult
 from worker.redis_client import ENCODING_ERRORS, QueueUnavailable
 
@@ -97,8 +99,9 @@ def blueprint(settings: Settings, password: SecretStr, status: Status) -> Bluepr
 
     console.before_request(guard.refusal)
     console.after_request(harden)
-    console.add_app_template_filter(_ago, "ago")
-    console.add_app_template_filter(_seconds, "seconds")
+    console.add_app_template_filter(ago, "ago")
+    console.add_app_template_filter(span, "seconds")
+    console.add_app_template_filter(to_datetime, "moment")
     console.add_app_template_filter(_shown, "shown")
     console.add_app_template_filter(_as_value, "as_value")
     return console
@@ -142,26 +145,6 @@ def _notice() -> str | None:
             return ", ".join(f"{count} {fate}" for fate, count in counts if count)
         case _:
             return None
-
-
-def _ago(moment: str | datetime | None, now: datetime) -> str:
-    """Return how long ago something was, in one unit."""
-    if not moment:
-        return "never"
-    then = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-    return f"{_seconds((now - then).total_seconds())} ago"
-
-
-def _seconds(seconds: float | None) -> str:
-    """Return a span of time in one unit that suits it."""
-    if seconds is None:
-        return "-"
-    if seconds < 1:
-        return f"{max(0, seconds) * 1000:.0f} ms"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _shown(value: object) -> str:

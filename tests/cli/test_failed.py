@@ -224,7 +224,7 @@ def test_on_a_terminal_all_is_asked_for(
 ) -> None:
     fail(redis)
     status, said = on_terminal(redis_url, "replay", "--all", answer=answer)
-    assert "Replay 1 failed jobs?" in said
+    assert "Replay 1 failed job?" in said
     assert (redis.zcard("rq:failed:clerk") == 0) is is_replayed
     assert (status == 0) is is_replayed
 
@@ -233,7 +233,7 @@ def test_a_narrow_terminal_does_not_break_the_ids(redis: Redis, redis_url: str) 
     id_ = fail(redis, user_event(data=user(ANN)))
     status, said = on_terminal(redis_url, "list")
     assert status == 0
-    assert said.splitlines()[:2] == [f"{id_}  user.created  {ANN}", f"  {REASON}"]
+    assert said.splitlines()[:3] == [f"{id_}  user.created", f"  {ANN}", f"  {REASON}"]
 
 
 def test_on_a_terminal_many_show_how_far_it_is(redis: Redis, redis_url: str) -> None:
@@ -252,7 +252,8 @@ def test_what_is_done_is_told_also_when_redis_refuses_the_rest(
     done = [f"a{i:03}" for i in range(PAGE)]
     fail_many(redis, [*done, "b"])
     # A user of Redis for whom the job of the second page is out of bounds.
-    keys = ["rq:job:a*", "rq:failed:*", "rq:queue*"]
+    keys = ["rq:job:a*", *(f"{prefix}*" for prefix in ("rq:failed:", "rq:queue", "rq:wip:", "rq:scheduled:"))]
+    keys += ["clerk-sync:*"]
     redis.acl_setuser("narrow", enabled=True, passwords=["+pw"], keys=keys, categories=["+@all"])
     monkeypatch.setenv("REDIS_URL", redis_url.replace("//", "//narrow:pw@"))
     try:

@@ -78,6 +78,8 @@ def why(make_settings: MakeSettings) -> Explain:
                 redis.execute_command(*command)
             except RedisError as error:
                 return explain(error)
+            finally:
+                redis.connection_pool.disconnect()  # which is shared, and would be used again
         return "no trouble"
 
     return ask

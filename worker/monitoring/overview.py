@@ -7,6 +7,7 @@ from db import ledger
 from db.ledger import Activity, LedgerRow
 from worker.monitoring.health import Status
 from worker.monitoring.probes import Facts, Probe, ProbeResult, ask
+from worker.monitoring.user_report import user_report
 from worker.queue.failed_jobs import FailedJob, FailedJobs
 
 HOUR = timedelta(hours=1)
@@ -23,9 +24,9 @@ class Part(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """The page: what /health says, and an Activity, lists of LedgerRow and a list of FailedJob.
+    """The page: what /health says, and an Activity, a list of LedgerRow and a list of FailedJob.
 
-    `history` is of one user; None when nobody was named.
+    `history` is a UserReport; None when no user was named.
     """
 
     health: dict[str, Any]
@@ -74,10 +75,8 @@ class ConsoleData:
         return {"value": rows}
 
     def _ask_history(self, clerk_id: str) -> Facts:
-        rows = ledger.recent(
-            self._status.database, ledger.LedgerFilter(clerk_id=clerk_id), limit=HISTORY_SHOWN
-        )
-        return {"value": rows}
+        report = user_report(self._status.database, self._status.redis, clerk_id, events=HISTORY_SHOWN)
+        return {"value": report}
 
     def _ask_failed(self) -> Facts:
         jobs: list[FailedJob] = list(self.failed_jobs.newest(limit=FAILED_SHOWN))

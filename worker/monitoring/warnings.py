@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from worker.monitoring.probes import Facts
 from worker.monitoring.recent import WINDOW_MINUTES, Recent
+from worker.monitoring.words import counted
 from worker.sync.last_run import Result
 
 STUCK_AFTER_S = 30
@@ -28,11 +29,6 @@ def alarms(facts: Facts) -> dict[str, list[str]]:
 def remarks(facts: Facts) -> list[str]:
     """Return what an operator should look at, though the service does its work."""
     return [words for say in REMARKS for words in say(facts)]
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun, in the singular or the plural."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _silence(facts: Facts) -> Iterator[str]:

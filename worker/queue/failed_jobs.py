@@ -124,7 +124,7 @@ class FailedJobs:
         last = limit - 1 if limit and wanted == MATCH_ALL else -1
         with _explained():
             entries: Any = self._redis.zrange(rq.FAILED_KEY, 0, last, desc=True)
-        records = (record for page in _pages(map(_text, entries)) for record in self._read(page))
+        records = (record for page in pages(map(_text, entries)) for record in self._read(page))
         jobs = (_failed_job(record) for record in records if record is not None)
         return islice(filter(wanted.includes, jobs), limit)
 
@@ -201,7 +201,7 @@ class FailedJobs:
         self, ids: Iterable[str], done: ReplayResult, send: Callable[[Any, str], object]
     ) -> Iterator[tuple[str, ReplayResult]]:
         fates = (ReplayResult.GONE, ReplayResult.NOT_FAILED, done)
-        for page in _pages(ids):
+        for page in pages(ids):
             with _explained(), self._redis.pipeline(transaction=False) as pipeline:
                 for id_ in page:
                     send(pipeline, id_)
@@ -222,7 +222,8 @@ def _explained() -> Iterator[None]:
         raise QueueUnavailable(explain(error)) from None
 
 
-def _pages(items: Iterable[Any]) -> Iterator[list[Any]]:
+def pages(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Yield the items in lists of PAGE, the last one shorter."""
     rest = iter(items)
     while page := list(islice(rest, PAGE)):
         yield page
@@ -264,7 +265,7 @@ def _record(
 
 
 def _failed_job(record: _Record) -> FailedJob:
-    type_, clerk_id = _subject(record.description)
+    type_, clerk_id = subject(record.description)
     meta = record.meta
     first, last = _moment(meta.get("first_failed_at")), _moment(meta.get("failed_at"))
     attempts = _number(meta.get("attempts"))
@@ -276,7 +277,8 @@ def _failed_job(record: _Record) -> FailedJob:
     return FailedJob(record.id, type_, clerk_id, reason, max(attempts, 1), first, last)
 
 
-def _subject(description: str) -> tuple[str | None, str | None]:
+def subject(description: str) -> tuple[str | None, str | None]:
+    """Return the type and the Clerk id that the receiver wrote into a job's description, None for others."""
     # The description of a job that others put there is its call, arguments and all: only what the receiver
     # writes is taken from it.
     type_, _, clerk_id = description.partition(" ")

@@ -1,0 +1,133 @@
+"""`user`: all that is known of one user, on one screen."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from cli.clerk import bridge_from_environment
+from cli.output import event_block, printable, show_entry, show_json
+from config import load
+from db.connection.engine import Database
+from db.times import to_datetime
+from worker.clerk.payloads import CLERK_ID
+from worker.monitoring.user_report import UserReport, user_report
+from worker.monitoring.words import ago, counted
+from worker.redis_client import fail_fast_redis
+
+JOBS_SHOWN = 20
+
+
+@click.command()
+@click.argument("clerk_id", metavar="USER_ID")
+@click.option("--clerk", "asks_clerk", is_flag=True, help="Ask Clerk's API as well whether it has this user.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON: an object.")
+def user(clerk_id: str, asks_clerk: bool, as_json: bool) -> None:
+    """Show all that is known of one user: row, address, versions, memberships, deletion, events and jobs."""
+    if not CLERK_ID.fullmatch(clerk_id):
+        raise click.BadParameter("that is no Clerk id", param_hint="USER_ID")
+    settings = load("redis_url", "database_url")
+    database = Database(settings)
+    try:
+        with closing(fail_fast_redis(settings)) as redis:
+            report = user_report(database, redis, clerk_id)
+    finally:
+        database.dispose()
+    in_clerk = _in_clerk(clerk_id) if asks_clerk else None
+    if as_json:
+        show_json({**report.as_json(), "clerk": in_clerk})
+    else:
+        _show(report, in_clerk, datetime.now(UTC))
+
+
+def _in_clerk(clerk_id: str) -> dict[str, Any]:
+    """Return whether Clerk has the user, and when it last changed there (ms)."""
+    with bridge_from_environment() as bridge:
+        found = [user for user in bridge.api.user(clerk_id).users if user.id == clerk_id]
+    return {"exists": bool(found), "updated_at": found[0].updated_at if found else None}
+
+
+def _show(report: UserReport, in_clerk: dict[str, Any] | None, now: datetime) -> None:
+    click.echo(report.record.clerk_id)
+    if report.is_empty:
+        click.echo("Nothing is known of this user here.")
+    for label, text in _entries(report, in_clerk, now):
+        show_entry(label, text)
+    if report.events:
+        click.echo("\nNewest deliveries")
+        for row in report.events:
+            click.echo(printable(event_block(row, now)))
+
+
+def _entries(report: UserReport, in_clerk: dict[str, Any] | None, now: datetime) -> Iterator[tuple[str, str]]:
+    record = report.record
+    sync = record.sync or {}
+    yield "Row", _values(record.row, now) if record.row else "none"
+    yield "Address", report.address
+    if sync:
+        yield "Claim", _claim(sync, record.claims, now)
+        yield (
+            "Versions",
+            _values(
+                {name: value for name, value in sync.items() if name not in _TOLD and value is not None}, now
+            ),
+        )
+    if record.profile:
+        yield "Profile", _values(record.profile, now)
+    for membership in record.memberships:
+        yield "Membership", _values(membership, now)
+    deleted_at = sync.get("deleted_at")
+    yield "Deleted", f"{ago(deleted_at, now)} ({deleted_at:%Y-%m-%d %H:%M:%S} UTC)" if deleted_at else "no"
+    yield "Jobs", _jobs(report)
+    if in_clerk is not None:
+        yield "Clerk", _clerk(in_clerk, now)
+
+
+_TOLD = ("clerk_id", "claimed_email", "deleted_at")
+
+
+def _claim(sync: dict[str, Any], others: list[dict[str, Any]], now: datetime) -> str:
+    address = sync["claimed_email"]
+    if address is None:
+        return "none"
+    rivals = ", ".join(_rival(other, now) for other in others)
+    return f"{address}; also claimed by {rivals}" if others else f"{address}; by no other user"
+
+
+def _rival(other: dict[str, Any], now: datetime) -> str:
+    updated_at = other.get("claim_updated_at")
+    return f"{other['clerk_id']} ({ago(to_datetime(updated_at), now)})" if updated_at else other["clerk_id"]
+
+
+def _jobs(report: UserReport) -> str:
+    if report.jobs is None:
+        return f"not known: {report.jobs_error}"
+    jobs = [f"{j.id} {j.state}{f': {j.reason}' if j.reason else ''}" for j in report.jobs.jobs[:JOBS_SHOWN]]
+    more = len(report.jobs.jobs) - len(jobs)
+    parts = [*jobs, *([f"and {counted(more, 'more')}"] if more > 0 else [])]
+    if not report.jobs.is_complete:
+        parts.append("more jobs wait than are looked at")
+    return "; ".join(parts) or "none waits or failed"
+
+
+def _clerk(in_clerk: dict[str, Any], now: datetime) -> str:
+    if not in_clerk["exists"]:
+        return "has no such user"
+    updated_at = in_clerk["updated_at"]
+    return f"has this user, updated {ago(to_datetime(updated_at), now)}" if updated_at else "has this user"
+
+
+def _values(row: dict[str, Any], now: datetime) -> str:
+    return ", ".join(
+        f"{name} {_value(name, value, now)}" for name, value in row.items() if name != "clerk_id"
+    )
+
+
+def _value(name: str, value: Any, now: datetime) -> str:
+    if isinstance(value, datetime):
+        return ago(value, now)
+    if isinstance(value, int) and name.endswith("_at"):  # a version, in ms
+        return ago(to_datetime(value), now)
+    return "-" if value is None else str(value)

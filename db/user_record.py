@@ -1,0 +1,74 @@
+"""All that the tables hold of one user, whatever the columns. Reads only."""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, FromClause, Select, join, select
+
+from db.connection.engine import Database
+from db.models import Base, MembershipSync, OrganizationSync, User, UserSync
+
+PROFILES = "user_profiles"  # there where PROFILE_FIELDS may be kept
+Row = dict[str, Any]
+
+
+class UserRecord(NamedTuple):
+    """One user's rows as they are, by column; None or empty where there is none.
+
+    `claims` are the other users' rows of `user_sync` that claim the same address, without it.
+    """
+
+    clerk_id: str
+    row: Row | None
+    sync: Row | None
+    claims: list[Row]
+    profile: Row | None
+    memberships: list[Row]
+
+
+def user_record(database: Database, clerk_id: str) -> UserRecord:
+    """Return what the tables hold. Raises DatabaseError."""
+    return database.run(lambda connection: _read(connection, clerk_id))
+
+
+def _read(connection: Connection, clerk_id: str) -> UserRecord:
+    sync = _one(connection, UserSync.__table__, clerk_id)
+    profiles = Base.metadata.tables.get(PROFILES)
+    return UserRecord(
+        clerk_id,
+        _one(connection, User.__table__, clerk_id),
+        sync,
+        _all(connection, _claims(clerk_id, sync["claimed_email"])) if sync and sync["claimed_email"] else [],
+        None if profiles is None else _one(connection, profiles, clerk_id),
+        _all(connection, _memberships(clerk_id)),
+    )
+
+
+def _claims(clerk_id: str, address: str) -> Select[Any]:
+    columns = [column for column in UserSync.__table__.columns if column.name.startswith("claim_")]
+    return select(UserSync.clerk_id, *columns).where(
+        UserSync.claimed_email == address, UserSync.clerk_id != clerk_id
+    )
+
+
+def _memberships(clerk_id: str) -> Select[Any]:
+    organizations = OrganizationSync.__table__
+    both = join(
+        MembershipSync.__table__,
+        organizations,
+        MembershipSync.organization_id == organizations.c.id,
+        isouter=True,
+    )
+    return (
+        select(*(c for c in MembershipSync.__table__.columns if c.name != "clerk_id"), organizations.c.name)
+        .select_from(both)
+        .where(MembershipSync.clerk_id == clerk_id)
+        .order_by(MembershipSync.joined_at)
+    )
+
+
+def _one(connection: Connection, table: FromClause, clerk_id: str) -> Row | None:
+    return next(iter(_all(connection, select(table).where(table.c.clerk_id == clerk_id))), None)
+
+
+def _all(connection: Connection, query: Select[Any]) -> list[Row]:
+    return [dict(row) for row in connection.execute(query).mappings()]

@@ -1,0 +1,152 @@
+"""`user`: everything about one user on one screen."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from redis import Redis
+
+from cli.main import main
+from tests.support.failed_jobs import fail
+from tests.support.fake_clerk import FakeClerk
+from tests.support.payloads import user, user_event
+from tests.support.queue import delivery
+from tests.support.settings import MakeSettings
+from tests.support.stack import environment
+from tests.support.terminal import on_a_terminal
+from worker.queue.consumer import ReservedJobs
+from worker.queue.producer import DeliveryQueue
+
+RunCli = Callable[..., tuple[int, str, str]]
+ADDRESS = "ann@example.com"
+
+
+@pytest.fixture
+def connection(database_url_unpooled: str) -> Any:
+    with psycopg.connect(database_url_unpooled, autocommit=True) as opened:
+        opened.execute(
+            "INSERT INTO users (clerk_id, email, name) VALUES ('user_one', 'ann@example.com', 'Ann')"
+        )
+        opened.execute(
+            "INSERT INTO user_sync (clerk_id, claimed_email, claim_updated_at, claim_observed_at,"
+            " profile_updated_at, profile_observed_at) VALUES ('user_one', %(email)s, 2, 2, 2, 2),"
+            " ('user_two', %(email)s, 1, 1, 1, 1)",
+            {"email": ADDRESS},
+        )
+        opened.execute("INSERT INTO user_sync (clerk_id, deleted_at) VALUES ('user_gone', now())")
+        opened.execute(
+            "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
+            " VALUES ('msg_applied', 'user.created', 'user_one', now(), 'applied')"
+        )
+        yield opened
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make_settings: MakeSettings,
+    connection: psycopg.Connection,  # noqa: ARG001 - its rows are there
+    clerk: FakeClerk,
+) -> RunCli:
+    settings = make_settings(clerk_secret_key=clerk.key, clerk_api_url=clerk.url)
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+
+    def user(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["user", *arguments])
+        output = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, output.out, output.err
+
+    return user
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Any:
+    with Redis.from_url(redis_url) as client:
+        yield client
+
+
+def about(clerk_id: str) -> dict[str, Any]:
+    return user_event(data=user(clerk_id))
+
+
+def test_json_is_an_object_with_the_clerk_id_first_and_all_that_is_known(run: RunCli, redis: Redis) -> None:
+    failed = fail(redis, about("user_one"))
+    queue = DeliveryQueue(redis)
+    held = delivery(about("user_one"))
+    queue.enqueue(held)
+    ReservedJobs(redis, "w").settle_and_take([], 10)
+    waiting = delivery(about("user_one"))
+    queue.enqueue(waiting)
+    queue.enqueue(delivery(about("user_two")))
+    status, out, err = run("user_one", "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert next(iter(found)) == "clerk_id"
+    assert found["clerk_id"] == "user_one"
+    assert found["row"]["email"] == ADDRESS
+    assert found["sync"]["profile_updated_at"] == 2
+    assert [claim["clerk_id"] for claim in found["claims"]] == ["user_two"]
+    assert found["memberships"] == []
+    assert [event["svix_id"] for event in found["events"]] == ["msg_applied"]
+    assert {(job["id"], job["state"]) for job in found["jobs"]} == {
+        (failed, "failed"),
+        (held.svix_id, "in hand"),
+        (waiting.svix_id, "waiting"),
+    }
+    assert found["clerk"] is None
+
+
+def test_on_a_terminal_of_80_columns_everything_stands_in_words(
+    run: RunCli, make_settings: MakeSettings, redis: Redis
+) -> None:
+    fail(redis, about("user_one"))
+    assert run("user_one")[0] == 0
+    with on_a_terminal(make_settings(), "user", "user_one", columns=80) as terminal:
+        terminal.wait()
+        shown = terminal.shown.replace("\r", "")
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    for words in (
+        ADDRESS,
+        "also claimed by user_two",
+        "Deleted no",
+        "failed: Unreadable",
+        "user.created",
+    ):
+        assert words in " ".join(shown.split()), words
+
+
+def test_a_deletion_and_a_user_who_is_not_known_are_told(run: RunCli) -> None:
+    _, out, _ = run("user_gone")
+    assert "Deleted        now" in out or "ago" in out
+    assert "Row            none" in out
+    status, out, _ = run("user_never")
+    assert status == 0
+    assert "Nothing is known of this user here." in out
+    _, out, _ = run("user_never", "--json")
+    assert json.loads(out)["row"] is None
+    assert run("no id!")[0] == 2
+
+
+def test_with_clerk_the_api_is_asked(run: RunCli, clerk: FakeClerk) -> None:
+    clerk.put(user("user_one"))
+    assert "has this user, updated" in run("user_one", "--clerk")[1]
+    found = json.loads(run("user_two", "--clerk", "--json")[1])
+    assert found["clerk"] == {"exists": False, "updated_at": None}
+
+
+def test_without_redis_the_tables_are_shown_all_the_same(
+    run: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    began = time.monotonic()
+    status, out, _ = run("user_one")
+    assert (status, time.monotonic() - began < 5) == (0, True)
+    assert ADDRESS in out
+    assert "not known: nothing listens where REDIS_URL leads" in out

@@ -1,0 +1,69 @@
+"""All that is known of one user: the tables, the ledger and the jobs; for support, and before an erasure."""
+
+from typing import Any, NamedTuple
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from db import ledger
+from db.connection.engine import Database
+from db.ledger import LedgerFilter, LedgerRow
+from db.merge.change import PLACEHOLDER_DOMAIN
+from db.user_record import UserRecord, user_record
+from worker.queue.user_jobs import UserJobs, user_jobs
+from worker.redis_causes import explain
+from worker.redis_client import QueueUnavailable
+
+EVENTS_SHOWN = 20
+
+
+class UserReport(NamedTuple):
+    """What is known of one user; `jobs` is None, and `jobs_error` says why, when Redis does not answer."""
+
+    record: UserRecord
+    events: list[LedgerRow]
+    jobs: UserJobs | None
+    jobs_error: str | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing at all is known."""
+        rows = (self.record.row, self.record.sync, self.record.profile)
+        jobs = self.jobs.jobs if self.jobs else []
+        return not any(rows) and not (self.record.memberships or self.events or jobs)
+
+    @property
+    def address(self) -> str:
+        """Whose address the row bears, without the address."""
+        return _address(self.record)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report for JSON, `clerk_id` first."""
+        return {
+            **self.record._asdict(),
+            "events": [row._asdict() for row in self.events],
+            "jobs": None if self.jobs is None else [job._asdict() for job in self.jobs.jobs],
+            "jobs_complete": self.jobs is not None and self.jobs.is_complete,
+        }
+
+
+def user_report(database: Database, redis: Redis, clerk_id: str, events: int = EVENTS_SHOWN) -> UserReport:
+    """Return what is known. Raises DatabaseError."""
+    record = user_record(database, clerk_id)
+    rows = ledger.recent(database, LedgerFilter(clerk_id=clerk_id), limit=events)
+    try:
+        return UserReport(record, rows, user_jobs(redis, clerk_id), None)
+    except RedisError as error:
+        return UserReport(record, rows, None, explain(error))
+    except QueueUnavailable as error:
+        return UserReport(record, rows, None, str(error))
+
+
+def _address(record: UserRecord) -> str:
+    if record.row is None:
+        return "no row"
+    if not record.row["email"].endswith(f"@{PLACEHOLDER_DOMAIN}"):
+        return "the address that the user claims"
+    if record.sync and record.sync["claimed_email"]:
+        return "a placeholder: another user has the address that this one claims"
+    return "a placeholder: the user claims no address"

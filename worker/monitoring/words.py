@@ -1,0 +1,33 @@
+"""How numbers and times are written for people: "2 jobs", "3 min ago"."""
+
+from datetime import datetime
+
+UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, in the singular or the plural."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def span(seconds: float | None) -> str:
+    """Return a span of time in the one unit that suits it."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{max(0, seconds) * 1000:.0f} ms"
+    for size, unit in UNITS:
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def ago(moment: str | datetime | None, now: datetime) -> str:
+    """Return how long ago something was, or in what time it will be."""
+    if not moment:
+        return "never"
+    then = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    seconds = (now - then).total_seconds()
+    if seconds < 0:
+        return f"in {span(-seconds)}" if seconds < -1 else "now"
+    return f"{span(seconds)} ago" if seconds >= 1 else "now"
