@@ -16,6 +16,7 @@ from sqlalchemy import (
     CompoundSelect,
     Executable,
     Integer,
+    Select,
     String,
     Text,
     and_,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     not_,
     select,
     true,
@@ -41,6 +43,7 @@ from sqlalchemy.sql.selectable import LateralFromClause, TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
 from db.connection.pipeline import Pipeline
+from db.merge.policy import Policy
 from db.models import (
     TIMESTAMPTZ,
     InstanceSync,
@@ -172,12 +175,16 @@ def read_rivals() -> Executable:
 
 @cache
 def lock_users() -> Executable:
-    """Lock the rows of `ids`, always in the order of their bytes."""
+    """Lock the rows of `ids`, always in the order of their bytes.
+
+    FOR NO KEY UPDATE: a transaction of the application that adds rows with a foreign key to a user shares
+    the user's row, and is not in the way.
+    """
     return (
         select(User.clerk_id)
         .where(User.clerk_id == any_(_array("ids")))
         .order_by(User.clerk_id.collate("C"))
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
 
 
@@ -188,7 +195,7 @@ def lock_users_and_members() -> Executable:
         select(User.clerk_id)
         .where(User.clerk_id.in_(_concerned()))
         .order_by(User.clerk_id.collate("C"))
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
 
 
@@ -355,6 +362,56 @@ def record_events() -> Executable:
         .from_select(list(EVENT_COLUMNS), select(*(source.c[name] for name in EVENT_COLUMNS)))
         .on_conflict_do_nothing(index_elements=["svix_id"])
     )
+
+
+@cache
+def require_written() -> Executable:
+    """Raise ROWS_MISSING unless this transaction has written each row of `ids`, and none of `gone` is left.
+
+    `ids` are rows of `users`, `sync_ids` of `user_sync`. A trigger, rule or policy of the application can
+    suppress a write without an error. The number of rows that PostgreSQL returns for a statement is no help:
+    the client knows it only once the transaction is committed.
+    """
+    expected = func.cardinality(_array("ids")) + func.cardinality(_array("sync_ids"))
+    written = _written(User.__table__, "ids") + _written(UserSync.__table__, "sync_ids")
+    left = select(func.count()).where(User.clerk_id == any_(_array("gone"))).scalar_subquery()
+    return select(literal(1)).limit(case((and_(written == expected, left == 0), 1), else_=-1))
+
+
+def _written(table: Any, ids: str) -> ColumnElement[int]:
+    """Count the rows of `ids` whose newest version is of this transaction, or of a subtransaction."""
+    rows = table.alias("written")
+    age = func.age(literal_column("written.xmin"))
+    return select(func.count()).where(rows.c.clerk_id == any_(_array(ids)), age <= 0).scalar_subquery()
+
+
+@cache
+def writes(policy: Policy) -> tuple[Executable, ...]:
+    """Return every statement that an apply may write with."""
+    always = (add_sync_rows, set_emails, update_users, insert_users, update_sync_rows, delete_memberships)
+    deleting = () if policy.anonymize else (delete_users,)
+    following = (
+        (write_organizations, write_memberships, set_organizations) if policy.follows_memberships else ()
+    )
+    return tuple(statement() for statement in (*always, *deleting, *following, add_instances, record_events))
+
+
+@cache
+def stored_ids() -> tuple[Executable, ...]:
+    """Return the statements that find which of `ids` have a row, for each table that is locked."""
+    return tuple(_ids_of(table) for table in (UserSync, User))
+
+
+@cache
+def unlocked_ids() -> tuple[Executable, ...]:
+    """Return those of `stored_ids`, without the rows that another transaction has locked."""
+    return tuple(
+        _ids_of(table).with_for_update(key_share=True, skip_locked=True) for table in (UserSync, User)
+    )
+
+
+def _ids_of(table: type[User | UserSync]) -> Select[str]:
+    return select(table.clerk_id).where(table.clerk_id == any_(_array("ids")))
 
 
 def _insert_or_replace(table: Any) -> Executable:

@@ -50,6 +50,12 @@ class Writes(NamedTuple):
     vacated: list[tuple[str, str]]
     assigned: list[tuple[str, str]]
 
+    @property
+    def touched(self) -> set[str]:
+        """Return the users whose rows go or change."""
+        changed = (t.row.clerk_id for step in self.changed for t in step)
+        return {*self.gone, *changed, *(clerk_id for clerk_id, _ in (*self.vacated, *self.assigned))}
+
 
 def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -> list[Outcome]:
     """Merge `batch` into the tables and record it in the ledger; return what each change did, in order.
@@ -91,7 +97,10 @@ def _apply(
     roster = stored.roster and memberships.decide(stored.roster, known, batch)
     _lock_users(pipeline, writes, roster)
     _write_users(pipeline, writes, stored)
-    _write_sync(pipeline, known, stored.sync)
+    synced = _write_sync(pipeline, known, stored.sync)
+    if writes.touched or synced:
+        ids = sorted(writes.touched.difference(writes.gone))
+        pipeline.send(statements.require_written(), ids=ids, sync_ids=synced, gone=writes.gone)
     memberships.forget(pipeline, _newly_deleted(before, known))
     if roster:
         outcomes = memberships.outcomes(roster, outcomes)
@@ -161,13 +170,11 @@ def _decide(known: dict[str, UserChange], stored: StoredState, policy: Policy) -
 
 
 def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.MembershipWrites | None) -> None:
-    touched = {*writes.gone, *(t.row.clerk_id for step in writes.changed for t in step)}
-    touched |= {clerk_id for clerk_id, _ in (*writes.vacated, *writes.assigned)}
     if roster:
-        ids = sorted(touched.union(roster.concerned))
+        ids = sorted(writes.touched.union(roster.concerned))
         pipeline.send(statements.lock_users_and_members(), ids=ids, changed=roster.renamed)
-    elif touched:
-        pipeline.send(statements.lock_users(), ids=sorted(touched))
+    elif writes.touched:
+        pipeline.send(statements.lock_users(), ids=sorted(writes.touched))
 
 
 def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> None:
@@ -269,7 +276,9 @@ def _newly_deleted(before: dict[str, UserChange], known: dict[str, UserChange]) 
     ]
 
 
-def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> None:
+def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> list[str]:
+    """Send the rows that differ; return whose they are."""
     rows = [row for change in known.values() if (row := sync_row(change)) != stored[row.clerk_id]]
     if rows:
         statements.send_rows(pipeline, statements.update_sync_rows(), columns(rows, len(SyncRow._fields)))
+    return [row.clerk_id for row in rows]

@@ -18,6 +18,7 @@ DATA_CLASSES = ("22", "23")
 # Raised by PL/pgSQL, triggers, foreign routines and check options: code of the application.
 APPLICATION_CLASSES = ("P0", "09", "27", "38", "39", "44")
 UNIQUE_VIOLATION = "23505"
+LOCK_NOT_AVAILABLE = "55P03"
 # PostgreSQL raises it for a negative LIMIT alone, which `db.apply.statements.require_written` computes when
 # rows are missing.
 ROWS_MISSING = "2201W"
@@ -27,7 +28,7 @@ RACES = (UNIQUE_VIOLATION, ROWS_MISSING)
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT = ("08", "25P03", "25P04", "40", "53300", "57P01", "57P02", "57P03", "57P05", *RACES)
 # Another transaction or a slow trigger is in the way, perhaps of one row only: it passes.
-DELAYS = ("40", "55P03", "57014")
+DELAYS = ("40", LOCK_NOT_AVAILABLE, "57014")
 # Never the fault of one row: no connection, read-only, out of resources, shut down.
 DEPLOYMENT_CLASSES = ("08", "25", "28", "3D", "53", "57P", "58")
 UNREPRESENTABLE = ("22021", "22P05")

@@ -35,6 +35,11 @@ class Pipeline:
         }
         return self._driver.cursor().execute(cast("Any", sql), {**defaults, **values})
 
+    def send_no_rows(self, statement: Executable) -> None:
+        """Queue `statement` with an empty array for each of its parameters."""
+        names = (name for name, value in _compile(statement, self._schema)[1].items() if value is None)
+        self.send(statement, **{name: [] for name in names})
+
     def wait(self) -> None:
         """Wait for the answers to all that was sent. To be done before reading while locks are held.
 

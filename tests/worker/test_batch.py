@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from db.apply import users
+from db.apply.isolation import Apply, Isolation
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
 from db.merge.incoming import Outcome, ReceivedChange
@@ -27,7 +28,7 @@ from tests.support.payloads import (
 )
 from tests.support.settings import MakeSettings
 from worker.clerk.payloads import FieldSources
-from worker.queue.consumer import Failed, Finished, TakenJob
+from worker.queue.consumer import Failed, Finished, Settled, TakenJob
 from worker.queue.rq_format import JOB_FUNCTION, encode_call
 from worker.runner import batch
 
@@ -48,6 +49,10 @@ def person(i: int) -> TakenJob:
     return job(user_event(data=user(f"user_{i}", first_name=f"name {i}", last_name=None)))
 
 
+def process(jobs: Sequence[TakenJob], keys: FieldSources, apply: Apply) -> list[Settled]:
+    return batch.process(jobs, keys, Isolation(apply, lambda _ids: frozenset()))
+
+
 class Applied:
     """Stands where the database does: remembers what it was asked, and refuses whom it is told to."""
 
@@ -64,7 +69,7 @@ class Applied:
         return [Outcome.STALE if i % 2 else Outcome.APPLIED for i, _ in enumerate(ids)]
 
 
-def outcomes(done: Sequence[Finished | Failed]) -> dict[str, str]:
+def outcomes(done: Sequence[Settled]) -> dict[str, str]:
     """Return what became of each job: its outcome, or the first word of why it failed."""
     return {
         item.job.id: item.outcome if isinstance(item, Finished) else item.reason.partition(":")[0]
@@ -72,7 +77,7 @@ def outcomes(done: Sequence[Finished | Failed]) -> dict[str, str]:
     }
 
 
-def the_failed(done: Sequence[Finished | Failed]) -> Failed:
+def the_failed(done: Sequence[Settled]) -> Failed:
     (failed,) = (item for item in done if isinstance(item, Failed))
     return failed
 
@@ -80,14 +85,14 @@ def the_failed(done: Sequence[Finished | Failed]) -> Failed:
 def test_a_batch_is_applied_in_one_call_and_each_job_has_its_outcome() -> None:
     jobs = [person(i) for i in range(3)]
     apply = Applied()
-    done = batch.process(jobs, KEYS, apply)
+    done = process(jobs, KEYS, apply)
     assert apply.calls == [[one.id for one in jobs]]
     assert done == [Finished(jobs[0], "applied"), Finished(jobs[1], "stale"), Finished(jobs[2], "applied")]
 
 
 def test_nothing_is_applied_for_no_jobs() -> None:
     apply = Applied()
-    assert batch.process([], KEYS, apply) == []
+    assert process([], KEYS, apply) == []
     assert apply.calls == []
 
 
@@ -99,13 +104,13 @@ def test_a_delivery_is_recorded_with_when_it_came_and_when_it_happened() -> None
         return [Outcome.APPLIED] * len(incoming)
 
     one = job(session_event(data=session(ANN), timestamp=NOW + 7), created_at="2026-01-01T10:00:00.250000Z")
-    batch.process([one], KEYS, apply)
+    process([one], KEYS, apply)
     assert [i[1:] for i in seen] == [(one.id, "session.created", NOW + 7, NOW + 250, INSTANCE)]
 
 
 @pytest.mark.parametrize("created_at", ["", "yesterday", "2026-13-01T10:00:00Z", "0001-01-01T00:00:00+23:59"])
 def test_a_job_that_does_not_say_when_it_came_is_applied_all_the_same(created_at: str) -> None:
-    (done,) = batch.process([job(created_at=created_at)], KEYS, Applied())
+    (done,) = process([job(created_at=created_at)], KEYS, Applied())
     assert isinstance(done, Finished)
 
 
@@ -128,7 +133,7 @@ UNREADABLE: dict[str, object] = {
 def test_an_event_that_cannot_be_understood_fails_alone_and_for_good(event: object) -> None:
     jobs = [person(1), job(event), person(2)]
     apply = Applied()
-    failed = the_failed(done := batch.process(jobs, KEYS, apply))
+    failed = the_failed(done := process(jobs, KEYS, apply))
     assert outcomes(done) == {jobs[0].id: "applied", jobs[1].id: "Unreadable", jobs[2].id: "stale"}
     assert apply.calls == [[jobs[0].id, jobs[2].id]]
     assert failed.retryable is False
@@ -136,7 +141,7 @@ def test_an_event_that_cannot_be_understood_fails_alone_and_for_good(event: obje
 
 def test_a_reason_holds_nothing_of_the_payload() -> None:
     event = user_event(data=user(f"{MARK}@example.com", first_name=MARK))
-    failed = the_failed(batch.process([job(event)], KEYS, Applied()))
+    failed = the_failed(process([job(event)], KEYS, Applied()))
     assert failed.reason == "Unreadable: the event's data.id is no Clerk id"
     assert failed.traceback.startswith("Traceback (most recent call last):\n")
     assert failed.traceback.endswith(failed.reason)
@@ -170,7 +175,7 @@ FOREIGN: dict[str, bytes] = {
 @pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN.keys())
 def test_a_foreign_job_fails_for_good_and_is_never_imported(data: bytes, trap: Path) -> None:
     for packed in (data, zlib.compress(data)):
-        failed = the_failed(batch.process([job(data=packed), person(1)], KEYS, Applied()))
+        failed = the_failed(process([job(data=packed), person(1)], KEYS, Applied()))
         assert failed.reason.startswith("ForeignJobError: ")
         assert failed.retryable is False
         assert not trap.exists()
@@ -183,7 +188,7 @@ def test_the_trap_works(trap: Path) -> None:
 
 def test_a_body_that_is_no_json_fails_for_good() -> None:
     data = json.dumps([JOB_FUNCTION, None, [f"{{{MARK}"], {}]).encode()
-    failed = the_failed(batch.process([job(data=data)], KEYS, Applied()))
+    failed = the_failed(process([job(data=data)], KEYS, Applied()))
     assert (failed.reason, failed.retryable) == ("Unreadable: body is not JSON", False)
     assert MARK not in failed.traceback
 
@@ -192,7 +197,7 @@ def test_a_body_that_is_no_json_fails_for_good() -> None:
 def test_one_that_is_refused_fails_alone_and_the_others_are_applied(at: int) -> None:
     jobs = [person(i) for i in range(100)]
     apply = Applied(ChangeRefused("refused", retryable=False), [jobs[at].id])
-    done = batch.process(jobs, KEYS, apply)
+    done = process(jobs, KEYS, apply)
     assert the_failed(done).job == jobs[at]
     assert sorted(outcomes(done)) == sorted(one.id for one in jobs)
     assert len(apply.calls) <= 2 * 7 + 1, "halved each time, not tried one by one"
@@ -202,7 +207,7 @@ def test_several_that_are_refused_fail_and_the_others_are_applied() -> None:
     jobs = [person(i) for i in range(20)]
     refused = {jobs[i].id for i in (0, 7, 8, 19)}
     apply = Applied(ChangeRefused("refused", retryable=True), list(refused))
-    done = batch.process(jobs, KEYS, apply)
+    done = process(jobs, KEYS, apply)
     failed = [item for item in done if isinstance(item, Failed)]
     assert {item.job.id for item in failed} == refused
     assert [(item.reason, item.retryable) for item in failed] == [("ChangeRefused: refused", True)] * 4
@@ -213,14 +218,14 @@ def test_a_database_that_is_away_is_no_jobs_fault() -> None:
     jobs = [person(i) for i in range(10)]
     apply = Applied(DatabaseUnavailable("no connection"), [jobs[3].id])
     with pytest.raises(DatabaseUnavailable):
-        batch.process(jobs, KEYS, apply)
+        process(jobs, KEYS, apply)
     assert len(apply.calls) == 1, "it is not halved"
 
 
 def test_a_fault_of_our_own_fails_alone_is_tried_again_and_quotes_nothing() -> None:
     jobs = [person(i) for i in range(5)]
     apply = Applied(KeyError(f"{MARK}@example.com"), [jobs[2].id])
-    failed = the_failed(batch.process(jobs, KEYS, apply))
+    failed = the_failed(process(jobs, KEYS, apply))
     assert failed.job == jobs[2]
     assert failed.retryable is True
     assert failed.reason.startswith("KeyError in __call__, line ")
@@ -244,7 +249,7 @@ def test_what_the_database_refuses_fails_alone_with_sqlstate_and_constraint(
         connection.execute(f"ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> '{MARK}')")
         jobs = [person(i) for i in range(30)]
         jobs[17] = job(user_event(data=user(BEN, f"{MARK}@example.com", first_name=MARK, last_name=None)))
-        done = batch.process(jobs, KEYS, lambda incoming: users.apply(database, incoming, Policy()))
+        done = process(jobs, KEYS, lambda incoming: users.apply(database, incoming, Policy()))
         failed = the_failed(done)
         assert failed.job == jobs[17]
         assert failed.reason == (
@@ -265,7 +270,7 @@ def test_a_name_that_a_narrower_column_cannot_hold_is_refused_without_showing_it
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
         connection.execute("ALTER TABLE users ALTER name TYPE varchar(10)")
     long = job(user_event(data=user(ANN, first_name=MARK, last_name=MARK)))
-    failed = the_failed(batch.process([long], KEYS, lambda i: users.apply(database, i, Policy())))
+    failed = the_failed(process([long], KEYS, lambda i: users.apply(database, i, Policy())))
     assert "StringDataRightTruncation (SQLSTATE 22001" in failed.reason
     assert MARK not in failed.reason + failed.traceback
 
@@ -274,4 +279,4 @@ def test_a_table_that_is_missing_is_the_deployments_trouble(database: Database, 
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
         connection.execute("DROP TABLE webhook_events")
     with pytest.raises(DatabaseUnavailable, match="UndefinedTable"):
-        batch.process([person(1)], KEYS, lambda incoming: users.apply(database, incoming, Policy()))
+        process([person(1)], KEYS, lambda incoming: users.apply(database, incoming, Policy()))

@@ -16,7 +16,7 @@ from db.connection.errors import DatabaseUnavailable
 from tests.support.queue import RqView, delivery
 from tests.support.settings import MakeSettings
 from tests.support.stack import wait_until
-from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
+from worker.queue.consumer import Finished, ReservedJobs, Settled, TakenJob
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import SUSPENDED_KEY
 from worker.redis_client import worker_redis
@@ -69,7 +69,7 @@ def helping(settings: config.Settings, redis: Redis, process: Process) -> Iterat
     assert not thread.is_alive()
 
 
-def finish(jobs: list[TakenJob]) -> list[Finished | Failed]:
+def finish(jobs: list[TakenJob]) -> list[Settled]:
     return [Finished(job, "applied") for job in jobs]
 
 
@@ -106,7 +106,7 @@ def test_it_settles_what_it_has_done_before_it_rests(
 def test_it_settles_although_another_says_that_the_crowd_is_gone(
     settings: config.Settings, redis: Redis
 ) -> None:
-    def process(jobs: list[TakenJob]) -> list[Finished | Failed]:
+    def process(jobs: list[TakenJob]) -> list[Settled]:
         crowd.backlog.clear()
         return finish(jobs)
 
@@ -121,7 +121,7 @@ def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(
 ) -> None:
     tried: list[int] = []
 
-    def process(jobs: list[TakenJob]) -> list[Finished | Failed]:
+    def process(jobs: list[TakenJob]) -> list[Settled]:
         tried.append(len(jobs))
         raise DatabaseUnavailable("away")
 
@@ -180,7 +180,7 @@ def test_when_both_servers_go_it_ends_not_and_gives_back_in_the_end(
 ) -> None:
     tried: list[int] = []
 
-    def process(jobs: list[TakenJob]) -> list[Finished | Failed]:
+    def process(jobs: list[TakenJob]) -> list[Settled]:
         tried.append(len(jobs))
         if len(tried) > 1:
             return finish(jobs)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from db.apply.isolation import Isolation
 from db.merge.incoming import Outcome
 from tests.support.payloads import body, user_event
 from tests.support.queue import RqView, beat, delivery
@@ -49,7 +50,9 @@ def turn(redis: Redis) -> None:
     jobs = held.settle_and_take([], 100)
     assert jobs is not None
     done = batch.process(
-        jobs, FieldSources("role", "organization"), lambda given: [Outcome.APPLIED] * len(given)
+        jobs,
+        FieldSources("role", "organization"),
+        Isolation(lambda given: [Outcome.APPLIED] * len(given), lambda _ids: frozenset()),
     )
     held.settle_and_take(done, 0)
 

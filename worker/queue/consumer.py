@@ -37,6 +37,11 @@ class TakenJob(NamedTuple):
     meta: dict[str, Any]
 
     @property
+    def has_failed(self) -> bool:
+        """Whether it has failed before."""
+        return "attempts" in self.meta
+
+    @property
     def has_waited(self) -> bool:
         """Whether another transaction's lock has delayed it before."""
         return lock_waits.SINCE in self.meta

@@ -1,9 +1,10 @@
 """The story of a batch: parse, change, apply, and for each job what became of it. Knows no queue."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from db.apply.isolation import Isolation, Result, blame, is_delay
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
 from db.merge.change import Organization, UserChange
 from db.merge.incoming import Outcome, ReceivedChange
@@ -12,11 +13,10 @@ from worker import log
 from worker.clerk.changes import change_of, organization_of
 from worker.clerk.errors import EventError
 from worker.clerk.payloads import FieldSources, OrganizationChanged, parse
-from worker.queue.consumer import Failed, Finished, TakenJob
+from worker.queue.consumer import Deferred, Failed, Finished, Settled, TakenJob
 from worker.queue.rq_format import ForeignJobError, decode_call, parse_timestamp
 
 MAX_ID = 255
-Apply = Callable[[Sequence[ReceivedChange]], list[Outcome]]
 
 
 class Parsed(NamedTuple):
@@ -26,17 +26,23 @@ class Parsed(NamedTuple):
     incoming: ReceivedChange
 
 
-def process(jobs: Sequence[TakenJob], keys: FieldSources, apply: Apply) -> list[Finished | Failed]:
+def process(jobs: Sequence[TakenJob], keys: FieldSources, isolation: Isolation) -> list[Settled]:
     """Apply the deliveries of `jobs` together and return what became of each.
 
     1. A job that cannot be understood fails alone.
-    2. The others are applied in one call; when it is refused, each half by itself, down to the one at fault.
+    2. The others are applied in one call; what is refused is isolated, down to the job at fault.
+    3. Jobs that have waited for a lock are applied by themselves, so that the others do not wait with them.
 
     Raises DatabaseUnavailable, which is no job's fault: the same jobs can be processed again.
     """
     parsed = [_parse(job, keys) for job in jobs]
     failed = [item for item in parsed if isinstance(item, Failed)]
-    return [*failed, *_apply([item for item in parsed if isinstance(item, Parsed)], apply)]
+    understood = [item for item in parsed if isinstance(item, Parsed)]
+    return [
+        *failed,
+        *_apply([item for item in understood if not item.job.has_waited], isolation),
+        *_apply([item for item in understood if item.job.has_waited], isolation, have_waited=True),
+    ]
 
 
 def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:
@@ -65,19 +71,36 @@ def incoming(svix_id: str | None, body: str, received_ms: int, keys: FieldSource
     return ReceivedChange(change, svix_id, event.type, event.happened_at, received_ms, event.instance_id)
 
 
-def _apply(parsed: Sequence[Parsed], apply: Apply) -> list[Finished | Failed]:
+def _apply(parsed: Sequence[Parsed], isolation: Isolation, *, have_waited: bool = False) -> list[Settled]:
     if not parsed:
         return []
-    try:
-        outcomes = apply([item.incoming for item in parsed])
-    except DatabaseUnavailable:
-        raise
-    except Exception as error:
-        if len(parsed) == 1:
-            return [_refused(parsed[0].job, error)]
-        middle = len(parsed) // 2
-        return [*_apply(parsed[:middle], apply), *_apply(parsed[middle:], apply)]
-    return [Finished(item.job, outcome) for item, outcome in zip(parsed, outcomes, strict=True)]
+    results = isolation.apply([item.incoming for item in parsed], have_waited=have_waited)
+    trouble = _unexplained(parsed, results)
+    if trouble is not None:
+        raise trouble
+    return [_settled(item.job, result) for item, result in zip(parsed, results, strict=True)]
+
+
+def _unexplained(parsed: Sequence[Parsed], results: Sequence[Result]) -> DatabaseUnavailable | None:
+    """Return the error of a job that no other job's success shows to be at fault, now or before."""
+    if any(isinstance(result, Outcome) for result in results):
+        return None
+    return next(
+        (
+            result
+            for item, result in zip(parsed, results, strict=True)
+            if isinstance(result, DatabaseUnavailable) and not is_delay(result) and not item.job.has_failed
+        ),
+        None,
+    )
+
+
+def _settled(job: TakenJob, result: Result) -> Settled:
+    if isinstance(result, Outcome):
+        return Finished(job, result)
+    if is_delay(result):
+        return Deferred(job, str(result))
+    return _refused(job, blame(result) if isinstance(result, DatabaseUnavailable) else result)
 
 
 def received_at(job: TakenJob) -> int:

@@ -34,12 +34,14 @@ from rq.worker import SimpleWorker
 from config import Settings
 from db import ledger
 from db.apply import users
+from db.apply.examination import examine
+from db.apply.isolation import Isolation
 from db.connection.engine import Database
 from db.merge.policy import Policy
 from worker.clerk.payloads import FieldSources
 from worker.monitoring.metrics import FLUSH_EVERY_S, Metrics
 from worker.periodic import PeriodicRunner, PeriodicTask
-from worker.queue.consumer import DEAD_AFTER_S, Failed, Finished, ReservedJobs, TakenJob
+from worker.queue.consumer import DEAD_AFTER_S, Deferred, Failed, ReservedJobs, Settled, TakenJob
 from worker.queue.heartbeat import Heartbeat
 from worker.queue.maintenance import QueueMaintenance
 from worker.queue.rq_format import QUEUE, WORKER_REPORT, timestamp
@@ -88,7 +90,9 @@ class BatchWorker(SimpleWorker):
         self.stopping = stopping
         self._metrics = Metrics()
         self._instrumentation = BatchInstrumentation(self._metrics)
-        self._apply = partial(users.apply, database, policy=Policy.of(settings))
+        policy = Policy.of(settings)
+        self._apply = partial(users.apply, database, policy=policy)
+        self._examine = partial(examine, database, policy)
         self._keys = FieldSources.of(settings)
         self._fault: BaseException | None = None
         shared = SharedState(self._process, settings.batch_size, database, stopping, Event())
@@ -147,12 +151,15 @@ class BatchWorker(SimpleWorker):
             else:
                 return
 
-    def _process(self, jobs: list[TakenJob]) -> list[Finished | Failed]:
+    def _process(self, jobs: list[TakenJob]) -> list[Settled]:
         self._instrumentation.record_batch_size(len(jobs))
-        done = batch.process(jobs, self._keys, self._instrumentation.instrument(self._apply, jobs))
+        apply = self._instrumentation.instrument(self._apply, jobs)
+        done = batch.process(jobs, self._keys, Isolation(apply, self._examine))
         for item in done:
             if isinstance(item, Failed):
                 self._instrumentation.failed(item)
+            elif isinstance(item, Deferred):
+                self._instrumentation.deferred(item)
         self._has_worked = True
         self._unpruned += 1
         return done

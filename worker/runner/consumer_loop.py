@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from db import schema
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError, DatabaseUnavailable
-from worker.queue.consumer import Failed, Finished, ReservedJobs, TakenJob
+from worker.queue.consumer import ReservedJobs, Settled, TakenJob
 from worker.redis_causes import explain
 from worker.shutdown import SLICE_S, StopSignal
 
@@ -30,8 +30,9 @@ PACE_S = 0.01
 SUSPENDED_PAUSE_S = 1
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 10.0
+ISOLATION_BATCH = 20
 
-Process = Callable[[list[TakenJob]], list[Finished | Failed]]
+Process = Callable[[list[TakenJob]], list[Settled]]
 
 
 class SharedState(NamedTuple):
@@ -66,8 +67,9 @@ class ConsumerThread:
         self._took_at: float | None = None
         self._is_idle = True
         self._process, self._batch_size, self._database, self._stopping, self._backlog = shared
-        self._unsettled: list[Finished | Failed] = []
+        self._unsettled: list[Settled] = []
         self._last_take = LastTake(0.0, 0)
+        self._limit = self._batch_size
         self._pause_s = FIRST_PAUSE_S
 
     def run_primary(self) -> None:
@@ -82,6 +84,9 @@ class ConsumerThread:
                     self._await_job()
             except DatabaseUnavailable as error:
                 self._release()
+                if error.may_concern_one_row:
+                    # One job alone does not show whether it or the deployment is at fault: take others along.
+                    self._limit = max(self._batch_size, ISOLATION_BATCH)
                 self.pause("database", str(error))
                 self._await_database()
             except RedisError as error:
@@ -131,19 +136,20 @@ class ConsumerThread:
     def _take_and_process(self) -> int | None:
         """Settle the last batch, take the next and process it; return its size, None while suspended."""
         self._pace()
-        jobs = self.reserved.settle_and_take(self._unsettled, self._batch_size)
+        jobs = self.reserved.settle_and_take(self._unsettled, self._limit)
         self._unsettled = []
         self._last_take = LastTake(time.monotonic(), len(jobs or ()))
         self.waiting_for = self.reason = None
         if jobs:
             self.is_busy = True
-            if len(jobs) == self._batch_size:
+            if len(jobs) >= self._batch_size:
                 self._backlog.set()
             self._took_at = time.monotonic()
             try:
                 self._unsettled = self._process(jobs)
             finally:
                 self._took_at = None
+            self._limit = self._batch_size
         self._pause_s = FIRST_PAUSE_S
         return None if jobs is None else len(jobs)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from db.apply.isolation import Apply
 from db.connection.engine import PoolState
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import now_ms
@@ -13,9 +14,8 @@ from worker.clerk.decoding import decode
 from worker.clerk.errors import NotJson
 from worker.clerk.payloads import summarize
 from worker.monitoring import metrics as m
-from worker.queue.consumer import Failed, TakenJob
+from worker.queue.consumer import Deferred, Failed, TakenJob
 from worker.queue.rq_format import ForeignJobError, decode_call
-from worker.runner.batch import Apply
 
 log = structlog.get_logger("worker")
 
@@ -33,7 +33,7 @@ class BatchInstrumentation:
         (tests/bench/tally.py). A job that had failed counts in no lag: most of it is what somebody waited
         before replaying it.
         """
-        failed_before = {job.id for job in jobs if "attempts" in job.meta}
+        failed_before = {job.id for job in jobs if job.has_failed or job.has_waited}
 
         def watched(batch: Sequence[ReceivedChange]) -> list[Outcome]:
             began = time.perf_counter()
@@ -63,6 +63,11 @@ class BatchInstrumentation:
             reason=failed.reason,
             is_tried_again=failed.has_retry,
         )
+
+    def deferred(self, deferred: Deferred) -> None:
+        """Log that a job waits for a lock; once, however often it is tried."""
+        if not deferred.job.has_waited:
+            log.warning("job waits for a lock", svix_id=deferred.job.id, reason=deferred.reason)
 
     def record_pool(self, pool: PoolState) -> None:
         """Count what has happened to the pool since last time."""

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import tenacity
 
 from db.apply import users
+from db.apply.examination import examine
+from db.apply.isolation import Isolation, Result, is_delay
 from db.connection.engine import Database
-from db.connection.errors import ChangeRefused, DatabaseUnavailable
+from db.connection.errors import DatabaseError, DatabaseUnavailable
 from db.merge.change import UserChange
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
@@ -29,7 +31,7 @@ class RejectedUser(NamedTuple):
 class ChangeWriter:
     """Applies what the API showed of the instance that `instance_id` returns.
 
-    A database that does not answer is waited for, for up to `patience_s`.
+    Waits up to `patience_s` for a database that does not answer, and for rows that are locked.
     """
 
     def __init__(
@@ -43,12 +45,16 @@ class ChangeWriter:
         self.database = database
         self.policy = policy
         self._instance_id = instance_id
+        self._isolation = Isolation(
+            partial(users.apply, database, policy=policy), partial(examine, database, policy)
+        )
         self._retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(DatabaseUnavailable),
+            retry=tenacity.retry_if_exception_type(DatabaseUnavailable)
+            | tenacity.retry_if_result(_is_any_delayed),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=MAX_PAUSE_S),
             stop=lambda state: stopping.requested or (state.seconds_since_start or 0.0) > patience_s,
             sleep=stopping.wait,
-            reraise=True,
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
 
     def write(self, changes: Sequence[UserChange], observed_at: int) -> list[RejectedUser]:
@@ -59,16 +65,27 @@ class ChangeWriter:
         if not changes:
             return []
         instance_id = self._instance_id()
-        return self._write(
-            [ReceivedChange(change, None, SOURCE, None, observed_at, instance_id) for change in changes]
-        )
+        incoming = [
+            ReceivedChange(change, None, SOURCE, None, observed_at, instance_id) for change in changes
+        ]
+        results = self._retrying(self._apply, incoming)
+        return [
+            RejectedUser(change.subject, str(result))
+            for change, result in zip(incoming, results, strict=True)
+            if isinstance(result, DatabaseError)
+        ]
 
-    def _write(self, batch: Sequence[ReceivedChange]) -> list[RejectedUser]:
-        try:
-            self._retrying(partial(users.apply, self.database, batch, self.policy))
-        except ChangeRefused as error:
-            if len(batch) == 1:
-                return [RejectedUser(batch[0].subject, str(error))]
-            middle = len(batch) // 2
-            return [*self._write(batch[:middle]), *self._write(batch[middle:])]
-        return []
+    def _apply(self, batch: Sequence[ReceivedChange]) -> list[Result]:
+        """Apply all of it; what was applied before changes nothing."""
+        results = self._isolation.apply(batch)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, DatabaseError):
+                raise result
+        refused = [result for result in results if isinstance(result, DatabaseUnavailable)]
+        if len(refused) == len(results) and not all(map(is_delay, refused)):
+            raise refused[0]
+        return results
+
+
+def _is_any_delayed(results: Sequence[Result]) -> bool:
+    return any(map(is_delay, results))

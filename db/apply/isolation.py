@@ -1,0 +1,89 @@
+"""Applies a batch so that one change's trouble delays or fails that change alone.
+
+1. Apply the batch together. As a rule that is all.
+2. The server refuses it: run every write on no rows. If that fails too, the trouble is the deployment's.
+   The same look finds the rows that other transactions have locked: their changes are left out.
+3. What is refused even then is halved, down to the change at fault.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from db.connection.causes import Cause
+from db.connection.errors import LOCK_NOT_AVAILABLE, ChangeRefused, DatabaseUnavailable, unavailable
+from db.merge.incoming import Outcome, ReceivedChange
+
+# What only a lock or a slow statement keeps after that time is delayed undivided: others wait behind it.
+DIVIDES_FOR_S = 15.0
+
+Apply = Callable[[Sequence[ReceivedChange]], list[Outcome]]
+Examine = Callable[[Sequence[str]], frozenset[str]]
+Result = Outcome | Exception
+
+
+class Isolation:
+    """Applies batches with `apply`; `examine` returns which of the given Clerk ids have locked rows."""
+
+    def __init__(self, apply: Apply, examine: Examine) -> None:
+        self._apply = apply
+        self._examine = examine
+
+    def apply(self, batch: Sequence[ReceivedChange], *, have_waited: bool = False) -> list[Result]:
+        """Return for each change, in order, its outcome or the error that concerns it alone.
+
+        With `have_waited` locked rows are looked for before anything waits for them. Raises
+        DatabaseUnavailable when no change can be applied now.
+        """
+        if have_waited:
+            return self._leave_out_locked(batch)
+        try:
+            return list(self._apply(batch))
+        except DatabaseUnavailable as error:
+            if not error.may_concern_one_row:
+                raise
+            return self._leave_out_locked(batch)
+        except Exception as error:
+            return self._halve(batch, error, _deadline())
+
+    def _leave_out_locked(self, batch: Sequence[ReceivedChange]) -> list[Result]:
+        locked = self._examine(sorted({change.subject for change in batch}))
+        results = iter(self._divide([it for it in batch if it.subject not in locked], _deadline()))
+        return [_row_is_locked() if it.subject in locked else next(results) for it in batch]
+
+    def _divide(self, batch: Sequence[ReceivedChange], deadline: float) -> list[Result]:
+        if not batch:
+            return []
+        try:
+            return list(self._apply(batch))
+        except Exception as error:
+            if isinstance(error, DatabaseUnavailable) and not error.may_concern_one_row:
+                raise
+            return self._halve(batch, error, deadline)
+
+    def _halve(self, batch: Sequence[ReceivedChange], error: Exception, deadline: float) -> list[Result]:
+        if len(batch) == 1 or (is_delay(error) and time.monotonic() > deadline):
+            return [error] * len(batch)
+        middle = len(batch) // 2
+        return [*self._divide(batch[:middle], deadline), *self._divide(batch[middle:], deadline)]
+
+
+def is_delay(result: Result) -> bool:
+    """Say whether a lock or a slow statement keeps the change from being applied, which passes."""
+    return isinstance(result, DatabaseUnavailable) and result.is_delay
+
+
+def blame(error: DatabaseUnavailable) -> ChangeRefused:
+    """Return the refusal of a change that the server does not take while it takes others."""
+    return ChangeRefused(
+        f"the server takes other changes, but not this one (SQLSTATE {error.state}: {error.cause.sentence});"
+        " look at the triggers, rules and policies on the tables",
+        retryable=True,
+    )
+
+
+def _deadline() -> float:
+    return time.monotonic() + DIVIDES_FOR_S
+
+
+def _row_is_locked() -> DatabaseUnavailable:
+    return unavailable("the user's row is locked", Cause.LOCKED, LOCK_NOT_AVAILABLE)

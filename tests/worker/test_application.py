@@ -1,0 +1,358 @@
+"""The application's locks, triggers, rules and policies delay or fail only the change that they concern."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+from pydantic import SecretStr
+
+from db.apply import users
+from db.apply.examination import examine
+from db.apply.isolation import Isolation
+from db.connection import session
+from db.connection.causes import Cause
+from db.connection.engine import Database
+from db.connection.errors import DatabaseUnavailable
+from db.merge.policy import Policy
+from tests.support.payloads import NOW, Json, body, deleted_event, svix_id, user, user_event
+from tests.support.settings import MakeSettings
+from worker.clerk.payloads import FieldSources
+from worker.queue.consumer import Deferred, Failed, Finished, Settled, TakenJob
+from worker.queue.rq_format import encode_call
+from worker.runner import batch
+
+Admin = psycopg.Connection[Any]
+Process = Callable[[Sequence[TakenJob]], dict[str, list[Settled]]]
+LATER = NOW + 1000
+CHILDREN = "CREATE TABLE children (id serial PRIMARY KEY, user_id uuid NOT NULL REFERENCES users)"
+TRIGGER = """
+    CREATE FUNCTION interfere() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+      IF coalesce(NEW.clerk_id, OLD.clerk_id) LIKE {who} THEN {action}; END IF;
+      RETURN coalesce(NEW, OLD);
+    END $$;
+    CREATE TRIGGER interfere BEFORE INSERT OR UPDATE OR DELETE ON users
+    FOR EACH ROW EXECUTE FUNCTION interfere()
+"""
+
+
+def job(event: Json, **meta: object) -> TakenJob:
+    return TakenJob(svix_id(), encode_call(body(event).decode()), MOMENT, 3, (10, 60, 300), meta)
+
+
+MOMENT = "2026-01-01T10:00:00.000000Z"
+
+
+def saved(i: int, updated_at: int = LATER, **fields: Any) -> Json:
+    data = user(f"user_{i}", first_name=f"name {updated_at}", last_name=None, updated_at=updated_at, **fields)
+    return user_event("user.updated", data)
+
+
+@pytest.fixture
+def database(make_settings: MakeSettings) -> Iterator[Database]:
+    database = Database(make_settings(redis_url=None))
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def admin(database_url_unpooled: str) -> Iterator[Admin]:
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def process(database: Database) -> Process:
+    """Process jobs as a worker does; return what became of them, by kind."""
+    return partial(process_with, database)
+
+
+def process_with(
+    database: Database, jobs: Sequence[TakenJob], policy: Policy | None = None
+) -> dict[str, list[Settled]]:
+    policy = policy or Policy()
+    isolation = Isolation(partial(users.apply, database, policy=policy), partial(examine, database, policy))
+    done = batch.process(jobs, FieldSources(), isolation)
+    assert sorted(item.job.id for item in done) == sorted(one.id for one in jobs)
+    return {
+        kind.__name__: [item for item in done if isinstance(item, kind)]
+        for kind in (Finished, Failed, Deferred)
+    }
+
+
+@contextmanager
+def transaction(admin: Admin) -> Iterator[Admin]:
+    """A transaction of the application that stays open."""
+    with psycopg.connect(admin.info.dsn) as application:
+        yield application
+        application.rollback()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+def names(admin: Admin) -> dict[str, str]:
+    return dict(admin.execute("SELECT clerk_id, name FROM users").fetchall())
+
+
+def interfere(admin: Admin, who: str, action: str) -> None:
+    admin.execute(sql.SQL(TRIGGER).format(who=sql.Literal(who), action=sql.SQL(action)))
+
+
+@pytest.fixture
+def sixty(process: Process, admin: Admin) -> list[TakenJob]:
+    """Sixty users who are there, and an update of each."""
+    process([job(saved(i, NOW)) for i in range(60)])
+    assert len(names(admin)) == 60
+    return [job(saved(i)) for i in range(60)]
+
+
+# Locks
+
+
+def test_rows_that_refer_to_a_user_keep_no_one_waiting(
+    process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    admin.execute(CHILDREN)
+    with transaction(admin) as application, within(2):
+        application.execute("INSERT INTO children (user_id) SELECT id FROM users WHERE clerk_id = 'user_7'")
+        assert len(process(sixty)["Finished"]) == 60
+    assert set(names(admin).values()) == {f"name {LATER}"}
+
+
+def test_a_row_that_is_locked_delays_its_delivery_alone(
+    process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    with transaction(admin) as application:
+        application.execute("SELECT FROM users WHERE clerk_id = 'user_7' FOR UPDATE")
+        with within(8):
+            done = process(sixty)
+        assert len(done["Finished"]) == 59
+        (waiting,) = done["Deferred"]
+        assert waiting.job is sixty[7]
+        assert names(admin)["user_7"] == f"name {NOW}"
+        again = waiting.job._replace(meta={"waiting_since": 1})
+        with within(1.5):
+            assert process([again, job(saved(60))])["Deferred"][0].job is again
+    assert len(process([again])["Finished"]) == 1
+    assert names(admin)["user_7"] == f"name {LATER}"
+
+
+def test_many_locked_rows_delay_the_others_no_longer_than_one(
+    process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    with transaction(admin) as application:
+        application.execute("UPDATE users SET name = 'theirs' WHERE clerk_id LIKE 'user_%5'")
+        with within(8):
+            done = process(sixty)
+    assert (len(done["Finished"]), len(done["Deferred"])) == (54, 6)
+
+
+def test_a_locked_row_that_holds_an_address_delays_the_delivery_that_claims_it(
+    process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    claim = job(saved(61, email="user_7@example.com"))
+    with transaction(admin) as application:
+        application.execute("SELECT FROM users WHERE clerk_id = 'user_7' FOR UPDATE")
+        with within(25):
+            done = process([*sixty[8:], claim])
+    assert [item.job for item in done["Deferred"]] == [claim]
+    assert len(done["Finished"]) == 52
+
+
+@pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
+def test_a_locked_table_is_the_deployments_trouble_and_is_named_soon(
+    mode: str, process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    with transaction(admin) as application:
+        application.execute(sql.SQL("LOCK TABLE users IN {} MODE").format(sql.SQL(mode)))
+        with within(8), pytest.raises(DatabaseUnavailable) as waits:
+            process(sixty)
+    assert waits.value.cause is Cause.LOCKED
+
+
+def test_two_transactions_that_add_children_in_descending_order_cost_no_delivery(
+    process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    admin.execute(CHILDREN)
+    child = "INSERT INTO children (user_id) SELECT id FROM users WHERE clerk_id = %s"
+    with transaction(admin) as application, within(2):
+        for i in (50, 30, 10):
+            application.execute(child, [f"user_{i}"])
+        assert len(process(sixty)["Finished"]) == 60
+        application.execute(child, ["user_5"])
+
+
+# Triggers, rules and policies
+
+
+@pytest.mark.parametrize("action", ["RAISE EXCEPTION 'no'", "RAISE 'x' USING ERRCODE = '38001'"])
+def test_what_a_trigger_refuses_fails_alone_and_may_be_retried(
+    action: str, process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    interfere(admin, "user_7", action)
+    done = process(sixty)
+    assert len(done["Finished"]) == 59
+    assert [(item.job, item.retryable) for item in failed(done)] == [(sixty[7], True)]
+    assert "a trigger, rule or policy of the application raised" in failed(done)[0].reason
+    assert "'no'" not in failed(done)[0].reason
+    assert len(failed(process([sixty[7]]))) == 1, "alone as well"
+
+
+def failed(done: dict[str, list[Settled]]) -> list[Failed]:
+    return [item for item in done["Failed"] if isinstance(item, Failed)]
+
+
+MISSING_TABLE = "PERFORM 1 FROM audit_log_that_was_dropped"
+MISSING_RIGHT = "RAISE insufficient_privilege"
+
+
+@pytest.mark.parametrize(("action", "state"), [(MISSING_TABLE, "42P01"), (MISSING_RIGHT, "42501")])
+def test_a_broken_trigger_of_one_row_fails_that_row_alone(
+    action: str, state: str, process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    interfere(admin, "user_7", action)
+    done = process(sixty)
+    assert len(done["Finished"]) == 59
+    (one,) = failed(done)
+    assert (one.job, one.retryable) == (sixty[7], True)
+    assert f"SQLSTATE {state}" in one.reason
+    assert "audit" not in one.reason + one.traceback
+
+
+def test_one_job_alone_is_not_blamed_unless_it_was_before(
+    process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    interfere(admin, "user_7", MISSING_TABLE)
+    with pytest.raises(DatabaseUnavailable):
+        process([sixty[7]])
+    before = sixty[7]._replace(meta={"attempts": 1})
+    assert [item.job for item in failed(process([before]))] == [before]
+
+
+def test_a_trigger_that_is_broken_for_all_is_the_deployments_trouble(
+    process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    interfere(admin, "%", MISSING_TABLE)
+    with pytest.raises(DatabaseUnavailable, match="42P01"):
+        process(sixty)
+
+
+@pytest.mark.parametrize(
+    "damage", ["DROP TABLE webhook_events", "ALTER TABLE user_sync RENAME deleted_at TO gone_at"]
+)
+def test_a_missing_table_fails_no_job_and_costs_two_transactions(
+    damage: str, process: Process, admin: Admin, database: Database, sixty: list[TakenJob]
+) -> None:
+    admin.execute(damage.encode())
+    before = database.pool_state().checkouts
+    with pytest.raises(DatabaseUnavailable) as waits:
+        process(sixty)
+    assert waits.value.cause is Cause.TABLE_MISSING
+    assert database.pool_state().checkouts - before == 2
+
+
+def test_a_slow_trigger_delays_its_delivery_alone(
+    process: Process, admin: Admin, sixty: list[TakenJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(session.BATCH_LIMITS, "statement_timeout", "500ms")
+    interfere(admin, "user_7", "PERFORM pg_sleep(60)")
+    done = process(sixty)
+    assert [item.job for item in done["Deferred"]] == [sixty[7]]
+    assert len(done["Finished"]) == 59
+
+
+@pytest.mark.parametrize("kind", ["insert", "update", "delete"])
+def test_a_write_that_a_trigger_suppresses_is_never_applied(
+    kind: str, process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    one = {"insert": saved(100), "update": saved(7), "delete": deleted_event("user_7")}[kind]
+    who = "user_100" if kind == "insert" else "user_7"
+    interfere(admin, who, "RETURN NULL")
+    suppressed = job(one)
+    done = process([*sixty[10:], suppressed])
+    assert len(done["Finished"]) == 50
+    assert [(item.job, item.retryable) for item in failed(done)] == [(suppressed, True)]
+    assert "not every row was written" in failed(done)[0].reason
+    ledger = admin.execute("SELECT 1 FROM webhook_events WHERE svix_id = %s", [suppressed.id])
+    assert ledger.fetchone() is None
+
+
+def test_a_rule_that_does_nothing_instead_is_never_applied(
+    process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    admin.execute("CREATE RULE keep AS ON UPDATE TO users WHERE old.clerk_id = 'user_7' DO INSTEAD NOTHING")
+    done = process(sixty)
+    assert [item.job for item in failed(done)] == [sixty[7]]
+    assert len(done["Finished"]) == 59
+
+
+def test_a_trigger_that_changes_the_row_again_is_no_trouble(
+    process: Process, admin: Admin, sixty: list[TakenJob]
+) -> None:
+    admin.execute(
+        """
+        ALTER TABLE users ADD seen int NOT NULL DEFAULT 0;
+        CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          UPDATE users SET seen = seen + 1 WHERE id = NEW.id;
+          RETURN NULL;
+        EXCEPTION WHEN division_by_zero THEN RETURN NULL;
+        END $$;
+        CREATE TRIGGER count_it AFTER INSERT OR UPDATE ON users
+        FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION count_it();
+        CREATE TABLE audit (clerk_id text);
+        CREATE RULE note AS ON UPDATE TO users DO ALSO INSERT INTO audit VALUES (new.clerk_id)
+        """
+    )
+    assert len(process([*sixty, job(saved(100))])["Finished"]) == 61
+
+
+# Row-level security
+
+
+@pytest.fixture
+def unprivileged(make_settings: MakeSettings, admin: Admin, database_url: str) -> Iterator[Database]:
+    """The database as a role sees it that has every right on the tables, and does not own them."""
+    role = f"writer_{os.getpid()}"
+    name = sql.Identifier(role)
+    admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
+    admin.execute(
+        sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {}").format(name)
+    )
+    url = urlsplit(database_url)
+    direct = url._replace(netloc=f"{role}@{url.netloc.rpartition('@')[2]}").geturl()
+    database = Database(
+        make_settings(redis_url=None, database_url=SecretStr(direct), database_url_unpooled=None)
+    )
+    yield database
+    database.dispose()
+    admin.execute(sql.SQL("DROP OWNED BY {}; DROP ROLE {}").format(name, name))
+
+
+@pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") == "1", reason="PgBouncer connects as one role here")
+def test_row_level_security_is_an_error_and_hides_no_deletion(
+    admin: Admin, unprivileged: Database, sixty: list[TakenJob]
+) -> None:
+    deletion = job(deleted_event("user_7"))
+    assert len(process_with(unprivileged, sixty[:5])["Finished"]) == 5
+    admin.execute("ALTER TABLE users ENABLE ROW LEVEL SECURITY")
+    with pytest.raises(DatabaseUnavailable) as refused:
+        process_with(unprivileged, [deletion])
+    assert refused.value.cause is Cause.ROW_SECURITY
+    assert "user_7" in names(admin)
+    assert admin.execute("SELECT 1 FROM webhook_events WHERE svix_id = %s", [deletion.id]).fetchone() is None
+    admin.execute("ALTER TABLE users DISABLE ROW LEVEL SECURITY")
+    assert len(process_with(unprivileged, [deletion])["Finished"]) == 1
+    assert "user_7" not in names(admin)
