@@ -90,7 +90,7 @@ def process_with(
 @contextmanager
 def transaction(admin: Admin) -> Iterator[Admin]:
     """A transaction of the application that stays open."""
-    with psycopg.connect(admin.info.dsn) as application:
+    with psycopg.connect(admin.info.dsn, password=admin.info.password) as application:
         yield application
         application.rollback()
 
@@ -327,12 +327,12 @@ def unprivileged(make_settings: MakeSettings, admin: Admin, database_url: str) -
     """The database as a role sees it that has every right on the tables, and does not own them."""
     role = f"writer_{os.getpid()}"
     name = sql.Identifier(role)
-    admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
+    admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret'").format(name))
     admin.execute(
         sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {}").format(name)
     )
     url = urlsplit(database_url)
-    direct = url._replace(netloc=f"{role}@{url.netloc.rpartition('@')[2]}").geturl()
+    direct = url._replace(netloc=f"{role}:secret@{url.netloc.rpartition('@')[2]}").geturl()
     database = Database(
         make_settings(redis_url=None, database_url=SecretStr(direct), database_url_unpooled=None)
     )
