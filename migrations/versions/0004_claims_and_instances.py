@@ -1,4 +1,4 @@
-"""Which claims on an address are verified, and which Clerk instance spoke of a user last.
+"""instance_sync, and in user_sync which claims are verified and which Clerk instance reported a user.
 
 Revision 0004, after 0003.
 """

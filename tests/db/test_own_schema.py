@@ -62,6 +62,7 @@ APPLICATION = """
     CREATE TRIGGER keep_out BEFORE INSERT OR UPDATE OR DELETE ON users EXECUTE FUNCTION keep_out();
     CREATE TRIGGER keep_out BEFORE INSERT OR UPDATE OR DELETE ON webhook_events EXECUTE FUNCTION keep_out();
 """
+ROLE_PASSWORD = "let-me-in"
 SEARCH_PATHS = {"the default": '"$user", public', "none": "", "no such": "nosuch", "other": "pg_temp, public"}
 
 
@@ -101,14 +102,14 @@ def ran(settings: config.Settings, *arguments: str) -> str:
 
 def as_role(url: str, role: str) -> SecretStr:
     parts = urlsplit(url)
-    return SecretStr(parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}").geturl())
+    return SecretStr(parts._replace(netloc=f"{role}:{ROLE_PASSWORD}@{parts.hostname}:{parts.port}").geturl())
 
 
 @pytest.fixture
 def role(owner: Connection) -> Iterator[str]:
     """A role without any right of its own."""
     name = f"runtime_{os.getpid()}"
-    owner.execute(f"CREATE ROLE {name} LOGIN".encode())
+    owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{ROLE_PASSWORD}'".encode())
     yield name
     owner.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
 
