@@ -1,6 +1,7 @@
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 # the packages first, each by its hash; then the project itself, which may bring nothing more
 PACKAGES := --require-hashes -r requirements-dev.txt
 PROJECT := --no-deps --no-build-isolation -e .
@@ -18,20 +19,20 @@ export UV_SYSTEM_CERTS ?= true
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
-setup: $(STAMP) ## Make .venv and install everything into it
+setup: $(STAMP) ## Make .venv (or VENV) and install everything into it
 
 # uv where it is there (it also finds or fetches a Python), plain venv and pip where not. Python is started from
 # another directory, as pyenv would accept only the version in .python-version here
 $(STAMP): pyproject.toml requirements-dev.txt
-	@echo "Installing into .venv, this takes a minute the first time"
+	@echo "Installing into $(VENV), this takes a minute the first time"
 	@if command -v uv >/dev/null; then \
-		{ test -x $(BIN)/python || uv venv --quiet --python '>=3.11' .venv; } && \
+		{ test -x $(BIN)/python || uv venv --quiet --python $(if $(filter python3,$(PYTHON)),'>=3.11',$(PYTHON)) $(VENV); } && \
 		uv pip install --quiet --python $(BIN)/python $(PACKAGES) && \
 		uv pip install --quiet --python $(BIN)/python $(PROJECT); \
 	else \
 		{ cd / && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 			{ echo "This needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }; } && \
-		$(PYTHON) -m venv $(CURDIR)/.venv && cd $(CURDIR) && \
+		$(PYTHON) -m venv $(CURDIR)/$(VENV) && cd $(CURDIR) && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PACKAGES) && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PROJECT); \
 	fi
@@ -62,6 +63,6 @@ lint: setup ## Look at style, types and imports
 
 check: lint test ## Run all that must pass before a change is taken: style, types, imports, tests
 
-clean: ## Remove what can be made again: .venv and caches, not the data in .data
-	rm -rf .venv .venv-lock build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove what can be made again: .venv* and caches, not the data in .data
+	rm -rf .venv .venv-* build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import redis
 from pydantic import SecretStr
 
 import config
 from cli.dev.process import POLL, Process
 from worker.queue.rq_format import WORKERS_KEY
+from worker.redis_client import worker_redis
 
 READY_TIMEOUT = 40.0  # s
 COMMAND = (sys.executable, "-P", "-m", "cli.main")
@@ -92,8 +92,7 @@ class Stack:
         return ready and self._workers_registered() >= len(self.workers)
 
     def _workers_registered(self) -> Any:
-        assert self.settings.redis_url
-        with redis.Redis.from_url(self.settings.redis_url.get_secret_value()) as client:
+        with worker_redis(self.settings) as client:
             return client.scard(WORKERS_KEY)
 
 
