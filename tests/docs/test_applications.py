@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from sqlalchemy import create_engine
 from db import schema
 from db.apply import users
 from db.connection.engine import Database
-from db.connection.errors import ChangeRefused, DatabaseError
 from db.merge.change import UserChange, placeholder_address
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from tests.db.test_users import OTHER, SHARED, deleted, saved, told
-from tests.support.payloads import ANN, BEN, CAT, NOW
+from tests.support.payloads import ANN, BEN, CAT, NOW, user, user_event
 from tests.support.settings import MakeSettings
+from tests.worker.test_application import job, process_with
+from worker.queue.consumer import Failed
 
 PAGE = (Path(__file__).parents[2] / "docs" / "applications.md").read_text(encoding="utf-8")
 Connection = psycopg.Connection[Any]
@@ -290,24 +290,22 @@ def test_profile_fields_are_recorded_too(outbox: Connection) -> None:
     assert recorded(outbox) == [("user_1", "INSERT", []), ("user_1", "UPDATE", ["profile"])]
 
 
-def test_a_trigger_that_fails_takes_its_own_change_with_it_and_no_other(
+def test_a_trigger_that_fails_fails_one_job_which_can_be_replayed(
     database: Database, outbox: Connection
 ) -> None:
-    outbox.execute(f"ALTER TABLE user_changes ADD CHECK (clerk_id <> '{ANN}')".encode())
-    for change in (saved(BEN, 1), saved(ANN, 1), saved(CAT, 1)):
-        with nullcontext() if change.subject != ANN else pytest.raises(ChangeRefused):
-            apply(database, change)
-    assert {row.clerk_id for row in outbox.execute("SELECT clerk_id FROM users")} == {BEN, CAT}
-    assert recorded(outbox) == [(BEN, "INSERT", []), (CAT, "INSERT", [])]
-
-
-def test_a_trigger_that_raises_is_refused(database: Database, application: Connection) -> None:
-    application.execute("""
-        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
-        CREATE TRIGGER refuse AFTER INSERT ON users FOR EACH ROW EXECUTE FUNCTION refuse()
-    """)
-    with pytest.raises(DatabaseError):
-        apply(database, saved(ANN, 1))
+    ids = [ANN, BEN, CAT]
+    jobs = [job(user_event(data=user(clerk_id))) for clerk_id in ids]
+    outbox.execute(f"ALTER TABLE user_changes ADD CONSTRAINT broken CHECK (clerk_id <> '{BEN}')".encode())
+    done = process_with(database, jobs)
+    (failed,) = done["Failed"]
+    assert isinstance(failed, Failed)
+    assert failed.job == jobs[1]
+    assert "broken" in failed.reason
+    assert {clerk_id for clerk_id, _, _ in recorded(outbox)} == {ANN, CAT}
+    assert outbox.execute("SELECT clerk_id FROM users WHERE clerk_id = %s", [BEN]).fetchone() is None
+    outbox.execute("ALTER TABLE user_changes DROP CONSTRAINT broken")
+    assert len(process_with(database, [failed.job])["Finished"]) == 1
+    assert recorded(outbox)[-1] == (BEN, "INSERT", [])
 
 
 CONSUMER = """
