@@ -45,7 +45,7 @@ class SettingsError(Exception):
 def decode_signing_secret(secret: str) -> bytes:
     """Return the key inside a `whsec_` secret.
 
-    Raises ValueError when the secret is malformed, or is a placeholder that somebody forgot to replace.
+    Raises ValueError when the secret is malformed, or is a placeholder that was not replaced.
     """
     prefix, _, encoded = secret.partition("_")
     if prefix != "whsec" or not encoded:

@@ -45,8 +45,8 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nobodys_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the settings of whoever runs it."""
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings of the shell that runs it."""
     for field in config.Settings.model_fields:
         monkeypatch.delenv(field, raising=False)
         monkeypatch.delenv(field.upper(), raising=False)
@@ -54,7 +54,7 @@ def _nobodys_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _everybodys_log() -> Iterator[None]:
+def _clean_log() -> Iterator[None]:
     """No test is left with the log as a command set it up in the one before."""
     handlers = list(logging.getLogger().handlers)
     yield

@@ -30,7 +30,7 @@ IDLE_S = 10.0
 OTHER_CONNECTIONS = 4
 REFUSED_PAUSE_S = 0.05
 READ_ONLY = "READONLY"
-ENCODING_ERRORS = "surrogateescape"  # any id that somebody put on the queue can be named again
+ENCODING_ERRORS = "surrogateescape"  # any id on the queue can be written again as it was read
 FAIL_FAST: dict[str, Any] = {
     "socket_timeout": FAIL_FAST_TIMEOUT_S,
     "socket_connect_timeout": FAIL_FAST_TIMEOUT_S,
@@ -167,8 +167,7 @@ def _exchange(connection: Any, command: Sequence[str | bytes | int]) -> Any:
         connection.send_command(*command)
         return connection.read_response()
     except BaseException as error:
-        # Nobody knows what would be read from it next. And where a replica answers now, another may lead at
-        # the same address.
+        # The next answer on it could be this command's. And a replica's address may lead to a new primary.
         if not isinstance(error, ResponseError) or READ_ONLY in str(error):
             connection.disconnect()
         raise
