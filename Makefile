@@ -14,7 +14,7 @@ TESTS ?=
 # trust the certificates that the machine trusts, as pip does
 export UV_SYSTEM_CERTS ?= true
 
-.PHONY: help setup lock run test bench faults lint check clean
+.PHONY: help setup lock picture run test bench faults lint check clean
 
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -43,8 +43,11 @@ lock: ## Write requirements*.txt anew from pyproject.toml; UPGRADE=--upgrade tak
 	@$(LOCK) $(UPGRADE) --output-file requirements.txt pyproject.toml
 	@$(LOCK) $(UPGRADE) --all-extras --constraints requirements.txt --output-file requirements-dev.txt pyproject.toml
 
+picture: setup ## Make docs/console.png from the samples, with the chromium of this machine
+	@$(BIN)/python -m tests.docs.picture
+
 run: setup ## Run it all here: PostgreSQL, Redis, receiver, worker; the first time with sample deliveries
-	@$(BIN)/clerk-sync dev $(if $(wildcard .data/samples-played),,--demo)
+	@$(BIN)/clerk-sync dev $(if $(wildcard .data/sample-user),,--demo)
 
 test: setup ## Run the tests; they start their own servers
 	@$(PYTEST) $(TESTS)

@@ -26,6 +26,7 @@ READY_TIMEOUT = 60.0  # s
 WATCH_INTERVAL = 0.25  # s
 SHUTDOWN_MARGIN = 10.0  # s, beyond what a command itself may take to stop
 SECRET_BYTES = 24  # as many as Svix draws
+SAMPLE_USER = "sample-user"  # the Makefile knows by this file that the samples were played
 
 Overrides = dict[str, str]
 
@@ -52,8 +53,9 @@ def dev(demo: bool, verbose: bool) -> None:
         _start_service(settings, data, overrides, started, verbose=verbose)
         url = f"http://{_reachable(settings.host)}:{settings.port}"
         _await_ready(f"{url}/health/ready", started)
-        clerk_id = _play(settings, url + PATH, data) if demo else "USER_ID"
-        _announce(settings, url + PATH, data, clerk_id, verbose=verbose)
+        if demo:
+            _play(settings, url + PATH, data)
+        _announce(settings, url + PATH, data, verbose=verbose)
         _watch(started)
     click.echo("Everything has stopped.")
 
@@ -208,16 +210,15 @@ def _is_ready(client: httpx.Client, url: str) -> bool:
         return False
 
 
-def _play(settings: config.Settings, url: str, data: Path) -> str:
-    """Play the demo, and return the Clerk id of one of its users."""
+def _play(settings: config.Settings, url: str, data: Path) -> None:
+    """Play the demo, and keep the Clerk id of one of its users."""
     from cli.dev.demo import play  # noqa: PLC0415 - only the demo needs what it loads
 
-    clerk_id = play(settings, url)
-    write_private(data / "samples-played", "")
-    return clerk_id
+    write_private(data / SAMPLE_USER, play(settings, url))
 
 
-def _announce(settings: config.Settings, url: str, data: Path, clerk_id: str, *, verbose: bool) -> None:
+def _announce(settings: config.Settings, url: str, data: Path, *, verbose: bool) -> None:
+    clerk_id = kept(data / SAMPLE_USER, str) if (data / SAMPLE_USER).exists() else "USER_ID"
     command, place = _command(), os.path.relpath(data)
     psql = f"{shlex.quote(place)}/psql" if (data / "psql").exists() else 'psql "$DATABASE_URL"'
     steps = {

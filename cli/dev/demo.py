@@ -61,7 +61,8 @@ def play(settings: Settings, url: str) -> str:
         outcomes = _await_outcomes(database, failed, played)
         _show_answers(played, outcomes)
         _show_users(_users(database, story))
-        click.echo(f"\n{_timing(first_row_ms)}{_backlog(played, outcomes)}")
+        click.echo("\nstale: a newer event of the user was known already. ignored: it changes nothing.")
+        click.echo(f"{_timing(first_row_ms)}{_backlog(played, outcomes)}")
     return story.clerk_id("ann")
 
 
