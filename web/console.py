@@ -1,4 +1,4 @@
-"""`/console`: one page for whoever operates this. It works without JavaScript, and without Redis or database.
+"""`/console`: one page for operators. It works without JavaScript, and without Redis or the database.
 
 What it shows comes from `worker.monitoring.overview`, what its buttons do from `worker.queue.failed_jobs`.
 """
@@ -6,10 +6,10 @@ What it shows comes from `worker.monitoring.overview`, what its buttons do from 
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 import structlog
-from flask import Blueprint, redirect, render_template, request, url_for
+from flask import Blueprint, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from pydantic import SecretStr
 
@@ -50,8 +50,8 @@ class JobAction(NamedTuple):
 
 def blueprint(settings: Settings, password: SecretStr, status: Status) -> Blueprint:
     """Return the page, its form, and the files it needs; all of it behind the password."""
-    overseer = ConsoleData(status)
-    guard = ConsoleAuth(password.get_secret_value(), LoginThrottle(settings))
+    data = ConsoleData(status)
+    auth = ConsoleAuth(password.get_secret_value(), LoginThrottle(settings))
     console = Blueprint(
         "console",
         __name__,
@@ -66,7 +66,7 @@ def blueprint(settings: Settings, password: SecretStr, status: Status) -> Bluepr
         """Show the page; `?user=` adds the history of one user."""
         asked = request.args.get("user", "").strip()
         clerk_id = asked if CLERK_ID.fullmatch(asked) else None
-        overview = overseer.look(clerk_id)
+        overview = data.look(clerk_id)
         now = datetime.now(UTC)
         activity = overview.activity.value
         return render_template(
@@ -82,32 +82,32 @@ def blueprint(settings: Settings, password: SecretStr, status: Status) -> Bluepr
         )
 
     @console.post("/jobs")
-    def treat() -> ResponseReturnValue:
+    def apply_action() -> ResponseReturnValue:
         """Replay or discard failed jobs; what touches all of them, or deletes any, is confirmed first."""
         request.max_content_length = MAX_FORM_BYTES
-        order = _order() if guard.has_token() else None
-        if order is None:
+        action = _requested_action() if auth.has_token() else None
+        if action is None:
             return render_template("console/refused.html"), 400
         try:
-            return _treat(overseer.failed_jobs, order)
+            return _apply(data.failed_jobs, action)
         except QueueUnavailable:
-            return redirect(url_for("console.page", notice="redis"), 303)
+            return redirect(_link(notice="redis"), 303)
 
     @console.context_processor
     def form_token() -> dict[str, object]:
-        return {"token_field": TOKEN_FIELD, "token": guard.token()}
+        return {"token_field": TOKEN_FIELD, "token": auth.token(), "link": _link}
 
-    console.before_request(guard.refusal)
+    console.before_request(auth.refusal)
     console.after_request(harden)
     console.add_app_template_filter(ago, "ago")
     console.add_app_template_filter(span, "seconds")
     console.add_app_template_filter(to_datetime, "moment")
-    console.add_app_template_filter(_shown, "shown")
+    console.add_app_template_filter(_printable, "printable")
     console.add_app_template_filter(_as_value, "as_value")
     return console
 
 
-def _order() -> JobAction | None:
+def _requested_action() -> JobAction | None:
     """Read the form; None when it is none of ours."""
     verb, _, one = request.form.get("do", "").partition(" ")
     try:
@@ -121,33 +121,39 @@ def _order() -> JobAction | None:
     return JobAction(verb, ids, one == ALL, until, request.form.get("confirmed") == "1")
 
 
-def _treat(jobs: FailedJobs, order: JobAction) -> ResponseReturnValue:
-    ids = jobs.ids(FailedJobFilter(until=order.until)) if order.every else order.ids
+def _apply(jobs: FailedJobs, action: JobAction) -> ResponseReturnValue:
+    ids = jobs.ids(FailedJobFilter(until=action.until)) if action.every else action.ids
     if not ids:
-        return redirect(url_for("console.page", notice="none"), 303)
-    if order.needs_confirmation:
-        return render_template("console/confirm.html", order=order, ids=ids, listed=LISTED)
-    fates = Counter(fate for _, fate in getattr(jobs, order.verb)(ids))
-    counts: dict[str, Any] = {fate.name.lower(): count for fate, count in fates.items()}
-    _log.info("console", action=order.verb, **counts)
-    return redirect(url_for("console.page", notice=order.verb, **counts), 303)
+        return redirect(_link(notice="none"), 303)
+    if action.needs_confirmation:
+        return render_template("console/confirm.html", action=action, ids=ids, listed=LISTED)
+    results = Counter(result for _, result in getattr(jobs, action.verb)(ids))
+    counts: dict[str, Any] = {result.name.lower(): count for result, count in results.items()}
+    _log.info("console", action=action.verb, **counts)
+    return redirect(_link(notice=action.verb, **counts), 303)
+
+
+def _link(path: str = "", **query: object) -> str:
+    """Return a relative URL within the console, which works under any path prefix that a proxy takes off."""
+    up = "" if request.path.endswith("/console") else "../"
+    return f"{up}console{path}" + (f"?{urlencode(query)}" if query else "")
 
 
 def _notice() -> str | None:
     """Return what to say of the form that was sent before this page."""
     match request.args.get("notice"):
         case "redis":
-            return "Redis does not answer, so it may not be done for all: look at the list, and try again."
+            return "Redis does not answer. Some jobs may not be done: check the list and try again."
         case "none":
             return "No failed job was selected."
         case "replay" | "discard":
-            counts = ((fate, request.args.get(fate.name.lower(), 0, int)) for fate in ReplayResult)
-            return ", ".join(f"{count} {fate}" for fate, count in counts if count)
+            counts = ((result, request.args.get(result.name.lower(), 0, int)) for result in ReplayResult)
+            return ", ".join(f"{count} {result}" for result, count in counts if count)
         case _:
             return None
 
 
-def _shown(value: object) -> str:
+def _printable(value: object) -> str:
     """Return a value that came from elsewhere as text that can be sent and seen."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
 

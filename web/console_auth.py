@@ -1,4 +1,4 @@
-"""Who may see the operators' page: HTTP basic authentication with one password, and tokens for its forms."""
+"""Admits operators to the console: HTTP basic authentication with one password, and tokens for its forms."""
 
 import hmac
 from hashlib import sha256
@@ -25,31 +25,31 @@ HEADERS = {
 
 
 class ConsoleAuth:
-    """Lets in whoever knows the password; the user name may be any."""
+    """Admits requests with the password; the user name may be any."""
 
-    def __init__(self, password: str, attempts: LoginThrottle) -> None:
+    def __init__(self, password: str, throttle: LoginThrottle) -> None:
         self._password = _digest(password)
-        self._attempts = attempts
+        self._throttle = throttle
         self._tokens = URLSafeTimedSerializer(password, salt="clerk-sync console form")
 
     def refusal(self) -> Response | None:
-        """Return the answer to a request that must not go on; None for one that may."""
+        """Return the answer to a request that is not admitted; None for one that is."""
         given = request.authorization
         if given is None or given.type != "basic" or given.password is None:
             return _ask()
-        if self._attempts.too_many(request.remote_addr):
+        if not self._throttle.may_try(request.remote_addr):
             return _put_off()
         if not hmac.compare_digest(_digest(given.password), self._password):
-            self._attempts.failed(request.remote_addr)
             return _ask()
+        self._throttle.succeeded(request.remote_addr)
         return None
 
     def token(self) -> str:
-        """Return what a form must bring back: only a page that was let in can know it."""
+        """Return what a form must send back: only a page behind the password has it."""
         return self._tokens.dumps("form")
 
     def has_token(self) -> bool:
-        """Say whether the form that was sent is ours, and not older than TOKEN_AGE_S."""
+        """Say whether the form that was sent came from this console, at most TOKEN_AGE_S ago."""
         try:
             self._tokens.loads(request.form.get(TOKEN_FIELD, ""), max_age=TOKEN_AGE_S)
         except BadSignature:
@@ -59,7 +59,7 @@ class ConsoleAuth:
 
 def _ask() -> Response:
     challenge = {"WWW-Authenticate": 'Basic realm="clerk-sync", charset="UTF-8"'}
-    return Response("The password is CONSOLE_PASSWORD.\n", 401, challenge, mimetype="text/plain")
+    return Response("A password is required.\n", 401, challenge, mimetype="text/plain")
 
 
 def _put_off() -> Response:
@@ -71,6 +71,6 @@ def _digest(password: str) -> bytes:
 
 
 def harden(response: Response) -> Response:
-    """Add the headers that keep a page from being framed, stored, or made to run what is not ours."""
+    """Add the headers that forbid framing, storing, and scripts from elsewhere."""
     response.headers.update(HEADERS)
     return response

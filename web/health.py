@@ -3,17 +3,19 @@
 from flask import Blueprint, Response, jsonify
 
 from worker.monitoring.health import Status
+from worker.monitoring.probes import Facts, Probe, ask
 from worker.queue.producer import DeliveryQueue
-from worker.redis_client import QueueUnavailable
 
 
 def blueprint(queue: DeliveryQueue, status: Status) -> Blueprint:
     """Return the routes. None of them shows a host, a user or a password."""
     routes = Blueprint("health", __name__, url_prefix="/health")
+    # One probe at a time for all callers, on a connection that no delivery uses.
+    readiness = Probe("ready", lambda: _would_take(queue))
 
     @routes.get("")
     def health() -> tuple[Response, int]:
-        """Say how all is. Degraded is no failure: a load balancer that stops the intake mends nothing."""
+        """Report on everything. Degraded is 200: a load balancer that stops the intake cures nothing."""
         report = status.report()
         return jsonify(report), 503 if report["status"] == "failing" else 200
 
@@ -23,11 +25,16 @@ def blueprint(queue: DeliveryQueue, status: Status) -> Blueprint:
 
     @routes.get("/ready")
     def ready() -> tuple[Response, int]:
-        """Say whether deliveries can be taken. The database is not asked: without it the intake goes on."""
-        try:
-            queue.ping()
-        except QueueUnavailable as error:
-            return jsonify(status="failing", error=str(error)), 503
+        """Say whether deliveries can be taken. They can be without the database, so it is not asked."""
+        error = ask({"ready": (readiness, ())})["ready"].error
+        if error is not None:
+            return jsonify(status="failing", error=error), 503
         return jsonify(status="ok"), 200
 
     return routes
+
+
+def _would_take(queue: DeliveryQueue) -> Facts:
+    """Raise QueueUnavailable unless Redis would take a delivery."""
+    queue.ping()
+    return {}

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import httpx
 import psycopg
@@ -58,6 +58,11 @@ def submit(console: FlaskClient) -> Submit:
         return console.post("/console/jobs", auth=AUTH, data={**form, **fields})
 
     return press
+
+
+def target(answer: TestResponse) -> str:
+    """Return where an answer to the form sends the browser."""
+    return urljoin("/console/jobs", answer.headers["Location"])
 
 
 def record(
@@ -195,7 +200,7 @@ def test_the_history_of_one_user_is_shown(console: FlaskClient, database: psycop
 def test_what_is_no_clerk_id_is_not_looked_for(console: FlaskClient, asked: str) -> None:
     page = console.get("/console", query_string={"user": asked}, auth=AUTH)
     assert page.status_code == 200
-    assert "This is no Clerk id" in page.text
+    assert "This is not a Clerk id" in page.text
     assert "<script>alert" not in page.text
 
 
@@ -214,12 +219,12 @@ def test_some_jobs_are_replayed_and_the_page_says_what_became_of_them(
     redis.delete(f"rq:job:{ids[1]}")
     answer = submit("replay", *ids[:2], page=page)
     assert [rq.places(id_) for id_ in ids] == [["queue"], [], ["failed"]]
-    assert "1 replayed, 1 gone" in console.get(answer.location, auth=AUTH).text
+    assert "1 replayed, 1 gone" in console.get(target(answer), auth=AUTH).text
 
 
 def test_nothing_selected_is_said(console: FlaskClient, submit: Submit, redis: Redis) -> None:
     fail(redis)
-    assert "No failed job was selected" in console.get(submit("replay").location, auth=AUTH).text
+    assert "No failed job was selected" in console.get(target(submit("replay")), auth=AUTH).text
 
 
 @pytest.mark.parametrize("do", ["replay all", "discard all", "discard", "discard one"])
@@ -355,7 +360,7 @@ def test_a_form_while_redis_is_away_says_so(make_settings: MakeSettings, own_red
     form = {"token": token[1], "until": until[1], "do": f"replay {id_}"}
     answer = client.post("/console/jobs", auth=AUTH, data=form)
     assert answer.status_code == 303
-    assert "Redis does not answer, so" in client.get(answer.location, auth=AUTH).text
+    assert "Redis does not answer. Some jobs" in client.get(target(answer), auth=AUTH).text
 
 
 def test_two_who_look_at_different_users_each_see_their_own(
@@ -407,3 +412,34 @@ def test_the_console_is_there_behind_the_real_server(make_settings: MakeSettings
             assert client.get(
                 f"{stack.base_url}/console/static/{name}", auth=("x", PASSWORD.encode())
             ).is_success
+
+
+def test_links_are_relative_so_that_the_console_works_under_a_path_prefix(
+    console: FlaskClient, submit: Submit, redis: Redis
+) -> None:
+    id_ = fail(redis)
+    page = console.get("/console", auth=AUTH).text
+    confirm = submit("discard", id_)
+    done = submit("discard", id_, confirmed="1")
+    for url, text in (("/tools/console", page), ("/tools/console/jobs", confirm.text)):
+        links = re.findall(r'(?:href|src|action)="([^"#]+)', text)
+        paths = {urljoin(url, link).split("?")[0] for link in links if link != "data:,"}
+        assert {"/tools/console/static/console.css", "/tools/console/jobs"} <= paths
+        assert all(path.startswith("/tools/console") for path in paths)
+    assert done.status_code == 303
+    assert (
+        urljoin("/tools/console/jobs", done.headers["Location"])
+        == "/tools/console?notice=discard&discarded=1"
+    )
+
+
+def test_buttons_in_rows_name_their_job_and_tables_have_captions(console: FlaskClient, redis: Redis) -> None:
+    id_ = fail(redis)
+    page = console.get("/console", auth=AUTH).text
+    assert f'aria-label="Replay {id_}"' in page
+    assert f'aria-label="Discard {id_}"' in page
+    assert page.count("<table") == page.count("<caption") > 0
+
+
+def test_a_401_does_not_say_where_the_password_is(console: FlaskClient) -> None:
+    assert "CONSOLE_PASSWORD" not in console.get("/console").text

@@ -2,6 +2,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,3 +87,29 @@ def frozen_wholly(postgres: PostgresServer) -> Iterator[None]:
             finally:
                 for pid in serving:
                     os.kill(pid, signal.SIGCONT)
+
+
+def test_a_flood_of_readiness_asks_redis_once_at_a_time_and_takes_no_delivery_its_connection(
+    make_client: MakeClient, own_redis: RedisServer
+) -> None:
+    client = make_client(redis_url=own_redis.url)
+    assert client.get("/health/ready").status_code == 200
+    content = body(user_event())
+    with ThreadPoolExecutor(100) as threads, Redis.from_url(own_redis.url) as redis:
+        flood = [threads.submit(lambda: client.get("/health/ready").status_code) for _ in range(600)]
+        delivered = client.post(PATH, data=content, headers=signed(content)).status_code
+        assert {answer.result() for answer in flood} == {200}
+        assert delivered == 202
+        assert int(redis.info("clients")["connected_clients"]) <= 5  # this one, and few for health
+
+
+def test_while_redis_hangs_all_callers_of_readiness_wait_for_one_probe(
+    make_client: MakeClient, own_redis: RedisServer
+) -> None:
+    client = make_client(redis_url=own_redis.url)
+    assert client.get("/health/ready").status_code == 200
+    with frozen(own_redis), ThreadPoolExecutor(100) as threads:
+        began = time.monotonic()
+        flood = [threads.submit(lambda: client.get("/health/ready").status_code) for _ in range(100)]
+        assert {answer.result() for answer in flood} == {503}
+        assert time.monotonic() - began < 4

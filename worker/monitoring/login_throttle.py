@@ -1,5 +1,6 @@
-"""How often somebody has tried a wrong password lately, counted over all processes."""
+"""Limits how often one address may try a wrong password, counted over all processes."""
 
+import threading
 import time
 from ipaddress import IPv6Address, ip_address
 
@@ -18,46 +19,46 @@ IPV6_HOME_BITS = 64  # what one customer has at the least
 
 
 class LoginThrottle:
-    """Counts failed attempts by address: LIMIT of them in WINDOW_S are too many.
+    """Counts attempts by address: after LIMIT wrong ones in WINDOW_S, no more may be made.
 
-    They are counted in Redis, and beside it in this process alone: while Redis is away that has to do.
+    An attempt is counted before its password is compared, and taken back when it is right: so simultaneous
+    guesses are limited as sequential ones are. They are counted in Redis, and also in this process for the
+    time that Redis is away.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._redis = fail_fast_redis(settings)
+        self._lock = threading.Lock()
         self._here: dict[str, tuple[int, float]] = {}
         self._redis_again_at = 0.0
 
-    def too_many(self, address: str | None) -> bool:
-        """Say whether whoever is there must wait."""
-        who = _who(address)
-        return max(self._count_here(who), self._count_there(who)) >= LIMIT
+    def may_try(self, address: str | None) -> bool:
+        """Count an attempt, and say whether it may be made."""
+        key = _key(address)
+        return self._count_here(key, 1) <= LIMIT and self._count_in_redis(key, 1) <= LIMIT
 
-    def failed(self, address: str | None) -> None:
-        """Count one more."""
-        who = _who(address)
-        self._forget_old()
-        count, since = self._here.get(who, (0, time.monotonic()))
-        self._here[who] = (count + 1, since)
-        if time.monotonic() >= self._redis_again_at:
-            try:
-                self._redis.eval(scripts.load("count_attempt"), 1, KEY_PREFIX + who, WINDOW_S)
-            except RedisError:
-                self._leave_redis_alone()
+    def succeeded(self, address: str | None) -> None:
+        """Take back an attempt whose password was right."""
+        key = _key(address)
+        self._count_here(key, -1)
+        self._count_in_redis(key, -1)
 
-    def _count_here(self, who: str) -> int:
-        count, since = self._here.get(who, (0, 0.0))
-        return count if time.monotonic() - since < WINDOW_S else 0
+    def _count_here(self, key: str, by: int) -> int:
+        with self._lock:
+            self._forget_old()
+            count, since = self._here.get(key, (0, time.monotonic()))
+            self._here[key] = (max(0, count + by), since)
+            return count + by
 
-    def _count_there(self, who: str) -> int:
+    def _count_in_redis(self, key: str, by: int) -> int:
         if time.monotonic() < self._redis_again_at:
             return 0
         try:
-            count: object = self._redis.get(KEY_PREFIX + who)
+            count: object = self._redis.eval(scripts.load("count_attempt"), 1, KEY_PREFIX + key, WINDOW_S, by)
         except RedisError:
             self._leave_redis_alone()
             return 0
-        return int(count) if isinstance(count, bytes) and count.isdigit() else 0
+        return count if isinstance(count, int) else 0
 
     def _leave_redis_alone(self) -> None:
         # Every request would wait for its time-out.
@@ -65,12 +66,12 @@ class LoginThrottle:
 
     def _forget_old(self) -> None:
         now = time.monotonic()
-        self._here = {who: entry for who, entry in self._here.items() if now - entry[1] < WINDOW_S}
+        self._here = {key: entry for key, entry in self._here.items() if now - entry[1] < WINDOW_S}
         if len(self._here) >= KEPT:
             self._here.clear()
 
 
-def _who(address: str | None) -> str:
+def _key(address: str | None) -> str:
     """Return a key for an address: an IPv6 one counts with its whole network."""
     try:
         parsed = ip_address(address or "")

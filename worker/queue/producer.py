@@ -50,9 +50,10 @@ class DeliveryQueue:
 
     def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
         pool = redis.connection_pool
-        self._connections = FewConnections(
-            pool, min(MAX_CONNECTIONS, pool.max_connections), FAIL_FAST_TIMEOUT_S
-        )
+        count = min(MAX_CONNECTIONS, pool.max_connections)
+        # However often it is asked whether deliveries can be taken, their own connections are for them.
+        self._connections = FewConnections(pool, max(1, count - 1), FAIL_FAST_TIMEOUT_S)
+        self._probing = FewConnections(pool, 1, FAIL_FAST_TIMEOUT_S)
         self._max_depth = max_depth
         self._script = _enqueue_script(rq.COMMON_FIELDS)
 
@@ -82,11 +83,12 @@ class DeliveryQueue:
 
     def ping(self) -> None:
         """Raise QueueUnavailable unless Redis would take a delivery."""
-        probe(self._connections.ask)
+        probe(self._probing.ask)
 
     def close(self) -> None:
         """Close the connections. They are opened again when they are needed."""
         self._connections.close()
+        self._probing.close()
 
 
 def _enqueue_script(common: Mapping[str, str | int]) -> str:
