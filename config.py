@@ -33,6 +33,7 @@ HEADER_TEXT = re.compile("[!-~]+")
 SCHEMA_NAME = re.compile("(?!pg_)[A-Za-z_][A-Za-z0-9_-]{0,62}")
 DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+FIELD_NAME = re.compile("[a-z][a-z0-9_]{0,99}")
 MIN_SECRET_BYTES = 16  # Svix draws 24 and accepts 24 to 64; its own published test vector has 18.
 
 
@@ -63,7 +64,13 @@ def decode_signing_secret(secret: str) -> bytes:
     return key
 
 
-def _split_secrets(value: object) -> object:
+def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(FIELD_NAME.fullmatch(name) for name in names):
+        raise ValueError("must name fields of Clerk's user object, with commas between them")
+    return tuple(dict.fromkeys(names))
+
+
+def _split(value: object) -> object:
     if not isinstance(value, str):
         return value
     return tuple(part for part in re.split(r"[\s,]+", value) if part)
@@ -145,11 +152,10 @@ def _check_schema(value: str) -> str:
     return value
 
 
+FieldNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_names)]
 PostgresUrl = Annotated[SecretStr, _check_url("postgres", "postgresql")]
 RedisUrl = Annotated[SecretStr, _check_url("redis", "rediss", "unix")]
-Secrets = Annotated[
-    tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets), AfterValidator(_check_secrets)
-]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_text)]
 SchemaName = Annotated[str, AfterValidator(_check_schema)]
 Host = Annotated[str, AfterValidator(_check_host)]
@@ -198,7 +204,9 @@ class Settings(BaseSettings):
     role_source: Literal["metadata", "none"] = "metadata"
     role_metadata_key: str = Field("role", min_length=1)
     organization_source: Literal["metadata", "membership", "none"] = "metadata"
+    organization_value: Literal["name", "id", "slug"] = "name"
     organization_metadata_key: str = Field("organization", min_length=1)
+    profile_fields: FieldNames = ()
     event_retention_days: int = Field(30, ge=1)
     silence_alarm_minutes: float | None = Field(None, gt=0)
     reconcile_every: Duration | None = Field(None, ge=1, description="s")

@@ -1,10 +1,13 @@
 """`web` and `worker`: what the Procfile starts."""
 
 import click
+import structlog
 
 from config import load
 from db.connection.url import postgres_url
 from worker import log
+
+SENSITIVE_FIELDS = frozenset({"private_metadata", "unsafe_metadata"})
 
 
 @click.command()
@@ -25,6 +28,12 @@ def worker() -> None:
     """Apply what is on the queue."""
     settings = load("redis_url", "database_url")
     log.configure(settings)
+    sensitive = SENSITIVE_FIELDS.intersection(settings.profile_fields)
+    if sensitive:
+        structlog.get_logger("cli").warning(
+            "PROFILE_FIELDS stores metadata that may be private or written by the user itself",
+            fields=sorted(sensitive),
+        )
     from worker.runner.batch_worker import run  # noqa: PLC0415 - the receiver need not load RQ
 
     run(settings)

@@ -24,6 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from db.merge.address import EMAIL_PATTERN
 
 TIMESTAMPTZ = DateTime(timezone=True)
+VIEWS = ("organizations", "organization_members")  # what applications read of them; made by revision 0005
 
 
 class Base(DeclarativeBase):
@@ -93,6 +94,16 @@ class InstanceSync(Base):
     first_seen_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=func.now())
 
 
+class UserProfile(Base):
+    """The fields of Clerk's user object that PROFILE_FIELDS names, of the newest profile."""
+
+    __tablename__ = "user_profiles"
+
+    clerk_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    profile: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    updated_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+
+
 class OrganizationSync(Base):
     """The sync's memory of one organization, with ORGANIZATION_SOURCE=membership."""
 
@@ -103,6 +114,8 @@ class OrganizationSync(Base):
     name_updated_at: Mapped[int | None] = mapped_column(BigInteger)
     name_observed_at: Mapped[int | None] = mapped_column(BigInteger)
     deleted_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    slug: Mapped[str | None] = mapped_column(String(255))
+    image_url: Mapped[str | None] = mapped_column(Text)
 
 
 class MembershipSync(Base):
@@ -120,6 +133,9 @@ class MembershipSync(Base):
     organization_id: Mapped[str] = mapped_column(String(255))
     joined_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
     ended_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    role: Mapped[str | None] = mapped_column(String(255))
+    role_updated_at: Mapped[int | None] = mapped_column(BigInteger)
+    role_observed_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class WebhookEvent(Base):

@@ -5,7 +5,6 @@ memberships and organizations, as one renamed organization concerns any number o
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
@@ -67,10 +66,9 @@ def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> Asked:
 def read(asked: Asked) -> StoredMemberships:
     """Return what the database answered."""
     memberships: dict[str, list[Membership]] = {}
-    for clerk_id, id_, organization_id, joined_at, ended_at in asked.memberships.fetchall():
-        membership = Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at))
-        memberships.setdefault(clerk_id, []).append(membership)
-    organizations = [stored_organization(*row) for row in asked.organizations.fetchall()]
+    for clerk_id, *row in asked.memberships.fetchall():
+        memberships.setdefault(clerk_id, []).append(stored_membership(row))
+    organizations = [stored_organization(row) for row in asked.organizations.fetchall()]
     return StoredMemberships(
         asked.concerned,
         {it.id: it for it in organizations},
@@ -101,16 +99,16 @@ def decide(
     )
 
 
-def write(pipeline: Pipeline, writes: MembershipWrites) -> None:
-    """Send the writes, then the new value of the column for everyone concerned."""
+def write(pipeline: Pipeline, writes: MembershipWrites, value: str) -> None:
+    """Send the writes, then the new value of the column for all users concerned: ORGANIZATION_VALUE's."""
     if writes.organizations:
         rows = [_organization_row(it) for it in writes.organizations]
-        statements.send_rows(pipeline, statements.write_organizations(), columns(rows, 5))
+        statements.send_rows(pipeline, statements.write_organizations(), columns(rows, 7))
     if writes.memberships:
         rows = [_membership_row(*it) for it in writes.memberships]
-        statements.send_rows(pipeline, statements.write_memberships(), columns(rows, 5))
+        statements.send_rows(pipeline, statements.write_memberships(), columns(rows, 8))
     if writes.concerned or writes.renamed:
-        pipeline.send(statements.set_organizations(), ids=writes.concerned, changed=writes.renamed)
+        pipeline.send(statements.set_organizations(value), ids=writes.concerned, changed=writes.renamed)
 
 
 def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
@@ -135,9 +133,9 @@ def _stored(organizations: Mapping[str, Organization], id_: str) -> Organization
     return organizations.get(id_) or Organization(id_)
 
 
-def _shows(organization: Organization) -> tuple[str | None, bool]:
-    """Return what users can see of an organization."""
-    return organization.name, organization.deleted_at is not None
+def _shows(organization: Organization) -> tuple[object, ...]:
+    """Return what may stand in the column `organization` of its members."""
+    return organization.name, organization.slug, organization.deleted_at is not None
 
 
 def _unstored(known: UserChange, roster: StoredMemberships) -> list[Membership]:
@@ -150,18 +148,25 @@ def _concerns_organization(change: UserChange) -> bool:
     return bool(change.memberships) or change.profile is not None
 
 
-def stored_organization(
-    id_: str, name: str | None, updated_at: int, observed_at: int, deleted_at: datetime | None
-) -> Organization:
-    """Return what a row of `organization_sync` says; the parameters are its columns."""
+def stored_organization(row: Sequence[Any]) -> Organization:
+    """Return what a row of `organization_sync` says."""
+    id_, name, updated_at, observed_at, deleted_at, slug, image_url = row
     version = None if name is None else Version(updated_at, observed_at)
-    return Organization(id_, version, name, maybe_ms(deleted_at))
+    return Organization(id_, version, name, maybe_ms(deleted_at), slug, image_url)
+
+
+def stored_membership(row: Sequence[Any]) -> Membership:
+    """Return what a row of `membership_sync` says, without its first column, the user."""
+    id_, organization_id, joined_at, ended_at, role, updated_at, observed_at = row
+    version = None if role is None else Version(updated_at, observed_at)
+    return Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at), version, role)
 
 
 def _organization_row(it: Organization) -> tuple[object, ...]:
     version = it.version or (None, None)
-    return it.id, it.name, *version, maybe_datetime(it.deleted_at)
+    return it.id, it.name, *version, maybe_datetime(it.deleted_at), it.slug, it.image_url
 
 
 def _membership_row(clerk_id: str, it: Membership) -> tuple[object, ...]:
-    return clerk_id, it.id, it.organization_id, to_datetime(it.joined_at), maybe_datetime(it.ended_at)
+    times = to_datetime(it.joined_at), maybe_datetime(it.ended_at)
+    return clerk_id, it.id, it.organization_id, *times, it.role, *(it.role_version or (None, None))

@@ -50,6 +50,7 @@ from db.models import (
     MembershipSync,
     OrganizationSync,
     User,
+    UserProfile,
     UserSync,
     WebhookEvent,
 )
@@ -239,6 +240,27 @@ def read_memberships() -> Executable:
 
 
 @cache
+def read_profiles() -> Executable:
+    """Return the rows of `user_profiles` of the users in `ids`, the profile as text."""
+    text = cast(UserProfile.profile, Text)
+    return select(UserProfile.clerk_id, text, UserProfile.updated_at).where(
+        UserProfile.clerk_id == any_(_array("ids"))
+    )
+
+
+@cache
+def write_profiles() -> Executable:
+    """Insert or replace rows of `user_profiles`."""
+    return _insert_or_replace(UserProfile.__table__)
+
+
+@cache
+def delete_profiles() -> Executable:
+    """Delete the rows of `user_profiles` of the users in `ids`."""
+    return delete(UserProfile).where(UserProfile.clerk_id == any_(_array("ids")))
+
+
+@cache
 def write_organizations() -> Executable:
     """Insert or replace rows of `organization_sync`."""
     return _insert_or_replace(OrganizationSync.__table__)
@@ -257,39 +279,46 @@ def delete_memberships() -> Executable:
 
 
 @cache
-def set_organizations() -> Executable:
+def set_organizations(value: str) -> Executable:
     """Set the organization of the users in `ids` and of the members of the organizations in `changed`.
+
+    `value` is what stands for an organization: its name, id or slug.
 
     A deleted user is a member of none any more, and gets none.
     """
     concerned = _concerned().subquery("concerned")
-    joined_last = organization_joined_last(concerned.c.clerk_id)
+    joined_last = organization_joined_last(concerned.c.clerk_id, value)
     found = (
-        select(concerned.c.clerk_id, joined_last.c.name)
+        select(concerned.c.clerk_id, joined_last.c.value)
         .select_from(concerned.outerjoin(joined_last, true()))
         .subquery("found")
     )
     return (
         update(User)
-        .where(User.clerk_id == found.c.clerk_id, User.organization.is_distinct_from(found.c.name))
-        .values(organization=found.c.name)
+        .where(User.clerk_id == found.c.clerk_id, User.organization.is_distinct_from(found.c.value))
+        .values(organization=found.c.value)
     )
 
 
-def organization_joined_last(clerk_id: ColumnElement[str]) -> LateralFromClause:
-    """Return the name of the organization that this user joined last and is in, in no row for none.
+def organization_joined_last(clerk_id: ColumnElement[str], value: str) -> LateralFromClause:
+    """Return the name, id or slug of the organization that a user joined last and is in; no row for none.
 
     The user's few memberships are to be read first. PostgreSQL, while its statistics are not of late, would
     rather go through all members of each organization, for every user: OFFSET 0 keeps it from that.
     """
+    found: ColumnElement[str | None] = OrganizationSync.__table__.c[value]
     named = (
-        select(OrganizationSync.name)
-        .where(OrganizationSync.id == MembershipSync.organization_id, OrganizationSync.deleted_at.is_(None))
+        select(found.label("value"))
+        .where(
+            OrganizationSync.id == MembershipSync.organization_id,
+            OrganizationSync.deleted_at.is_(None),
+            found.is_not(None),
+        )
         .offset(0)
         .lateral("named")
     )
     return (
-        select(named.c.name)
+        select(named.c.value)
         .select_from(MembershipSync)
         .join(named, true())
         .where(MembershipSync.clerk_id == clerk_id, MembershipSync.ended_at.is_(None))

@@ -7,15 +7,25 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from db.apply import memberships, statements
+from db.apply import memberships, profiles, statements
 from db.apply.ledger import record
 from db.connection.engine import Database
 from db.connection.pipeline import Pipeline, columns
-from db.merge.change import Membership, UserChange, Version, placeholder_address
+from db.merge.change import UserChange, Version, placeholder_address
 from db.merge.claims import ClaimRank, CompetingClaim, resolve
 from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
-from db.merge.rows import SyncRow, TargetRow, UserRow, apply_batch, stored_change, sync_row, target
+from db.merge.rows import (
+    ProfileRow,
+    StoredUser,
+    SyncRow,
+    TargetRow,
+    UserRow,
+    apply_batch,
+    stored_change,
+    sync_row,
+    target,
+)
 
 
 class StoredState(NamedTuple):
@@ -28,10 +38,13 @@ class StoredState(NamedTuple):
     holders: list[UserRow]
     without_history: frozenset[str]
     roster: memberships.StoredMemberships | None
+    profiles: dict[str, ProfileRow]
 
-    def memberships(self, clerk_id: str) -> tuple[Membership, ...]:
-        """Return what is stored of a user's memberships."""
-        return self.roster.memberships.get(clerk_id, ()) if self.roster else ()
+    def change(self, clerk_id: str, policy: Policy) -> UserChange:
+        """Return what is stored of a user."""
+        rows = StoredUser(self.sync[clerk_id], self.users.get(clerk_id), self.profiles.get(clerk_id))
+        stays = self.roster.memberships.get(clerk_id, ()) if self.roster else ()
+        return stored_change(clerk_id, rows, stays, policy)
 
 
 class UnrecordedClaims(Exception):
@@ -85,10 +98,7 @@ def _apply(
     pipeline: Pipeline, batch: Sequence[ReceivedChange], joined: frozenset[str], policy: Policy
 ) -> list[Outcome]:
     stored = _lock_and_read(pipeline, batch, joined, policy)
-    before = {
-        clerk_id: stored_change(row, stored.users.get(clerk_id), stored.memberships(clerk_id), policy)
-        for clerk_id, row in stored.sync.items()
-    }
+    before = {clerk_id: stored.change(clerk_id, policy) for clerk_id in stored.sync}
     known, outcomes = apply_batch(before, batch, policy)
     writes = _decide(known, stored, policy)
     losing = stored.without_history.intersection(clerk_id for clerk_id, _ in writes.vacated)
@@ -101,10 +111,14 @@ def _apply(
     if writes.touched or synced:
         ids = sorted(writes.touched.difference(writes.gone))
         pipeline.send(statements.require_written(), ids=ids, sync_ids=synced, gone=writes.gone)
-    memberships.forget(pipeline, _newly_deleted(before, known))
+    deleted = _newly_deleted(before, known)
+    memberships.forget(pipeline, deleted)
+    profiles.forget(pipeline, deleted)  # whether or not they are kept now, they may have been
+    if policy.keeps_fields:
+        profiles.write(pipeline, known, stored.profiles)
     if roster:
         outcomes = memberships.outcomes(roster, outcomes)
-        memberships.write(pipeline, roster)
+        memberships.write(pipeline, roster, policy.organization_value)
     _write_instances(pipeline, batch)
     record(pipeline, batch, outcomes)
     return outcomes
@@ -125,6 +139,7 @@ def _lock_and_read(
         pipeline.send(statements.lock_addresses(), ids=concerned, addresses=addresses)
     asked = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
     users = pipeline.send(statements.read_users(), ids=ids)
+    fields = profiles.ask(pipeline, ids) if policy.keeps_fields else None
     rivals: Any = ()
     holders: Any = ()
     if concerned:
@@ -143,6 +158,7 @@ def _lock_and_read(
         [row for row, _ in held],
         frozenset(row.clerk_id for row, is_new in held if is_new and row.clerk_id not in sync_rows),
         memberships.read(asked) if asked else None,
+        profiles.read(fields) if fields else {},
     )
 
 

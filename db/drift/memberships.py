@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from sqlalchemy import ARRAY, String, any_, literal, select, true, tuple_
 
 from db.apply import statements
-from db.apply.memberships import stored_organization
+from db.apply.memberships import stored_membership, stored_organization
 from db.connection.engine import Database
 from db.drift.users import has_tombstone
 from db.merge.change import Membership, Organization, UserChange, Version
 from db.models import MembershipSync, OrganizationSync, User
-from db.times import maybe_ms, to_ms
+from db.times import to_ms
 
 ROWS_AT_A_TIME = 5000
 
@@ -50,9 +50,9 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsB
 
 def differs(shown: UserChange, roster: MembershipsByUser) -> bool:
     """Say whether what Clerk shows of a user's memberships is not what is stored of them. Pure."""
-    names = {it.id: it.name for it in shown.organizations}
+    organizations = {it.id: it for it in shown.organizations}
     return any(
-        _differs(membership, roster.get(membership.id), names[membership.organization_id])
+        _differs(membership, roster.get(membership.id), organizations[membership.organization_id])
         for membership in shown.memberships
     )
 
@@ -63,6 +63,7 @@ def may_have_moved(shown: UserChange, roster: MembershipsByUser, recent_ms: int)
     return any(
         membership.joined_at >= recent_ms
         or versions[membership.organization_id].updated_at >= recent_ms
+        or (membership.role_version or Version(0, 0)).updated_at >= recent_ms
         or _is_newer(roster.get(membership.id), versions[membership.organization_id])
         for membership in shown.memberships
     )
@@ -79,27 +80,33 @@ def current(database: Database) -> Iterator[list[tuple[str, Membership]]]:
         after = rows[-1][:2]
 
 
-def wrong_organization(database: Database, clerk_ids: Sequence[str]) -> list[str]:
-    """Return who of those has another organization in `users` than what is stored of memberships says."""
-    joined_last = statements.organization_joined_last(User.__table__.c.clerk_id)
+def wrong_organization(database: Database, clerk_ids: Sequence[str], value: str) -> list[str]:
+    """Return those users whose `users.organization` is not what is stored of memberships says.
+
+    `value` is ORGANIZATION_VALUE: name, id or slug.
+    """
+    joined_last = statements.organization_joined_last(User.__table__.c.clerk_id, value)
     query = (
         select(User.clerk_id)
         .outerjoin(joined_last, true())
         .where(
             User.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))),
             ~has_tombstone(),
-            User.organization.is_distinct_from(joined_last.c.name),
+            User.organization.is_distinct_from(joined_last.c.value),
         )
     )
     return database.run(lambda connection: list(connection.scalars(query)))
 
 
-def _differs(shown: Membership, held: HeldMembership | None, name: str | None) -> bool:
+def _differs(shown: Membership, held: HeldMembership | None, organization: Organization) -> bool:
     if held is None or held.membership.ended_at is not None or held.organization.deleted_at is not None:
         return True
     if held.membership.organization_id != shown.organization_id:
         return True
-    return held.membership.joined_at < shown.joined_at or name not in (None, held.organization.name)
+    if held.membership.joined_at < shown.joined_at or shown.role not in (None, held.membership.role):
+        return True
+    ours, theirs = ((it.name, it.slug, it.image_url) for it in (held.organization, organization))
+    return organization.name is not None and ours != theirs
 
 
 def _is_newer(held: HeldMembership | None, version: Version) -> bool:
@@ -129,8 +136,5 @@ def _current(database: Database, after: tuple[str, str]) -> list[Any]:
 
 
 def _held(row: Sequence[Any]) -> HeldMembership:
-    id_, organization_id, joined_at, ended_at, *organization = row
-    return HeldMembership(
-        Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at)),
-        stored_organization(organization_id, *organization),
-    )
+    membership = stored_membership(row[:7])
+    return HeldMembership(membership, stored_organization([membership.organization_id, *row[7:]]))

@@ -6,31 +6,21 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ARRAY, Executable, String, bindparam, cast, func, select
+import orjson
+from sqlalchemy import ARRAY, Executable, String, Text, bindparam, cast, func, select
 
+from db.apply.profiles import stored_profile
 from db.connection.engine import Database
 from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange, placeholder_address
 from db.merge.policy import Policy
-from db.merge.rows import SyncRow, UserRow
-from db.models import User, UserSync
+from db.merge.rows import StoredUser, SyncRow, UserRow
+from db.models import User, UserProfile, UserSync
 from db.times import to_ms
 
 IDS_AT_A_TIME = 5000
 
 T = TypeVar("T")
-
-
-class StoredUser(NamedTuple):
-    """A user's two rows, None where there is none."""
-
-    sync: SyncRow | None = None
-    user: UserRow | None = None
-
-    @property
-    def is_deleted(self) -> bool:
-        """Whether there is a tombstone."""
-        return self.sync is not None and self.sync.deleted_at is not None
 
 
 class Kind(StrEnum):
@@ -67,11 +57,13 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, StoredUser]:
     """Return what is stored of each of those users, all of it as it was at one moment."""
 
     def rows(pipeline: Pipeline) -> list[Any]:
-        return pipeline.send(_both_rows(), ids=list(clerk_ids)).fetchall()
+        return pipeline.send(_all_rows(), ids=list(clerk_ids)).fetchall()
 
     width = len(SyncRow._fields)
     return {
-        clerk_id: StoredUser(_row(SyncRow, row[:width]), _row(UserRow, row[width:]))
+        clerk_id: StoredUser(
+            _row(SyncRow, row[:width]), _row(UserRow, row[width:-3]), _row(stored_profile, row[-3:])
+        )
         for clerk_id, *row in database.run_pipeline(rows)
     }
 
@@ -86,7 +78,10 @@ def compare(change: UserChange, stored: StoredUser, policy: Policy) -> list[Diff
     if stored.user is None:
         return [Difference(Kind.MISSING, change.clerk_id)]
     is_kept_from = _is_kept_from(change, stored.sync, stored.user)
-    columns = tuple(_columns(change, stored.user, policy, compares_email=not is_kept_from))
+    columns = (
+        *_columns(change, stored.user, policy, compares_email=not is_kept_from),
+        *_fields(change, stored),
+    )
     # An unverified claim may rightly lose; if the holder's is out of date, the holder differs itself.
     is_verified = change.email is not None and change.email.verified
     return [
@@ -155,6 +150,17 @@ def _columns(change: UserChange, user: UserRow, policy: Policy, *, compares_emai
         yield "last_login_at"
 
 
+def _fields(change: UserChange, stored: StoredUser) -> list[str]:
+    """Return which fields of the profile differ."""
+    if change.profile is None or change.profile.fields is None:
+        return []
+    shown = orjson.loads(change.profile.fields)
+    kept = orjson.loads(stored.profile.profile) if stored.profile else {}
+    return sorted(
+        key for key in {*shown, *kept} if key not in shown or key not in kept or shown[key] != kept[key]
+    )
+
+
 def _living_ids(database: Database, after: str) -> list[str]:
     query = _living().where(User.clerk_id > after).order_by(User.clerk_id).limit(IDS_AT_A_TIME)
     return database.run(lambda connection: list(connection.scalars(query)))
@@ -173,15 +179,16 @@ def has_tombstone() -> Any:
 
 
 @cache
-def _both_rows() -> Executable:
-    """Return of each of `ids` its row in `user_sync`, then the one in `users`; nulls where there is none."""
+def _all_rows() -> Executable:
+    """Return the rows of each of `ids` in `user_sync`, `users` and `user_profiles`, or nulls."""
     ids = func.unnest(bindparam("ids", type_=ARRAY(String())))
     wanted = ids.table_valued("clerk_id", name="wanted").render_derived()
     users = (User.__table__.c[name] for name in UserRow._fields)
-    return select(wanted.c.clerk_id, *UserSync.__table__.columns, *users).select_from(
-        wanted.outerjoin(UserSync, UserSync.clerk_id == wanted.c.clerk_id).outerjoin(
-            User, User.clerk_id == wanted.c.clerk_id
-        )
+    profile = (UserProfile.clerk_id, cast(UserProfile.profile, Text), UserProfile.updated_at)
+    return select(wanted.c.clerk_id, *UserSync.__table__.columns, *users, *profile).select_from(
+        wanted.outerjoin(UserSync, UserSync.clerk_id == wanted.c.clerk_id)
+        .outerjoin(User, User.clerk_id == wanted.c.clerk_id)
+        .outerjoin(UserProfile, UserProfile.clerk_id == wanted.c.clerk_id)
     )
 
 

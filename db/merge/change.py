@@ -23,7 +23,7 @@ class Version(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """The columns of a user that travel together.
+    """The columns of a user that travel together, and PROFILE_FIELDS in canonical JSON.
 
     Where the application owns `role` or `organization`, every profile holds the default there.
     """
@@ -33,6 +33,7 @@ class Profile(NamedTuple):
     name: str
     organization: str | None
     role: str
+    fields: str | None = None
 
 
 class EmailClaim(NamedTuple):
@@ -44,21 +45,31 @@ class EmailClaim(NamedTuple):
 
 
 class Organization(NamedTuple):
-    """What is said of an organization: its newest name, and when it was deleted, which is final."""
+    """What is said of an organization; deleted at `deleted_at`, which is final.
+
+    Name, slug and image travel together, in the newest version that names the organization.
+    """
 
     id: str
     version: Version | None = None
     name: str | None = None
     deleted_at: int | None = None
+    slug: str | None = None
+    image_url: str | None = None
 
 
 class Membership(NamedTuple):
-    """A user's membership of an organization. Once ended it stays so: who joins again gets another id."""
+    """A user's membership of an organization. Once ended it stays so: a user who joins again gets a new id.
+
+    The role has a version of its own.
+    """
 
     id: str
     organization_id: str
     joined_at: int
     ended_at: int | None = None
+    role_version: Version | None = None
+    role: str | None = None
 
 
 class Source(NamedTuple):
@@ -114,14 +125,24 @@ def latest_source(a: Source | None, b: Source | None) -> Source | None:
 
 def merge_organizations(a: Organization, b: Organization) -> Organization:
     """Return what both say of one organization together, as `merge` does for users."""
-    named = max(a, b, key=lambda it: (it.version is not None, it.version or (), _none_first(it.name)))
-    return named._replace(deleted_at=_present(min, a.deleted_at, b.deleted_at))
+    newest = max(a, b, key=_organization_rank)
+    return newest._replace(deleted_at=_present(min, a.deleted_at, b.deleted_at))
+
+
+def _organization_rank(it: Organization) -> tuple[object, ...]:
+    texts = (_none_first(text) for text in (it.name, it.slug, it.image_url))
+    return it.version is not None, it.version or (), *texts
 
 
 def merge_memberships(a: Membership, b: Membership) -> Membership:
     """Return what both say of one membership together, as `merge` does for users."""
     joined = max(a, b, key=lambda it: (it.joined_at, it.organization_id))
-    return joined._replace(ended_at=_present(min, a.ended_at, b.ended_at))
+    given = max(
+        a, b, key=lambda it: (it.role_version is not None, it.role_version or (), _none_first(it.role))
+    )
+    return joined._replace(
+        ended_at=_present(min, a.ended_at, b.ended_at), role_version=given.role_version, role=given.role
+    )
 
 
 def merge_by_id(
@@ -153,11 +174,11 @@ def _newer_profile(a: Profile | None, b: Profile | None) -> Profile | None:
     return max(a, b, key=_profile_rank)
 
 
-def _profile_rank(profile: Profile) -> tuple[Version, int, str, tuple[bool, str], str]:
+def _profile_rank(profile: Profile) -> tuple[object, ...]:
     # created_at stands before the text: it is all that is left to compare once a user is anonymised, and the
     # same profile has to win before and after.
-    version, created_at, name, organization, role = profile
-    return version, created_at, name, _none_first(organization), role
+    version, created_at, name, organization, role, fields = profile
+    return version, created_at, name, _none_first(organization), role, _none_first(fields)
 
 
 def _newer_claim(a: EmailClaim | None, b: EmailClaim | None) -> EmailClaim | None:

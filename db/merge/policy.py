@@ -8,13 +8,16 @@ from config import Settings
 class Policy(NamedTuple):
     """Whether a deleted user's row stays without personal data, and which columns this sync writes.
 
-    `owns_organization` is about the profile; with `follows_memberships` the column is written from those.
+    `owns_organization` is about the profile; with `follows_memberships` the column is written from those, as
+    the name, id or slug that `organization_value` says. `keeps_fields`: `user_profiles` is written.
     """
 
     anonymize: bool = False
     owns_role: bool = True
     owns_organization: bool = True
     follows_memberships: bool = False
+    organization_value: str = "name"
+    keeps_fields: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> "Policy":
@@ -24,4 +27,6 @@ class Policy(NamedTuple):
             owns_role=settings.role_source != "none",
             owns_organization=settings.organization_source == "metadata",
             follows_memberships=settings.organization_source == "membership",
+            organization_value=settings.organization_value,
+            keeps_fields=bool(settings.profile_fields),
         )

@@ -63,15 +63,37 @@ class TargetRow(NamedTuple):
     keeps_organization: bool
 
 
+class ProfileRow(NamedTuple):
+    """A row of `user_profiles`, the profile as canonical JSON."""
+
+    clerk_id: str
+    profile: str
+    updated_at: datetime
+
+
+class StoredUser(NamedTuple):
+    """A user's rows in `user_sync`, `users` and `user_profiles`, None where there is none."""
+
+    sync: SyncRow | None = None
+    user: UserRow | None = None
+    profile: ProfileRow | None = None
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether there is a tombstone."""
+        return self.sync is not None and self.sync.deleted_at is not None
+
+
 def stored_change(
-    sync: SyncRow, user: UserRow | None, memberships: tuple[Membership, ...], policy: Policy
+    clerk_id: str, stored: StoredUser, memberships: tuple[Membership, ...], policy: Policy
 ) -> UserChange:
-    """Return what the two rows of a user say; a missing row of `users` counts as no profile."""
+    """Return what a user's rows say; a missing row of `users` counts as no profile."""
+    sync, user = stored.sync or SyncRow(clerk_id), stored.user
     moments = (sync.last_login_at, user and user.last_login_at)
     logins = [moment for moment in moments if moment and moment < LATEST]
     return UserChange(
         sync.clerk_id,
-        None if user is None else _stored_profile(sync, user, policy),
+        None if user is None else _stored_profile(sync, user, stored.profile, policy),
         _stored_claim(sync, user),
         to_ms(max(logins)) if logins else None,
         maybe_ms(sync.deleted_at),
@@ -118,7 +140,7 @@ def redact_deleted(change: UserChange, policy: Policy) -> UserChange:
         return change
     profile = change.profile if policy.anonymize else None
     if profile is not None:
-        profile = profile._replace(name=DELETED_NAME, organization=None, role=DEFAULT_ROLE)
+        profile = profile._replace(name=DELETED_NAME, organization=None, role=DEFAULT_ROLE, fields=None)
     return UserChange(change.clerk_id, profile, deleted_at=change.deleted_at, source=change.source)
 
 
@@ -164,13 +186,22 @@ def target(change: UserChange, stored: UserRow | None, email: str | None, policy
     return TargetRow(row, email is None, keeps_role, keeps_organization)
 
 
-def _stored_profile(sync: SyncRow, user: UserRow, policy: Policy) -> Profile:
+def profile_row(change: UserChange) -> ProfileRow | None:
+    """Return the row of `user_profiles` for what is known; None for none."""
+    profile = change.profile
+    if profile is None or profile.fields is None:
+        return None
+    return ProfileRow(change.clerk_id, profile.fields, to_datetime(profile.version.updated_at))
+
+
+def _stored_profile(sync: SyncRow, user: UserRow, stored: ProfileRow | None, policy: Policy) -> Profile:
     return Profile(
         _version(sync.profile_updated_at, sync.profile_observed_at),
         to_ms(user.created_at),
         user.name,
         user.organization if policy.owns_organization else None,
         user.role if policy.owns_role else DEFAULT_ROLE,
+        stored.profile if stored and policy.keeps_fields else None,
     )
 
 

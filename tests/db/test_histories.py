@@ -103,7 +103,7 @@ def at_clerk(world: World, chosen: Choices) -> dict[str, Row]:
             clerk_id=person.clerk_id,
             email=person.address or f"{person.clerk_id}@placeholder.invalid",
             name=person.name,
-            organization=world.organization_of(person) if follows else None,
+            organization=world.organization_of(person, chosen.organization_value) if follows else None,
             role="user",
             created_at=person.created_at,
             last_login_at=person.last_login_at,

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import permutations
 from typing import Any, NamedTuple, cast
 
@@ -447,6 +448,7 @@ ORDERED = re.compile(r'LockRows .*\n +->  Sort .*\n +Sort Key: .*clerk_id COLLAT
 SOME = [f"user_{i}" for i in range(7000, 7010)]
 MANY = [f"org_new_{i}" for i in range(500)]
 ADDRESSES = [f"{i}@example.com" for i in range(8000, 8010)]
+SET_NAMES = partial(statements.set_organizations, "name")
 STATEMENTS: dict[str, tuple[Callable[[], Executable], dict[str, Any]]] = {
     "lock_sync_rows": (statements.lock_sync_rows, {"ids": SOME}),
     "lock_addresses": (statements.lock_addresses, {"ids": SOME, "addresses": ADDRESSES}),
@@ -470,10 +472,19 @@ STATEMENTS: dict[str, tuple[Callable[[], Executable], dict[str, Any]]] = {
     "read_holders": (statements.read_holders, {"ids": SOME, "addresses": ADDRESSES}),
     "read_organizations": (statements.read_organizations, {"ids": ["org_7", "org_8"]}),
     "read_memberships": (statements.read_memberships, {"ids": SOME}),
-    "set_organizations": (statements.set_organizations, {"ids": SOME, "changed": ["org_7"]}),
-    "set_organizations of many that changed": (statements.set_organizations, {"ids": SOME, "changed": MANY}),
-    "set_organizations of a big one": (statements.set_organizations, {"ids": [], "changed": ["org_1"]}),
-    "set_organizations of nothing that changed": (statements.set_organizations, {"ids": SOME, "changed": []}),
+    "set_organizations": (SET_NAMES, {"ids": SOME, "changed": ["org_7"]}),
+    "set_organizations of many that changed": (
+        partial(statements.set_organizations, "name"),
+        {"ids": SOME, "changed": MANY},
+    ),
+    "set_organizations of a big one": (
+        partial(statements.set_organizations, "name"),
+        {"ids": [], "changed": ["org_1"]},
+    ),
+    "set_organizations of nothing that changed": (
+        partial(statements.set_organizations, "name"),
+        {"ids": SOME, "changed": []},
+    ),
     "set_emails": (statements.set_emails, {"c0": SOME, "c1": ADDRESSES}),
     "delete_users": (statements.delete_users, {"ids": SOME}),
     "delete_memberships": (statements.delete_memberships, {"ids": SOME}),

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from db import schema
 from db.connection.engine import Database
-from db.models import Base
+from db.models import VIEWS, Base
 from db.schema import SchemaState
 from tests.support.settings import MakeSettings
 
@@ -83,7 +83,10 @@ def test_the_migrations_arrive_at_the_models(
     empty: Database, empty_url: str, database_url_unpooled: str
 ) -> None:
     empty.run(Base.metadata.create_all)
-    assert catalog(database_url_unpooled) == catalog(empty_url)
+    made = catalog(database_url_unpooled)
+    assert {part: [it for it in found if it[0] not in VIEWS] for part, found in made.items()} == catalog(
+        empty_url
+    )
 
 
 def test_the_schema_goes_up_and_down_and_up_again(empty: Database, empty_url: str) -> None:

@@ -14,14 +14,25 @@ from db.connection.engine import Database
 from db.merge.policy import Policy
 from tests.support.histories import Plan
 from tests.support.payloads import body
-from tests.support.reference_model import Choices, Company, Delivery, Row, Stay, Tables, subject
+from tests.support.reference_model import (
+    Choices,
+    Company,
+    Delivery,
+    Row,
+    Stay,
+    Tables,
+    as_json,
+    cleaned,
+    subject,
+)
 from worker.clerk.payloads import FieldSources
 from worker.runner.batch import incoming
 
 PATIENCE_S = 60
 RESET = """
     DELETE FROM users; DELETE FROM user_sync; DELETE FROM webhook_events;
-    DELETE FROM membership_sync; DELETE FROM organization_sync; DELETE FROM instance_sync
+    DELETE FROM membership_sync; DELETE FROM organization_sync; DELETE FROM instance_sync;
+    DELETE FROM user_profiles
 """
 READ_USERS = """
     SELECT clerk_id, email, name, organization, role,
@@ -35,11 +46,15 @@ READ_SYNC = """
 """
 READ_MEMBERSHIPS = """
     SELECT clerk_id, id, organization_id, (extract(epoch FROM joined_at) * 1000)::bigint,
-           (extract(epoch FROM ended_at) * 1000)::bigint
+           (extract(epoch FROM ended_at) * 1000)::bigint, role, role_updated_at, role_observed_at
     FROM membership_sync
 """
+READ_PROFILES = """
+    SELECT clerk_id, profile, (extract(epoch FROM updated_at) * 1000)::bigint FROM user_profiles
+"""
 READ_ORGANIZATIONS = """
-    SELECT id, name, name_updated_at, name_observed_at, (extract(epoch FROM deleted_at) * 1000)::bigint
+    SELECT id, name, name_updated_at, name_observed_at, (extract(epoch FROM deleted_at) * 1000)::bigint,
+           slug, image_url
     FROM organization_sync
 """
 DAWDLE = """
@@ -147,18 +162,29 @@ class Trial:
                 deleted[clerk_id] = deleted_at
             elif login_at is not None and clerk_id not in rows:
                 waiting[clerk_id] = login_at
-        return Tables(rows, deleted, waiting, self._memberships(), self._organizations(), instances)
+        return Tables(
+            rows, deleted, waiting, self._memberships(), self._organizations(), instances, self._profiles()
+        )
 
     def _memberships(self) -> dict[tuple[str, str], Stay]:
         found = self.connection.execute(READ_MEMBERSHIPS)
-        return {(clerk_id, id_): Stay(*rest) for clerk_id, id_, *rest in found}
+        return {
+            (row[0], row[1]): Stay(
+                row[2], row[3], row[4], None if row[5] is None else (row[6], row[7]), row[5]
+            )
+            for row in found
+        }
 
     def _organizations(self) -> dict[str, Company]:
         found = self.connection.execute(READ_ORGANIZATIONS)
         return {
-            id_: Company(name, None if name is None else (updated_at, observed_at), deleted_at)
-            for id_, name, updated_at, observed_at, deleted_at in found
+            id_: Company(name, None if name is None else (updated_at, observed_at), deleted_at, *texts)
+            for id_, name, updated_at, observed_at, deleted_at, *texts in found
         }
+
+    def _profiles(self) -> dict[str, tuple[str, int]]:
+        found = self.connection.execute(READ_PROFILES)
+        return {clerk_id: (as_json(cleaned(profile)), updated_at) for clerk_id, profile, updated_at in found}
 
     def ledger(self) -> set[tuple[str, str, str]]:
         """Return svix-id, type and Clerk id of every delivery recorded."""

@@ -54,6 +54,13 @@ NAMES = (
     "\u200b\ufeff",
 )
 ORGANIZATIONS = (None, "", "Acme", "acme", "\ud800")
+UNSAFE: tuple[Any, ...] = (
+    {"role": "admin", "organization": "Unsafe"},
+    {"b": [1, 2.5, None, {"a\0": "\0\ud800"}], "a": True},
+    {"a": 1e16, "b": -0.0, "c": 1e25, "d": 10**30, "e": 0.1},
+    [],
+    None,
+)
 ROLES = (None, "admin", "user", "owner")
 ORGANIZATION_IDS = ("org_a", "org_B", "org_-")
 ORGANIZATION_NAMES = (None, ABSENT, "", " ", "\0", "\u200b", "Acme", "acme", "Zoo", "\ud800", "n" * 256)
@@ -68,11 +75,15 @@ START = NOW - NOW % 1000  # so that a timestamp in seconds ties with one in ms
 LAST_MS = 253_402_214_399_999  # the last but one day of the year 9999: a datetime in every time zone
 MINUTE = 60_000
 
+field_lists = st.sampled_from(
+    [(), ("image_url", "username", "public_metadata"), ("banned", "unsafe_metadata")]
+)
 choices = st.builds(
     Choices,
     st.sampled_from(["delete", "anonymize"]),
     st.sampled_from(["metadata", "none"]),
     st.sampled_from(["metadata", "none"]),
+    profile_fields=field_lists,
 )
 
 choices_of_source = st.builds(
@@ -80,6 +91,8 @@ choices_of_source = st.builds(
     st.sampled_from(["delete", "anonymize"]),
     st.sampled_from(["metadata", "none"]),
     st.sampled_from(["membership"] * 4 + ["metadata", "none"]),
+    st.sampled_from(["name", "id", "slug"]),
+    field_lists,
 )
 
 ticks = st.integers(0, 4).map(lambda tick: START + tick)
@@ -172,7 +185,8 @@ def users(draw: st.DrawFn, cast: Cast) -> Json:
         updated_at=draw(ticks),
         last_sign_in_at=draw(sign_ins),
         public_metadata={key: value for key, value in metadata.items() if value is not None},
-        unsafe_metadata={"role": "admin", "organization": "Unsafe"},
+        unsafe_metadata=draw(st.sampled_from(UNSAFE)),
+        banned=draw(st.sampled_from([False, False, True, ABSENT])),
         organization_memberships=draw(shown_memberships(cast)),
         **draw(st.sampled_from(cast.addresses).flatmap(address_fields)),
     )
@@ -193,7 +207,8 @@ def memberships(draw: st.DrawFn, cast: Cast) -> Json:
         draw(organizations(cast)),
         id=draw(st.sampled_from(MEMBERSHIP_IDS)),
         created_at=draw(maybe_ticks),
-        updated_at=draw(ticks),
+        updated_at=draw(maybe_ticks),
+        role=draw(st.sampled_from(["org:member", "org:admin", "\0", None, ABSENT])),
     )
 
 
@@ -204,6 +219,8 @@ def organizations(draw: st.DrawFn, cast: Cast) -> Json:
         draw(st.sampled_from(cast.organization_ids)),
         draw(st.sampled_from(ORGANIZATION_NAMES)),
         updated_at=draw(maybe_ticks),
+        slug=draw(st.sampled_from(["acme", "zoo", None])),
+        image_url=draw(st.sampled_from(["https://img.example/1", ABSENT])),
     )
 
 
@@ -362,10 +379,10 @@ class World:
         person.is_deleted = True
         self._tell(deleted_event(person.clerk_id, timestamp=self.now))
 
-    def organization_of(self, person: Person) -> str | None:
-        """Return the name of the organization that a user joined last and is in."""
+    def organization_of(self, person: Person, key: str) -> str | None:
+        """Return the name, id or slug of the organization that a user joined last and is in."""
         stays = [member for member in self.members if member.clerk_id == person.clerk_id and member.is_in]
-        return stays[-1].firm.name if stays else None
+        return stays[-1].firm.json()[key] if stays else None
 
     def found(self, organization_id: str, name: str) -> None:
         """Let a new organization be there; nobody is told of that."""

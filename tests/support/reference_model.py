@@ -4,6 +4,7 @@ Nothing of the sync's own code is used: the set is looked at as a whole, and no 
 Times are ms.
 """
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,8 @@ class Choices(NamedTuple):
     user_deletion: Literal["delete", "anonymize"] = "delete"
     role_source: Literal["metadata", "none"] = "metadata"
     organization_source: Literal["metadata", "membership", "none"] = "metadata"
+    organization_value: Literal["name", "id", "slug"] = "name"
+    profile_fields: tuple[str, ...] = ()
 
 
 class Row(NamedTuple):
@@ -45,26 +48,30 @@ class Row(NamedTuple):
 
 
 class Stay(NamedTuple):
-    """A membership: of which organization, since when, until when."""
+    """A membership: of which organization, since when, until when; the role, and since which version."""
 
     organization_id: str
     joined_at: int
     ended_at: int | None
+    role_version: Version | None = None
+    role: str | None = None
 
 
 class Company(NamedTuple):
-    """An organization: its newest name and which version that has, and when it was deleted."""
+    """An organization: its newest name, slug and image, which version these have, when it was deleted."""
 
     name: str | None
     version: Version | None
     deleted_at: int | None
+    slug: str | None = None
+    image_url: str | None = None
 
 
 class Tables(NamedTuple):
     """The rows of `users`; when each deleted user was deleted; the latest login of users without a row.
 
     And where membership decides: the memberships by user and id, and the organizations. And which instance
-    spoke of each user last, and when.
+    spoke of each user last, and when. And the profile's fields, with Clerk's `updated_at`.
     """
 
     users: dict[str, Row]
@@ -73,6 +80,7 @@ class Tables(NamedTuple):
     memberships: Mapping[tuple[str, str], Stay] = NONE
     organizations: Mapping[str, Company] = NONE
     instances: Mapping[str, tuple[int, str]] = NONE
+    profiles: Mapping[str, tuple[str, int]] = NONE
 
 
 class Snapshot(NamedTuple):
@@ -86,6 +94,7 @@ class Snapshot(NamedTuple):
     claims: bool
     address: str | None
     verified: bool
+    fields: str | None
 
 
 class Claim(NamedTuple):
@@ -111,7 +120,7 @@ class Heard:
     """Everything that was heard of one organization, in no order."""
 
     def __init__(self) -> None:
-        self.names: set[tuple[Version, str]] = set()
+        self.names: set[tuple[Version, str, tuple[bool, str], tuple[bool, str]]] = set()
         self.deletions: set[int] = set()
 
 
@@ -129,7 +138,7 @@ def tables(deliveries: Iterable[Delivery], choices: Choices) -> Tables:
     }
     if choices.organization_source == "membership":
         users = {
-            clerk_id: row._replace(organization=joined_last(living[clerk_id], companies))
+            clerk_id: row._replace(organization=joined_last(living[clerk_id], companies, choices))
             for clerk_id, row in users.items()
         }
     if choices.user_deletion == "anonymize":
@@ -147,7 +156,9 @@ def tables(deliveries: Iterable[Delivery], choices: Choices) -> Tables:
         for id_, stays in user.stays.items()
     }
     instances = {clerk_id: max(user.instances) for clerk_id, user in seen.items() if user.instances}
-    return Tables(users, deleted, waiting, memberships, companies, instances)
+    newest = {clerk_id: newest_snapshot(user) for clerk_id, user in living.items() if user.snapshots}
+    profiles = {clerk_id: (it.fields, it.version[0]) for clerk_id, it in newest.items() if it.fields}
+    return Tables(users, deleted, waiting, memberships, companies, instances, profiles)
 
 
 def look_at(deliveries: Iterable[Delivery], choices: Choices) -> dict[str, Seen]:
@@ -202,10 +213,32 @@ def look_at_user(seen: dict[str, Seen], user: Json, observed_at: int, choices: C
         claims=address is not UNKNOWN,
         address=claimed,
         verified=claimed is not None and is_verified(entry),
+        fields=fields_of(user, choices.profile_fields) if choices.profile_fields else None,
     )
     seen[user["id"]].snapshots.add(snapshot)
     if user["last_sign_in_at"] is not None:
         seen[user["id"]].logins.add(user["last_sign_in_at"])
+
+
+def fields_of(user: Json, names: Iterable[str]) -> str:
+    """Return those fields of a user as JSON, as PostgreSQL can hold them."""
+    return as_json({name: cleaned(user[name]) for name in names if name in user})
+
+
+def as_json(value: object) -> str:
+    """Return a value as JSON, the same for the same value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def cleaned(value: Any) -> Any:
+    """Return a value of the histories' without NUL and lone surrogates; numbers have one form."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return int(value) if value == int(value) and -(2**63) <= value < 2**64 else float(value)
+    if isinstance(value, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", value.replace("\0", ""))
+    if isinstance(value, dict):
+        return {cleaned(key): cleaned(value[key]) for key in sorted(value)}
+    return [cleaned(item) for item in value] if isinstance(value, list) else value
 
 
 class Shown(NamedTuple):
@@ -232,14 +265,21 @@ def memberships_in(delivery: Delivery) -> list[Shown]:
 def stay(shown: Shown) -> Stay:
     """Return what is said of one membership."""
     joined_at = first(shown.membership.get("created_at"), shown.seen_at, 0)
-    return Stay(shown.membership["organization"]["id"], joined_at, shown.ended_at)
+    role, updated_at = shown.membership.get("role"), shown.membership.get("updated_at")
+    if not is_seen(role):
+        return Stay(shown.membership["organization"]["id"], joined_at, shown.ended_at)
+    updated_at = first(updated_at, shown.seen_at, 0)
+    version = (updated_at, first(shown.seen_at, updated_at))
+    return Stay(shown.membership["organization"]["id"], joined_at, shown.ended_at, version, as_stored(role))
 
 
 def whole(stays: set[Stay]) -> Stay:
     """Return what all that was said of one membership comes to."""
     joined_at, organization_id = max((it.joined_at, it.organization_id) for it in stays)
     ends = [it.ended_at for it in stays if it.ended_at is not None]
-    return Stay(organization_id, joined_at, min(ends, default=None))
+    roles = [(it.role_version, it.role) for it in stays if it.role_version and it.role]
+    version, role = max(roles, default=(None, None))
+    return Stay(organization_id, joined_at, min(ends, default=None), version, role)
 
 
 def listen_to(deliveries: Iterable[Delivery]) -> dict[str, Heard]:
@@ -255,7 +295,8 @@ def listen_to(deliveries: Iterable[Delivery]) -> dict[str, Heard]:
             name, updated_at = organization.get("name"), first(organization.get("updated_at"), seen_at, 0)
             if is_seen(name):
                 version = (updated_at, first(seen_at, updated_at))
-                heard[organization["id"]].names.add((version, as_stored(name)))
+                slug, image = (maybe_stored(organization.get(key)) for key in ("slug", "image_url"))
+                heard[organization["id"]].names.add((version, as_stored(name), slug, image))
         if event["type"] == "organization.deleted":
             heard[data["id"]].deletions.add(first(stamp, delivery.received_at))
     return heard
@@ -263,21 +304,34 @@ def listen_to(deliveries: Iterable[Delivery]) -> dict[str, Heard]:
 
 def company(heard: Heard) -> Company:
     """Return what all that was heard of one organization comes to."""
-    version, name = max(heard.names, default=(None, None))
-    return Company(name, version, min(heard.deletions, default=None))
+    deleted_at = min(heard.deletions, default=None)
+    if not heard.names:
+        return Company(None, None, deleted_at)
+    version, name, slug, image = max(heard.names)
+    return Company(name, version, deleted_at, slug[1] if slug[0] else None, image[1] if image[0] else None)
 
 
-def joined_last(user: Seen, companies: Mapping[str, Company]) -> str | None:
-    """Return the name of what a user joined last and is in; an organization without one does not count."""
+def joined_last(user: Seen, companies: Mapping[str, Company], choices: Choices) -> str | None:
+    """Return the value of what a user joined last and is in; an organization without one does not count."""
     entered = [
-        (it.joined_at, id_.encode(), companies[it.organization_id].name)
+        (it.joined_at, id_.encode(), value)
         for id_, stays in user.stays.items()
         if (it := whole(stays)).ended_at is None
         and it.organization_id in companies
         and companies[it.organization_id].deleted_at is None
-        and companies[it.organization_id].name is not None
+        and (value := value_of(it.organization_id, companies[it.organization_id], choices)) is not None
     ]
     return max(entered)[2] if entered else None
+
+
+def value_of(organization_id: str, company: Company, choices: Choices) -> str | None:
+    """Return what the column shows of an organization."""
+    return {"name": company.name, "id": organization_id, "slug": company.slug}[choices.organization_value]
+
+
+def maybe_stored(text: str | None) -> tuple[bool, str]:
+    """Return a text in an order where none is the least."""
+    return (True, as_stored(text)) if is_seen(text) else (False, "")
 
 
 def first(*times: int | None) -> int:
@@ -342,6 +396,7 @@ def newest_snapshot(user: Seen) -> Snapshot:
             s.organization is not None,
             s.organization or "",
             s.role,
+            s.fields or "",
         ),
     )
 

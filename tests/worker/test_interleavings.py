@@ -134,7 +134,7 @@ class Interleaving:
                 person.clerk_id,
                 person.address or f"{person.clerk_id}@placeholder.invalid",
                 person.name,
-                self.world.organization_of(person),
+                self.world.organization_of(person, "name"),
                 "user",
                 person.created_at,
                 person.last_login_at,

@@ -12,9 +12,33 @@ import config
 from db import instances
 from db.times import now_ms
 from tests.support.fake_clerk import FakeClerk, Request, numbered_id
-from tests.support.payloads import ABSENT, ANN, BEN, CAT, NOW, deleted_event, email_entry, user, user_event
+from tests.support.payloads import (
+    ABSENT,
+    ACME,
+    ANN,
+    BEN,
+    CAT,
+    NOW,
+    deleted_event,
+    email_entry,
+    membership,
+    organization,
+    user,
+    user_event,
+)
 from tests.support.settings import MakeSettings
-from tests.support.sync import api_settings, bridged, count, deliver, execute, fix, report, rows, tombstones
+from tests.support.sync import (
+    api_settings,
+    bridged,
+    count,
+    deliver,
+    execute,
+    fix,
+    query,
+    report,
+    rows,
+    tombstones,
+)
 from worker.clerk.api import ClerkRefused
 from worker.sync.backfill import Backfill
 from worker.sync.context import SyncContext
@@ -494,3 +518,85 @@ def test_the_rows_that_example_deliveries_leave_are_removed_as_the_manual_says(
     assert rows(both.settings).keys() == {ANN}
     assert tombstones(both.settings) == set()
     assert instances.seen(both.database) == [clerk.instance_id]
+
+
+def test_fixing_brings_the_tables_to_what_changed_settings_say(
+    clerk: FakeClerk, settings: config.Settings
+) -> None:
+    before = {
+        "user_deletion": "anonymize",
+        "profile_fields": ("image_url",),
+        "organization_source": "membership",
+    }
+    metadata = {"organization": "Meta"}
+    clerk.put(user(ANN, public_metadata=metadata))
+    clerk.put_members(membership(ANN, organization(name="Acme")))
+    with bridged(settings.model_copy(update=before)) as both:
+        deliver(both, user_event(data=user(BEN)), deleted_event(BEN))
+        Backfill(both).everything()
+        assert report(both).differing == 0
+    assert rows(settings)[ANN].organization == "Acme"
+    with bridged(settings) as both:
+        found = report(both)
+        assert found.leftovers == ((BEN,), 1, 1)
+        assert found.stale == [Stale(ANN, ("organization",))]
+        assert fix(both) == []
+    assert rows(settings).keys() == {ANN}
+    assert rows(settings)[ANN].organization == "Meta"
+    assert (
+        query(settings, "SELECT clerk_id FROM user_profiles UNION SELECT clerk_id FROM membership_sync") == []
+    )
+    with bridged(settings.model_copy(update={"organization_source": "membership"})) as both:
+        clerk.remove_members(*clerk.members_of(ANN))
+        deliver(both, user_event(data=user(ANN)))
+        fix(both)
+    assert rows(settings)[ANN].organization is None
+
+
+@pytest.mark.parametrize(("value", "shown"), [("id", ACME), ("slug", "acme-slug")])
+def test_fixing_writes_the_value_of_organizations_that_the_settings_name(
+    clerk: FakeClerk, settings: config.Settings, value: str, shown: str
+) -> None:
+    clerk.put(user(ANN))
+    clerk.put_members(membership(ANN, organization(slug="acme-slug")))
+    by_name = settings.model_copy(update={"organization_source": "membership"})
+    with bridged(by_name) as both:
+        Backfill(both).everything()
+    assert rows(settings)[ANN].organization == "Acme"
+    with bridged(by_name.model_copy(update={"organization_value": value})) as both:
+        assert fix(both) == []
+    assert rows(settings)[ANN].organization == shown
+
+
+def test_a_role_that_differs_is_found_and_fixed(clerk: FakeClerk, settings: config.Settings) -> None:
+    clerk.put(user(ANN))
+    clerk.put_members(membership(ANN, role="org:member"))
+    with bridged(settings.model_copy(update={"organization_source": "membership"})) as both:
+        Backfill(both).everything()
+        clerk.put_members(membership(ANN, role="org:admin", updated_at=NOW + 900))
+        assert report(both).stale == [Stale(ANN, ("organization",))]
+        assert fix(both) == []
+    seen = query(settings, "SELECT organization_id, clerk_id, role FROM organization_members")
+    assert seen == [(ACME, ANN, "org:admin")]
+    assert query(settings, "SELECT id, name FROM organizations") == [(ACME, "Acme")]
+
+
+def test_fields_of_the_profile_are_read_compared_and_named(
+    clerk: FakeClerk, settings: config.Settings
+) -> None:
+    clerk.put(user(ANN, image_url="https://img.example/1", username=None, banned=False))
+    with bridged(settings.model_copy(update={"profile_fields": ("image_url", "username")})) as both:
+        Backfill(both).everything()
+        assert report(both).differing == 0
+    with bridged(settings.model_copy(update={"profile_fields": ("image_url", "banned")})) as both:
+        assert report(both).stale == [Stale(ANN, ("banned", "username"))]
+        Backfill(both).everything()
+        assert report(both).differing == 0
+        clerk.put(user(ANN, image_url="https://img.example/2", banned=False, updated_at=NOW + 900))
+        assert report(both).stale == [Stale(ANN, ("image_url",))]
+        assert fix(both) == []
+        kept = query(settings, "SELECT profile FROM user_profiles")
+        assert kept == [({"image_url": "https://img.example/2", "banned": False},)]
+        clerk.remove(ANN)
+        pull(both, ANN, confirmed=True)
+    assert query(settings, "SELECT profile FROM user_profiles") == []

@@ -16,6 +16,7 @@ from db.merge.change import (
     merge_memberships,
     merge_organizations,
 )
+from db.merge.fields import clean_text
 from worker.clerk.errors import Unreadable
 from worker.clerk.payloads import (
     ClerkMember,
@@ -33,7 +34,6 @@ from worker.clerk.payloads import (
 MAX_TEXT = 255
 UNNAMED = "Unnamed user"
 ROLES = frozenset({"admin", "user"})
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # White space, controls, the Braille blank, and Unicode's Default_Ignorable_Code_Point.
 INVISIBLE = re.compile(
     r"[\s\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
@@ -82,6 +82,7 @@ def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
         display_name(user),
         None if user.organization is None else storable_text(user.organization),
         user.role if user.role in ROLES else DEFAULT_ROLE,
+        user.fields,
     )
     address = _address(user.email)
     verified = address is not None and user.email_verified
@@ -117,7 +118,7 @@ def display_name(user: ClerkUser) -> str:
 
 def storable_text(text: str) -> str:
     """Return `text` as PostgreSQL holds it: no NUL, lone surrogates as U+FFFD, at most 255 characters."""
-    return _clean(text)[:MAX_TEXT]
+    return clean_text(text)[:MAX_TEXT]
 
 
 def _session_change(session: SessionChanged) -> UserChange:
@@ -132,33 +133,42 @@ def _session_change(session: SessionChanged) -> UserChange:
 
 def _membership(membership: ClerkMembership, observed_at: int | None, ended_at: int | None) -> Membership:
     joined_at = _first(membership.created_at, observed_at, 0)
-    return Membership(membership.id, membership.organization.id, joined_at, ended_at)
+    role = _storable(membership.role)
+    version = None if role is None else _version(membership.updated_at, observed_at)
+    return Membership(membership.id, membership.organization.id, joined_at, ended_at, version, role)
 
 
 def _organization(organization: ClerkOrganization, observed_at: int | None) -> Organization:
     name = _visible(organization.name)
     if name is None:
         return Organization(organization.id)
-    updated_at = _first(organization.updated_at, observed_at, 0)
     return Organization(
-        organization.id, Version(updated_at, _first(observed_at, updated_at)), name[:MAX_TEXT]
+        organization.id,
+        _version(organization.updated_at, observed_at),
+        name[:MAX_TEXT],
+        slug=_storable(organization.slug),
+        image_url=_visible(organization.image_url),
     )
+
+
+def _version(updated_at: int | None, observed_at: int | None) -> Version:
+    updated_at = _first(updated_at, observed_at, 0)
+    return Version(updated_at, _first(observed_at, updated_at))
+
+
+def _storable(text: str | None) -> str | None:
+    visible = _visible(text)
+    return visible and visible[:MAX_TEXT]
 
 
 def _visible(text: str | None) -> str | None:
     """Return `text` as PostgreSQL holds it, None when nothing of it can be seen."""
-    cleaned = _clean(text) if text else ""
+    cleaned = clean_text(text) if text else ""
     return None if INVISIBLE.fullmatch(cleaned) else cleaned
 
 
 def _address(address: str | None) -> str | None:
-    return None if address is None else storable_address(_clean(address))
-
-
-def _clean(text: str) -> str:
-    if text.isascii():
-        return text.replace("\0", "")
-    return LONE_SURROGATE.sub("\ufffd", text.replace("\0", ""))
+    return None if address is None else storable_address(clean_text(address))
 
 
 def _first(*times: int | None) -> int:

@@ -5,11 +5,12 @@ type says nothing, and only what no user can do without (the id) makes an event 
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from config import Settings
+from db.merge.fields import canonical
 from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson, Unreadable
 
@@ -24,6 +25,8 @@ class ClerkOrganization(NamedTuple):
     id: str
     updated_at: int | None
     name: str | None
+    slug: str | None
+    image_url: str | None
 
 
 class ClerkMembership(NamedTuple):
@@ -31,6 +34,8 @@ class ClerkMembership(NamedTuple):
 
     id: str
     created_at: int | None
+    updated_at: int | None
+    role: str | None
     organization: ClerkOrganization
 
 
@@ -67,6 +72,7 @@ class ClerkUser(NamedTuple):
     role: str | None
     organization: str | None
     memberships: tuple[ClerkMembership, ...] = ()
+    fields: str | None = None
 
 
 class Envelope(NamedTuple):
@@ -137,7 +143,7 @@ Event = UserEvent | OrganizationChanged
 
 
 class FieldSources(NamedTuple):
-    """Where a user's role and organization stand.
+    """Where a user's role and organization stand, and which fields are kept besides.
 
     The keys of `public_metadata`, None where something else says it; and whether memberships do.
     """
@@ -145,6 +151,7 @@ class FieldSources(NamedTuple):
     role: str | None = "role"
     organization: str | None = "organization"
     memberships: bool = False
+    profile_fields: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: Settings) -> "FieldSources":
@@ -153,6 +160,7 @@ class FieldSources(NamedTuple):
             settings.role_metadata_key if settings.role_source == "metadata" else None,
             settings.organization_metadata_key if settings.organization_source == "metadata" else None,
             settings.organization_source == "membership",
+            settings.profile_fields,
         )
 
 
@@ -223,6 +231,7 @@ def parse_user(data: dict[str, Any], keys: FieldSources) -> ClerkUser:
         _text(metadata, keys.role),
         _text(metadata, keys.organization),
         _memberships(data) if keys.memberships else (),
+        _fields(data, keys.profile_fields) if keys.profile_fields else None,
     )
 
 
@@ -231,6 +240,10 @@ def parse_member(data: dict[str, Any]) -> ClerkMember:
     user = data.get("public_user_data")
     user_id = _clerk_id(user if isinstance(user, dict) else {}, "user_id", "data.public_user_data")
     return ClerkMember(user_id, _membership(data))
+
+
+def _fields(data: dict[str, Any], names: Sequence[str]) -> str:
+    return canonical({name: data[name] for name in names if name in data})
 
 
 def _user_saved(envelope: Envelope, data: dict[str, Any], keys: FieldSources) -> Event:
@@ -282,12 +295,15 @@ def _membership(data: dict[str, Any]) -> ClerkMembership:
     return ClerkMembership(
         _clerk_id(data, "id"),
         _time(data.get("created_at")),
+        _time(data.get("updated_at")),
+        _text(data, "role"),
         _organization(organization if isinstance(organization, dict) else {}, "data.organization"),
     )
 
 
 def _organization(data: dict[str, Any], place: str) -> ClerkOrganization:
-    return ClerkOrganization(_clerk_id(data, "id", place), _time(data.get("updated_at")), _text(data, "name"))
+    texts = (_text(data, name) for name in ("name", "slug", "image_url"))
+    return ClerkOrganization(_clerk_id(data, "id", place), _time(data.get("updated_at")), *texts)
 
 
 _PARSERS: dict[str, Callable[[Envelope, dict[str, Any], FieldSources], Event]] = {

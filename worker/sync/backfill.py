@@ -19,10 +19,10 @@ import structlog
 from config import Settings
 from db import progress
 from db.drift import users as user_drift
-from db.drift.users import Kind, StoredUser
+from db.drift.users import Kind
 from db.merge.change import UserChange, merge
 from db.merge.policy import Policy
-from db.merge.rows import SyncRow, stored_change
+from db.merge.rows import StoredUser, stored_change
 from db.times import now_ms
 from worker.clerk.api import LAST_UPDATED_FIRST, Entry, InvalidEntry, Page
 from worker.clerk.changes import user_change
@@ -283,7 +283,7 @@ def _left_out(what: str, step: PageStep, refused: list[RejectedUser]) -> Backfil
 
 def _kind(change: UserChange, stored: StoredUser, policy: Policy) -> str:
     # What is newer here stays: so the row is compared with what the merge will make of both.
-    known = stored_change(stored.sync or SyncRow(change.clerk_id), stored.user, (), policy)
+    known = stored_change(change.clerk_id, stored, (), policy)
     differences = user_drift.compare(merge(known, change), stored, policy)
     kinds = {difference.kind for difference in differences}
     if Kind.MISSING in kinds:

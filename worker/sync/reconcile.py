@@ -17,9 +17,12 @@ from typing import NamedTuple
 
 import structlog
 
+from db.apply import leftovers
+from db.apply.leftovers import Leftovers
 from db.drift import users as user_drift
-from db.drift.users import Difference, Kind, StoredUser
+from db.drift.users import Difference, Kind
 from db.merge.change import UserChange
+from db.merge.rows import StoredUser
 from db.times import now_ms
 from worker.clerk.api import Page
 from worker.clerk.changes import user_change
@@ -36,7 +39,6 @@ STRANGERS = 3  # that many rows, and none of them in Clerk: the key may be anoth
 RECENT_MS = 60_000
 SETTLE_S = 3.0  # a delivery of what has just happened at Clerk may still be on its way
 ROWS_AT_A_TIME = 500
-COLUMNS = ("email", "name", "organization", "role", "created_at", "last_login_at")
 
 log = structlog.get_logger("worker.sync.reconcile")
 
@@ -66,7 +68,7 @@ class Report(NamedTuple):
     may be mended by this report, whose ghosts are unproven then; None when it may. `memberships` is what was
     found of those, where they decide; whose memberships differ is stale in the column `organization`.
     `elsewhere` users have a row and were not listed, but are, or may be, users of another Clerk instance than
-    the key's: nothing can be said about them.
+    the key's: nothing can be said about them. `leftovers` are rows of settings that have changed since.
     """
 
     listed: int
@@ -81,6 +83,7 @@ class Report(NamedTuple):
     refusal: str | None
     memberships: MemberReport | None = None
     elsewhere: int = 0
+    leftovers: Leftovers = Leftovers()
 
     @property
     def to_refresh(self) -> list[str]:
@@ -96,9 +99,9 @@ class Report(NamedTuple):
 
     @property
     def differing(self) -> int:
-        """How many users differ."""
+        """How many users differ, and how many rows are left of other settings."""
         lists = (self.missing, self.stale, self.ghost, self.claims, self.tombstone)
-        return sum(len(users) for users in lists)
+        return sum(len(users) for users in lists) + self.leftovers.total
 
 
 class Reconcile:
@@ -148,7 +151,11 @@ class Reconcile:
         if members:
             found.note_organizations(members.stale)
         report = found.report(len(listed), counted, local, ghost, refusal)
-        return report._replace(memberships=members.report() if members else None, elsewhere=elsewhere)
+        return report._replace(
+            memberships=members.report() if members else None,
+            elsewhere=elsewhere,
+            leftovers=leftovers.find(self._bridge.database, self._bridge.store.policy),
+        )
 
     def refresh(self, report: Report) -> Report:
         """Merge what Clerk shows now of those whom `report` names; return it with who differs all the same.
@@ -179,7 +186,17 @@ class Reconcile:
             left += self._member_drift().fix(
                 report.memberships, [*report.missing, *report.wrong_organization]
             )
+        left += self._remove_leftovers(report.leftovers)
         return list(dict.fromkeys([*left, *not_deleted, *report.tombstone]))
+
+    def _remove_leftovers(self, found: Leftovers) -> list[str]:
+        """Remove what the settings keep no longer; return the users whom the database does not let go."""
+        if found.total:
+            leftovers.remove(self._bridge.database, self._bridge.store.policy)
+        refused = []
+        for chunk in chunks(found.users, ROWS_AT_A_TIME):  # a change that says nothing applies the settings
+            refused += self._bridge.store.write([UserChange(clerk_id) for clerk_id in chunk], now_ms())
+        return [clerk_id for clerk_id, _ in refused]
 
     def _members_left(self, report: Report) -> set[str]:
         """Merge the memberships of whom `report` names; return whose organization differs all the same."""
@@ -345,8 +362,7 @@ class _Found:
     def note_organizations(self, clerk_ids: Iterable[str]) -> None:
         """Add users who are stale in the column `organization`."""
         for clerk_id in sorted(clerk_ids):
-            columns = {*self.stale.get(clerk_id, ()), "organization"}
-            self.stale[clerk_id] = tuple(sorted(columns, key=COLUMNS.index))
+            self.stale[clerk_id] = tuple(dict.fromkeys((*self.stale.get(clerk_id, ()), "organization")))
 
     def forget(self, clerk_ids: Iterable[str]) -> None:
         """Take back what was said of those."""

@@ -129,8 +129,12 @@ class MemberDrift:
             left |= {clerk_id for clerk_id, _ in store.write(changes, now_ms())}
             left |= {shown.clerk_id for shown, _ in self._differences(changes)}
         for chunk in chunks(wanted, ROWS_AT_A_TIME):
-            left |= set(membership_drift.wrong_organization(self._bridge.database, chunk))
+            left |= set(self._wrong_organization(chunk))
         return sorted(left)
+
+    def _wrong_organization(self, clerk_ids: Sequence[str]) -> list[str]:
+        value = self._bridge.store.policy.organization_value
+        return membership_drift.wrong_organization(self._bridge.database, clerk_ids, value)
 
     def _look_here(self) -> None:
         """Find the memberships here that were not listed, and columns that are not what the tables say.
@@ -145,7 +149,7 @@ class MemberDrift:
         own = self._bridge.own(self._unlisted)
         self._unlisted = {clerk_id: them for clerk_id, them in self._unlisted.items() if clerk_id in own}
         for clerk_ids in user_drift.living_ids(self._bridge.database):
-            self._misnamed.update(membership_drift.wrong_organization(self._bridge.database, clerk_ids))
+            self._misnamed.update(self._wrong_organization(clerk_ids))
 
     def _look_at(self, members: Members, unlisted: Sequence[Membership]) -> None:
         """Compare one user's own list; what it does not show of those that were `unlisted` has ended."""

@@ -1,0 +1,58 @@
+"""What the tables still hold from settings that have changed since: found, and removed."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, delete, func, select
+
+from db.connection.engine import Database
+from db.merge.policy import Policy
+from db.models import MembershipSync, OrganizationSync, User, UserProfile, UserSync
+
+
+class Leftovers(NamedTuple):
+    """What the settings keep no longer: rows of deleted users (their ids), of `user_profiles`, of members."""
+
+    users: tuple[str, ...] = ()
+    profiles: int = 0
+    memberships: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many rows these are."""
+        return len(self.users) + self.profiles + self.memberships
+
+
+def find(database: Database, policy: Policy) -> Leftovers:
+    """Return what is left of other settings. Raises DatabaseError."""
+    return Leftovers(
+        () if policy.anonymize else _deleted_users(database),
+        0 if policy.keeps_fields else _count(database, UserProfile),
+        0 if policy.follows_memberships else _count(database, MembershipSync),
+    )
+
+
+def remove(database: Database, policy: Policy) -> None:
+    """Empty the tables that the settings keep no longer; `users` is the merge's. Raises DatabaseError."""
+    models: list[Any] = [] if policy.keeps_fields else [UserProfile]
+    models += [] if policy.follows_memberships else [MembershipSync, OrganizationSync]
+    for model in models:
+        database.run(partial(_empty, model))
+
+
+def _empty(model: Any, connection: Connection) -> None:
+    connection.execute(delete(model))
+
+
+def _deleted_users(database: Database) -> tuple[str, ...]:
+    query = (
+        select(User.clerk_id)
+        .join(UserSync, UserSync.clerk_id == User.clerk_id)
+        .where(UserSync.deleted_at.is_not(None))
+    )
+    return database.run(lambda connection: tuple(connection.scalars(query)))
+
+
+def _count(database: Database, model: Any) -> int:
+    query = select(func.count()).select_from(model)
+    return database.run(lambda connection: connection.scalars(query).one())
