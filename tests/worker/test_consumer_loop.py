@@ -77,6 +77,7 @@ def fill(redis: Redis, count: int) -> None:
     queue = DeliveryQueue(redis)
     for _ in range(count):
         queue.enqueue(delivery())
+    queue.close()
 
 
 def finished(redis: Redis) -> int:

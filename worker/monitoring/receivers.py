@@ -14,8 +14,8 @@ from worker.queue import scripts
 from worker.redis_client import fail_fast_redis
 
 KEY = "clerk-sync:receivers"
-BEAT_EVERY_S = 30.0  # an idle receiver costs few commands to Redis
-SILENT_AFTER_S = 75
+BEAT_EVERY_S = 60.0  # a heartbeat of an idle receiver is four commands to Redis, one of them to connect
+SILENT_AFTER_S = 150
 FORGET_AFTER_S = 24 * 3600
 
 

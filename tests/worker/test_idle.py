@@ -1,0 +1,86 @@
+"""What an idle service costs: commands to Redis, and connections to PostgreSQL."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from redis import Redis
+
+import config
+from cli.dev.servers import RedisServer, free_port
+from db.connection.engine import Database
+from tests.support.queue import RqView, delivery
+from tests.support.settings import MakeSettings
+from tests.support.stack import Stack, wait_until
+from worker.queue.maintenance import QueueMaintenance
+from worker.queue.producer import DeliveryQueue
+from worker.runner import batch_worker
+from worker.shutdown import StopSignal
+
+WINDOW_S = 30.0
+COMMANDS_A_MINUTE = 60
+START_S = 30.0
+
+
+def commands(redis: Redis) -> dict[str, int]:
+    """Return how often each command ran, also within scripts, but for those that ask or connect."""
+    stats: Any = redis.info("commandstats")
+    calls = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
+    return {name: count for name, count in calls.items() if name.partition("|")[0] not in {"info", "config"}}
+
+
+@pytest.mark.timeout(180)
+def test_an_idle_minute_of_web_and_worker_is_at_most_sixty_commands(
+    make_settings: MakeSettings, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    settings = make_settings(port=free_port(), web_workers=2, redis_url=own_redis.url)
+    with Redis.from_url(own_redis.url) as redis, Stack(settings, tmp_path, workers=1) as stack:
+        wait_until(lambda: len(RqView(redis).workers()) == 1, START_S, stack.logs)
+        time.sleep(8)  # what each does once at its start is done
+        redis.config_resetstat()
+        time.sleep(WINDOW_S)
+        idle = commands(redis)
+        redis.config_resetstat()
+        QueueMaintenance(RqView(redis).queue).run()  # once a minute, and not within that time
+        maintenance = commands(redis)
+    total = sum(idle.values()) * 60 / WINDOW_S + sum(maintenance.values())
+    assert total <= COMMANDS_A_MINUTE, (idle, maintenance)
+
+
+def test_an_idle_worker_opens_no_connection_to_the_database(
+    make_settings: MakeSettings, redis: Redis, queue: DeliveryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pruning, which needs a connection, is due all the time here."""
+    monkeypatch.setattr(batch_worker, "PRUNE_EVERY_S", 0.1)
+    settings = make_settings()
+    database, stopping = Database(settings), StopSignal()
+    worker = batch_worker.BatchWorker(settings, redis, database, stopping)
+    with psycopg.connect(unpooled(settings), autocommit=True) as watching, ThreadPoolExecutor(1) as thread:
+        working = thread.submit(worker.work)
+        wait_until(lambda: len(RqView(redis).workers()) == 1, START_S)
+        time.sleep(1)
+        before = sessions(watching)
+        time.sleep(3)
+        assert sessions(watching) == before
+        queue.enqueue(delivery())
+        wait_until(lambda: len(RqView(redis).ids("finished")) == 1, START_S)
+        stopping.request()
+        assert working.result(START_S) is True
+    database.dispose()
+
+
+def unpooled(settings: config.Settings) -> str:
+    url = settings.database_url_unpooled or settings.database_url
+    assert url
+    return url.get_secret_value()
+
+
+def sessions(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute(
+        "SELECT sessions FROM pg_stat_database WHERE datname = current_database()"
+    ).fetchone()
+    assert row
+    return int(row[0])
