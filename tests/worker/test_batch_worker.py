@@ -304,7 +304,7 @@ def test_a_frozen_worker_loses_what_it_held_and_wakes_to_go_on(
     more = fill(queue, range(5, 8))
     await_status(rq, more, "finished")
     assert {rq.job(id_).worker_name for id_ in ids} == {other.name}, "it finished nothing of the other's"
-    assert [len(rq.job(id_).results()) for id_ in ids] == [1] * 5
+    assert [rq.places(id_) for id_ in ids] == [["finished"]] * 5
     await_users(connection, range(8))
     assert frozen.end() == 0
 
@@ -593,7 +593,7 @@ def test_a_redis_that_dies_while_a_batch_is_held_loses_no_job(
         await_users(connection, range(5))
         own_redis.start()
         await_status(rq, ids, "finished", START_S)
-        assert [len(rq.job(id_).results()) for id_ in ids] == [1] * 5
+        assert [rq.places(id_) for id_ in ids] == [["finished"]] * 5
     assert worker.end() == 0
 
 

@@ -190,20 +190,16 @@ class ReservedJobs:
     def _send_finished(self, pipeline: Any, done: Sequence[Finished]) -> None:
         if not done:
             return
-        results = {outcome: rq.encode_result(outcome) for outcome in {item.outcome for item in done}}
-        jobs = [part for item in done for part in (item.job.id, results[item.outcome])]
         _send(
             pipeline,
             self._finish,
             keys=[self._reserved_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key],
             args=[
-                self.worker,
                 self.consumer_id,
                 _now(),
                 rq.RESULT_TTL_S,
                 rq.JOB_PREFIX,
-                rq.RESULT_PREFIX,
-                *jobs,
+                *(item.job.id for item in done),
             ],
         )
 

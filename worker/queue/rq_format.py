@@ -74,9 +74,6 @@ COMMON_FIELDS: dict[str, str | int] = {
     "failure_ttl": FAILURE_TTL_S,
     "retries_left": len(RETRY_INTERVALS_S),
     "retry_intervals": json.dumps(RETRY_INTERVALS_S),
-    "started_at": "",
-    "ended_at": "",
-    "worker_name": "",
 }
 
 
@@ -89,7 +86,7 @@ def own_fields(body: str, description: str, received_at: int) -> list[str | byte
     data = encode_call(body)
     if len(data) >= COMPRESS_FROM_BYTES:
         data = zlib.compress(data, 1)
-    return ["created_at", moment, "enqueued_at", moment, "data", data, "description", description]
+    return ["created_at", moment, "data", data, "description", description]
 
 
 _BEFORE_BODY, _AFTER_BODY = json.dumps((JOB_FUNCTION, None, ("",), {})).encode().split(b'""')
@@ -133,11 +130,6 @@ def _inflate(data: bytes) -> bytes:
     if len(plain) > MAX_CALL_BYTES:
         raise ForeignJobError("the job's data is larger than any delivery")
     return plain
-
-
-def encode_result(value: str) -> str:
-    """Return a return value as RQ stores it in a result."""
-    return b64encode(json.dumps(value).encode()).decode()
 
 
 def encode_exception(text: str) -> tuple[bytes, str]:

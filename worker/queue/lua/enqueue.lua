@@ -36,13 +36,14 @@ if redis.call('LLEN', queue) >= max_depth then
   return -1
 end
 redis.call('HSET', job, $common, unpack(ARGV, 4))
-redis.call('PERSIST', job)
 if answer == 2 then
-  redis.call('HDEL', job, 'exc_info')
+  redis.call('PERSIST', job)
+  redis.call('HDEL', job, 'exc_info', 'enqueued_at', 'started_at', 'ended_at', 'worker_name')
   redis.call('ZREM', failed, id)
   redis.call('ZREM', canceled, id)
 end
-redis.call('RPUSH', queue, id)
-redis.call('SADD', queues, queue)
+if redis.call('RPUSH', queue, id) == 1 then
+  redis.call('SADD', queues, queue)
+end
 redis.call('SET', received, now_ms)
 return answer

@@ -55,9 +55,11 @@ while #jobs < limit and bytes < max_bytes and i < 10 * limit do
   -- What is no hash is no job: pcall's error has no [1] either.
   local job = redis.pcall('HMGET', key, 'data', 'created_at', 'retries_left', 'retry_intervals', 'meta')
   if job[1] then
-    redis.call('HSET', key, 'status', 'started', 'started_at', now, 'last_heartbeat', now,
-               'worker_name', worker)
-    redis.call('PERSIST', key)
+    redis.call('HSET', key, 'status', 'started', 'started_at', now, 'worker_name', worker)
+    -- It has failed before, and RQ keeps a failed job for a limited time.
+    if job[5] then
+      redis.call('PERSIST', key)
+    end
     entries[#entries + 1] = '+inf'
     entries[#entries + 1] = id .. ':' .. consumer_id
     bytes = bytes + #job[1]
