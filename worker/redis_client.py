@@ -18,7 +18,7 @@ import hiredis
 from redis import BlockingConnectionPool, ConnectionPool, Redis
 from redis import ConnectionError as RedisConnectionError
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
@@ -168,9 +168,14 @@ def _exchange(connection: Any, command: Sequence[str | bytes | int]) -> Any:
         return connection.read_response()
     except BaseException as error:
         # The next answer on it could be this command's. And a replica's address may lead to a new primary.
-        if not isinstance(error, ResponseError) or READ_ONLY in str(error):
+        if not isinstance(error, ResponseError) or _is_read_only(error):
             connection.disconnect()
         raise
+
+
+def _is_read_only(error: Exception) -> bool:
+    """Return whether Redis refused a write as a replica; before 7 a script's error has the code inside."""
+    return isinstance(error, ReadOnlyError) or READ_ONLY in str(error)
 
 
 class _Packer:

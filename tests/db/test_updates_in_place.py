@@ -1,0 +1,57 @@
+"""Most updates of rows are heap-only: they write no index entry."""
+
+from typing import Any
+
+import psycopg
+import pytest
+
+import config
+from db.apply import users
+from db.connection.engine import Database
+from db.merge.policy import Policy
+from tests.support.payloads import NOW, body, user, user_event
+from tests.support.settings import MakeSettings
+from tests.support.stack import wait_until
+from worker.clerk.payloads import FieldSources
+from worker.runner.batch import incoming
+
+USERS, BATCH, ROUNDS = 400, 50, 5
+HOT = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = %s"
+
+
+def save_all(database: Database, settings: config.Settings, round_: int) -> None:
+    """Apply a newer profile of every user, a batch at a time."""
+    for first in range(0, USERS, BATCH):
+        batch = []
+        for i in range(first, first + BATCH):
+            data = user(
+                f"user_{i}", f"u{i}@example.com", updated_at=NOW + round_, first_name=f"name {round_}"
+            )
+            event = user_event(data=data, timestamp=NOW + round_)
+            content = body(event).decode()
+            batch.append(incoming(f"msg_{round_}_{i}", content, NOW, FieldSources.of(settings)))
+        users.apply(database, batch, Policy.of(settings))
+
+
+@pytest.mark.parametrize("table", ["users", "user_sync"])
+def test_an_update_of_a_profile_moves_no_index_entry(
+    table: str, make_settings: MakeSettings, database_url_unpooled: str
+) -> None:
+    settings = make_settings()
+    database = Database(settings)
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        save_all(database, settings, 0)
+        before = updates(connection, table)
+        for round_ in range(1, ROUNDS + 1):
+            save_all(database, settings, round_)
+        database.dispose()  # a backend that ends reports its counts
+        done = USERS * ROUNDS
+        wait_until(lambda: updates(connection, table)[0] - before[0] >= done, 20)
+        every, hot = (now - then for now, then in zip(updates(connection, table), before, strict=True))
+        assert hot >= 0.6 * every, "all of them as soon as each page has its room"
+
+
+def updates(connection: psycopg.Connection[Any], table: str) -> tuple[int, int]:
+    row = connection.execute(HOT, [table]).fetchone()
+    assert row
+    return row[0], row[1]
