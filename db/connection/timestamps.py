@@ -1,35 +1,27 @@
-"""How timestamps are read that Python's calendar does not have."""
+"""How timestamps are read, those too that Python's calendar does not have."""
 
 from datetime import datetime
-from typing import cast
 
-import psycopg
-from psycopg.abc import AdaptContext, Buffer
+from psycopg.abc import Buffer
 from psycopg.adapt import Loader
-from psycopg.pq import Format
 
 from db.times import EARLIEST, LATEST
 
-TIMESTAMPTZ_OID = psycopg.adapters.types["timestamptz"].oid
-LOADER = cast("type[Loader]", psycopg.adapters.get_loader(TIMESTAMPTZ_OID, Format.TEXT))
-BEFORE_PYTHON = (b"-infinity", b"0001")  # the second in a time zone where UTC still has the year before
+BEFORE_PYTHON = ("-infinity", "0000")
 
 
 class BoundedTimestamptzLoader(Loader):
-    """Reads `infinity`, BC and years from 10000 on as the latest or earliest moment, where psycopg raises.
+    """Reads ISO timestamps in UTC, as each transaction sets them (see `session`), whatever the default is.
 
-    An application may have written them, and one such row must not stop the others.
+    psycopg's own loader asks for the DateStyle that the server reported last, and a server reports what a
+    pipeline sets only at its end. `infinity`, BC and years from 10000 on are read as the latest or earliest
+    moment: an application may have written them, and one such row must not stop the others.
     """
-
-    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
-        super().__init__(oid, context)
-        self._loader = LOADER(oid, context)
 
     def load(self, data: Buffer) -> datetime:
         """Return the moment."""
+        text = bytes(data).decode()
         try:
-            moment: datetime = self._loader.load(data)
-        except psycopg.DataError:
-            text = bytes(data)
-            return EARLIEST if text.startswith(BEFORE_PYTHON) or text.endswith(b"BC") else LATEST
-        return moment
+            return datetime.fromisoformat(text)
+        except ValueError:
+            return EARLIEST if text.startswith(BEFORE_PYTHON) or text.endswith("BC") else LATEST

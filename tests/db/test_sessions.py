@@ -1,0 +1,236 @@
+"""Whatever server, database, role, URL and environment set by default, the tables end the same."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+from pydantic import SecretStr
+from sqlalchemy import text
+
+import config
+from cli.dev.servers import PostgresServer, free_port
+from db import ledger, schema
+from db.connection import session
+from db.connection.engine import Database
+from db.drift import users as user_drift
+from tests.db.test_stories import deleted, saved, signed_in
+from tests.support.database_trial import Trial, expected_ledger
+from tests.support.histories import plans
+from tests.support.payloads import NOW
+from tests.support.reference_model import Choices, Delivery, tables
+from tests.support.settings import MakeSettings
+
+DEBIAN = Path("/usr/lib/postgresql/15/bin/postgres")
+HOSTILE = {
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "default_transaction_deferrable": "on",
+    "synchronous_commit": "off",
+    "DateStyle": "German, DMY",
+    "IntervalStyle": "sql_standard",
+    "TimeZone": "America/St_Johns",
+    "client_encoding": "LATIN1",
+    "standard_conforming_strings": "off",
+    "escape_string_warning": "on",
+    "backslash_quote": "off",
+    "array_nulls": "off",
+    "extra_float_digits": "-15",
+    "bytea_output": "escape",
+    "row_security": "on",
+    "exit_on_error": "on",
+    "transform_null_equals": "on",
+    "lock_timeout": "1ms",
+    "statement_timeout": "200ms",
+    "idle_in_transaction_session_timeout": "1ms",
+    "session_replication_role": "replica",
+    "client_min_messages": "debug5",
+    "enable_indexscan": "off",
+    "enable_hashjoin": "off",
+    "enable_seqscan": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "from_collapse_limit": "1",
+    "xmloption": "document",
+    "check_function_bodies": "off",
+}
+ENVIRONMENT = {
+    "PGDATESTYLE": "SQL, DMY",
+    "PGTZ": "Asia/Kathmandu",
+    "PGCLIENTENCODING": "LATIN1",
+}
+OPTIONS = "-c default_transaction_isolation=repeatable\\ read -c DateStyle=German -c array_nulls=off"
+
+
+class DebianServer(PostgresServer):
+    """Debian's PostgreSQL 15."""
+
+    def _binary(self) -> Path:
+        return DEBIAN
+
+    def _arguments(self) -> list[str]:
+        return [argument for argument in super()._arguments() if "scram_iterations" not in argument]
+
+    def _create_data(self, binary: Path, account: Any) -> None:
+        initdb = binary.with_name("initdb")
+        options = ["--username=postgres", "--auth=reject", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        self._run([initdb, "-D", self.data, *options], account)
+        self._run(
+            [binary, "--single", "-D", self.data, "postgres"],
+            account,
+            f"ALTER ROLE postgres PASSWORD '{self.password}'",
+        )
+
+
+@pytest.fixture
+def debian_url(server_directory: Path) -> Iterator[str]:
+    if not DEBIAN.exists():
+        pytest.skip("Debian's PostgreSQL 15 is not installed")
+    server = DebianServer(server_directory / "debian", free_port(), durable=False)
+    server.start()
+    yield server.url
+    server.stop("immediate")
+
+
+@pytest.fixture(params=["PostgreSQL of the tests", "Debian 15"])
+def urls(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The URLs of an empty database: the one that the service uses, and a direct one."""
+    if request.param == "Debian 15":
+        url = request.getfixturevalue("debian_url")
+        return url, url
+    return request.getfixturevalue("empty_pooled_url"), request.getfixturevalue("empty_url")
+
+
+@pytest.fixture
+def empty_pooled_url(empty_url: str, _pooler_url: str | None) -> str:
+    if _pooler_url is None:
+        return empty_url
+    return urlsplit(_pooler_url)._replace(path=urlsplit(empty_url).path).geturl()
+
+
+def history() -> list[Delivery]:
+    """Users who come, move, exchange addresses, sign in and go, with texts of every kind and without."""
+    x, y = "x@example.com", "o'brien@example.com"
+    firm = {"organization": "Müller & Söhne"}
+    events = [
+        saved("user_a", 1, x, first_name="Zoë 🎉", last_name='"back\\slash"'),
+        saved("user_b", 2, y, first_name="NULL", last_name=None),
+        saved("user_a", 3, y, first_name="Zoë", last_name="{a,b}"),
+        saved(
+            "user_b",
+            4,
+            x,
+            first_name="{}",
+            last_name=None,
+            public_metadata=firm,
+        ),
+        saved("user_c", 5, x, first_name="null", last_name=None),
+        signed_in("user_a", 6),
+        signed_in("user_d", 7),
+        saved("user_d", 8, None),
+        deleted("user_b", 9),
+        saved("user_b", 10, y),
+    ]
+    return [Delivery(f"msg_{i}", event, NOW + i) for i, event in enumerate(events)]
+
+
+def test_hostile_defaults_change_nothing(
+    urls: tuple[str, str],
+    make_settings: MakeSettings,
+    database_url_unpooled: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, direct = urls
+    admin = psycopg.connect(direct, autocommit=True, client_encoding="utf8")  # keeps what it has now
+    set_defaults(admin)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    if url == direct:  # PgBouncer refuses it, which `Cause.STARTUP_OPTION` says
+        monkeypatch.setenv("PGOPTIONS", OPTIONS)
+    settings = make_settings(
+        redis_url=None,
+        database_url=SecretStr(url),
+        database_url_unpooled=SecretStr(direct),
+        db_pool_size=4,
+    )
+    database = Database(settings, unpooled=True)
+    schema.upgrade(database)
+    assert schema.state(database) is schema.SchemaState.CURRENT
+    database.dispose()
+    trial = Trial(settings)
+    trial.connection.close()
+    trial.connection = admin
+    try:
+        for choices in (Choices(), Choices(user_deletion="anonymize")):
+            for plan in islice(plans(history(), Random(7), workers=4), 6):
+                trial.deliver(plan, choices)
+                assert trial.tables() == tables(history(), choices)
+                assert trial.ledger() == expected_ledger(history())
+        look_at_reads(settings)
+        assert constraints(admin) == constraints_elsewhere(database_url_unpooled)
+    finally:
+        trial.close()
+
+
+def set_defaults(admin: psycopg.Connection[Any]) -> None:
+    known = {name for (name,) in admin.execute("SELECT lower(name) FROM pg_settings").fetchall()}
+    hostile = {name: value for name, value in HOSTILE.items() if name.lower() in known}
+    if "transaction_timeout" in known:
+        hostile["transaction_timeout"] = "100ms"
+    for name, value in hostile.items():
+        admin.execute(
+            sql.SQL("ALTER DATABASE {} SET {} = {}").format(
+                sql.Identifier(admin.info.dbname), sql.Identifier(name), sql.Literal(value)
+            )
+        )
+        admin.execute(
+            sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} = {}").format(
+                sql.Identifier(admin.info.user),
+                sql.Identifier(admin.info.dbname),
+                sql.Identifier(name),
+                sql.Literal(value),
+            )
+        )
+
+
+def look_at_reads(settings: config.Settings) -> None:
+    """Read what commands and pages show, and each setting inside both kinds of transaction."""
+    database = Database(settings)
+    try:
+        found = user_drift.find(database, "user_a")
+        assert found is not None
+        assert found.created_at == datetime.fromtimestamp(NOW / 1000, UTC)
+        assert ledger.activity(database, datetime.now(UTC) - timedelta(hours=1)).events == len(history())
+        assert len(ledger.recent(database, limit=100)) == len(history())
+        assert ledger.prune(database, timedelta(days=1)) == 0
+        wanted = {**session.SETTINGS, "synchronous_commit": "on", "client_encoding": "UTF8"}
+        wanted |= {"transaction_isolation": "read committed", "transaction_read_only": "off"}
+        for name, value in wanted.items():
+            assert set(inside(database, name)) <= {value, None}, name
+        assert inside(database, "lock_timeout") == ["10s", "2s"]
+    finally:
+        database.dispose()
+
+
+def inside(database: Database, name: str) -> list[Any]:
+    """Return a setting inside an ordinary transaction, then inside one that applies a batch."""
+    query = text("SELECT current_setting(:name, true)")
+    ordinary = database.run(lambda connection: connection.scalar(query, {"name": name}))
+    batch = database.run_pipeline(lambda pipeline: pipeline.send(query, name=name).fetchall())
+    return [ordinary, batch[0][0]]
+
+
+def constraints(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
+    """Return the checks that the migrations made: a pattern with backslashes is one of them."""
+    query = "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c' ORDER BY 1"
+    return connection.execute(query).fetchall()
+
+
+def constraints_elsewhere(url: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        return constraints(connection)
