@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -30,6 +31,7 @@ PLACEHOLDER_WORDS = re.compile(
     re.IGNORECASE,
 )
 HEADER_TEXT = re.compile("[!-~]+")
+HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]*)(:[0-9]{0,5})?")  # libpq takes several, by comma
 SCHEMA_NAME = re.compile("(?!pg_)[A-Za-z_][A-Za-z0-9_-]{0,62}")
 DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -98,6 +100,19 @@ def _check_url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_postgres_url(value: SecretStr) -> SecretStr:
+    """Check scheme, hosts and ports; `db.connection.url` checks the rest with libpq."""
+    scheme, _, rest = value.get_secret_value().partition("://")
+    if scheme not in {"postgres", "postgresql"}:
+        raise ValueError("must begin with postgres:// or postgresql://")
+    hosts = re.split("[/?]", rest, maxsplit=1)[0].rpartition("@")[2].split(",")
+    if not all(HOST_AND_PORT.fullmatch(host) for host in hosts):
+        raise ValueError(
+            "has a host or port that cannot be read: percent-encode special characters of the password"
+        )
+    return value
+
+
 def _check_header_text(value: SecretStr) -> SecretStr:
     # What does not fit into a header would be quoted by the error that says so.
     if not HEADER_TEXT.fullmatch(value.get_secret_value()):
@@ -153,7 +168,7 @@ def _check_schema(value: str) -> str:
 
 
 FieldNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_names)]
-PostgresUrl = Annotated[SecretStr, _check_url("postgres", "postgresql")]
+PostgresUrl = Annotated[SecretStr, AfterValidator(_check_postgres_url)]
 RedisUrl = Annotated[SecretStr, _check_url("redis", "rediss", "unix")]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_text)]
@@ -223,6 +238,13 @@ class Settings(BaseSettings):
         if value is not None and info.data.get("clerk_secret_key") is None:
             raise ValueError("is set, and needs CLERK_SECRET_KEY, which is not")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strip(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Strip the white space around every value; one that is nothing else counts as not set."""
+        stripped = {key: value.strip() if isinstance(value, str) else value for key, value in values.items()}
+        return {key: value for key, value in stripped.items() if value != ""}
 
     @property
     def signing_keys(self) -> tuple[bytes, ...]:

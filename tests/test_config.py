@@ -252,3 +252,30 @@ def test_an_env_file_that_is_no_utf_8_is_a_settings_error(tmp_path: Path) -> Non
     file.write_bytes("CONSOLE_PASSWORD=gl\u00fcck\n".encode("latin-1"))
     with pytest.raises(SettingsError, match=r"^\.env is not written in UTF-8$"):
         config.load(_env_file=file)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", " postgresql://h/d\n"),
+        ("PORT", " 8001\r\n"),
+        ("LOG_LEVEL", "INFO\n"),
+        ("USER_DELETION", "\tanonymize "),
+        ("CLERK_INSTANCE_ID", "ins_1\n"),
+        ("CONSOLE_PASSWORD", "secret\n"),
+        ("RECONCILE_EVERY", ""),
+        ("CLERK_SECRET_KEY", " \n"),
+    ],
+)
+def test_white_space_around_a_value_is_stripped(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    stripped = load()
+    monkeypatch.setenv(variable, value.strip())
+    assert stripped == load()
+
+
+def test_a_url_of_several_hosts_is_taken() -> None:
+    url = "postgresql://u:p@h1:5432,[::1]:5433,h3/d?target_session_attrs=read-write"
+    assert load(database_url=url).database_url == SecretStr(url)

@@ -186,7 +186,7 @@ def _select_one(connection: Connection) -> None:
 
 def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) -> Engine:
     engine = create_engine(
-        postgres_url(settings, unpooled=unpooled),
+        "postgresql+psycopg://",
         poolclass=ReplaceablePool,
         pool_size=settings.db_pool_size,
         max_overflow=settings.db_max_overflow,
@@ -198,6 +198,7 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         execution_options={"schema_translate_map": schema_map(settings.database_schema)},
         use_native_hstore=False,  # would cost a round trip for every new connection
         connect_args={
+            **postgres_url(settings, unpooled=unpooled),
             "prepare_threshold": None,  # PgBouncer in transaction mode hands each transaction another server
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "clerk-sync",

@@ -1,16 +1,27 @@
-"""Where the database is: the URLs of the settings, checked without connecting."""
+"""Where the database is: the URLs of the settings, read by libpq's own parser."""
+
+import re
 
 import psycopg
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
 from config import Settings, SettingsError
 
-# libpq looks at it only when it connects. https://www.postgresql.org/docs/current/libpq-ssl.html
-SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
+# libpq looks at them only when it connects. https://www.postgresql.org/docs/current/libpq-connect.html
+VALUES = {
+    "sslmode": {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
+    "channel_binding": {"disable", "prefer", "require"},
+    "target_session_attrs": {"any", "read-write", "read-only", "primary", "standby", "prefer-standby"},
+}
+# What libpq says of a URL that it cannot read, which quotes parts of it, and what to say instead.
+PARTS = {
+    "invalid URI query parameter": "has an option that libpq does not know: remove it",
+    "separator": "has an option (after the ?) without a value",
+    "percent-encoded": "is not percent-encoded: write % as %25, also in the password",
+    "IPv6": "has an IPv6 address that is not closed with ]",
+    "host": "has a host or port that cannot be read",
+}
 
 
 def variable(settings: Settings, *, unpooled: bool = False) -> str:
@@ -18,26 +29,36 @@ def variable(settings: Settings, *, unpooled: bool = False) -> str:
     return "DATABASE_URL_UNPOOLED" if unpooled and settings.database_url_unpooled else "DATABASE_URL"
 
 
-def postgres_url(settings: Settings, *, unpooled: bool = False) -> URL:
-    """Return the URL to connect to.
+def postgres_url(settings: Settings, *, unpooled: bool = False) -> dict[str, str]:
+    """Return the parameters to connect with, as libpq reads them from the URL: hosts may be several.
 
-    Raises SettingsError when it is not set, cannot be read, or has an option that libpq does not know.
+    Raises SettingsError, which says which part of the URL is wrong.
     """
     name = variable(settings, unpooled=unpooled)
     secret = getattr(settings, name.lower())
     if secret is None:
         raise SettingsError(f"{name} is not set")
     try:
-        url = make_url(secret.get_secret_value()).set(drivername="postgresql+psycopg")
-        options = _options(url)
-        make_conninfo(**options)
-    except (ArgumentError, ValueError, TypeError):
-        raise SettingsError(f"{name} is no URL that can be read") from None
-    except psycopg.ProgrammingError:
-        raise SettingsError(f"{name} has an option that libpq does not know: remove it") from None
-    if options.get("sslmode", "disable") not in SSL_MODES:
-        raise SettingsError(f"{name} has an sslmode that libpq does not know")
-    return url
+        given = conninfo_to_dict(secret.get_secret_value())
+    except psycopg.ProgrammingError as error:
+        raise SettingsError(f"{name} {_part(str(error))}") from None
+    parameters = {key: str(value) for key, value in given.items()}
+    if not all(_is_port(port) for port in parameters.get("port", "").split(",")):
+        raise SettingsError(f"{name} has a port that is not a number from 1 to 65535")
+    for option, known in VALUES.items():
+        if parameters.get(option, next(iter(known))) not in known:
+            raise SettingsError(f"{name} has a value of {option} that libpq does not know")
+    return parameters
+
+
+def _part(message: str) -> str:
+    return next(
+        (words for said, words in PARTS.items() if re.search(said, message)), "cannot be read as a URL"
+    )
+
+
+def _is_port(text: str) -> bool:
+    return text == "" or (text.isascii() and text.isdigit() and 0 < int(text) < 65536)
 
 
 def hosts(settings: Settings, *, unpooled: bool = False) -> set[str]:
@@ -47,12 +68,7 @@ def hosts(settings: Settings, *, unpooled: bool = False) -> set[str]:
     (https://www.postgresql.org/docs/current/libpq-envars.html). A service's name counts as a host: where it
     leads, only libpq knows.
     """
-    given = _options(postgres_url(settings, unpooled=unpooled))
+    given = postgres_url(settings, unpooled=unpooled)
     default = {option.keyword.decode(): (option.val or b"").decode() for option in Conninfo.get_defaults()}
     named = [str(given.get(word) or default[word]) for word in ("host", "hostaddr", "service")]
     return {host for part in named for host in part.split(",") if host}
-
-
-def _options(url: URL) -> dict[str, str]:
-    _, options = PGDialect_psycopg().create_connect_args(url)
-    return {name: value for name, value in options.items() if name != "context"}

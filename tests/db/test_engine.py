@@ -251,9 +251,11 @@ def test_a_server_that_has_no_connection_left_is_asked_again(
     make_database: Callable[..., Database], admin: psycopg.Connection[Any], database_url_unpooled: str
 ) -> None:
     role = f"crowded_{os.getpid()}"
-    admin.execute(sql.SQL("CREATE ROLE {} LOGIN CONNECTION LIMIT 1").format(sql.Identifier(role)))
+    admin.execute(
+        sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x' CONNECTION LIMIT 1").format(sql.Identifier(role))
+    )
     url = urlsplit(database_url_unpooled)
-    url = url._replace(netloc=f"{role}@{url.netloc.rpartition('@')[2]}")
+    url = url._replace(netloc=f"{role}:x@{url.netloc.rpartition('@')[2]}")
     crowded = SecretStr(url.geturl())
     try:
         with psycopg.connect(url.geturl()) as only_one:
@@ -706,18 +708,23 @@ def test_disposing_closes_every_idle_connection(database: Database, admin: psyco
 )
 def test_every_form_of_url_that_providers_give_is_taken(url: str) -> None:
     parsed = postgres_url(config.load(_env_file=None, database_url=url))
-    assert parsed.drivername == "postgresql+psycopg"
-    assert (parsed.username, parsed.password, parsed.host) == ("ann", "pw", urlsplit(url).hostname)
-    assert (parsed.query.get("sslmode") == "require") is ("sslmode" in url)
+    assert (parsed["user"], parsed["password"], parsed["host"]) == ("ann", "pw", urlsplit(url).hostname)
+    assert (parsed.get("sslmode") == "require") is ("sslmode" in url)
 
 
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("postgresql:hunter2", "is no URL that can be read"),
-        ("postgresql://h/d?port=hunter2", "is no URL that can be read"),
+        ("postgresql://h/d?port=hunter2", "has a port that is not a number from 1 to 65535"),
+        ("postgresql://h:99999/d", "has a port that is not a number from 1 to 65535"),
+        ("postgresql://u:hunter2%zz@h/d", "is not percent-encoded: write % as %25, also in the password"),
+        ("postgresql://u:hunter2@h/d?sslmode", "has an option (after the ?) without a value"),
+        (
+            "postgresql://h/d?channel_binding=hunter2",
+            "has a value of channel_binding that libpq does not know",
+        ),
         ("postgresql://u:hunter2@h/d?pgbouncer=true", "has an option that libpq does not know: remove it"),
-        ("postgresql://u:hunter2@h/d?sslmode=hunter2", "has an sslmode that libpq does not know"),
+        ("postgresql://u:hunter2@h/d?sslmode=hunter2", "has a value of sslmode that libpq does not know"),
     ],
 )
 @pytest.mark.parametrize("field", ["database_url", "database_url_unpooled"])
@@ -730,12 +737,24 @@ def test_a_url_that_cannot_work_is_a_settings_error_that_names_the_variable(
     assert str(refused.value) == f"{field.upper()} {why}"
 
 
+def test_several_hosts_are_tried_until_one_is_as_wanted(
+    make_database: Callable[..., Database], database_url_unpooled: str
+) -> None:
+    url = urlsplit(database_url_unpooled)
+    user, _, host = url.netloc.rpartition("@")
+    several = url._replace(
+        netloc=f"{user}@{HOST}:{free_port()},{host}", query="target_session_attrs=read-write"
+    )
+    database = make_database(database_url=SecretStr(several.geturl()), database_url_unpooled=None)
+    assert database.run(lambda connection: connection.scalar(text("SELECT 1"))) == 1
+
+
 def test_the_unpooled_url_falls_back_to_the_other() -> None:
     pooled, unpooled = "postgresql://pooled/app", "postgresql://unpooled/app"
     both = config.load(_env_file=None, database_url=pooled, database_url_unpooled=unpooled)
     one = config.load(_env_file=None, database_url=pooled)
-    assert [postgres_url(both, unpooled=flag).host for flag in (False, True)] == ["pooled", "unpooled"]
-    assert [postgres_url(one, unpooled=flag).host for flag in (False, True)] == ["pooled", "pooled"]
+    assert [postgres_url(both, unpooled=flag)["host"] for flag in (False, True)] == ["pooled", "unpooled"]
+    assert [postgres_url(one, unpooled=flag)["host"] for flag in (False, True)] == ["pooled", "pooled"]
 
 
 def test_a_database_without_a_url_is_a_settings_error() -> None:
