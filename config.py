@@ -198,7 +198,7 @@ class Settings(BaseSettings):
     redis_url: RedisUrl | None = None
     redis_ssl_cert_reqs: Literal["required", "none"] | None = None
     redis_ssl_ca_certs: CertificateFile | None = None
-    redis_max_connections: int = Field(8, ge=5, le=200, description="of one process")
+    redis_max_connections: int = Field(8, ge=6, le=200, description="of one process")
     clerk_secret_key: HeaderSecret | None = None
     clerk_api_url: ApiUrl = "https://api.clerk.com"
     clerk_instance_id: str | None = None

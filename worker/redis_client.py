@@ -1,6 +1,6 @@
 """The ways to Redis: patient for workers, impatient for what must answer soon.
 
-A process opens REDIS_MAX_CONNECTIONS at most. In a receiver deliveries have connections of their own; all
+A process opens REDIS_MAX_CONNECTIONS at most. In a receiver deliveries and readiness have their own; all
 else (health, metrics, console, pull) shares OTHER_CONNECTIONS: no flood of requests delays a delivery.
 What is not used for IDLE_S is closed: small plans allow few connections, and other processes need theirs.
 """
