@@ -1,4 +1,4 @@
-"""What applications read besides `users`: fields of the profile, roles, and the views of organizations.
+"""user_profiles, roles of memberships, and the views organizations and organization_members.
 
 Revision 0005, after 0004.
 """
@@ -61,8 +61,9 @@ def downgrade() -> None:
 def _found(name: str) -> str | None:
     """Return the definition of the view of that name, "" for a table, None when there is neither."""
     query = sa.text(
-        "SELECT coalesce(pg_get_viewdef(oid), '') FROM pg_class"
-        " WHERE relname = :name AND relnamespace = current_schema()::regnamespace"
+        "SELECT coalesce(pg_get_viewdef(pg_class.oid), '') FROM pg_class"
+        " JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+        " WHERE relname = :name AND nspname = current_schema()"
     )
     found: str | None = op.get_bind().scalar(query, {"name": name})
     return found

@@ -23,7 +23,7 @@ from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
 from db.merge.policy import Policy
-from db.models import Base
+from db.models import VIEWS, Base
 from db.schema import SchemaState
 from tests.db.test_schema import catalog
 from tests.support.fake_clerk import FakeClerk
@@ -77,7 +77,7 @@ def settings(make_settings: MakeSettings, empty_url: str, empty_database_url: st
     return make_settings(
         database_url=SecretStr(empty_database_url),
         database_url_unpooled=SecretStr(empty_url),
-        database_schema="clerk-sync",
+        database_schema="Clerk-sync",
     )
 
 
@@ -121,10 +121,10 @@ def test_everything_is_made_in_the_schema_as_it_is_without_one(
         schema.upgrade(database)
         assert schema.state(database) == SchemaState.CURRENT
         assert not any(catalog(empty_url).values()), "nothing in public"
-        assert catalog(empty_url, "clerk-sync") == catalog(database_url_unpooled)
+        assert catalog(empty_url, "Clerk-sync") == catalog(database_url_unpooled)
         schema.downgrade(database, "base")
         assert schema.state(database) == SchemaState.MISSING
-        assert not any(catalog(empty_url, "clerk-sync").values())
+        assert not any(catalog(empty_url, "Clerk-sync").values())
 
 
 def test_the_models_are_the_migrations_in_a_schema_too(
@@ -132,11 +132,13 @@ def test_the_models_are_the_migrations_in_a_schema_too(
 ) -> None:
     with opened(settings) as database:
         schema.upgrade(database)
-        made = catalog(empty_url, "clerk-sync")
-        owner.execute('DROP SCHEMA "clerk-sync" CASCADE')
-        database.run(lambda connection: connection.execute(CreateSchema("clerk-sync")))
+        made = catalog(empty_url, "Clerk-sync")
+        owner.execute('DROP SCHEMA "Clerk-sync" CASCADE')
+        database.run(lambda connection: connection.execute(CreateSchema("Clerk-sync")))
         database.run(Base.metadata.create_all)
-        assert catalog(empty_url, "clerk-sync") == made
+        assert catalog(empty_url, "Clerk-sync") == {
+            part: [it for it in found if it[0] not in VIEWS] for part, found in made.items()
+        }
 
 
 @pytest.mark.parametrize("search_path", SEARCH_PATHS.values(), ids=SEARCH_PATHS)
@@ -156,9 +158,9 @@ def test_every_command_works_beside_the_applications_tables_whatever_the_search_
     assert json.loads(ran(settings, "events", "--json")) == []
     health = json.loads(run(settings, "status", "--json").stdout)
     assert health["checks"]["schema"]["ok"], health
-    assert owner.execute('SELECT count(*) FROM "clerk-sync".users').fetchone() == (3,)
+    assert owner.execute('SELECT count(*) FROM "Clerk-sync".users').fetchone() == (3,)
     assert ran(settings, "db", "reset", "--yes") == f"schema at {schema.head()}, tables empty\n"
-    assert owner.execute('SELECT count(*) FROM "clerk-sync".users').fetchone() == (0,)
+    assert owner.execute('SELECT count(*) FROM "Clerk-sync".users').fetchone() == (0,)
     assert "base" in ran(settings, "db", "downgrade", "base", "--yes")
     assert owner.execute("SELECT id, login FROM public.users").fetchall() == [(1, "ann")]
     assert owner.execute("SELECT * FROM public.alembic_version").fetchall() == [("0001",)]
@@ -175,17 +177,17 @@ def test_what_reads_clerk_follows_the_schema_too(
     clerk.put(user(BEN))
     ran(settings, "db", "upgrade")
     ran(settings, "backfill")
-    owner.execute('UPDATE "clerk-sync".users SET name = %s WHERE clerk_id = %s', ["Zz", ANN])
+    owner.execute('UPDATE "Clerk-sync".users SET name = %s WHERE clerk_id = %s', ["Zz", ANN])
     assert run(settings, "reconcile").exit_code == 1
     assert ran(settings, "reconcile", "--fix")
     assert ran(settings, "pull", BEN)
-    names = owner.execute('SELECT count(*) FROM "clerk-sync".users WHERE name <> %s', ["Zz"]).fetchone()
+    names = owner.execute('SELECT count(*) FROM "Clerk-sync".users WHERE name <> %s', ["Zz"]).fetchone()
     assert names == (2,), "what the application wrote is overwritten, though the version is the same"
 
 
 def test_a_table_that_others_refer_to_is_not_dropped(settings: config.Settings, owner: Connection) -> None:
     ran(settings, "db", "upgrade")
-    owner.execute('CREATE TABLE orders (user_id uuid REFERENCES "clerk-sync".users (id))')
+    owner.execute('CREATE TABLE orders (user_id uuid REFERENCES "Clerk-sync".users (id))')
     done = run(settings, "db", "downgrade", "base", "--yes")
     assert isinstance(done.exception, schema.MigrationError)
     assert str(done.exception).endswith("depend on the tables: drop them first")
@@ -197,7 +199,7 @@ def test_two_instances_live_in_one_database(settings: config.Settings, owner: Co
     for each, count in ((settings, "2"), (other, "5")):
         ran(each, "db", "upgrade")
         ran(each, "db", "seed", "--users", count)
-    counts = 'SELECT (SELECT count(*) FROM "clerk-sync".users), (SELECT count(*) FROM clerk_staging.users)'
+    counts = 'SELECT (SELECT count(*) FROM "Clerk-sync".users), (SELECT count(*) FROM clerk_staging.users)'
     assert owner.execute(counts).fetchone() == (2, 5)
 
 
@@ -239,7 +241,7 @@ def test_the_rights_of_the_document_suffice_and_name_every_table(
     settings: config.Settings, owner: Connection, empty_url: str, role: str
 ) -> None:
     assert ran(settings, "db", "upgrade")
-    owner.execute(granted("clerk-sync", role).encode())
+    owner.execute(granted("Clerk-sync", role).encode())
     runtime = settings.model_copy(
         update={"database_url": as_role(empty_url, role), "database_url_unpooled": None}
     )
@@ -249,14 +251,14 @@ def test_the_rights_of_the_document_suffice_and_name_every_table(
         "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r'"
         " AND relname <> 'clerk_sync_version'"
         " AND NOT (SELECT bool_and(has_table_privilege(%s, oid, needed)) FROM unnest(%s::text[]) needed)",
-        ['"clerk-sync"', role, ["SELECT", "INSERT", "UPDATE", "DELETE"]],
+        ['"Clerk-sync"', role, ["SELECT", "INSERT", "UPDATE", "DELETE"]],
     ).fetchall()
     assert missing == []
     denied = run(runtime, "db", "downgrade", "base", "--yes")
     assert denied.exit_code == 1
 
 
-@pytest.mark.parametrize("name", ["clerk-sync", None])
+@pytest.mark.parametrize("name", ["Clerk-sync", None])
 def test_a_missing_right_to_the_schema_is_said_as_such(
     settings: config.Settings, owner: Connection, empty_url: str, role: str, name: str | None
 ) -> None:
@@ -276,13 +278,13 @@ def test_a_role_that_may_not_create_is_told_what_to_grant(
     owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
     runtime = {"database_url": as_role(empty_url, role), "database_url_unpooled": None}
     with opened(settings, **runtime) as database:
-        with pytest.raises(schema.MigrationError, match='CREATE SCHEMA "clerk-sync" AUTHORIZATION'):
+        with pytest.raises(schema.MigrationError, match='CREATE SCHEMA "Clerk-sync" AUTHORIZATION'):
             schema.upgrade(database)
-        owner.execute('CREATE SCHEMA "clerk-sync"')
-        owner.execute(f'GRANT USAGE ON SCHEMA "clerk-sync" TO {role}'.encode())
+        owner.execute('CREATE SCHEMA "Clerk-sync"')
+        owner.execute(f'GRANT USAGE ON SCHEMA "Clerk-sync" TO {role}'.encode())
         with pytest.raises(schema.MigrationError, match="GRANT CREATE, USAGE ON SCHEMA"):
             schema.upgrade(database)
-        owner.execute(f'GRANT CREATE ON SCHEMA "clerk-sync" TO {role}'.encode())
+        owner.execute(f'GRANT CREATE ON SCHEMA "Clerk-sync" TO {role}'.encode())
         schema.upgrade(database)
     with (
         opened(settings, **runtime, database_schema=None) as database,
