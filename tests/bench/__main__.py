@@ -10,7 +10,19 @@ import click
 from rich.console import Console
 
 from cli.dev.process import interrupted_by_signals
-from tests.bench import big_table, drain, lag, machine, memory, receiver, sustained, table
+from tests.bench import (
+    big_table,
+    drain,
+    idle,
+    lag,
+    machine,
+    memory,
+    receiver,
+    sustained,
+    sweep,
+    table,
+    whole_way,
+)
 from tests.bench.figures import Figures
 from tests.bench.harness import Bench
 from tests.bench.plan import FULL, QUICK, Plan
@@ -20,15 +32,20 @@ PARTS: dict[str, Callable[[Bench, Plan, Figures], None]] = {
     "receiver": receiver.measure,
     "drain": drain.measure,
     "table": big_table.measure,
+    "whole": whole_way.measure,
     "sustained": sustained.measure,
     "lag": lag.measure,
     "memory": memory.measure,
+    "idle": idle.measure,
 }
+BY_HAND = {"growth": big_table.measure_growth, "sweep": sweep.measure}  # they take long: --only names them
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Three minutes instead of fifteen, and rough figures.")
-@click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="This part; may be repeated.")
+@click.option(
+    "--only", multiple=True, type=click.Choice([*PARTS, *BY_HAND]), help="This part; may be repeated."
+)
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a file too."
 )
@@ -47,7 +64,7 @@ def bench(quick: bool, only: tuple[str, ...], json_file: Path | None, markdown_f
         facts = machine.facts(stack, is_quick=quick, load_before=load_before)
         for name in only or PARTS:
             began = time.monotonic()
-            PARTS[name](stack, QUICK if quick else FULL, figures)
+            (PARTS | BY_HAND)[name](stack, QUICK if quick else FULL, figures)
             progress.print(f"{name}: measured in {time.monotonic() - began:.0f} s", highlight=False)
     table.show(console, facts, figures)
     if json_file:

@@ -141,16 +141,18 @@ class Bench:
         argv = clerk_sync("web")
         env = {"PORT": str(port), "WEB_WORKERS": str(WEB_WORKERS)}
         with self.running(argv, self.urls(setting), env=env) as process:
-            self._await_answer(process, port)
+            self.await_answer(process, port)
             yield Endpoint(port, process)
 
     @contextmanager
-    def workers(self, urls: Urls, processes: int = 1) -> Iterator[Process]:
+    def workers(
+        self, urls: Urls, processes: int = 1, env: Mapping[str, str] | None = None
+    ) -> Iterator[Process]:
         """Run `clerk-sync worker`, ready for work."""
         command = clerk_sync("worker")
         if processes == 2:  # the first is the parent of the second: both are measured as one
             command = ["/bin/sh", "-c", '"$@" & exec "$@"', "sh", *command]
-        with self.running(command, urls) as process:
+        with self.running(command, urls, env=env) as process:
             self.await_workers(processes)
             yield process
 
@@ -169,7 +171,7 @@ class Bench:
         ]
         argv = [sys.executable, "-m", "gunicorn", *options, f"tests.bench.rivals:{app}()"]
         with self.running(argv, self.urls(setting), ROOT) as process:
-            self._await_answer(process, port)
+            self.await_answer(process, port)
             yield Endpoint(port, process)
 
     def load(
@@ -216,14 +218,29 @@ class Bench:
         return sorted(times)[len(times) // 2]
 
     @contextmanager
-    def _proxy(self, port: int, target_port: int) -> Iterator[None]:
-        delay_ms = str(ROUND_TRIP_MS / 2)
+    def delayed(self, round_trip_ms: float) -> Iterator[Urls]:
+        """Reach both servers with this delay, as long as the block runs."""
+        if not round_trip_ms:
+            yield self.urls(Setting.LOCAL)
+            return
+        postgres, redis = free_port(), free_port()
+        with (
+            self._proxy(postgres, self.postgres.port, round_trip_ms),
+            self._proxy(redis, self.redis_server.port, round_trip_ms),
+        ):
+            yield Urls(_at(self.postgres.url, postgres), _at(self.redis_server.url, redis))
+
+    @contextmanager
+    def _proxy(self, port: int, target_port: int, round_trip_ms: float = ROUND_TRIP_MS) -> Iterator[None]:
+        delay_ms = str(round_trip_ms / 2)
         argv = [sys.executable, "-m", "tests.bench.proxy", str(port), str(target_port), delay_ms]
         with self.running(argv, Urls("", ""), ROOT) as process:
             wait_until(lambda: port_in_use(port), START_TIMEOUT_S, self._log_of(process).read_text)
             yield
 
-    def _await_answer(self, process: Process, port: int) -> None:
+    def await_answer(self, process: Process, port: int) -> None:
+        """Wait until the process answers on the port."""
+
         def is_ready() -> bool:
             if not process.running:
                 raise RuntimeError(f"{process.name} ended: {self._log_of(process).read_text()}")
@@ -261,6 +278,14 @@ def rss_mb(pid: int) -> float:
     """Return the memory of one process that is in use (resident), in MB. Source: proc(5)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def pss_mb(pid: int) -> float:
+    """Return the memory of one process in MB, with its share of what several map (PSS). Source: proc(5)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
             return int(line.split()[1]) / 1024
     return 0.0
 

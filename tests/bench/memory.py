@@ -6,7 +6,7 @@ from redis import Redis
 
 from tests.bench.drain import POLL_S, put_deliveries
 from tests.bench.figures import Case, Figures
-from tests.bench.harness import Bench, Endpoint, clerk_sync, family, rss_mb
+from tests.bench.harness import Bench, Endpoint, clerk_sync, family, pss_mb, rss_mb
 from tests.bench.plan import Plan, Setting
 from tests.bench.receiver import CONNECTIONS
 from worker.queue.rq_format import QUEUE_KEY
@@ -62,6 +62,8 @@ def _measure_memory(bench: Bench, plan: Plan, figures: Figures) -> None:
             _deliver(bench, web, step)
         after = f"MB after {plan.memory_events:,}"
         _note(figures, processes, after)
+        pss = sum(map(pss_mb, family(web.process.pid or 0)))
+        figures.check("receiver, two processes, PSS", Setting.LOCAL, pss, "MB", at_most=120)
     for subject in processes:
         case = Case(MEMORY_PART, subject, Setting.LOCAL)
         growth = figures.median(case, after) / figures.median(case, before)

@@ -26,6 +26,7 @@ class Plan(NamedTuple):
     simple: dict[Setting, int]  # for SimpleWorker
     forking: dict[Setting, int]  # for rq worker
     big_table: int
+    growth: int  # the same, by hand
     sustained_s: float
     probe_s: float
     lag_s: dict[int, float]  # by rate
@@ -42,6 +43,7 @@ FULL = Plan(
     simple={Setting.LOCAL: 600, Setting.POSTGRES: 300, Setting.BOTH: 30},
     forking={Setting.LOCAL: 60, Setting.POSTGRES: 30, Setting.BOTH: 10},
     big_table=1_000_000,
+    growth=10_000_000,
     sustained_s=30,
     probe_s=4,
     lag_s={50: 12, 500: 6},
@@ -57,6 +59,7 @@ QUICK = Plan(
     simple={Setting.LOCAL: 200, Setting.POSTGRES: 60, Setting.BOTH: 8},
     forking={Setting.LOCAL: 15, Setting.POSTGRES: 10, Setting.BOTH: 4},
     big_table=100_000,
+    growth=1_000_000,
     sustained_s=3,
     probe_s=1.5,
     lag_s={50: 3, 500: 2},

@@ -49,7 +49,7 @@ def _estimate(bench: Bench, endpoint: Endpoint, plan: Plan) -> float:
     """Return how many events/s go all the way: taken as fast as possible for a while, then worked off."""
     before = bench.finished()
     report, _ = closed_loop(bench, endpoint, plan.load_s)
-    _await_finished(bench, before + report.answered, LIMIT_S)
+    await_finished(bench, before + report.answered, LIMIT_S)
     return report.answered / (time.time() - report.sent_at[0])
 
 
@@ -80,8 +80,8 @@ def _rows_keep_pace(bench: Bench, endpoint: Endpoint, worker: Process) -> KeepsP
             bench, endpoint, rate, seconds, lambda: _depth(bench) <= rate * _hopeless_s(seconds)
         )
         left_s = behind_s - (time.time() - report.sent_at[0] - seconds)
-        is_done = _await_finished(bench, before + report.answered, max(left_s, 0))
-        _await_finished(bench, before + report.answered, LIMIT_S)
+        is_done = await_finished(bench, before + report.answered, max(left_s, 0))
+        await_finished(bench, before + report.answered, LIMIT_S)
         if not (is_done and _was_in_time(report, behind_s)):
             return None
         return {**clock.per_event(report.answered), CLIENT: report.cpu_us}
@@ -135,7 +135,8 @@ def _depth(bench: Bench) -> int:
     return int(str(bench.redis.llen(QUEUE_KEY)))
 
 
-def _await_finished(bench: Bench, count: int, limit_s: float) -> bool:
+def await_finished(bench: Bench, count: int, limit_s: float) -> bool:
+    """Wait until RQ knows so many jobs as finished; return whether that came within the limit."""
     deadline = time.monotonic() + limit_s
     while bench.finished() < count:
         if time.monotonic() > deadline:

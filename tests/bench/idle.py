@@ -1,0 +1,37 @@
+"""What a service costs that does nothing: commands to Redis in a minute."""
+
+import time
+from typing import Any
+
+from redis import Redis
+
+from tests.bench.figures import Case, Figures
+from tests.bench.harness import Bench
+from tests.bench.plan import Plan, Setting
+
+PART = "idle"
+OURS = "clerk-sync web (two processes) and worker"
+COMMANDS = "commands to Redis a minute"
+SETTLED_S = 8  # what each process does once at its start is done
+MINUTE_S = 60
+NOT_COUNTED = {"info", "config"}  # those that ask
+
+
+def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+    """Count for one minute, within scripts too."""
+    del plan
+    bench.clear()
+    with bench.web(Setting.LOCAL), bench.workers(bench.urls(Setting.LOCAL)):
+        time.sleep(SETTLED_S)
+        bench.redis.config_resetstat()
+        time.sleep(MINUTE_S)
+        total = sum(commands(bench.redis).values())
+    figures.add(Case(PART, OURS, Setting.LOCAL), {COMMANDS: total})
+    figures.check("commands to Redis in an idle minute", Setting.LOCAL, total, "", at_most=60)
+
+
+def commands(redis: Redis) -> dict[str, int]:
+    """Return how often each command ran since the last reset, also within scripts, but for those that ask."""
+    stats: Any = redis.info("commandstats")
+    calls = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
+    return {name: count for name, count in calls.items() if name.partition("|")[0] not in NOT_COUNTED}

@@ -1,0 +1,49 @@
+"""The whole way at full load: deliveries taken until the last row is there, beside an inline Node handler."""
+
+import time
+
+from tests.bench.cpu import CLIENT, OWN, WORKER, CpuClock
+from tests.bench.figures import Case, Figures
+from tests.bench.harness import Bench
+from tests.bench.node import is_there, node_handler
+from tests.bench.plan import Plan, Setting, rounds
+from tests.bench.receiver import closed_loop
+from tests.bench.sustained import await_finished
+
+PART = "whole way"
+OURS = "clerk-sync web and worker"
+NODE = "inline Node handler, express, svix and pg"
+RATE = "events/s"
+LIMIT_S = 120
+GOALS = {Setting.LOCAL: 0.75, Setting.BOTH: 1.4}
+
+
+def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+    """Closed loops of 16 connections, both in turn."""
+    for setting in (Setting.LOCAL, Setting.BOTH):
+        ours, node = Case(PART, OURS, setting), Case(PART, NODE, setting)
+        for _ in range(rounds(plan, setting)):
+            figures.add(ours, _ours(bench, plan, setting))
+            if is_there():
+                figures.add(node, _node(bench, plan, setting))
+        if is_there():
+            ratio = figures.ratio(ours, node, RATE)
+            figures.check("whole way : inline Node handler", setting, ratio, at_least=GOALS[setting])
+
+
+def _ours(bench: Bench, plan: Plan, setting: Setting) -> dict[str, float]:
+    bench.clear()
+    with bench.web(setting) as web, bench.workers(bench.urls(setting)) as worker:
+        clock = CpuClock(bench, {OWN: web.process.pid, WORKER: worker.pid})
+        report, _ = closed_loop(bench, web, plan.load_s)
+        if not await_finished(bench, report.answered, LIMIT_S):
+            raise RuntimeError("the worker does not empty the queue")
+        rate = report.answered / (time.time() - report.sent_at[0])
+        return {RATE: rate, **clock.per_event(report.answered), CLIENT: report.cpu_us}
+
+
+def _node(bench: Bench, plan: Plan, setting: Setting) -> dict[str, float]:
+    bench.clear()
+    with node_handler(bench, setting) as node:
+        report, cpu_us = closed_loop(bench, node, plan.load_s)
+        return {RATE: report.rate, **cpu_us, "failed": report.failed}
