@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 SLICE_S = 0.2
@@ -16,16 +17,18 @@ class Stopped(Exception):
 class StopSignal:
     """Becomes `requested` on SIGTERM or SIGINT; what is in hand is finished first.
 
-    A plain number behind it: a threading.Event can deadlock when its `set` interrupts its own `wait`.
+    With `also`, it counts as requested as long as that says so, too. A plain number behind it: a
+    threading.Event can deadlock when its `set` interrupts its own `wait`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, also: Callable[[], bool] = lambda: False) -> None:
         self._requested_at: float | None = None
+        self._also = also
 
     @property
     def requested(self) -> bool:
         """Whether to stop."""
-        return self._requested_at is not None
+        return self._requested_at is not None or self._also()
 
     def since_s(self) -> float:
         """Return how long ago the stop was requested; 0 when it was not."""

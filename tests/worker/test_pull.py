@@ -18,7 +18,7 @@ from redis import Redis
 import config
 from cli.dev.servers import free_port
 from db.times import now_ms
-from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.fake_clerk import FakeClerk, numbered_id
 from tests.support.payloads import ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
 from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, bridged, count, deliver, execute, rows, tombstones
@@ -203,20 +203,17 @@ def test_the_desk_answers_with_the_row(
     assert desk.pull(BEN) == PullResult(PullStatus.ABSENT, reason="there is no such user")
 
 
-def test_many_calls_for_one_user_are_one_question_to_clerk(
-    clerk: FakeClerk, settings: config.Settings
-) -> None:
+def test_many_calls_for_one_user_find_the_same_row(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN))
-    clerk.before = slowly
     desks = [PullService(settings) for _ in range(3)]
     answers: list[PullResult] = []
     threads = [threading.Thread(target=partial(ask, desk, answers)) for desk in desks * 8]
     run_through(threads, 30)
     for desk in desks:
         desk.close()
-    assert len(clerk.asked) == 1
-    assert len(answers) == 24
+    assert len(clerk.asked) == 24
     assert {answer.verdict for answer in answers} == {PullStatus.FOUND}
+    assert len({str(answer.user) for answer in answers}) == 1
 
 
 def run_through(threads: Sequence[threading.Thread], patience_s: float) -> None:
@@ -230,19 +227,13 @@ def ask(desk: PullService, answers: list[PullResult]) -> None:
     answers.append(desk.pull(ANN))
 
 
-def slowly(_: Request) -> None:
-    time.sleep(0.5)
-
-
-def test_an_answer_is_fresh_again_after_a_second(clerk: FakeClerk, desk: PullService) -> None:
+def test_an_answer_is_what_clerk_shows_now(clerk: FakeClerk, desk: PullService) -> None:
     clerk.put(user(ANN))
     desk.pull(ANN)
     clerk.put(user(ANN, first_name="New", updated_at=NOW + 100))
-    time.sleep(1.1)
     answer = desk.pull(ANN)
     assert answer.user is not None
     assert answer.user["name"].startswith("New")
-    assert len(clerk.asked) == 2
 
 
 def test_calls_together_leave_half_of_clerks_limit_to_the_application(
@@ -278,6 +269,7 @@ def call_until(until: float, desk: PullService, first: int, verdicts: list[PullS
         if time.monotonic() > until:
             return
         verdicts.append(desk.pull(numbered_id(number % 60)).verdict)
+        verdicts.append(desk.pull(numbered_id(0)).verdict)  # all of them this one as well
 
 
 def test_who_gets_no_turn_is_told_at_once_and_clerk_is_not_asked(
@@ -335,14 +327,6 @@ def test_what_does_not_answer_is_told_within_seconds(clerk: FakeClerk, make_sett
         assert str(nowhere) not in str(answer.reason)
         desk.close()
         time.sleep(1.1)
-
-
-def test_a_clerk_that_is_away_is_not_asked_by_everyone(clerk: FakeClerk, desk: PullService) -> None:
-    clerk.answer_next(503, times=100)
-    assert desk.pull(ANN).verdict is PullStatus.UNAVAILABLE
-    requests = len(clerk.requests)
-    assert desk.pull(ANN).verdict is PullStatus.UNAVAILABLE
-    assert len(clerk.requests) == requests
 
 
 def test_a_429_is_not_waited_for_at_the_desk(clerk: FakeClerk, desk: PullService) -> None:

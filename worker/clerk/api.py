@@ -23,7 +23,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
@@ -144,19 +144,31 @@ class ApiResponse(NamedTuple):
     observed_at: int
 
 
+Limiter = Callable[[], AbstractContextManager[None]]
+
+
+def rate_limit(settings: Settings) -> int:
+    """Return how many requests Clerk takes in PERIOD_S with the settings' key."""
+    key = settings.clerk_secret_key.get_secret_value() if settings.clerk_secret_key else ""
+    return DEVELOPMENT_LIMIT if key.startswith(DEVELOPMENT_PREFIX) else LIMIT
+
+
 class ClerkApi:
     """A client for one key. Made once, shared by threads, and closed at the end."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords, each with a default
         self,
         settings: Settings,
         *,
         stopping: StopSignal | None = None,
+        limiter: Limiter = nullcontext,
         patience_s: float = PATIENCE_S,
         limited_patience_s: float = LIMITED_PATIENCE_S,
         read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
-        """`patience_s` bounds the retries of one request, `limited_patience_s` those after a 429.
+        """`limiter` gives what is held while a request waits for its turn and is made; it may raise.
+
+        `patience_s` bounds the retries of one request, `limited_patience_s` those after a 429.
 
         Waiting for a turn, or for what a 429 asks for, is not counted in the first. A turn that is further
         away than the longer of the two is not waited for.
@@ -164,13 +176,13 @@ class ClerkApi:
         if settings.clerk_secret_key is None:
             raise SettingsError("CLERK_SECRET_KEY is not set")
         key = settings.clerk_secret_key.get_secret_value()
-        self.limit = DEVELOPMENT_LIMIT if key.startswith(DEVELOPMENT_PREFIX) else LIMIT
+        self._limiter = limiter
         self._expected_instance_id = settings.clerk_instance_id
         self._keys = FieldSources.of(settings)
         self._stopping = stopping or StopSignal()
         self._patience_s = patience_s
         self._limited_patience_s = limited_patience_s
-        self._rate = RateLimit(self.limit, PERIOD_S)
+        self._rate = RateLimit(rate_limit(settings), PERIOD_S)
         self._idle = threading.Condition()
         self._in_flight = 0
         self._is_closed = False
@@ -295,13 +307,9 @@ class ClerkApi:
         answer: ApiResponse = retrying(self._attempt, path, parameters, patience)
         return answer
 
-    def _shared_turn(self) -> AbstractContextManager[None]:
-        """Return what is held while a request waits and is made; here nothing."""
-        return nullcontext()
-
     def _attempt(self, path: str, parameters: dict[str, Any] | None, patience: "_Patience") -> ApiResponse:
         patience.check(self._rate.away_s())  # before a shared turn is spent on it
-        with self._shared_turn():
+        with self._limiter():
             turn_in_s = self._rate.delay(patience.left_s)  # long after a 429, whichever thread it came to
             patience.check(turn_in_s)
             self._wait(turn_in_s)

@@ -1,4 +1,4 @@
-"""The lock that one worker at a time has while it repairs."""
+"""The lock that one worker at a time holds while it reconciles."""
 
 import threading
 import time
@@ -18,27 +18,22 @@ RENEWALS = 6  # in that time
 log = structlog.get_logger("worker.sync.lock")
 
 
-class ReconciliationLock(StopSignal):
-    """The lock that one worker at a time has; and the signal to end its repair: a stop, or the lock's loss.
+class ReconciliationLock:
+    """The lock that one worker at a time holds while it reconciles.
 
-    A thread renews it for as long as it is held, whatever the repair waits for. Once it has not been renewed
-    for `lock_s`, because Redis is away or the whole process was asleep, another worker may have it: so it
-    counts as lost by this machine's own clock, before anybody is asked.
+    `stopping` ends the reconciliation: requested with the process's own signal, or once the lock is lost. A
+    thread renews the lock for as long as it is held. When it has not been renewed for `lock_s`, because Redis
+    does not answer or the process was suspended, another worker may hold it: so it counts as lost by this
+    machine's own clock.
     """
 
     def __init__(self, redis: Redis, stopping: StopSignal, lock_s: float) -> None:
-        super().__init__()
-        self._process = stopping
+        self.stopping = StopSignal(also=lambda: stopping.requested or time.monotonic() >= self._held_until)
         self._lock = redis.lock(LOCK_KEY, timeout=lock_s, thread_local=False)
         self._lock_s = lock_s
         self._held_until = 0.0
         self._let_go = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="repair-lock", daemon=True)
-
-    @property
-    def requested(self) -> bool:
-        """Whether to stop."""
-        return self._process.requested or time.monotonic() >= self._held_until
 
     def acquire(self) -> bool:
         """Take the lock unless another worker has it, and renew it until `release`. Raises RedisError."""
@@ -60,7 +55,7 @@ class ReconciliationLock(StopSignal):
         self._held_until = asked_at + self._lock_s
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         self._let_go.set()
         self._thread.join()
         with suppress(LockError):
@@ -71,7 +66,7 @@ class ReconciliationLock(StopSignal):
             try:
                 self.renew()
             except LockError:
-                log.warning("another worker has the lock on repairs, so this one stops")
+                log.warning("another worker holds the reconciliation lock, so this one stops")
                 return
             except RedisError as error:
                 log.debug("lock not renewed", error=type(error).__name__)

@@ -101,7 +101,7 @@ class ScheduledReconciliation:
         started_at = datetime.now(UTC)
         result: dict[str, Any] = {"error": None, "backfill": None, "drift": None}
         try:
-            with bridge(self._settings, self._database, lock) as both:
+            with bridge(self._settings, self._database, lock.stopping) as both:
                 result["backfill"] = _numbers(self._fetch(both, lock))
                 result["drift"] = _refreshed(Reconcile(both, settle_s=self._pace.settle_s))
         except (ClerkApiError, DatabaseError) as error:
