@@ -2,17 +2,13 @@
 
 import itertools
 import json
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from textwrap import dedent
-from typing import Any
 
 import pytest
-from pydantic import SecretStr
 from redis import Redis
 
 import config
@@ -360,23 +356,6 @@ def test_a_turn_that_is_not_far_away_is_waited_for(clerk: FakeClerk, desk: PullS
     clerk.answer_next(429, headers={"Retry-After": "2"})
     desk.pull(ANN)
     assert desk.pull(BEN).verdict is PullStatus.FOUND
-
-
-def test_the_function_is_as_the_guide_for_applications_shows_it(
-    clerk: FakeClerk, settings: config.Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clerk.put(user(ANN))
-    for name in ("clerk_secret_key", "clerk_api_url", "database_url", "redis_url"):
-        value = getattr(settings, name)
-        monkeypatch.setenv(name.upper(), value.get_secret_value() if isinstance(value, SecretStr) else value)
-    shown: dict[str, Any] = {}
-    example = re.search(r"    from config import load\n(?:    .*\n|\n)*", GUIDE.read_text())
-    assert example
-    exec(dedent(example[0]), shown)
-    assert shown["pulled_user"](ANN)["clerk_id"] == ANN
-    with pytest.raises(LookupError, match=r"^absent: there is no such user$"):
-        shown["pulled_user"](BEN)
-    shown["desk"].close()
 
 
 @pytest.mark.parametrize("clerk_id", ["", "..", f"{ANN}/../{BEN}", f"{ANN}?limit=1", "x" * 201])
