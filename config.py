@@ -157,6 +157,10 @@ def _check_certificates(value: str) -> str:
     return value
 
 
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
 def _read_percent(value: object) -> object:
     return value.strip().removesuffix("%") if isinstance(value, str) else value
 
@@ -178,6 +182,9 @@ ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
 Duration = Annotated[float, BeforeValidator(_read_duration)]
 CertificateFile = Annotated[str, AfterValidator(_check_certificates)]
 Percent = Annotated[float, BeforeValidator(_read_percent)]
+
+
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
 
 
 class Settings(BaseSettings):
@@ -227,7 +234,7 @@ class Settings(BaseSettings):
     reconcile_every: Duration | None = Field(None, ge=1, description="s")
     reconcile_max_delete: Percent = Field(5, ge=0, le=100, description="%")
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: LogLevel = "INFO"
     log_format: Literal["console", "json"] | None = None
     console_password: SecretStr | None = None
     pull_token: HeaderSecret | None = None
@@ -273,6 +280,8 @@ def load(*required: str, **overrides: Any) -> Settings:
 def _problems(error: ValidationError) -> Iterable[str]:
     for problem in error.errors(include_input=False, include_context=False, include_url=False):
         variable = str(problem["loc"][0]).upper()
-        message = problem["msg"].removeprefix("Value error, ")
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if problem["type"] in {"int_parsing", "float_parsing"}:
+            message = "must be a number"
         separator = " " if message.startswith(("is ", "must ")) else ": "
         yield f"{variable}{separator}{message}"

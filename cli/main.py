@@ -1,5 +1,7 @@
 """`clerk-sync`: the group of commands, and the one line that a failure becomes."""
 
+import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ import click
 
 from worker import log
 
+OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 COMMANDS = {
     "backfill": ("cli.backfill", "backfill"),
     "db": ("cli.database", "db"),
@@ -52,9 +55,12 @@ def cli(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Exit status: 0 done, 1 failed or drift found, 2 wrong usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
+    _leave_deleted_directory()
     log.silence()
     try:
         status: Any = cli.main(given, prog_name="clerk-sync", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as end:
         status = end.exit_code
     except click.Abort:
@@ -62,9 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        status = _drop_output()
     except Exception as error:
         if "--debug" in given:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in OUTPUT_ERRORS:
+            _drop_output()
         status = _fail(describe(error), 1)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -73,7 +83,34 @@ def describe(error: Exception) -> str:
     """Return the line that a user sees. Only errors of our own carry a text that is safe to show."""
     if hasattr(error, "retryable"):
         return str(error)
+    if isinstance(error, OSError) and error.errno in OUTPUT_ERRORS:
+        return f"the output cannot be written: {os.strerror(error.errno or 0)}"
     return f"unexpected {type(error).__name__} (see it with --debug)"
+
+
+def _open_closed_streams() -> None:
+    """Let a standard stream that was closed lead nowhere: else the next connection gets its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, mode))
+
+
+def _leave_deleted_directory() -> None:
+    """Go to / when the working directory was deleted: libraries ask for its name."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
+def _drop_output() -> int:
+    """Let what is still to be written lead nowhere, so that the end of the process does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,5 +1,6 @@
 """`pull`: one user, now."""
 
+import re
 import sys
 
 import click
@@ -9,15 +10,22 @@ from worker.clerk.payloads import CLERK_ID
 from worker.sync.pull import Pulled, PullOutcome
 from worker.sync.pull import pull as pull_user
 
+CLERKS_SHAPE = re.compile("user_[A-Za-z0-9_]+")
 FAILURES = (Pulled(PullOutcome.FOUND), Pulled(PullOutcome.ELSEWHERE))
 
 
 @click.command()
 @click.argument("clerk_id", metavar="USER_ID")
-def pull(clerk_id: str) -> None:
+@click.option("--yes", is_flag=True, help="Also for an id that is not shaped like user_…")
+def pull(clerk_id: str, yes: bool) -> None:
     """Read one user of Clerk into the table. If Clerk has no such user, the local one is deleted for good."""
     if not CLERK_ID.fullmatch(clerk_id):
         raise click.BadParameter("that is no Clerk id", param_hint="USER_ID")
+    if not (yes or CLERKS_SHAPE.fullmatch(clerk_id)):
+        raise click.UsageError(
+            f"{clerk_id} is not shaped like user_…, and a typo would mark it as deleted for good:"
+            " say --yes if it is right"
+        )
     with bridge_from_environment() as bridge:
         pulled = pull_user(bridge, clerk_id, confirmed=True)
     click.echo(_sentence(clerk_id, pulled))

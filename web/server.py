@@ -47,7 +47,7 @@ def serve(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
     A process that dies is replaced; one that dies again within seconds ends the server with SystemExit(1).
     Raises CannotListen when the address cannot be had.
     """
-    _check_address(settings.host, settings.port)
+    settings = settings.model_copy(update={"port": _free_port(settings.host, settings.port)})
     _share_what_is_loaded()
     log.info("receiver started", host=settings.host, port=settings.port, processes=settings.web_workers)
     server = Granian(
@@ -98,13 +98,18 @@ def _stop_without_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _check_address(host: str, port: int) -> None:
+def _free_port(host: str, port: int) -> int:
+    """Return the port, for 0 one that is free now. Raises CannotListen.
+
+    Every process binds it for itself, so it has to be one number.
+    """
     # Granian shares its port (SO_REUSEPORT), so a second server would start without a word.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+            return int(probe.getsockname()[1])
     except OSError as error:
         where = f"port {port}" if error.errno == errno.EADDRINUSE else f"HOST {host}, port {port}"
         raise CannotListen(f"cannot listen on {where}: {os.strerror(error.errno or 0)}") from None

@@ -70,7 +70,10 @@ class _Lines:
 
 def silence() -> None:
     """Drop every line: a command that ends with an answer says in it what went wrong."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
     logging.getLogger().handlers = [logging.NullHandler()]
 
 

@@ -1,10 +1,13 @@
 """What every command has in common, seen from a shell."""
 
+import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import pytest
 
 from cli.dev.servers import free_port
@@ -13,7 +16,7 @@ from config import SettingsError
 from db.connection.errors import DatabaseUnavailable
 from tests.support.queue import clerk_sync
 from tests.support.settings import NOTHING_LISTENS, MakeSettings
-from tests.support.stack import environment
+from tests.support.stack import environment, wait_until
 
 
 class Ran(NamedTuple):
@@ -156,3 +159,60 @@ def test_no_command_needs_settings_to_explain_itself(tmp_path: Path) -> None:
     ran = run("worker", "--help", directory=tmp_path)
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.startswith("Usage: clerk-sync worker ")
+
+
+WRONG = {"PORT": "x", "BATCH_SIZE": "0", "LOG_LEVEL": "loud", "DB_POOL_TIMEOUT": "soon"}
+
+
+def test_a_setting_that_is_wrong_says_what_it_must_be(tmp_path: Path) -> None:
+    ran = run("status", directory=tmp_path, **WRONG)
+    assert ran.err == (
+        "clerk-sync: BATCH_SIZE must be greater than or equal to 1; DB_POOL_TIMEOUT must be a number;"
+        " LOG_LEVEL must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'; PORT must be a number\n"
+    )
+
+
+def test_the_log_level_may_be_in_lower_case(tmp_path: Path, make_settings: MakeSettings) -> None:
+    variables = environment(make_settings()) | {"LOG_LEVEL": "info"}
+    assert run("events", "--json", directory=tmp_path, **variables) == (0, "[]\n", "")
+
+
+@pytest.mark.parametrize(
+    "command", [("status",), ("events",), ("failed", "list"), ("user", "user_1"), ("-h",)]
+)
+def test_an_output_that_is_closed_or_full_and_a_deleted_directory_are_one_line_at_most(
+    tmp_path: Path, make_settings: MakeSettings, command: tuple[str, ...]
+) -> None:
+    variables = {"PATH": os.environ["PATH"], **environment(make_settings())}
+    line = shlex.join(clerk_sync(*command))
+    gone = tmp_path / "gone"
+    for shell, said in (
+        (f"{line} >&-", ""),
+        (f"{line} >/dev/full", "clerk-sync: the output cannot be written: No space left on device\n"),
+        (f"({line}; :) | true", ""),
+        (f"mkdir {gone} && cd {gone} && rmdir {gone} && {line} >/dev/null", ""),
+    ):
+        ran = subprocess.run(
+            ["sh", "-c", shell], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+        )
+        assert ran.stderr == said, shell
+
+
+def test_with_port_0_the_port_that_was_bound_is_logged(tmp_path: Path, make_settings: MakeSettings) -> None:
+    settings = make_settings(port=0, web_workers=1)
+    log = tmp_path / "web.log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(clerk_sync("web"), env=environment(settings), stdout=output) as web,
+    ):
+        wait_until(lambda: "receiver started" in log.read_text(), 20)
+        port = json.loads(log.read_text().splitlines()[0])["port"]
+        wait_until(lambda: _lives(port), 20)
+        web.terminate()
+
+
+def _lives(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health/live", trust_env=False).is_success
+    except httpx.TransportError:
+        return False

@@ -169,6 +169,9 @@ def test_pull_of_who_was_deleted_here_says_so(clerk: FakeClerk, settings: config
 
 def test_pull_of_what_is_no_id_is_wrong_usage(settings: config.Settings) -> None:
     assert run(settings, "pull", "user.1").returncode == 2
+    typo = run(settings, "pull", "usr_1")
+    assert (typo.returncode, "--yes" in typo.stderr) == (2, True)
+    assert run(settings, "pull", "usr_1", "--yes").returncode == 0
     assert run(settings, "pull").returncode == 2
     assert run(settings, "reconcile", "--allow-deletes", "-1").returncode == 2
     assert run(settings, "backfill", "--since", "soon").returncode == 2

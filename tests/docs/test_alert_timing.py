@@ -101,6 +101,9 @@ CASES = {
     "two databases": Case(
         {'degraded{cause="two_databases"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncTwoDatabases"}}
     ),
+    "a second instance": Case(
+        {'degraded{cause="second_instance"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncSecondInstance"}}
+    ),
     "a wrong clock": Case({'degraded{cause="clock"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncClock"}}),
     "failed jobs": Case({"failed_jobs": "0x5 1x195"}, {6: set(), 7: {"ClerkSyncFailedJobs"}}),
     "a repair fails": Case(

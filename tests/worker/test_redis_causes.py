@@ -2,10 +2,7 @@
 
 import os
 import re
-import shutil
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,53 +16,32 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from cli.dev.process import Process
-from cli.dev.servers import ENVIRONMENT, RedisServer, free_port
+from cli.dev.servers import RedisServer, free_port
 from tests.support.settings import NO_DATABASE, MakeSettings
+from tests.support.spoiled_redis import BINARY, RedisServers, listens
 from tests.support.stack import wait_until
 from worker import redis_causes
 from worker.redis_causes import explain
 from worker.redis_client import fail_fast_redis
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
-BINARY = shutil.which("redis-server")
 Serve = Callable[..., int]
 Explain = Callable[..., str]
-
-OPENSSL = (
-    *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-    *("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=redis"),
-)
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
+def servers(tmp_path: Path) -> Iterator[RedisServers]:
+    started = RedisServers(tmp_path)
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def serve(servers: RedisServers) -> Serve:
     """Start a redis-server with these arguments and return its port."""
-    started: list[Process] = []
-
-    def start(*arguments: str, tls: bool = False) -> int:
-        port = free_port()
-        at = ["--port", "0", "--tls-port", str(port)] if tls else ["--port", str(port)]
-        process = Process("Redis", tmp_path / f"{port}.pid")
-        process.launch(
-            [str(BINARY), *at, "--bind", "127.0.0.1", "--save", "", *arguments],
-            env=ENVIRONMENT,
-            cwd=tmp_path,
-            log=tmp_path / f"{port}.log",
-        )
-        started.append(process)
-        wait_until(lambda: _listens(port), 10, (tmp_path / f"{port}.log").read_text)
-        return port
-
-    yield start
-    for process in started:
-        process.kill()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    return servers.start
 
 
 @pytest.fixture
@@ -86,21 +62,9 @@ def why(make_settings: MakeSettings) -> Explain:
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Callable[..., tuple[str, ...]]:
+def certificate(servers: RedisServers) -> Callable[..., tuple[str, ...]]:
     """Make a certificate and return the arguments that let a server use it."""
-
-    def make(*options: str) -> tuple[str, ...]:
-        made = subprocess.run(
-            [*OPENSSL, *options],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert made.returncode == 0, made.stderr
-        return ("--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem", "--tls-ca-cert-file", "cert.pem")
-
-    return make
+    return servers.certificate
 
 
 ACL_CASES = [
@@ -218,8 +182,9 @@ def test_what_keeps_it_from_writing_is_told_apart(serve: Serve, why: Explain) ->
 
 def test_persistence_that_is_misconfigured_is_said(serve: Serve, why: Explain, tmp_path: Path) -> None:
     port = serve("--dbfilename", "taken.rdb")
-    (tmp_path / "taken.rdb").mkdir()
     with Redis(port=port) as redis:
+        redis.ping()  # it has loaded, and does not end because of what it finds
+        (tmp_path / "taken.rdb").mkdir()
         redis.config_set("save", "1 1")
         redis.set("key", 1)
         redis.bgsave()
@@ -270,7 +235,7 @@ def test_what_is_no_redis_shows_nothing_of_what_it_says(why: Explain, tmp_path: 
     port = free_port()
     server = Process("http", tmp_path / "http.pid")
     server.launch([sys.executable, "-m", "http.server", str(port)], cwd=tmp_path, log=tmp_path / "http.log")
-    wait_until(lambda: _listens(port), 10)
+    wait_until(lambda: listens(port), 10)
     assert why(f"redis://127.0.0.1:{port}") == "Redis does not answer as expected (InvalidResponse)"
     server.kill()
 

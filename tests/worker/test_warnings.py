@@ -167,6 +167,16 @@ def test_deliveries_of_another_instance_that_are_ignored_degrade(
     assert _is_well(report())
 
 
+def test_a_second_instance_in_the_tables_is_said(report: Report, database_url_unpooled: str) -> None:
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        connection.execute("INSERT INTO instance_sync (id) VALUES ('ins_one')")
+        assert _is_well(report())
+        connection.execute("INSERT INTO instance_sync (id) VALUES ('ins_two')")
+        assert "CLERK_INSTANCE_ID" in _warning(report(), "2 Clerk instances have written")
+        connection.execute("DELETE FROM instance_sync WHERE id = 'ins_two'")
+    assert _is_well(report())
+
+
 def test_without_a_receiver_that_is_said_and_one_that_ends_leaves(
     report: Report, make_settings: MakeSettings, redis: Redis
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from config import Settings
-from db import identity, ledger, schema
+from db import identity, instances, ledger, schema
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError
 from worker.monitoring import warnings
@@ -129,9 +129,12 @@ class MigrationsUrl:
     def _check(self) -> Facts:
         try:
             self._unpooled.ping()
-            return {"same_tables": identity.leads_to_same_tables(self._unpooled, self._database)}
         except DatabaseError as error:
             return {"migrations_error": str(error)}
+        try:
+            return {"same_tables": identity.leads_to_same_tables(self._unpooled, self._database)}
+        except DatabaseError:  # which the check of the database names
+            return {}
         finally:
             self._unpooled.dispose()  # a connection that idles would be one of few
 
@@ -177,4 +180,5 @@ def schema_facts(database: Database) -> Facts:
         "schema": state.value,
         "last_applied_at": iso(applied_at) if applied_at else None,
         "ledger_received_at": received_at,
+        "instances": instances.seen(database),
     }

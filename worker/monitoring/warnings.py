@@ -143,6 +143,15 @@ def _foreign(facts: Facts) -> Iterator[str]:
         )
 
 
+def _second_instance(facts: Facts) -> Iterator[str]:
+    found = facts.get("instances", ())
+    if len(found) > 1:
+        yield (
+            f"{len(found)} Clerk instances have written to these tables: give each a schema of its own, and"
+            " set CLERK_INSTANCE_ID (docs/operations.md, Several Clerk instances)"
+        )
+
+
 def _no_receiver(facts: Facts) -> Iterator[str]:
     if facts.get("receivers", {}).get("alive") == 0:
         yield "no receiver is alive: deliveries are refused (start clerk-sync web)"
@@ -224,6 +233,7 @@ ALARMS: dict[str, Say] = {
     "failed_jobs": _failed,
     "signatures": _signatures,
     "foreign_instance": _foreign,
+    "second_instance": _second_instance,
     "no_receiver": _no_receiver,
     "redis_lost_data": _redis_lost_data,
     "two_databases": _two_databases,
