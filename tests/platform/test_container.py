@@ -102,6 +102,13 @@ def test_the_command_is_the_procfiles() -> None:
     assert {name: services[name]["command"] for name in procfile()} == procfile()
 
 
+def test_herokus_hook_installs_the_project_as_the_image_does() -> None:
+    hook = ROOT / "bin" / "post_compile"
+    assert os.access(hook, os.X_OK)
+    assert hook.read_text().splitlines()[-1] == "python -m pip install --no-deps --no-build-isolation ."
+    assert "pip install --no-deps --no-build-isolation ." in " ".join(texts("RUN", 0))
+
+
 def test_the_health_check_asks_whether_the_receiver_lives(make_settings: MakeSettings) -> None:
     (check,) = texts("HEALTHCHECK", 1)
     python, flag, code = json.loads(check.partition("CMD ")[2])
