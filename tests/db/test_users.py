@@ -324,6 +324,7 @@ def test_a_deletion_removes_the_row_and_leaves_a_tombstone_without_personal_data
     assert sync_row(connection, ANN) == {
         **dict.fromkeys(sync_row(connection, ANN)),
         "clerk_id": ANN,
+        "claim_verified": False,
         "deleted_at": moment(3),
     }
 
