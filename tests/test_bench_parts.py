@@ -20,7 +20,7 @@ from tests.bench import table
 from tests.bench.figures import Case, Figures
 from tests.bench.load import Report, Spec, percentile
 from tests.bench.plan import Setting
-from tests.bench.proxy import READY
+from tests.support.proxy import READY
 from tests.support.settings import SECRET
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ class Receiver:
 def far_away(target_port: int) -> Iterator[int]:
     """A proxy before the target; yields its port."""
     port = free_port()
-    argv = [sys.executable, "-m", "tests.bench.proxy", str(port), str(target_port), str(DELAY_MS)]
+    argv = [sys.executable, "-m", "tests.support.proxy", str(port), str(target_port), str(DELAY_MS)]
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     try:

@@ -24,12 +24,13 @@ from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import cli
 from db import schema
 from db.connection.engine import Database
-from tests.bench.harness import family
 from tests.support.deliveries import signed
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import ANN, body, svix_id, user, user_event
-from tests.support.queue import RqView, clerk_sync
-from tests.support.stack import Stack, environment, wait_until
+from tests.support.processes import clerk_sync, family
+from tests.support.queue import RqView
+from tests.support.stack import Stack, environment
+from tests.support.waiting import wait_until
 from web.app import create_app
 from worker.queue.failed_jobs import failed_jobs
 from worker.redis_client import fail_fast_redis, worker_redis

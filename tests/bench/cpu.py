@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.bench.figures import Case, Figures
-from tests.bench.harness import Bench, family
+from tests.bench.harness import Bench
+from tests.support.processes import family
 
 BUSY = "cores busy %"
 OWN, WORKER = "CPU us", "CPU us worker"

@@ -31,7 +31,8 @@ from db.connection.engine import Database
 from db.models import Base
 from tests.bench.load import Report, Spec
 from tests.bench.plan import ROUND_TRIP_MS, Setting
-from tests.support.stack import wait_until
+from tests.support.processes import clerk_sync
+from tests.support.waiting import wait_until
 from worker.queue.rq_format import QUEUE
 
 ROOT = Path(__file__).parents[2]
@@ -233,7 +234,7 @@ class Bench:
     @contextmanager
     def _proxy(self, port: int, target_port: int, round_trip_ms: float = ROUND_TRIP_MS) -> Iterator[None]:
         delay_ms = str(round_trip_ms / 2)
-        argv = [sys.executable, "-m", "tests.bench.proxy", str(port), str(target_port), delay_ms]
+        argv = [sys.executable, "-m", "tests.support.proxy", str(port), str(target_port), delay_ms]
         with self.running(argv, Urls("", ""), ROOT) as process:
             wait_until(lambda: port_in_use(port), START_TIMEOUT_S, self._log_of(process).read_text)
             yield
@@ -255,11 +256,6 @@ class Bench:
         return self.directory / f"{process.name}.log"
 
 
-def clerk_sync(*arguments: str) -> list[str]:
-    """Return the command line of a command of ours."""
-    return [sys.executable, "-P", "-m", "cli.main", *arguments]
-
-
 def migrate(database_url: str) -> None:
     """Make the tables."""
     database = Database(load(_env_file=None, database_url=database_url))
@@ -272,31 +268,6 @@ def migrate(database_url: str) -> None:
 def with_database(url: str, name: str) -> str:
     """Return the URL of another database of the same server."""
     return urlsplit(url)._replace(path=f"/{name}").geturl()
-
-
-def rss_mb(pid: int) -> float:
-    """Return the memory of one process that is in use (resident), in MB. Source: proc(5)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def pss_mb(pid: int) -> float:
-    """Return the memory of one process in MB, with its share of what several map (PSS). Source: proc(5)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def family(pid: int) -> list[int]:
-    """Return a process and all that descend from it, the eldest first."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-        return []
-    return [pid, *(member for child in children for member in family(int(child)))]
 
 
 def _at(url: str, port: int) -> str:

@@ -6,9 +6,10 @@ from redis import Redis
 
 from tests.bench.drain import POLL_S, put_deliveries
 from tests.bench.figures import Case, Figures
-from tests.bench.harness import Bench, Endpoint, clerk_sync, family, pss_mb, rss_mb
+from tests.bench.harness import Bench, Endpoint
 from tests.bench.plan import Plan, Setting
 from tests.bench.receiver import CONNECTIONS
+from tests.support.processes import clerk_sync, family, pss_mb, rss_mb
 from worker.queue.rq_format import QUEUE_KEY
 
 START_PART = "start-up"

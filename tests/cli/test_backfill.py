@@ -12,8 +12,8 @@ from tests.support.commands import PATIENCE_S, run, start
 from tests.support.fake_clerk import FakeClerk, Request, numbered_id
 from tests.support.payloads import ABSENT, ANN, NOW, user
 from tests.support.settings import MakeSettings
-from tests.support.stack import wait_until
 from tests.support.sync import api_settings, count, execute, query, rows
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -20,13 +20,14 @@ import pytest
 import config
 from cli.dev.servers import free_port
 from db.times import now_ms
-from tests.bench.harness import rss_mb
 from tests.support.commands import start
 from tests.support.fake_clerk import numbered_id
 from tests.support.payloads import NOW, body, session, session_event, svix_id
+from tests.support.processes import rss_mb
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
 from tests.support.sync import query, rows
+from tests.support.waiting import wait_until
 from worker.queue.producer import Delivery, delivery_queue
 
 ROOT = Path(__file__).parents[2]

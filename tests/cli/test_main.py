@@ -14,9 +14,10 @@ from cli.dev.servers import free_port
 from cli.main import COMMANDS, describe
 from config import SettingsError
 from db.connection.errors import DatabaseUnavailable
-from tests.support.queue import clerk_sync
+from tests.support.processes import clerk_sync
 from tests.support.settings import NOTHING_LISTENS, MakeSettings
-from tests.support.stack import environment, wait_until
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 
 
 class Ran(NamedTuple):

@@ -12,9 +12,9 @@ import pytest
 
 import config
 from cli.dev.servers import HOST
-from tests.faults.line import Line
 from tests.support.failed_jobs import fail
 from tests.support.fake_clerk import FakeClerk, Request
+from tests.support.line import Line
 from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, count
 from tests.support.terminal import SOON_S, Terminal, on_a_terminal

@@ -16,8 +16,9 @@ from config import decode_signing_secret
 from db.merge.change import Organization, UserChange, merge_organizations
 from db.merge.incoming import ReceivedChange
 from tests.support.settings import SECRET, MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
 from tests.support.storable import assert_storable, assert_storable_organization
+from tests.support.waiting import wait_until
 from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES, FieldSources
 from worker.runner.batch import incoming
 

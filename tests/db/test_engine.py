@@ -29,9 +29,9 @@ from db.connection.errors import ChangeRefused, DatabaseError, DatabaseUnavailab
 from db.connection.pipeline import Pipeline
 from db.connection.url import postgres_url
 from db.times import EARLIEST, LATEST
-from tests.faults.line import Line, line_to
+from tests.support.line import Line, line_to
 from tests.support.settings import MakeSettings
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 
 MARK = "marked.person@example.com"
 

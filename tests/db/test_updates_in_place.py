@@ -11,7 +11,7 @@ from db.connection.engine import Database
 from db.merge.policy import Policy
 from tests.support.payloads import NOW, body, user, user_event
 from tests.support.settings import MakeSettings
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker.clerk.payloads import FieldSources
 from worker.runner.batch import incoming
 

@@ -22,7 +22,8 @@ from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import body, svix_id, user, user_event
 from tests.support.service import add_worker
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
+from tests.support.waiting import wait_until
 from worker.monitoring import receivers
 from worker.monitoring.redis_stats import CAUSES_KEY
 from worker.queue import lock_waits
@@ -238,7 +239,7 @@ def _exhaust(stack: Stack, prometheus: Prometheus, connection: psycopg.Connectio
     prometheus.await_alert("ClerkSyncNoWorker")
     with connection.transaction():
         connection.execute("LOCK TABLE webhook_events IN SHARE ROW EXCLUSIVE MODE")
-        stack.start("worker", stack.workers[0])
+        stack.workers[0].start()
         stack.await_ready()
         wait_until(lambda: _blocked(connection), PATIENCE_S)
         assert _send(stack, body(user_event())) == 202
@@ -263,7 +264,7 @@ def _lag(settings: config.Settings, stack: Stack, prometheus: Prometheus) -> Non
     queue.close()
     prometheus.await_alert("ClerkSyncLag")
     prometheus.await_alert("ClerkSyncSilence")
-    stack.start("worker", stack.workers[0])
+    stack.workers[0].start()
     prometheus.await_alert("ClerkSyncSlow")
     prometheus.await_quiet("ClerkSyncLag")
 

@@ -16,7 +16,8 @@ from cli.main import cli
 from tests.support.deliveries import signed
 from tests.support.payloads import ANN, body, user, user_event
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, environment, wait_until
+from tests.support.stack import Stack, environment
+from tests.support.waiting import wait_until
 
 DOCS = Path(__file__).parents[2] / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text()

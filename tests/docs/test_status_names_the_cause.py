@@ -25,7 +25,8 @@ from tests.support.queue import delivery, frozen
 from tests.support.service import add_service, add_worker
 from tests.support.settings import MakeSettings
 from tests.support.spoiled_redis import BINARY, RedisServers
-from tests.support.stack import environment, wait_until
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 from worker.monitoring import recent
 from worker.queue import lock_waits, rq_format
 from worker.queue.producer import DeliveryQueue

@@ -31,7 +31,7 @@ from tests.faults.outage import (
 from tests.faults.overload import ROW_S, TIMES_TOO_MUCH, Overload, check, overload, slow_database
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 
 STEADY_PER_S = 20
 OUTAGE_SEED, REDIS_OUTAGE_SEED = 1001, 1002
@@ -108,7 +108,7 @@ def _outage(servers: Servers, seconds: float) -> Outage:
     deliveries = some_deliveries(OUTAGE_SEED, round(seconds * STEADY_PER_S))
     with _house(servers) as house:
         seen = without_postgres(servers, house, deliveries, seconds)
-        assert all(member.process.running for member in house.members), house.logs()
+        assert all(member.running for member in house.members), house.logs()
     chaos.compare(house.settings, deliveries)
     check_outage(seen)
     return seen
@@ -129,7 +129,7 @@ def _flood(servers: Servers, seconds: float) -> Flood:
     with _house(servers) as house:
         seen = flood(house, seconds)
         wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)
-        assert all(member.process.running for member in house.members), house.logs()
+        assert all(member.running for member in house.members), house.logs()
     assert _applied(servers) == seen.taken, "what was genuine is applied, and nothing else"
     forgeries.check(seen)
     return seen
@@ -141,7 +141,7 @@ def _overload(servers: Servers, seconds: float) -> Overload:
         with slow_database(servers):
             seen = overload(house, TIMES_TOO_MUCH * WORKERS / ROW_S, seconds)
         wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)
-        assert all(member.process.running for member in house.members), house.logs()
+        assert all(member.running for member in house.members), house.logs()
     check(seen, MAX_QUEUE_DEPTH)
     assert _applied(servers) == seen.taken, "what was taken is applied, no more and no less"
     return seen

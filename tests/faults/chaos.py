@@ -25,7 +25,7 @@ from tests.faults.svix import Svix
 from tests.support import reference_model
 from tests.support.database_trial import DAWDLE, Trial, expected_ledger
 from tests.support.reference_model import Choices, Delivery, Tables
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 
 DELIVERIES_PER_S = 40
 EVENTS_PER_WORLD = 9

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.house import House, what_is_left
 from tests.faults.servers import Servers
 from tests.support.queue import RqView
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker.queue.consumer import CONSUMERS_KEY
 from worker.queue.rq_format import WORKER_PREFIX, WORKERS_KEY
 

@@ -21,9 +21,9 @@ from statistics import quantiles
 from typing import NamedTuple
 
 from cli.dev.servers import HOST
-from tests.bench.harness import family
 from tests.faults.house import ROOT
 from tests.faults.wire import genuine_request
+from tests.support.processes import family
 
 CONNECTIONS = 1200
 LARGE = 1024 * 1024

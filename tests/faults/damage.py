@@ -10,8 +10,10 @@ import psycopg
 from psycopg import sql
 from redis.exceptions import RedisError
 
-from tests.faults.house import House, Member
-from tests.faults.servers import ROLE, Servers, frozen_family
+from tests.faults.house import House
+from tests.faults.servers import ROLE, Servers
+from tests.support.members import Member
+from tests.support.processes import frozen_family
 
 CUT_EVERY_S = 0.5
 SLOW_S = 0.15

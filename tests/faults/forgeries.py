@@ -11,7 +11,7 @@ from tests.bench.load import Spec
 from tests.faults.house import House
 from tests.faults.overload import offered
 from tests.faults.wire import taken_in
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 
 WRONG_SECRET = "whsec_bm90IHRoZSBzZWNyZXQgb2YgdGhpcyBlbmRwb2ludA=="
 CONNECTIONS = 64

@@ -11,12 +11,13 @@ from redis import Redis
 
 from cli.dev.servers import HOST
 from tests.faults.chaos import await_settled
-from tests.faults.house import House, Member, takes_deliveries
+from tests.faults.house import House, takes_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
+from tests.support.members import Member
 from tests.support.queue import RqView
 from tests.support.reference_model import Delivery
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SUSPENDED_KEY
 
 SETTLED_WITHIN_S = 120
@@ -205,7 +206,7 @@ def health(house: House, path: str) -> str:
 
 def waits(house: House) -> int:
     """Return how often workers have said that they wait."""
-    return sum(worker.read_log().count('"waiting"') for worker in house.workers)
+    return sum(worker.text().count('"waiting"') for worker in house.workers)
 
 
 def memory_mb(members: Sequence[Member]) -> dict[str, float]:

@@ -4,9 +4,7 @@ They leave writing to the operating system (no fsync; Redis writes its append-on
 what they have confirmed survives their own death by SIGKILL, though not that of the machine.
 """
 
-import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -21,10 +19,8 @@ from redis import Redis
 
 import config
 from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port
-from db import schema
-from db.connection.engine import Database
-from tests.bench.harness import family
-from tests.faults.line import Line
+from tests.support.line import Line
+from tests.support.migrations import migrate
 from tests.support.settings import SECRET
 
 ROLE = "clerk_sync"
@@ -127,32 +123,3 @@ class Servers:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [self.database]
             )
             return len(found.fetchall())
-
-
-@contextmanager
-def frozen_family(pid: int) -> Iterator[None]:
-    """Let a process and all its descendants hang for the length of the block."""
-    members = family(pid)
-    send(members, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        send(members, signal.SIGCONT)
-
-
-def send(pids: list[int], number: signal.Signals) -> None:
-    """Send a signal to each process that is still there."""
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
-
-
-def migrate(settings: config.Settings, revision: str = "head") -> None:
-    """Bring the database to a revision."""
-    database = Database(settings)
-    try:
-        schema.upgrade(database, revision)
-    finally:
-        database.dispose()

@@ -12,13 +12,16 @@ from redis import Redis
 
 from db import schema
 from tests.faults.chaos import await_settled, compare
-from tests.faults.house import ROOT, House, Member, has_begun, running, worker_member
+from tests.faults.house import ROOT, House
 from tests.faults.overload import slow_database
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.support.queue import RqView, clerk_sync
-from tests.support.stack import environment, wait_until
+from tests.support.members import Member, has_begun, running, worker_member
+from tests.support.processes import clerk_sync
+from tests.support.queue import RqView
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 from worker.queue.rq_format import QUEUE_KEY, STARTED_KEY
 
 PARTS = ("config.py", "cli", "db", "migrations", "web", "worker")
@@ -80,8 +83,8 @@ def test_a_new_version_with_a_migration_replaces_the_old_one_under_load_and_noth
             for member in old.members:
                 member.signal(signal.SIGTERM)
             svix.ports = new.ports
-            wait_until(lambda: not any(m.process.running for m in old.members), SOON_S, old.logs)
-            assert [member.process.exit_status for member in old.members] == [0, 0]
+            wait_until(lambda: not any(m.running for m in old.members), SOON_S, old.logs)
+            assert [member.exit_status for member in old.members] == [0, 0]
             await_settled(new, svix)
             workers = {RqView(new.redis).job(delivery.svix_id).worker_name for delivery in deliveries}
     assert_no_answer_but_success(svix)
@@ -101,8 +104,8 @@ def test_a_receiver_that_is_stopped_under_load_answers_what_it_has_and_queues_wh
         svix.send(deliveries)
         wait_until(lambda: len(svix.accepted_at) > 200, SOON_S, house.logs)
         receiver.signal(signal.SIGTERM)
-        wait_until(lambda: not receiver.process.running, SOON_S, house.logs)
-        assert receiver.process.exit_status == 0
+        wait_until(lambda: not receiver.running, SOON_S, house.logs)
+        assert receiver.exit_status == 0
         queued = house.redis.lrange(QUEUE_KEY, 0, -1)
     assert_no_answer_but_success(svix)
     assert sorted(queued) == sorted(id_.encode() for id_ in svix.accepted_at)
@@ -114,16 +117,16 @@ def test_a_worker_that_is_stopped_in_the_middle_of_a_batch_finishes_it_in_time(
     deliveries = some_deliveries(403, 100)
     stopped = worker_member("stopped", environment(house.settings), directory)
     with Svix(house.ports, Random(0)) as svix, running(stopped):
-        wait_until(lambda: has_begun(stopped), SOON_S, stopped.read_log)
+        wait_until(lambda: has_begun(stopped), SOON_S, stopped.text)
         with slow_database(servers):
             svix.send(deliveries)
-            wait_until(lambda: is_at_work(house.redis, stopped), SOON_S, stopped.read_log)
+            wait_until(lambda: is_at_work(house.redis, stopped), SOON_S, stopped.text)
             began = time.monotonic()
             stopped.signal(signal.SIGTERM)
-            wait_until(lambda: not stopped.process.running, SOON_S, stopped.read_log)
-        assert stopped.process.exit_status == 0
+            wait_until(lambda: not stopped.running, SOON_S, stopped.text)
+        assert stopped.exit_status == 0
         assert time.monotonic() - began < house.settings.shutdown_seconds
-        assert '"batch"' in stopped.read_log()
+        assert '"batch"' in stopped.text()
         await_settled(house, svix)
     compare(house.settings, deliveries)
 

@@ -14,13 +14,15 @@ import pytest
 import config
 from tests.faults.chaos import compare
 from tests.faults.doomed import STEPS
-from tests.faults.house import Member, has_begun, running, what_is_left, worker_member
+from tests.faults.house import what_is_left
 from tests.faults.past import past
 from tests.faults.servers import Servers
+from tests.support.members import Member, has_begun, running, worker_member
 from tests.support.payloads import body
 from tests.support.queue import RqView
 from tests.support.reference_model import Delivery
-from tests.support.stack import environment, wait_until
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 from worker.queue.producer import Delivery as Enqueued
 from worker.queue.producer import delivery_queue
 from worker.redis_client import worker_redis
@@ -73,21 +75,21 @@ def recover(settings: config.Settings, seed: int, step: str, signal_name: str) -
         closing(worker_redis(settings)) as redis,
         running(worker_member("other", env, Path(path))) as other,
     ):
-        wait_until(lambda: has_begun(other), PATIENCE_S, other.read_log)
+        wait_until(lambda: has_begun(other), PATIENCE_S, other.text)
         with ExitStack() as stack:
             with looking_away(other):
                 fill(settings, first)
                 member = worker_member("struck", env, Path(path), DOOMED, step, signal_name)
                 struck = stack.enter_context(running(member))
-                wait_until(lambda: is_struck(struck), PATIENCE_S, struck.read_log)
+                wait_until(lambda: is_struck(struck), PATIENCE_S, struck.text)
                 at = time.monotonic()
-            assert struck.process.exit_status in (None, -signal.SIGKILL), struck.read_log()
-            wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.read_log)
+            assert struck.exit_status in (None, -signal.SIGKILL), struck.text()
+            wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.text)
             took_s = time.monotonic() - at
             compare(settings, first)
             struck.signal(signal.SIGCONT)
             fill(settings, rest)
-            wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.read_log)
+            wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.text)
         compare(settings, deliveries)
         assert_each_was_finished_once(RqView(redis), deliveries)
     return took_s

@@ -12,12 +12,14 @@ from redis import Redis
 
 from tests.faults.chaos import PROPER_ANSWERS, await_settled, compare
 from tests.faults.conftest import are_known
-from tests.faults.house import House, has_begun, running, worker_member
+from tests.faults.house import House
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
+from tests.support.members import has_begun, running, worker_member
 from tests.support.queue import RqView, beat, delivery
-from tests.support.stack import environment, wait_until
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 from worker.queue.consumer import CONSUMERS_KEY, Failed, Finished, ReservedJobs, TakenJob
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import FINISHED_KEY, JOB_PREFIX, RESULT_PREFIX, SUSPENDED_KEY
@@ -60,7 +62,7 @@ def test_more_goes_through_a_full_redis_than_it_can_hold_also_by_a_worker_that_s
         svix.send(deliveries)
         wait_until(lambda: svix.answers["503"] > 20, SOON_S)
         with running(late):
-            wait_until(lambda: has_begun(late), SOON_S, late.read_log)
+            wait_until(lambda: has_begun(late), SOON_S, late.text)
             house.redis.delete(SUSPENDED_KEY)
             await_settled(house, svix, SETTLED_WITHIN_S)
             wait_until(lambda: late.pid in {known.pid for known in RqView(house.redis).workers()}, SOON_S)

@@ -16,7 +16,7 @@ from tests.faults.svix import KEY, PATH
 from tests.support.patient import patient
 from tests.support.payloads import body, svix_id
 from tests.support.queue import RqView
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker.clerk.payloads import handled_types
 
 EXAMPLES = 60
@@ -52,7 +52,7 @@ def test_nothing_that_is_signed_ends_a_process_or_is_lost_or_answered_late(each_
         assert set(statuses.values()) <= {IGNORED, QUEUED, REFUSED}
         reasons = redact_deleted(each_house, statuses)
         assert [reason for reason in reasons if not reason.startswith("Unreadable: ")] == []
-        assert all(member.process.running for member in each_house.members)
+        assert all(member.running for member in each_house.members)
 
     look()
 

@@ -6,7 +6,7 @@ from random import Random
 
 from tests.faults.chaos import await_settled, compare
 from tests.faults.damage import FAULTS, Scene
-from tests.faults.house import House, has_begun, running, takes_deliveries, worker_member
+from tests.faults.house import House, takes_deliveries
 from tests.faults.outage import (
     ANSWER_S,
     BACK_S,
@@ -18,7 +18,9 @@ from tests.faults.outage import (
 from tests.faults.past import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
-from tests.support.stack import environment, wait_until
+from tests.support.members import has_begun, running, worker_member
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 
 OUTAGE_S = 10  # and the hurried worker waits as often as others do in ten minutes
 TEN_MINUTES_OF_WAITS = 50
@@ -32,10 +34,10 @@ def test_ten_minutes_without_postgres_stop_no_intake_fail_no_job_and_burn_no_ret
     deliveries = some_deliveries(201, 600)
     hurried = worker_member("hurried", environment(house.settings), directory, "tests.faults.hurried")
     with running(hurried):
-        wait_until(lambda: has_begun(hurried), BACK_S, hurried.read_log)
+        wait_until(lambda: has_begun(hurried), BACK_S, hurried.text)
         outage = without_postgres(servers, house, deliveries, OUTAGE_S)
-        assert hurried.read_log().count('"waiting"') > TEN_MINUTES_OF_WAITS
-        assert hurried.process.running
+        assert hurried.text().count('"waiting"') > TEN_MINUTES_OF_WAITS
+        assert hurried.running
     compare(house.settings, deliveries)
     check_outage(outage)
     assert outage.applied_in_s < BACK_S
@@ -48,7 +50,7 @@ def test_connections_that_are_forgotten_on_their_way_are_given_up(servers: Serve
         servers.postgres_line.forget()
         svix.send(deliveries[200:])
         await_settled(house, svix)
-    assert any("database retry" in worker.read_log() for worker in house.workers)
+    assert any("database retry" in worker.text() for worker in house.workers)
     compare(house.settings, deliveries)
 
 

@@ -9,7 +9,7 @@ from tests.faults.conftest import MAX_QUEUE_DEPTH
 from tests.faults.house import House, what_is_left
 from tests.faults.svix import KEY, PATH
 from tests.support.payloads import body, svix_id, user_event
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker.queue.rq_format import QUEUE_KEY, SUSPENDED_KEY
 from worker.redis_client import FAIL_FAST_TIMEOUT_S
 

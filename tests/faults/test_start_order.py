@@ -11,10 +11,11 @@ from cli.dev.servers import HOST
 from tests.faults.chaos import await_settled, compare
 from tests.faults.house import House, takes_deliveries
 from tests.faults.past import some_deliveries
-from tests.faults.servers import Servers, migrate
+from tests.faults.servers import Servers
 from tests.faults.svix import Svix
+from tests.support.migrations import migrate
 from tests.support.settings import NOTHING_LISTENS
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 
 SOON_S = 30
 OLDEST = "0001"
@@ -49,7 +50,7 @@ def test_started_before_everything_it_waits_says_what_for_and_then_works(
         migrate(settings)
         await_settled(house, svix)
         assert errors_of_health(house) == {}
-        assert [member.process.running for member in house.members] == [True, True]
+        assert [member.running for member in house.members] == [True, True]
     compare(settings, deliveries)
 
 
@@ -77,7 +78,7 @@ def await_words(house: House, reason: str) -> None:
 def lines(house: House) -> list[dict[str, Any]]:
     """Return the lines of the worker's log."""
     (worker,) = house.workers
-    return list(map(json.loads, worker.read_log().rpartition("\n")[0].splitlines()))
+    return list(map(json.loads, worker.text().rpartition("\n")[0].splitlines()))
 
 
 def errors_of_health(house: House) -> dict[str, str]:

@@ -17,7 +17,8 @@ from tests.support.deliveries import genuine, signed
 from tests.support.queue import delivery
 from tests.support.redis_servers import BINARY, redis_server, tls_redis
 from tests.support.settings import NO_DATABASE, MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
+from tests.support.waiting import wait_until
 from worker.queue.producer import EnqueueResult, delivery_queue
 from worker.redis_client import IDLE_S, QueueUnavailable, fail_fast_redis, worker_redis
 

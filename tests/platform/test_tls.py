@@ -16,7 +16,8 @@ from tests.support.debian_servers import PGBOUNCER, POSTGRES, URL_PASSWORD, pgbo
 from tests.support.deliveries import genuine, signed
 from tests.support.redis_servers import BINARY, tls_redis
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(POSTGRES is None, reason="no PostgreSQL with TLS is installed")
 STRANGER = "DNS:another.example"

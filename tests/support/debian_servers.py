@@ -19,7 +19,7 @@ from cli.dev.process import Account, Process
 from cli.dev.servers import ENVIRONMENT, HOST, free_port, port_in_use
 from tests.support.certificates import Authority, Certificate
 from tests.support.redis_servers import redis_server
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 
 PASSWORD = "no secret"
 URL_PASSWORD = "no%20secret"

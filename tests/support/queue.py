@@ -110,8 +110,3 @@ def frozen(server: Server) -> Iterator[None]:
         yield
     finally:
         os.kill(server.pid, signal.SIGCONT)
-
-
-def clerk_sync(*arguments: str) -> list[str]:
-    """Return the command line of `clerk-sync <arguments>`, whatever is installed where."""
-    return [sys.executable, "-P", "-m", "cli.main", *arguments]

@@ -8,7 +8,7 @@ from pathlib import Path
 from cli.dev.process import Process
 from cli.dev.servers import ENVIRONMENT, HOST, free_port, port_in_use
 from tests.support.certificates import Authority
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 
 BINARY = shutil.which("redis-server", path="/usr/bin:/usr/local/bin") or shutil.which("redis-server")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cli.dev.process import Process
 from cli.dev.servers import ENVIRONMENT, free_port
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 
 BINARY = shutil.which("redis-server")
 OPENSSL = (

@@ -8,8 +8,7 @@ Nothing of it outlives the block. The processes write to `web.log`, `worker-1.lo
 
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +16,8 @@ import httpx
 from pydantic import SecretStr
 
 import config
-from cli.dev.process import POLL, Process
+from tests.support.service_process import ServiceProcess
+from tests.support.waiting import wait_until
 from worker.queue.rq_format import WORKERS_KEY
 from worker.redis_client import worker_redis
 
@@ -39,19 +39,19 @@ class Stack:
     ) -> None:
         """`command` is how `clerk-sync` is called; `extra_environment` goes beside the settings."""
         self.settings = settings
-        self._command = command
-        self._environment = environment(settings) | dict(extra_environment or {})
         self.directory = directory
         self.base_url = f"http://127.0.0.1:{settings.port}"
         self.url = f"{self.base_url}/webhooks/clerk"
-        self.web = Process("web", directory / "web.pid")
-        self.workers = [Process(f"worker-{i + 1}", directory / f"worker-{i + 1}.pid") for i in range(workers)]
+        env = environment(settings) | dict(extra_environment or {})
+        self.web = ServiceProcess("web", [*command, "web"], env, directory)
+        self.workers = [
+            ServiceProcess(f"worker-{i + 1}", [*command, "worker"], env, directory) for i in range(workers)
+        ]
 
     def __enter__(self) -> Self:
         try:
-            self.start("web", self.web)
-            for worker in self.workers:
-                self.start("worker", worker)
+            for process in (self.web, *self.workers):
+                process.start()
             self.await_ready()
         except BaseException:
             self.stop()
@@ -60,15 +60,6 @@ class Stack:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def start(self, command: str, process: Process) -> None:
-        """Run `clerk-sync <command>` as `process`, which is also how one that has ended starts again."""
-        process.launch(
-            [*self._command, command],
-            env=self._environment,
-            cwd=self.directory,
-            log=self.directory / f"{process.name}.log",
-        )
 
     def stop(self) -> None:
         """End every process, the receiver first, as a deployment does."""
@@ -101,14 +92,6 @@ def environment(settings: config.Settings) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"} | {
         name.upper(): _text(value) for name, value in settings if name in settings.model_fields_set
     }
-
-
-def wait_until(holds: Callable[[], object], timeout: float, explain: Callable[[], str] = str) -> None:
-    """Wait until `holds()` is true, `timeout` seconds at most."""
-    deadline = time.monotonic() + timeout
-    while not holds():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(POLL)
 
 
 def _text(value: object) -> str:

@@ -14,7 +14,8 @@ from tests.support.deliveries import signed
 from tests.support.payloads import body, user, user_event
 from tests.support.queue import RqView
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
+from tests.support.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium")
 PASSWORD = "correct horse"

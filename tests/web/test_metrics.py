@@ -9,7 +9,8 @@ from tests.support.deliveries import PATH, MakeClient, signed
 from tests.support.payloads import body, deleted_event, user_event
 from tests.support.queue import frozen
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
+from tests.support.waiting import wait_until
 from web.signature import Reason
 from worker.monitoring import metrics
 from worker.monitoring.metrics import FLUSH_EVERY_S
@@ -96,7 +97,7 @@ def test_the_figures_are_those_of_all_processes_and_outlive_them(
         gone = body(deleted_event())
         httpx.post(stack.url, content=gone, headers=signed(gone), trust_env=False)
         stack.web.end()
-        stack.start("web", stack.web)
+        stack.web.start()
         stack.await_ready()
         text = _scrape(stack)
         assert _sum(text, "clerk_sync_deliveries_total") == 41, (

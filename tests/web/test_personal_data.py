@@ -40,8 +40,9 @@ from tests.support.payloads import (
 )
 from tests.support.queue import RqView, rq_command
 from tests.support.settings import SECRET, MakeSettings
-from tests.support.stack import Stack, environment, wait_until
+from tests.support.stack import Stack, environment
 from tests.support.sync import api_settings
+from tests.support.waiting import wait_until
 
 MARK = "zqmark"
 EMAIL = f"{MARK}@example.com"
@@ -275,7 +276,7 @@ def _put_there_by_others(stack: Stack, redis: Redis) -> None:
     [worker] = stack.workers
     worker.end(patience=15)
     fail_in_another_worker(redis, raise_personal, EMAIL)
-    stack.start("worker", worker)
+    worker.start()
     for function in ("worker.job.apply_delivery", "builtins.print", f"{MARK}.{MARK}"):
         Queue("clerk", connection=redis, serializer="json").enqueue(function, EMAIL, name=MARK)
     Queue("clerk", connection=redis).enqueue("builtins.print", EMAIL)  # pickled

@@ -11,12 +11,14 @@ from flask.testing import FlaskClient
 
 import config
 from cli.dev.servers import PostgresServer, free_port
-from tests.faults.servers import frozen_family, migrate
 from tests.support.fake_clerk import FakeClerk
+from tests.support.migrations import migrate
 from tests.support.payloads import ANN, BEN, user, user_event
+from tests.support.processes import frozen_family
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
 from tests.support.sync import api_settings, bridged, deliver, rows, tombstones
+from tests.support.waiting import wait_until
 from web.app import create_app
 
 TOKEN = "b7Kq-2fR_9wZ.tY4"

@@ -18,60 +18,34 @@ from redis import Redis
 from rq.command import send_shutdown_command
 
 import config
-from cli.dev.process import Process
 from cli.dev.servers import PostgresServer, RedisServer, free_port
 from db import schema
 from db.connection.engine import Database
 from tests.support.directories import open_directory
+from tests.support.migrations import migrate
 from tests.support.payloads import deleted_event, user, user_event
-from tests.support.queue import RqView, clerk_sync, delivery, frozen, rq_command
+from tests.support.processes import clerk_sync
+from tests.support.queue import RqView, delivery, frozen, rq_command
+from tests.support.service_process import SOON_S, START_S, ServiceProcess
 from tests.support.settings import NOTHING_LISTENS, MakeSettings
-from tests.support.stack import environment, wait_until
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SCHEDULED_KEY, WORKER_REPORT
 
-START_S = 30.0  # two processes on a busy machine take their time
-SOON_S = 10.0
 MARK = "marked.person"
 
-Line = dict[str, Any]
 Launch = Callable[..., "Worker"]
 
 
-class Worker:
-    """`clerk-sync worker`, in a process of its own."""
+class Worker(ServiceProcess):
+    """`clerk-sync worker`, in a process of its own, whose log is JSON."""
 
     def __init__(self, settings: config.Settings, directory: Path, name: str) -> None:
+        env = environment(settings) | {"LOG_FORMAT": "json"}
+        super().__init__(name, clerk_sync("worker"), env, directory)
         self.settings = settings
-        self.log = directory / f"{name}.log"
-        self.process = Process(name, directory / f"{name}.pid")
-        self.process.launch(
-            clerk_sync("worker"),
-            env=environment(settings.model_copy(update={"log_format": "json"})) | {"LOG_FORMAT": "json"},
-            cwd=directory,
-            log=self.log,
-        )
-
-    @property
-    def pid(self) -> int:
-        assert self.process.pid, self.log.read_text()
-        return self.process.pid
-
-    def lines(self, event: str) -> list[Line]:
-        """Return the log's lines of that event so far."""
-        whole = self.log.read_text().rpartition("\n")[0].splitlines()
-        return [line for line in map(json.loads, whole) if line["event"] == event]
-
-    def await_line(self, event: str, within: float = SOON_S, **fields: object) -> Line:
-        """Wait for a line of that event with those fields."""
-
-        def matching() -> list[Line]:
-            assert self.process.running, self.log.read_text()
-            return [line for line in self.lines(event) if fields.items() <= line.items()]
-
-        wait_until(matching, within, self.log.read_text)
-        return matching()[-1]
 
     def ready(self) -> "Worker":
         """Wait until it has started."""
@@ -79,16 +53,14 @@ class Worker:
         return self
 
     @property
-    def name(self) -> str:
+    def own_name(self) -> str:
         """What it is called in Redis, once it has started."""
         return str(self.lines("worker started")[0]["worker"])
 
-    def end(self, patience: float = SOON_S) -> int | None:
-        """Send SIGTERM and return what it ends with; None when it does not."""
-        assert self.process.running, self.log.read_text()
-        os.kill(self.pid, signal.SIGTERM)
-        wait_until(lambda: not self.process.running, patience, self.log.read_text)
-        return self.process.exit_status
+    def stop(self, within: float = SOON_S) -> int | None:
+        """Send SIGTERM and return what it ends with; fail when it does not."""
+        os.kill(self.living_pid, signal.SIGTERM)
+        return self.await_end(within)
 
 
 @pytest.fixture
@@ -103,12 +75,12 @@ def launch(make_settings: MakeSettings, directory: Path) -> Iterator[Launch]:
     workers: list[Worker] = []
 
     def start(**overrides: Any) -> Worker:
-        workers.append(Worker(make_settings(**overrides), directory, f"worker-{len(workers)}"))
+        workers.append(Worker(make_settings(**overrides), directory, f"worker-{len(workers)}").start())
         return workers[-1]
 
     yield start
     for worker in workers:
-        worker.process.kill()
+        worker.kill()
 
 
 @pytest.fixture
@@ -169,7 +141,7 @@ def held_up(connection: psycopg.Connection[Any], *clerk_ids: str) -> Iterator[No
 
 def reserved(rq: RqView, worker: Worker) -> list[str]:
     """Return what a worker's first lane holds, then what its second does."""
-    parts: Any = [rq.redis.lrange(RESERVED_PREFIX + worker.name + part, 0, -1) for part in ("", ".2")]
+    parts: Any = [rq.redis.lrange(RESERVED_PREFIX + worker.own_name + part, 0, -1) for part in ("", ".2")]
     return [id_.decode() for part in parts for id_ in part]
 
 
@@ -193,9 +165,9 @@ def test_what_is_queued_is_applied_and_finished(
     await_status(rq, [gone.svix_id], "finished")
     assert len(names(connection)) == 149
     (known,) = rq.workers()
-    assert (known.name, known.pid, known.queue_names()) == (worker.name, worker.pid, ["clerk"])
+    assert (known.name, known.pid, known.queue_names()) == (worker.own_name, worker.pid, ["clerk"])
     assert known.successful_job_count == 151
-    assert worker.end() == 0
+    assert worker.stop() == 0
     assert_nothing_is_held(rq)
     assert rq.workers() == []
 
@@ -203,7 +175,7 @@ def test_what_is_queued_is_applied_and_finished(
 def test_a_worker_without_work_ends_at_once(rq: RqView, launch: Launch) -> None:
     worker = launch().ready()
     began = time.monotonic()
-    assert worker.end() == 0
+    assert worker.stop() == 0
     assert time.monotonic() - began < 4
     assert_nothing_is_held(rq)
     assert worker.lines("worker stopped")
@@ -217,11 +189,11 @@ def test_sigterm_lets_it_finish_what_is_in_hand_and_take_no_more(
         worker = launch(batch_size=10).ready()
         wait_until(lambda: reserved(rq, worker) == ids[:20], SOON_S)
         for _ in range(3):  # whoever sends it again changes nothing
-            os.kill(worker.pid, signal.SIGTERM)
+            os.kill(worker.living_pid, signal.SIGTERM)
             time.sleep(0.1)
-        assert worker.process.running
-    wait_until(lambda: not worker.process.running, SOON_S)
-    assert worker.process.exit_status == 0
+        assert worker.running
+    wait_until(lambda: not worker.running, SOON_S)
+    assert worker.exit_status == 0
     assert names(connection) == {f"name {i}" for i in range(20)}
     assert [rq.places(id_) for id_ in ids] == [*[["finished"]] * 20, *[["queue"]] * 5]
     assert rq.queue.get_job_ids() == ids[20:]
@@ -241,8 +213,8 @@ def test_while_one_batch_waits_for_the_database_the_next_are_applied(
     await_status(rq, ids, "finished")
     (known,) = rq.workers()
     assert known.successful_job_count == 45
-    assert {rq.job(id_).worker_name for id_ in ids} == {worker.name}
-    assert worker.end() == 0
+    assert {rq.job(id_).worker_name for id_ in ids} == {worker.own_name}
+    assert worker.stop() == 0
     assert_nothing_is_held(rq)
 
 
@@ -253,7 +225,7 @@ def test_one_that_cannot_finish_in_time_ends_all_the_same_and_loses_nothing(
     with held_up(connection, "user_1"):
         worker = launch(shutdown_seconds=1).ready()
         wait_until(lambda: reserved(rq, worker) == ids, SOON_S)
-        assert worker.end(5) == 1
+        assert worker.stop(5) == 1
     fall_silent(redis, worker)
     launch()
     await_users(connection, range(3), START_S)
@@ -262,7 +234,7 @@ def test_one_that_cannot_finish_in_time_ends_all_the_same_and_loses_nothing(
 
 def fall_silent(redis: Redis, worker: Worker) -> None:
     """Let the worker not have been heard of for too long."""
-    redis.zadd(CONSUMERS_KEY, {worker.name: time.time() - DEAD_AFTER_S - 1})
+    redis.zadd(CONSUMERS_KEY, {worker.own_name: time.time() - DEAD_AFTER_S - 1})
 
 
 # Death
@@ -276,7 +248,7 @@ def test_what_a_killed_worker_held_is_applied_by_another_within_thirty_seconds(
         killed = launch(batch_size=10).ready()
         wait_until(lambda: reserved(rq, killed) == ids, SOON_S)
         other = launch().ready()
-        killed.process.kill()
+        killed.kill()
         died = time.monotonic()
     await_users(connection, range(20), 30 - (time.monotonic() - died))
     await_status(rq, ids, "finished", 2)
@@ -293,20 +265,20 @@ def test_a_frozen_worker_loses_what_it_held_and_wakes_to_go_on(
         frozen = launch().ready()
         wait_until(lambda: reserved(rq, frozen) == ids, SOON_S)
         time.sleep(1)  # all that it sends at a time is sent
-        os.kill(frozen.pid, signal.SIGSTOP)
+        os.kill(frozen.living_pid, signal.SIGSTOP)
         fall_silent(redis, frozen)
     end_open_transactions(connection)  # as PostgreSQL does by itself after ten seconds
     other = launch().ready()
     await_status(rq, ids, "finished", START_S)
-    assert {rq.job(id_).worker_name for id_ in ids} == {other.name}
-    os.kill(frozen.pid, signal.SIGCONT)
-    assert other.end() == 0
+    assert {rq.job(id_).worker_name for id_ in ids} == {other.own_name}
+    os.kill(frozen.living_pid, signal.SIGCONT)
+    assert other.stop() == 0
     more = fill(queue, range(5, 8))
     await_status(rq, more, "finished")
-    assert {rq.job(id_).worker_name for id_ in ids} == {other.name}, "it finished nothing of the other's"
+    assert {rq.job(id_).worker_name for id_ in ids} == {other.own_name}, "it finished nothing of the other's"
     assert [rq.places(id_) for id_ in ids] == [["finished"]] * 5
     await_users(connection, range(8))
-    assert frozen.end() == 0
+    assert frozen.stop() == 0
 
 
 def end_open_transactions(connection: psycopg.Connection[Any]) -> None:
@@ -342,7 +314,7 @@ def test_what_the_database_refuses_fails_alone_and_tells_nothing_personal(
     shown = [value for name, value in fields.items() if name != b"data"]
     assert MARK.encode() not in b"".join(shown)
     assert MARK not in str(rq.job(poison.svix_id)._exc_info)
-    assert MARK not in worker.log.read_text()
+    assert MARK not in worker.text()
     assert rq.workers()[0].failed_job_count == 1
 
 
@@ -359,7 +331,7 @@ def test_what_cannot_be_understood_fails_for_good_with_its_reason(
     assert rq.job(unreadable.svix_id).meta["reason"] == "Unreadable: the event's data.id is no Clerk id"
     assert rq.job(unreadable.svix_id).retries_left == len(RETRY_INTERVALS_S)
     assert rq.job("foreign").meta["reason"].startswith("ForeignJobError: ")
-    assert MARK not in worker.log.read_text()
+    assert MARK not in worker.text()
 
 
 def test_a_lost_race_is_retried_later_heals_then_or_fails(
@@ -413,7 +385,7 @@ def test_rq_info_shows_it_and_rq_requeue_gives_it_work(
     (poison,) = fill(queue, range(1, 2))
     worker = launch()
     await_status(rq, [poison], "failed", START_S)
-    wait_until(lambda: f"{worker.name} (" in rq_command(redis_url, "info", "-S", "json"), SOON_S)
+    wait_until(lambda: f"{worker.own_name} (" in rq_command(redis_url, "info", "-S", "json"), SOON_S)
     shown = rq_command(redis_url, "info", "--only-workers", "-S", "json")
     assert f"{worker.pid}" in shown
     assert "idle clerk" in shown
@@ -472,12 +444,6 @@ def own_database(server: PostgresServer, make_settings: MakeSettings, redis_url:
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def migrate(settings: config.Settings, revision: str = "head") -> None:
-    database = Database(settings)
-    schema.upgrade(database, revision)
-    database.dispose()
-
-
 @pytest.fixture
 def own_redis(directory: Path) -> Iterator[RedisServer]:
     """A Redis that the test may stop and start; not started yet."""
@@ -487,7 +453,7 @@ def own_redis(directory: Path) -> Iterator[RedisServer]:
 
 
 def report(redis: Redis, worker: Worker) -> Any:
-    found: Any = redis.hget(f"rq:worker:{worker.name}", WORKER_REPORT)
+    found: Any = redis.hget(f"rq:worker:{worker.own_name}", WORKER_REPORT)
     return json.loads(found or "{}")
 
 
@@ -513,7 +479,7 @@ def test_a_database_that_goes_and_comes_back_fails_no_job_and_burns_no_retry(
     await_status(rq, ids, "finished")
     assert {rq.job(id_).retries_left for id_ in ids} == {len(RETRY_INTERVALS_S)}
     assert rq.ids("failed") == rq.ids("scheduled") == []
-    assert worker.end() == 0
+    assert worker.stop() == 0
 
 
 def test_a_worker_starts_before_anything_is_there_and_says_what_it_waits_for(
@@ -549,7 +515,7 @@ def test_a_worker_starts_before_anything_is_there_and_says_what_it_waits_for(
         migrate(make_settings(**settings))
         rq = RqView(client)
         await_status(rq, [given.svix_id], "finished", START_S)
-    assert worker.end() == 0
+    assert worker.stop() == 0
 
 
 def test_a_redis_that_goes_and_comes_back_is_waited_for(
@@ -566,17 +532,17 @@ def test_a_redis_that_goes_and_comes_back_is_waited_for(
         ids = fill(queue, range(3, 6))
         await_status(rq, ids, "finished", START_S)
         await_users(connection, range(6))
-        wait_until(lambda: [known.name for known in rq.workers()] == [worker.name], SOON_S)
+        wait_until(lambda: [known.name for known in rq.workers()] == [worker.own_name], SOON_S)
         wait_until(lambda: shut_down(client, worker), START_S)
-    assert worker.process.exit_status == 0
+    assert worker.exit_status == 0
 
 
 def shut_down(client: Redis, worker: Worker) -> bool:
     """Send RQ's command to end; its channel comes back some time after Redis has."""
-    if worker.process.running:
-        send_shutdown_command(client, worker.name)
+    if worker.running:
+        send_shutdown_command(client, worker.own_name)
         time.sleep(0.5)
-    return not worker.process.running
+    return not worker.running
 
 
 def test_a_redis_that_dies_while_a_batch_is_held_loses_no_job(
@@ -594,7 +560,7 @@ def test_a_redis_that_dies_while_a_batch_is_held_loses_no_job(
         own_redis.start()
         await_status(rq, ids, "finished", START_S)
         assert [rq.places(id_) for id_ in ids] == [["finished"]] * 5
-    assert worker.end() == 0
+    assert worker.stop() == 0
 
 
 def test_a_redis_that_has_forgotten_everything_knows_the_worker_again_soon(
@@ -602,7 +568,7 @@ def test_a_redis_that_has_forgotten_everything_knows_the_worker_again_soon(
 ) -> None:
     worker = launch().ready()
     redis.flushdb()
-    wait_until(lambda: [known.name for known in rq.workers()] == [worker.name], SOON_S)
+    wait_until(lambda: [known.name for known in rq.workers()] == [worker.own_name], SOON_S)
     (known,) = rq.workers()
     assert (known.pid, known.queue_names()) == (worker.pid, ["clerk"])
     fill(queue, range(2))
@@ -615,4 +581,4 @@ def test_a_database_that_hangs_is_waited_for_and_does_not_keep_a_worker_from_end
     with frozen(server):
         worker = launch(database_url=own_database, database_url_unpooled=None).ready()
         worker.await_line("waiting", START_S, what="database")
-        assert worker.end(15) == 0
+        assert worker.stop(15) == 0

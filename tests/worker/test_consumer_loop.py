@@ -15,7 +15,7 @@ from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
 from tests.support.queue import RqView, delivery
 from tests.support.settings import MakeSettings
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker.queue.consumer import Finished, ReservedJobs, Settled, TakenJob
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import SUSPENDED_KEY

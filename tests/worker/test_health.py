@@ -9,12 +9,12 @@ from redis import Redis
 
 from cli.dev.servers import RedisServer
 from db.times import now_ms
-from tests.faults.line import line_to
 from tests.support.failed_jobs import fail
+from tests.support.line import line_to
 from tests.support.queue import beat, delivery, frozen
 from tests.support.service import add_service, add_worker
 from tests.support.settings import MakeSettings
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker.monitoring import receivers
 from worker.monitoring.health import ANSWER_LIMIT_S, Status
 from worker.monitoring.probes import LIMIT_S, Probe, ask

@@ -14,7 +14,8 @@ from cli.dev.servers import RedisServer, free_port
 from db.connection.engine import Database
 from tests.support.queue import RqView, delivery
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
+from tests.support.waiting import wait_until
 from worker.queue.maintenance import QueueMaintenance
 from worker.queue.producer import DeliveryQueue
 from worker.runner import batch_worker

@@ -12,9 +12,11 @@ import pytest
 
 from cli.dev.process import Process
 from tests.support.payloads import user, user_event
-from tests.support.queue import RqView, clerk_sync, delivery
+from tests.support.processes import clerk_sync
+from tests.support.queue import RqView, delivery
 from tests.support.settings import MakeSettings
-from tests.support.stack import environment, wait_until
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 from worker.queue.producer import DeliveryQueue
 
 MARK = "marked.person"

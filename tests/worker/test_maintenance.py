@@ -18,7 +18,7 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, JobStatus
 
 from tests.support.queue import RqView, delivery
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker.queue import rq_format
 from worker.queue.consumer import ReservedJobs
 from worker.queue.maintenance import SEARCH_KEY, SEEN_KEY, STUCK_AFTER_S, QueueMaintenance

@@ -23,11 +23,12 @@ from rq.registry import DeferredJobRegistry, ReadyJobRegistry
 from rq.webhook import Webhook
 
 from cli.dev.servers import HOST
-from tests.faults.house import Member, has_begun, running, worker_member
+from tests.support.members import Member, has_begun, running, worker_member
 from tests.support.payloads import body, user, user_event
 from tests.support.queue import RqView, delivery
 from tests.support.settings import MakeSettings
-from tests.support.stack import environment, wait_until
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 from worker.queue.maintenance import SEEN_KEY, STUCK_AFTER_S
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import (
@@ -215,11 +216,11 @@ def test_nothing_that_a_job_names_is_imported_called_or_fetched(
     )
     after = genuine(redis, 3)
     with running(worker):
-        wait_until(lambda: has_begun(worker), START_S, worker.read_log)
-        wait_until(lambda: reasons(rq).keys() >= wanted.keys(), SOON_S, worker.read_log)
-        wait_until(lambda: rq.status(after) == "finished", SOON_S, worker.read_log)
+        wait_until(lambda: has_begun(worker), START_S, worker.text)
+        wait_until(lambda: reasons(rq).keys() >= wanted.keys(), SOON_S, worker.text)
+        wait_until(lambda: rq.status(after) == "finished", SOON_S, worker.text)
         time.sleep(A_WHILE_S)
-        assert worker.process.running
+        assert worker.running
         peak = peak_mb(worker)
     assert reasons(rq) == wanted
     assert [rq.status(id_) for id_ in (before, own.id, after)] == ["finished"] * 3
@@ -258,18 +259,18 @@ def test_no_command_over_redis_does_more_than_stop_a_worker(
     worker: Member, lure: Lure, redis: Redis, rq: RqView
 ) -> None:
     with running(worker):
-        wait_until(lambda: has_begun(worker), START_S, worker.read_log)
+        wait_until(lambda: has_begun(worker), START_S, worker.text)
         [known] = rq.workers()
         channel = known.pubsub_channel_name
         messages: list[Any] = [*map(json.dumps, COMMANDS), b"\xff", pickle.dumps(_Pickled(lure.trace))]
         for message in messages:
             assert redis.publish(channel, message) == 1
         id_ = genuine(redis, 1)
-        wait_until(lambda: rq.status(id_) == "finished", SOON_S, worker.read_log)
-        assert worker.process.running
+        wait_until(lambda: rq.status(id_) == "finished", SOON_S, worker.text)
+        assert worker.running
         redis.publish(channel, json.dumps({"command": "shutdown"}))
-        wait_until(lambda: not worker.process.running, START_S, worker.read_log)
-    assert worker.process.exit_status == 0
+        wait_until(lambda: not worker.running, START_S, worker.text)
+    assert worker.exit_status == 0
     lure.assert_untouched()
 
 

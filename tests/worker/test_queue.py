@@ -27,7 +27,7 @@ from tests.support.payloads import NOW
 from tests.support.queue import RqView, beat, delivery, frozen, rq_command
 from tests.support.round_trips import TripCounter
 from tests.support.settings import NO_DATABASE, MakeSettings
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker.queue import consumer as queue_module
 from worker.queue import rq_format
 from worker.queue.consumer import (

@@ -19,7 +19,7 @@ from cli.dev.process import Process
 from cli.dev.servers import RedisServer, free_port
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.spoiled_redis import BINARY, RedisServers, listens
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from worker import redis_causes
 from worker.redis_causes import explain
 from worker.redis_client import fail_fast_redis

@@ -22,8 +22,9 @@ from db.times import now_ms
 from tests.support.fake_clerk import FakeClerk, Request, numbered_id
 from tests.support.payloads import ANN, BEN, CAT, NOW, membership, user
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, wait_until
+from tests.support.stack import Stack
 from tests.support.sync import api_settings, count, execute, query, rows
+from tests.support.waiting import wait_until
 from worker.redis_client import worker_redis
 from worker.shutdown import StopSignal
 from worker.sync.backfill import OVERLAP_MS

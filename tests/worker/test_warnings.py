@@ -19,7 +19,7 @@ from tests.support.payloads import body, user_event
 from tests.support.queue import delivery
 from tests.support.service import add_service, add_worker
 from tests.support.settings import SECRET, MakeSettings
-from tests.support.stack import wait_until
+from tests.support.waiting import wait_until
 from web.app import create_app
 from worker.monitoring import receivers, recent
 from worker.monitoring.health import Status

@@ -1,6 +1,6 @@
 """A TCP proxy that puts a server farther away: every byte arrives a fixed time later, in its order.
 
-    python -m tests.bench.proxy LISTEN_PORT TARGET_PORT DELAY_MS
+    python -m tests.support.proxy LISTEN_PORT TARGET_PORT DELAY_MS
 
 It runs in a process of its own, so that it delays nobody else's work. Only time is added: however much is on
 its way at once, nothing waits for anything but its own delay.

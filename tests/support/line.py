@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from cli.dev.servers import free_port
-from tests.bench.proxy import HOST, End, OneWay, Proxy
+from tests.support.proxy import HOST, End, OneWay, Proxy
 
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 # What PostgreSQL answers while it recovers. Source: PostgreSQL documentation, "Message Formats"
