@@ -1,7 +1,7 @@
 """`make faults`: the trials of many seeds, then long outages, overload and a flood, and what came of them.
 
     python -m tests.faults [--seeds 20] [--first 1] [--seconds 60] [--outage 600] [--redis-outage 120]
-                           [--overload 60] [--forgeries 20]
+                           [--overload 60] [--forgeries 20] [--crowds 10]
 
 The same seed is the same plan. Ends with status 1 when anything differs.
 """
@@ -11,13 +11,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
 
-from tests.faults import chaos, forgeries
+from tests.faults import chaos, crowd, forgeries
 from tests.faults.forgeries import Flood, flood
 from tests.faults.house import House, what_is_left
 from tests.faults.outage import (
@@ -51,6 +52,7 @@ Part = tuple[str, float, Callable[[Servers, float], object]]
 @click.option("--redis-outage", default=120.0, show_default=True, help="Seconds without Redis; 0: left out.")
 @click.option("--overload", "overloaded", default=60.0, show_default=True, help="Seconds; 0: left out.")
 @click.option("--forgeries", "flooded", default=20.0, show_default=True, help="Seconds; 0: left out.")
+@click.option("--crowds", "crowded", default=10.0, show_default=True, help="Seconds each; 0: left out.")
 def main(
     *,
     seeds: int,
@@ -60,6 +62,7 @@ def main(
     redis_outage: float,
     overloaded: float,
     flooded: float,
+    crowded: float,
 ) -> None:
     """Break the service in every way, and compare the tables with the model."""
     failures = []
@@ -79,6 +82,7 @@ def main(
             ("a long outage of Redis", redis_outage, _redis_outage),
             ("overload", overloaded, _overload),
             ("a flood of forgeries", flooded, _flood),
+            *((f"a crowd, {way}", crowded, partial(_crowd, way)) for way in crowd.WAYS),
         )
         for name, length, run in parts:
             try:
@@ -132,6 +136,16 @@ def _flood(servers: Servers, seconds: float) -> Flood:
         assert all(member.running for member in house.members), house.logs()
     assert _applied(servers) == seen.taken, "what was genuine is applied, and nothing else"
     forgeries.check(seen)
+    return seen
+
+
+def _crowd(way: str, servers: Servers, seconds: float) -> crowd.Seen:
+    """Hold as many connections as can be held, in this way, and deliver beside them."""
+    with _house(servers) as house:
+        (receiver,) = house.receivers
+        assert receiver.pid
+        seen = crowd.beside(house.ports[0], receiver.pid, way, seconds)
+    crowd.check(seen)
     return seen
 
 

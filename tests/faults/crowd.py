@@ -31,6 +31,7 @@ SOON_S = 2.0
 GROWTH_MB = 100
 PAUSE_S = 0.1
 GIVES_UP_S = 15  # as Svix does
+UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}
 FULL_AFTER_S = 3.0
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -118,6 +119,7 @@ async def crowd(port: int, way: str, connections: int, seconds: float) -> None:
     """Hold as many connections as that for so long."""
     hold = WAYS[way]
     ends_at = time.monotonic() + seconds
+    asyncio.get_running_loop().call_later(FULL_AFTER_S, sys.stdout.write, "full\n")
 
     async def one() -> None:
         while time.monotonic() < ends_at:
@@ -148,9 +150,11 @@ def beside(port: int, pid: int, way: str, seconds: float, connections: int = CON
     refused = 0
     times: list[float] = []
     argv = [sys.executable, "-m", "tests.faults.crowd", str(port), way, str(connections)]
-    with subprocess.Popen([*argv, str(seconds + FULL_AFTER_S)], cwd=ROOT) as client:
+    argv.append(str(seconds + FULL_AFTER_S))
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, env=UNBUFFERED) as client:
         try:
-            time.sleep(FULL_AFTER_S)
+            assert client.stdout
+            assert client.stdout.readline() == b"full\n"
             ends_at = time.monotonic() + seconds
             while time.monotonic() < ends_at:
                 began = time.monotonic()
@@ -160,7 +164,7 @@ def beside(port: int, pid: int, way: str, seconds: float, connections: int = CON
                 time.sleep(PAUSE_S)
         finally:
             client.kill()
-    p95_s = quantiles(times, n=20)[-1] if len(times) > 1 else times[0]
+    p95_s = quantiles(times, n=20, method="inclusive")[-1] if len(times) > 1 else times[0]
     return Seen(way, len(times), refused, p95_s, max(times), most - idle)
 
 
