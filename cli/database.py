@@ -9,6 +9,7 @@ import click
 from config import Settings, load
 from db import schema
 from db.connection.engine import Database
+from db.connection.errors import UTF8
 from db.connection.url import hosts
 from db.seed import seed_users
 
@@ -35,7 +36,17 @@ def upgrade(settings: Settings, revision: str) -> None:
     """Run the migrations that have not run yet."""
     with _migrating(settings) as database:
         schema.upgrade(database, revision)
+        _warn_of_encoding(database.encoding)
         click.echo(f"schema at {schema.current_revision(database)}")
+
+
+def _warn_of_encoding(encoding: str) -> None:
+    if encoding != UTF8:
+        click.echo(
+            f"warning: the database's encoding is {encoding}, not UTF8: a delivery with a character that it"
+            " does not have will fail",
+            err=True,
+        )
 
 
 def _destroys(command: Callable[..., None]) -> Callable[..., None]:

@@ -422,7 +422,9 @@ def writes(policy: Policy) -> tuple[Executable, ...]:
     following = (
         (write_organizations, write_memberships, set_organizations) if policy.follows_memberships else ()
     )
-    return tuple(statement() for statement in (*always, *deleting, *following, add_instances, record_events))
+    keeping = (write_profiles,) if policy.keeps_fields else ()
+    chosen = (*always, *deleting, *following, *keeping, delete_profiles, add_instances, record_events)
+    return tuple(statement() for statement in chosen)
 
 
 @cache

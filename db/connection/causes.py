@@ -148,7 +148,9 @@ class Cause(Enum):
 _TEXTS = {
     Cause.STARTUP_OPTION: r"unsupported startup parameter",
     Cause.CHANNEL_BINDING: r"channel[_ ]binding",
-    Cause.TLS_REQUIRED: r"ssl (is )?required|connection is insecure|pg_hba\.conf.*no encryption",
+    # With sslmode=prefer the server is asked twice: it wants TLS only where the encrypted way is not refused.
+    Cause.TLS_REQUIRED: r"ssl (is )?required|connection is insecure"
+    r"|^(?![\s\S]*SSL encryption)[\s\S]*pg_hba\.conf.*no encryption",
     Cause.CLIENT_CERTIFICATE: r"valid client certificate|alert (certificate required|unknown ca)",
     Cause.TLS_NOT_OFFERED: r"does not support SSL",
     Cause.ROOT_CERTIFICATE_MISSING: r"root certificate file .* does not exist|could not read root cert",

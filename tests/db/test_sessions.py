@@ -1,5 +1,6 @@
 """Whatever server, database, role, URL and environment set by default, the tables end the same."""
 
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -15,19 +16,20 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 import config
-from cli.dev.servers import PostgresServer, free_port
+from cli.dev.servers import free_port
 from db import ledger, schema
 from db.connection import session
 from db.connection.engine import Database
+from db.connection.errors import ChangeRefused
 from db.drift import users as user_drift
 from tests.db.test_stories import deleted, saved, signed_in
 from tests.support.database_trial import Trial, expected_ledger
+from tests.support.debian import DEBIAN, DebianServer
 from tests.support.histories import plans
 from tests.support.payloads import NOW
 from tests.support.reference_model import Choices, Delivery, tables
 from tests.support.settings import MakeSettings
 
-DEBIAN = Path("/usr/lib/postgresql/15/bin/postgres")
 HOSTILE = {
     "default_transaction_isolation": "serializable",
     "default_transaction_read_only": "on",
@@ -65,26 +67,6 @@ ENVIRONMENT = {
     "PGCLIENTENCODING": "LATIN1",
 }
 OPTIONS = "-c default_transaction_isolation=repeatable\\ read -c DateStyle=German -c array_nulls=off"
-
-
-class DebianServer(PostgresServer):
-    """Debian's PostgreSQL 15."""
-
-    def _binary(self) -> Path:
-        return DEBIAN
-
-    def _arguments(self) -> list[str]:
-        return [argument for argument in super()._arguments() if "scram_iterations" not in argument]
-
-    def _create_data(self, binary: Path, account: Any) -> None:
-        initdb = binary.with_name("initdb")
-        options = ["--username=postgres", "--auth=reject", "--encoding=UTF8", "--locale=C", "--no-sync"]
-        self._run([initdb, "-D", self.data, *options], account)
-        self._run(
-            [binary, "--single", "-D", self.data, "postgres"],
-            account,
-            f"ALTER ROLE postgres PASSWORD '{self.password}'",
-        )
 
 
 @pytest.fixture
@@ -234,3 +216,41 @@ def constraints(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
 def constraints_elsewhere(url: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(url) as connection:
         return constraints(connection)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_in_another_encoding_is_talked_to_in_utf8(
+    encoding: str, make_settings: MakeSettings, database_url_unpooled: str
+) -> None:
+    name = f"encoded_{encoding.lower()}_{os.getpid()}"
+    url = urlsplit(database_url_unpooled)._replace(path=f"/{name}").geturl()
+    create = "CREATE DATABASE {} ENCODING {} TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'"
+    with psycopg.connect(database_url_unpooled, autocommit=True) as admin:
+        admin.execute(sql.SQL(create).format(sql.Identifier(name), sql.Literal(encoding)))
+        try:
+            settings = make_settings(redis_url=None, database_url=SecretStr(url), database_url_unpooled=None)
+            apply_in(settings, encoding)
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def apply_in(settings: config.Settings, encoding: str) -> None:
+    database = Database(settings)
+    schema.upgrade(database)
+    assert database.encoding == encoding
+    trial = Trial(settings)
+    try:
+        trial.apply([Delivery("msg_1", saved("user_a", 1, "x@example.com"), NOW)], Choices())
+        trial.apply(
+            [Delivery("msg_2", saved("user_a", 2, "x@example.com", first_name="Zoë"), NOW)], Choices()
+        )
+        found = user_drift.find(database, "user_a")
+        assert found is not None
+        assert found.name == "Zoë"
+        party = [Delivery("msg_3", saved("user_a", 3, "x@example.com", first_name="🎉"), NOW)]
+        if encoding == "LATIN1":
+            with pytest.raises(ChangeRefused, match="encoding LATIN1 has no such character"):
+                trial.apply(party, Choices())
+    finally:
+        trial.close()
+        database.dispose()

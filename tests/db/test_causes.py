@@ -1,0 +1,203 @@
+"""Each cause is produced on a real server, and its words quote nothing of what the server says."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+
+import config
+from cli.dev.servers import HOST, PostgresServer, free_port
+from db.connection import engine
+from db.connection.causes import Cause
+from db.connection.engine import Database
+from db.connection.errors import DatabaseUnavailable
+from tests.support.debian import DEBIAN, DebianServer
+from tests.support.settings import MakeSettings
+
+SECRETS = ("hunter2", "someone", "some_database", "nohost")
+HBA = f"""
+host    open        all             {HOST}/32 trust
+hostssl tls_only    all             {HOST}/32 trust
+hostnossl tls_only  all             {HOST}/32 reject
+host    refused     all             {HOST}/32 reject
+host    all         all             {HOST}/32 scram-sha-256
+"""
+SETUP = """
+    CREATE ROLE someone LOGIN PASSWORD 'hunter2';
+    CREATE ROLE single LOGIN PASSWORD 'hunter2' CONNECTION LIMIT 0;
+    CREATE DATABASE open; CREATE DATABASE tls_only; CREATE DATABASE closed;
+    REVOKE CONNECT ON DATABASE closed FROM PUBLIC;
+"""
+
+
+class Place:
+    """A server with TLS, and the URLs that lead to it."""
+
+    def __init__(self, server: PostgresServer, certificate: Path) -> None:
+        self.server = server
+        self.certificate = certificate
+
+    def url(self, database: str = "postgres", user: str = "someone:hunter2", **options: str) -> str:
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"postgresql://{user}@{HOST}:{self.server.port}/{database}?{query}"
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
+    directory.chmod(0o711)
+    if not DEBIAN.exists():
+        pytest.skip("the embedded PostgreSQL is built without TLS, and Debian's is not installed")
+    server = DebianServer(directory / "postgres", free_port(), durable=False)
+    server.start()
+    make_certificate(server.data)
+    certificate = directory / "root.crt"
+    certificate.write_bytes((server.data / "server.crt").read_bytes())
+    with psycopg.connect(server.url, autocommit=True) as admin:
+        for statement in SETUP.split(";"):
+            if statement.strip():
+                admin.execute(statement.encode())
+        (server.directory / "pg_hba.conf").write_text(HBA)
+        admin.execute("ALTER SYSTEM SET ssl = on")
+        admin.execute("SELECT pg_reload_conf()")
+    yield Place(server, certificate)
+    server.stop("immediate")
+    shutil.rmtree(directory)
+
+
+def make_certificate(data: Path) -> None:
+    subject = ["-subj", "/CN=elsewhere.example"]
+    files = ["-keyout", str(data / "server.key"), "-out", str(data / "server.crt")]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "2", *subject, *files],
+        check=True,
+        capture_output=True,
+    )
+    owner = data.stat()
+    for name in ("server.key", "server.crt"):
+        path = data / name
+        path.chmod(0o600)
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def cause_of(settings: config.Settings) -> Cause:
+    """Return the cause of what a connection meets; its words hold nothing of the URL or the server's text."""
+    database = Database(settings, attempts=1)
+    try:
+        with pytest.raises(DatabaseUnavailable) as refused:
+            database.run(lambda connection: connection.execute(text("SELECT 1")))
+    finally:
+        database.dispose()
+    words = str(refused.value)
+    assert words.endswith(f": {refused.value.cause.sentence}; {refused.value.cause.next_step}")
+    assert "\n" not in words
+    assert not any(secret in words for secret in (*SECRETS, HOST))
+    return refused.value.cause
+
+
+URLS: dict[Cause, Callable[[Place], str]] = {
+    Cause.NOTHING_LISTENS: lambda _: f"postgresql://someone:hunter2@{HOST}:{free_port()}/some_database",
+    Cause.HOST_NOT_FOUND: lambda _: "postgresql://someone:hunter2@nohost.invalid/some_database",
+    Cause.PASSWORD_REFUSED: lambda place: place.url(user="someone:hunter22"),
+    Cause.PASSWORD_MISSING: lambda place: place.url(user="someone"),
+    Cause.ROLE_MISSING: lambda place: place.url("open", user="someone_else"),
+    Cause.DATABASE_MISSING: lambda place: place.url("some_database"),
+    Cause.NOT_ALLOWED: lambda place: place.url("refused"),
+    Cause.TOO_MANY_CONNECTIONS: lambda place: place.url(user="single:hunter2"),
+    Cause.DATABASE_RIGHTS: lambda place: place.url("closed"),
+    Cause.TLS_REQUIRED: lambda place: place.url("tls_only", user="someone", sslmode="disable"),
+    Cause.CERTIFICATE_NOT_TRUSTED: lambda place: place.url(sslmode="verify-full", sslrootcert="system"),
+    Cause.ROOT_CERTIFICATE_MISSING: lambda place: place.url(sslmode="verify-full", sslrootcert="/none"),
+    Cause.CERTIFICATE_OF_ANOTHER_HOST: lambda place: place.url(
+        sslmode="verify-full", sslrootcert=str(place.certificate)
+    ),
+    Cause.CHANNEL_BINDING: lambda place: place.url(sslmode="disable", channel_binding="require"),
+}
+
+
+@pytest.mark.parametrize("cause", URLS, ids=lambda cause: cause.name)
+def test_a_connection_that_fails_says_why(cause: Cause, place: Place, make_settings: MakeSettings) -> None:
+    url = SecretStr(URLS[cause](place))
+    assert cause_of(make_settings(redis_url=None, database_url=url, database_url_unpooled=None)) is cause
+
+
+def test_a_server_without_tls_a_stranger_and_a_silent_one_are_told_apart(
+    make_settings: MakeSettings,
+    database_url_unpooled: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 2)
+    with socket.create_server((HOST, 0)) as silent, socket.create_server((HOST, 0)) as stranger:
+        threading.Thread(target=answer, args=(stranger,), daemon=True).start()
+        for cause, url in (
+            (Cause.TLS_NOT_OFFERED, f"{database_url_unpooled}?sslmode=require"),
+            (Cause.NOT_POSTGRESQL, f"postgresql://{HOST}:{stranger.getsockname()[1]}/x?sslmode=disable"),
+            (Cause.CONNECT_TIMEOUT, f"postgresql://{HOST}:{silent.getsockname()[1]}/x"),
+        ):
+            settings = make_settings(redis_url=None, database_url=SecretStr(url), database_url_unpooled=None)
+            assert cause_of(settings) is cause
+
+
+def answer(listener: socket.socket) -> None:
+    """Answer one client as a web server does."""
+    client, _ = listener.accept()
+    with client:
+        client.recv(1000)
+        client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") != "1", reason="TEST_PGBOUNCER=1 starts the pooler")
+def test_a_pooler_that_refuses_an_option_is_named(make_settings: MakeSettings, database_url: str) -> None:
+    url = SecretStr(f"{database_url}?options=-c%20work_mem%3D1MB")
+    settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
+    assert cause_of(settings) is Cause.STARTUP_OPTION
+
+
+RAISED = "DO $$ BEGIN RAISE 'hunter2' USING ERRCODE = '{}'; END $$"
+STATEMENTS: dict[str, tuple[Cause, list[str]]] = {
+    "a table": (Cause.TABLE_RIGHTS, ["SET LOCAL ROLE pg_monitor", "SELECT FROM users"]),
+    "a schema": (
+        Cause.SCHEMA_USAGE,
+        ["CREATE SCHEMA s", "CREATE TABLE s.t ()", "SET LOCAL ROLE pg_monitor", "SELECT FROM s.t"],
+    ),
+    "an owner": (Cause.CREATE_RIGHTS, ["SET LOCAL ROLE pg_monitor", "ALTER TABLE users ADD x int"]),
+    "missing": (Cause.TABLE_MISSING, ["SELECT FROM nowhere"]),
+    "read-only": (Cause.READ_ONLY, ["SET TRANSACTION READ ONLY", "DELETE FROM users"]),
+    "slow": (Cause.STATEMENT_TIMEOUT, ["SET LOCAL statement_timeout = 50", "SELECT pg_sleep(9)"]),
+    "disk": (Cause.DISK_FULL, [RAISED.format("53100")]),
+    "memory": (Cause.OUT_OF_RESOURCES, [RAISED.format("53200")]),
+    "starting": (Cause.STARTING, [RAISED.format("57P03")]),
+}
+
+
+@pytest.mark.parametrize(("cause", "statements"), STATEMENTS.values(), ids=STATEMENTS)
+def test_a_statement_that_fails_says_why(
+    cause: Cause, statements: list[str], make_settings: MakeSettings
+) -> None:
+    database = Database(make_settings(redis_url=None), attempts=1)
+
+    def work(connection: Any) -> None:
+        for statement in statements:
+            connection.execute(text(statement))
+
+    with pytest.raises(DatabaseUnavailable) as refused:
+        database.run(work)
+    database.dispose()
+    assert refused.value.cause is cause
+    assert not any(secret in str(refused.value) for secret in SECRETS)
+
+
+def test_every_cause_is_documented_with_what_to_do() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "database.md").read_text()
+    for cause in Cause:
+        assert f"| {cause.sentence} | {cause.next_step} |" in page
