@@ -13,6 +13,7 @@ import pytest
 
 from cli.dev.servers import free_port
 from cli.main import cli
+from db.connection.causes import Cause
 from tests.support.deliveries import signed
 from tests.support.payloads import ANN, body, user, user_event
 from tests.support.settings import MakeSettings
@@ -108,3 +109,8 @@ def _commands_of_jobs_fail() -> list[list[str]]:
 def _name(connection: psycopg.Connection) -> str | None:
     row = connection.execute("SELECT name FROM users WHERE clerk_id = %s", (ANN,)).fetchone()
     return None if row is None else str(row[0])
+
+
+def test_every_cause_at_the_database_is_in_the_run_book_with_what_to_do() -> None:
+    assert [cause.name for cause in Cause if f"| {cause.sentence} |" not in OPERATIONS] == []
+    assert [cause.name for cause in Cause if cause.next_step[1:] not in OPERATIONS] == []
