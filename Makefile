@@ -14,7 +14,7 @@ TESTS ?=
 # trust the certificates that the machine trusts, as pip does
 export UV_SYSTEM_CERTS ?= true
 
-.PHONY: help setup lock picture run test bench faults lint check clean
+.PHONY: help setup lock wheels picture run test bench faults lint check clean
 
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -42,6 +42,9 @@ lock: ## Write requirements*.txt anew from pyproject.toml; UPGRADE=--upgrade tak
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
 	@$(LOCK) $(UPGRADE) --output-file requirements.txt pyproject.toml
 	@$(LOCK) $(UPGRADE) --all-extras --constraints requirements.txt --output-file requirements-dev.txt pyproject.toml
+
+wheels: setup ## Write down the wheel of every package for each Python and platform; ten minutes
+	@$(BIN)/python -m tests.platform.wheels
 
 picture: setup ## Make docs/console.png from the samples, with the chromium of this machine
 	@$(BIN)/python -m tests.docs.picture
