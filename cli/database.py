@@ -110,7 +110,7 @@ def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
     click.echo("This removes, with all rows:", err=True)
     for step in steps:
         click.echo(f"  {step}", err=True)
-    click.echo(f"There are {schema.count_users(database)} rows in users.", err=True)
+    click.echo(f"Rows in users: {schema.count_users(database)}", err=True)
     if not sys.stdin.isatty():
         raise click.UsageError("nothing was done: without a terminal to ask on it needs --yes")
     click.confirm("Remove them?", abort=True, err=True)

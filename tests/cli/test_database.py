@@ -76,7 +76,7 @@ def test_what_is_lost_is_said_and_asked_for(
             terminal.press(answer)
             assert terminal.wait() == 1
     assert len(users(database_url_unpooled)) == 20
-    assert "There are 20 rows in users." in terminal.shown
+    assert "Rows in users: 20" in terminal.shown
     with on_a_terminal(settings, "db", *command) as terminal:
         terminal.wait_for("Remove them? [y/N]")
         terminal.press(b"y\n")
