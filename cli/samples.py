@@ -27,7 +27,7 @@ BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.
 
 
 class SampleTimes(NamedTuple):
-    """Whom a sample is about, and when it is sent (ms)."""
+    """The user that a sample is about, and when it is sent (ms)."""
 
     clerk_id: str
     now: int
@@ -62,8 +62,10 @@ def user(clerk_id: str, created_at: int, email: str | None, **fields: Any) -> Js
         "banned": False,
         "bypass_client_trust": False,
         "create_organization_enabled": True,
+        "create_organizations_limit": None,
         "created_at": created_at,
         "delete_self_enabled": True,
+        "deprovisioned": False,
         "email_addresses": addresses,
         "enterprise_accounts": [],
         "external_accounts": [],
@@ -82,6 +84,7 @@ def user(clerk_id: str, created_at: int, email: str | None, **fields: Any) -> Js
         "mfa_disabled_at": None,
         "mfa_enabled_at": None,
         "object": "user",
+        "organization_memberships": None,
         "passkeys": [],
         "password_enabled": True,
         "password_last_updated_at": created_at,
@@ -90,9 +93,8 @@ def user(clerk_id: str, created_at: int, email: str | None, **fields: Any) -> Js
         "primary_phone_number_id": None,
         "primary_web3_wallet_id": None,
         "private_metadata": {},
-        "profile_image_url": "https://www.gravatar.com/avatar?d=mp",
         "public_metadata": {},
-        "saml_accounts": [],
+        "timezone": None,
         "totp_enabled": False,
         "two_factor_enabled": False,
         "unsafe_metadata": {},
@@ -202,7 +204,6 @@ def membership(id_: str, user_: Json, organization_: Json, created_at: int, **fi
             "identifier": user_["email_addresses"][0]["email_address"],
             "image_url": user_["image_url"],
             "last_name": user_["last_name"],
-            "profile_image_url": user_["profile_image_url"],
             "user_id": user_["id"],
             "username": user_["username"],
         },
@@ -249,7 +250,7 @@ def new_id(prefix: str, made_at_: int) -> str:
 
 
 def new_clerk_id(type_: str, now: int) -> str:
-    """Return a fresh id of a user whom such an event can be about: only who signs up is new."""
+    """Return a fresh id of a user for such an event; only `user.created` is about a new one."""
     return new_id("user", now if type_ == "user.created" else now - DAY)
 
 

@@ -34,6 +34,8 @@ MAX_IDS = 100
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 ORDERS = ("created_at", "updated_at")
 NO_ORGANIZATION: Json = {}
+ENTRIES = {"email_address": "email_addresses", "phone_number": "phone_numbers"}
+FILTERS = {*ENTRIES, "username", "external_id"}
 
 
 class Request(NamedTuple):
@@ -218,7 +220,9 @@ class FakeClerk:
         headers: dict[str, str] | None = None,
         cut: int | None = None,
     ) -> None:
-        """Answer the next requests so, those for `path` where it is given."""
+        """Answer the next requests so, those for `path` where it is given; 429 with Clerk's body for it."""
+        if status == 429 and not text:
+            text = TOO_MANY.body
         encoded = text.encode() if isinstance(text, str) else text
         canned = Response(status, encoded, headers or {"Content-Type": "application/json"}, cut)
         with self._lock:
@@ -294,15 +298,14 @@ class FakeClerk:
             self._recent.append(now)
             return None
         wait_s = int(self._recent[0] + self.rate_period_s - now) + 1
-        refused = error(429, "too_many_requests", "Too many requests. Please retry later")
-        return refused._replace(headers={**refused.headers, "Retry-After": str(wait_s)})
+        return TOO_MANY._replace(headers={**TOO_MANY.headers, "Retry-After": str(wait_s)})
 
     def _route(self, request: Request) -> Response:
         match request.path.strip("/").split("/"):
             case ["users"]:
                 return self._list(request)
             case ["users", "count"]:
-                count = len(self._records) if self.counts is None else self.counts
+                count = len(self._matching(request)) if self.counts is None else self.counts
                 return answer({"object": "total_count", "total_count": count})
             case ["users", clerk_id] if clerk_id in self._records:
                 return Response(200, self._records[clerk_id].body(), JSON)
@@ -326,11 +329,21 @@ class FakeClerk:
         if cursor and self.knows_cursor and cursor not in self._records:
             return error(422, "form_param_value_invalid", "starting_after is invalid")
         limit = self._limit(request)
-        if asked and self.knows_user_id:
-            rows = [self._records[clerk_id] for clerk_id in asked if clerk_id in self._records]
-            return _array(rows[offset : offset + limit])
+        if (asked and self.knows_user_id) or FILTERS & request.parameters.keys():
+            return _array(self._matching(request)[offset : offset + limit])
         rows = list(self._page(field, cursor, offset, limit, descending=order.startswith("-")))
         return _array(rows)
+
+    def _matching(self, request: Request) -> list[Record]:
+        """Return the users that the filters of a request leave."""
+        found = list(self._records.values())
+        asked = request.parameters.get("user_id", []) if self.knows_user_id else []
+        if asked:
+            found = [self._records[clerk_id] for clerk_id in asked if clerk_id in self._records]
+        for name in FILTERS & request.parameters.keys():
+            wanted = set(request.parameters[name])
+            found = [record for record in found if wanted & _values(json.loads(record.body()), name)]
+        return found
 
     def _list_members(self, request: Request, owner: list[str]) -> Response:
         """Answer with memberships; `owner` is empty or the path of the user whose they are to be."""
@@ -379,6 +392,13 @@ class FakeClerk:
         end = offset + limit if self.lists_at_most is None else min(offset + limit, self.lists_at_most)
         for _, clerk_id in listed[offset:end]:
             yield self._records[clerk_id]
+
+
+def _values(shown: Json, name: str) -> set[str]:
+    """Return what a filter compares with."""
+    if name in ("email_address", "phone_number"):
+        return {entry[name] for entry in shown[ENTRIES[name]]}
+    return {shown[name]} if shown.get(name) else set()
 
 
 class _Server(ThreadingHTTPServer):
@@ -431,6 +451,9 @@ def error(status: int, code: str, message: str) -> Response:
     errors = [{"message": message, "long_message": message, "code": code, "meta": {}}]
     text = json.dumps({"errors": errors, "clerk_trace_id": TRACE_ID})
     return Response(status, text.encode(), JSON)
+
+
+TOO_MANY = error(429, "too_many_requests", "Too many requests. Please retry later")
 
 
 def numbered_id(number: int) -> str:
