@@ -139,7 +139,7 @@ class Receiver:
             summary = summarize(decode_text(text), self._types)
             line.facts["type"] = _if_shaped(EVENT_TYPE, summary.type)
             line.facts["clerk_id"] = summary.clerk_id
-            if summary.handled is False or self._is_foreign(summary, line):
+            if summary.is_ignored or self._is_foreign(summary, line):
                 return DeliveryAnswer.IGNORED
             delivery = Delivery(headers.svix_id, text, _describe(summary), int(received_s * 1000))
             with self._metrics.timed(ENQUEUE_SECONDS):

@@ -11,12 +11,10 @@ from sqlalchemy import ARRAY, String, any_, literal, select, true, tuple_
 from db.apply import statements
 from db.apply.memberships import stored_membership, stored_organization
 from db.connection.engine import Database
-from db.drift.users import has_tombstone
+from db.drift.users import IDS_AT_A_TIME, has_tombstone
 from db.merge.change import Membership, Organization, UserChange, Version
 from db.models import MembershipSync, OrganizationSync, User
 from db.times import to_ms
-
-ROWS_AT_A_TIME = 5000
 
 
 class HeldMembership(NamedTuple):
@@ -130,7 +128,7 @@ def _current(database: Database, after: tuple[str, str]) -> list[Any]:
             ~has_tombstone(),
         )
         .order_by(MembershipSync.clerk_id, MembershipSync.id)
-        .limit(ROWS_AT_A_TIME)
+        .limit(IDS_AT_A_TIME)
     )
     return [tuple(row) for row in database.run(lambda connection: connection.execute(query).all())]
 

@@ -186,7 +186,9 @@ def test_a_sample_of_organizations_is_understood_and_fits_the_others(type_: str,
         assert_storable(change)
         assert change.clerk_id == clerk_id
         ended_at = NOW if type_ == "organizationMembership.deleted" else None
-        assert change.memberships == (membership._replace(ended_at=ended_at),)
+        (shown,) = change.memberships
+        assert shown[:3] == membership[:3]
+        assert shown.ended_at == ended_at
     else:
         assert_storable_organization(change)
         assert change.id == membership.organization_id

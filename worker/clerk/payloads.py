@@ -167,11 +167,11 @@ class FieldSources(NamedTuple):
 class Summary(NamedTuple):
     """What the receiver needs to know of a body: None where it is not there or no such thing.
 
-    `handled` is None when the type is no text, so that nobody can say.
+    `is_ignored` says of a type that it is not handled; a type that is no text is not ignored.
     """
 
     type: str | None
-    handled: bool | None
+    is_ignored: bool
     clerk_id: str | None
     instance_id: str | None
 
@@ -186,11 +186,12 @@ def handled_types(settings: Settings) -> tuple[str, ...]:
 def summarize(envelope: object, types: Collection[str] | None = None) -> Summary:
     """Return what the receiver routes and describes a decoded body by; `types` are those to be queued."""
     if not isinstance(envelope, dict):
-        return Summary(None, None, None, None)
+        return Summary(None, False, None, None)
     type_ = _text(envelope, "type")
     data = envelope.get("data")
-    handled = None if type_ is None else type_ in (HANDLED_TYPES if types is None else types)
-    return Summary(type_, handled, _subject(type_, data) if handled else None, _text(envelope, "instance_id"))
+    is_ignored = type_ is not None and type_ not in (HANDLED_TYPES if types is None else types)
+    clerk_id = None if is_ignored else _subject(type_, data)
+    return Summary(type_, is_ignored, clerk_id, _text(envelope, "instance_id"))
 
 
 def parse(body: str, keys: FieldSources) -> Event:

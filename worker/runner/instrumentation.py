@@ -104,7 +104,7 @@ def _subject(job: TakenJob) -> tuple[str | None, str | None]:
         summary = summarize(decode(decode_call(job.data).encode()), m.TYPES)
     except (NotJson, ForeignJobError, UnicodeEncodeError):
         return None, None
-    return (summary.type, summary.clerk_id) if summary.handled else (None, None)
+    return (None, None) if summary.is_ignored else (summary.type, summary.clerk_id)
 
 
 def _lag_s(now_ms: int, then_ms: int) -> float:

@@ -31,14 +31,12 @@ from worker.clerk.pagination import Position, paginate
 from worker.clerk.payloads import CLERK_ID
 from worker.shutdown import Stopped
 from worker.sync.context import SyncContext
+from worker.sync.limits import RECENT_MS, ROWS_AT_A_TIME, deletions_allowed
 from worker.sync.reconcile_memberships import MemberDrift, MemberReport
 from worker.sync.seen_ids import IdSet
 
-ALWAYS_ALLOWED = 10  # deletions
 STRANGERS = 3  # that many rows, and none of them in Clerk: the key may be another instance's
-RECENT_MS = 60_000
 SETTLE_S = 3.0  # a delivery of what has just happened at Clerk may still be on its way
-ROWS_AT_A_TIME = 500
 
 log = structlog.get_logger("worker.sync.reconcile")
 
@@ -323,8 +321,7 @@ class Reconcile:
         if allowed is None:
             if local == ghosts >= STRANGERS:
                 return f"Clerk knows none of the {local} users here: check CLERK_SECRET_KEY. {override}"
-            share = self._bridge.settings.reconcile_max_delete
-            allowed = max(ALWAYS_ALLOWED, int(local * share / 100))
+            allowed = deletions_allowed(self._bridge.settings, local)
         if ghosts > allowed:
             return f"{ghosts} of {local} users are gone in Clerk, more than {allowed} at a time. {override}"
         return None

@@ -22,12 +22,10 @@ from worker.clerk.changes import member_change
 from worker.clerk.lookup import Members, chunks, members_of
 from worker.clerk.pagination import Position, paginate_members
 from worker.sync.context import SyncContext
+from worker.sync.limits import RECENT_MS, ROWS_AT_A_TIME, deletions_allowed
 from worker.sync.seen_ids import IdSet
 
-ALWAYS_ALLOWED = 10  # ends
-RECENT_MS = 60_000
 ASKED_ALONE = 20  # users; where they are more, all memberships are listed if those are fewer requests
-ROWS_AT_A_TIME = 500
 
 OnProgress = Callable[[int, int], object]
 
@@ -192,8 +190,7 @@ class MemberDrift:
         if allowed is None:
             if ends and not len(self._listed):
                 return f"Clerk lists no memberships, and {self._here} are here. {override}"
-            share = self._bridge.settings.reconcile_max_delete
-            allowed = max(ALWAYS_ALLOWED, int(self._here * share / 100))
+            allowed = deletions_allowed(self._bridge.settings, self._here)
         if ends > allowed:
             gone = f"{ends} of {self._here} memberships are not in Clerk"
             return f"{gone}, more than {allowed} at a time. {override}"
