@@ -242,7 +242,7 @@ def awkward_metadata() -> Iterator[str]:
 def test_a_summary_names_type_user_and_instance(name: str) -> None:
     event = payload(name)
     about = event["data"].get("user_id", event["data"]["id"])
-    assert summarize(event) == (event["type"], True, about, event.get("instance_id"))
+    assert summarize(event) == (event["type"], False, about, event.get("instance_id"))
 
 
 @pytest.mark.parametrize(
