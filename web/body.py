@@ -12,7 +12,7 @@ from wsgiref.types import WSGIEnvironment
 from werkzeug.exceptions import RequestTimeout
 
 ORDINARY_BYTES = 8 * 1024  # Clerk sends 0.3 to 3 kB, and more only with a lot of metadata
-LARGE_BODIES_BYTES = 4 * 1024 * 1024
+LARGE_BODIES_BYTES = 2 * 1024 * 1024
 
 
 class BodyRefused(Exception):

@@ -29,9 +29,9 @@ class Limits(NamedTuple):
     """
 
     body_timeout_s: float = 10.0
-    connections: int = 384
+    connections: int = 288
     scarce_from: float = 0.75
-    scarce_s: float = 1.5
+    scarce_s: float = 1.25
     look_every_s: float = 0.25
 
 
