@@ -153,6 +153,9 @@ def test_a_dead_child_is_one_line_and_ends_the_others(
 def test_dev_listens_on_the_loopback_address_alone(start: Callable[..., Dev]) -> None:
     dev = start().await_ready()
     assert dev.variable("HOST") == "127.0.0.1"
+    if sys.platform == "linux":  # elsewhere the loopback network has a single address
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", int(dev.variable("PORT"))), timeout=5)
     for name in ("DATABASE_URL", "REDIS_URL"):
         url = urlsplit(dev.variable(name))
         assert url.hostname == "127.0.0.1"
