@@ -23,7 +23,7 @@ from db import schema
 from db.connection.engine import Database
 from tests.support.directories import open_directory
 from tests.support.migrations import migrate
-from tests.support.payloads import deleted_event, user, user_event
+from tests.support.payloads import NOW, deleted_event, user, user_event
 from tests.support.processes import clerk_sync
 from tests.support.queue import RqView, delivery, frozen, rq_command
 from tests.support.service_process import SOON_S, START_S, ServiceProcess
@@ -31,6 +31,7 @@ from tests.support.settings import NOTHING_LISTENS, MakeSettings
 from tests.support.stack import environment
 from tests.support.waiting import wait_until
 from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
+from worker.queue.lock_waits import lock_waits
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SCHEDULED_KEY, WORKER_REPORT
 
@@ -255,6 +256,25 @@ def test_what_a_killed_worker_held_is_applied_by_another_within_thirty_seconds(
     other.await_line("released jobs of a dead worker", jobs=20)
     assert [rq.places(id_) for id_ in ids] == [["finished"]] * 20
     assert [rq.job(id_).retries_left for id_ in ids] == [len(RETRY_INTERVALS_S)] * 20
+
+
+def test_a_row_that_the_application_locks_delays_its_delivery_alone_and_burns_no_retry(
+    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
+) -> None:
+    launch().ready()
+    await_status(rq, fill(queue, range(60)), "finished", START_S)
+    updates = [delivery(person(i, updated_at=NOW + 99, public_metadata={"role": "admin"})) for i in range(60)]
+    ids = [one.svix_id for one in updates]
+    with connection.transaction():
+        connection.execute("SELECT FROM users WHERE clerk_id = 'user_7' FOR UPDATE")
+        for one in updates:
+            queue.enqueue(one)
+        await_status(rq, [*ids[:7], *ids[8:]], "finished", 30)
+        wait_until(lambda: lock_waits(rq.redis).jobs == 1, SOON_S)
+        assert rq.places(ids[7]) in (["scheduled"], ["queue"], ["started", "held"])
+    await_status(rq, [ids[7]], "finished", 30)
+    assert rq.job(ids[7]).retries_left == len(RETRY_INTERVALS_S)
+    wait_until(lambda: lock_waits(rq.redis).jobs == 0, SOON_S)
 
 
 def test_a_frozen_worker_loses_what_it_held_and_wakes_to_go_on(
