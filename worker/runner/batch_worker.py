@@ -105,7 +105,7 @@ class BatchWorker(SimpleWorker):
         self._heartbeat = Heartbeat(redis, self.name, ids)
         self._beats = BeatTimes()
         self._has_worked = False
-        self._unpruned = 0
+        self._has_unpruned = True  # an earlier worker may have left old rows
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
         """Take and apply batches until the stop signal; then settle the last batch and release the rest."""
@@ -161,7 +161,7 @@ class BatchWorker(SimpleWorker):
             elif isinstance(item, Deferred):
                 self._instrumentation.deferred(item)
         self._has_worked = True
-        self._unpruned += 1
+        self._has_unpruned = True
         return done
 
     def _leave(self) -> None:
@@ -233,11 +233,11 @@ class BatchWorker(SimpleWorker):
         self._metrics.flush(self.connection)
 
     def _prune(self) -> None:
-        """Prune the ledger, if this worker has added to it since: an idle one leaves the database alone."""
-        if not self._unpruned:
+        """Prune the ledger at the start, then only if this worker has added to it since."""
+        if not self._has_unpruned:
             return
-        self._unpruned = 0
         count = ledger.prune(self.database, timedelta(days=self.settings.event_retention_days))
+        self._has_unpruned = False
         if count:
             log.info("ledger pruned", rows=count)
 
