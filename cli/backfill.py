@@ -21,9 +21,9 @@ class Interrupted(Exception):
 
 @click.command()
 @click.option("--since", type=TimeParam(), help="Only users updated since then: 30m, 2h, 1d ago, or a time.")
-@click.option("--restart", is_flag=True, help="Begin anew, where an interrupted run would go on.")
+@click.option("--restart", is_flag=True, help="Start over instead of resuming an interrupted run.")
 def backfill(since: datetime | None, restart: bool) -> None:
-    """Read every user of Clerk into the table. An interrupted run goes on where it was."""
+    """Read every user of Clerk into the tables. An interrupted run resumes where it stopped."""
     with bridge_from_environment() as bridge, UserBar("Users") as bar:
         task = Backfill(bridge, partial(_progress, bar))
         try:
@@ -47,13 +47,13 @@ def _progress(bar: UserBar, done: BackfillStats) -> None:
 
 def _announce(done: BackfillStats | None) -> None:
     if done is not None:
-        click.echo(f"Going on after {done.seen:,} users (--restart begins anew)", err=True)
+        click.echo(f"Resuming after {done.seen:,} users (--restart starts over)", err=True)
 
 
 def _after_stop(since: datetime | None, done: BackfillStats | None) -> str:
     if since is not None:
-        return "stopped: what was read is kept; the next run begins anew"
-    return f"stopped after {done.seen if done else 0:,} users: the next backfill goes on from there"
+        return "stopped: what was read is kept; the next run starts over"
+    return f"stopped after {done.seen if done else 0:,} users: the next backfill resumes there"
 
 
 def _show(done: BackfillStats) -> None:
@@ -63,9 +63,9 @@ def _show(done: BackfillStats) -> None:
     counts = {"created": done.created, "updated": done.updated, "unchanged": done.unchanged}
     if left_out:
         counts["left out"] = left_out
-    told = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    parts = ", ".join(f"{count:,} {what}" for what, count in counts.items())
     members = f"; {done.memberships:,} memberships" if done.memberships_expected else ""
-    click.echo(f"{done.seen:,} users: {told}{members}")
+    click.echo(f"{done.seen:,} users: {parts}{members}")
     if done.is_cut_short:
         users, memberships = f"{done.expected:,} users", f"{done.memberships_expected:,} memberships"
         counted = users if done.seen < done.expected else memberships

@@ -66,7 +66,7 @@ class UserBar:
         self._progress.stop()
 
     def show(self, seen: int, expected: int, title: str | None = None) -> None:
-        """Show how many were seen of those expected, 0 for nobody knows; `title` where they are no users."""
+        """Show how many were seen of those expected, 0 when unknown; `title` where they are no users."""
         self._progress.update(
             self._task,
             description=title or self._title,

@@ -21,7 +21,7 @@ ELSEWHERE = (
 
 @click.command()
 @click.option(
-    "--fix", is_flag=True, help="Merge what Clerk shows, and delete users whom Clerk does not have."
+    "--fix", is_flag=True, help="Merge what Clerk shows, and delete users that Clerk does not have."
 )
 @click.option(
     "--allow-deletes",

@@ -50,7 +50,7 @@ def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> Asked:
     """Lock the organizations concerned, in one order, and ask what is stored of them and of the memberships.
 
     An organization that the batch says something of is locked for itself, one that a user in the batch is a
-    member of is shared: a rename waits for whoever is just being given the old name.
+    member of is shared: a rename waits for users who are just being given the old name.
     """
     changed = sorted({organization.id for incoming in batch for organization in _facts(incoming)})
     changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]

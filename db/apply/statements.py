@@ -55,7 +55,7 @@ from db.models import (
     WebhookEvent,
 )
 
-# Any two integers do, as long as nobody else in the database locks by the same first one.
+# Any two integers do, as long as no other code in the database locks by the same first one.
 ADDRESS_LOCK = 0x636C6572
 ORGANIZATION_LOCK = 0x636C656F
 

@@ -29,7 +29,7 @@ from db.merge.rows import (
 
 
 class StoredState(NamedTuple):
-    """What the tables hold of a batch's users, and of whoever else its addresses concern."""
+    """What the tables hold of a batch's users, and of other users that its addresses concern."""
 
     sync: dict[str, SyncRow]
     users: dict[str, UserRow]

@@ -69,7 +69,7 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, StoredUser]:
 
 
 def compare(change: UserChange, stored: StoredUser, policy: Policy) -> list[Difference]:
-    """Return how a user whom Clerk shows as `change` differs from what is stored. Pure.
+    """Return how a user that Clerk shows as `change` differs from what is stored. Pure.
 
     A later login here is no difference: not every login that is known here counts for Clerk.
     """
@@ -91,7 +91,7 @@ def compare(change: UserChange, stored: StoredUser, policy: Policy) -> list[Diff
 
 
 def holder(database: Database, address: str | None) -> str | None:
-    """Return who has that address here, None when nobody has it."""
+    """Return which user has that address here, None when none has."""
     query = select(User.clerk_id).where(User.email == address)
     return database.run(lambda connection: connection.scalar(query)) if address else None
 

@@ -27,7 +27,7 @@ _NEVER_TEXT = re.compile("[\0\ud800-\udfff]")
 def storable_address(address: str) -> str | None:
     """Return `address` when `users.email` can hold it, else None.
 
-    An address at the placeholders' own domain can be claimed by nobody.
+    No user can claim an address at the placeholders' own domain.
     """
     if len(address) > MAX_LENGTH or not _is_text(address) or not _email.fullmatch(address):
         return None

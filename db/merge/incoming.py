@@ -9,7 +9,7 @@ from db.merge.change import Organization, Source, UserChange
 class Outcome(StrEnum):
     """What applying a change did."""
 
-    APPLIED = "applied"  # it told something new
+    APPLIED = "applied"  # it said something new
     STALE = "stale"  # it was known, or something newer was
     IGNORED = "ignored"  # it says nothing of the user, like a sign-in by staff
 

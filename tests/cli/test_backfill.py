@@ -61,7 +61,7 @@ def test_killed_three_times_it_goes_on_where_it_was(clerk: FakeClerk, settings: 
     clerk.requests.clear()
     ran = run(settings, "backfill")
     assert ran.returncode == 0, ran.stderr
-    assert f"Going on after {reached:,} users" in ran.stderr
+    assert f"Resuming after {reached:,} users" in ran.stderr
     assert ran.stdout.startswith("6,000 users: ")
     pages = [request for request in clerk.requests if request.path == "/users"]
     assert pages[0].parameter("starting_after") == numbered_id(reached - 1)
@@ -84,7 +84,7 @@ def test_a_signal_stops_it_and_says_what_comes_next(
     assert running.returncode == 1
     assert out == ""
     assert err.startswith("clerk-sync: stopped after ")
-    assert "the next backfill goes on from there" in err
+    assert "the next backfill resumes there" in err
     clerk.before = lambda _: None
     assert run(settings, "backfill").returncode == 0
     assert count(settings) == 6000

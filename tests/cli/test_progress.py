@@ -70,13 +70,13 @@ def test_ctrl_c_ends_it_within_seconds_with_one_line_that_says_how_to_go_on(
         assert terminal.wait() == 1
         assert time.monotonic() - began < SOON_S
     stopped = re.fullmatch(
-        r"clerk-sync: stopped after ([\d,]+) users: the next backfill goes on from there\n", terminal.left
+        r"clerk-sync: stopped after ([\d,]+) users: the next backfill resumes there\n", terminal.left
     )
     assert stopped, terminal.left
     clerk.before = lambda _: None
     with on_a_terminal(settings, "backfill") as terminal:
         assert terminal.wait() == 0
-    assert f"Going on after {stopped[1]} users (--restart begins anew)" in terminal.shown
+    assert f"Resuming after {stopped[1]} users (--restart starts over)" in terminal.shown
     assert count(settings) == USERS
 
 

@@ -77,7 +77,7 @@ def test_every_kind_of_drift_is_listed_as_json(drift: config.Settings) -> None:
         numbered_id(3): ["name", "created_at"],
         BEN: ["email"],
     }
-    assert (found["refusal"], found["mended"], found["left"]) == (None, False, None)
+    assert (found["refusal"], found["fixed"], found["left"]) == (None, False, None)
     assert "@" not in json.dumps(found)
 
 
@@ -100,7 +100,7 @@ def test_drift_is_a_table_for_people(drift: config.Settings) -> None:
 
 def test_fix_mends_what_can_be_mended(drift: config.Settings, clerk: FakeClerk) -> None:
     found = report(drift, "--fix")
-    assert (found["mended"], found["left"]) == (True, [numbered_id(5)])
+    assert (found["fixed"], found["left"]) == (True, [numbered_id(5)])
     assert set(rows(drift)) == set(clerk.ids()) - {numbered_id(5)}
     assert rows(drift)[CAT].email == "shared@example.com"
 
@@ -110,7 +110,7 @@ def test_fix_is_exit_status_0_once_all_is_mended(clerk: FakeClerk, settings: con
     clerk.remove(numbered_id(4))
     ran = run(settings, "reconcile", "--fix")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.endswith("All mended\n")
+    assert ran.stdout.endswith("All fixed\n")
     assert tombstones(settings) == {numbered_id(4)}
     assert run(settings, "reconcile").returncode == 0
 
@@ -146,7 +146,7 @@ def test_pull_brings_one_user(clerk: FakeClerk, settings: config.Settings) -> No
     clerk.put(user(ANN))
     ran = run(settings, "pull", ANN)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == f"{ANN} is here as it is in Clerk\n"
+    assert ran.stdout == f"{ANN} is now the same here as in Clerk\n"
     assert ANN in rows(settings)
 
 
@@ -194,7 +194,7 @@ def test_where_memberships_decide_they_are_counted_compared_and_mended(
     found = report(settings)
     assert found["stale"] == [{"clerk_id": numbered_id(3), "columns": ["organization"]}]
     assert found["memberships"] == {"listed": 11, "local": 12, "ended": 1}
-    assert run(settings, "reconcile", "--fix").stdout.endswith("All mended\n")
+    assert run(settings, "reconcile", "--fix").stdout.endswith("All fixed\n")
     assert rows(settings)[numbered_id(3)].organization is None
     clerk.put_members(membership(numbered_id(20), organization(name="Acme")))
     assert run(settings, "pull", numbered_id(20)).returncode == 0

@@ -8,8 +8,8 @@
     GET /users/{id}/organization_memberships   the same of one user
 
 Every request stays under Clerk's rate limit by itself. What may heal is tried again for a bounded time: no
-connection, 5xx, an answer cut off on its way, and 429, which waits as long as its `Retry-After` says. Who
-would have to wait longer than he is ready to is told at once.
+connection, 5xx, an answer cut off on its way, and 429, which waits as long as its `Retry-After` says. A call
+that would have to wait for longer than it may fails at once.
 
     ClerkApiError
     ├── ClerkUnavailable   it did not heal in time; later it may
@@ -265,7 +265,7 @@ class ClerkApi:
             raise ClerkRefused("CLERK_SECRET_KEY belongs to another instance than CLERK_INSTANCE_ID names")
 
     def close(self) -> None:
-        """Close the connections, once the requests are answered whose answers nobody wants any more."""
+        """Close the connections, once the requests under way are answered."""
         with self._idle:
             self._is_closed = True
             self._idle.wait_for(lambda: self._in_flight == 0, CLOSE_TIMEOUT_S)

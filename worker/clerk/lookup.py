@@ -1,4 +1,4 @@
-"""Users asked for by id: many at a time, and one by one where an answer is to prove that somebody is gone."""
+"""Users asked for by id: many at a time, and one by one to prove that a user is gone."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class LookupPage(NamedTuple):
-    """A page of users who were asked for, and the ids of those whom it does not show.
+    """A page of users who were asked for, and the ids of those that it does not show.
 
     They may be gone. Or the answer is shorter than it should be, or shows others than it was asked for: only
     when a user is asked for alone, Clerk's own "not found" is proof.
@@ -39,7 +39,7 @@ def look_up(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> It
 
 
 def confirm_by_id(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[LookupPage]:
-    """Ask for each of `clerk_ids` alone: whom a look does not show is gone. Raises likewise."""
+    """Ask for each of `clerk_ids` alone: a user that a look does not show is gone. Raises likewise."""
 
     def look(clerk_id: str) -> LookupPage:
         page = api.user(clerk_id)

@@ -59,7 +59,7 @@ class _CursorUnknown(Exception):
 def paginate(
     api: ClerkApi, stopping: StopSignal, start: Position, order_by: str = OLDEST_FIRST
 ) -> Iterator[PageStep]:
-    """Yield the users after `start`. Raises ClerkApiError, and Stopped once the process is told to stop."""
+    """Yield the users after `start`. Raises ClerkApiError, and Stopped once the process is to stop."""
     position = start
     if order_by == OLDEST_FIRST and not start.by_offset:
         try:
@@ -207,7 +207,7 @@ def _is_last(page: Page, fresh: Page) -> bool:
 
 
 def _has_caught_up(page: Page, latest_ms: int) -> bool:
-    """Say whether the page is the last for now, and ends with somebody who came after `latest_ms`."""
+    """Say whether the page is the last for now, and ends with a user who signed up after `latest_ms`."""
     last = page.known[-1].created_at if page.known else None
     return len(page.entries) < MAX_PAGE and last is not None and last > latest_ms
 

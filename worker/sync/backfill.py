@@ -5,7 +5,7 @@ two arrive. How far a full run is stands in the database, beside what it has wri
 on from there, and one that was restored from a backup from where it was then.
 
 Where memberships decide on `organization`, all of those follow the users: which of them were changed lately,
-nobody can ask Clerk.
+Clerk does not say.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ log = structlog.get_logger("worker.sync.backfill")
 class BackfillStats(NamedTuple):
     """What a run has done so far, over all its interruptions. `expected` is how many users Clerk counts.
 
-    Of the `seen` entries the `invalid` are no users, and the `refused` are users whom the database did not
+    Of the `seen` entries the `invalid` are no users, and the `refused` are users that the database did not
     take; all others were `created`, `updated` or `unchanged`. `troubles` says which were left out first, and
     why. `memberships` were read of `memberships_expected`.
     """
@@ -87,7 +87,7 @@ class SyncCursor(NamedTuple):
     """How far into Clerk's past and present a run has read (ms): what the next one need not read again.
 
     `began_at` is when it began, by this machine's clock; `newest` and `refused` are by Clerk's: the last
-    update among all who were read, and the first one among those whom the database did not take.
+    update among all who were read, and the first one among those that the database did not take.
     """
 
     began_at: int
@@ -108,7 +108,7 @@ class SyncCursor(NamedTuple):
     def since(self) -> int:
         """What to give to the next `Backfill.since`.
 
-        Not simply when this run began: what answers may lag behind, and show nobody of the last hour. The
+        Not simply when this run began: what answers may lag behind, and lack the users of the last hour. The
         last update that it did show is proof that it was so far, and OVERLAP_MS allows for the rest.
         """
         reached = max(0, min(self.began_at, self.newest) - OVERLAP_MS)
@@ -125,7 +125,7 @@ class Checkpoint(NamedTuple):
 
 
 class PageResult(NamedTuple):
-    """A page that was written, what was done of it, and whom the database refused."""
+    """A page that was written, what was done of it, and what the database refused."""
 
     step: PageStep
     done: BackfillStats
@@ -153,7 +153,7 @@ class Backfill:
         return None if saved is None else saved.done
 
     def everything(self, *, restart: bool = False) -> BackfillStats:
-        """Read every user; go on where the last run was interrupted, unless told to `restart`.
+        """Read every user; resume where the last run was interrupted, unless `restart`.
 
         Raises ClerkApiError, DatabaseError, and Stopped; all that was read until then is kept.
         """
@@ -203,7 +203,7 @@ class Backfill:
         done: BackfillStats,
         keep: Callable[[BackfillStats, Position], object] = lambda *_: None,
     ) -> BackfillStats:
-        """Write all memberships after `start`, where those count; `keep` is told after every page."""
+        """Write all memberships after `start`, where those count; `keep` is called after every page."""
         if not self._bridge.store.policy.follows_memberships:
             return done
         done = done._replace(memberships_expected=self._bridge.api.count_members())
@@ -294,7 +294,7 @@ def _kind(change: UserChange, stored: StoredUser, policy: Policy) -> str:
 class _Recent:
     """What of a walk, the last updated first, was updated at `since_ms` or later.
 
-    `is_whole` says whether it came down to somebody who was not.
+    `is_whole` says whether it came down to a user who was not.
     """
 
     def __init__(self, since_ms: int) -> None:

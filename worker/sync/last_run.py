@@ -22,7 +22,7 @@ from redis import Redis
 KEY = "clerk-sync:repair"
 KINDS = ("missing", "stale", "ghost", "claims", "tombstone")
 WAYS = ("created", "updated", "merged")  # the last: found to differ when all were compared, and read by id
-INTERVALS_LATE = 2  # a repair that is due for longer is told of
+INTERVALS_LATE = 2  # a run that is due for longer is reported as overdue
 
 
 class Result(StrEnum):

@@ -73,6 +73,6 @@ def _store(bridge: SyncContext, clerk_id: str, page: Page) -> Pulled:
 
 
 def _is_settled(bridge: SyncContext, clerk_id: str) -> bool:
-    """Say whether there is a row, of somebody who signed up a while ago."""
+    """Say whether there is a row, of a user who signed up a while ago."""
     user = user_drift.find(bridge.database, clerk_id)
     return user is not None and datetime.now(UTC) - user.created_at > NEW_FOR

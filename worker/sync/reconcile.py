@@ -1,12 +1,13 @@
-"""Drift: where the tables and Clerk differ, and mending it through the one merge.
+"""Drift: where the tables and Clerk differ, and fixing it through the one merge.
 
 1. Walk through all of Clerk's users and compare each page with the tables. Of what was listed, only a hash of
    each id is kept.
 2. A listing that ends before all were seen that Clerk counts, whether they can be read or not, tells nothing
-   of who is gone, and ends it here. Before that the end of the list is read again: somebody who signed up
-   after it was read may be counted in place of somebody who was deleted before the walk came there.
+   of who is gone, and ends it here. Before that the end of the list is read again: a user who signed up
+   after it was read may be counted in place of one who was deleted before the walk came there.
 3. Who is here and was not listed, and who may simply have changed meanwhile, is looked at again, by id, once
-   deliveries have had the time to come. Nobody is gone whom Clerk does not call "not found", asked for alone.
+   deliveries have had the time to come. A user is gone only when Clerk, asked for that user alone, says
+   "not found".
 4. Where memberships decide on `organization`, they are compared too (`worker.sync.reconcile_memberships`).
 5. Mending reads each user once more and merges; who is gone becomes a tombstone, which is final. Hence the
    refusals: see `Report.refusal`.
@@ -51,7 +52,7 @@ class Stale(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A user whose address `held_by` has here, but not in Clerk; None when nobody has it."""
+    """A user whose address `held_by` has here, but not in Clerk; None when no user has it."""
 
     clerk_id: str
     held_by: str | None
@@ -63,7 +64,7 @@ class Report(NamedTuple):
     `listed` users came from Clerk, which counts `counted`; `local` have a row. `ghost` are those who have one
     and are gone in Clerk, each with the time (ms) at which that was seen; `tombstone` are those who are
     deleted here and not in Clerk. `invalid` entries of the listing are no users. `refusal` says why nothing
-    may be mended by this report, whose ghosts are unproven then; None when it may. `memberships` is what was
+    may be fixed by this report, whose ghosts are unproven then; None when it may. `memberships` is what was
     found of those, where they decide; whose memberships differ is stale in the column `organization`.
     `elsewhere` users have a row and were not listed, but are, or may be, users of another Clerk instance than
     the key's: nothing can be said about them. `leftovers` are rows of settings that have changed since.
@@ -158,7 +159,7 @@ class Reconcile:
     def refresh(self, report: Report) -> Report:
         """Merge what Clerk shows now of those whom `report` names; return it with who differs all the same.
 
-        Nobody is deleted and no membership ends. Must not be called with a report that says why not to.
+        No user is deleted and no membership ends. Must not be called with a report that says why not to.
         Raises likewise.
         """
         _require_trusted(report)
@@ -188,7 +189,7 @@ class Reconcile:
         return list(dict.fromkeys([*left, *not_deleted, *report.tombstone]))
 
     def _remove_leftovers(self, found: Leftovers) -> list[str]:
-        """Remove what the settings keep no longer; return the users whom the database does not let go."""
+        """Remove what the settings keep no longer; return the users that the database does not let go."""
         if found.total:
             leftovers.remove(self._bridge.database, self._bridge.store.policy)
         refused = []
@@ -243,7 +244,7 @@ class Reconcile:
     def _ghosts(
         self, found: "_Found", candidates: list[str], local: int
     ) -> tuple[str | None, dict[str, int]]:
-        """Return why nobody may be deleted, if so, and who of the candidates is here and gone, and when.
+        """Return why no user may be deleted, if so, and who of the candidates is here and gone, and when.
 
         Where there are more than may be deleted, they are not asked for one by one.
         """
@@ -284,7 +285,7 @@ class Reconcile:
         return [change.clerk_id for change, _, differences in self._compared(page) if differences]
 
     def _delete_ghosts(self, ghosts: dict[str, int]) -> list[str]:
-        """Write tombstones; return the ids of those whom the database does not let go."""
+        """Write tombstones; return the ids of those that the database does not let go."""
         refused = []
         for chunk in chunks(ghosts, ROWS_AT_A_TIME):
             tombstones = [UserChange(clerk_id, deleted_at=ghosts[clerk_id]) for clerk_id in chunk]
@@ -386,7 +387,7 @@ class _Found:
 
 
 def _require_trusted(report: Report) -> None:
-    """Raise ValueError when the report says why nothing may be mended."""
+    """Raise ValueError when the report says why nothing may be fixed."""
     if report.refusal is not None:
         raise ValueError(report.refusal)
 
@@ -413,7 +414,7 @@ def _listing_refusal(listed: int, invalid: int, counted: int, local: int) -> str
 def _may_have_moved(
     change: UserChange, stored: StoredUser, differences: Sequence[Difference], recent_ms: int
 ) -> bool:
-    """Say whether a difference may be none by now: somebody moved lately, or what is here is the newer."""
+    """Say whether a difference may be none by now: something changed lately, or what is here is the newer."""
     if not differences:
         return False
     if any(difference.kind in {Kind.CLAIM, Kind.TOMBSTONE} for difference in differences):

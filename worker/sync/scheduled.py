@@ -1,10 +1,10 @@
 """Repair that a worker runs by itself, every RECONCILE_EVERY: fetch what was missed, then look for drift.
 
 1. All workers ask whether it is time; one of them gets the lock and does it, for as long as it lives.
-2. It reads whom Clerk updated since the last time, the first time everybody, into the one merge.
+2. It reads the users that Clerk updated since the last time, the first time all, into the one merge.
 3. It compares everybody. Who is missing or differs all the same is read by id into the same merge, unless
    the listing is refused: then it says so and changes nothing.
-4. What differs even then is told. Whether users who are gone in Clerk are deleted here is for a person to say
+4. What differs even then is reported. Users who are gone in Clerk are deleted only by an operator
    (`reconcile --fix`).
 """
 
@@ -113,7 +113,7 @@ class ScheduledReconciliation:
         """Read what was updated since the last time, the first time everything.
 
         What the next time has to read begins where this one was: not later than the last update that it
-        saw, nor than that of anybody whom the database refused. Where the listing was cut short, it stays.
+        saw, nor than that of any user that the database refused. Where the listing was cut short, it stays.
         """
         backfill = Backfill(both)
         source = fingerprint(self._settings)

@@ -10,7 +10,7 @@ class IdSet:
     """Ids that are added first and looked up later.
 
     Their hashes are kept alone. Those are of 64 bits, and keyed anew in every process (PEP 456), so that
-    nobody can choose two ids that fall together.
+    no user can choose two ids that fall together.
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ SOURCE = "api"  # what stands for the type of an event where no event was
 
 
 class RejectedUser(NamedTuple):
-    """A user whom the database does not take, and why not."""
+    """A user that the database does not take, and why not."""
 
     clerk_id: str
     reason: str
