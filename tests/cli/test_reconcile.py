@@ -164,7 +164,7 @@ def test_pull_of_who_was_deleted_here_says_so(clerk: FakeClerk, settings: config
         deliver(both, deleted_event(ANN))
     ran = run(settings, "pull", ANN)
     assert ran.returncode == 1
-    assert "final" in ran.stdout
+    assert "for good" in ran.stdout
 
 
 def test_pull_of_what_is_no_id_is_wrong_usage(settings: config.Settings) -> None:
