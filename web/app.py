@@ -32,7 +32,7 @@ def start(settings: Settings) -> Flask:
 def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
     """Return the application. It connects to Redis when the first delivery comes, not before.
 
-    What it counts goes to `counts`, and from there to the totals at the latest when somebody asks for them.
+    What it counts goes to `counts`, and from there to the totals, at the latest when `/metrics` is read.
     """
     counts = Metrics() if counts is None else counts
     app = Flask("web", static_folder=None)

@@ -44,7 +44,7 @@ class JobAction(NamedTuple):
 
     @property
     def needs_confirmation(self) -> bool:
-        """Whether it touches all jobs, or deletes some, and nobody has been asked yet."""
+        """Whether it touches all jobs, or deletes some, and is not confirmed yet."""
         return (self.every or self.verb == "discard") and not self.is_confirmed
 
 
@@ -159,7 +159,7 @@ def _printable(value: object) -> str:
 
 
 def _as_value(id_: str) -> str:
-    """Return an id, which somebody else may have chosen, as a form's value."""
+    """Return an id, which may hold any characters, as a form's value."""
     return quote(id_, safe="", errors=ENCODING_ERRORS)
 
 

@@ -25,8 +25,8 @@ RETRY_AFTER_S = 2  # unless Clerk asks for more
 _log = structlog.get_logger("web.pull")
 
 
-def blueprint(desk: PullService, token: str) -> Blueprint:
-    """Return the route, for whoever has the token."""
+def blueprint(service: PullService, token: str) -> Blueprint:
+    """Return the route, which needs the token."""
     routes = Blueprint("pull", __name__)
 
     @routes.post("/users/<clerk_id>/pull")
@@ -37,7 +37,7 @@ def blueprint(desk: PullService, token: str) -> Blueprint:
         if not CLERK_ID.fullmatch(clerk_id):
             return {"error": "that is no Clerk id"}, 400
         began = time.perf_counter()
-        answer = desk.pull(clerk_id)
+        answer = service.pull(clerk_id)
         _log.info(
             "pull",
             clerk_id=clerk_id,

@@ -52,7 +52,7 @@ class SignedHeaders(NamedTuple):
 
 
 def read_headers(environ: Mapping[str, Any], now_s: float) -> SignedHeaders:
-    """Return the headers of a delivery that may be genuine: all that can be told before the body is read.
+    """Return the headers of a delivery that may be genuine: all checks that need no body.
 
     `environ` is WSGI's, `now_s` the Unix time. Raises Forged when a header is missing, malformed or stale.
     """

@@ -1,5 +1,5 @@
 // Takes a fresh copy of the page every few seconds and puts its live parts in place of the old ones. A part
-// that somebody is working in stays as it is. Without JavaScript the page is only not refreshed.
+// that is in use stays as it is. Without JavaScript the page is the same, but not refreshed.
 "use strict";
 const EVERY_MS = 5000;
 
