@@ -133,7 +133,7 @@ def _start_pgbouncer(directory: Path, server: PostgresServer) -> tuple[Process, 
     directory.mkdir()
     account = unprivileged_account(directory)
     if account:
-        os.chown(directory, *account)
+        os.chown(directory, *account.ids)
     port = free_port()
     settings = directory / "pgbouncer.ini"
     settings.write_text(

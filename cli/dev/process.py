@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.02  # s
+SETPRIV = "setpriv"  # of util-linux
 
 
 class DevError(Exception):
@@ -40,10 +41,32 @@ def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
 
 
 class Account(NamedTuple):
-    """The user and the group that a child runs as, by number."""
+    """The user and the group that a child runs as, by number.
+
+    With `capability`, one of Linux's by its name in setpriv(1), the child keeps that right of root's.
+    """
 
     uid: int
     gid: int
+    capability: str | None = None
+
+    @property
+    def ids(self) -> tuple[int, int]:
+        """The user and the group."""
+        return self.uid, self.gid
+
+    def command(self, argv: Sequence[str | Path]) -> list[str | Path]:
+        """Return what runs `argv` with the capability."""
+        if self.capability is None:
+            return list(argv)
+        ids = [f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
+        return [
+            SETPRIV,
+            *ids,
+            *(f"--{kind}-caps=+{self.capability}" for kind in ("inh", "ambient")),
+            "--",
+            *argv,
+        ]
 
 
 class Process:
@@ -105,8 +128,10 @@ class Process:
         try:
             os.ftruncate(lock, 0)
             with self._output(log) as output, _input(text) as source, _signals_deferred():
+                # with a capability setpriv is what changes the user
+                changed = None if account is None or account.capability else account
                 self._child = subprocess.Popen(  # noqa: S603 - a list, no shell
-                    argv,
+                    account.command(argv) if account else argv,
                     stdin=source,
                     stdout=output,
                     stderr=output,
@@ -114,9 +139,9 @@ class Process:
                     env=env,
                     start_new_session=True,
                     pass_fds=[lock],
-                    user=account.uid if account else None,
-                    group=account.gid if account else None,
-                    extra_groups=[] if account else None,
+                    user=changed.uid if changed else None,
+                    group=changed.gid if changed else None,
+                    extra_groups=[] if changed else None,
                 )
                 os.pwrite(lock, f"{self._child.pid}\n".encode(), 0)
         except OSError as error:

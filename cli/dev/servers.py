@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -30,6 +31,8 @@ CHEAP_HASHES = "scram_iterations=1"
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # and no secret of ours, no PG* of the user's
 
 StopMode = Literal["fast", "immediate"]
+# What lets a server pass through a closed directory: to read, else, as in a container, whatever it wants
+CAPABILITIES = ("dac_read_search", "dac_override")
 FREE_PORTS = range(16_384, 32_768)
 
 
@@ -128,7 +131,7 @@ class Server(ABC):
         binary = self._binary()
         account = _private_directory(self.directory)
         if account:
-            _check_passage(self.directory, binary, account)
+            account = _able_to_reach(account, self.directory, binary)
         self.end_left_over()
         if port_in_use(self.port):
             raise DevError(f"{self.name} cannot start: port {self.port} is in use")
@@ -371,7 +374,7 @@ def _private_directory(path: Path, account: Account | None = None) -> Account | 
         account = account or unprivileged_account(directory)
         os.fchmod(directory, stat.S_IRWXU)  # Redis holds whole payloads
         if account:
-            os.fchown(directory, *account)
+            os.fchown(directory, *account.ids)
     return account
 
 
@@ -390,18 +393,39 @@ def unprivileged_account(directory: Path | int) -> Account | None:
     return Account(nobody.pw_uid, nobody.pw_gid)
 
 
-def _check_passage(directory: Path, binary: Path, account: Account) -> None:
-    """Raise DevError when `account` cannot reach a directory or a program. Modes are not ours to change."""
-    for ancestor in (*directory.parents, *binary.parents):
-        if not _may(ancestor, account, stat.S_IXOTH):
-            raise DevError(
-                f"under root the servers run as another user, who may not enter {ancestor}: "
-                f"run as an ordinary user, or elsewhere, or allow it with: chmod o+x {ancestor}"
-            )
-    if not _may(binary, account, stat.S_IROTH | stat.S_IXOTH):
+def _able_to_reach(account: Account, directory: Path, binary: Path) -> Account:
+    """Return `account`, with a capability if it needs one to reach a directory and a program.
+
+    Modes outside the server's directory are not ours to change. Raises DevError where no capability is to be
+    had, as without setpriv(1) or outside Linux.
+    """
+    closed = next(
+        (it for it in (*directory.parents, *binary.parents) if not _may(it, account, stat.S_IXOTH)), None
+    )
+    if closed is None and _may(binary, account, stat.S_IROTH | stat.S_IXOTH):
+        return account
+    for capability in CAPABILITIES:
+        able = account._replace(capability=capability)
+        if _can_run(able, binary):
+            return able
+    if closed is None:
         raise DevError(
             f"under root the servers run as another user, who may not run {binary}: install with umask 022"
         )
+    raise DevError(
+        f"under root the servers run as another user, who may not enter {closed}: "
+        f"run as an ordinary user, or elsewhere, or allow it with: chmod o+x {closed}"
+    )
+
+
+def _can_run(account: Account, binary: Path) -> bool:
+    try:
+        tried = subprocess.run(  # noqa: S603 - a list, no shell
+            account.command([binary, "--version"]), env=ENVIRONMENT, capture_output=True, check=False
+        )
+    except OSError:
+        return False
+    return tried.returncode == 0
 
 
 def _may(path: Path, account: Account, wanted: int) -> bool:
