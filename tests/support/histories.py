@@ -315,6 +315,8 @@ class Member:
     clerk_id: str
     firm: Firm
     joined_at: int
+    updated_at: int
+    role: str = "org:member"
     has_left: bool = False
 
     @property
@@ -325,7 +327,12 @@ class Member:
     def json(self) -> Json:
         """Return what a payload shows of this membership now."""
         return membership(
-            self.clerk_id, self.firm.json(), id=self.id, created_at=self.joined_at, updated_at=self.joined_at
+            self.clerk_id,
+            self.firm.json(),
+            id=self.id,
+            created_at=self.joined_at,
+            updated_at=self.updated_at,
+            role=self.role,
         )
 
 
@@ -391,13 +398,13 @@ class World:
     def join(self, person: Person, firm: Firm) -> None:
         """Let a user join an organization."""
         id_ = f"orgmem_{len(self.members)}-{person.clerk_id}"
-        self.members.append(Member(id_, person.clerk_id, firm, self.now))
+        self.members.append(Member(id_, person.clerk_id, firm, self.now, self.now))
         self._tell(membership_event(data=self.members[-1].json(), timestamp=self.now))
 
     def promote(self, member: Member) -> None:
         """Change a member's role."""
-        data = {**member.json(), "role": "org:admin", "updated_at": self.now}
-        self._tell(membership_event("organizationMembership.updated", data, timestamp=self.now))
+        member.role, member.updated_at = "org:admin", self.now
+        self._tell(membership_event("organizationMembership.updated", member.json(), timestamp=self.now))
 
     def leave(self, member: Member) -> None:
         """Let a user leave an organization."""

@@ -4,7 +4,8 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from redis import Redis
 import config
 from cli.dev.servers import free_port
 from db.times import now_ms
-from tests.support.fake_clerk import FakeClerk, numbered_id
+from tests.support.fake_clerk import FakeClerk, Request, numbered_id
 from tests.support.payloads import ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
 from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, bridged, count, deliver, execute, rows, tombstones
@@ -25,6 +26,7 @@ from worker.sync.pull import PullOutcome, pull
 from worker.sync.pull_service import PullResult, PullService, PullStatus
 from worker.sync.shared_rate_limit import NoTurn, SharedLimit
 
+OpenDesks = Callable[[config.Settings, int], list[PullService]]
 GUIDE = Path(__file__).parents[2] / "docs/applications.md"
 
 
@@ -35,9 +37,17 @@ def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
 
 @pytest.fixture
 def desk(settings: config.Settings) -> Iterator[PullService]:
-    made = PullService(settings)
-    yield made
-    made.close()
+    with closing(PullService(settings)) as made:
+        yield made
+
+
+@pytest.fixture
+def open_desks() -> Iterator[OpenDesks]:
+    """Make so many services, as in so many processes; they are closed after the test."""
+    with ExitStack() as stack:
+        yield lambda settings, count: [
+            stack.enter_context(closing(PullService(settings))) for _ in range(count)
+        ]
 
 
 def test_a_user_is_brought_and_the_row_returned(clerk: FakeClerk, both: SyncContext) -> None:
@@ -199,17 +209,36 @@ def test_the_desk_answers_with_the_row(
     assert desk.pull(BEN) == PullResult(PullStatus.ABSENT, reason="there is no such user")
 
 
-def test_many_calls_for_one_user_find_the_same_row(clerk: FakeClerk, settings: config.Settings) -> None:
+def test_many_calls_for_one_user_find_the_same_row(
+    clerk: FakeClerk, settings: config.Settings, open_desks: OpenDesks
+) -> None:
     clerk.put(user(ANN))
-    desks = [PullService(settings) for _ in range(3)]
+    desks = open_desks(settings, 3)
     answers: list[PullResult] = []
     threads = [threading.Thread(target=partial(ask, desk, answers)) for desk in desks * 8]
     run_through(threads, 30)
-    for desk in desks:
-        desk.close()
     assert len(clerk.asked) == 24
     assert {answer.verdict for answer in answers} == {PullStatus.FOUND}
     assert len({str(answer.user) for answer in answers}) == 1
+
+
+def test_closing_waits_for_the_call_under_way(clerk: FakeClerk, settings: config.Settings) -> None:
+    clerk.put(user(ANN))
+    asked = threading.Event()
+
+    def answer_late(_: Request) -> None:
+        asked.set()
+        time.sleep(0.5)
+
+    clerk.before = answer_late
+    answers: list[PullResult] = []
+    with closing(PullService(settings)) as desk:
+        call = threading.Thread(target=ask, args=(desk, answers))
+        call.start()
+        assert asked.wait(10)
+    call.join(10)
+    assert [answer.verdict for answer in answers] == [PullStatus.FOUND]
+    assert desk.pull(ANN).verdict is PullStatus.BUSY
 
 
 def run_through(threads: Sequence[threading.Thread], patience_s: float) -> None:
@@ -233,7 +262,7 @@ def test_an_answer_is_what_clerk_shows_now(clerk: FakeClerk, desk: PullService) 
 
 
 def test_calls_together_leave_half_of_clerks_limit_to_the_application(
-    clerk: FakeClerk, make_settings: MakeSettings
+    clerk: FakeClerk, make_settings: MakeSettings, open_desks: OpenDesks
 ) -> None:
     """Calls that Clerk answers at once, a second look after a 404, and what is tried again after a 503."""
     clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
@@ -244,7 +273,7 @@ def test_calls_together_leave_half_of_clerks_limit_to_the_application(
     clerk.remove(*clerk.ids()[::2])
     clerk.answer_next(503, times=10)
     clerk.requests.clear()
-    desks = [PullService(settings) for _ in range(6)]
+    desks = open_desks(settings, 6)
     until = time.monotonic() + 12
     verdicts: list[PullStatus] = []
     threads = [
@@ -252,8 +281,6 @@ def test_calls_together_leave_half_of_clerks_limit_to_the_application(
         for first, desk in enumerate(desks)
     ]
     run_through(threads, 40)
-    for desk in desks:
-        desk.close()
     assert set(verdicts) == {PullStatus.FOUND, PullStatus.ABSENT, PullStatus.BUSY}
     assert clerk.most_within(10) == 50
     assert len(clerk.requests) > 50, "there are turns again"
@@ -269,10 +296,10 @@ def call_until(until: float, desk: PullService, first: int, verdicts: list[PullS
 
 
 def test_who_gets_no_turn_is_told_at_once_and_clerk_is_not_asked(
-    clerk: FakeClerk, make_settings: MakeSettings
+    clerk: FakeClerk, make_settings: MakeSettings, open_desks: OpenDesks
 ) -> None:
     clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
-    desks = [PullService(api_settings(make_settings, clerk)) for _ in range(6)]
+    desks = open_desks(api_settings(make_settings, clerk), 6)
     for number, desk in enumerate(desks * 9):
         desk.pull(numbered_id(number))
     began = time.monotonic()
@@ -280,8 +307,6 @@ def test_who_gets_no_turn_is_told_at_once_and_clerk_is_not_asked(
     assert time.monotonic() - began < 2
     assert set(answers) == {PullResult(PullStatus.BUSY, reason="too many users are being pulled")}
     assert len(clerk.requests) == 50
-    for desk in desks:
-        desk.close()
 
 
 def test_a_turn_counts_until_a_period_after_the_answer(redis: Redis) -> None:
@@ -314,14 +339,13 @@ def test_what_does_not_answer_is_told_within_seconds(clerk: FakeClerk, make_sett
         {"database_url": f"postgresql://postgres@127.0.0.1:{nowhere}/postgres"},
         {"redis_url": f"redis://127.0.0.1:{nowhere}/0"},
     ):
-        desk = PullService(api_settings(make_settings, clerk, **broken))
-        began = time.monotonic()
-        answer = desk.pull(ANN)
-        assert time.monotonic() - began < 8
+        with closing(PullService(api_settings(make_settings, clerk, **broken))) as desk:
+            began = time.monotonic()
+            answer = desk.pull(ANN)
+            assert time.monotonic() - began < 8
         assert answer.verdict is PullStatus.UNAVAILABLE
         assert answer.user is None
         assert str(nowhere) not in str(answer.reason)
-        desk.close()
         time.sleep(1.1)
 
 

@@ -5,6 +5,7 @@ merge makes the second harmless.
 """
 
 import threading
+import time
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import UTC
 from enum import StrEnum
@@ -88,7 +89,8 @@ class PullService:
         database = Database(settings, attempts=DATABASE_ATTEMPTS)
         store = ChangeWriter(database, Policy.of(settings), stopping, lambda: api.instance_id, patience_s=0)
         self._bridge = SyncContext(settings, api, store, stopping)
-        self._places = threading.BoundedSemaphore(settings.db_pool_size + settings.db_max_overflow)
+        self._at_once = settings.db_pool_size + settings.db_max_overflow
+        self._places = threading.BoundedSemaphore(self._at_once)
 
     def pull(self, clerk_id: str) -> PullResult:
         """Return the user's row as it is in Clerk now."""
@@ -102,7 +104,10 @@ class PullService:
             return PullResult(PullStatus.UNAVAILABLE, reason="Clerk or the database takes too long")
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, once the calls under way have ended or after WAIT_S; later ones are BUSY."""
+        until = time.monotonic() + WAIT_S
+        for _ in range(self._at_once):
+            self._places.acquire(timeout=max(0.0, until - time.monotonic()))
         self._bridge.api.close()
         self._bridge.database.dispose()
         self._redis.close()
