@@ -66,7 +66,7 @@ def test_what_a_repair_brought_is_in_status_health_metrics_and_the_console(
     assert told["repair"]["synced"] == {"created": 30, "updated": 4, "merged": 1200}
     assert 'clerk_sync_reconcile_synced{how="merged"} 1200.0' in client.get("/metrics").text
     page = client.get("/console", auth=("anybody", "long enough")).text
-    assert "nobody differs; 1,234 synced" in page
+    assert "no user differs; 1,234 synced" in page
     shown = [line.replace("│", " ").split() for line in run(settings, "status").stdout.splitlines()]
     at = shown.index(["synced", "1234"])
     assert shown[at + 1 : at + 5] == [

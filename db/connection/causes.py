@@ -47,6 +47,10 @@ class Cause(Enum):
     NOT_POSTGRESQL = ("what answers there is not PostgreSQL", "correct host and port in the URL")
     # TLS
     TLS_REQUIRED = ("the server requires TLS", "add sslmode=require to the URL")
+    TLS_REQUIRED_OR_NOT_ALLOWED = (
+        "the server requires TLS, or does not allow this role, database and address",
+        "add sslmode=require to the URL; if it is refused still, correct pg_hba.conf or the IP allow-list",
+    )
     TLS_NOT_OFFERED = (
         "the server does not offer TLS, which the URL requires",
         "switch TLS on at the server, or lower sslmode in the URL",
@@ -148,9 +152,10 @@ class Cause(Enum):
 _TEXTS = {
     Cause.STARTUP_OPTION: r"unsupported startup parameter",
     Cause.CHANNEL_BINDING: r"channel[_ ]binding",
-    # With sslmode=prefer the server is asked twice: it wants TLS only where the encrypted way is not refused.
-    Cause.TLS_REQUIRED: r"ssl (is )?required|connection is insecure"
-    r"|^(?![\s\S]*SSL encryption)[\s\S]*pg_hba\.conf.*no encryption",
+    Cause.TLS_REQUIRED: r"ssl (is )?required|connection is insecure",
+    # The text is the same for `hostnossl … reject` and `host … reject`. With sslmode=prefer libpq asks twice:
+    # if the encrypted way is refused as well, TLS is not what is missing.
+    Cause.TLS_REQUIRED_OR_NOT_ALLOWED: r"^(?![\s\S]*SSL encryption)[\s\S]*pg_hba\.conf.*no encryption",
     Cause.CLIENT_CERTIFICATE: r"valid client certificate|alert (certificate required|unknown ca)",
     Cause.TLS_NOT_OFFERED: r"does not support SSL",
     Cause.ROOT_CERTIFICATE_MISSING: r"root certificate file .* does not exist|could not read root cert",

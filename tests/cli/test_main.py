@@ -120,12 +120,12 @@ def test_debug_shows_where_it_happened_as_well_and_no_address_either(tmp_path: P
     assert "secret_" not in ran.err
 
 
-def test_a_question_that_is_not_answered_stops_the_command(
+def test_a_question_without_a_terminal_is_wrong_usage_and_changes_nothing(
     tmp_path: Path, make_settings: MakeSettings
 ) -> None:
     ran = run("db", "reset", directory=tmp_path, **environment(make_settings(redis_url=None)))
-    assert ran.status == 1
-    assert ran.err.endswith("clerk-sync: stopped\n")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.endswith("Error: nothing was done: without a terminal to ask on it needs --yes\n")
 
 
 def test_settings_are_read_from_a_file_in_the_directory(tmp_path: Path) -> None:

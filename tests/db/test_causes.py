@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 import config
 from cli.dev.servers import HOST, PostgresServer, free_port
-from db.connection import engine
+from db.connection import causes, engine
 from db.connection.causes import Cause
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
@@ -115,7 +115,7 @@ URLS: dict[Cause, Callable[[Place], str]] = {
     Cause.NOT_ALLOWED: lambda place: place.url("refused"),
     Cause.TOO_MANY_CONNECTIONS: lambda place: place.url(user="single:hunter2"),
     Cause.DATABASE_RIGHTS: lambda place: place.url("closed"),
-    Cause.TLS_REQUIRED: lambda place: place.url("tls_only", user="someone", sslmode="disable"),
+    Cause.TLS_REQUIRED_OR_NOT_ALLOWED: lambda place: place.url("tls_only", user="someone", sslmode="disable"),
     Cause.CERTIFICATE_NOT_TRUSTED: lambda place: place.url(sslmode="verify-full", sslrootcert="system"),
     Cause.ROOT_CERTIFICATE_MISSING: lambda place: place.url(sslmode="verify-full", sslrootcert="/none"),
     Cause.CERTIFICATE_OF_ANOTHER_HOST: lambda place: place.url(
@@ -161,6 +161,26 @@ def test_a_pooler_that_refuses_an_option_is_named(make_settings: MakeSettings, d
     url = SecretStr(f"{database_url}?options=-c%20work_mem%3D1MB")
     settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
     assert cause_of(settings) is Cause.STARTUP_OPTION
+
+
+@pytest.mark.parametrize(
+    ("mode", "cause"),
+    [
+        ("disable", Cause.TLS_REQUIRED_OR_NOT_ALLOWED),
+        ("prefer", Cause.NOT_ALLOWED),
+        ("require", Cause.NOT_ALLOWED),
+    ],
+)
+def test_an_address_that_is_refused_is_not_said_to_lack_tls_alone(
+    mode: str, cause: Cause, place: Place, make_settings: MakeSettings
+) -> None:
+    url = SecretStr(place.url("refused", sslmode=mode))
+    assert cause_of(make_settings(redis_url=None, database_url=url, database_url_unpooled=None)) is cause
+
+
+@pytest.mark.parametrize("words", ["SSL required", "connection is insecure (try using `sslmode=require`)"])
+def test_what_a_pooler_or_provider_says_of_tls_alone_is_told_as_such(words: str) -> None:
+    assert causes.cause_of(psycopg.OperationalError(words)) is Cause.TLS_REQUIRED
 
 
 RAISED = "DO $$ BEGIN RAISE 'hunter2' USING ERRCODE = '{}'; END $$"
