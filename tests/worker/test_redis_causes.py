@@ -227,8 +227,8 @@ def test_the_embedded_redis_says_the_same(own_redis: RedisServer, why: Explain) 
             redis.config_set(name, value)
             assert why(own_redis.url).startswith(words)
             redis.config_set(name, before[name])
-        redis.config_set("requirepass", "right")
-    assert why(own_redis.url).startswith("Redis requires a password")
+    assert why(f"redis://127.0.0.1:{own_redis.port}").startswith("Redis requires a password")
+    assert why(f"redis://:no@127.0.0.1:{own_redis.port}").startswith("Redis refused the user or password")
 
 
 def test_what_is_no_redis_shows_nothing_of_what_it_says(why: Explain, tmp_path: Path) -> None:
