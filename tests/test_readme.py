@@ -67,14 +67,8 @@ def test_what_a_repair_brought_is_in_status_health_metrics_and_the_console(
     assert 'clerk_sync_reconcile_synced{how="merged"} 1200.0' in client.get("/metrics").text
     page = client.get("/console", auth=("anybody", "long enough")).text
     assert "no user differs; 1,234 synced" in page
-    shown = [line.replace("│", " ").split() for line in run(settings, "status").stdout.splitlines()]
-    at = shown.index(["synced", "1234"])
-    assert shown[at + 1 : at + 5] == [
-        ["created", "30"],
-        ["updated", "4"],
-        ["merged", "1200"],
-        ["differing", "0"],
-    ]
+    shown = " ".join(run(settings, "status").stdout.split())
+    assert "1,234 synced (30 created, 4 updated, 1,200 merged), 0 differing" in shown
 
 
 def test_every_command_of_the_section_on_filling_and_repairing_works(
