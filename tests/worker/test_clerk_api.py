@@ -316,7 +316,7 @@ def test_the_key_is_in_no_error_and_no_log(clerk: FakeClerk, caplog: pytest.LogC
     assert clerk.key not in caplog.text + repr(logs)
 
 
-@pytest.mark.parametrize("key", ["sk_live_a b", "sk_live_\n", "sk_live_é"])
+@pytest.mark.parametrize("key", ["sk_live_a b", "sk_live_a\nb", "sk_live_é"])
 def test_a_key_that_fits_into_no_header_is_refused_at_the_start(clerk: FakeClerk, key: str) -> None:
     with pytest.raises(SettingsError, match=r"^CLERK_SECRET_KEY must be of ASCII") as raised:
         api_alone(clerk, clerk_secret_key=key)
@@ -334,7 +334,7 @@ def test_the_url_is_taken_with_and_without_its_version(clerk: FakeClerk) -> None
             assert api.count() == 0
 
 
-@pytest.mark.parametrize("url", ["api.clerk.com", "ftp://api.clerk.com", "https://", "http://a:b:c", ""])
+@pytest.mark.parametrize("url", ["api.clerk.com", "ftp://api.clerk.com", "https://", "http://a:b:c"])
 def test_a_url_that_is_none_is_refused_at_the_start(clerk: FakeClerk, url: str) -> None:
     with pytest.raises(SettingsError, match=r"^CLERK_API_URL (is|must) "):
         api_alone(clerk, clerk_api_url=url)
@@ -348,7 +348,11 @@ def test_a_key_of_another_instance_is_refused(clerk: FakeClerk) -> None:
     with client(api_alone(clerk, clerk_instance_id="ins_other")) as api:
         with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
             api.check_instance()
-        clerk.answer_next(404, path="/instance")
+
+
+def test_a_key_whose_instance_is_not_told_is_taken(clerk: FakeClerk) -> None:
+    clerk.answer_next(404, path="/instance")
+    with client(api_alone(clerk, clerk_instance_id="ins_other")) as api:
         api.check_instance()
 
 
