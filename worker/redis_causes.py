@@ -48,6 +48,7 @@ BY_TEXT = {
         command="a command of this service's scripts"
     ),
     "can't run this command": MAY_NOT_RUN.format(command="a command of this service's scripts"),
+    "permissions to access a key": KEY_REFUSED,
     "access one of the keys": KEY_REFUSED,
     "access at least one of the keys": KEY_REFUSED,
     "access one of the channels": "REDIS_URL's user may not use a channel: allow &rq:* (ACL SETUSER)",

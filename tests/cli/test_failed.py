@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -255,7 +256,7 @@ def test_what_is_done_is_told_also_when_redis_refuses_the_rest(
     keys = ["rq:job:a*", *(f"{prefix}*" for prefix in ("rq:failed:", "rq:queue", "rq:wip:", "rq:scheduled:"))]
     keys += ["clerk-sync:*"]
     redis.acl_setuser("narrow", enabled=True, passwords=["+pw"], keys=keys, categories=["+@all"])
-    monkeypatch.setenv("REDIS_URL", redis_url.replace("//", "//narrow:pw@"))
+    monkeypatch.setenv("REDIS_URL", re.sub("//(.*@)?", "//narrow:pw@", redis_url))
     try:
         status, out, err = run("replay", "--all", *(["--json"] if as_json else []))
     finally:

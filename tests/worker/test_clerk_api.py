@@ -345,9 +345,9 @@ def test_a_key_of_another_instance_is_refused(clerk: FakeClerk) -> None:
         api.check_instance()
         api.check_instance()
         assert len(clerk.requests) == 1
-    with client(api_alone(clerk, clerk_instance_id="ins_other")) as api:
-        with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
-            api.check_instance()
+    other = api_alone(clerk, clerk_instance_id="ins_other")
+    with client(other) as api, pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
+        api.check_instance()
 
 
 def test_a_key_whose_instance_is_not_told_is_taken(clerk: FakeClerk) -> None:

@@ -383,11 +383,11 @@ def test_a_summary_names_the_user_or_the_organization(type_: str) -> None:
     everything = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
     data, subject = (organization(), ACME) if type_ in (RENAMED, CLOSED) else (membership(), ANN)
     event = membership_event(type_, data)
-    assert summarize(event, everything) == (type_, True, subject, event["instance_id"])
-    assert summarize(event) == (type_, False, None, event["instance_id"])
+    assert summarize(event, everything) == (type_, False, subject, event["instance_id"])
+    assert summarize(event) == (type_, True, None, event["instance_id"])
     for odd in ODD:
         spoiled = {**event, "data": None if odd is ABSENT else odd}
-        assert summarize(spoiled, everything) == (type_, True, None, event["instance_id"])
+        assert summarize(spoiled, everything) == (type_, False, None, event["instance_id"])
 
 
 @pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())
