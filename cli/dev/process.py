@@ -59,7 +59,13 @@ class Account(NamedTuple):
         """Return what runs `argv` with the capability."""
         if self.capability is None:
             return list(argv)
-        ids = [f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
+        # access(2) leaves capabilities out of account, as long as they depend on the user (capabilities(7))
+        ids = [
+            f"--reuid={self.uid}",
+            f"--regid={self.gid}",
+            "--clear-groups",
+            "--securebits=+no_setuid_fixup",
+        ]
         return [
             SETPRIV,
             *ids,
