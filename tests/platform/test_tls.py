@@ -1,5 +1,6 @@
 """TLS to PostgreSQL, PgBouncer and Redis, with certificates that are made on the spot."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def _url(port: int, options: str) -> str:
 def _ping(make_settings: MakeSettings, url: str) -> None:
     database = Database(make_settings(database_url=url, database_url_unpooled=None, redis_url=None))
     try:
+        for seconds in (0.5, 1, 2):  # a server that has just started may still say so
+            try:
+                return database.ping()
+            except DatabaseUnavailable as error:
+                if "starting up" not in str(error):
+                    raise
+            time.sleep(seconds)
         database.ping()
     finally:
         database.dispose()
