@@ -419,12 +419,12 @@ def writes(policy: Policy) -> tuple[Executable, ...]:
     """Return every statement that an apply may write with."""
     always = (add_sync_rows, set_emails, update_users, insert_users, update_sync_rows, delete_memberships)
     deleting = () if policy.anonymize else (delete_users,)
-    following = (
-        (write_organizations, write_memberships, set_organizations) if policy.follows_memberships else ()
-    )
+    following = (write_organizations, write_memberships) if policy.follows_memberships else ()
     keeping = (write_profiles,) if policy.keeps_fields else ()
     chosen = (*always, *deleting, *following, *keeping, delete_profiles, add_instances, record_events)
-    return tuple(statement() for statement in chosen)
+    # A cached function with a parameter: type checkers do not see a missing argument.
+    column = (set_organizations(policy.organization_value),) if policy.follows_memberships else ()
+    return (*(statement() for statement in chosen), *column)
 
 
 @cache
