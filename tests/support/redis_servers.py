@@ -19,7 +19,9 @@ def redis_server(directory: Path, *options: str, port: int | None = None) -> Ite
     port = port or free_port()
     process = Process("Redis", directory / f"redis-{port}.pid")
     log = directory / f"redis-{port}.log"
-    command = [str(BINARY), "--port", str(port), "--bind", HOST, "--save", "", *options]
+    # in cluster mode the port of the bus would else be 10,000 above, which a connection may have
+    own = ("--cluster-port", str(free_port()), "--bind", HOST, "--save", "")
+    command = [str(BINARY), "--port", str(port), *own, *options]
     process.launch(command, env=ENVIRONMENT, cwd=directory, log=log)
     try:
         wait_until(lambda: port_in_use(port), 10, log.read_text)

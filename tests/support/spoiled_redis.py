@@ -14,6 +14,7 @@ OPENSSL = (
     *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
     *("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=redis"),
 )
+LOCAL = ("--bind", "127.0.0.1", "--save", "")
 
 
 class RedisServers:
@@ -30,7 +31,8 @@ class RedisServers:
         process = Process("Redis", self.directory / f"{port}.pid")
         log = self.directory / f"{port}.log"
         process.launch(
-            [str(BINARY), *at, "--bind", "127.0.0.1", "--save", "", *arguments],
+            # in cluster mode the port of the bus would else be 10,000 above, which a connection may have
+            [str(BINARY), *at, "--cluster-port", str(free_port()), *LOCAL, *arguments],
             env=ENVIRONMENT,
             cwd=self.directory,
             log=log,
