@@ -101,7 +101,7 @@ def send(
         what, body = file.name, file.read()
     else:
         what, body = _sample(str(type_), clerk_id, now, settings.clerk_instance_id)
-    svix_id = svix_id or samples.new_id("msg", now)
+    svix_id = svix_id or samples.new_id("msg")
     with Sender(url or f"http://127.0.0.1:{settings.port}{PATH}", settings.signing_keys[0]) as sender:
         answer = sender.deliver(svix_id, body)
     click.echo(f"{answer}: {what}, delivery {svix_id}")
@@ -117,7 +117,7 @@ def _check_usage(type_: str | None, file: BinaryIO | None, clerk_id: str | None)
 
 def _sample(type_: str, clerk_id: str | None, now: int, instance_id: str | None) -> tuple[str, bytes]:
     """Return what is sent, in words and in bytes."""
-    clerk_id = clerk_id or samples.new_clerk_id(type_, now)
+    clerk_id = clerk_id or samples.new_id("user")
     event = samples.sample(type_, clerk_id, now, instance_id or samples.INSTANCE)
     return f"{type_} of {clerk_id}", samples.encode(event)
 

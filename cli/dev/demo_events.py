@@ -69,7 +69,7 @@ class Story:
         yield signed_in
         yield signed_in._replace(line="The same delivery again")
         yield signed_in._replace(line="And once more")
-        phone = samples.phone_entry("+12015550123", self._began)
+        phone = {"id": samples.new_id("idn"), "object": "phone_number", "phone_number": "+12015550123"}
         yield self._signs_up(
             "Ben signs up with a phone number only",
             "ben",
@@ -126,7 +126,7 @@ class Story:
         forged = self._changes("A stranger makes Ben an admin", "ben", 58, public_metadata=_acme("admin"))
         yield forged._replace(is_forged=True)
         yield self._signs_up("Ann signs up: signed an hour ago", "ann")._replace(age_s=3600)
-        entry = {"id": samples.new_id("wait", self._began), "object": "waitlist_entry", "status": "pending"}
+        entry = {"id": samples.new_id("wait"), "object": "waitlist_entry", "status": "pending"}
         yield self._step("Somebody joins a waiting list", "waitlistEntry.created", entry)
         without_id = self._person("ann", 59) | {"id": None}
         yield self._step("A user without an id", "user.updated", without_id)
@@ -150,7 +150,7 @@ class Story:
     def _step(self, line: str, type_: str, data: Json, at: int | None = None) -> StoryStep:
         at = at or data.get("updated_at", self._began) + 15
         event = samples.event(type_, data, at, self._instance_id)
-        return StoryStep(line, samples.new_id("msg", at), samples.encode(event))
+        return StoryStep(line, samples.new_id("msg"), samples.encode(event))
 
     def _person(self, name: str, minute: int, **fields: Any) -> Json:
         """Return a user as they are at that minute; all have signed up in the first."""

@@ -103,7 +103,7 @@ def test_every_type_is_delivered_and_applied(
 ) -> None:
     settings = make_settings(port=free_port(), web_workers=1, organization_source="membership")
     monkeypatch.setenv("PORT", str(settings.port))
-    clerk_id = samples.new_id("user", NOW)
+    clerk_id = samples.new_id("user")
     with (
         psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection,
         Stack(settings, tmp_path) as stack,
@@ -204,24 +204,16 @@ def test_a_sample_of_a_rename_is_newer_than_the_name_that_members_tell() -> None
 
 
 def test_samples_about_one_user_fit_together() -> None:
-    clerk_id = samples.new_id("user", NOW - samples.DAY)
+    clerk_id = samples.new_id("user")
     said = [sampled(type_, clerk_id).change for type_ in HANDLED_TYPES]
     changes = [change for change in said if isinstance(change, UserChange)]
     profiles = [change.profile for change in changes if change.profile]
     claims = [change.email for change in changes if change.email]
     assert len(profiles) == len(claims) == len(HANDLED_TYPES) - 1
     assert {(profile.name, profile.created_at) for profile in profiles} == {
-        (profiles[0].name, NOW - samples.DAY)
+        (profiles[0].name, samples.SIGNED_UP)
     }
     assert len({claim.address for claim in claims}) == 1
-
-
-def test_an_id_tells_when_it_was_made() -> None:
-    made = samples.new_id("user", NOW + 345)
-    assert len(made) == len("user_") + 27
-    assert samples.made_at(made, NOW + 1000) == NOW
-    assert samples.made_at(made, NOW - 1000) == samples.LONG_AGO, "none is made in the future"
-    assert samples.made_at("user_1", NOW) == samples.LONG_AGO
 
 
 def test_the_delivery_is_signed_as_svix_signs(run: RunCli, receiver: Receiver) -> None:

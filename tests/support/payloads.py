@@ -6,7 +6,7 @@
     membership_event("organizationMembership.deleted", membership(BEN, organization(name="Acme")))
     organization_event("organization.deleted", dissolved())
 
-All times are ms. Defaults come from the files in `payloads/`.
+All times are ms. Defaults come from `cli/samples.json`; bodies as Clerk has sent them are in `payloads/`.
 """
 
 import hashlib
@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Final
+
+from cli import samples
 
 Json = dict[str, Any]
 
@@ -36,6 +38,7 @@ BEN = "user_37RwB5tQvKx0WmZcNy9LrGuJsPo"
 CAT = "user_37RwCz7HfTb2YkRnXq4MvLsEpAi"
 ACME = "org_37RxD4nGwVq8LsTbYk2ZcJhPmUe"
 INSTANCE = "ins_36ZkPq8WvTn2LcXyRb5HdGmUsJa"
+NAMED = {"first_name": "Marisol", "last_name": "Okonkwo"}
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -56,12 +59,12 @@ def user(clerk_id: object = ANN, email: str | EllipsisType | None = ..., **field
         "created_at": NOW,
         "updated_at": NOW + 20,
     }
-    return _replaced(payload("user.created")["data"], {**defaults, **fields})
+    return _replaced(samples.template("user"), {**NAMED, **defaults, **fields})
 
 
 def email_entry(address: object, *, verified: bool = True, **fields: Any) -> Json:
     """Return an entry of `email_addresses`; its id is a function of the address (see `email_id`)."""
-    entry: Json = payload("user.created")["data"]["email_addresses"][0]
+    entry: Json = samples.template("user")["email_addresses"][0]
     verification = entry["verification"] if verified else None
     defaults = {"id": email_id(address), "email_address": address, "verification": verification}
     return _replaced(entry, {**defaults, **fields})
@@ -80,23 +83,23 @@ def session(clerk_id: object = ANN, **fields: Any) -> Json:
         "created_at": NOW,
         "updated_at": NOW + 30,
     }
-    return _replaced(payload("session.created")["data"], {**defaults, **fields})
+    return _replaced(samples.template("session"), {**defaults, **fields})
 
 
 def organization(organization_id: object = ACME, name: object = "Acme", **fields: Any) -> Json:
     """Return Clerk's JSON of an organization with that name."""
     defaults = {"id": organization_id, "name": name, "created_at": NOW, "updated_at": NOW}
-    return _replaced(payload("organizations/organization.updated")["data"], {**defaults, **fields})
+    return _replaced(samples.template("organization"), {**defaults, **fields})
 
 
 def dissolved(organization_id: object = ACME) -> Json:
     """Return what Clerk says of an organization that was deleted."""
-    return _replaced(payload("organizations/organization.deleted")["data"], {"id": organization_id})
+    return _replaced(samples.deleted("", "organization"), {"id": organization_id})
 
 
 def membership(clerk_id: object = ANN, of: Json | None = None, **fields: Any) -> Json:
     """Return Clerk's JSON of that user's membership of `of` (default: `organization()`)."""
-    template = payload("organizations/organizationMembership.created")["data"]
+    template = samples.template("membership")
     defaults = {
         "organization": organization() if of is None else of,
         "public_user_data": _replaced(template["public_user_data"], {"user_id": clerk_id}),
@@ -130,7 +133,7 @@ def organization_event(type_: str = "organization.updated", data: object = None,
 
 def deleted_event(clerk_id: object = ANN, **envelope: Any) -> Json:
     """Return the event that tells the deletion of that user; `envelope` overrides the fields around it."""
-    data = _replaced(payload("user.deleted")["data"], {"id": clerk_id})
+    data = _replaced(samples.deleted(""), {"id": clerk_id})
     return _event("user.deleted", data, envelope)
 
 
@@ -150,7 +153,7 @@ def _event(type_: str, data: object, envelope: dict[str, object]) -> Json:
     # Clerk stamps the envelope some ms after the change.
     timestamp = updated_at + 15 if isinstance(updated_at, int) else NOW
     defaults = {"type": type_, "data": data, "timestamp": timestamp, "instance_id": INSTANCE}
-    return _replaced(payload("user.deleted"), {**defaults, **envelope})
+    return _replaced(samples.template("event"), {**defaults, **envelope})
 
 
 def _replaced(template: Json, fields: dict[str, object]) -> Json:
