@@ -38,18 +38,18 @@ def test_the_environment_table_names_every_setting() -> None:
 def test_the_environment_table_tells_the_defaults() -> None:
     defaults = {row[0]: row[1] for row in table("Environment")}
     for name, field in config.Settings.model_fields.items():
-        told = defaults[name.upper()]
+        documented = defaults[name.upper()]
         if field.default in (None, ()):
-            assert told == "none" or told.startswith(("required", "DATABASE_URL")), name
+            assert documented == "none" or documented.startswith(("required", "DATABASE_URL")), name
         else:
-            assert told == str(field.default), name
+            assert documented == str(field.default), name
 
 
 def test_the_command_table_names_every_command() -> None:
     assert sorted(row[0] for row in table("Commands")) == sorted(COMMANDS)
 
 
-def test_what_a_repair_brought_is_in_status_health_metrics_and_the_console(
+def test_what_a_reconciliation_synced_is_in_status_health_metrics_and_the_console(
     make_settings: MakeSettings,
 ) -> None:
     settings = make_settings(
@@ -61,9 +61,9 @@ def test_what_a_repair_brought_is_in_status_health_metrics_and_the_console(
     keep(redis, {**moments, "error": None, "backfill": {"created": 30, "updated": 4}, "drift": drift})
     redis.close()
     client = create_app(settings).test_client()
-    told = client.get("/health").json
-    assert told is not None
-    assert told["repair"]["synced"] == {"created": 30, "updated": 4, "merged": 1200}
+    documented = client.get("/health").json
+    assert documented is not None
+    assert documented["repair"]["synced"] == {"created": 30, "updated": 4, "merged": 1200}
     assert 'clerk_sync_reconcile_synced{how="merged"} 1200.0' in client.get("/metrics").text
     page = client.get("/console", auth=("anybody", "long enough")).text
     assert "no user differs; 1,234 synced" in page

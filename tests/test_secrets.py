@@ -1,4 +1,4 @@
-"""Every secret is marked, and the mark is looked for wherever somebody could read: nowhere may it be."""
+"""Every secret is marked, and no log, answer, listing or process list shows the mark."""
 
 import os
 import subprocess
@@ -142,7 +142,7 @@ def _with_password(url: str, password: str) -> str:
 
 
 def wrong(settings: config.Settings) -> dict[str, config.Settings]:
-    """Return settings with secrets that nobody takes, and with servers that are not there."""
+    """Return settings with secrets that no server accepts, and with servers that are not there."""
     assert settings.database_url
     assert settings.redis_url
     postgres, redis = (url.get_secret_value() for url in (settings.database_url, settings.redis_url))
@@ -156,7 +156,7 @@ def wrong(settings: config.Settings) -> dict[str, config.Settings]:
             "database_url": f"postgresql://postgres@{NOBODY_THERE}/x?password={MARK}",
             "redis_url": f"redis://{NOBODY_THERE}/0?password={MARK}",
         },
-        "options that nobody knows": {
+        "options that do not exist": {
             "database_url": f"{postgres}?colour=green",
             "redis_url": f"{redis}?socket_timeout=green",
         },
@@ -212,8 +212,8 @@ def what_both_say(settings: config.Settings, directory: Path) -> str:
 def run_all(commands: Mapping[str, tuple[config.Settings, list[str]]]) -> Said:
     """Run commands, some side by side, as most wait for servers; return what each says."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        told = pool.map(lambda command: run(command[0], *command[1]), commands.values())
-        return dict(zip(commands, told, strict=True))
+        outputs = pool.map(lambda command: run(command[0], *command[1]), commands.values())
+        return dict(zip(commands, outputs, strict=True))
 
 
 def assert_unmarked(said: Mapping[str, str]) -> None:
@@ -335,8 +335,8 @@ def test_processes_that_cannot_work_say_so_without_a_secret(servers: Servers, di
     """Some wait for a server that does not take them, some end with what a library makes of the URL."""
     variants = wrong(servers.settings)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        told = pool.map(lambda settings: what_both_say(settings, directory), variants.values())
-        said = dict(zip(variants, told, strict=True))
+        outputs = pool.map(lambda settings: what_both_say(settings, directory), variants.values())
+        said = dict(zip(variants, outputs, strict=True))
     assert any("waiting" in text for text in said.values())
     assert_unmarked(said)
 

@@ -127,7 +127,7 @@ class Story:
         yield forged._replace(is_forged=True)
         yield self._signs_up("Ann signs up: signed an hour ago", "ann")._replace(age_s=3600)
         entry = {"id": samples.new_id("wait"), "object": "waitlist_entry", "status": "pending"}
-        yield self._step("Somebody joins a waiting list", "waitlistEntry.created", entry)
+        yield self._step("A visitor joins a waiting list", "waitlistEntry.created", entry)
         without_id = self._person("ann", 59) | {"id": None}
         yield self._step("A user without an id", "user.updated", without_id)
 

@@ -27,7 +27,7 @@ def facts(bench: Bench, *, is_quick: bool, load_before: float) -> dict[str, str]
         "durability": "PostgreSQL with fsync, Redis with its append-only file synced every second",
         "shared": "servers, load client and delay proxies all run on these cores, the same for everybody "
         "who is compared",
-        "rounds": "whoever is compared runs in turn; figures are medians (least to greatest) of the rounds",
+        "rounds": "the compared programs run in turn; figures are medians (least to greatest) of the rounds",
         "round trip to Redis": trips,
         "load average before": f"{load_before:.1f}",
     }

@@ -113,7 +113,7 @@ def test_since_reads_only_what_was_updated_since(clerk: FakeClerk, settings: con
 
 def test_who_is_left_out_is_told(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN), user("user_refused", first_name="Secretname"))
-    execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'Secret%')")
+    execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name NOT LIKE 'Secret%')")
     clerk.show_next([user(ANN), user(ABSENT), clerk.user("user_refused")])
     ran = run(settings, "backfill")
     assert ran.returncode == 1

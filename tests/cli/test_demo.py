@@ -35,12 +35,12 @@ def answers(output: str) -> dict[str, str]:
     found: dict[str, str] = {}
     last = ""
     for line in output.splitlines():
-        told = line[: demo.LINE_WIDTH].strip()
-        if told:
-            found[told] = line[demo.LINE_WIDTH :].strip()
+        shown = line[: demo.LINE_WIDTH].strip()
+        if shown:
+            found[shown] = line[demo.LINE_WIDTH :].strip()
         elif line.strip():
             found[last] += f" {line.strip()}"
-        last = told or last
+        last = shown or last
     return found
 
 
@@ -59,16 +59,16 @@ def test_the_demo_shows_every_answer_in_80_columns_and_the_rows_and_can_be_run_a
     for output in (first, second):
         assert max(map(len, output.splitlines())) <= 80
         assert "…" not in output, "nothing is cut"
-        told = answers(output)
-        assert told["Ann signs up"] == "202 queued → applied"
-        assert told["The same delivery again"] == "200 duplicate"
-        assert told["A change of Gus from before: too late"] == "202 queued → stale"
-        assert told["Hal signs up: comes second"] == "202 queued → stale"
-        assert told["Support signs out"] == "202 queued → ignored"
-        assert told["A stranger makes Ben an admin"] == FORGED
-        assert told["Ann signs up: signed an hour ago"] == FORGED
-        assert told["Somebody joins a waiting list"] == "200 ignored"
-        assert told["A user without an id"] == FAILED
+        shown = answers(output)
+        assert shown["Ann signs up"] == "202 queued → applied"
+        assert shown["The same delivery again"] == "200 duplicate"
+        assert shown["A change of Gus from before: too late"] == "202 queued → stale"
+        assert shown["Hal signs up: comes second"] == "202 queued → stale"
+        assert shown["Support signs out"] == "202 queued → ignored"
+        assert shown["A stranger makes Ben an admin"] == FORGED
+        assert shown["Ann signs up: signed an hour ago"] == FORGED
+        assert shown["A visitor joins a waiting list"] == "200 ignored"
+        assert shown["A user without an id"] == FAILED
         assert re.search(r"^First row after \d+ ms\.$", output, re.MULTILINE)
     for run in users(database_url, "email"):
         assert set(run) == ALIVE

@@ -188,7 +188,7 @@ def test_follow_does_not_miss_a_row_whose_transaction_took_long(
         psycopg.connect(database_url_unpooled) as slow,
         following(make_settings(), "--json", "--outcome", "applied") as follower,
     ):
-        record(slow, "slow")  # its time is now, and nobody sees it before it is committed
+        record(slow, "slow")  # its time is now, and it is not visible before it is committed
         time.sleep(1.5)
         record(connection, "fast")
         assert json.loads(follower.line())["svix_id"] == "fast"

@@ -252,7 +252,7 @@ def test_what_is_done_is_told_also_when_redis_refuses_the_rest(
 ) -> None:
     done = [f"a{i:03}" for i in range(PAGE)]
     fail_many(redis, [*done, "b"])
-    # A user of Redis for whom the job of the second page is out of bounds.
+    # A Redis user who may not read the job of the second page.
     keys = ["rq:job:a*", *(f"{prefix}*" for prefix in ("rq:failed:", "rq:queue", "rq:wip:", "rq:scheduled:"))]
     keys += ["clerk-sync:*"]
     redis.acl_setuser("narrow", enabled=True, passwords=["+pw"], keys=keys, categories=["+@all"])

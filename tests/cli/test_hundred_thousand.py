@@ -1,4 +1,4 @@
-"""A hundred thousand users: brought beside live deliveries, compared, fast and in little memory.
+"""A hundred thousand users: synced beside live deliveries, compared, fast and in little memory.
 
 HYPOTHESIS_PROFILE=thorough pytest -s tests/cli/test_hundred_thousand.py      # shows how long it took
 """
@@ -69,9 +69,9 @@ def fake_clerk(*arguments: str) -> Iterator[dict[str, str]]:
     command = [sys.executable, "-m", "tests.support.fake_clerk", "--users", str(USERS), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout
-        told = dict(part.split("=", 1) for part in process.stdout.readline().split())
+        usage = dict(part.split("=", 1) for part in process.stdout.readline().split())
         try:
-            yield {name.lower(): value for name, value in told.items()}
+            yield {name.lower(): value for name, value in usage.items()}
         finally:
             process.kill()
 

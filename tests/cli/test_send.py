@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 class Receiver(HTTPServer):
-    """Keeps what is posted to it and answers as told."""
+    """Keeps what is posted to it, and answers as it is set to."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -366,8 +366,8 @@ def test_the_limits_of_a_pipeline_end_with_its_transaction(database: Database) -
 def test_a_server_that_is_away_is_tried_a_few_times_and_then_said(
     make_database: Callable[..., Database],
 ) -> None:
-    nobody = SecretStr(f"postgresql://somebody:hunter2@127.0.0.1:{free_port()}/secret_name")
-    database = make_database(attempts=3, database_url=nobody, database_url_unpooled=None)
+    unreachable = SecretStr(f"postgresql://a_role:hunter2@127.0.0.1:{free_port()}/secret_name")
+    database = make_database(attempts=3, database_url=unreachable, database_url_unpooled=None)
     with (
         structlog.testing.capture_logs() as logs,
         pytest.raises(DatabaseUnavailable, match=r"\(DATABASE_URL\): nothing listens"),

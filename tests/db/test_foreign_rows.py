@@ -16,7 +16,7 @@ from db.drift import users as drift
 from db.merge.change import UserChange, placeholder_address
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
-from tests.db.test_users import OTHER, SHARED, Row, deleted, emails, existing, row, saved, sync_row, told
+from tests.db.test_users import OTHER, SHARED, Row, deleted, emails, existing, received, row, saved, sync_row
 from tests.support.payloads import ANN, BEN, CAT, NOW
 from tests.support.settings import MakeSettings
 
@@ -55,7 +55,7 @@ def connection(database_url: str) -> Iterator[Connection]:
 
 
 def signed_in(clerk_id: str, at: int) -> ReceivedChange:
-    return told(UserChange(clerk_id, login_at=NOW + at))
+    return received(UserChange(clerk_id, login_at=NOW + at))
 
 
 def batches(database: Database, *story: Sequence[ReceivedChange]) -> None:
@@ -183,7 +183,7 @@ def test_a_row_is_written_only_when_it_changes_and_then_once(
     """)
     batches(database, [saved(ANN, 1, SHARED), saved(BEN, 1, OTHER), saved(ANN, 0, None)])
     assert written(connection) == []
-    # Ann takes what Ben has, Ben what nobody has: no address stands at the placeholder in between.
+    # Ann takes what Ben has, Ben one that no user has: no address stands at the placeholder in between.
     batches(database, [saved(ANN, 2, OTHER), saved(BEN, 2, "new@example.com")])
     assert written(connection) == [f"{BEN} new@example.com", f"{ANN} {OTHER}"]
     batches(database, [saved(CAT, 3, OTHER)])

@@ -34,7 +34,7 @@ from tests.support.reference_model import Choices, Delivery, Row, tables
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 THOROUGH_S = int(os.environ.get("THOROUGH_S", "300"))
 WORKERS = 4
-# Rows of nobody at Clerk, and of one who may be.
+# Rows of users who cannot be at Clerk, and of one who may be.
 FOREIGN_ROWS = """
     INSERT INTO users (clerk_id, email, name, created_at) VALUES
         ('google:42', 'ann@example.com', 'Theirs', '2020-01-01Z'),
@@ -54,11 +54,11 @@ def explore(
     trial: Trial, *, max_size: int, max_examples: int, plans_each: int, with_organizations: bool = False
 ) -> None:
     """Deliver wild histories, each in several ways, and compare the tables with the model."""
-    told = histories(max_size, casts_of_members if with_organizations else casts)
+    generated = histories(max_size, casts_of_members if with_organizations else casts)
     chosen_among = choices_of_source if with_organizations else choices
 
     @settings(patient, max_examples=max_examples, database=None)
-    @given(told, chosen_among, st.randoms(use_true_random=False))
+    @given(generated, chosen_among, st.randoms(use_true_random=False))
     def tables_equal_the_model(deliveries: list[Delivery], chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
         for plan in islice(plans(deliveries, random, workers=WORKERS), plans_each):
@@ -73,11 +73,11 @@ def explore_orderly(
     trial: Trial, *, max_examples: int, plans_each: int, with_organizations: bool = False
 ) -> None:
     """Deliver what Clerk may really tell, each in several ways, and compare the tables with Clerk."""
-    told = orderly_histories(24, casts_of_members) if with_organizations else orderly_histories()
+    generated = orderly_histories(24, casts_of_members) if with_organizations else orderly_histories()
     chosen_among = choices_of_source if with_organizations else choices
 
     @settings(patient, max_examples=max_examples, database=None)
-    @given(told, chosen_among, st.randoms(use_true_random=False))
+    @given(generated, chosen_among, st.randoms(use_true_random=False))
     def tables_equal_clerk(world: World, chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
         deliveries = world.deliveries()

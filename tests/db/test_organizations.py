@@ -60,19 +60,19 @@ def joined(
     at: int,
     id_: str | None = None,
     *,
-    told_at: int | None = None,
+    sent_at: int | None = None,
     verb: str = "created",
 ) -> Json:
     """Return the event of a membership that began then (ms after NOW)."""
     id_ = id_ or f"orgmem_{clerk_id}_{of['id']}"
     data = membership(clerk_id, of, id=id_, created_at=NOW + at, updated_at=NOW + at)
-    timestamp = NOW + (at if told_at is None else told_at)
+    timestamp = NOW + (at if sent_at is None else sent_at)
     return membership_event(f"organizationMembership.{verb}", data, timestamp=timestamp)
 
 
 def left(clerk_id: str, of: Json, at: int, id_: str | None = None) -> Json:
     """Return the event that ends the membership that began at 1."""
-    return joined(clerk_id, of, 1, id_, told_at=at, verb="deleted")
+    return joined(clerk_id, of, 1, id_, sent_at=at, verb="deleted")
 
 
 def renamed(of: Json) -> Json:
@@ -84,7 +84,7 @@ def closed(organization_id: str, at: int = 0) -> Json:
 
 
 class Story(NamedTuple):
-    """What is told, and the rows it must end in."""
+    """The events, and the rows it must end in."""
 
     events: list[Json]
     rows: list[Row]
@@ -98,8 +98,8 @@ STORIES = {
     "the organization joined last counts": Story(
         [saved(ANN, 1), joined(ANN, zoo(), 2), joined(ANN, acme(), 3)], [row(ANN, organization="Acme")]
     ),
-    "what is told last of a membership is not when it began": Story(
-        [saved(ANN, 1), joined(ANN, acme(), 2, told_at=9, verb="updated"), joined(ANN, zoo(), 3)],
+    "the newest event of a membership does not tell when it began": Story(
+        [saved(ANN, 1), joined(ANN, acme(), 2, sent_at=9, verb="updated"), joined(ANN, zoo(), 3)],
         [row(ANN, organization="Zoo")],
     ),
     "of two joined at once the membership with the greater id counts, by its bytes": Story(
@@ -117,8 +117,8 @@ STORIES = {
         [saved(ANN, 1), joined(ANN, acme(), 1), left(ANN, acme(), 5), joined(ANN, acme(), 6, "orgmem_new")],
         [row(ANN, organization="Acme")],
     ),
-    "a membership that has ended stays so, whatever is told of it": Story(
-        [saved(ANN, 1), left(ANN, acme(), 2), joined(ANN, acme(), 1, told_at=9, verb="updated")], [row(ANN)]
+    "a membership that has ended stays so, whatever events follow": Story(
+        [saved(ANN, 1), left(ANN, acme(), 2), joined(ANN, acme(), 1, sent_at=9, verb="updated")], [row(ANN)]
     ),
     "an end without a time is an end": Story(
         [
@@ -128,7 +128,7 @@ STORIES = {
         ],
         [row(ANN)],
     ),
-    "a rename reaches its members and nobody else": Story(
+    "a rename reaches its members and no other user": Story(
         [
             *(saved(clerk_id, 1) for clerk_id in (ANN, BEN, CAT)),
             joined(ANN, acme(), 2),
@@ -153,17 +153,17 @@ STORIES = {
         [saved(ANN, 1), joined(ANN, acme(), 2), joined(ANN, zoo(), 1), closed(ACME, 3)],
         [row(ANN, organization="Zoo")],
     ),
-    "a deleted organization stays so, whatever is told of it": Story(
+    "a deleted organization stays so, whatever events follow": Story(
         [saved(ANN, 1), closed(ACME), renamed(acme("New", 5)), joined(ANN, acme("New", 5), 9)], [row(ANN)]
     ),
-    "an organization whose name nobody tells counts once somebody does": Story(
+    "an organization without a name counts once an event names it": Story(
         [saved(ANN, 1), joined(ANN, acme(None), 3), joined(ANN, zoo(), 2), renamed(acme("Acme", 4))],
         [row(ANN, organization="Acme")],
     ),
     "until then the one before counts": Story(
         [saved(ANN, 1), joined(ANN, acme(""), 3), joined(ANN, zoo(), 2)], [row(ANN, organization="Zoo")]
     ),
-    "a membership of nobody waits": Story([joined(ANN, acme(), 2), saved(BEN, 1)], [row(BEN)]),
+    "a membership without a user waits": Story([joined(ANN, acme(), 2), saved(BEN, 1)], [row(BEN)]),
     "a user's JSON tells memberships": Story(
         [saved(ANN, 1, organization_memberships=[membership(ANN, acme())])],
         [row(ANN, organization="Acme")],
@@ -230,9 +230,9 @@ def test_the_model_ends_a_story_of_members_as_it_must(story: Story) -> None:
 
 def test_the_tables_end_every_story_of_members_as_they_must_in_many_orders(trial: Trial) -> None:
     for title, story in STORIES.items():
-        told = deliveries(*story.events)
-        ending = tables(told, story.choices)._replace(users={it.clerk_id: it for it in story.rows})
-        orders = list(permutations(told))
+        sent = deliveries(*story.events)
+        ending = tables(sent, story.choices)._replace(users={it.clerk_id: it for it in story.rows})
+        orders = list(permutations(sent))
         for order in orders[:: max(1, len(orders) // 10)]:
             for batches in ([[delivery] for delivery in order], [list(order)]):
                 trial.deliver(Plan(batches, workers=1), story.choices)
@@ -240,7 +240,7 @@ def test_the_tables_end_every_story_of_members_as_they_must_in_many_orders(trial
 
 
 def test_the_ledger_says_what_was_new(trial: Trial) -> None:
-    told = {
+    sent = {
         "applied": joined(ANN, acme("Acme", 1), 2),
         "stale": joined(ANN, acme("Acme", 1), 2),
         "applied: only the name is new": joined(ANN, acme("New", 5), 2),
@@ -252,8 +252,8 @@ def test_the_ledger_says_what_was_new(trial: Trial) -> None:
         "applied: a deletion": closed(ACME, 9),
         "stale: a later deletion": closed(ACME, 10),
     }
-    ones = [Delivery(title, event, NOW) for title, event in told.items()]
-    expected = [(title, title.partition(":")[0]) for title in told]
+    ones = [Delivery(title, event, NOW) for title, event in sent.items()]
+    expected = [(title, title.partition(":")[0]) for title in sent]
     for batches in ([ones], [[one] for one in ones]):
         trial.deliver(Plan(batches, workers=1), MEMBERSHIP)
         found = trial.connection.execute("SELECT svix_id, outcome FROM webhook_events").fetchall()
@@ -339,7 +339,7 @@ THERE = [saved(ANN, 1), saved(BEN, 1), joined(ANN, acme(), 1)]
 NEW_NAME = (renamed(acme("New", 5)), ANN)
 
 MEETINGS = {
-    "a rename, and somebody joins with the old name": Meeting(THERE, NEW_NAME, (joined(BEN, acme(), 2), BEN)),
+    "a rename, and a user joins with the old name": Meeting(THERE, NEW_NAME, (joined(BEN, acme(), 2), BEN)),
     "a rename, and a member leaves for another": Meeting(
         [*THERE, joined(BEN, acme(), 1), joined(BEN, zoo(), 0)], NEW_NAME, (left(BEN, acme(), 9), BEN)
     ),
@@ -356,7 +356,7 @@ MEETINGS = {
     "a rename, and a member who joins another and ends it": Meeting(
         [*THERE, joined(ANN, zoo(), 1, "orgmem_z")], NEW_NAME, (left(ANN, zoo(), 5, "orgmem_z"), ANN)
     ),
-    "the end of an organization, and somebody joins it": Meeting(
+    "the end of an organization, and a user joins it": Meeting(
         THERE, (closed(ACME), ANN), (joined(BEN, acme(), 2), BEN)
     ),
     "two join at once, and each knows another name": Meeting(
@@ -376,11 +376,11 @@ def test_nothing_is_lost_when_two_meet(trial: Trial, choices: Choices) -> None:
     with structlog.testing.capture_logs() as logs:
         for title, (before, one, other) in MEETINGS.items():
             for (first, hold), (second, _) in ((one, other), (other, one)):
-                told = deliveries(*before, first, second)
+                sent = deliveries(*before, first, second)
                 trial.reset()
-                trial.apply(told[:-2], choices)
-                race(trial, hold, told[-2], told[-1], choices)
-                assert trial.tables() == tables(told, choices), title
+                trial.apply(sent[:-2], choices)
+                race(trial, hold, sent[-2], sent[-1], choices)
+                assert trial.tables() == tables(sent, choices), title
     assert logs == [], "nothing had to be tried again"
 
 
@@ -421,7 +421,7 @@ def test_members_of_one_organization_do_not_wait_for_one_another(trial: Trial) -
             threads.submit(trial.apply, [ben], MEMBERSHIP).result(PATIENCE_S)
             assert not one.done()
         one.result(PATIENCE_S)
-    assert logs == [], "nobody waited so long that it had to be tried again"
+    assert logs == [], "no transaction waited so long that it had to be tried again"
 
 
 # What it costs
@@ -429,7 +429,7 @@ def test_members_of_one_organization_do_not_wait_for_one_another(trial: Trial) -
 
 CROWD = """
     INSERT INTO users (clerk_id, email, name, organization)
-        SELECT 'user_' || i, i || '@example.com', 'Somebody', 'Org ' || i % 1999 + 2
+        SELECT 'user_' || i, i || '@example.com', 'Some user', 'Org ' || i % 1999 + 2
         FROM generate_series(1, 20000) i;
     INSERT INTO user_sync (clerk_id, profile_updated_at, profile_observed_at,
                            claimed_email, claim_updated_at, claim_observed_at)
@@ -510,7 +510,7 @@ def test_no_statement_reads_a_whole_table(crowd: psycopg.Connection[Any]) -> Non
         plan = plan_of(crowd, statement(), parameters)
         assert re.findall(r"Seq Scan on (\w+)", plan) == [], title
         if title.startswith("lock_"):
-            assert ORDERED.search(plan), f"{title}: whoever locks the same does so in the same order"
+            assert ORDERED.search(plan), f"{title}: all transactions take the same locks in the same order"
 
 
 def saying(change: UserChange | Organization) -> ReceivedChange:

@@ -64,7 +64,7 @@ def wait_until_blocked(trial: Trial, count: int, *, unless: Future[None] | None 
         ).fetchone()
         if row and row[0] >= count:
             return
-        assert time.monotonic() < deadline, "nobody waits for a lock"
+        assert time.monotonic() < deadline, "no transaction waits for a lock"
         time.sleep(0.005)
 
 
@@ -80,63 +80,63 @@ def race(trial: Trial, hold: str, first: Sequence[Delivery], second: Sequence[De
             future.result(PATIENCE_S)
 
 
-def assert_as_modelled(trial: Trial, told: Sequence[Delivery]) -> None:
-    assert trial.tables() == tables(told, DELETE)
+def assert_as_modelled(trial: Trial, sent: Sequence[Delivery]) -> None:
+    assert trial.tables() == tables(sent, DELETE)
 
 
 def test_an_address_is_handed_over_when_its_claim_comes_while_the_holder_lets_go(trial: Trial) -> None:
-    told = deliveries(saved(ANN, 5, SHARED), saved(ANN, 9, OTHER), saved(BEN, 1, SHARED))
-    trial.apply(told[:1], DELETE)
-    race(trial, ANN, [told[1]], [told[2]])
-    assert_as_modelled(trial, told)
+    sent = deliveries(saved(ANN, 5, SHARED), saved(ANN, 9, OTHER), saved(BEN, 1, SHARED))
+    trial.apply(sent[:1], DELETE)
+    race(trial, ANN, [sent[1]], [sent[2]])
+    assert_as_modelled(trial, sent)
 
 
 def test_an_address_is_handed_over_when_its_holder_lets_go_while_the_claim_comes(trial: Trial) -> None:
-    told = deliveries(
+    sent = deliveries(
         saved(ANN, 5, SHARED), saved(BEN, 0), saved(BEN, 1, SHARED, first_name="New"), saved(ANN, 9, OTHER)
     )
-    trial.apply(told[:2], DELETE)
-    race(trial, BEN, [told[2]], [told[3]])
-    assert_as_modelled(trial, told)
+    trial.apply(sent[:2], DELETE)
+    race(trial, BEN, [sent[2]], [sent[3]])
+    assert_as_modelled(trial, sent)
 
 
 def test_an_address_is_handed_over_when_its_holder_is_deleted_while_the_claim_comes(trial: Trial) -> None:
-    told = deliveries(saved(ANN, 5, SHARED), deleted_event(ANN), saved(BEN, 1, SHARED))
-    trial.apply(told[:1], DELETE)
-    race(trial, ANN, [told[1]], [told[2]])
-    assert_as_modelled(trial, told)
+    sent = deliveries(saved(ANN, 5, SHARED), deleted_event(ANN), saved(BEN, 1, SHARED))
+    trial.apply(sent[:1], DELETE)
+    race(trial, ANN, [sent[1]], [sent[2]])
+    assert_as_modelled(trial, sent)
 
 
 def test_of_two_who_claim_an_address_at_once_one_has_it(trial: Trial) -> None:
-    told = deliveries(saved(ANN, 0), saved(BEN, 0), saved(ANN, 1, SHARED), saved(BEN, 2, SHARED))
+    sent = deliveries(saved(ANN, 0), saved(BEN, 0), saved(ANN, 1, SHARED), saved(BEN, 2, SHARED))
     for first, second, hold in ((2, 3, ANN), (3, 2, BEN)):
         trial.reset()
-        trial.apply(told[:2], DELETE)
-        race(trial, hold, [told[first]], [told[second]])
-        assert_as_modelled(trial, told)
+        trial.apply(sent[:2], DELETE)
+        race(trial, hold, [sent[first]], [sent[second]])
+        assert_as_modelled(trial, sent)
 
 
 def test_a_sign_in_takes_no_address_back_that_was_just_handed_over(trial: Trial) -> None:
-    told = deliveries(saved(BEN, 5, SHARED), saved(ANN, 1, SHARED), saved(BEN, 9, OTHER), signed_in(ANN, 10))
-    trial.apply(told[:2], DELETE)
-    race(trial, ANN, [told[2]], [told[3]])
-    assert_as_modelled(trial, told)
+    sent = deliveries(saved(BEN, 5, SHARED), saved(ANN, 1, SHARED), saved(BEN, 9, OTHER), signed_in(ANN, 10))
+    trial.apply(sent[:2], DELETE)
+    race(trial, ANN, [sent[2]], [sent[3]])
+    assert_as_modelled(trial, sent)
 
 
 def test_a_sign_in_gives_no_address_back_that_was_just_taken(trial: Trial) -> None:
-    told = deliveries(saved(ANN, 1, SHARED), saved(BEN, 5, SHARED), signed_in(ANN, 10))
-    trial.apply(told[:1], DELETE)
-    race(trial, ANN, [told[1]], [told[2]])
-    assert_as_modelled(trial, told)
+    sent = deliveries(saved(ANN, 1, SHARED), saved(BEN, 5, SHARED), signed_in(ANN, 10))
+    trial.apply(sent[:1], DELETE)
+    race(trial, ANN, [sent[1]], [sent[2]])
+    assert_as_modelled(trial, sent)
 
 
 def test_two_changes_of_one_user_at_once_both_count(trial: Trial) -> None:
-    told = deliveries(saved(ANN, 1), saved(ANN, 5, first_name="New"), signed_in(ANN, 9))
+    sent = deliveries(saved(ANN, 1), saved(ANN, 5, first_name="New"), signed_in(ANN, 9))
     for first, second in ((1, 2), (2, 1)):
         trial.reset()
-        trial.apply(told[:1], DELETE)
-        race(trial, ANN, [told[first]], [told[second]])
-        assert_as_modelled(trial, told)
+        trial.apply(sent[:1], DELETE)
+        race(trial, ANN, [sent[first]], [sent[second]])
+        assert_as_modelled(trial, sent)
 
 
 def test_what_the_application_writes_at_the_same_moment_stays(trial: Trial) -> None:
@@ -155,10 +155,10 @@ def test_what_the_application_writes_at_the_same_moment_stays(trial: Trial) -> N
 
 @pytest.mark.parametrize("last", [ANN, BEN])
 def test_rows_are_locked_in_one_order_whatever_is_written_first(trial: Trial, last: str) -> None:
-    # One batch takes Ann's address, writes Dan, whom we hold, and gives Ben an address. The other writes Ann
-    # and Ben, in the order in which PostgreSQL finds them: whoever was written last comes last.
+    # One batch takes Ann's address, writes Dan (locked here), and gives Ben an address. The other writes Ann
+    # and Ben, in the order in which PostgreSQL finds them: the row that was written last comes last.
     address = {ANN: SHARED, BEN: OTHER, CAT: OTHER, DAN: None}
-    told = deliveries(
+    sent = deliveries(
         *(saved(clerk_id, at, claimed) for at, (clerk_id, claimed) in enumerate(address.items())),
         saved(last, 5, first_name="Again", email_addresses=[], primary_email_address_id="idn_unlisted"),
         saved(CAT, 9, SHARED),
@@ -166,11 +166,11 @@ def test_rows_are_locked_in_one_order_whatever_is_written_first(trial: Trial, la
         signed_in(ANN, 10),
         signed_in(BEN, 10),
     )
-    for delivery in told[:5]:
+    for delivery in sent[:5]:
         trial.apply([delivery], DELETE)
     with structlog.testing.capture_logs() as logs:
-        race(trial, DAN, told[5:7], told[7:])
-    assert_as_modelled(trial, told)
+        race(trial, DAN, sent[5:7], sent[7:])
+    assert_as_modelled(trial, sent)
     assert retries(logs) == []
 
 

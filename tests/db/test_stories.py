@@ -26,7 +26,7 @@ from tests.support.reference_model import Choices, Delivery, Row, Tables, tables
 
 ANN, BEN, CAT = "user_a", "user_B", "user_b"  # by their bytes "B" < "a" < "b"
 SHARED, OTHER = "shared@example.com", "other@example.com"
-NOBODY: Mapping[str, int] = MappingProxyType({})
+NO_USERS: Mapping[str, int] = MappingProxyType({})
 DELETE = Choices()
 ANONYMIZE = Choices(user_deletion="anonymize")
 
@@ -63,12 +63,12 @@ def anonymous(clerk_id: str) -> Row:
 
 
 class Story(NamedTuple):
-    """What is told, and the rows it must end in; `deleted` and `waiting` are ms after NOW."""
+    """The events, and the rows it must end in; `deleted` and `waiting` are ms after NOW."""
 
     events: list[Json]
     rows: list[Row]
-    deleted: Mapping[str, int] = NOBODY
-    waiting: Mapping[str, int] = NOBODY
+    deleted: Mapping[str, int] = NO_USERS
+    waiting: Mapping[str, int] = NO_USERS
     choices: Choices = DELETE
 
 
@@ -84,7 +84,7 @@ STORIES = {
     "a user whose address cannot be stored has a placeholder": Story(
         [saved(ANN, 1, "no address")], [row(ANN)]
     ),
-    "nobody gets another one's placeholder": Story(
+    "no user gets another user's placeholder": Story(
         [saved(ANN, 9, f"{BEN}@placeholder.invalid"), saved(BEN, 1)], [row(ANN), row(BEN)]
     ),
     "of two who claim an address the newer claim has it": Story(
@@ -204,7 +204,7 @@ STORIES = {
         [],
         {ANN: 2},
     ),
-    "a deletion of somebody never seen": Story([deleted(ANN, 5), deleted(ANN, 3)], [], {ANN: 3}),
+    "a deletion of a user never seen": Story([deleted(ANN, 5), deleted(ANN, 3)], [], {ANN: 3}),
     "a deletion without a time": Story([deleted_event(ANN, timestamp=ABSENT)], [], {ANN: 90}),
     "an anonymous row, whichever came first": Story(
         [
@@ -234,7 +234,7 @@ STORIES = {
         {ANN: 0},
         choices=ANONYMIZE,
     ),
-    "a deletion of somebody without a profile makes no anonymous row": Story(
+    "a deletion of a user without a profile makes no anonymous row": Story(
         [signed_in(ANN, 1), deleted(ANN)], [], {ANN: 0}, choices=ANONYMIZE
     ),
     "a sign-in waits for its user": Story([signed_in(ANN, 4)], [], waiting={ANN: 4}),
@@ -384,10 +384,10 @@ def test_no_time_that_clerk_can_send_is_too_late_for_a_time_zone(trial: Trial, z
     trial.connection.execute(f"ALTER DATABASE \"{name}\" SET timezone = '{zone}'")
     trial.forget_connections()
     for last in (LAST_MS, 253_402_300_799_999):
-        told = deliveries(
+        sent = deliveries(
             saved(ANN, 1, last_sign_in_at=last), saved(BEN, 1, created_at=last), deleted(CAT, last - NOW)
         )
-        for delivery in (*told, *told):
+        for delivery in (*sent, *sent):
             trial.apply([delivery], DELETE)
         assert trial.rows().keys() == {ANN, BEN}
 
@@ -412,8 +412,8 @@ def test_the_instance_that_spoke_of_a_user_last_is_kept(trial: Trial, order: tup
         saved(CAT, 4),
     ]
     del events[3]["instance_id"]
-    told = deliveries(*events)
-    trial.deliver(Plan([[told[i]] for i in order], workers=1), DELETE)
+    sent = deliveries(*events)
+    trial.deliver(Plan([[sent[i]] for i in order], workers=1), DELETE)
     assert trial.tables().instances == {ANN: (NOW + 2, "ins_two"), BEN: (NOW + 3, "ins_three")}
     seen = trial.connection.execute("SELECT id FROM instance_sync ORDER BY id").fetchall()
     assert seen == [("ins_one",), ("ins_three",), ("ins_two",)]

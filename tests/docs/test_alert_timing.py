@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 CASES = {
     "all is well": Case({}, {1: set(), 180: set()}),
-    "nobody scraped": Case(dict.fromkeys(ALWAYS), {4: set(), 6: {"ClerkSyncNotScraped"}}),
+    "no target scraped": Case(dict.fromkeys(ALWAYS), {4: set(), 6: {"ClerkSyncNotScraped"}}),
     "Redis away for less than its patience": Case(
         {"redis_up": "1x5 0 1x100"}, {minute: set() for minute in range(4, 9)}
     ),
@@ -78,7 +78,7 @@ CASES = {
         {'rejected_signatures_total{reason="mismatch"}': "0x5 9x195"},
         {7: {"ClerkSyncSignaturesRejected"}, 30: set()},
     ),
-    "bad signatures of what nobody signed": Case(
+    "bad signatures of requests that are not signed": Case(
         {'rejected_signatures_total{reason="missing"}': "0x5 900x195"}, {7: set()}
     ),
     "bad signatures beside more genuine deliveries": Case(

@@ -224,7 +224,7 @@ def _fail(stack: Stack, prometheus: Prometheus) -> None:
 
 
 def _drift(stack: Stack, prometheus: Prometheus, clerk: FakeClerk) -> None:
-    """Let somebody be here who is not in Clerk, and then the key be wrong."""
+    """Let a user be here who is not in Clerk, and then the key be wrong."""
     assert _send(stack, body(user_event(data=user("user_ghost")))) == 202
     prometheus.await_alert("ClerkSyncDrift")
     key, clerk.key = clerk.key, "sk_live_another"

@@ -24,7 +24,7 @@ from db.connection.engine import Database
 from db.merge.change import UserChange, placeholder_address
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
-from tests.db.test_users import OTHER, SHARED, deleted, saved, told
+from tests.db.test_users import OTHER, SHARED, deleted, received, saved
 from tests.support.payloads import ANN, BEN, CAT, NOW, user, user_event
 from tests.support.settings import MakeSettings
 from tests.worker.test_application import job, process_with
@@ -71,7 +71,7 @@ def application(database_url_unpooled: str) -> Iterator[Connection]:
 
 
 def signed_in(clerk_id: str, at: int) -> ReceivedChange:
-    return told(UserChange(clerk_id, login_at=NOW + at))
+    return received(UserChange(clerk_id, login_at=NOW + at))
 
 
 def apply(database: Database, *changes: ReceivedChange, policy: Policy = DELETE) -> None:

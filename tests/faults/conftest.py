@@ -68,7 +68,7 @@ def house_of_memberships(servers: Servers, _house_of_memberships: House) -> Iter
 
 @contextmanager
 def inhabited(servers: Servers, redis_number: int, **overrides: Any) -> Iterator[House]:
-    """Give a house for the length of the block; `overrides` are settings. Nobody may write a traceback."""
+    """Start a house for the block; `overrides` are settings. No process may write a traceback."""
     settings = servers.fresh(
         redis_number=redis_number,
         max_queue_depth=MAX_QUEUE_DEPTH,
@@ -111,6 +111,6 @@ def forget_jobs(house: House) -> None:
 
 
 def are_known(house: House) -> bool:
-    """Say whether the workers, and nobody else, have registered."""
+    """Say whether the workers have registered, and no others."""
     known = {worker.pid for worker in RqView(house.redis).workers()}
     return known == {worker.pid for worker in house.workers}

@@ -14,7 +14,7 @@ FASTER = 150
 
 
 class Hurried(StopSignal):
-    """Sleeps less than it is told to."""
+    """Sleeps for less than the given time."""
 
     def wait(self, seconds: float) -> None:
         """Sleep for so much less, or until a signal comes."""

@@ -44,14 +44,14 @@ def _orderly(cast: Cast, random: Random) -> list[Json]:
             happen_to_organizations(world, cast, random)
         else:
             happen(world, cast, random)
-    return world.told
+    return world.emitted
 
 
 def _wild(cast: Cast, random: Random) -> list[Json]:
     events = draw(st.lists(any_event(cast), min_size=4, max_size=LARGEST), random.getrandbits(32))
     for event in events:
         if not event["type"].startswith(("user.created", "user.updated", "session.")):
-            # Without it the moment of its arrival counts, which nobody here knows to the ms.
+            # Without it the moment of its arrival counts, which the model does not know to the ms.
             event.setdefault("timestamp", START)
     return events
 

@@ -28,7 +28,7 @@ IGNORED, QUEUED, REFUSED = 200, 202, 400
 
 @pytest.fixture(params=["house", "house_of_memberships"])
 def each_house(request: pytest.FixtureRequest) -> House:
-    """With memberships the organizations' events are handled too, and nobody looks at metadata."""
+    """With memberships the organizations' events are handled too, and metadata is not read."""
     found: House = request.getfixturevalue(request.param)
     return found
 

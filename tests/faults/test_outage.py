@@ -1,4 +1,4 @@
-"""A server is away for long, and nobody but the deliveries waits for it."""
+"""A server is unavailable for long, and only the deliveries wait for it."""
 
 import time
 from pathlib import Path

@@ -63,7 +63,7 @@ def compose() -> dict[str, Any]:
 
 
 def environment(service: dict[str, Any], **given: str) -> dict[str, str]:
-    """Return a service's variables with `given` in place of the variables of whoever calls compose."""
+    """Return a service's variables with `given` in place of the variables of compose's caller."""
 
     def value(found: re.Match[str]) -> str:
         name, sign, default = found.groups()

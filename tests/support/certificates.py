@@ -15,7 +15,7 @@ class Certificate(NamedTuple):
 
 
 class Authority:
-    """A certificate authority that nothing trusts unless it is told to: `ca` is its certificate."""
+    """A certificate authority that no client trusts unless it is named to it: `ca` is its certificate."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

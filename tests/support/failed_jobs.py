@@ -30,7 +30,7 @@ def fail(
 
 
 def fail_in_another_worker(redis: Redis, work: Callable[..., object], *arguments: object) -> str:
-    """Let RQ's own worker call and fail a function, as nobody here would enqueue it; return the job's id."""
+    """Let RQ's own worker fail a function that this service never enqueues; return the job's id."""
     queue = Queue("clerk", connection=redis, serializer="json")
     job = queue.enqueue(work, *arguments, retry=Retry(max=1))
     SimpleWorker([queue], connection=redis, serializer="json").work(burst=True)
@@ -44,7 +44,7 @@ def forget(redis: Redis, id_: str) -> None:
 
 
 def raise_personal(email: str) -> None:
-    """Fail as somebody's code might, with what it was given in the message."""
+    """Fail as an application's code might, with what it was given in the message."""
     raise LookupError(
         f"no user {email}\nDETAIL:  Key (email)=({email}) is not present\n" + json.dumps([email])
     )

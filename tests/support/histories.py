@@ -136,7 +136,7 @@ def said_by(instance_id: Any, event: Json) -> Json:
 
 
 def any_event(cast: Cast) -> st.SearchStrategy[Json]:
-    """Any event of somebody in the cast: mostly profiles."""
+    """Any event of a user in the cast: mostly profiles."""
     of_users = [user_events(cast), user_events(cast), session_events(cast), deletions(cast)]
     if not cast.organization_ids:
         return st.one_of(of_users)
@@ -338,14 +338,14 @@ class Member:
 
 @dataclass
 class World:
-    """Clerk's side of an orderly history: whatever happens is remembered, and told by an event."""
+    """Clerk's side of an orderly history: it remembers what happens, and emits an event for it."""
 
     addresses: list[str]
     now: int = START
     people: dict[str, Person] = field(default_factory=dict)
     firms: list[Firm] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
-    told: list[Json] = field(default_factory=list)
+    emitted: list[Json] = field(default_factory=list)
 
     def living(self) -> list[Person]:
         """Return the users who are not deleted."""
@@ -392,7 +392,7 @@ class World:
         return stays[-1].firm.json()[key] if stays else None
 
     def found(self, organization_id: str, name: str) -> None:
-        """Let a new organization be there; nobody is told of that."""
+        """Let a new organization be there; no event reports that."""
         self.firms.append(Firm(organization_id, name, self.now))
 
     def join(self, person: Person, firm: Firm) -> None:
@@ -417,20 +417,20 @@ class World:
         self._tell(organization_event(data=firm.json(), timestamp=self.now))
 
     def dissolve(self, firm: Firm) -> None:
-        """Delete an organization; of its memberships nothing is told."""
+        """Delete an organization; no event reports its memberships."""
         firm.is_dissolved = True
         self._tell(organization_event("organization.deleted", dissolved(firm.id), timestamp=self.now))
 
     def deliveries(self) -> list[Delivery]:
-        """Return what was told, in the order in which it happened."""
-        return [Delivery(f"msg_{i}", event, START + i) for i, event in enumerate(self.told)]
+        """Return the events as deliveries, in the order in which they happened."""
+        return [Delivery(f"msg_{i}", event, START + i) for i, event in enumerate(self.emitted)]
 
     def _tell_session(self, type_: str, data: Json) -> None:
         data["updated_at"] = self.now + 10
         self._tell(session_event(type_, data, timestamp=self.now + 20))
 
     def _tell(self, event: Json) -> None:
-        self.told.append(event)
+        self.emitted.append(event)
         self.now += MINUTE
 
 

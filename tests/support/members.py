@@ -35,7 +35,7 @@ class Member(ServiceProcess):
         return super().start()
 
     def excuse(self) -> None:
-        """Say that it may end for some time to come: somebody is about to see to that."""
+        """Say that it may end for some time to come: a call is about to see to that."""
         self._excused_until = time.monotonic() + EXCUSED_S
 
     def signal(self, number: signal.Signals, *, child: bool = False) -> None:

@@ -2,7 +2,7 @@
 
     python -m tests.support.proxy LISTEN_PORT TARGET_PORT DELAY_MS
 
-It runs in a process of its own, so that it delays nobody else's work. Only time is added: however much is on
+It runs in a process of its own, so that it delays no other process. Only time is added: however much is on
 its way at once, nothing waits for anything but its own delay.
 """
 
@@ -61,7 +61,7 @@ class End(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        # Nobody is made to wait because much is on its way: that would be a narrower line, not a longer one.
+        # No sender waits because much is on its way: that would be a narrower line, not a longer one.
         transport.set_write_buffer_limits(sys.maxsize)
         self._back.lead_to(transport)
 

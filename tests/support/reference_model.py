@@ -374,7 +374,7 @@ def as_stored(text: str) -> str:
 
 
 def can_be_stored(address: str) -> bool:
-    """Say whether the histories' `address` is one that somebody can claim."""
+    """Say whether the histories' `address` is one that a user can claim."""
     looks_like_one = re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]{2,}", address)
     return bool(looks_like_one) and len(address) <= 255 and not address.endswith("@placeholder.invalid")
 

@@ -12,7 +12,7 @@ NOTHING_LISTENS = (
     "no connection to the database (DATABASE_URL): nothing listens at its host and port;"
     " start PostgreSQL, or correct host and port in the URL"
 )
-UNREACHABLE_DATABASE_URL = "postgresql://nobody@127.0.0.1:1/none"
+UNREACHABLE_DATABASE_URL = "postgresql://a_role@127.0.0.1:1/none"
 
 
 class GivenServer(NamedTuple):

@@ -59,7 +59,7 @@ def client(settings: config.Settings, **options: Any) -> Iterator[ClerkApi]:
 
 
 def backfill_until(settings: config.Settings, pages: int) -> None:
-    """Run a backfill that is told to stop after so many pages. Raises Stopped unless it is through before."""
+    """Run a backfill and request a stop after so many pages. Raises Stopped unless it ends before."""
     stopping = StopSignal()
     seen: list[BackfillStats] = []
 
@@ -78,7 +78,7 @@ def report(both: SyncContext, allow_deletes: int | None = None) -> Report:
 
 
 def fix(both: SyncContext, allow_deletes: int | None = None) -> list[str]:
-    """Mend what is found, and make sure that nothing more is found then."""
+    """Fix what is found, and check that nothing more is found then."""
     task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
     found = task.report()
     assert found.refusal is None
@@ -118,7 +118,7 @@ def query(settings: config.Settings, statement: str) -> list[tuple[Any, ...]]:
 
 
 def execute(settings: config.Settings, statement: str) -> None:
-    """Run a statement, as somebody who meddles with the tables would."""
+    """Run a statement, as an operator who changes the tables would."""
     _run(settings, statement)
 
 

@@ -69,7 +69,7 @@ class Terminal:
         ready, _, _ = select.select([self._keyboard], [], [], 0.1)
         try:
             data = os.read(self._keyboard, 65536) if ready else b""
-        except OSError:  # EIO: nobody has the terminal open any more
+        except OSError:  # EIO: no process has the terminal open any more
             return False
         self.written += data.decode()
         return True

@@ -69,7 +69,7 @@ def test_with_both_servers_frozen_health_answers_in_time(
 
 def _errors(client: FlaskClient) -> dict[str, str | None]:
     answer = client.get("/health")
-    assert answer.status_code == 503  # also before: nobody has migrated that database
+    assert answer.status_code == 503  # also before: that database is not migrated
     assert answer.json
     return {name: check["error"] for name, check in answer.json["checks"].items()}
 

@@ -445,8 +445,8 @@ def _commands_that_read_clerk(stack: Stack, clerk: FakeClerk) -> str:
         ["reconcile", "--fix", "--json"],
     )
     assert said.count("Traceback") >= 3
-    for told in ("user_missing", "user_refused", "user_good is now the same here as in Clerk", "left out"):
-        assert told in said, said
+    for words in ("user_missing", "user_refused", "user_good is now the same here as in Clerk", "left out"):
+        assert words in said, said
     return said
 
 

@@ -128,7 +128,7 @@ def test_a_row_that_the_database_does_not_let_be_changed_is_refused_and_not_upda
 ) -> None:
     clerk.put_many(40)
     Backfill(both).everything()
-    execute(both.settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'New %')")
+    execute(both.settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name NOT LIKE 'New %')")
     clerk.put(user(numbered_id(3), first_name="New", updated_at=NOW))
     done = Backfill(both).everything()
     assert (done.updated, done.unchanged, done.refused, adds_up(done)) == (0, 39, 1, True)
@@ -161,11 +161,11 @@ def show_once(clerk: FakeClerk, entries: list[object], request: Request) -> None
 
 def test_a_user_whom_the_database_refuses_stops_nobody_else(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(40)
-    execute(both.settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'Name 17 %')")
+    execute(both.settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name NOT LIKE 'Name 17 %')")
     done = Backfill(both).everything()
     assert (done.seen, done.created, done.refused, count(both.settings)) == (40, 39, 1, 39)
     assert numbered_id(17) in done.troubles[0]
-    assert "nobody" in done.troubles[0]
+    assert "no_name" in done.troubles[0]
     assert "Name" not in done.troubles[0]
 
 

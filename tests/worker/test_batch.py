@@ -54,7 +54,7 @@ def process(jobs: Sequence[TakenJob], keys: FieldSources, apply: Apply) -> list[
 
 
 class Applied:
-    """Stands where the database does: remembers what it was asked, and refuses whom it is told to."""
+    """Stands where the database does: keeps what it was asked, and refuses the users given as `refused`."""
 
     def __init__(self, refusal: Exception | None = None, refused: Sequence[str] = ()) -> None:
         self.calls: list[list[str]] = []
@@ -150,7 +150,7 @@ def test_a_reason_holds_nothing_of_the_payload() -> None:
 
 @pytest.fixture
 def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is there once somebody has imported or run the module `trap`."""
+    """A file that is there once the module `trap` has been imported or run `trap`."""
     mark = tmp_path / "sprung"
     leave = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
     (tmp_path / "trap.py").write_text(f"{leave}\ndef spring(*_):\n    {leave.splitlines()[1]}\n")
@@ -246,7 +246,7 @@ def test_what_the_database_refuses_fails_alone_with_sqlstate_and_constraint(
     database: Database, database_url: str
 ) -> None:
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
-        connection.execute(f"ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> '{MARK}')")
+        connection.execute(f"ALTER TABLE users ADD CONSTRAINT no_name CHECK (name <> '{MARK}')")
         jobs = [person(i) for i in range(30)]
         jobs[17] = job(user_event(data=user(BEN, f"{MARK}@example.com", first_name=MARK, last_name=None)))
         done = process(jobs, KEYS, lambda incoming: users.apply(database, incoming, Policy()))
@@ -254,7 +254,7 @@ def test_what_the_database_refuses_fails_alone_with_sqlstate_and_constraint(
         assert failed.job == jobs[17]
         assert failed.reason == (
             "ChangeRefused: the database refused the change:"
-            " CheckViolation (SQLSTATE 23514, constraint nobody)"
+            " CheckViolation (SQLSTATE 23514, constraint no_name)"
         )
         assert failed.retryable is False
         assert MARK not in failed.traceback

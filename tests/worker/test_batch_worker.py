@@ -189,7 +189,7 @@ def test_sigterm_lets_it_finish_what_is_in_hand_and_take_no_more(
     with held_up(connection, "user_3", "user_13"):
         worker = launch(batch_size=10).ready()
         wait_until(lambda: reserved(rq, worker) == ids[:20], SOON_S)
-        for _ in range(3):  # whoever sends it again changes nothing
+        for _ in range(3):  # sending it again changes nothing
             os.kill(worker.living_pid, signal.SIGTERM)
             time.sleep(0.1)
         assert worker.running
@@ -314,7 +314,7 @@ def end_open_transactions(connection: psycopg.Connection[Any]) -> None:
 def test_what_the_database_refuses_fails_alone_and_tells_nothing_personal(
     queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
 ) -> None:
-    connection.execute(sql.SQL("ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> {})").format(MARK))
+    connection.execute(sql.SQL("ALTER TABLE users ADD CONSTRAINT no_name CHECK (name <> {})").format(MARK))
     fine = fill(queue, range(5))
     queue.enqueue(
         poison := delivery(
@@ -326,7 +326,7 @@ def test_what_the_database_refuses_fails_alone_and_tells_nothing_personal(
     await_status(rq, [poison.svix_id], "failed", START_S)
     await_status(rq, fine, "finished")
     reason = (
-        "ChangeRefused: the database refused the change: CheckViolation (SQLSTATE 23514, constraint nobody)"
+        "ChangeRefused: the database refused the change: CheckViolation (SQLSTATE 23514, constraint no_name)"
     )
     assert rq.job(poison.svix_id).meta["reason"] == reason
     assert worker.await_line("job failed")["reason"] == reason
@@ -401,7 +401,7 @@ def test_rq_suspend_stops_it_and_resume_lets_it_go_on(
 def test_rq_info_shows_it_and_rq_requeue_gives_it_work(
     queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch, redis_url: str
 ) -> None:
-    connection.execute("ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> 'name 1')")
+    connection.execute("ALTER TABLE users ADD CONSTRAINT no_name CHECK (name <> 'name 1')")
     (poison,) = fill(queue, range(1, 2))
     worker = launch()
     await_status(rq, [poison], "failed", START_S)
@@ -409,7 +409,7 @@ def test_rq_info_shows_it_and_rq_requeue_gives_it_work(
     shown = rq_command(redis_url, "info", "--only-workers", "-S", "json")
     assert f"{worker.pid}" in shown
     assert "idle clerk" in shown
-    connection.execute("ALTER TABLE users DROP CONSTRAINT nobody")
+    connection.execute("ALTER TABLE users DROP CONSTRAINT no_name")
     rq_command(redis_url, "requeue", "--queue", "clerk", "-S", "json", "--all")
     await_users(connection, range(1, 2))
     await_status(rq, [poison], "finished")

@@ -379,7 +379,7 @@ EMAILS: Rules = {
     ),
     "what is no address is not stored": (user_event(data=user(email="ann at example.com")), ann(email=None)),
     "an empty address is not stored": (user_event(data=user(email="")), ann(email=None)),
-    "nobody claims an address at placeholder.invalid": (
+    "no user claims an address at placeholder.invalid": (
         user_event(data=user(email=f"{BEN}@placeholder.invalid")),
         ann(email=None),
     ),
@@ -407,14 +407,14 @@ NAMES: Rules = {
         named(ABSENT, ABSENT, ABSENT, email=None),
         ann(name="Unnamed user", email=None),
     ),
-    "an address that is not in this payload names nobody": (
+    "an address that is not in this payload gives no name": (
         [
             user_event(),
             named(None, None, email_addresses=[], updated_at=NOW + 80),
         ],
         ann(version=(NOW + 80, NOW + 95), name="Unnamed user", email=(ADDRESS, (NOW + 20, NOW + 35))),
     ),
-    "an address other than the primary one names nobody": (
+    "an address other than the primary one gives no name": (
         addresses(*TWO, primary="idn_unlisted", first_name=None, last_name=None),
         ann(name="Unnamed user", email_known=False),
     ),

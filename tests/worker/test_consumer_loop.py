@@ -61,7 +61,7 @@ def helping(settings: config.Settings, redis: Redis, process: Process) -> Iterat
     thread.start()
     try:
         yield Crowd(backlog, stopping, thread)
-        assert thread.is_alive(), "it ends only when it is told to"
+        assert thread.is_alive(), "it ends only on a stop request"
     finally:
         stopping.request()
         thread.join(SOON_S)

@@ -19,7 +19,7 @@ def get(clerk: FakeClerk, path: str) -> httpx.Response:
         ("email_address=ann@example.com", [ANN]),
         ("username=ben", [BEN]),
         ("external_id=7&external_id=8", [BEN]),
-        ("username=nobody", []),
+        ("username=unknown", []),
         ("", [BEN, ANN]),
     ],
 )

@@ -62,7 +62,7 @@ class Interleaving:
         self._seed = seed
         self._clerk = clerk
         self._both = both
-        self._told = 0
+        self._emitted = 0
         clerk.remove(*clerk.ids())
         clerk.knows_cursor = self.random.random() < 0.5
         # By offset, pages have to be longer than what they overlap by; of memberships there is no other way.
@@ -84,10 +84,12 @@ class Interleaving:
             elif person.clerk_id in self._clerk.ids():
                 self._clerk.remove(person.clerk_id)
         self._show_members()
-        told = self.world.told[self._told :]
-        self._told = len(self.world.told)
+        emitted = self.world.emitted[self._emitted :]
+        self._emitted = len(self.world.emitted)
         self.waiting += [
-            event for event in told if event["type"] in self.never_lost or self.random.random() >= self.loses
+            event
+            for event in emitted
+            if event["type"] in self.never_lost or self.random.random() >= self.loses
         ]
 
     def _show_members(self) -> None:
@@ -242,7 +244,7 @@ def test_what_webhooks_lost_is_mended_among_webhooks(both: tuple[FakeClerk, Sync
             task.fix(report)
         clerk.before = lambda _: None
         tried.deliver_all()
-        if not tried.world.living():  # a list of nobody proves nothing
+        if not tried.world.living():  # an empty list proves nothing
             continue
         task = Reconcile(bridge, settle_s=0, allow_deletes=100)
         assert task.fix(task.report()) == [], f"interleaving {seed}"

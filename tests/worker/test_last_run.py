@@ -82,9 +82,9 @@ def repaired(
 
 def test_a_repair_that_went_well_is_shown(report: Report, redis: Redis) -> None:
     repaired(redis)
-    told = report()
-    assert (told["status"], told["warnings"]) == ("ok", [w for w in told["warnings"] if "append" in w])
-    repair = told["repair"]
+    health = report()
+    assert (health["status"], health["warnings"]) == ("ok", [w for w in health["warnings"] if "append" in w])
+    repair = health["repair"]
     assert (repair["result"], repair["seconds"], repair["differing"]) == ("ok", 12.5, 0)
     assert (repair["every_s"], repair["reason"], repair["overdue"]) == (HOUR_S, None, False)
     assert repair["synced"] is None
@@ -94,8 +94,8 @@ def test_what_a_repair_brought_is_shown_also_when_nobody_differs(
     report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
 ) -> None:
     repaired(redis, backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30}, merged=20)
-    told = report()["repair"]
-    assert (told["differing"], told["synced"]) == (0, {"created": 3, "updated": 7, "merged": 20})
+    health = report()["repair"]
+    assert (health["differing"], health["synced"]) == (0, {"created": 3, "updated": 7, "merged": 20})
     found = shown()
     assert (found["synced created"], found["synced updated"], found["synced merged"]) == (3, 7, 20)
 
@@ -110,24 +110,24 @@ def test_what_was_fetched_before_a_failure_is_shown(
 
 def test_drift_is_a_warning_and_no_trouble_of_the_service(report: Report, redis: Redis) -> None:
     repaired(redis, stale=2, ghost=1)
-    told = report()
-    assert told["status"] == "ok"
-    assert told["repair"]["drift"] == {**dict.fromkeys(KINDS, 0), "stale": 2, "ghost": 1}
-    assert any("3 users differ" in warning for warning in told["warnings"])
+    health = report()
+    assert health["status"] == "ok"
+    assert health["repair"]["drift"] == {**dict.fromkeys(KINDS, 0), "stale": 2, "ghost": 1}
+    assert any("3 users differ" in warning for warning in health["warnings"])
 
 
 def test_a_listing_that_proves_nothing_is_a_warning(report: Report, redis: Redis) -> None:
     repaired(redis, refusal="the listing was cut short")
-    told = report()
-    assert (told["status"], told["repair"]["result"]) == ("ok", "refused")
-    assert any("cut short" in warning for warning in told["warnings"])
+    health = report()
+    assert (health["status"], health["repair"]["result"]) == ("ok", "refused")
+    assert any("cut short" in warning for warning in health["warnings"])
 
 
 def test_a_repair_that_failed_degrades(report: Report, redis: Redis) -> None:
     repaired(redis, error="Clerk's API refuses the key (401): check CLERK_SECRET_KEY")
-    told = report()
-    assert (told["status"], told["repair"]["result"]) == ("degraded", "failed")
-    assert any("refuses the key" in warning for warning in told["warnings"])
+    health = report()
+    assert (health["status"], health["repair"]["result"]) == ("degraded", "failed")
+    assert any("refuses the key" in warning for warning in health["warnings"])
 
 
 @pytest.mark.parametrize(("hours", "status"), [(1.5, "ok"), (2.9, "ok"), (3.1, "degraded")])
@@ -135,24 +135,24 @@ def test_a_repair_that_is_overdue_by_more_than_two_intervals_degrades(
     report: Report, redis: Redis, hours: float, status: str
 ) -> None:
     repaired(redis, ago_s=hours * HOUR_S)
-    told = report()
-    assert (told["status"], told["repair"]["overdue"]) == (status, status == "degraded")
+    health = report()
+    assert (health["status"], health["repair"]["overdue"]) == (status, status == "degraded")
 
 
 def test_before_the_first_repair_nothing_is_wrong(report: Report) -> None:
-    told = report()
-    assert told["status"] == "ok"
-    assert told["repair"]["finished_at"] is None
-    assert told["repair"]["result"] is None
+    health = report()
+    assert health["status"] == "ok"
+    assert health["repair"]["finished_at"] is None
+    assert health["repair"]["result"] is None
 
 
 def test_without_an_interval_nothing_is_said_of_repairs(
     report: Report, redis: Redis, make_settings: MakeSettings
 ) -> None:
     repaired(redis, error="it failed")
-    told = report(reconcile_every=None)
-    assert told["status"] == "ok"
-    assert "repair" not in told
+    health = report(reconcile_every=None)
+    assert health["status"] == "ok"
+    assert "repair" not in health
     exposition = MetricsEndpoint(make_settings(), Metrics())
     assert b"clerk_sync_repair" not in exposition.render()
     exposition.close()
@@ -162,8 +162,8 @@ def test_without_an_interval_nothing_is_said_of_repairs(
 def test_what_somebody_else_wrote_there_is_no_repair(report: Report, redis: Redis, kept: str) -> None:
     redis.set(KEY, kept)
     assert last_repair(redis) is None
-    told = report()
-    assert (told["status"], told["repair"]["result"]) == ("ok", None)
+    health = report()
+    assert (health["status"], health["repair"]["result"]) == ("ok", None)
 
 
 def test_the_figures_of_the_last_repair_are_shown(

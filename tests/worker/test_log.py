@@ -32,7 +32,7 @@ structlog.get_logger("worker").debug("a detail")
 logging.getLogger("rq.queue").info("Pushed job %s into %s", "msg_2", "clerk")
 logging.getLogger("rq.worker").info("Worker %s: *** Listening", "w")
 logging.getLogger("rq.worker").warning("Worker %s: trouble", "w")
-logging.getLogger("somebody").debug("a detail of theirs")
+logging.getLogger("another_library").debug("a detail of theirs")
 for speaker in (structlog.get_logger("worker"), logging.getLogger("rq.worker")):
     try:
         raise ValueError("{MARK}@example.com")
@@ -91,7 +91,7 @@ def test_on_a_console_every_event_is_a_line(tmp_path: Path) -> None:
     assert len(lines) == 5
     assert "batch" in lines[0]
     assert "jobs=3" in lines[0]
-    assert "\x1b" not in "".join(lines), "no colours where nobody sees them"
+    assert "\x1b" not in "".join(lines), "no colours without a terminal"
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
@@ -121,7 +121,7 @@ def test_failing_jobs_leave_nothing_personal_in_the_log_at_any_level(
     settings = make_settings(log_format=log_format, log_level="DEBUG")
     assert settings.database_url
     with psycopg.connect(settings.database_url.get_secret_value(), prepare_threshold=None) as connection:
-        connection.execute(f"ALTER TABLE users ADD CONSTRAINT nobody CHECK (name <> '{MARK}')")
+        connection.execute(f"ALTER TABLE users ADD CONSTRAINT no_name CHECK (name <> '{MARK}')")
         connection.execute("ALTER TABLE users ALTER name TYPE varchar(20)")
     fields = {"first_name": MARK, "last_name": None}
     failing = [

@@ -146,7 +146,7 @@ def test_the_latest_moment_is_kept_whoever_tells_last(exposition: MetricsEndpoin
 
 
 class LostAnswers:
-    """A Redis whose answers are lost: it does what it is told, and nobody hears of it."""
+    """A Redis whose answers are lost: it executes every command, and no answer arrives."""
 
     def __init__(self, redis: Redis, times: int) -> None:
         self._redis = redis

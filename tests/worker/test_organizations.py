@@ -51,8 +51,8 @@ from worker.runner.batch import incoming
 KEYS = FieldSources(organization=None, memberships=True)
 STAY = str(membership()["id"])
 JOINED = NOW + 50
-TOLD = NOW + 65  # the builders stamp an envelope 15 ms after its data's updated_at
-NAMED = Version(NOW, TOLD)
+SENT_AT = NOW + 65  # the builders stamp an envelope 15 ms after its data's updated_at
+NAMED = Version(NOW, SENT_AT)
 LATEST = 253_402_214_400_000
 LONG = "n" * 3000
 CREATED, UPDATED, DELETED, RENAMED, CLOSED = ORGANIZATION_TYPES
@@ -108,7 +108,7 @@ RULES: dict[str, tuple[Json, UserChange | Organization]] = {
     "a membership that was created began at its created_at": (membership_event(), member()),
     "one that was updated says the same": (membership_event(UPDATED), member()),
     "its own updated_at says nothing": (
-        membership_event(data=membership(updated_at=NOW + 900), timestamp=TOLD),
+        membership_event(data=membership(updated_at=NOW + 900), timestamp=SENT_AT),
         member(),
     ),
     "one that was deleted ended when that happened": (
@@ -206,10 +206,10 @@ def test_names(sent: object, name: str | None) -> None:
 
 @pytest.mark.parametrize("value", ODD_TIMES, ids=lambda value: "absent" if value is ABSENT else repr(value))
 def test_an_odd_time_is_none(value: object) -> None:
-    unnamed = shown(organization(updated_at=value), timestamp=TOLD)
-    assert meaning(unnamed) == member(version=(TOLD, TOLD))
-    undated = membership_event(data=membership(created_at=value), timestamp=TOLD)
-    assert meaning(undated) == member(joined_at=TOLD)
+    unnamed = shown(organization(updated_at=value), timestamp=SENT_AT)
+    assert meaning(unnamed) == member(version=(SENT_AT, SENT_AT))
+    undated = membership_event(data=membership(created_at=value), timestamp=SENT_AT)
+    assert meaning(undated) == member(joined_at=SENT_AT)
     ended = membership_event(DELETED, timestamp=value)
     assert meaning(ended) == member(ended_at=RECEIVED, version=(NOW, NOW))
     gone = organization_event(CLOSED, dissolved(), timestamp=value)
@@ -249,7 +249,7 @@ def test_an_odd_field_changes_nothing_else() -> None:
     for value in ODD:
         for field in membership().keys() - {"id", "organization", "public_user_data", "created_at"}:
             data = membership(**dict[str, Any]({field: value}))
-            assert meaning(membership_event(data=data, timestamp=TOLD)) == member()
+            assert meaning(membership_event(data=data, timestamp=SENT_AT)) == member()
         for field in organization().keys() - {"id", "name", "updated_at"}:
             event = organization_event(data=organization(**dict[str, Any]({field: value})))
             assert meaning(event) == acme()
@@ -277,11 +277,11 @@ IN_USER = (NOW, NOW + 35)  # the version of a name that a user's JSON tells
 
 def test_a_users_json_tells_memberships() -> None:
     entries = [membership(id="orgmem_b", of=organization("org_a")), membership(id="orgmem_a")]
-    told = [member(id_="orgmem_a", version=IN_USER), member(id_="orgmem_b", organization_id="org_a")]
+    expected = [member(id_="orgmem_a", version=IN_USER), member(id_="orgmem_b", organization_id="org_a")]
     event = user_event(data=ann(entries))
     found = meaning(event)
     assert isinstance(found, UserChange)
-    assert found.memberships == (told[0].memberships[0], told[1].memberships[0])
+    assert found.memberships == (expected[0].memberships[0], expected[1].memberships[0])
     assert [named.id for named in found.organizations] == sorted([ACME, "org_a"])
     assert meaning(user_event("user.updated", ann([membership()]))) == ann_says(member(version=IN_USER))
 
@@ -499,8 +499,8 @@ def test_facts_of_members_carry_their_user() -> None:
 
 
 def test_a_role_has_the_version_of_its_membership() -> None:
-    told = membership_event(UPDATED, membership(role="org:admin", updated_at=NOW + 90), timestamp=NOW + 95)
-    change = whole_meaning(told)
+    event = membership_event(UPDATED, membership(role="org:admin", updated_at=NOW + 90), timestamp=NOW + 95)
+    change = whole_meaning(event)
     assert isinstance(change, UserChange)
     assert (change.memberships[0].role, change.memberships[0].role_version) == (
         "org:admin",

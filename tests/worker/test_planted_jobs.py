@@ -1,4 +1,4 @@
-"""Whoever can write to Redis can plant jobs: no worker imports, calls or fetches what they name."""
+"""An attacker who can write to Redis can plant jobs: no worker imports, calls or fetches what they name."""
 
 import json
 import os
@@ -60,7 +60,7 @@ Plant = Callable[[Redis, "Lure"], None]
 
 
 class Lure:
-    """What planted jobs name: a module that leaves a trace, a URL that somebody listens at."""
+    """What planted jobs name: a module that leaves a trace, a URL at which the test listens."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -68,7 +68,7 @@ class Lure:
         (directory / "trap.py").write_text(TRAP.format(str(self.trace)))
         self._listener = socket.create_server((HOST, 0))
         self._listener.setblocking(False)
-        url = f"http://{HOST}:{self._listener.getsockname()[1]}/told"
+        url = f"http://{HOST}:{self._listener.getsockname()[1]}/called"
         trap = Callback("trap.spring")
         self.named: dict[str, Any] = {
             "on_success": trap,
@@ -78,7 +78,7 @@ class Lure:
         }
 
     def assert_untouched(self) -> None:
-        """Nothing was imported or called, and nobody came."""
+        """Nothing was imported or called, and no connection came."""
         assert not self.trace.exists()
         with pytest.raises(BlockingIOError):
             self._listener.accept()
@@ -126,7 +126,7 @@ def genuine(redis: Redis, number: int) -> str:
 
 
 def put(redis: Redis, id_: str | bytes, data: bytes, **fields: Any) -> None:
-    """Put a job on the queue, hash and all, as nobody's library would."""
+    """Put a job on the queue, hash and all, as no library would."""
     name = id_ if isinstance(id_, bytes) else id_.encode()
     job: dict[Any, Any] = {"data": data, "status": "queued", **fields}
     redis.hset(JOB_PREFIX.encode() + name, mapping=job)

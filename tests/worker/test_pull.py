@@ -393,9 +393,9 @@ def test_what_is_no_clerk_id_leads_the_desk_nowhere(
 def test_a_user_whom_the_database_refuses_is_told_without_the_row(
     clerk: FakeClerk, desk: PullService, settings: config.Settings
 ) -> None:
-    execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name = '')")
+    execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name = '')")
     clerk.put(user(ANN, first_name="Secretname"))
     answer = desk.pull(ANN)
     assert answer.verdict is PullStatus.UNAVAILABLE
-    assert "nobody" in str(answer.reason)
+    assert "no_name" in str(answer.reason)
     assert "Secretname" not in str(answer)

@@ -908,7 +908,7 @@ def test_stopping_a_held_job_with_rq_does_no_harm(queue: DeliveryQueue, rq: RqVi
 
 
 def put(rq: RqView, data: bytes, id_: bytes = b"foreign", **fields: Any) -> None:
-    """Put a job on the queue as somebody could who may write to Redis."""
+    """Put a job on the queue as an attacker could who may write to Redis."""
     hash_: dict[Any, Any] = {"data": data, "status": "queued", "origin": "clerk", **fields}
     rq.redis.hset(b"rq:job:" + id_, mapping=hash_)
     rq.redis.rpush(rq.queue.key, id_)

@@ -1,4 +1,4 @@
-"""Drift between the tables and Clerk: found, mended, and never mended by a listing that proves nothing."""
+"""Drift between the tables and Clerk: found, fixed, and never fixed from a listing that proves nothing."""
 
 import re
 import time
@@ -213,7 +213,7 @@ def cut_answers_by_id(clerk: FakeClerk, shown: int, request: Request) -> None:
 
 
 def refuse(both: SyncContext, reason: str, allow_deletes: int | None = None) -> None:
-    """See that nothing is mended, and why."""
+    """Check that nothing is fixed, and why."""
     before = rows(both.settings)
     task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
     found = task.report()

@@ -1,4 +1,4 @@
-"""Memberships, where they decide: fetched, compared, mended, and never by a list that proves nothing."""
+"""Memberships, where they decide: fetched, compared, fixed, and never from a list that proves nothing."""
 
 from collections.abc import Callable
 from functools import partial
@@ -63,7 +63,7 @@ def organizations(both: SyncContext) -> dict[str, str | None]:
 
 
 def stale(*clerk_ids: str) -> list[Stale]:
-    """Return what is to be found when those differ in their organization and nobody in anything else."""
+    """Return what is to be found when those differ in their organization and no user in anything else."""
     return [Stale(clerk_id, ("organization",)) for clerk_id in sorted(clerk_ids)]
 
 
@@ -213,7 +213,7 @@ def count_rightly(clerk: FakeClerk, request: Request) -> None:
 
 
 def refuse(both: SyncContext, reason: str, allow_deletes: int | None = None) -> None:
-    """See that nothing is mended, and why."""
+    """Check that nothing is fixed, and why."""
     before = organizations(both), query(both.settings, "SELECT id, ended_at FROM membership_sync ORDER BY 1")
     task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
     found = task.report()

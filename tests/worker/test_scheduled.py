@@ -120,7 +120,7 @@ def cursor(settings: config.Settings) -> int:
     return int(since)
 
 
-@pytest.mark.parametrize("shown", ["nobody", "only the last", "none of the new"])
+@pytest.mark.parametrize("shown", ["no user", "only the last", "none of the new"])
 def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
     clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings, shown: str
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
         for at, clerk_id in enumerate((ANN, BEN, CAT), start=2)
     ]
     clerk.put(*new)
-    clerk.lists_at_most = {"nobody": 0, "only the last": 1}.get(shown)
+    clerk.lists_at_most = {"no user": 0, "only the last": 1}.get(shown)
     clerk.hidden = {ANN, BEN} if shown == "none of the new" else set()
     if shown == "none of the new":
         clerk.put(user(CAT, updated_at=NOW))
@@ -154,7 +154,7 @@ def test_who_was_refused_by_the_database_is_read_again(
 ) -> None:
     clerk.put(user(ANN, updated_at=NOW), user(BEN, updated_at=NOW))
     repair.run_if_due()
-    execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (name NOT LIKE 'New %')")
+    execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name NOT LIKE 'New %')")
     clerk.put(user(ANN, first_name="New", updated_at=NOW + OVERLAP_MS))
     clerk.put(user(BEN, first_name="Newer", updated_at=NOW + 9 * OVERLAP_MS))
     for _ in range(2):
@@ -163,7 +163,7 @@ def test_who_was_refused_by_the_database_is_read_again(
         assert result_of(redis)["backfill"]["refused"] == 1
         assert result_of(redis)["drift"]["stale"] == 1
         assert cursor(settings) == NOW + OVERLAP_MS
-    execute(settings, "ALTER TABLE users DROP CONSTRAINT nobody")
+    execute(settings, "ALTER TABLE users DROP CONSTRAINT no_name")
     make_due(redis)
     repair.run_if_due()
     assert result_of(redis)["backfill"]["updated"] == 1
@@ -180,7 +180,7 @@ def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
     clerk.remove(ANN)
     execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(3)}'")
     execute(settings, f"DELETE FROM users WHERE clerk_id = '{numbered_id(4)}'")
-    execute(settings, "ALTER TABLE users ADD CONSTRAINT nobody CHECK (role <> 'admin')")
+    execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (role <> 'admin')")
     clerk.put(user(BEN, public_metadata={"role": "admin"}))
     make_due(redis)
     repair.run_if_due()
@@ -203,9 +203,9 @@ def test_what_a_repair_brought_is_told_when_nobody_differs_any_more(
     )
     clerk.put(user(ANN, updated_at=NOW), user(BEN, first_name="New", updated_at=NOW + 1))
     repair.run_if_due()
-    told = summary(last_repair(redis), 3600, datetime.now(UTC))
-    assert (told["result"], told["differing"]) == ("ok", 0)
-    assert told["synced"] == {"created": 1, "updated": 1, "merged": 30}
+    found = summary(last_repair(redis), 3600, datetime.now(UTC))
+    assert (found["result"], found["differing"]) == ("ok", 0)
+    assert found["synced"] == {"created": 1, "updated": 1, "merged": 30}
     make_due(redis)
     repair.run_if_due()
     assert synced(result_of(redis)) == {"created": 0, "updated": 0, "merged": 0}
@@ -280,7 +280,7 @@ def test_one_worker_at_a_time_does_it(
 
 
 def test_a_lock_that_a_dead_worker_left_expires(repair: ScheduledReconciliation, redis: Redis) -> None:
-    redis.set(LOCK_KEY, "somebody", px=300)
+    redis.set(LOCK_KEY, "another", px=300)
     repair.run_if_due()
     assert last_repair(redis) is None
     time.sleep(0.4)
@@ -403,13 +403,13 @@ def test_whoever_lost_the_lock_leaves_the_rest_to_others(
 
     def take_the_lock(request: Request) -> None:
         if request.path == path:
-            redis.set(LOCK_KEY, "somebody")
+            redis.set(LOCK_KEY, "another")
 
     clerk.before = take_the_lock
     repair.run_if_due()
     assert last_repair(redis) is None
     assert not query(settings, "SELECT 1 FROM sync_progress WHERE task = 'incremental'")
-    assert redis.get(LOCK_KEY) == b"somebody"
+    assert redis.get(LOCK_KEY) == b"another"
 
 
 def test_a_failure_is_told_in_one_line_and_tried_again_soon(
