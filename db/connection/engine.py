@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import psycopg
 import structlog
 import tenacity
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import Pool
@@ -19,7 +19,7 @@ from db.connection.answer_timeout import ANSWER_LIMIT_S, TimeoutConnection
 from db.connection.errors import RACES, UTF8, is_transient, loses_connection, sqlstate, translate
 from db.connection.pipeline import Pipeline, schema_map, transaction
 from db.connection.pool import ReplaceablePool
-from db.connection.session import BEGIN, LIMITS, NO_LIMITS, settings_sql
+from db.connection.session import LIMITS, NO_LIMITS, begin_sql
 from db.connection.timestamps import BoundedTimestamptzLoader
 from db.connection.url import postgres_url, variable
 
@@ -194,11 +194,11 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         pool_recycle=RECYCLE_S,
         pool_use_lifo=True,  # a quiet pool lets its surplus connections grow old and be recycled
         hide_parameters=True,
-        isolation_level="AUTOCOMMIT",  # each transaction begins with a BEGIN of our own
         execution_options={"schema_translate_map": schema_map(settings.database_schema)},
         use_native_hstore=False,  # would cost a round trip for every new connection
         connect_args={
             **postgres_url(settings, unpooled=unpooled),
+            "autocommit": True,  # each transaction begins with a BEGIN of our own
             "prepare_threshold": None,  # PgBouncer in transaction mode hands each transaction another server
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "clerk-sync",
@@ -212,19 +212,26 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
 
     @event.listens_for(engine, "do_connect")
     def connect(
-        _dialect: object, _entry: object, arguments: Sequence[Any], options: dict[str, Any]
+        dialect: Dialect, _entry: object, arguments: Sequence[Any], options: dict[str, Any]
     ) -> TimeoutConnection:
         connection = TimeoutConnection.connect(*arguments, **options)
         connection.answer_limit_s = answer_limit_s
         connection.adapters.register_loader("timestamptz", BoundedTimestamptzLoader)
+        if getattr(dialect, "server_version_info", None) is None:
+            # SQLAlchemy asks the server for its version now, on one of them. No default may cancel that.
+            connection.execute(begin_sql(connection.info.server_version, LIMITS).encode())
         return connection
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: psycopg.Connection[Any], _entry: object) -> None:
+        connection.rollback()
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         driver = _driver(connection)
         limits = NO_LIMITS if unpooled else LIMITS
-        # One round trip for both: without parameters psycopg sends them as one simple query.
-        connection.exec_driver_sql(f"{BEGIN}; {settings_sql(driver.info.server_version, limits)}")
+        # One round trip for all: without parameters psycopg sends them as one simple query.
+        connection.exec_driver_sql(begin_sql(driver.info.server_version, limits))
 
     return engine
 

@@ -9,7 +9,7 @@ import psycopg
 from sqlalchemy import Executable
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from db.connection.session import BATCH_LIMITS, BEGIN, settings_sql
+from db.connection.session import BATCH_LIMITS, BEGIN, NO_JIT, settings_sql
 
 
 class Pipeline:
@@ -58,6 +58,7 @@ def transaction(driver: psycopg.Connection[Any], schema: str | None) -> Iterator
     try:
         with driver.pipeline() as sent:
             driver.execute(BEGIN)
+            driver.execute(NO_JIT)
             driver.execute(cast("Any", settings_sql(driver.info.server_version, BATCH_LIMITS)))
             yield Pipeline(driver, sent, schema)
             driver.execute("COMMIT")

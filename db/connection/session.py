@@ -13,6 +13,9 @@ from sqlalchemy import ColumnElement, case, func, select, true
 from sqlalchemy.dialects import postgresql
 
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE"
+# Before the settings: where `jit_above_cost` is low, compiling that statement takes longer than a default of
+# `statement_timeout` may allow. SET is never compiled.
+NO_JIT = "SET LOCAL jit = off"
 SETTINGS = {
     "DateStyle": "ISO, MDY",  # the driver reads no other
     "IntervalStyle": "postgres",
@@ -39,6 +42,11 @@ LIMITS = {
 }
 NO_LIMITS = dict.fromkeys(LIMITS, "0")  # a migration may take its time
 TRANSACTION_TIMEOUT_SINCE = 170_000  # https://www.postgresql.org/docs/17/release-17.html
+
+
+def begin_sql(server_version: int, limits: dict[str, str]) -> str:
+    """Return the statements that begin a transaction with all of it, to be sent as one simple query."""
+    return f"{BEGIN}; {NO_JIT}; {settings_sql(server_version, limits)}"
 
 
 def settings_sql(server_version: int, limits: dict[str, str]) -> str:

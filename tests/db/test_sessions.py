@@ -1,6 +1,5 @@
 """Whatever server, database, role, URL and environment set by default, the tables end the same."""
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -25,6 +24,7 @@ from db.drift import users as user_drift
 from tests.db.test_stories import deleted, saved, signed_in
 from tests.support.database_trial import Trial, expected_ledger
 from tests.support.debian import DEBIAN, DebianServer
+from tests.support.encodings import encoded_database
 from tests.support.histories import plans
 from tests.support.payloads import NOW
 from tests.support.reference_model import Choices, Delivery, tables
@@ -53,6 +53,10 @@ HOSTILE = {
     "idle_in_transaction_session_timeout": "1ms",
     "session_replication_role": "replica",
     "client_min_messages": "debug5",
+    "jit": "on",
+    "jit_above_cost": "0",
+    "jit_inline_above_cost": "0",
+    "jit_optimize_above_cost": "0",
     "enable_indexscan": "off",
     "enable_hashjoin": "off",
     "enable_seqscan": "off",
@@ -222,16 +226,9 @@ def constraints_elsewhere(url: str) -> list[tuple[Any, ...]]:
 def test_a_database_in_another_encoding_is_talked_to_in_utf8(
     encoding: str, make_settings: MakeSettings, database_url_unpooled: str
 ) -> None:
-    name = f"encoded_{encoding.lower()}_{os.getpid()}"
-    url = urlsplit(database_url_unpooled)._replace(path=f"/{name}").geturl()
-    create = "CREATE DATABASE {} ENCODING {} TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'"
-    with psycopg.connect(database_url_unpooled, autocommit=True) as admin:
-        admin.execute(sql.SQL(create).format(sql.Identifier(name), sql.Literal(encoding)))
-        try:
-            settings = make_settings(redis_url=None, database_url=SecretStr(url), database_url_unpooled=None)
-            apply_in(settings, encoding)
-        finally:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with encoded_database(database_url_unpooled, encoding) as url:
+        settings = make_settings(redis_url=None, database_url=SecretStr(url), database_url_unpooled=None)
+        apply_in(settings, encoding)
 
 
 def apply_in(settings: config.Settings, encoding: str) -> None:
