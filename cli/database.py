@@ -37,6 +37,8 @@ def upgrade(settings: Settings, revision: str) -> None:
     with _migrating(settings) as database:
         schema.upgrade(database, revision)
         _warn_of_encoding(database.encoding)
+        if settings.organization_source == "membership":
+            _warn_of_missing_views(schema.missing_views(database))
         click.echo(f"schema at {schema.current_revision(database)}")
 
 
@@ -45,6 +47,15 @@ def _warn_of_encoding(encoding: str) -> None:
         click.echo(
             f"warning: the database's encoding is {encoding}, not UTF8: a delivery with a character that it"
             " does not have will fail",
+            err=True,
+        )
+
+
+def _warn_of_missing_views(names: list[str]) -> None:
+    for name in names:
+        click.echo(
+            f"warning: the view {name} was not created, because the application has a table or view of that"
+            " name: set DATABASE_SCHEMA to a schema of its own",
             err=True,
         )
 

@@ -16,13 +16,16 @@ from sqlalchemy.schema import CreateSchema
 from db.connection.causes import Cause
 from db.connection.engine import Database, schema_of
 from db.connection.errors import DatabaseUnavailable, unavailable
-from db.models import Base, User
+from db.models import VIEWS, Base, OrganizationSync, User
 
 VERSION_TABLE = "clerk_sync_version"  # an application's `alembic_version` may stand beside it
 
 DEPENDENT_OBJECTS = "2BP01"
+# Of a statement that waits to change a table: whatever wants to read the table waits behind it.
+LOCK_TIMEOUT = "10s"
 
-NAMESPACES = table("pg_namespace", column("nspname"), schema="pg_catalog")
+NAMESPACES = table("pg_namespace", column("oid"), column("nspname"), schema="pg_catalog")
+RELATIONS = table("pg_class", column("oid"), column("relname"), column("relnamespace"), schema="pg_catalog")
 
 
 class SchemaState(StrEnum):
@@ -159,7 +162,8 @@ def prepare(connection: Connection) -> None:
             "the role has no right to create tables: GRANT CREATE, USAGE ON SCHEMA … TO …, or set"
             " DATABASE_SCHEMA to a schema of its own (docs/neon-setup.md)"
         )
-    conflicting = _conflicting_tables(connection)
+    there = _relations(connection)
+    conflicting = [name for name in tables() if name in there]
     if conflicting:
         raise MigrationError(
             f"a table {conflicting[0]} exists already, and not by this service: set DATABASE_SCHEMA to a"
@@ -167,19 +171,33 @@ def prepare(connection: Connection) -> None:
         )
 
 
+def missing_views(database: Database) -> list[str]:
+    """Return which of VIEWS the migrations left out, as the application has a table or view of that name."""
+    found = database.run(_relations)
+    return [name for name in VIEWS if OrganizationSync.__tablename__ not in found.get(name, "")]
+
+
 def enter(connection: Connection) -> None:
-    """Make DATABASE_SCHEMA the only schema of the transaction's search_path."""
+    """Make DATABASE_SCHEMA the only schema of the search_path, and limit the wait for a lock."""
+    connection.execute(select(func.set_config("lock_timeout", LOCK_TIMEOUT, True)))
     schema = schema_of(connection)
     if schema is not None:
         quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
         connection.execute(select(func.set_config("search_path", quoted, True)))
 
 
-def _conflicting_tables(connection: Connection) -> list[str]:
-    """Return which tables and views of the schema have the name of one of ours."""
-    inspector, schema = inspect(connection), schema_of(connection)
-    names = {*inspector.get_table_names(schema), *inspector.get_view_names(schema)}
-    return [name for name in tables() if name in names]
+def _relations(connection: Connection) -> dict[str, str]:
+    """Return what has the name of one of our tables and views: a view's definition, "" for anything else."""
+    definition = func.coalesce(func.pg_get_viewdef(RELATIONS.c.oid), "").label("definition")
+    found = (
+        select(RELATIONS.c.relname, definition)
+        .join(NAMESPACES, NAMESPACES.c.oid == RELATIONS.c.relnamespace)
+        .where(
+            NAMESPACES.c.nspname == (schema_of(connection) or func.current_schema()),
+            RELATIONS.c.relname.in_([*tables(), *VIEWS]),
+        )
+    )
+    return {row.relname: row.definition for row in connection.execute(found)}
 
 
 def _script() -> ScriptDirectory:

@@ -8,6 +8,9 @@ from click.testing import CliRunner, Result
 
 from cli.database import db
 from db import schema
+from db.connection.causes import Cause
+from db.connection.errors import DatabaseUnavailable
+from tests.support.encodings import encoded_database
 from tests.support.payloads import ANN
 from tests.support.settings import MakeSettings
 from tests.support.terminal import on_a_terminal
@@ -206,6 +209,7 @@ IN_THE_WAY = {
     "another table": "CREATE TABLE users (id serial PRIMARY KEY, login text)",
     "one like ours": CONTRACT,
     "a view": "CREATE VIEW users AS SELECT 1 AS id",
+    "a materialized view": "CREATE MATERIALIZED VIEW users AS SELECT 1 AS id",
     "another name of ours": "CREATE TABLE webhook_events (id serial PRIMARY KEY)",
 }
 
@@ -226,6 +230,52 @@ def test_a_table_that_is_there_already_is_left_alone_and_told_in_one_line(
         found = connection.execute("SELECT relname FROM pg_class WHERE relname LIKE '%_sync'").fetchall()
         assert found == []
         assert run("upgrade", DATABASE_SCHEMA="clerk").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["TABLE", "VIEW", "MATERIALIZED VIEW"])
+def test_a_view_that_the_applications_table_keeps_from_being_created_is_named(
+    run: Run, empty_url: str, kind: str
+) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute(f"CREATE {kind} organizations AS SELECT 7 AS mine".encode())
+        done = run("upgrade", DATABASE_URL=empty_url)
+        assert (done.exit_code, done.stderr) == (0, ""), "without memberships nothing reads the view"
+        done = run("upgrade", ORGANIZATION_SOURCE="membership")
+        assert done.stderr == (
+            "warning: the view organizations was not created, because the application has a table or view of"
+            " that name: set DATABASE_SCHEMA to a schema of its own\n"
+        )
+        assert done.exit_code == 0
+        assert connection.execute("SELECT count(*) FROM organization_members").fetchone() == (0,)
+        assert run("upgrade", DATABASE_SCHEMA="clerk").stderr == ""
+        assert run("downgrade", "base", "--yes", DATABASE_SCHEMA="").exit_code == 0
+        assert connection.execute("SELECT mine FROM organizations").fetchone() == (7,)
+
+
+def test_an_upgrade_warns_of_a_database_that_cannot_hold_every_character(
+    run: Run, database_url_unpooled: str
+) -> None:
+    with encoded_database(database_url_unpooled, "LATIN1") as url:
+        done = run("upgrade", DATABASE_URL=url)
+    assert done.stderr == (
+        "warning: the database's encoding is LATIN1, not UTF8: a delivery with a character that it does not"
+        " have will fail\n"
+    )
+    assert (done.exit_code, done.stdout) == (0, f"schema at {schema.head()}\n")
+
+
+def test_an_upgrade_that_waits_for_a_table_gives_up_and_says_so(
+    run: Run, empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "LOCK_TIMEOUT", "200ms")
+    assert run("upgrade", "0003", DATABASE_URL=empty_url).exit_code == 0
+    with psycopg.connect(empty_url) as application:
+        application.execute("SELECT FROM user_sync")
+        done = run("upgrade")
+        assert isinstance(done.exception, DatabaseUnavailable)
+        assert done.exception.cause is Cause.LOCKED
+        assert run("current").output == "0003 (old)\n"
+    assert run("upgrade").output == f"schema at {schema.head()}\n"
 
 
 def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> None:
