@@ -350,7 +350,8 @@ class RedisServer(Server):
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
-                return connection.makefile("rb").readline() == b"+OK\r\n"
+                answers = connection.makefile("rb")
+                return answers.readline() == b"+OK\r\n" and answers.readline() == b"+PONG\r\n"
         except OSError:
             return False
 

@@ -111,6 +111,16 @@ def test_redis_keeps_its_data_over_a_restart(redis_store: RedisServer) -> None:
         assert connection.get("kept") == "1"
 
 
+def test_redis_has_loaded_its_data_when_it_has_started(redis_store: RedisServer) -> None:
+    redis_store.start()
+    with redis.Redis.from_url(redis_store.url) as connection:
+        connection.eval("for i = 1, 200000 do redis.call('SET', i, i) end", 0)
+    redis_store.stop()
+    redis_store.start()
+    with redis.Redis.from_url(redis_store.url) as connection:
+        assert connection.dbsize() == 200_000
+
+
 def test_redis_writes_everything_to_an_append_only_file(redis_store: RedisServer) -> None:
     redis_store.start()
     with client(redis_store) as connection:
