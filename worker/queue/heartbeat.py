@@ -19,13 +19,13 @@ WORKER_HASH_TTL_S = 90  # as RQ has it for a worker_ttl of 30 s
 class Beat(NamedTuple):
     """What one heartbeat did.
 
-    `released` counts jobs of dead workers, `retried` retries that were due. `is_registered` is False when
-    Redis did not have the worker's hash. `wait_s` is when there may be more to do, in s.
+    `released` counts jobs of dead workers, `retried` retries that were due. `is_known` is False when Redis
+    did not have its consumers, or its hash: they are new, or lost. `wait_s` is when there may be more to do.
     """
 
     released: int
     retried: int
-    is_registered: bool
+    is_known: bool
     wait_s: int
 
 
@@ -63,5 +63,5 @@ class Heartbeat:
                 *pairs,
             ],
         )
-        released, retried, added, wait_s = answer
-        return Beat(released, retried, not fields or added < len(fields), wait_s)
+        released, retried, is_known, wait_s = answer
+        return Beat(released, retried, bool(is_known), wait_s)

@@ -104,6 +104,7 @@ class BatchWorker(SimpleWorker):
         ids = [consumer.reserved.consumer_id for consumer in self._threads]
         self._heartbeat = Heartbeat(redis, self.name, ids)
         self._beats = BeatTimes()
+        self._is_registered = False
         self._has_worked = False
         self._has_unpruned = True  # an earlier worker may have left old rows
 
@@ -205,7 +206,9 @@ class BatchWorker(SimpleWorker):
         self._beats = BeatTimes(now, next_s, now if writes_hash else last.hash_at_s, fields)
         if beat.released:
             log.warning("released jobs of a dead worker", jobs=beat.released, dead_after_s=DEAD_AFTER_S)
-        if not beat.is_registered:  # just begun, or its hash has expired while it was frozen, or is lost
+        if not beat.is_known:  # just begun, or forgotten while it was frozen, or Redis lost its data
+            self._is_registered = False
+        if not self._is_registered:  # until it succeeds: a full Redis refuses it
             self._register(fields["state"])
 
     def _register(self, state: str) -> None:
@@ -214,6 +217,7 @@ class BatchWorker(SimpleWorker):
             pipeline.hset(self.key, mapping=self.serialize())
             worker_registration.register(self, pipeline)
             pipeline.execute()
+        self._is_registered = True
 
     def _fields(self) -> dict[str, str]:
         """Return the fields of this worker's hash that change, except the time."""

@@ -21,7 +21,8 @@
 -- ARGV[8] the number of consumers of this worker
 -- ARGV[9] and on: their ids, then fields and values of the worker's hash, which may be none
 --
--- Returns {jobs released, retries queued, fields new in the worker's hash, in how many s there is more to do}.
+-- Returns {jobs released, retries queued, whether Redis knew the worker (1 or 0), in how many s there is more
+-- to do}.
 --
 -- include release_reserved
 
@@ -38,9 +39,11 @@ for i = 9, first_field - 1 do
   alive[#alive + 1] = ARGV[i]
 end
 -- In a full Redis the first write must be one that needs no memory: see worker/queue/scripts.py.
-if type(redis.pcall('ZADD', consumers, unpack(alive))) == 'table' then
+local new_consumers = redis.pcall('ZADD', consumers, unpack(alive))
+if type(new_consumers) == 'table' then
   redis.call('ZREM', consumers, unpack(ARGV, 9, first_field - 1))
   redis.call('ZADD', consumers, unpack(alive))
+  new_consumers = 0
 end
 
 local released, wait = 0, dead_after
@@ -75,9 +78,10 @@ elseif first[1] and redis.call('EXISTS', KEYS[6]) == 0 then
   wait = 1
 end
 
-local added = 0
+local is_known = new_consumers == 0
 if ARGV[first_field] then
-  added = redis.call('HSET', KEYS[7], unpack(ARGV, first_field))
+  local new_fields = redis.call('HSET', KEYS[7], unpack(ARGV, first_field))
+  is_known = is_known and new_fields * 2 < #ARGV - first_field + 1
   redis.call('EXPIRE', KEYS[7], ARGV[7])
 end
-return {released, retried, added, math.ceil(wait)}
+return {released, retried, is_known and 1 or 0, math.ceil(wait)}
