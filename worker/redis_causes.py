@@ -35,7 +35,7 @@ CLUSTER_MODE = BY_CODE["CROSSSLOT"]
 KEY_REFUSED = "REDIS_URL's user may not use a key: allow ~rq:* and ~clerk-sync:* (ACL SETUSER)"
 NO_ANSWER = "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs"
 IN_USE = "all connections to Redis are in use here: raise REDIS_MAX_CONNECTIONS"
-CLOSED = "Redis closed the connection unanswered: if it requires TLS, begin REDIS_URL with rediss://"
+CLOSED = "Redis closed the connection unanswered: it is stopping or starting, or requires TLS (rediss://)"
 CLIENT_CERTIFICATE = "Redis ended the TLS connection: it may require a client's certificate"
 
 BY_TEXT = {
