@@ -191,17 +191,24 @@ def watch_health(house: House, seconds: float) -> tuple[Counter[str], float]:
 def await_health(house: House) -> None:
     """Wait until every process of the receiver says that all is well."""
     wait_until(
-        lambda: all(health(house, "/health") == WELL for _ in range(LOOKS)), READY_WITHIN_S, house.logs
+        lambda: all(health(house, "/health") == WELL for _ in range(LOOKS)),
+        READY_WITHIN_S,
+        lambda: report(house, "/health").text,
     )
 
 
 def health(house: House, path: str) -> str:
     """Return what a route of health says: the status, the verdict, and which checks fail."""
-    answer = httpx.get(f"http://{HOST}:{house.ports[0]}{path}", timeout=2 * ANSWER_S, trust_env=False)
-    report = answer.json()
-    broken = [name for name, check in report.get("checks", {}).items() if not check["ok"]]
-    said = f"{path} {answer.status_code} {report['status']}"
+    answer = report(house, path)
+    told = answer.json()
+    broken = [name for name, check in told.get("checks", {}).items() if not check["ok"]]
+    said = f"{path} {answer.status_code} {told['status']}"
     return f"{said}: {', '.join(broken)}" if broken else said
+
+
+def report(house: House, path: str) -> httpx.Response:
+    """Return what a route of health answers."""
+    return httpx.get(f"http://{HOST}:{house.ports[0]}{path}", timeout=2 * ANSWER_S, trust_env=False)
 
 
 def waits(house: House) -> int:
