@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from db.apply import memberships, profiles, statements
+from db.apply import memberships, placeholders, profiles, statements
 from db.apply.ledger import record
 from db.connection.engine import Database
+from db.connection.errors import UNIQUE_VIOLATION, ChangeRefused
 from db.connection.pipeline import Pipeline, columns
 from db.merge.change import UserChange, Version, placeholder_address
 from db.merge.claims import ClaimRank, CompetingClaim, resolve
@@ -80,17 +81,22 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
     4. Lock the rows of `users` to be written, in one order, and write.
 
     A row without history that loses its address takes part in the batch, so that its claim is recorded: then
-    all of it is done once more.
+    all of it is done once more. So it is after a row that holds another's placeholder has lost it.
 
     Two round trips, whatever the size of the batch. Killed anywhere, nothing or everything is done. Raises
     DatabaseUnavailable or ChangeRefused.
     """
     joined: frozenset[str] = frozenset()
+    are_free = False
     while batch:
         try:
             return database.run_pipeline(partial(_apply, batch=batch, joined=joined, policy=policy))
         except UnrecordedClaims as found:
             joined |= found.clerk_ids
+        except ChangeRefused as refused:
+            if are_free or refused.state != UNIQUE_VIOLATION or not placeholders.free(database):
+                raise
+            are_free = True
     return []
 
 

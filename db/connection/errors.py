@@ -63,11 +63,15 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class ChangeRefused(DatabaseError):
-    """The database does not take this change. Retries may help against a race or a trigger's refusal."""
+    """The database does not take this change. Retries may help against a race or a trigger's refusal.
 
-    def __init__(self, message: str, *, retryable: bool) -> None:
+    `state` is the SQLSTATE, None without one.
+    """
+
+    def __init__(self, message: str, *, retryable: bool, state: str | None = None) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.state = state
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -128,7 +132,7 @@ def _refused(state: str, what: str, encoding: str) -> ChangeRefused:
     elif encoding != UTF8 and state.startswith(UNREPRESENTABLE):
         what = f"{what}: the database's encoding {encoding} has no such character"
     is_passing = state in RACES or state.startswith(APPLICATION_CLASSES)
-    return ChangeRefused(f"the database refused the change: {what}", retryable=is_passing)
+    return ChangeRefused(f"the database refused the change: {what}", retryable=is_passing, state=state)
 
 
 def _driver_error(error: BaseException) -> BaseException | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from db.merge.address import storable_address
 from db.merge.change import (
     DEFAULT_ROLE,
     DELETED_NAME,
@@ -209,7 +210,7 @@ def _stored_claim(sync: SyncRow, user: UserRow | None) -> EmailClaim | None:
     if sync.claim_updated_at is not None:
         version = _version(sync.claim_updated_at, sync.claim_observed_at)
         return EmailClaim(version, sync.claimed_email, sync.claim_verified)
-    if user is not None and user.email != placeholder_address(user.clerk_id):
+    if user is not None and storable_address(user.email):  # a placeholder is no claim, whose ever it is
         return EmailClaim(UNVERSIONED, user.email)
     return None
 

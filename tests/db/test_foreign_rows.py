@@ -114,6 +114,41 @@ def test_placeholders_of_different_rows_differ() -> None:
     assert placeholder_address(ANN) == f"{ANN}@placeholder.invalid"
 
 
+# Another's placeholder
+
+
+@pytest.mark.parametrize("has_signed_in", [False, True])
+def test_a_row_that_holds_the_placeholder_of_another_gives_it_to_that_user(
+    database: Database, connection: Connection, *, has_signed_in: bool
+) -> None:
+    long = "u" * 255
+    existing(connection, CAT, placeholder_address(ANN))
+    existing(connection, "google:42", placeholder_address(CAT))
+    existing(connection, long, placeholder_address("google:42"))
+    if has_signed_in:
+        batches(database, [signed_in(CAT, 1)])
+    batches(database, [saved(ANN, 2, None), saved(BEN, 2, OTHER)])
+    assert emails(connection) == {
+        BEN: OTHER,
+        **{clerk_id: placeholder_address(clerk_id) for clerk_id in (ANN, CAT, "google:42", long)},
+    }
+    claimed = connection.execute("SELECT claimed_email FROM user_sync WHERE claimed_email IS NOT NULL")
+    assert [found["claimed_email"] for found in claimed] == [OTHER]
+
+
+def test_a_user_who_loses_an_address_gets_a_placeholder_that_another_row_holds(
+    database: Database, connection: Connection
+) -> None:
+    batches(database, [saved(ANN, 1, SHARED)])
+    existing(connection, CAT, placeholder_address(ANN))
+    batches(database, [saved(BEN, 2, SHARED)])
+    assert emails(connection) == {
+        ANN: placeholder_address(ANN),
+        BEN: SHARED,
+        CAT: placeholder_address(CAT),
+    }
+
+
 # Any time
 
 
