@@ -21,11 +21,12 @@ Source: https://github.com/clerk/openapi-specs, and for the limits https://clerk
 
 import math
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple, NoReturn
 
 import httpx
@@ -190,6 +191,7 @@ class ClerkApi:
             base_url=f"{settings.clerk_api_url}/v1",
             headers={"Authorization": f"Bearer {key}", "Accept": "application/json"},
             timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_TIMEOUT_S),
+            verify=_trusted(),
         )
 
     def page(self, order_by: str, *, offset: int | None = None, starting_after: str | None = None) -> Page:
@@ -478,3 +480,9 @@ def _retry_after(response: httpx.Response) -> float:
     except ValueError:
         return PERIOD_S
     return seconds if 0 <= seconds < float("inf") else PERIOD_S
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """Read the certificates once for all clients of the process: that takes longer than a request."""
+    return httpx.create_ssl_context()
