@@ -13,6 +13,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 TESTS ?=
 # trust the certificates that the machine trusts, as pip does
 export UV_SYSTEM_CERTS ?= true
+# keep compiled modules, as every process that a test starts would compile them anew
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup lock wheels picture run test bench faults lint check clean
 
