@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable
 
-from cli.dev.process import POLL
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.01, 0.1  # what is looked at may cost more than the wait
 
 
 def wait_until(holds: Callable[[], object], timeout: float, explain: Callable[[], str] = str) -> None:
     """Wait until `holds()` is true, `timeout` seconds at most."""
     deadline = time.monotonic() + timeout
+    pause_s = FIRST_PAUSE_S
     while not holds():
         assert time.monotonic() < deadline, explain()
-        time.sleep(POLL)
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, MAX_PAUSE_S)
