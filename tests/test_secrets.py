@@ -24,6 +24,7 @@ from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import cli
 from db import schema
 from db.connection.engine import Database
+from tests.support import http
 from tests.support.deliveries import signed
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import ANN, body, svix_id, user, user_event
@@ -205,7 +206,7 @@ def what_both_say(settings: config.Settings, directory: Path) -> str:
         time.sleep(A_WHILE_S)
         with suppress(httpx.TransportError):
             url = f"http://127.0.0.1:{settings.port}/health"
-            health = httpx.get(url, trust_env=False, timeout=15).text
+            health = http.get(url, timeout=15).text
     return "\n".join([health, *(log.read_text() for _, log in (web, worker))])
 
 
@@ -294,12 +295,10 @@ def _make_it_speak(stack: Stack, redis: Redis) -> None:
     assert _post(stack, content) == 202
     assert _post(stack, b"{}") == 202, "it is queued, and fails"
     assert _post(stack, content, secret="whsec_c29tZWJvZHkgZWxzZSdzIGtleQ==") == 400
-    assert httpx.post(stack.url, content=content, trust_env=False).status_code == 400
+    assert http.post(stack.url, content=content).status_code == 400
     for token, status in ((PULL_TOKEN, 200), (f"{MARK}-other", 401), ("\xff", 401)):
         headers = {b"Authorization": f"Bearer {token}".encode("latin-1")}
-        pulled = httpx.post(
-            f"{stack.base_url}/users/{ANN}/pull", headers=headers, trust_env=False, timeout=15
-        )
+        pulled = http.post(f"{stack.base_url}/users/{ANN}/pull", headers=headers, timeout=15)
         assert pulled.status_code == status, pulled.text
     for auth in (("x", f"{MARK}-wrong"), (f"{MARK}-wrong", "")):
         assert "Password" not in _get(stack, "/console", auth=auth)
@@ -310,11 +309,11 @@ def _make_it_speak(stack: Stack, redis: Redis) -> None:
 
 def _post(stack: Stack, content: bytes, secret: str = SIGNING) -> int:
     headers = signed(content, id_=svix_id(), secret=secret)
-    return httpx.post(stack.url, content=content, headers=headers, trust_env=False, timeout=15).status_code
+    return http.post(stack.url, content=content, headers=headers, timeout=15).status_code
 
 
 def _get(stack: Stack, path: str, auth: tuple[str, str] | None = None) -> str:
-    answer = httpx.get(stack.base_url + path, auth=auth, trust_env=False, timeout=15)
+    answer = http.get(stack.base_url + path, auth=auth, timeout=15)
     return f"{answer.status_code} {answer.headers} {answer.text}"
 
 

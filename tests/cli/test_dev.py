@@ -15,6 +15,7 @@ import pytest
 
 from cli.dev.process import try_lock
 from cli.dev.servers import free_port
+from tests.support import http
 from tests.support.settings import SECRET
 
 RECORDS = ("postgres/pid", "redis/pid", "web.pid", "worker.pid")
@@ -101,7 +102,7 @@ def test_it_serves_until_ctrl_c_and_the_data_survives(start: Callable[..., Dev])
     first = start().await_ready()
     url = httpx.URL(first.announced("Webhook URL"))
     assert url.path == "/webhooks/clerk"
-    assert httpx.get(url.copy_with(path="/health/ready"), trust_env=False).status_code == 200
+    assert http.get(url.copy_with(path="/health/ready")).status_code == 200
     database = first.variable("DATABASE_URL")
     with psycopg.connect(database) as connection:
         connection.execute(
@@ -128,7 +129,7 @@ def test_a_second_one_is_refused_and_one_after_a_kill_takes_over(start: Callable
     second = start()
     assert second.process.wait(30) == 1
     assert second.text() == "clerk-sync: clerk-sync dev already runs in this directory: stop it first\n"
-    assert httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False).status_code == 200
+    assert http.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
 
     first.end(signal.SIGKILL)
     before = [first.pid(record) for record in RECORDS]

@@ -14,6 +14,7 @@ from cli.dev.servers import free_port
 from cli.main import COMMANDS, describe
 from config import SettingsError
 from db.connection.errors import DatabaseUnavailable
+from tests.support import http
 from tests.support.processes import clerk_sync
 from tests.support.settings import NOTHING_LISTENS, MakeSettings
 from tests.support.stack import environment
@@ -214,6 +215,6 @@ def test_with_port_0_the_port_that_was_bound_is_logged(tmp_path: Path, make_sett
 
 def _lives(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health/live", trust_env=False).is_success
+        return http.get(f"http://127.0.0.1:{port}/health/live").is_success
     except httpx.TransportError:
         return False

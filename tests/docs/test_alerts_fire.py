@@ -17,6 +17,7 @@ import config
 from cli.dev.process import Process
 from cli.dev.servers import ENVIRONMENT, RedisServer, free_port
 from db.times import now_ms
+from tests.support import http
 from tests.support.deliveries import signed
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import body, svix_id, user, user_event
@@ -76,7 +77,7 @@ class Prometheus:
     def firing(self) -> set[str]:
         """Return the names of the alerts that fire now."""
         try:
-            answer: Any = httpx.get(f"http://127.0.0.1:{self.port}/api/v1/alerts", trust_env=False).json()
+            answer: Any = http.get(f"http://127.0.0.1:{self.port}/api/v1/alerts").json()
         except httpx.TransportError:
             return set()
         now = {a["labels"]["alertname"] for a in answer["data"]["alerts"] if a["state"] == "firing"}
@@ -93,8 +94,8 @@ class Prometheus:
 
     def ask(self, expression: str) -> list[Any]:
         """Return the result of a query."""
-        answer: Any = httpx.get(
-            f"http://127.0.0.1:{self.port}/api/v1/query", params={"query": expression}, trust_env=False
+        answer: Any = http.get(
+            f"http://127.0.0.1:{self.port}/api/v1/query", params={"query": expression}
         ).json()
         result: list[Any] = answer["data"]["result"]
         return result
@@ -159,16 +160,14 @@ def test_every_alert_fires_for_what_it_is_there_for(
 
 def _knows(prometheus: Prometheus) -> bool:
     try:
-        ready = httpx.get(f"http://127.0.0.1:{prometheus.port}/-/ready", trust_env=False).is_success
+        ready = http.get(f"http://127.0.0.1:{prometheus.port}/-/ready").is_success
     except httpx.TransportError:
         return False
     return ready and len(prometheus.ask("clerk_sync_redis_up == 1")) == 1
 
 
 def _send(stack: Stack, content: bytes, headers: dict[str, str] | None = None) -> int:
-    answer = httpx.post(
-        stack.url, content=content, headers=headers or signed(content), trust_env=False, timeout=15
-    )
+    answer = http.post(stack.url, content=content, headers=headers or signed(content), timeout=15)
     return answer.status_code
 
 

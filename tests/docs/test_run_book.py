@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import click
-import httpx
 import psycopg
 import pytest
 
 from cli.dev.servers import free_port
 from cli.main import cli
 from db.connection.causes import Cause
+from tests.support import http
 from tests.support.deliveries import signed
 from tests.support.payloads import ANN, body, user, user_event
 from tests.support.settings import MakeSettings
@@ -88,7 +88,7 @@ def test_a_failed_job_is_seen_understood_repaired_and_replayed_by_the_run_book(
         connection.execute("ALTER TABLE users ADD CONSTRAINT short_names CHECK (length(name) < 5)")
         content = body(user_event(data=user(ANN, first_name="Annabel", last_name=None)))
         headers = signed(content)
-        assert httpx.post(stack.url, content=content, headers=headers, trust_env=False).status_code == 202
+        assert http.post(stack.url, content=content, headers=headers).status_code == 202
         svix_id = headers["svix-id"]
         wait_until(lambda: svix_id in run(see), 30, stack.logs)
         assert ANN in run(see)

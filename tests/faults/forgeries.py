@@ -4,13 +4,12 @@ import time
 from statistics import median
 from typing import NamedTuple
 
-import httpx
-
 from cli.dev.servers import HOST
 from tests.bench.load import Spec
 from tests.faults.house import House
 from tests.faults.overload import offered
 from tests.faults.wire import taken_in
+from tests.support import http
 from tests.support.waiting import wait_until
 
 WRONG_SECRET = "whsec_bm90IHRoZSBzZWNyZXQgb2YgdGhpcyBlbmRwb2ludA=="
@@ -73,5 +72,5 @@ def check(seen: Flood) -> None:
 
 def refused(house: House) -> float:
     """Return how many deliveries the receiver has counted as forged."""
-    shown = httpx.get(f"http://{HOST}:{house.ports[0]}/metrics", timeout=10, trust_env=False).text
+    shown = http.get(f"http://{HOST}:{house.ports[0]}/metrics", timeout=10).text
     return sum(float(line.split()[-1]) for line in shown.splitlines() if line.startswith(REFUSED))

@@ -13,6 +13,7 @@ from redis import Redis
 
 import config
 from cli.dev.servers import HOST, free_port
+from tests.support import http
 from tests.support.members import Member, has_begun, worker_member
 from tests.support.processes import clerk_sync
 from tests.support.stack import environment
@@ -124,7 +125,7 @@ class House:
 def takes_deliveries(port: int) -> bool:
     """Say whether the receiver on that port is ready."""
     with suppress(httpx.TransportError):
-        return httpx.get(f"http://{HOST}:{port}/health/ready", timeout=8, trust_env=False).is_success
+        return http.get(f"http://{HOST}:{port}/health/ready", timeout=8).is_success
     return False
 
 

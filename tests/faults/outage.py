@@ -14,6 +14,7 @@ from tests.faults.chaos import await_settled
 from tests.faults.house import House, takes_deliveries
 from tests.faults.servers import Servers
 from tests.faults.svix import Svix
+from tests.support import http
 from tests.support.members import Member
 from tests.support.queue import RqView
 from tests.support.reference_model import Delivery
@@ -208,7 +209,7 @@ def health(house: House, path: str) -> str:
 
 def report(house: House, path: str) -> httpx.Response:
     """Return what a route of health answers."""
-    return httpx.get(f"http://{HOST}:{house.ports[0]}{path}", timeout=2 * ANSWER_S, trust_env=False)
+    return http.get(f"http://{HOST}:{house.ports[0]}{path}", timeout=2 * ANSWER_S)
 
 
 def waits(house: House) -> int:

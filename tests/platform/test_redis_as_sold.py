@@ -5,13 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from redis import Redis
 
 import config
 from cli.dev.servers import HOST, free_port
-from tests.support import commands
+from tests.support import commands, http
 from tests.support.certificates import Authority
 from tests.support.deliveries import genuine, signed
 from tests.support.queue import delivery
@@ -41,7 +40,7 @@ def test_a_small_plan_takes_every_delivery_of_a_burst_and_answers_afterwards(
         with Stack(settings, tmp_path) as stack:
             with ThreadPoolExecutor(30) as threads:
                 statuses = list(threads.map(lambda _: _deliver(stack.url), range(90)))
-            health = httpx.get(f"{stack.base_url}/health", timeout=10, trust_env=False)
+            health = http.get(f"{stack.base_url}/health", timeout=10)
             shown = [commands.run(settings, *words) for words in (("status",), ("failed", "list"))]
             assert statuses == [202] * 90, stack.logs()
             assert health.status_code == 200, health.text
@@ -194,7 +193,7 @@ def _assert_served(settings: config.Settings) -> None:
 
 def _deliver(url: str) -> int:
     content = genuine()
-    return httpx.post(url, content=content, headers=signed(content), timeout=20, trust_env=False).status_code
+    return http.post(url, content=content, headers=signed(content), timeout=20).status_code
 
 
 def _clients(port: int) -> int:

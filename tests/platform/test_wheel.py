@@ -10,11 +10,11 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import httpx
 import pytest
 
 from cli.dev.servers import free_port
 from cli.main import COMMANDS
+from tests.support import http
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack, environment
 
@@ -99,7 +99,7 @@ def test_the_wheel_migrates_and_serves_in_a_hostile_folder(
         command = (installed / "clerk-sync", "send", "user.created", "--url", stack.url)
         sent = _run(command, hostile, environment(settings) | path)
         assert "202" in sent.stdout, sent.stderr + stack.logs()
-        assert httpx.get(f"{stack.base_url}/health", trust_env=False).is_success, stack.logs()
+        assert http.get(f"{stack.base_url}/health").is_success, stack.logs()
 
 
 @pytest.mark.parametrize("path", [".", None])

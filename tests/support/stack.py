@@ -16,6 +16,7 @@ import httpx
 from pydantic import SecretStr
 
 import config
+from tests.support import http
 from tests.support.service_process import ServiceProcess
 from tests.support.waiting import wait_until
 from worker.queue.rq_format import WORKERS_KEY
@@ -77,7 +78,7 @@ class Stack:
     def _is_ready(self) -> bool:
         assert all(process.running for process in (self.web, *self.workers)), self.logs()
         try:
-            ready = httpx.get(f"{self.base_url}/health/ready", timeout=5, trust_env=False).is_success
+            ready = http.get(f"{self.base_url}/health/ready", timeout=5).is_success
         except httpx.TransportError:
             return False
         return ready and self._workers_registered() >= len(self.workers)

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urljoin
 
-import httpx
 import psycopg
 import pytest
 from flask.testing import FlaskClient
@@ -14,6 +13,7 @@ from redis import Redis
 from werkzeug.test import TestResponse
 
 from cli.dev.servers import RedisServer, free_port
+from tests.support import http
 from tests.support.failed_jobs import fail, fail_in_another_worker, raise_personal
 from tests.support.payloads import ANN, BEN, svix_id, user, user_event
 from tests.support.queue import RqView
@@ -404,7 +404,7 @@ def test_a_database_that_hangs_costs_the_page_no_more_than_its_limit(
 
 def test_the_console_is_there_behind_the_real_server(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(console_password=PASSWORD, port=free_port(), web_workers=2)
-    with Stack(settings, tmp_path, workers=1) as stack, httpx.Client(trust_env=False, timeout=10) as client:
+    with Stack(settings, tmp_path, workers=1) as stack, http.Client(timeout=10) as client:
         page = client.get(f"{stack.base_url}/console", auth=("x", PASSWORD.encode()))
         assert page.status_code == 200
         assert "clerk-sync" in page.text

@@ -4,12 +4,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from redis import Redis
 
 from cli.dev.servers import free_port
+from tests.support import http
 from tests.support.deliveries import signed
 from tests.support.payloads import body, user, user_event
 from tests.support.queue import RqView
@@ -95,7 +95,7 @@ def deliver(stack: Stack, *clerk_ids: object) -> None:
     """Deliver a user.created for each; one whose id is no text fails."""
     for clerk_id in clerk_ids:
         content = body(user_event(data=user(clerk_id)))
-        answer = httpx.post(stack.url, content=content, headers=signed(content), trust_env=False)
+        answer = http.post(stack.url, content=content, headers=signed(content))
         assert answer.status_code == 202
 
 

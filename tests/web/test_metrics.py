@@ -1,10 +1,10 @@
 import time
 from pathlib import Path
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from cli.dev.servers import RedisServer, free_port
+from tests.support import http
 from tests.support.deliveries import PATH, MakeClient, signed
 from tests.support.payloads import body, deleted_event, user_event
 from tests.support.queue import frozen
@@ -84,7 +84,7 @@ def test_the_figures_are_those_of_all_processes_and_outlive_them(
         for _ in range(40):
             content = body(user_event())
             headers = {**signed(content), "Connection": "close"}
-            assert httpx.post(stack.url, content=content, headers=headers, trust_env=False).status_code == 202
+            assert http.post(stack.url, content=content, headers=headers).status_code == 202
         applied = {"type": "user.created", "outcome": "applied"}
         wait_until(lambda: _sum(_scrape(stack), "clerk_sync_events_applied_total") == 40, 20, stack.logs)
         wait_until(lambda: _sum(_scrape(stack), "clerk_sync_deliveries_total") == 40, 20, stack.logs)
@@ -95,7 +95,7 @@ def test_the_figures_are_those_of_all_processes_and_outlive_them(
         assert value(text, "clerk_sync_delivery_lag_seconds_count") == 40
         assert value(text, "clerk_sync_pool_size", worker=_worker(text)) == 5
         gone = body(deleted_event())
-        httpx.post(stack.url, content=gone, headers=signed(gone), trust_env=False)
+        http.post(stack.url, content=gone, headers=signed(gone))
         stack.web.end()
         stack.web.start()
         stack.await_ready()
@@ -109,14 +109,14 @@ def test_a_worker_that_stops_leaves_its_last_counts(make_settings: MakeSettings,
     with Stack(make_settings(port=free_port(), web_workers=1), tmp_path) as stack:
         time.sleep(FLUSH_EVERY_S / 2)
         content = body(user_event())
-        httpx.post(stack.url, content=content, headers=signed(content), trust_env=False)
+        http.post(stack.url, content=content, headers=signed(content))
         wait_until(lambda: '"applied"' in stack.logs() or "applied" in stack.logs(), 10, stack.logs)
         stack.workers[0].end()
         assert _sum(_scrape(stack), "clerk_sync_events_applied_total") == 1
 
 
 def _scrape(stack: Stack) -> str:
-    answer = httpx.get(f"{stack.base_url}/metrics", trust_env=False, timeout=10)
+    answer = http.get(f"{stack.base_url}/metrics", timeout=10)
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     return answer.text
 

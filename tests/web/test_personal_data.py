@@ -21,6 +21,7 @@ from rq import Queue
 
 import config
 from cli.dev.servers import RedisServer, free_port
+from tests.support import http
 from tests.support.deliveries import signed
 from tests.support.failed_jobs import fail_in_another_worker, raise_personal
 from tests.support.fake_clerk import KEY, FakeClerk
@@ -153,7 +154,7 @@ def _assert_nothing_personal(said: dict[str, str]) -> None:
 def _post(stack: Stack, content: bytes, headers: dict[str, str] | None = None, query: str = "") -> int:
     headers = signed(content) if headers is None else headers
     url = stack.url + query
-    return httpx.post(url, content=content, headers=headers, trust_env=False, timeout=15).status_code
+    return http.post(url, content=content, headers=headers, timeout=15).status_code
 
 
 def _good(stack: Stack) -> None:
@@ -200,7 +201,7 @@ def _forged_and_broken(stack: Stack) -> None:
         assert _post(stack, broken) == 400
     assert _post(stack, MARK.encode() * 20_000) == 413
     assert _post(stack, content, {}, f"?email={EMAIL}") == 400
-    assert httpx.get(f"{stack.base_url}/{EMAIL}", trust_env=False).status_code == 404
+    assert http.get(f"{stack.base_url}/{EMAIL}").status_code == 404
 
 
 def _unreadable(stack: Stack) -> None:
@@ -265,7 +266,7 @@ def _pulled(stack: Stack, clerk: FakeClerk) -> None:
 def _pull(stack: Stack, clerk_id: str, status: int) -> str:
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     url = f"{stack.base_url}/users/{clerk_id}/pull"
-    answer = httpx.post(url, headers=bearer, trust_env=False, timeout=20)
+    answer = http.post(url, headers=bearer, timeout=20)
     assert answer.status_code == status, answer.text
     return answer.text
 
@@ -294,7 +295,7 @@ def _without_database(stack: Stack, redis: Redis) -> None:
     with _database_away(stack.settings):
         assert _post(stack, marked_event(marked_user("user_waits_too"))) == 202
         wait_until(lambda: stack.logs().count("no connection to the database") > 0, PATIENCE_S, stack.logs)
-        httpx.get(f"{stack.base_url}/health", trust_env=False, timeout=10)
+        http.get(f"{stack.base_url}/health", timeout=10)
     wait_until(lambda: RqView(redis).queue.count == 0, PATIENCE_S, stack.logs)
 
 
@@ -321,7 +322,7 @@ def _connection(settings: config.Settings) -> psycopg.Connection:
 def _without_redis(stack: Stack, server: RedisServer) -> None:
     server.kill()
     assert _post(stack, marked_event(marked_user("user_lost"))) == 503
-    httpx.get(f"{stack.base_url}/health", trust_env=False, timeout=10)
+    http.get(f"{stack.base_url}/health", timeout=10)
     server.start()
     wait_until(lambda: _post(stack, marked_event(marked_user("user_back"))) == 202, PATIENCE_S, stack.logs)
 
@@ -337,7 +338,7 @@ def _killed(stack: Stack) -> None:
 
 def _is_alive(stack: Stack) -> bool:
     try:
-        return httpx.get(f"{stack.base_url}/health/ready", trust_env=False, timeout=5).is_success
+        return http.get(f"{stack.base_url}/health/ready", timeout=5).is_success
     except httpx.TransportError:
         return False
 
@@ -381,7 +382,7 @@ def _drained(stack: Stack, redis: Redis) -> None:
 def _pages(stack: Stack) -> dict[str, str]:
     shown = {}
     for path in ("/health", "/health/ready", "/metrics", "/console", "/console?user=user_good"):
-        answer = httpx.get(stack.base_url + path, auth=("x", PASSWORD), trust_env=False, timeout=10)
+        answer = http.get(stack.base_url + path, auth=("x", PASSWORD), timeout=10)
         assert answer.status_code == 200, path
         shown[path] = answer.text
     return shown

@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 
 import config
 from cli.dev.servers import PostgresServer, free_port
+from tests.support import http
 from tests.support.fake_clerk import FakeClerk
 from tests.support.migrations import migrate
 from tests.support.payloads import ANN, BEN, user, user_event
@@ -180,8 +181,7 @@ def test_a_database_that_hangs_is_told_in_time_and_is_not_asked_by_ever_more(
 
     def call(number: int) -> httpx.Response:
         url = f"http://127.0.0.1:{settings.port}/users/user_{number}/pull"
-        with httpx.Client(trust_env=False, timeout=30) as http:
-            answers.append(http.post(url, headers=BEARER))
+        answers.append(http.post(url, headers=BEARER, timeout=30))
         return answers[-1]
 
     with Stack(settings, tmp_path, workers=0):
@@ -230,8 +230,7 @@ def test_calls_to_several_web_processes_are_all_answered(
 
     def call() -> None:
         url = f"http://127.0.0.1:{settings.port}/users/{ANN}/pull"
-        with httpx.Client(trust_env=False, timeout=30) as http:
-            answers.append(http.post(url, headers=BEARER))
+        answers.append(http.post(url, headers=BEARER, timeout=30))
 
     with Stack(settings, tmp_path, workers=0) as stack:
         threads = [threading.Thread(target=call) for _ in range(20)]

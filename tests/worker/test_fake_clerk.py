@@ -3,13 +3,14 @@
 import httpx
 import pytest
 
+from tests.support import http
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import ANN, BEN, user
 
 
 def get(clerk: FakeClerk, path: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {clerk.key}"}
-    return httpx.get(f"{clerk.url}/v1{path}", headers=headers, trust_env=False)
+    return http.get(f"{clerk.url}/v1{path}", headers=headers)
 
 
 @pytest.mark.parametrize(
