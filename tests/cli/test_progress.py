@@ -14,7 +14,7 @@ import config
 from cli.dev.servers import HOST
 from tests.support.failed_jobs import fail
 from tests.support.fake_clerk import FakeClerk, Request
-from tests.support.line import Line
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, count
 from tests.support.terminal import SOON_S, Terminal, on_a_terminal
@@ -85,23 +85,23 @@ def test_connections_that_are_cut_in_the_middle_do_not_fail_the_run(
 ) -> None:
     port = urlsplit(clerk.url).port
     assert port
-    line = Line(port)
+    proxy = FaultyProxy(port)
 
     def cut_now_and_then(request: Request) -> None:
         if len(clerk.requests) in CUT_AT:
-            line.cut()
+            proxy.cut()
         if len(clerk.requests) == HALF_ANSWERED_AT:
             clerk.answer_next(200, "[" + " " * 1000, cut=500)
         slowly(request)
 
     clerk.before = cut_now_and_then
-    line.start()
+    proxy.start()
     try:
-        over_the_line = settings.model_copy(update={"clerk_api_url": f"http://{HOST}:{line.port}"})
-        with on_a_terminal(over_the_line, "backfill") as terminal:
+        through_proxy = settings.model_copy(update={"clerk_api_url": f"http://{HOST}:{proxy.port}"})
+        with on_a_terminal(through_proxy, "backfill") as terminal:
             assert terminal.wait() == 0, terminal.shown
     finally:
-        line.stop()
+        proxy.stop()
     assert terminal.left == "6,000 users: 6,000 created, 0 updated, 0 unchanged\n"
     assert count(settings) == USERS
     asked = Counter((request.path, str(request.parameters)) for request in clerk.requests)

@@ -29,7 +29,7 @@ from db.connection.errors import ChangeRefused, DatabaseError, DatabaseUnavailab
 from db.connection.pipeline import Pipeline
 from db.connection.url import postgres_url
 from db.times import EARLIEST, LATEST
-from tests.support.line import Line, line_to
+from tests.support.faulty_proxy import FaultyProxy, proxy_to
 from tests.support.settings import MakeSettings
 from tests.support.waiting import wait_until
 
@@ -527,23 +527,25 @@ def test_no_log_line_shows_a_value(
 
 
 @pytest.fixture
-def lined(make_database: Callable[..., Database], database_url: str) -> Iterator[tuple[Database, Line]]:
-    """A database whose answers are to come within a second, and the line that leads to it."""
-    with line_to(database_url) as (line, url):
-        yield make_database(unpooled=False, answer_limit_s=1, database_url=url), line
+def through_proxy(
+    make_database: Callable[..., Database], database_url: str
+) -> Iterator[tuple[Database, FaultyProxy]]:
+    """A database whose answers are to come within a second, and the proxy that leads to it."""
+    with proxy_to(database_url) as (proxy, url):
+        yield make_database(unpooled=False, answer_limit_s=1, database_url=url), proxy
 
 
 def test_a_transaction_that_gets_no_answer_is_tried_on_a_fresh_connection(
-    lined: tuple[Database, Line], admin: psycopg.Connection[Any]
+    through_proxy: tuple[Database, FaultyProxy], admin: psycopg.Connection[Any]
 ) -> None:
-    far, line = lined
+    far, proxy = through_proxy
     far.ping()
     for id_, run in enumerate((run_statement, run_piped)):
-        line.forget()
+        proxy.forget()
         began = time.monotonic()
         run(far, text(f"INSERT INTO things VALUES ({id_}, 'good')"))
         assert 1 <= time.monotonic() - began < 5
-    line.forget()
+    proxy.forget()
     far.ping()
     assert things(admin) == [(0, "good"), (1, "good")]
     assert far.pool_state().in_use == 0
@@ -557,12 +559,12 @@ def run_piped(database: Database, statement: TextClause) -> None:
     database.run_pipeline(lambda pipeline: pipeline.send(statement))
 
 
-def test_a_connection_that_was_not_answered_is_closed(lined: tuple[Database, Line]) -> None:
-    far, line = lined
+def test_a_connection_that_was_not_answered_is_closed(through_proxy: tuple[Database, FaultyProxy]) -> None:
+    far, proxy = through_proxy
     with far.engine.connect() as late:
         driver = late.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)
-        line.forget()
+        proxy.forget()
         with pytest.raises(DBAPIError):
             late.execute(text("SELECT 1"))
         assert driver.closed

@@ -20,7 +20,6 @@ import click
 
 from tests.faults import chaos, crowd, forgeries
 from tests.faults.forgeries import Flood, flood
-from tests.faults.house import House, what_is_left
 from tests.faults.outage import (
     Outage,
     RedisOutage,
@@ -30,8 +29,9 @@ from tests.faults.outage import (
     without_redis,
 )
 from tests.faults.overload import ROW_S, TIMES_TOO_MUCH, Overload, check, overload, slow_database
-from tests.faults.past import some_deliveries
+from tests.faults.random_histories import some_deliveries
 from tests.faults.servers import Servers
+from tests.faults.service import Service, what_is_left
 from tests.support.waiting import wait_until
 
 STEADY_PER_S = 20
@@ -97,23 +97,23 @@ def main(
 
 
 @contextmanager
-def _house(servers: Servers, **overrides: Any) -> Iterator[House]:
+def _service(servers: Servers, **overrides: Any) -> Iterator[Service]:
     """Give a service of two receivers and some workers, with empty tables and an empty Redis."""
     settings = servers.fresh(web_workers=2, **overrides)
     with (
         tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
-        House(settings, Path(path), workers=WORKERS) as house,
+        Service(settings, Path(path), workers=WORKERS) as service,
     ):
-        yield house
+        yield service
 
 
 def _outage(servers: Servers, seconds: float) -> Outage:
     """Go without PostgreSQL for so long, under a steady load and with the pauses of production."""
     deliveries = some_deliveries(OUTAGE_SEED, round(seconds * STEADY_PER_S))
-    with _house(servers) as house:
-        seen = without_postgres(servers, house, deliveries, seconds)
-        assert all(member.running for member in house.members), house.logs()
-    chaos.compare(house.settings, deliveries)
+    with _service(servers) as service:
+        seen = without_postgres(servers, service, deliveries, seconds)
+        assert all(process.running for process in service.processes), service.logs()
+    chaos.compare(service.settings, deliveries)
     check_outage(seen)
     return seen
 
@@ -121,19 +121,19 @@ def _outage(servers: Servers, seconds: float) -> Outage:
 def _redis_outage(servers: Servers, seconds: float) -> RedisOutage:
     """Go without Redis for so long, under a steady load."""
     deliveries = some_deliveries(REDIS_OUTAGE_SEED, round(seconds * STEADY_PER_S))
-    with _house(servers) as house:
-        seen = without_redis(servers, house, deliveries, seconds)
-    chaos.compare(house.settings, deliveries)
+    with _service(servers) as service:
+        seen = without_redis(servers, service, deliveries, seconds)
+    chaos.compare(service.settings, deliveries)
     check_redis_outage(seen)
     return seen
 
 
 def _flood(servers: Servers, seconds: float) -> Flood:
     """Send forged deliveries, as many as can be refused, and genuine ones among them, which are applied."""
-    with _house(servers) as house:
-        seen = flood(house, seconds)
-        wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)
-        assert all(member.running for member in house.members), house.logs()
+    with _service(servers) as service:
+        seen = flood(service, seconds)
+        wait_until(lambda: not what_is_left(service.redis), DRAINED_WITHIN_S, service.logs)
+        assert all(process.running for process in service.processes), service.logs()
     assert _applied(servers) == seen.taken, "what was genuine is applied, and nothing else"
     forgeries.check(seen)
     return seen
@@ -141,21 +141,21 @@ def _flood(servers: Servers, seconds: float) -> Flood:
 
 def _crowd(way: str, servers: Servers, seconds: float) -> crowd.Seen:
     """Hold as many connections as can be held, in this way, and deliver beside them."""
-    with _house(servers) as house:
-        (receiver,) = house.receivers
+    with _service(servers) as service:
+        (receiver,) = service.receivers
         assert receiver.pid
-        seen = crowd.beside(house.ports[0], receiver.pid, way, seconds)
+        seen = crowd.beside(service.ports[0], receiver.pid, way, seconds)
     crowd.check(seen)
     return seen
 
 
 def _overload(servers: Servers, seconds: float) -> Overload:
     """Offer far more than can be drained, then wait until all that was taken is applied."""
-    with _house(servers, max_queue_depth=MAX_QUEUE_DEPTH, batch_size=BATCH_SIZE) as house:
+    with _service(servers, max_queue_depth=MAX_QUEUE_DEPTH, batch_size=BATCH_SIZE) as service:
         with slow_database(servers):
-            seen = overload(house, TIMES_TOO_MUCH * WORKERS / ROW_S, seconds)
-        wait_until(lambda: not what_is_left(house.redis), DRAINED_WITHIN_S, house.logs)
-        assert all(member.running for member in house.members), house.logs()
+            seen = overload(service, TIMES_TOO_MUCH * WORKERS / ROW_S, seconds)
+        wait_until(lambda: not what_is_left(service.redis), DRAINED_WITHIN_S, service.logs)
+        assert all(process.running for process in service.processes), service.logs()
     check(seen, MAX_QUEUE_DEPTH)
     assert _applied(servers) == seen.taken, "what was taken is applied, no more and no less"
     return seen

@@ -17,10 +17,10 @@ from redis.exceptions import RedisError
 
 import config
 from tests.faults.damage import FAULTS, TRACKS, Scene
-from tests.faults.house import House, what_is_left
-from tests.faults.past import past
 from tests.faults.plan import Step, plan
+from tests.faults.random_histories import random_histories
 from tests.faults.servers import Servers
+from tests.faults.service import Service, what_is_left
 from tests.faults.svix import Svix
 from tests.support import reference_model
 from tests.support.database_trial import DAWDLE, Trial, expected_ledger
@@ -74,7 +74,7 @@ def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object
         random.choice(["metadata", "none"]),
         random.choice(["metadata", "membership", "none"]),
     )
-    histories = past(
+    histories = random_histories(
         seed,
         round(seconds * DELIVERIES_PER_S / EVENTS_PER_WORLD),
         with_organizations=choices.organization_source == "membership",
@@ -85,17 +85,17 @@ def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object
         connection.execute(DAWDLE)
     with (
         tempfile.TemporaryDirectory(prefix="clerk-sync-") as directory,
-        House(settings, Path(directory), receivers=2, workers=2, kept=True) as house,
-        Svix(house.ports, random) as svix,
+        Service(settings, Path(directory), receivers=2, workers=2, kept=True) as service,
+        Svix(service.ports, random) as svix,
     ):
         deliver(svix, deliveries, seconds, random)
-        broken = follow(steps, servers, house)
+        broken = follow(steps, servers, service)
         began = time.monotonic()
-        await_settled(house, svix)
+        await_settled(service, svix)
         settled_in_s = time.monotonic() - began
-        assert house.ends() == {}, house.logs()
+        assert service.ends() == {}, service.logs()
         assert {answer for answer in svix.answers if answer.isdigit()} <= PROPER_ANSWERS, svix.answers
-        restarts = sum(member.starts - 1 for member in house.members)
+        restarts = sum(process.starts - 1 for process in service.processes)
     compare(settings, deliveries, choices)
     return Report(
         seed,
@@ -119,7 +119,7 @@ def deliver(svix: Svix, deliveries: Sequence[Delivery], seconds: float, random: 
         svix.send(storms[i::number], after_s=i * seconds / number, twice=TWICE)
 
 
-def follow(steps: Sequence[Step], servers: Servers, house: House) -> list[Broken]:
+def follow(steps: Sequence[Step], servers: Servers, service: Service) -> list[Broken]:
     """Do what the plan says; each track in a thread of its own."""
     began = time.monotonic()
     broken: list[Broken] = []
@@ -129,7 +129,7 @@ def follow(steps: Sequence[Step], servers: Servers, house: House) -> list[Broken
         try:
             for step in (step for step in steps if FAULTS[step.fault].track == track):
                 time.sleep(max(0.0, began + step.at_s - time.monotonic()))
-                with FAULTS[step.fault].damage(Scene(servers, house, step.target)):
+                with FAULTS[step.fault].damage(Scene(servers, service, step.target)):
                     time.sleep(step.lasts_s)
                 broken.append(Broken(step.fault, time.time()))
         except BaseException as error:
@@ -145,18 +145,18 @@ def follow(steps: Sequence[Step], servers: Servers, house: House) -> list[Broken
     return broken
 
 
-def await_settled(house: House, svix: Svix, within_s: float = SETTLED_WITHIN_S) -> None:
+def await_settled(service: Service, svix: Svix, within_s: float = SETTLED_WITHIN_S) -> None:
     """Wait until everything is delivered, and no job is anywhere but finished."""
 
     def what_remains() -> dict[str, int]:
         undelivered = svix.undelivered  # first: what is delivered meanwhile is seen on the queue
         try:
-            left = what_is_left(house.redis)
+            left = what_is_left(service.redis)
         except RedisError:
             left = {"unknown": 1}
         return {**left, "undelivered": undelivered} if undelivered else left
 
-    wait_until(lambda: not what_remains(), within_s, lambda: f"{what_remains()}\n{house.logs()}")
+    wait_until(lambda: not what_remains(), within_s, lambda: f"{what_remains()}\n{service.logs()}")
 
 
 def compare(settings: config.Settings, deliveries: Sequence[Delivery], choices: Choices = DEFAULT) -> None:

@@ -1,4 +1,4 @@
-"""Servers that the tests of this package break, and a house that has to live through all of it."""
+"""Servers that the tests of this package break, and a service that has to live through all of it."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.house import House, what_is_left
 from tests.faults.servers import Servers
+from tests.faults.service import Service, what_is_left
 from tests.support.queue import RqView
 from tests.support.waiting import wait_until
 from worker.queue.consumer import CONSUMERS_KEY
@@ -38,37 +38,37 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def _house(servers: Servers) -> Iterator[House]:
-    with inhabited(servers, REDIS_NUMBER) as house:
-        yield house
+def _service(servers: Servers) -> Iterator[Service]:
+    with inhabited(servers, REDIS_NUMBER) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
-def _house_of_memberships(servers: Servers) -> Iterator[House]:
-    with inhabited(servers, OTHER_REDIS_NUMBER, organization_source="membership") as house:
-        yield house
+def _membership_service(servers: Servers) -> Iterator[Service]:
+    with inhabited(servers, OTHER_REDIS_NUMBER, organization_source="membership") as service:
+        yield service
 
 
 @pytest.fixture
-def house(servers: Servers, _house: House) -> Iterator[House]:
+def service(servers: Servers, _service: Service) -> Iterator[Service]:
     """A receiver of two processes and two workers, the same ones for every test, all empty.
 
     None of them may end because of what a test breaks.
     """
-    with emptied(servers, _house):
-        yield _house
+    with emptied(servers, _service):
+        yield _service
 
 
 @pytest.fixture
-def house_of_memberships(servers: Servers, _house_of_memberships: House) -> Iterator[House]:
+def membership_service(servers: Servers, _membership_service: Service) -> Iterator[Service]:
     """The same beside it, only that memberships say who is in which organization."""
-    with emptied(servers, _house_of_memberships):
-        yield _house_of_memberships
+    with emptied(servers, _membership_service):
+        yield _membership_service
 
 
 @contextmanager
-def inhabited(servers: Servers, redis_number: int, **overrides: Any) -> Iterator[House]:
-    """Start a house for the block; `overrides` are settings. No process may write a traceback."""
+def inhabited(servers: Servers, redis_number: int, **overrides: Any) -> Iterator[Service]:
+    """Start a service for the block; `overrides` are settings. No process may write a traceback."""
     settings = servers.fresh(
         redis_number=redis_number,
         max_queue_depth=MAX_QUEUE_DEPTH,
@@ -77,40 +77,40 @@ def inhabited(servers: Servers, redis_number: int, **overrides: Any) -> Iterator
         **overrides,
     )
     with tempfile.TemporaryDirectory(prefix="clerk-sync-") as path:
-        with House(settings, Path(path), workers=2) as house:
-            yield house
-        assert "Traceback" not in house.logs()
+        with Service(settings, Path(path), workers=2) as service:
+            yield service
+        assert "Traceback" not in service.logs()
 
 
 @contextmanager
-def emptied(servers: Servers, house: House) -> Iterator[None]:
-    """Let a house begin a test with nothing in it; no process may end during the block."""
+def emptied(servers: Servers, service: Service) -> Iterator[None]:
+    """Let a service begin a test with nothing in it; no process may end during the block."""
     servers.ensure_running()
-    servers.database = house.database
-    wait_until(lambda: not IN_HAND & what_is_left(house.redis).keys(), KNOWN_AGAIN_S, house.logs)
+    servers.database = service.database
+    wait_until(lambda: not IN_HAND & what_is_left(service.redis).keys(), KNOWN_AGAIN_S, service.logs)
     with servers.connection() as connection:
         connection.execute(f"TRUNCATE {TABLES}")
-    forget_jobs(house)
-    wait_until(lambda: are_known(house), KNOWN_AGAIN_S, house.logs)
-    before = [member.pid for member in house.members]
+    forget_jobs(service)
+    wait_until(lambda: are_known(service), KNOWN_AGAIN_S, service.logs)
+    before = [process.pid for process in service.processes]
     yield
-    assert [member.pid for member in house.members] == before, house.logs()
+    assert [process.pid for process in service.processes] == before, service.logs()
 
 
-def forget_jobs(house: House) -> None:
+def forget_jobs(service: Service) -> None:
     """Empty Redis, except for what it knows of workers: they would not be known before their next beats.
 
     When there is anybody else's name among theirs, all goes.
     """
-    if not are_known(house):
-        house.redis.flushdb()
+    if not are_known(service):
+        service.redis.flushdb()
     stays = (WORKERS_KEY.encode(), b"rq:workers", CONSUMERS_KEY.encode())
-    for key in list(house.redis.scan_iter()):
+    for key in list(service.redis.scan_iter()):
         if key not in stays and not key.startswith(WORKER_PREFIX.encode()):
-            house.redis.delete(key)
+            service.redis.delete(key)
 
 
-def are_known(house: House) -> bool:
+def are_known(service: Service) -> bool:
     """Say whether the workers have registered, and no others."""
-    known = {worker.pid for worker in RqView(house.redis).workers()}
-    return known == {worker.pid for worker in house.workers}
+    known = {worker.pid for worker in RqView(service.redis).workers()}
+    return known == {worker.pid for worker in service.workers}

@@ -21,8 +21,8 @@ from statistics import quantiles
 from typing import NamedTuple
 
 from cli.dev.servers import HOST
-from tests.faults.house import ROOT
-from tests.faults.wire import genuine_request
+from tests.faults.raw_requests import genuine_request
+from tests.faults.service import ROOT
 from tests.support.processes import family
 
 CONNECTIONS = 1200
@@ -185,7 +185,7 @@ def check(seen: Seen) -> None:
 
 def memory_mb(pid: int) -> float:
     """Return what a process and its children have in memory, with the pages that they share counted once."""
-    return sum(_pss_mb(member) for member in family(pid))
+    return sum(_pss_mb(process) for process in family(pid))
 
 
 def _pss_mb(pid: int) -> float:

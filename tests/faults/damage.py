@@ -10,10 +10,10 @@ import psycopg
 from psycopg import sql
 from redis.exceptions import RedisError
 
-from tests.faults.house import House
 from tests.faults.servers import ROLE, Servers
-from tests.support.members import Member
+from tests.faults.service import Service
 from tests.support.processes import frozen_family
+from tests.support.supervised_process import SupervisedProcess
 
 CUT_EVERY_S = 0.5
 SLOW_S = 0.15
@@ -24,18 +24,18 @@ class Scene(NamedTuple):
     """What can be damaged; `target` says which process of several."""
 
     servers: Servers
-    house: House
+    service: Service
     target: int
 
     @property
-    def worker(self) -> Member:
+    def worker(self) -> SupervisedProcess:
         """The worker that is meant."""
-        return self.house.workers[self.target % len(self.house.workers)]
+        return self.service.workers[self.target % len(self.service.workers)]
 
     @property
-    def receiver(self) -> Member:
+    def receiver(self) -> SupervisedProcess:
         """The receiver that is meant."""
-        return self.house.receivers[self.target % len(self.house.receivers)]
+        return self.service.receivers[self.target % len(self.service.receivers)]
 
 
 Damage = Callable[[Scene], AbstractContextManager[None]]
@@ -88,7 +88,7 @@ def worker_frozen(scene: Scene) -> Iterator[None]:
 @fault("worker", 0, 0)
 @contextmanager
 def all_workers_killed(scene: Scene) -> Iterator[None]:
-    for worker in scene.house.workers:
+    for worker in scene.service.workers:
         worker.signal(signal.SIGKILL)
     yield
 
@@ -188,7 +188,7 @@ def postgres_is_read_only(scene: Scene) -> Iterator[None]:
 @fault("postgres", 2, 4)
 @contextmanager
 def postgres_says_that_it_starts_up(scene: Scene) -> Iterator[None]:
-    with scene.servers.postgres_line.starting_up():
+    with scene.servers.postgres_proxy.starting_up():
         scene.servers.cut_connections()
         yield
 
@@ -196,7 +196,7 @@ def postgres_says_that_it_starts_up(scene: Scene) -> Iterator[None]:
 @fault("postgres", 2, 5)
 @contextmanager
 def postgres_far_away(scene: Scene) -> Iterator[None]:
-    with scene.servers.postgres_line.slow(SLOW_S):
+    with scene.servers.postgres_proxy.slow(SLOW_S):
         yield
 
 
@@ -253,15 +253,15 @@ def redis_forgets_the_scripts(scene: Scene) -> Iterator[None]:
 @fault("redis", 2, 5)
 @contextmanager
 def redis_far_away(scene: Scene) -> Iterator[None]:
-    with scene.servers.redis_line.slow(SLOW_S):
+    with scene.servers.redis_proxy.slow(SLOW_S):
         yield
 
 
 @contextmanager
-def _frozen(member: Member) -> Iterator[None]:
+def _frozen(process: SupervisedProcess) -> Iterator[None]:
     with ExitStack() as stack:
-        if member.pid:
-            stack.enter_context(frozen_family(member.pid))
+        if process.pid:
+            stack.enter_context(frozen_family(process.pid))
         yield
 
 

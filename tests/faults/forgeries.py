@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from cli.dev.servers import HOST
 from tests.bench.load import Spec
-from tests.faults.house import House
 from tests.faults.overload import offered
-from tests.faults.wire import taken_in
+from tests.faults.raw_requests import taken_in
+from tests.faults.service import Service
 from tests.support import http
 from tests.support.waiting import wait_until
 
@@ -38,25 +38,25 @@ class Flood(NamedTuple):
     taken: int
 
 
-def flood(house: House, seconds: float) -> Flood:
+def flood(service: Service, seconds: float) -> Flood:
     """Send as many forged deliveries as can be answered, for so long, and genuine ones beside them."""
     spec = Spec(
-        house.ports[0],
+        service.ports[0],
         WRONG_SECRET,
         seed=1,
         deliveries=round(MOST_PER_S * seconds),
         seconds=seconds,
         connections=CONNECTIONS,
     )
-    refused_before = refused(house)
+    refused_before = refused(service)
     took: list[tuple[float, float]] = []
     with offered(spec) as offer:
         while offer.goes_on:
-            took.append((time.time(), taken_in(house)))
+            took.append((time.time(), taken_in(service)))
         report = offer.report()
     assert report.answered == 0, "a forged one was taken"
     forged = report.failed
-    wait_until(lambda: refused(house) - refused_before >= forged, COUNTED_WITHIN_S, house.logs)
+    wait_until(lambda: refused(service) - refused_before >= forged, COUNTED_WITHIN_S, service.logs)
     began, ended = report.sent_at[0], report.sent_at[-1]
     times = [took_s for at, took_s in took if began <= at <= ended]
     lasted_s = ended - began
@@ -70,7 +70,7 @@ def check(seen: Flood) -> None:
     assert seen.slowest_s < SLOW_S, seen
 
 
-def refused(house: House) -> float:
+def refused(service: Service) -> float:
     """Return how many deliveries the receiver has counted as forged."""
-    shown = http.get(f"http://{HOST}:{house.ports[0]}/metrics", timeout=10).text
+    shown = http.get(f"http://{HOST}:{service.ports[0]}/metrics", timeout=10).text
     return sum(float(line.split()[-1]) for line in shown.splitlines() if line.startswith(REFUSED))

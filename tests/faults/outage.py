@@ -11,13 +11,13 @@ from redis import Redis
 
 from cli.dev.servers import HOST
 from tests.faults.chaos import await_settled
-from tests.faults.house import House, takes_deliveries
 from tests.faults.servers import Servers
+from tests.faults.service import Service, takes_deliveries
 from tests.faults.svix import Svix
 from tests.support import http
-from tests.support.members import Member
 from tests.support.queue import RqView
 from tests.support.reference_model import Delivery
+from tests.support.supervised_process import SupervisedProcess
 from tests.support.waiting import wait_until
 from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SUSPENDED_KEY
 
@@ -53,20 +53,22 @@ class Outage(NamedTuple):
 
 
 def without_postgres(
-    servers: Servers, house: House, deliveries: Sequence[Delivery], seconds: float
+    servers: Servers, service: Service, deliveries: Sequence[Delivery], seconds: float
 ) -> Outage:
     """Take PostgreSQL away, deliver steadily for so long, bring it back, and wait until all is applied."""
-    memory_before, redis_before, waits_before = memory_mb(house.members), redis_mb(house.redis), waits(house)
+    memory_before, redis_before = memory_mb(service.processes), redis_mb(service.redis)
+    waits_before = waits(service)
     servers.postgres.stop("immediate")
-    with Svix(house.ports, Random(0)) as svix:
+    with Svix(service.ports, Random(0)) as svix:
         svix.send(deliveries, over_s=seconds)
         time.sleep(seconds)
-        waiting = RqView(house.redis)
+        waiting = RqView(service.redis)
         retries_left = Counter(waiting.job(id_).retries_left or 0 for id_ in waiting.queue.get_job_ids())
-        memory_after, redis_after, waits_after = memory_mb(house.members), redis_mb(house.redis), waits(house)
+        memory_after, redis_after = memory_mb(service.processes), redis_mb(service.redis)
+        waits_after = waits(service)
         servers.postgres.start()
         began = time.monotonic()
-        await_settled(house, svix, SETTLED_WITHIN_S)
+        await_settled(service, svix, SETTLED_WITHIN_S)
     return Outage(
         seconds,
         svix.answers,
@@ -104,34 +106,34 @@ class RedisOutage(NamedTuple):
 
 
 def without_redis(
-    servers: Servers, house: House, deliveries: Sequence[Delivery], seconds: float
+    servers: Servers, service: Service, deliveries: Sequence[Delivery], seconds: float
 ) -> RedisOutage:
     """Kill Redis while jobs wait in it, deliver steadily for so long, start it, wait until all is applied."""
     waiting = deliveries[::WAITING_SHARE]
     coming = [delivery for i, delivery in enumerate(deliveries) if i % WAITING_SHARE]
-    families = [member.family() for member in house.members]
-    with Svix(house.ports, Random(0), pauses_s=PAUSES_S) as svix:
-        await_health(house)
-        house.redis.set(SUSPENDED_KEY, 1)
+    families = [process.family() for process in service.processes]
+    with Svix(service.ports, Random(0), pauses_s=PAUSES_S) as svix:
+        await_health(service)
+        service.redis.set(SUSPENDED_KEY, 1)
         svix.send(waiting)
-        wait_until(lambda: not svix.undelivered, SETTLED_WITHIN_S, house.logs)
+        wait_until(lambda: not svix.undelivered, SETTLED_WITHIN_S, service.logs)
         taken = Counter(svix.answers)
-        memory_before, redis_before = memory_mb(house.members), redis_mb(house.redis)
+        memory_before, redis_before = memory_mb(service.processes), redis_mb(service.redis)
         servers.redis.kill()
         svix.send(coming, over_s=seconds)
-        health, slowest_health_s = watch_health(house, seconds)
+        health, slowest_health_s = watch_health(service, seconds)
         answers, slowest_answer_s = svix.answers - taken, max(svix.answered_in[taken.total() :])
-        memory_after = memory_mb(house.members)
+        memory_after = memory_mb(service.processes)
         servers.redis.start()
         began = time.monotonic()
-        kept = sum(int(house.redis.exists(JOB_PREFIX + delivery.svix_id)) for delivery in waiting)
-        house.redis.delete(SUSPENDED_KEY)
-        wait_until(lambda: takes_deliveries(house.ports[0]), READY_WITHIN_S, house.logs)
+        kept = sum(int(service.redis.exists(JOB_PREFIX + delivery.svix_id)) for delivery in waiting)
+        service.redis.delete(SUSPENDED_KEY)
+        wait_until(lambda: takes_deliveries(service.ports[0]), READY_WITHIN_S, service.logs)
         ready_in_s = time.monotonic() - began
-        await_settled(house, svix, SETTLED_WITHIN_S)
+        await_settled(service, svix, SETTLED_WITHIN_S)
         applied_in_s = time.monotonic() - began
-    await_health(house)
-    assert [member.family() for member in house.members] == families, house.logs()
+    await_health(service)
+    assert [process.family() for process in service.processes] == families, service.logs()
     return RedisOutage(
         seconds,
         answers,
@@ -141,7 +143,7 @@ def without_redis(
         memory_before,
         memory_after,
         redis_before,
-        redis_mb(house.redis),
+        redis_mb(service.redis),
         len(waiting),
         kept,
         ready_in_s,
@@ -175,7 +177,7 @@ def _check_growth(seen: Outage | RedisOutage) -> None:
         assert seen.memory_after[name] - before < GROWTH_MB, seen
 
 
-def watch_health(house: House, seconds: float) -> tuple[Counter[str], float]:
+def watch_health(service: Service, seconds: float) -> tuple[Counter[str], float]:
     """Ask every route of health for so long; count what they say, and return the slowest answer's s too."""
     said: Counter[str] = Counter()
     slowest_s = 0.0
@@ -183,43 +185,43 @@ def watch_health(house: House, seconds: float) -> tuple[Counter[str], float]:
     while time.monotonic() < ends:
         for path in ("/health", "/health/live", "/health/ready"):
             began = time.monotonic()
-            said[health(house, path)] += 1
+            said[health(service, path)] += 1
             slowest_s = max(slowest_s, time.monotonic() - began)
         time.sleep(LOOK_EVERY_S)
     return said, slowest_s
 
 
-def await_health(house: House) -> None:
+def await_health(service: Service) -> None:
     """Wait until every process of the receiver says that all is well."""
     wait_until(
-        lambda: all(health(house, "/health") == WELL for _ in range(LOOKS)),
+        lambda: all(health(service, "/health") == WELL for _ in range(LOOKS)),
         READY_WITHIN_S,
-        lambda: report(house, "/health").text,
+        lambda: report(service, "/health").text,
     )
 
 
-def health(house: House, path: str) -> str:
+def health(service: Service, path: str) -> str:
     """Return what a route of health says: the status, the verdict, and which checks fail."""
-    answer = report(house, path)
+    answer = report(service, path)
     told = answer.json()
     broken = [name for name, check in told.get("checks", {}).items() if not check["ok"]]
     said = f"{path} {answer.status_code} {told['status']}"
     return f"{said}: {', '.join(broken)}" if broken else said
 
 
-def report(house: House, path: str) -> httpx.Response:
+def report(service: Service, path: str) -> httpx.Response:
     """Return what a route of health answers."""
-    return http.get(f"http://{HOST}:{house.ports[0]}{path}", timeout=2 * ANSWER_S)
+    return http.get(f"http://{HOST}:{service.ports[0]}{path}", timeout=2 * ANSWER_S)
 
 
-def waits(house: House) -> int:
+def waits(service: Service) -> int:
     """Return how often workers have said that they wait."""
-    return sum(worker.text().count('"waiting"') for worker in house.workers)
+    return sum(worker.text().count('"waiting"') for worker in service.workers)
 
 
-def memory_mb(members: Sequence[Member]) -> dict[str, float]:
+def memory_mb(processes: Sequence[SupervisedProcess]) -> dict[str, float]:
     """Return what each has in memory."""
-    return {member.name: round(member.memory_mb(), 1) for member in members}
+    return {process.name: round(process.memory_mb(), 1) for process in processes}
 
 
 def redis_mb(redis: Redis) -> float:

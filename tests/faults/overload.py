@@ -10,9 +10,9 @@ from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
 from tests.bench.load import Report, Spec
-from tests.faults.house import ROOT, House
 from tests.faults.outage import memory_mb, redis_mb
 from tests.faults.servers import Servers
+from tests.faults.service import ROOT, Service
 from tests.support.settings import SECRET
 from worker.queue.rq_format import FINISHED_KEY, QUEUE_KEY
 
@@ -92,20 +92,20 @@ def slow_database(servers: Servers) -> Iterator[None]:
             connection.execute("DROP TRIGGER be_slow ON webhook_events")
 
 
-def overload(house: House, rate: float, seconds: float) -> Overload:
+def overload(service: Service, rate: float, seconds: float) -> Overload:
     """Offer `rate` deliveries a second for so long, whether or not those before have been answered."""
-    spec = Spec(house.ports[0], SECRET, seed=1, deliveries=int(rate * seconds), seconds=seconds, rate=rate)
-    memory_before = memory_at_most = memory_mb(house.members)
-    redis_before = redis_at_most = redis_mb(house.redis)
+    spec = Spec(service.ports[0], SECRET, seed=1, deliveries=int(rate * seconds), seconds=seconds, rate=rate)
+    memory_before = memory_at_most = memory_mb(service.processes)
+    redis_before = redis_at_most = redis_mb(service.redis)
     deepest, began = 0, 0.0
     with offered(spec) as offer:
         while offer.goes_on:
-            deepest = max(deepest, house.redis.llen(QUEUE_KEY))
+            deepest = max(deepest, service.redis.llen(QUEUE_KEY))
             began = began or (time.monotonic() if deepest else 0.0)  # first the client signs all it will send
-            memory_at_most = greatest(memory_at_most, memory_mb(house.members))
-            redis_at_most = max(redis_at_most, redis_mb(house.redis))
+            memory_at_most = greatest(memory_at_most, memory_mb(service.processes))
+            redis_at_most = max(redis_at_most, redis_mb(service.redis))
             time.sleep(LOOK_EVERY_S)
-        drained = house.redis.zcard(FINISHED_KEY)
+        drained = service.redis.zcard(FINISHED_KEY)
         took_s = time.monotonic() - began
         report = offer.report()
     return Overload(

@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis that may be stopped, killed, frozen, filled, and reached over lines that may be slow.
+"""PostgreSQL and Redis that may be stopped, killed, frozen, filled, and slow to reach, through proxies.
 
 They leave writing to the operating system (no fsync; Redis writes its append-only file before it answers), so
 what they have confirmed survives their own death by SIGKILL, though not that of the machine.
@@ -19,7 +19,7 @@ from redis import Redis
 
 import config
 from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port
-from tests.support.line import Line
+from tests.support.faulty_proxy import FaultyProxy
 from tests.support.migrations import migrate
 from tests.support.settings import SECRET
 
@@ -27,15 +27,15 @@ ROLE = "clerk_sync"
 
 
 class Servers:
-    """One PostgreSQL, one Redis, a line to each. `fresh` makes a database of its own for each trial."""
+    """One PostgreSQL, one Redis, a proxy for each. `fresh` makes a database of its own for each trial."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
         self.directory.chmod(0o711)  # under root servers run as another user
         self.postgres = PostgresServer(self.directory / "postgres", free_port(), durable=False)
         self.redis = RedisServer(self.directory / "redis", free_port(), durable=False)
-        self.postgres_line = Line(self.postgres.port)
-        self.redis_line = Line(self.redis.port)
+        self.postgres_proxy = FaultyProxy(self.postgres.port)
+        self.redis_proxy = FaultyProxy(self.redis.port)
         self.database = ""
         self._numbers = count(1)
         self._open = ExitStack()
@@ -47,9 +47,9 @@ class Servers:
             opening.callback(self.redis.kill)
             self.postgres.start()
             self.redis.start()
-            for line in (self.postgres_line, self.redis_line):
-                line.start()
-                opening.callback(line.stop)
+            for proxy in (self.postgres_proxy, self.redis_proxy):
+                proxy.start()
+                opening.callback(proxy.stop)
             with self.admin() as connection:
                 role = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
                 connection.execute(role.format(sql.Identifier(ROLE), self.postgres.password))
@@ -60,7 +60,7 @@ class Servers:
         self._open.close()
 
     def fresh(self, *, migrated: bool = True, redis_number: int = 0, **overrides: Any) -> config.Settings:
-        """Return settings for an empty Redis and a new database, both reached over the lines.
+        """Return settings for an empty Redis and a new database, both reached through the proxies.
 
         With a `redis_number` of its own a trial can go on beside others, as long as nothing is broken.
         """
@@ -75,9 +75,9 @@ class Servers:
             _env_file=None,
             **{
                 "clerk_webhook_signing_secret": SECRET,
-                "database_url": SecretStr(self.url(self.postgres_line.port)),
+                "database_url": SecretStr(self.url(self.postgres_proxy.port)),
                 "redis_url": SecretStr(
-                    f"redis://:{self.redis.password}@{HOST}:{self.redis_line.port}/{redis_number}"
+                    f"redis://:{self.redis.password}@{HOST}:{self.redis_proxy.port}/{redis_number}"
                 ),
                 "log_format": "json",
                 **overrides,
@@ -100,19 +100,19 @@ class Servers:
 
     @contextmanager
     def admin(self) -> Iterator[psycopg.Connection[Any]]:
-        """A connection of the superuser, past the line, to no trial's database."""
+        """A connection of the superuser, not through the proxy, to no trial's database."""
         with psycopg.connect(self.postgres.url, autocommit=True) as connection:
             yield connection
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """A connection to the trial's database, past the line."""
+        """A connection to the trial's database, not through the proxy."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
             yield connection
 
     @contextmanager
     def client(self, number: int = 0) -> Iterator[Redis]:
-        """A client of Redis, past the line."""
+        """A client of Redis, not through the proxy."""
         with closing(Redis.from_url(self.redis.url, db=number)) as client:
             yield client
 

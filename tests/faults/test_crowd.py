@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.faults.crowd import beside, check
-from tests.faults.house import House
+from tests.faults.service import Service
 
 SECONDS = 4
 SHORT = [
@@ -20,7 +20,7 @@ SHORT = [
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no connection is closed to make room")
 @pytest.mark.parametrize("way", SHORT)
-def test_a_crowd_keeps_no_delivery_waiting_and_takes_little_memory(house: House, way: str) -> None:
-    (receiver,) = house.receivers
+def test_a_crowd_keeps_no_delivery_waiting_and_takes_little_memory(service: Service, way: str) -> None:
+    (receiver,) = service.receivers
     assert receiver.pid
-    check(beside(house.ports[0], receiver.pid, way, SECONDS))
+    check(beside(service.ports[0], receiver.pid, way, SECONDS))

@@ -12,15 +12,15 @@ from redis import Redis
 
 from db import schema
 from tests.faults.chaos import await_settled, compare
-from tests.faults.house import ROOT, House
 from tests.faults.overload import slow_database
-from tests.faults.past import some_deliveries
+from tests.faults.random_histories import some_deliveries
 from tests.faults.servers import Servers
+from tests.faults.service import ROOT, Service
 from tests.faults.svix import Svix
-from tests.support.members import Member, has_begun, running, worker_member
 from tests.support.processes import clerk_sync
 from tests.support.queue import RqView
 from tests.support.stack import environment
+from tests.support.supervised_process import SupervisedProcess, has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
 from worker.queue.rq_format import QUEUE_KEY, STARTED_KEY
 
@@ -71,8 +71,8 @@ def test_a_new_version_with_a_migration_replaces_the_old_one_under_load_and_noth
     for path in (old_directory, new_directory):
         path.mkdir()
     env = next_version(new_directory)
-    new = House(settings, new_directory, env=env)
-    with House(settings, old_directory) as old, Svix(old.ports, Random(0)) as svix:
+    new = Service(settings, new_directory, env=env)
+    with Service(settings, old_directory) as old, Svix(old.ports, Random(0)) as svix:
         svix.send(deliveries[::2], over_s=LOAD_S, twice=0.1)
         time.sleep(STEP_S)
         release(new_directory, {**environment(settings), **env})
@@ -80,11 +80,11 @@ def test_a_new_version_with_a_migration_replaces_the_old_one_under_load_and_noth
             svix.ports = [*old.ports, *new.ports]
             svix.send(deliveries[1::2], over_s=2 * STEP_S, twice=0.1)
             time.sleep(STEP_S)
-            for member in old.members:
-                member.signal(signal.SIGTERM)
+            for process in old.processes:
+                process.signal(signal.SIGTERM)
             svix.ports = new.ports
-            wait_until(lambda: not any(m.running for m in old.members), SOON_S, old.logs)
-            assert [member.exit_status for member in old.members] == [0, 0]
+            wait_until(lambda: not any(m.running for m in old.processes), SOON_S, old.logs)
+            assert [process.exit_status for process in old.processes] == [0, 0]
             await_settled(new, svix)
             workers = {RqView(new.redis).job(delivery.svix_id).worker_name for delivery in deliveries}
     assert_no_answer_but_success(svix)
@@ -99,36 +99,36 @@ def test_a_receiver_that_is_stopped_under_load_answers_what_it_has_and_queues_wh
 ) -> None:
     deliveries = some_deliveries(402, 1000)
     settings = servers.fresh(web_workers=2)
-    with House(settings, directory, workers=0) as house, Svix(house.ports, Random(0)) as svix:
-        (receiver,) = house.receivers
+    with Service(settings, directory, workers=0) as service, Svix(service.ports, Random(0)) as svix:
+        (receiver,) = service.receivers
         svix.send(deliveries)
-        wait_until(lambda: len(svix.accepted_at) > 200, SOON_S, house.logs)
+        wait_until(lambda: len(svix.accepted_at) > 200, SOON_S, service.logs)
         receiver.signal(signal.SIGTERM)
-        wait_until(lambda: not receiver.running, SOON_S, house.logs)
+        wait_until(lambda: not receiver.running, SOON_S, service.logs)
         assert receiver.exit_status == 0
-        queued = house.redis.lrange(QUEUE_KEY, 0, -1)
+        queued = service.redis.lrange(QUEUE_KEY, 0, -1)
     assert_no_answer_but_success(svix)
     assert sorted(queued) == sorted(id_.encode() for id_ in svix.accepted_at)
 
 
 def test_a_worker_that_is_stopped_in_the_middle_of_a_batch_finishes_it_in_time(
-    servers: Servers, house: House, directory: Path
+    servers: Servers, service: Service, directory: Path
 ) -> None:
     deliveries = some_deliveries(403, 100)
-    stopped = worker_member("stopped", environment(house.settings), directory)
-    with Svix(house.ports, Random(0)) as svix, running(stopped):
+    stopped = supervised_worker("stopped", environment(service.settings), directory)
+    with Svix(service.ports, Random(0)) as svix, running(stopped):
         wait_until(lambda: has_begun(stopped), SOON_S, stopped.text)
         with slow_database(servers):
             svix.send(deliveries)
-            wait_until(lambda: is_at_work(house.redis, stopped), SOON_S, stopped.text)
+            wait_until(lambda: is_at_work(service.redis, stopped), SOON_S, stopped.text)
             began = time.monotonic()
             stopped.signal(signal.SIGTERM)
             wait_until(lambda: not stopped.running, SOON_S, stopped.text)
         assert stopped.exit_status == 0
-        assert time.monotonic() - began < house.settings.shutdown_seconds
+        assert time.monotonic() - began < service.settings.shutdown_seconds
         assert '"batch"' in stopped.text()
-        await_settled(house, svix)
-    compare(house.settings, deliveries)
+        await_settled(service, svix)
+    compare(service.settings, deliveries)
 
 
 def assert_no_answer_but_success(svix: Svix) -> None:
@@ -143,7 +143,7 @@ def release(directory: Path, env: dict[str, str]) -> None:
     subprocess.run(clerk_sync("db", "upgrade"), env=env, cwd=directory, check=True, timeout=SOON_S)
 
 
-def is_at_work(redis: Redis, worker: Member) -> bool:
+def is_at_work(redis: Redis, worker: SupervisedProcess) -> bool:
     """Say whether a worker has begun a batch: what it only holds by then, it would give back."""
     names = tuple(f":{rq.name}" for rq in RqView(redis).workers() if rq.pid == worker.pid)
     started = cast("list[bytes]", redis.zrange(STARTED_KEY, 0, -1))

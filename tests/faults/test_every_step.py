@@ -13,15 +13,15 @@ import pytest
 
 import config
 from tests.faults.chaos import compare
-from tests.faults.doomed import STEPS
-from tests.faults.house import what_is_left
-from tests.faults.past import past
+from tests.faults.crashing_worker import STEPS
+from tests.faults.random_histories import random_histories
 from tests.faults.servers import Servers
-from tests.support.members import Member, has_begun, running, worker_member
+from tests.faults.service import what_is_left
 from tests.support.payloads import body
 from tests.support.queue import RqView
 from tests.support.reference_model import Delivery
 from tests.support.stack import environment
+from tests.support.supervised_process import SupervisedProcess, has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
 from worker.queue.producer import Delivery as Enqueued
 from worker.queue.producer import delivery_queue
@@ -29,7 +29,7 @@ from worker.redis_client import worker_redis
 
 WORLDS = 6
 BATCH_SIZE = 5
-DOOMED = "tests.faults.doomed"
+CRASHING_WORKER = "tests.faults.crashing_worker"
 RIGHT_WITHIN_S = 30
 PATIENCE_S = 60
 IDLE_S = 2  # longer than a worker waits in Redis for a job before it asks again
@@ -68,19 +68,19 @@ def test_a_worker_frozen_at_any_step_holds_up_nobody_and_wakes_to_do_no_harm(
 def recover(settings: config.Settings, seed: int, step: str, signal_name: str) -> float:
     """Strike a worker and return after how many seconds another had put all right; then wake the first."""
     env = environment(settings)
-    deliveries = list(chain.from_iterable(past(seed, WORLDS)))
+    deliveries = list(chain.from_iterable(random_histories(seed, WORLDS)))
     first, rest = deliveries[::2], deliveries[1::2]
     with (
         tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
         closing(worker_redis(settings)) as redis,
-        running(worker_member("other", env, Path(path))) as other,
+        running(supervised_worker("other", env, Path(path))) as other,
     ):
         wait_until(lambda: has_begun(other), PATIENCE_S, other.text)
         with ExitStack() as stack:
             with looking_away(other):
                 fill(settings, first)
-                member = worker_member("struck", env, Path(path), DOOMED, step, signal_name)
-                struck = stack.enter_context(running(member))
+                process = supervised_worker("struck", env, Path(path), CRASHING_WORKER, step, signal_name)
+                struck = stack.enter_context(running(process))
                 wait_until(lambda: is_struck(struck), PATIENCE_S, struck.text)
                 at = time.monotonic()
             assert struck.exit_status in (None, -signal.SIGKILL), struck.text()
@@ -96,7 +96,7 @@ def recover(settings: config.Settings, seed: int, step: str, signal_name: str) -
 
 
 @contextmanager
-def looking_away(worker: Member) -> Iterator[None]:
+def looking_away(worker: SupervisedProcess) -> Iterator[None]:
     """Let a worker take nothing for the length of the block."""
     worker.signal(signal.SIGSTOP)
     time.sleep(IDLE_S)  # until its wait for a job, which goes on in Redis, is over
@@ -119,8 +119,8 @@ def fill(settings: config.Settings, deliveries: Sequence[Delivery]) -> None:
     receiver.close()
 
 
-def is_struck(member: Member) -> bool:
+def is_struck(process: SupervisedProcess) -> bool:
     """Say whether a process is dead or frozen. Source of the state's letter: proc(5)."""
-    if member.pid is None:
+    if process.pid is None:
         return True
-    return Path(f"/proc/{member.pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ"
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ"

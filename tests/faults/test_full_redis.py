@@ -12,13 +12,13 @@ from redis import Redis
 
 from tests.faults.chaos import PROPER_ANSWERS, await_settled, compare
 from tests.faults.conftest import are_known
-from tests.faults.house import House
-from tests.faults.past import some_deliveries
+from tests.faults.random_histories import some_deliveries
 from tests.faults.servers import Servers
+from tests.faults.service import Service
 from tests.faults.svix import Svix
-from tests.support.members import has_begun, running, worker_member
 from tests.support.queue import RqView, beat, delivery
 from tests.support.stack import environment
+from tests.support.supervised_process import has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
 from worker.queue.consumer import CONSUMERS_KEY, Failed, Finished, ReservedJobs, TakenJob
 from worker.queue.producer import DeliveryQueue
@@ -53,35 +53,35 @@ def full(client: Redis, room: int = 0) -> Iterator[None]:
 
 @pytest.mark.timeout(180)
 def test_more_goes_through_a_full_redis_than_it_can_hold_also_by_a_worker_that_starts_then(
-    house: House, directory: Path
+    service: Service, directory: Path
 ) -> None:
     deliveries = some_deliveries(101, 500)
-    late = worker_member("late", environment(house.settings), directory)
-    with Svix(house.ports, Random(1)) as svix, full(house.redis, ROOM_BYTES):
-        house.redis.set(SUSPENDED_KEY, 1)
+    late = supervised_worker("late", environment(service.settings), directory)
+    with Svix(service.ports, Random(1)) as svix, full(service.redis, ROOM_BYTES):
+        service.redis.set(SUSPENDED_KEY, 1)
         svix.send(deliveries)
         wait_until(lambda: svix.answers["503"] > 20, SOON_S)
         with running(late):
             wait_until(lambda: has_begun(late), SOON_S, late.text)
-            house.redis.delete(SUSPENDED_KEY)
-            await_settled(house, svix, SETTLED_WITHIN_S)
-            wait_until(lambda: late.pid in {known.pid for known in RqView(house.redis).workers()}, SOON_S)
+            service.redis.delete(SUSPENDED_KEY)
+            await_settled(service, svix, SETTLED_WITHIN_S)
+            wait_until(lambda: late.pid in {known.pid for known in RqView(service.redis).workers()}, SOON_S)
     # 200: it was taken, which the receiver did not hear in time
     assert {"202", "503"} <= set(svix.answers) <= PROPER_ANSWERS
-    compare(house.settings, deliveries)
+    compare(service.settings, deliveries)
 
 
-def test_workers_stay_known_in_a_full_redis(house: House) -> None:
-    with full(house.redis):
+def test_workers_stay_known_in_a_full_redis(service: Service) -> None:
+    with full(service.redis):
         time.sleep(2 * IDLE_BEAT_EVERY_S)
-        latest: Any = house.redis.zrange(CONSUMERS_KEY, 0, -1, withscores=True)
-        now: Any = house.redis.time()
+        latest: Any = service.redis.zrange(CONSUMERS_KEY, 0, -1, withscores=True)
+        now: Any = service.redis.time()
         assert all(score > now[0] - 2 * IDLE_BEAT_EVERY_S for _, score in latest)
         # a holder is a worker, or a part of one
         assert {name.partition(b".")[0].decode() for name, _ in latest} == {
-            worker.name for worker in RqView(house.redis).workers()
+            worker.name for worker in RqView(service.redis).workers()
         }
-        assert are_known(house)
+        assert are_known(service)
 
 
 @pytest.fixture

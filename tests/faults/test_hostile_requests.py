@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from cli.samples import signed_headers
 from tests.faults.forgeries import check, flood
-from tests.faults.house import House
+from tests.faults.raw_requests import ANSWER_S, answer_to, connect, genuine_request, taken_in
+from tests.faults.service import Service
 from tests.faults.svix import KEY, PATH
-from tests.faults.wire import ANSWER_S, answer_to, connect, genuine_request, taken_in
 from tests.support.patient import patient
 from tests.support.payloads import body, svix_id, user_event
 
@@ -87,51 +87,51 @@ def requests(draw: st.DrawFn) -> bytes:
     return f"{method} {path} {version}\r\nHost: x\r\n".encode() + head + b"\r\n" + content
 
 
-def test_no_request_is_answered_5xx_late_or_ends_a_process(house: House) -> None:
-    (receiver,) = house.receivers
+def test_no_request_is_answered_5xx_late_or_ends_a_process(service: Service) -> None:
+    (receiver,) = service.receivers
     processes = receiver.family()
 
     @settings(patient, max_examples=EXAMPLES)
     @given(requests())
     def look(raw: bytes) -> None:
         began = time.monotonic()
-        status = answer_to(house, raw)
+        status = answer_to(service, raw)
         assert status < 500, raw
         assert time.monotonic() - began < ANSWER_S, raw
 
     look()
     assert receiver.family() == processes
-    assert answer_to(house, genuine_request()) == 202
+    assert answer_to(service, genuine_request()) == 202
 
 
-def test_headers_of_any_size_are_refused_without_being_kept(house: House) -> None:
-    (receiver,) = house.receivers
+def test_headers_of_any_size_are_refused_without_being_kept(service: Service) -> None:
+    (receiver,) = service.receivers
     before = receiver.memory_mb()
     for size in (10_000, 100_000, 10_000_000):
         line = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nsvix-id: {'a' * size}\r\n"
-        assert answer_to(house, f"{line}content-length: 0\r\n\r\n".encode()) in {0, 400, 431}
+        assert answer_to(service, f"{line}content-length: 0\r\n\r\n".encode()) in {0, 400, 431}
     assert receiver.memory_mb() - before < 20
-    assert answer_to(house, genuine_request()) == 202
+    assert answer_to(service, genuine_request()) == 202
 
 
-def test_two_hundred_connections_that_drip_keep_nobody_waiting(house: House) -> None:
+def test_two_hundred_connections_that_drip_keep_nobody_waiting(service: Service) -> None:
     whole = genuine_request()
     cuts = (1, whole.index(b"\r\n\r\n") + 40)
     with ExitStack() as stack:
-        connections = [stack.enter_context(connect(house)) for _ in range(DRIPPING)]
+        connections = [stack.enter_context(connect(service)) for _ in range(DRIPPING)]
         for i, connection in enumerate(connections):
             connection.sendall(whole[: cuts[i % 2]])
         for step in range(5):
             for i, connection in enumerate(connections):
                 connection.sendall(whole[cuts[i % 2] + step :][:1])
-            assert slowest_of(house, 10) < ANSWER_S
+            assert slowest_of(service, 10) < ANSWER_S
             time.sleep(0.2)
 
 
-def test_as_many_forged_requests_as_it_can_answer_do_not_stop_genuine_ones(house: House) -> None:
-    check(flood(house, FLOODING_S))
+def test_as_many_forged_requests_as_it_can_answer_do_not_stop_genuine_ones(service: Service) -> None:
+    check(flood(service, FLOODING_S))
 
 
-def slowest_of(house: House, number: int) -> float:
+def slowest_of(service: Service, number: int) -> float:
     """Send genuine deliveries, which must be taken, and return how long the slowest took."""
-    return max(taken_in(house) for _ in range(number))
+    return max(taken_in(service) for _ in range(number))

@@ -9,9 +9,9 @@ import httpx
 
 from cli.dev.servers import HOST
 from tests.faults.chaos import await_settled, compare
-from tests.faults.house import House, takes_deliveries
-from tests.faults.past import some_deliveries
+from tests.faults.random_histories import some_deliveries
 from tests.faults.servers import Servers
+from tests.faults.service import Service, takes_deliveries
 from tests.faults.svix import Svix
 from tests.support.migrations import migrate
 from tests.support.waiting import wait_until
@@ -23,7 +23,7 @@ NO_ANSWER = (
     "no connection to the database (DATABASE_URL): the connection was lost, or no answer came in time;"
     " wait: the worker connects anew; if it lasts, look at the server's log and at the pooler"
 )
-HURRIED = "tests.faults.hurried"  # the test need not wait as long as a worker's longest pauses
+SHORT_WAITS = "tests.faults.short_waits_worker"  # the test need not wait as long as a worker's longest pauses
 
 
 def test_started_before_everything_it_waits_says_what_for_and_then_works(
@@ -34,28 +34,28 @@ def test_started_before_everything_it_waits_says_what_for_and_then_works(
     servers.postgres.stop()
     servers.redis.stop()
     with (
-        House(settings, directory, is_awaited=False, worker=HURRIED) as house,
-        Svix(house.ports, Random(0)) as svix,
+        Service(settings, directory, is_awaited=False, worker=SHORT_WAITS) as service,
+        Svix(service.ports, Random(0)) as svix,
     ):
         svix.send(deliveries)
         # the line takes each connection, and closes it as nothing listens behind
-        await_words(house, CLOSED)
-        assert errors_of_health(house)["redis"] == CLOSED
-        wait_until(lambda: svix.answers["503"] > 0, SOON_S, house.logs)
+        await_words(service, CLOSED)
+        assert errors_of_health(service)["redis"] == CLOSED
+        wait_until(lambda: svix.answers["503"] > 0, SOON_S, service.logs)
         servers.redis.start()
-        wait_until(lambda: takes_deliveries(house.ports[0]), SOON_S, house.logs)
-        await_words(house, NO_ANSWER)
-        assert errors_of_health(house)["database"] == NO_ANSWER
+        wait_until(lambda: takes_deliveries(service.ports[0]), SOON_S, service.logs)
+        await_words(service, NO_ANSWER)
+        assert errors_of_health(service)["database"] == NO_ANSWER
         servers.postgres.start()
-        await_words(house, missing := "the schema is missing: run clerk-sync db upgrade")
-        assert errors_of_health(house) == {"schema": missing}
+        await_words(service, missing := "the schema is missing: run clerk-sync db upgrade")
+        assert errors_of_health(service) == {"schema": missing}
         migrate(settings, OLDEST)
-        await_words(house, old := "the schema is old: run clerk-sync db upgrade")
-        assert errors_of_health(house) == {"schema": old}
+        await_words(service, old := "the schema is old: run clerk-sync db upgrade")
+        assert errors_of_health(service) == {"schema": old}
         migrate(settings)
-        await_settled(house, svix)
-        assert errors_of_health(house) == {}
-        assert [member.running for member in house.members] == [True, True]
+        await_settled(service, svix)
+        assert errors_of_health(service) == {}
+        assert [process.running for process in service.processes] == [True, True]
     compare(settings, deliveries)
 
 
@@ -66,28 +66,28 @@ def test_a_schema_that_is_newer_is_said_and_does_not_stop_the_version_that_is_be
     settings = servers.fresh()
     with servers.connection() as connection:
         connection.execute("UPDATE clerk_sync_version SET version_num = 'newer'")
-    with House(settings, directory) as house, Svix(house.ports, Random(0)) as svix:
+    with Service(settings, directory) as service, Svix(service.ports, Random(0)) as svix:
         svix.send(deliveries)
-        await_settled(house, svix)
+        await_settled(service, svix)
         newer = "the schema is newer than this version: deploy the version that made it"
-        assert newer in [line["event"] for line in lines(house)]
-        assert errors_of_health(house) == {"schema": newer}
+        assert newer in [line["event"] for line in lines(service)]
+        assert errors_of_health(service) == {"schema": newer}
     compare(settings, deliveries)
 
 
-def await_words(house: House, reason: str) -> None:
+def await_words(service: Service, reason: str) -> None:
     """Wait until the worker says that it waits for that reason."""
-    wait_until(lambda: reason in [line.get("reason") for line in lines(house)], SOON_S, house.logs)
+    wait_until(lambda: reason in [line.get("reason") for line in lines(service)], SOON_S, service.logs)
 
 
-def lines(house: House) -> list[dict[str, Any]]:
+def lines(service: Service) -> list[dict[str, Any]]:
     """Return the lines of the worker's log."""
-    (worker,) = house.workers
+    (worker,) = service.workers
     return list(map(json.loads, worker.text().rpartition("\n")[0].splitlines()))
 
 
-def errors_of_health(house: House) -> dict[str, str]:
+def errors_of_health(service: Service) -> dict[str, str]:
     """Return what each failing check of /health says; the receiver may still be starting."""
     with httpx.Client(transport=httpx.HTTPTransport(retries=5), timeout=8, trust_env=False) as client:
-        checks = client.get(f"http://{HOST}:{house.ports[0]}/health").json()["checks"]
+        checks = client.get(f"http://{HOST}:{service.ports[0]}/health").json()["checks"]
     return {name: check["error"] for name, check in checks.items() if check["error"]}

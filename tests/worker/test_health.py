@@ -10,7 +10,7 @@ from redis import Redis
 from cli.dev.servers import RedisServer
 from db.times import now_ms
 from tests.support.failed_jobs import fail
-from tests.support.line import line_to
+from tests.support.faulty_proxy import proxy_to
 from tests.support.queue import beat, delivery, frozen
 from tests.support.service import add_service, add_worker
 from tests.support.settings import MakeSettings
@@ -196,10 +196,10 @@ def test_connections_that_have_died_since_are_no_trouble(
 def test_a_connection_that_was_forgotten_on_its_way_is_trouble_for_seconds_only(
     make_status: MakeStatus, database_url: str
 ) -> None:
-    with line_to(database_url) as (line, url):
+    with proxy_to(database_url) as (proxy, url):
         status = make_status(database_url=url)
         assert status.report()["checks"]["database"]["ok"]
-        line.forget()
+        proxy.forget()
         assert not status.report()["checks"]["database"]["ok"]
         wait_until(lambda: status.report()["checks"]["database"]["ok"], ANSWER_LIMIT_S + 5)
         status.close()

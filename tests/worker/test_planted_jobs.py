@@ -23,11 +23,11 @@ from rq.registry import DeferredJobRegistry, ReadyJobRegistry
 from rq.webhook import Webhook
 
 from cli.dev.servers import HOST
-from tests.support.members import Member, has_begun, running, worker_member
 from tests.support.payloads import body, user, user_event
 from tests.support.queue import RqView, delivery
 from tests.support.settings import MakeSettings
 from tests.support.stack import environment
+from tests.support.supervised_process import SupervisedProcess, has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
 from worker.queue.maintenance import SEEN_KEY, STUCK_AFTER_S
 from worker.queue.producer import DeliveryQueue
@@ -106,10 +106,10 @@ def lure() -> Iterator[Lure]:
 
 
 @pytest.fixture
-def worker(make_settings: MakeSettings, lure: Lure) -> Member:
+def worker(make_settings: MakeSettings, lure: Lure) -> SupervisedProcess:
     """A worker, not started yet, that could import the trap."""
     env = {**environment(make_settings()), "PYTHONPATH": str(lure.directory), "LOG_FORMAT": "json"}
-    return worker_member("worker", env, lure.directory)
+    return supervised_worker("worker", env, lure.directory)
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def reasons(rq: RqView) -> dict[str, str]:
 
 
 def test_nothing_that_a_job_names_is_imported_called_or_fetched(
-    worker: Member,
+    worker: SupervisedProcess,
     lure: Lure,
     redis: Redis,
     rq: RqView,
@@ -235,7 +235,7 @@ def test_nothing_that_a_job_names_is_imported_called_or_fetched(
     assert peak < 400, "a bomb of 1 GiB was inflated"
 
 
-def peak_mb(worker: Member) -> float:
+def peak_mb(worker: SupervisedProcess) -> float:
     """Return the most memory that a process ever had in use. Source: proc(5)."""
     status = Path(f"/proc/{worker.pid}/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
@@ -256,7 +256,7 @@ COMMANDS = [
 
 
 def test_no_command_over_redis_does_more_than_stop_a_worker(
-    worker: Member, lure: Lure, redis: Redis, rq: RqView
+    worker: SupervisedProcess, lure: Lure, redis: Redis, rq: RqView
 ) -> None:
     with running(worker):
         wait_until(lambda: has_begun(worker), START_S, worker.text)

@@ -17,7 +17,7 @@ PAUSE_S = 1.0
 EXCUSED_S = 20.0  # after a signal: a receiver whose port is not free yet ends once more
 
 
-class Member(ServiceProcess):
+class SupervisedProcess(ServiceProcess):
     """One process of the service; `ends` counts how often it has ended without being made to."""
 
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], directory: Path) -> None:
@@ -73,26 +73,26 @@ class Member(ServiceProcess):
 
 
 @contextmanager
-def running(member: Member) -> Iterator[Member]:
+def running(process: SupervisedProcess) -> Iterator[SupervisedProcess]:
     """Run a process for the length of the block."""
-    member.start()
+    process.start()
     try:
-        yield member
+        yield process
     finally:
-        member.kill()
+        process.kill()
 
 
-def worker_member(
+def supervised_worker(
     name: str, env: Mapping[str, str], directory: Path, module: str | None = None, *arguments: str
-) -> Member:
+) -> SupervisedProcess:
     """Return a worker: the one that is deployed, or one that a module of these tests runs."""
     if module is None:
-        return Member(name, clerk_sync("worker"), env, directory)
-    return Member(
+        return SupervisedProcess(name, clerk_sync("worker"), env, directory)
+    return SupervisedProcess(
         name, [sys.executable, "-m", module, *arguments], {**env, "PYTHONPATH": str(ROOT)}, directory
     )
 
 
-def has_begun(worker: Member) -> bool:
+def has_begun(worker: SupervisedProcess) -> bool:
     """Say whether a worker has registered."""
     return '"worker started"' in worker.text()

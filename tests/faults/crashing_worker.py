@@ -1,6 +1,6 @@
 """A worker that is struck by a signal at one step of a batch, its third. Only tests run it.
 
-    python -m tests.faults.doomed "in transaction" KILL
+    python -m tests.faults.crashing_worker "in transaction" KILL
 
 By then there are batches that it has settled, and others in its hand where it applies several at a time.
 What the worker works with is wrapped here, in this process: the worker itself knows of no such thing.
@@ -27,7 +27,7 @@ BATCH = 3
 STEPS = ("taken", "loaded", "parsed", "in transaction", "committed", "finishing", "finished")
 
 
-class Doom:
+class Crash:
     """Strikes this process when it comes to a step, the third time and no more."""
 
     def __init__(self, step: str, number: signal.Signals) -> None:
@@ -43,47 +43,47 @@ class Doom:
             os.kill(os.getpid(), self._number)
 
 
-def doomed_jobs(doom: Doom) -> type[ReservedJobs]:
+def crashing_jobs(crash: Crash) -> type[ReservedJobs]:
     """Return a HeldJobs that is struck on its way to Redis and back."""
 
-    class DoomedJobs(ReservedJobs):
+    class CrashingJobs(ReservedJobs):
         def settle_and_take(self, done: Sequence[Settled], limit: int) -> list[TakenJob] | None:
             jobs = super().settle_and_take(done, limit)
             if jobs:
-                doom.at("loaded")
+                crash.at("loaded")
             return jobs
 
         def _send_and_take(self, done: Sequence[Settled], limit: int) -> Any:
-            doom.settles.now = bool(done)
+            crash.settles.now = bool(done)
             taken = super()._send_and_take(done, limit)
             if done:
-                doom.at("finished")
+                crash.at("finished")
             if taken:
-                doom.at("taken")
+                crash.at("taken")
             return taken
 
-    return DoomedJobs
+    return CrashingJobs
 
 
-def before_reading(doom: Doom, read: Callable[..., Any]) -> Callable[..., Any]:
+def before_reading(crash: Crash, read: Callable[..., Any]) -> Callable[..., Any]:
     """Return `read` so that the process is struck when it has sent what is done, and has heard no answer."""
 
     def read_response(*args: Any, **kwargs: Any) -> Any:
-        if getattr(doom.settles, "now", False):
-            doom.settles.now = False
-            doom.at("finishing")
+        if getattr(crash.settles, "now", False):
+            crash.settles.now = False
+            crash.at("finishing")
         return read(*args, **kwargs)
 
     return read_response
 
 
-def around(doom: Doom, before: str, function: Callable[..., Any], after: str) -> Callable[..., Any]:
+def around(crash: Crash, before: str, function: Callable[..., Any], after: str) -> Callable[..., Any]:
     """Return `function` so that the process is struck before or after it."""
 
     def struck(*args: Any, **kwargs: Any) -> Any:
-        doom.at(before)
+        crash.at(before)
         answer = function(*args, **kwargs)
-        doom.at(after)
+        crash.at(after)
         return answer
 
     return struck
@@ -91,14 +91,14 @@ def around(doom: Doom, before: str, function: Callable[..., Any], after: str) ->
 
 def main() -> None:
     """Run the worker."""
-    doom = Doom(sys.argv[1], signal.Signals[f"SIG{sys.argv[2]}"])
+    crash = Crash(sys.argv[1], signal.Signals[f"SIG{sys.argv[2]}"])
     settings = load("redis_url", "database_url")
     log.configure(settings)
     with (
-        patch.object(batch_worker, "ReservedJobs", doomed_jobs(doom)),
-        patch.object(Connection, "read_response", before_reading(doom, Connection.read_response)),
-        patch.object(users, "apply", around(doom, "parsed", users.apply, "committed")),
-        patch.object(users, "_decide", around(doom, "in transaction", users._decide, "")),
+        patch.object(batch_worker, "ReservedJobs", crashing_jobs(crash)),
+        patch.object(Connection, "read_response", before_reading(crash, Connection.read_response)),
+        patch.object(users, "apply", around(crash, "parsed", users.apply, "committed")),
+        patch.object(users, "_decide", around(crash, "in transaction", users._decide, "")),
     ):
         batch_worker.run(settings)
 

@@ -16,7 +16,7 @@ LARGEST = 16
 T = TypeVar("T")
 
 
-def past(seed: int, worlds: int, *, with_organizations: bool = False) -> list[list[Delivery]]:
+def random_histories(seed: int, worlds: int, *, with_organizations: bool = False) -> list[list[Delivery]]:
     """Return a history for each of that many worlds, which share no user and no address."""
     random = Random(seed)
     return [_history(f"{seed}-{number}", random, with_organizations) for number in range(worlds)]
@@ -24,7 +24,7 @@ def past(seed: int, worlds: int, *, with_organizations: bool = False) -> list[li
 
 def some_deliveries(seed: int, number: int) -> list[Delivery]:
     """Return that many deliveries of random histories."""
-    return list(chain.from_iterable(past(seed, number // 3)))[:number]
+    return list(chain.from_iterable(random_histories(seed, number // 3)))[:number]
 
 
 def _history(world: str, random: Random, with_organizations: bool) -> list[Delivery]:

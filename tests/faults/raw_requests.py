@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from cli.dev.servers import HOST
 from cli.samples import signed_headers
-from tests.faults.house import House
+from tests.faults.service import Service
 from tests.faults.svix import KEY, PATH
 from tests.support.payloads import body, svix_id, user_event
 
@@ -28,17 +28,17 @@ def genuine_request() -> bytes:
     return f"POST {PATH} HTTP/1.1\r\n{head}\r\n".encode() + content
 
 
-def connect(house: House) -> socket.socket:
+def connect(service: Service) -> socket.socket:
     """Open a connection."""
-    return socket.create_connection((HOST, house.ports[0]), ANSWER_S)
+    return socket.create_connection((HOST, service.ports[0]), ANSWER_S)
 
 
-def answer_to(house: House, raw: bytes) -> int:
+def answer_to(service: Service, raw: bytes) -> int:
     """Send a request; return the status, 0 when the connection is closed without an answer.
 
     When none comes for some time, which is right as long as more may follow, say that nothing follows.
     """
-    with connect(house) as connection, suppress(ConnectionError):
+    with connect(service) as connection, suppress(ConnectionError):
         connection.sendall(raw)
         ready, _, _ = select.select([connection], [], [], HALF_CLOSED_AFTER_S)
         if not ready:
@@ -48,8 +48,8 @@ def answer_to(house: House, raw: bytes) -> int:
     return 0
 
 
-def taken_in(house: House) -> float:
+def taken_in(service: Service) -> float:
     """Send a genuine delivery, which must be taken, and return how long that took, in s."""
     began = time.monotonic()
-    assert answer_to(house, genuine_request()) == 202
+    assert answer_to(service, genuine_request()) == 202
     return time.monotonic() - began

@@ -19,8 +19,8 @@ STARTING_UP = b"E" + struct.pack("!I", 4 + len(FIELDS)) + FIELDS
 START_S = 10
 
 
-class Line(Proxy):
-    """A proxy in a thread of this process; every connection is as slow as the line is at that moment."""
+class FaultyProxy(Proxy):
+    """A proxy in a thread of this process; every connection is as slow as the proxy is at that moment."""
 
     def __init__(self, target_port: int) -> None:
         super().__init__(target_port, 0)
@@ -28,7 +28,7 @@ class Line(Proxy):
         self._ways: WeakSet[OneWay] = WeakSet()
         self._refuses = False
         self._listens = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"line {self.port}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"proxy {self.port}", daemon=True)
 
     def start(self) -> None:
         """Begin to pass connections on."""
@@ -104,17 +104,17 @@ class Line(Proxy):
 
 
 @contextmanager
-def line_to(url: str) -> Iterator[tuple[Line, str]]:
-    """Give a line to where `url` leads, on this machine, and the URL through it."""
+def proxy_to(url: str) -> Iterator[tuple[FaultyProxy, str]]:
+    """Give a proxy to where `url` leads, on this machine, and the URL through it."""
     there = urlsplit(url)
     assert there.port
-    line = Line(there.port)
-    line.start()
+    proxy = FaultyProxy(there.port)
+    proxy.start()
     account = there.netloc.rpartition("@")[0]
     try:
-        yield line, there._replace(netloc=f"{account}@{HOST}:{line.port}").geturl()
+        yield proxy, there._replace(netloc=f"{account}@{HOST}:{proxy.port}").geturl()
     finally:
-        line.stop()
+        proxy.stop()
 
 
 class Refusal(End):

@@ -13,7 +13,7 @@ from worker.shutdown import StopSignal
 FASTER = 150
 
 
-class Hurried(StopSignal):
+class ShortWaits(StopSignal):
     """Sleeps for less than the given time."""
 
     def wait(self, seconds: float) -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     """Run the worker."""
     settings = load("redis_url", "database_url")
     log.configure(settings)
-    with patch.object(batch_worker, "StopSignal", Hurried):
+    with patch.object(batch_worker, "StopSignal", ShortWaits):
         batch_worker.run(settings)
 
 

@@ -14,9 +14,9 @@ from redis import Redis
 import config
 from cli.dev.servers import HOST, free_port
 from tests.support import http
-from tests.support.members import Member, has_begun, worker_member
 from tests.support.processes import clerk_sync
 from tests.support.stack import environment
+from tests.support.supervised_process import SupervisedProcess, has_begun, supervised_worker
 from tests.support.waiting import wait_until
 from worker.queue import rq_format as rq
 from worker.queue.consumer import RESERVED_PREFIX
@@ -28,7 +28,7 @@ PAUSE_S = 1.0
 EXCUSED_S = 20.0  # after a signal: a receiver whose port is not free yet ends once more
 
 
-class House:
+class Service:
     """Receivers, each on a port of its own, and workers.
 
     With `kept` a thread starts again what ends. Ready when the block begins, unless not `is_awaited`.
@@ -52,11 +52,11 @@ class House:
         self.settings = settings
         self.ports = [free_port() for _ in range(receivers)]
         self.receivers = [
-            Member(f"web-{i + 1}", clerk_sync("web"), self._env(env, port=port), directory)
+            SupervisedProcess(f"web-{i + 1}", clerk_sync("web"), self._env(env, port=port), directory)
             for i, port in enumerate(self.ports)
         ]
         self.workers = [
-            worker_member(f"worker-{i + 1}", self._env(env), directory, worker) for i in range(workers)
+            supervised_worker(f"worker-{i + 1}", self._env(env), directory, worker) for i in range(workers)
         ]
         self.redis = Redis.from_url(settings.redis_url.get_secret_value())
         self.database = urlsplit(settings.database_url.get_secret_value()).path.removeprefix("/")
@@ -66,14 +66,14 @@ class House:
         self._platform = threading.Thread(target=self._keep, name="platform", daemon=True)
 
     @property
-    def members(self) -> list[Member]:
+    def processes(self) -> list[SupervisedProcess]:
         """Every process."""
         return [*self.receivers, *self.workers]
 
     def __enter__(self) -> Self:
         try:
-            for member in self.members:
-                member.start()
+            for process in self.processes:
+                process.start()
             if self._is_awaited:
                 self.await_ready()
             if self._kept:
@@ -92,29 +92,29 @@ class House:
 
     def logs(self) -> str:
         """Return what the processes have written lately."""
-        return "\n".join(f"{m.name}: {m.text()[-3000:]}" for m in self.members)
+        return "\n".join(f"{m.name}: {m.text()[-3000:]}" for m in self.processes)
 
     def ends(self) -> dict[str, list[int | None]]:
         """Return who has ended of its own accord, and with what exit status."""
-        return {member.name: member.ends for member in self.members if member.ends}
+        return {process.name: process.ends for process in self.processes if process.ends}
 
     def _is_ready(self) -> bool:
         return all(map(takes_deliveries, self.ports)) and all(map(has_begun, self.workers))
 
     def _keep(self) -> None:
         while not self._closing.wait(LOOK_EVERY_S):
-            for member in self.members:
-                member.look()
+            for process in self.processes:
+                process.look()
 
     def _stop(self) -> None:
         self._closing.set()
         if self._platform.is_alive():
             self._platform.join(READY_S)
         self.redis.close()
-        for member in self.members:
-            member.signal(signal.SIGCONT)
-            member.signal(signal.SIGCONT, child=True)
-            member.end(patience=12)
+        for process in self.processes:
+            process.signal(signal.SIGCONT)
+            process.signal(signal.SIGCONT, child=True)
+            process.end(patience=12)
 
     def _env(self, env: Mapping[str, str] | None, **overrides: Any) -> dict[str, str]:
         settings = self.settings
