@@ -116,17 +116,21 @@ def last_applied_at(database: Database) -> datetime | None:
     return database.run(lambda connection: connection.scalar(query))
 
 
-def newest(database: Database) -> tuple[datetime | None, datetime | None]:
-    """Return when a delivery was last applied, and the latest receipt of the RECENT newest ones; or None."""
+def ends(database: Database) -> tuple[datetime | None, datetime | None, datetime | None]:
+    """Return when a delivery was last applied, the latest receipt of RECENT newest ones, and the oldest's.
+
+    All are None in an empty ledger.
+    """
     rows = (
         select(WebhookEvent.applied_at, WebhookEvent.received_at)
         .order_by(desc(WebhookEvent.applied_at))
         .limit(RECENT)
         .subquery()
     )
-    query = select(func.max(rows.c.applied_at), func.max(rows.c.received_at))
-    applied_at, received_at = database.run(lambda connection: connection.execute(query).one())
-    return applied_at, received_at
+    oldest = select(WebhookEvent.received_at).order_by(WebhookEvent.applied_at).limit(1).scalar_subquery()
+    query = select(func.max(rows.c.applied_at), func.max(rows.c.received_at), oldest)
+    applied_at, received_at, began_at = database.run(lambda connection: connection.execute(query).one())
+    return applied_at, received_at, began_at
 
 
 def prune(database: Database, older_than: timedelta) -> int:

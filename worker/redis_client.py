@@ -27,7 +27,7 @@ from config import Settings, SettingsError
 FAIL_FAST_TIMEOUT_S = 1.5
 PATIENCE_S = 15.0
 IDLE_S = 10.0
-OTHER_CONNECTIONS = 4
+OTHER_CONNECTIONS = 4  # one of them is the heartbeat's
 REFUSED_PAUSE_S = 0.05
 READ_ONLY = "READONLY"
 ENCODING_ERRORS = "surrogateescape"  # any id on the queue can be written again as it was read
@@ -199,7 +199,12 @@ def fail_fast_redis(settings: Settings) -> Redis:
 
 @lru_cache(maxsize=4)
 def _other_connections(settings: Settings) -> ConnectionPool:
-    return _pool(settings, OtherConnections, OTHER_CONNECTIONS, timeout=FAIL_FAST_TIMEOUT_S, **FAIL_FAST)
+    return _pool(settings, OtherConnections, OTHER_CONNECTIONS - 1, timeout=FAIL_FAST_TIMEOUT_S, **FAIL_FAST)
+
+
+def heartbeat_redis(settings: Settings) -> Redis:
+    """Return a client with the same time-outs for one thread, whose connection stays open."""
+    return Redis.from_pool(_pool(settings, ConnectionPool, 1, **FAIL_FAST))
 
 
 def delivery_redis(settings: Settings) -> Redis:

@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 from worker.monitoring import receivers
 from worker.monitoring.redis_stats import CAUSES_KEY
 from worker.queue import lock_waits
-from worker.queue.producer import WATCHING_SINCE_KEY, Delivery, delivery_queue
+from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, Delivery, delivery_queue
 from worker.queue.rq_format import JOB_PREFIX, WORKER_PREFIX
 
 ALERTS = Path(__file__).parents[2] / "docs" / "alerts.yml"
@@ -211,10 +211,15 @@ def _degrade(stack: Stack, prometheus: Prometheus, redis: RedisServer) -> None:
             prometheus.await_alert(f"ClerkSync{name}")
         client.delete(CAUSES_KEY, lock_waits.KEY, f"{WORKER_PREFIX}stuck")
         wait_until(
-            lambda: client.delete(receivers.KEY) >= 0 and "ClerkSyncNoReceiver" in prometheus.firing(),
+            lambda: _forget_receivers(client) and "ClerkSyncNoReceiver" in prometheus.firing(),
             PATIENCE_S,
         )
         prometheus.await_quiet("ClerkSyncBatchStuck")
+
+
+def _forget_receivers(client: Redis) -> bool:
+    client.delete(receivers.NAMES_KEY, *client.keys(f"{receivers.KEY_PREFIX}*"), LAST_RECEIVED_KEY)
+    return True
 
 
 def _fail(stack: Stack, prometheus: Prometheus) -> None:

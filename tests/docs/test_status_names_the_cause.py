@@ -27,7 +27,7 @@ from tests.support.settings import MakeSettings
 from tests.support.spoiled_redis import BINARY, RedisServers
 from tests.support.stack import environment
 from tests.support.waiting import wait_until
-from worker.monitoring import recent
+from worker.monitoring import receivers, recent
 from worker.queue import lock_waits, rq_format
 from worker.queue.producer import DeliveryQueue
 
@@ -244,7 +244,7 @@ CASES: dict[str, tuple[Fault, str]] = {
         "the schema is missing: run clerk-sync db upgrade",
     ),
     "no worker": (_in_redis(lambda redis: redis.delete(rq_format.WORKERS_KEY)), "no worker is alive"),
-    "no receiver": (_in_redis(lambda redis: redis.delete("clerk-sync:receivers")), "no receiver is alive"),
+    "no receiver": (_in_redis(lambda redis: redis.delete(receivers.NAMES_KEY)), "no receiver is alive"),
     "workers suspended": (_in_redis(lambda redis: redis.set(rq_format.SUSPENDED_KEY, 1)), "rq resume"),
     "workers wait": (
         _in_redis(lambda redis: add_worker(redis, waiting_for="database", reason="the disk is full")),

@@ -1,7 +1,6 @@
 """A worker and a receiver that are alive, as far as Redis knows."""
 
 import json
-import time
 from typing import Any
 
 from redis import Redis
@@ -26,4 +25,4 @@ def add_worker(redis: Redis, name: str = "one", **report: object) -> None:
 def add_service(redis: Redis) -> None:
     """Register a worker and a receiver."""
     add_worker(redis)
-    redis.zadd(receivers.KEY, {"receiver": time.time()})
+    receivers.beat(redis, "receiver")

@@ -129,7 +129,7 @@ def test_a_delivery_that_finds_the_queue_too_long_came_all_the_same(
 def test_workers_that_all_wait_apply_nothing(
     make_status: MakeStatus, redis: Redis, waits: tuple[object, ...], alarms: list[str]
 ) -> None:
-    redis.zadd(receivers.KEY, {"receiver": time.time()})
+    receivers.beat(redis, "receiver")
     for number, what in enumerate(waits):
         add_worker(redis, str(number), waiting_for=what, reason=f"why {what}")
     report = make_status().report()

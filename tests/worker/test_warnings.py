@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 import pytest
 from flask.testing import FlaskClient
 from redis import Redis
 
-from cli.dev.servers import PostgresServer, free_port
+from cli.dev.servers import PostgresServer, RedisServer, free_port
 from db.connection.engine import Database
 from db.identity import leads_to_same_tables
 from tests.support.deliveries import PATH, MakeClient, signed
@@ -28,7 +29,7 @@ from worker.monitoring.receivers import ReceiverTasks
 from worker.queue import lock_waits
 from worker.queue.consumer import Finished, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
-from worker.queue.producer import DeliveryQueue
+from worker.queue.producer import WATCHING_SINCE_KEY, DeliveryQueue
 from worker.queue.rq_format import SUSPENDED_KEY
 from worker.shutdown import StopSignal
 
@@ -142,15 +143,55 @@ def test_deliveries_that_are_refused_degrade_and_strangers_noise_does_not(
     assert any("forgeries" in warning for warning in noise["warnings"])
 
 
+def test_a_busy_service_that_refuses_all_of_a_sudden_is_said_at_once(report: Report, redis: Redis) -> None:
+    """A quarter of an hour's genuine deliveries do not outweigh that none comes any more."""
+    recent.add(redis, {recent.GENUINE: 900})
+    recent.add(redis, {recent.MISMATCH: 9})
+    assert _is_well(report()), "genuine ones may still be coming"
+    _age_genuine(redis, 20)
+    assert _warning(report(), "(900 genuine ones came meanwhile)")
+    recent.add(redis, {recent.GENUINE: 1})
+    assert _is_well(report())
+
+
+def test_a_quiet_service_waits_for_its_genuine_deliveries(report: Report, redis: Redis) -> None:
+    recent.add(redis, {recent.GENUINE: 30, recent.MISMATCH: 9})
+    _age_genuine(redis, 60)
+    assert _is_well(report()), "two were due"
+    _age_genuine(redis, 180)
+    assert _warning(report(), "signature does not match")
+
+
+def test_a_reason_that_is_over_is_not_named_beside_one_that_goes_on(report: Report, redis: Redis) -> None:
+    recent.add(redis, {recent.MISMATCH: 21})
+    _move(redis, 3)
+    recent.add(redis, {recent.GENUINE: 5})
+    _move(redis, 2)
+    recent.add(redis, {recent.STALE: 9})
+    said = report()
+    assert _warning(said, "the signature is too old")
+    assert "does not match" not in str(said["warnings"])
+
+
+def _age_genuine(redis: Redis, seconds: int) -> None:
+    now: Any = redis.time()
+    redis.set(recent.GENUINE_AT_KEY, now[0] - seconds)
+
+
+def _move(redis: Redis, minutes: int) -> None:
+    """Let this minute's counts be so much older."""
+    now: Any = redis.time()
+    minute = now[0] // recent.MINUTE_S
+    redis.rename(f"{recent.KEY_PREFIX}{minute}", f"{recent.KEY_PREFIX}{minute - minutes}")
+
+
 def test_deliveries_that_are_too_old_name_the_clock(
     report: Report, make_client: MakeClient, redis: Redis
 ) -> None:
     client = make_client()
     _send(client, 8, age_s=600)
     assert "set the clock" in _warning(report(), "the signature is too old")
-    [key] = cast("list[bytes]", redis.keys(f"{recent.KEY_PREFIX}*"))
-    minute = int(bytes(key).decode().removeprefix(recent.KEY_PREFIX))
-    redis.rename(key, f"{recent.KEY_PREFIX}{minute - 3}")
+    _move(redis, 3)
     _send(client, 1)
     assert report()["status"] == "ok", "it is over: genuine ones alone have come since"
 
@@ -180,19 +221,49 @@ def test_a_second_instance_in_the_tables_is_said(report: Report, database_url_un
 def test_without_a_receiver_that_is_said_and_one_that_ends_leaves(
     report: Report, make_settings: MakeSettings, redis: Redis
 ) -> None:
-    redis.delete(receivers.KEY)
+    receivers.deregister(redis, "receiver")
     assert "start clerk-sync web" in _warning(report(), "no receiver is alive")
     tasks = ReceiverTasks(make_settings(), Metrics())
     tasks.start()
-    wait_until(lambda: redis.zcard(receivers.KEY), 10)
+    wait_until(lambda: redis.scard(receivers.NAMES_KEY), 10)
     assert _is_well(report())
     assert report()["receivers"]["alive"] == 1
     tasks.stop()
-    assert redis.zcard(receivers.KEY) == 0
-    redis.zadd(receivers.KEY, {"silent": time.time() - receivers.SILENT_AFTER_S - 2})
+    assert (redis.scard(receivers.NAMES_KEY), redis.keys(f"{receivers.KEY_PREFIX}*")) == (0, [])
+
+
+def test_a_receiver_that_was_killed_is_missed_within_half_a_minute(report: Report, redis: Redis) -> None:
+    key = f"{receivers.KEY_PREFIX}receiver"
+    redis.expire(key, receivers.FORGET_AFTER_S - 15)
+    assert _is_well(report())
+    redis.expire(key, receivers.FORGET_AFTER_S - 29)
     silent = report()
-    assert silent["receivers"]["alive"] == 0
-    assert silent["receivers"]["last_seen_at"]
+    assert _warning(silent, "no receiver is alive")
+    seen = datetime.fromisoformat(silent["receivers"]["last_seen_at"])
+    assert 28 <= (datetime.now(UTC) - seen).total_seconds() <= 31
+    redis.delete(key)  # as it expires
+    assert report()["receivers"] == {"alive": 0, "last_seen_at": None}
+    assert redis.scard(receivers.NAMES_KEY) == 0
+
+
+def test_a_heartbeat_registers_again_once_its_names_are_gone(report: Report, redis: Redis) -> None:
+    redis.flushdb()
+    add_service(redis)
+    assert report()["receivers"]["alive"] == 1
+    redis.delete(receivers.NAMES_KEY)
+    receivers.register(redis, "receiver")
+    assert report()["receivers"]["alive"] == 1
+
+
+def test_a_heartbeat_needs_no_memory(report: Report, own_redis: RedisServer) -> None:
+    with Redis.from_url(own_redis.url) as redis:
+        receivers.beat(redis, "receiver")
+        redis.expire(f"{receivers.KEY_PREFIX}receiver", receivers.FORGET_AFTER_S - 29)
+        redis.config_set("maxmemory", 1)
+        receivers.beat(redis, "receiver")
+        full = report(redis_url=own_redis.url)
+    assert "out of memory" in full["checks"]["redis"]["error"]
+    assert full["receivers"]["alive"] == 1
 
 
 def test_a_redis_that_was_emptied_is_told_by_the_ledger(
@@ -214,6 +285,29 @@ def test_a_redis_that_was_emptied_is_told_by_the_ledger(
     queue.enqueue(delivery(received_at=received_at - 3_600_000))
     assert _warning(report(), "Redis was emptied"), "what came back is an old snapshot"
     queue.enqueue(delivery(received_at=received_at + 1000))
+    assert _is_well(report())
+
+
+def test_a_redis_that_was_emptied_under_traffic_is_said_for_an_hour(
+    report: Report, redis: Redis, database_url_unpooled: str
+) -> None:
+    """The deliveries that come meanwhile end no warning, and prove that a receiver is alive."""
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
+            " VALUES ('msg_1', 'user.created', 'user_1', now() - interval '5 minutes', 'applied')"
+        )
+    redis.flushdb()
+    add_worker(redis)
+    DeliveryQueue(redis).enqueue(delivery(received_at=int(time.time() * 1000)))
+    report()  # or a receiver's heartbeat: since then Redis remembers
+    said = report()
+    assert _warning(said, "restarted without its data now: what waited there is lost")
+    assert "no receiver" not in str(said["warnings"])
+    receivers.beat(redis, "receiver")
+    redis.set(WATCHING_SINCE_KEY, int((time.time() - 240) * 1000))
+    assert _warning(report(), "without its data 4 min ago")
+    redis.set(WATCHING_SINCE_KEY, int((time.time() - 3601) * 1000))
     assert _is_well(report())
 
 

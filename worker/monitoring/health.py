@@ -175,10 +175,11 @@ def schema_facts(database: Database) -> Facts:
         raise ProbeFailed(f"the schema is {state.value}: run clerk-sync db upgrade")
     if state is schema.SchemaState.NEWER:
         raise ProbeFailed("the schema is newer than this version: deploy the version that made it")
-    applied_at, received_at = ledger.newest(database)
+    applied_at, received_at, began_at = ledger.ends(database)
     return {
         "schema": state.value,
         "last_applied_at": iso(applied_at) if applied_at else None,
         "ledger_received_at": received_at,
+        "ledger_began_at": began_at,
         "instances": instances.seen(database),
     }

@@ -2,20 +2,23 @@
 
 import uuid
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from config import Settings
+from db.times import now_ms
 from worker.monitoring.metrics import FLUSH_EVERY_S, Metrics
 from worker.periodic import PeriodicRunner, PeriodicTask
-from worker.queue import scripts
-from worker.redis_client import fail_fast_redis
+from worker.queue.producer import WATCHING_SINCE_KEY
+from worker.redis_client import heartbeat_redis
 
-KEY = "clerk-sync:receivers"
-BEAT_EVERY_S = 60.0  # a heartbeat of an idle receiver is four commands to Redis, one of them to connect
-SILENT_AFTER_S = 150
+NAMES_KEY = "clerk-sync:receiver-names"
+KEY_PREFIX = "clerk-sync:receiver:"  # each heartbeat renews its expiry, on Redis's clock: others differ
+BEAT_EVERY_S = 12.0  # one command, on a connection that stays open
+REGISTER_EVERY_S = 600.0  # in case that Redis has evicted the names alone
+SILENT_AFTER_S = 26
 FORGET_AFTER_S = 24 * 3600
 
 
@@ -23,12 +26,12 @@ class ReceiverTasks:
     """A thread of a web process, from `start` until `stop`."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._redis = fail_fast_redis(settings)
+        self._redis = heartbeat_redis(settings)
         self._metrics = metrics
         self._name = uuid.uuid4().hex
-        self._heartbeat = self._redis.register_script(scripts.load("record_alive"))
         self._runner = PeriodicRunner(
             PeriodicTask("heartbeat", BEAT_EVERY_S, self._beat),
+            PeriodicTask("registration", REGISTER_EVERY_S, self._register),
             PeriodicTask("flush metrics", FLUSH_EVERY_S, self._flush),
         )
 
@@ -41,13 +44,41 @@ class ReceiverTasks:
         self._runner.stop(FLUSH_EVERY_S)
         with suppress(RedisError):
             self._flush()
-            self._redis.zrem(KEY, self._name)
+            deregister(self._redis, self._name)
+        self._redis.connection_pool.disconnect()
 
     def _beat(self) -> None:
-        self._heartbeat(keys=[KEY], args=[self._name])
+        beat(self._redis, self._name)
+
+    def _register(self) -> None:
+        register(self._redis, self._name)
 
     def _flush(self) -> None:
         self._metrics.flush(self._redis)
+
+
+def beat(redis: Redis, name: str) -> None:
+    """Record that the receiver is alive; register it, where Redis does not know it (any more).
+
+    An expiry that is renewed needs no memory, so a full Redis takes it. Raises RedisError.
+    """
+    if not redis.expire(KEY_PREFIX + name, FORGET_AFTER_S):
+        register(redis, name)
+
+
+def register(redis: Redis, name: str) -> None:
+    """Make the receiver known; where Redis knew nothing, record since when it has. Raises RedisError."""
+    with redis.pipeline() as pipeline:
+        pipeline.sadd(NAMES_KEY, name)
+        pipeline.set(KEY_PREFIX + name, 1, ex=FORGET_AFTER_S)
+        pipeline.set(WATCHING_SINCE_KEY, now_ms(), nx=True)
+        pipeline.execute()
+
+
+def deregister(redis: Redis, name: str) -> None:
+    """Forget the receiver. Raises RedisError."""
+    redis.srem(NAMES_KEY, name)
+    redis.delete(KEY_PREFIX + name)
 
 
 def count(redis: Redis, now_s: int) -> dict[str, Any]:
@@ -55,9 +86,14 @@ def count(redis: Redis, now_s: int) -> dict[str, Any]:
 
     Raises RedisError.
     """
+    names = [name.decode() for name in cast("set[bytes]", redis.smembers(NAMES_KEY))]
     with redis.pipeline(transaction=False) as pipeline:
-        pipeline.zremrangebyscore(KEY, "-inf", now_s - FORGET_AFTER_S)
-        pipeline.zcount(KEY, now_s - SILENT_AFTER_S, "+inf")
-        pipeline.zrange(KEY, 0, 0, desc=True, withscores=True)
-        _, alive, newest = pipeline.execute(raise_on_error=False)
-    return {"alive": alive, "last_seen_s": newest[0][1] if newest else None}
+        for name in names:
+            pipeline.ttl(KEY_PREFIX + name)
+        ages = dict(zip(names, (FORGET_AFTER_S - left_s for left_s in pipeline.execute()), strict=True))
+    if gone := [name for name, age_s in ages.items() if age_s > FORGET_AFTER_S]:
+        with suppress(RedisError):  # of a Redis that takes no writes
+            redis.srem(NAMES_KEY, *gone)
+    known = [age_s for name, age_s in ages.items() if name not in gone]
+    alive = sum(age_s < SILENT_AFTER_S for age_s in known)
+    return {"alive": alive, "last_seen_s": now_s - min(known) if known else None}

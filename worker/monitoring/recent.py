@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from redis import Redis
 
 KEY_PREFIX = "clerk-sync:recent:"
+GENUINE_AT_KEY = "clerk-sync:genuine-at"  # when a verified delivery came last, in s of Redis's clock
 MINUTE_S = 60
 WINDOW_MINUTES = 15
 GENUINE, MISMATCH, STALE, FOREIGN = KINDS = ("genuine", "mismatch", "stale", "foreign")
@@ -16,7 +17,8 @@ QUIET_MINUTES = 2  # so long genuine deliveries alone, and what was refused befo
 class Recent(NamedTuple):
     """Deliveries of the last WINDOW_MINUTES: verified ones, refused ones by reason, another instance's.
 
-    `is_over` says that genuine deliveries alone have come of late.
+    `is_over` says that genuine deliveries alone have come of late. `since_genuine` are those refused from
+    the minute of the newest genuine one on, which came `genuine_age_s` ago (None: none came).
     """
 
     genuine: int
@@ -24,6 +26,8 @@ class Recent(NamedTuple):
     stale: int
     foreign: int
     is_over: bool
+    since_genuine: Mapping[str, int]
+    genuine_age_s: float | None
 
 
 def add(redis: Redis, counts: Mapping[str, float]) -> None:
@@ -35,6 +39,8 @@ def add(redis: Redis, counts: Mapping[str, float]) -> None:
     with redis.pipeline(transaction=False) as pipeline:
         for kind, count in counts.items():
             pipeline.hincrby(key, kind, int(count))
+        if counts.get(GENUINE):
+            pipeline.set(GENUINE_AT_KEY, now[0], ex=(WINDOW_MINUTES + 1) * MINUTE_S)
         pipeline.expire(key, (WINDOW_MINUTES + 1) * MINUTE_S)
         pipeline.execute()
 
@@ -46,14 +52,24 @@ def read(redis: Redis, now_s: int) -> Recent:
     with redis.pipeline(transaction=False) as pipeline:
         for minute in minutes:
             pipeline.hmget(f"{KEY_PREFIX}{minute}", KINDS)
-        rows = [dict(zip(KINDS, map(_count, values), strict=True)) for values in pipeline.execute()]
+        pipeline.get(GENUINE_AT_KEY)
+        *hashes, genuine_s = pipeline.execute()
+    rows = [dict(zip(KINDS, map(_count, values), strict=True)) for values in hashes]
     total: Counter[str] = Counter()
     for row in rows:
         total.update(row)
     genuine_at = max((i for i, row in enumerate(rows) if row[GENUINE]), default=-1)
     refused_at = max((i for i, row in enumerate(rows) if row[MISMATCH] or row[STALE]), default=-1)
     is_over = genuine_at - refused_at >= QUIET_MINUTES
-    return Recent(total[GENUINE], total[MISMATCH], total[STALE], total[FOREIGN], is_over)
+    return Recent(
+        total[GENUINE],
+        total[MISMATCH],
+        total[STALE],
+        total[FOREIGN],
+        is_over,
+        {kind: sum(row[kind] for row in rows[max(genuine_at, 0) :]) for kind in (MISMATCH, STALE)},
+        None if genuine_s is None else now_s - _count(genuine_s),
+    )
 
 
 def _count(value: bytes | None) -> int:

@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from worker.monitoring.probes import Facts
-from worker.monitoring.recent import WINDOW_MINUTES, Recent
-from worker.monitoring.words import counted
+from worker.monitoring.receivers import SILENT_AFTER_S
+from worker.monitoring.recent import MINUTE_S, MISMATCH, STALE, WINDOW_MINUTES, Recent
+from worker.monitoring.words import ago, counted
 from worker.sync.last_run import Result
 
 STUCK_AFTER_S = 30
 A_FEW = 5
 CLOCKS_APART = timedelta(minutes=1)
+LOSS_IS_SAID_FOR = timedelta(hours=1)
+OVERDUE = 5  # so many genuine deliveries that should have come by now are no chance
+AT_LEAST_S = 10
 
 
 def alarms(facts: Facts) -> dict[str, list[str]]:
@@ -100,18 +104,22 @@ def _failed(facts: Facts) -> Iterator[str]:
 
 
 def _signatures(facts: Facts) -> Iterator[str]:
-    """Say that Clerk's deliveries are refused; where genuine ones are the many, the others are forged."""
+    """Say that Clerk's deliveries are refused; where genuine ones are the many, the others are forged.
+
+    Of two reasons, one that is over is left out.
+    """
     recent = facts.get("recent")
     if recent is None or not _is_refusing(recent):
         return
     meanwhile = f"({counted(recent.genuine, 'genuine one')} came meanwhile)"
-    if recent.mismatch > A_FEW:
+    is_going_on = any(recent.since_genuine.values())
+    if recent.mismatch > A_FEW and (recent.since_genuine[MISMATCH] or not is_going_on):
         yield (
             f"{counted(recent.mismatch, 'delivery', 'deliveries')} refused in the last"
             f" {WINDOW_MINUTES} minutes because the signature does not match {meanwhile}: compare"
             " CLERK_WEBHOOK_SIGNING_SECRET with the endpoint's Signing Secret"
         )
-    if recent.stale > A_FEW:
+    if recent.stale > A_FEW and (recent.since_genuine[STALE] or not is_going_on):
         yield (
             f"{counted(recent.stale, 'delivery', 'deliveries')} refused in the last {WINDOW_MINUTES} minutes"
             f" because the signature is too old {meanwhile}: set the clock of the receiver's machine"
@@ -119,8 +127,17 @@ def _signatures(facts: Facts) -> Iterator[str]:
 
 
 def _is_refusing(recent: Recent) -> bool:
-    refused = recent.mismatch + recent.stale
-    return max(recent.mismatch, recent.stale) > A_FEW and refused > recent.genuine and not recent.is_over
+    if max(recent.mismatch, recent.stale) <= A_FEW or recent.is_over:
+        return False
+    return recent.mismatch + recent.stale > recent.genuine or _genuine_ones_stopped(recent)
+
+
+def _genuine_ones_stopped(recent: Recent) -> bool:
+    """Whether others came instead of genuine deliveries that were due, at the pace of the whole window."""
+    if recent.genuine_age_s is None or recent.genuine_age_s < AT_LEAST_S:
+        return False
+    due = recent.genuine * recent.genuine_age_s / (WINDOW_MINUTES * MINUTE_S)
+    return due >= OVERDUE and sum(recent.since_genuine.values()) > A_FEW
 
 
 def _forgeries(facts: Facts) -> Iterator[str]:
@@ -129,8 +146,9 @@ def _forgeries(facts: Facts) -> Iterator[str]:
         return
     yield (
         f"{counted(recent.mismatch + recent.stale, 'delivery', 'deliveries')} with a wrong or old signature"
-        f" refused in the last {WINDOW_MINUTES} minutes, beside"
-        f" {counted(recent.genuine, 'genuine one')}: forgeries, unless a second endpoint sends here"
+        f" refused in the last {WINDOW_MINUTES} minutes, beside {counted(recent.genuine, 'genuine one')}:"
+        " forgeries, a second endpoint's, or those of a fault that is over"
+        " (docs/operations.md, Signature errors)"
     )
 
 
@@ -153,19 +171,27 @@ def _second_instance(facts: Facts) -> Iterator[str]:
 
 
 def _no_receiver(facts: Facts) -> Iterator[str]:
+    """Say it unless deliveries come: a Redis that was emptied knows no receiver until its next heartbeat."""
+    last = facts.get("last_received_at")
+    silence = timedelta(seconds=SILENT_AFTER_S)
+    if last is not None and datetime.now(UTC) - datetime.fromisoformat(last) < silence:
+        return
     if facts.get("receivers", {}).get("alive") == 0:
         yield "no receiver is alive: deliveries are refused (start clerk-sync web)"
 
 
 def _redis_lost_data(facts: Facts) -> Iterator[str]:
-    """Say that the ledger has a delivery that is newer than the last one that Redis remembers."""
-    known = facts.get("ledger_received_at")
-    if known is None or "watching_since" not in facts:
+    """Say that the ledger has a newer delivery than Redis remembers, or, lately, one from before its time."""
+    known, oldest = facts.get("ledger_received_at"), facts.get("ledger_began_at")
+    if known is None or oldest is None or "watching_since" not in facts:
         return
-    last = facts["last_received_at"]
-    if last is None or datetime.fromisoformat(last) < known - CLOCKS_APART:
+    last, since = facts["last_received_at"], datetime.fromisoformat(facts["watching_since"])
+    is_old = last is None or datetime.fromisoformat(last) < known - CLOCKS_APART
+    is_new = oldest < since - CLOCKS_APART and datetime.now(UTC) - since < LOSS_IS_SAID_FOR
+    if is_old or is_new:
+        when = f" {ago(facts['watching_since'], datetime.now(UTC))}" if is_new else ""
         yield (
-            "Redis was emptied, or restarted without its data: what waited there is lost"
+            f"Redis was emptied, or restarted without its data{when}: what waited there is lost"
             " (docs/operations.md, Redis lost)"
         )
 
