@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -19,7 +19,6 @@ from redis import Redis
 from rq import Queue
 
 import config
-from cli.dev.process import Process
 from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import cli
 from db import schema
@@ -30,6 +29,7 @@ from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import ANN, body, svix_id, user, user_event
 from tests.support.processes import clerk_sync, family
 from tests.support.queue import RqView
+from tests.support.service_process import ServiceProcess
 from tests.support.stack import Stack, environment
 from tests.support.waiting import wait_until
 from web.app import create_app
@@ -187,27 +187,19 @@ def run(settings: config.Settings, *arguments: str) -> str:
     return ran.stdout + ran.stderr
 
 
-@contextmanager
-def running(settings: config.Settings, command: str, directory: Path) -> Iterator[tuple[Process, Path]]:
-    """Run `web` or `worker`, without a wait for anything; yield the process and its log."""
-    record = directory / f"{command}-{time.monotonic_ns()}"
-    process, log = Process(command, record), record.with_suffix(".log")
-    process.launch(clerk_sync(command), env=environment(settings), cwd=directory, log=log)
-    try:
-        yield process, log
-    finally:
-        process.end(patience=10)
-
-
 def what_both_say(settings: config.Settings, directory: Path) -> str:
     """Run a receiver and a worker for a while, and return their logs and what `/health` says."""
     health = ""
-    with running(settings, "web", directory) as web, running(settings, "worker", directory) as worker:
+    env, run = environment(settings), time.monotonic_ns()
+    processes = [
+        ServiceProcess(f"{name}-{run}", clerk_sync(name), env, directory) for name in ("web", "worker")
+    ]
+    with processes[0], processes[1]:
         time.sleep(A_WHILE_S)
         with suppress(httpx.TransportError):
             url = f"http://127.0.0.1:{settings.port}/health"
             health = http.get(url, timeout=15).text
-    return "\n".join([health, *(log.read_text() for _, log in (web, worker))])
+    return "\n".join([health, *(process.text() for process in processes)])
 
 
 def run_all(commands: Mapping[str, tuple[config.Settings, list[str]]]) -> Said:
@@ -411,14 +403,9 @@ def test_nothing_that_dev_starts_has_a_secret_in_its_command_line(
     """With servers of its own, whose secrets it keeps in files that only their owner can read."""
     given = _changed(servers.settings, database_url=None, redis_url=None)
     env = {**environment(given), "HOME": str(server_directory), "PORT": "0"}
-    dev, log = Process("dev", server_directory / "dev.pid"), server_directory / "dev.log"
-    dev.launch(clerk_sync("dev"), env=env, cwd=server_directory, log=log)
-    try:
-        wait_until(lambda: "Ctrl-C stops" in log.read_text() or not dev.running, PATIENCE_S, log.read_text)
-        assert dev.pid, log.read_text()
-        lines = command_lines(dev.pid)
+    with ServiceProcess("dev", clerk_sync("dev"), env, server_directory) as dev:
+        dev.await_text("Ctrl-C stops", PATIENCE_S)
+        lines = command_lines(dev.living_pid)
         assert len(lines.splitlines()) >= 5
         assert_unmarked({"command lines": lines})
         assert (server_directory / ".data" / "env").stat().st_mode & 0o077 == 0
-    finally:
-        dev.end(patience=PATIENCE_S)

@@ -23,7 +23,6 @@ import httpx
 import psycopg
 from redis import Redis
 
-from cli.dev.process import Process
 from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port, port_in_use
 from config import load
 from db import schema
@@ -32,6 +31,7 @@ from db.models import Base
 from tests.bench.load import Report, Spec
 from tests.bench.plan import ROUND_TRIP_MS, Setting
 from tests.support.processes import clerk_sync
+from tests.support.service_process import ServiceProcess
 from tests.support.waiting import wait_until
 from worker.queue.rq_format import QUEUE
 
@@ -46,7 +46,7 @@ class Endpoint(NamedTuple):
     """A receiver that answers on a port."""
 
     port: int
-    process: Process
+    process: ServiceProcess
 
 
 class Urls(NamedTuple):
@@ -117,10 +117,9 @@ class Bench:
     @contextmanager
     def running(
         self, argv: Sequence[str], urls: Urls, cwd: Path | None = None, env: Mapping[str, str] | None = None
-    ) -> Iterator[Process]:
+    ) -> Iterator[ServiceProcess]:
         """Run a command as long as the block does; it writes to a file in the directory."""
         name = f"{next(self._numbers):03}-{Path(argv[0]).name}"
-        process = Process(name, self.directory / f"{name}.pid")
         environment = {
             "PATH": os.environ["PATH"],
             "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
@@ -129,11 +128,8 @@ class Bench:
             "LOG_FORMAT": "json",
             **(env or {}),
         }
-        process.launch(argv, env=environment, cwd=cwd or self.directory, log=self._log_of(process))
-        try:
+        with ServiceProcess(name, argv, environment, self.directory, cwd=cwd) as process:
             yield process
-        finally:
-            process.end()
 
     @contextmanager
     def web(self, setting: Setting) -> Iterator[Endpoint]:
@@ -148,7 +144,7 @@ class Bench:
     @contextmanager
     def workers(
         self, urls: Urls, processes: int = 1, env: Mapping[str, str] | None = None
-    ) -> Iterator[Process]:
+    ) -> Iterator[ServiceProcess]:
         """Run `clerk-sync worker`, ready for work."""
         command = clerk_sync("worker")
         if processes == 2:  # the first is the parent of the second: both are measured as one
@@ -161,15 +157,7 @@ class Bench:
     def gunicorn(self, app: str, setting: Setting) -> Iterator[Endpoint]:
         """Run an application of `rivals` under gunicorn with two sync workers."""
         port = free_port()
-        options = [
-            "--workers",
-            "2",
-            "--worker-class",
-            "sync",
-            "--bind",
-            f"{HOST}:{port}",
-            "--no-control-socket",
-        ]
+        options = f"--workers 2 --worker-class sync --bind {HOST}:{port} --no-control-socket".split()
         argv = [sys.executable, "-m", "gunicorn", *options, f"tests.bench.rivals:{app}()"]
         with self.running(argv, self.urls(setting), ROOT) as process:
             self.await_answer(process, port)
@@ -236,24 +224,21 @@ class Bench:
         delay_ms = str(round_trip_ms / 2)
         argv = [sys.executable, "-m", "tests.support.proxy", str(port), str(target_port), delay_ms]
         with self.running(argv, Urls("", ""), ROOT) as process:
-            wait_until(lambda: port_in_use(port), START_TIMEOUT_S, self._log_of(process).read_text)
+            wait_until(lambda: port_in_use(port), START_TIMEOUT_S, process.text)
             yield
 
-    def await_answer(self, process: Process, port: int) -> None:
+    def await_answer(self, process: ServiceProcess, port: int) -> None:
         """Wait until the process answers on the port."""
 
         def is_ready() -> bool:
             if not process.running:
-                raise RuntimeError(f"{process.name} ended: {self._log_of(process).read_text()}")
+                raise RuntimeError(f"{process.name} ended: {process.text()}")
             with suppress(httpx.TransportError):
                 path = f"http://{HOST}:{port}/health/ready"
                 return httpx.get(path, timeout=5, trust_env=False).status_code in (200, 404)
             return False
 
         wait_until(is_ready, START_TIMEOUT_S)
-
-    def _log_of(self, process: Process) -> Path:
-        return self.directory / f"{process.name}.log"
 
 
 def migrate(database_url: str) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -16,41 +17,28 @@ import pytest
 from cli.dev.process import try_lock
 from cli.dev.servers import free_port
 from tests.support import http
+from tests.support.processes import clerk_sync
+from tests.support.service_process import ServiceProcess
 from tests.support.settings import SECRET
+from tests.support.waiting import wait_until
 
+START_S = 60
+END_S = 45
 RECORDS = ("postgres/pid", "redis/pid", "web.pid", "worker.pid")
 
 
-class Dev:
+class Dev(ServiceProcess):
     """A `clerk-sync dev` in a directory of its own, as a terminal would run it."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], options: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, directory: Path, environment: Mapping[str, str], options: Sequence[str]
+    ) -> None:
+        env = {"PATH": os.environ["PATH"], "HOME": str(directory), "WEB_WORKERS": "1", **environment}
+        super().__init__(name, clerk_sync("dev", *options), env, directory)
         self.data = directory / ".data"
-        self.output = directory / f"output.{time.monotonic_ns()}"
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cli.main", "dev", *options],
-                cwd=directory,
-                env={"PATH": os.environ["PATH"], "HOME": str(directory), "WEB_WORKERS": "1", **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
 
-    def text(self) -> str:
-        return self.output.read_text()
-
-    def await_ready(self) -> "Dev":
-        wait_until(lambda: "Ctrl-C stops" in self.text() or self.process.poll() is not None, self.text)
-        assert self.process.poll() is None, self.text()
-        return self
-
-    def end(self, signum: int) -> int:
-        self.process.send_signal(signum)
-        return self.process.wait(45)
-
-    def last_line(self) -> str:
-        return self.text().splitlines()[-1]
+    def await_ready(self) -> Self:
+        return self.await_text("Ctrl-C stops", START_S)
 
     def announced(self, label: str) -> str:
         found = re.search(rf"{label} +(\S+)", self.text())
@@ -62,7 +50,7 @@ class Dev:
         assert found
         return found[1]
 
-    def pid(self, record: str) -> int:
+    def child_pid(self, record: str) -> int:
         return int((self.data / record).read_text())
 
     def left_over(self) -> list[str]:
@@ -77,25 +65,18 @@ def is_locked(record: Path) -> bool:
         return not try_lock(file.fileno())
 
 
-def wait_until(condition: Callable[[], bool], explain: Callable[[], str], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def start(server_directory: Path) -> Iterator[Callable[..., Dev]]:
     started: list[Dev] = []
 
     def start_one(*options: str, **environment: str) -> Dev:
-        started.append(Dev(server_directory, {"PORT": "0", **environment}, options))
+        name = f"dev-{len(started)}"
+        started.append(Dev(name, server_directory, {"PORT": "0", **environment}, options).start())
         return started[-1]
 
     yield start_one
     for one in started:
-        if one.process.poll() is None:
-            one.end(signal.SIGTERM)
+        one.end(patience=END_S)
 
 
 def test_it_serves_until_ctrl_c_and_the_data_survives(start: Callable[..., Dev]) -> None:
@@ -110,8 +91,8 @@ def test_it_serves_until_ctrl_c_and_the_data_survives(start: Callable[..., Dev])
         )
     secret = first.announced("Signing secret")
     assert {(first.data / name).stat().st_mode & 0o777 for name in ("env", "signing-secret")} == {0o600}
-    assert first.end(signal.SIGINT) == 0, first.text()
-    assert first.last_line() == "Everything has stopped."
+    assert first.stop(signal.SIGINT, END_S) == 0, first.text()
+    assert first.text().splitlines()[-1] == "Everything has stopped."
     assert first.left_over() == []
 
     second = start().await_ready()
@@ -119,7 +100,7 @@ def test_it_serves_until_ctrl_c_and_the_data_survives(start: Callable[..., Dev])
     assert second.variable("DATABASE_URL") == database
     with psycopg.connect(database) as connection:
         assert connection.execute("SELECT name FROM users").fetchall() == [("Ann",)]
-    assert second.end(signal.SIGTERM) == 0, second.text()
+    assert second.stop(signal.SIGTERM, END_S) == 0, second.text()
     assert second.left_over() == []
 
 
@@ -127,16 +108,16 @@ def test_a_second_one_is_refused_and_one_after_a_kill_takes_over(start: Callable
     port = str(free_port())
     first = start(PORT=port).await_ready()
     second = start()
-    assert second.process.wait(30) == 1
+    assert second.await_end(START_S) == 1
     assert second.text() == "clerk-sync: clerk-sync dev already runs in this directory: stop it first\n"
     assert http.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
 
-    first.end(signal.SIGKILL)
-    before = [first.pid(record) for record in RECORDS]
+    first.stop(signal.SIGKILL, END_S)
+    before = [first.child_pid(record) for record in RECORDS]
     assert set(first.left_over()) == set(RECORDS)
     third = start(PORT=port).await_ready()
-    assert not set(before) & {third.pid(record) for record in RECORDS}
-    assert third.end(signal.SIGINT) == 0, third.text()
+    assert not set(before) & {third.child_pid(record) for record in RECORDS}
+    assert third.stop(signal.SIGINT, END_S) == 0, third.text()
     assert third.left_over() == []
 
 
@@ -145,9 +126,9 @@ def test_a_dead_child_is_one_line_and_ends_the_others(
     record: str, name: str, start: Callable[..., Dev]
 ) -> None:
     dev = start().await_ready()
-    os.kill(dev.pid(record), signal.SIGKILL)
-    assert dev.process.wait(45) == 1
-    assert dev.last_line() == f"clerk-sync: {name} has ended by itself (signal 9)"
+    os.kill(dev.child_pid(record), signal.SIGKILL)
+    assert dev.await_end(END_S) == 1
+    assert dev.text().splitlines()[-1] == f"clerk-sync: {name} has ended by itself (signal 9)"
     assert dev.left_over() == []
 
 
@@ -176,7 +157,7 @@ def test_a_data_directory_that_is_a_link_is_refused(
     target.mkdir(mode=0o750)
     (server_directory / ".data").symlink_to(target)
     dev = start()
-    assert dev.process.wait(30) == 1
+    assert dev.await_end(START_S) == 1
     link = server_directory / ".data"
     assert dev.text() == f"clerk-sync: {link} is a symbolic link, which is not followed: delete it\n"
     assert target.stat().st_mode & 0o777 == 0o750
@@ -195,7 +176,7 @@ def test_with_the_settings_of_an_earlier_run_in_the_environment_it_starts_its_ow
         "HOST",
     )
     environment = {name: first.variable(name).strip("'") for name in names}
-    assert first.end(signal.SIGINT) == 0, first.text()
+    assert first.stop(signal.SIGINT, END_S) == 0, first.text()
     second = start(**environment).await_ready()
     assert second.announced("Signing secret") == first.announced("Signing secret")
     query = subprocess.run(
@@ -212,8 +193,8 @@ def test_the_logs_go_to_files_or_here(start: Callable[..., Dev]) -> None:
     assert "receiver started" not in quiet.text()
     assert "receiver started" in (quiet.data / "web.log").read_text()
     worker_log = quiet.data / "worker.log"
-    wait_until(lambda: "worker started" in worker_log.read_text(), worker_log.read_text)
-    assert quiet.end(signal.SIGINT) == 0
+    wait_until(lambda: "worker started" in worker_log.read_text(), 60, worker_log.read_text)
+    assert quiet.stop(signal.SIGINT, END_S) == 0
     loud = start("--verbose").await_ready()
     assert "receiver started" in loud.text()
     assert "worker.log" not in loud.text()
@@ -226,14 +207,14 @@ def test_the_example_of_the_settings_with_a_real_secret_is_enough(
     (server_directory / ".env").write_text(example.replace("whsec_replace_me", SECRET))
     dev = start().await_ready()
     assert dev.announced("Signing secret") == SECRET
-    assert dev.end(signal.SIGINT) == 0, dev.text()
+    assert dev.stop(signal.SIGINT, END_S) == 0, dev.text()
 
 
 def test_a_port_in_use_is_one_line_before_anything_starts(start: Callable[..., Dev]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         dev = start(PORT=str(port))
-        assert dev.process.wait(30) == 1
+        assert dev.await_end(START_S) == 1
     assert dev.text() == (
         f"clerk-sync: port {port} is in use: stop what listens there, or set PORT to another one\n"
     )
@@ -250,7 +231,7 @@ def test_servers_whose_old_ports_are_taken_move(start: Callable[..., Dev], serve
         dev = start().await_ready()
         kept = {int((data / name).read_text()) for name in ("postgres.port", "redis.port")}
         assert not kept & taken
-        assert dev.end(signal.SIGINT) == 0, dev.text()
+        assert dev.stop(signal.SIGINT, END_S) == 0, dev.text()
 
 
 def test_servers_that_the_environment_names_are_used_and_left_alone(
@@ -260,7 +241,7 @@ def test_servers_that_the_environment_names_are_used_and_left_alone(
     assert not (dev.data / "postgres").exists()
     assert not (dev.data / "redis").exists()
     assert "_URL" not in (dev.data / "env").read_text()
-    assert dev.end(signal.SIGINT) == 0, dev.text()
+    assert dev.stop(signal.SIGINT, END_S) == 0, dev.text()
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
 
@@ -269,12 +250,12 @@ def test_servers_that_the_environment_names_are_used_and_left_alone(
 def test_ctrl_c_while_it_starts_leaves_nothing_behind(seconds: float, start: Callable[..., Dev]) -> None:
     dev = start()
     time.sleep(seconds)
-    assert dev.end(signal.SIGINT) in (0, 1, -signal.SIGINT), dev.text()
+    assert dev.stop(signal.SIGINT, END_S) in (0, 1, -signal.SIGINT), dev.text()
     assert dev.left_over() == []
 
 
 def test_a_setting_that_is_wrong_ends_it_at_once(start: Callable[..., Dev]) -> None:
     dev = start(CLERK_WEBHOOK_SIGNING_SECRET="whsec_replace_me")
-    assert dev.process.wait(30) == 1
+    assert dev.await_end(START_S) == 1
     assert dev.text().startswith("clerk-sync: CLERK_WEBHOOK_SIGNING_SECRET is a placeholder")
     assert not dev.data.exists()

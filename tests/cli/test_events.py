@@ -1,12 +1,9 @@
 import json
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from queue import Empty, SimpleQueue
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,9 +16,12 @@ from db import ledger
 from db.connection.engine import Database
 from db.ledger import LedgerRow
 from tests.support.payloads import ANN, svix_id
+from tests.support.processes import clerk_sync
+from tests.support.service_process import ServiceProcess
 from tests.support.settings import MakeSettings
 from tests.support.stack import environment
 from tests.support.terminal import on_a_terminal
+from tests.support.waiting import wait_until
 
 RunCli = Callable[..., tuple[int, str, str]]
 PATIENCE_S = 20
@@ -116,78 +116,62 @@ def test_wrong_usage_has_exit_status_2(run: RunCli, arguments: tuple[str, ...]) 
     assert run(*arguments)[0] == 2
 
 
-class Follower:
+class Follower(ServiceProcess):
     """A `clerk-sync events --follow` that runs."""
 
-    def __init__(self, settings: config.Settings, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cli.main", "events", "--follow", *arguments],
-            env=environment(settings),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._lines: SimpleQueue[str] = SimpleQueue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
+    def __init__(self, settings: config.Settings, directory: Path, *arguments: str) -> None:
+        command = clerk_sync("events", "--follow", *arguments)
+        super().__init__("events", command, environment(settings), directory)
+        self._read = 0
 
     def line(self) -> str:
         """Return the next line, once it is there."""
-        return self._lines.get(timeout=PATIENCE_S)
+        wait_until(lambda: not self.is_quiet(0), PATIENCE_S, self.text)
+        self._read += 1
+        return self.text().splitlines()[self._read - 1]
 
     def is_quiet(self, seconds: float) -> bool:
         """Say whether no line comes for so long."""
-        try:
-            self._lines.get(timeout=seconds)
-        except Empty:
-            return True
-        return False
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self._lines.put(line)
+        time.sleep(seconds)
+        return self.text().count("\n") == self._read
 
 
-@contextmanager
-def following(settings: config.Settings, *arguments: str) -> Iterator[Follower]:
-    follower = Follower(settings, *arguments)
-    try:
-        yield follower
-        follower.process.send_signal(signal.SIGINT)
-        assert follower.process.wait(PATIENCE_S) == 0
-        assert follower.process.stderr
-        assert follower.process.stderr.read() == ""
-    finally:
-        follower.process.kill()
-        follower.process.wait()
-        follower._reader.join(5)
-        assert follower.process.stdout
-        assert follower.process.stderr
-        follower.process.stdout.close()
-        follower.process.stderr.close()
+@pytest.fixture
+def follow(make_settings: MakeSettings, tmp_path: Path) -> Iterator[Callable[..., Follower]]:
+    """Start one; after the test Ctrl-C ends it, without another word."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> Follower:
+            follower = stack.enter_context(Follower(make_settings(), tmp_path, *arguments))
+            stack.callback(lambda: check_end(follower))
+            return follower
+
+        yield start
+
+
+def check_end(follower: Follower) -> None:
+    assert follower.stop(signal.SIGINT, PATIENCE_S) == 0
+    assert follower.is_quiet(0), follower.text()
 
 
 def test_follow_shows_what_is_there_and_then_each_row_that_comes_once(
-    make_settings: MakeSettings, connection: psycopg.Connection
+    follow: Callable[..., Follower], connection: psycopg.Connection
 ) -> None:
     for i in range(5):
         record(connection, f"msg_{i}", minutes_ago=(5 - i) / 100)
-    with following(make_settings(), "--limit", "3") as follower:
-        assert [follower.line().split()[-1] for _ in range(3)] == ["msg_2", "msg_3", "msg_4"]
-        for i in (5, 6):
-            record(connection, f"msg_{i}")
-            assert follower.line().split()[-1] == f"msg_{i}"
-        assert follower.is_quiet(2.5)
+    follower = follow("--limit", "3")
+    assert [follower.line().split()[-1] for _ in range(3)] == ["msg_2", "msg_3", "msg_4"]
+    for i in (5, 6):
+        record(connection, f"msg_{i}")
+        assert follower.line().split()[-1] == f"msg_{i}"
+    assert follower.is_quiet(2.5)
 
 
 def test_follow_does_not_miss_a_row_whose_transaction_took_long(
-    make_settings: MakeSettings, connection: psycopg.Connection, database_url_unpooled: str
+    follow: Callable[..., Follower], connection: psycopg.Connection, database_url_unpooled: str
 ) -> None:
-    with (
-        psycopg.connect(database_url_unpooled) as slow,
-        following(make_settings(), "--json", "--outcome", "applied") as follower,
-    ):
+    with psycopg.connect(database_url_unpooled) as slow:
+        follower = follow("--json", "--outcome", "applied")
         record(slow, "slow")  # its time is now, and it is not visible before it is committed
         time.sleep(1.5)
         record(connection, "fast")

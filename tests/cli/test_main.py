@@ -1,6 +1,5 @@
 """What every command has in common, seen from a shell."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ from config import SettingsError
 from db.connection.errors import DatabaseUnavailable
 from tests.support import http
 from tests.support.processes import clerk_sync
+from tests.support.service_process import ServiceProcess
 from tests.support.settings import NOTHING_LISTENS, MakeSettings
 from tests.support.stack import environment
 from tests.support.waiting import wait_until
@@ -202,15 +202,9 @@ def test_an_output_that_is_closed_or_full_and_a_deleted_directory_are_one_line_a
 
 def test_with_port_0_the_port_that_was_bound_is_logged(tmp_path: Path, make_settings: MakeSettings) -> None:
     settings = make_settings(port=0, web_workers=1)
-    log = tmp_path / "web.log"
-    with (
-        log.open("w") as output,
-        subprocess.Popen(clerk_sync("web"), env=environment(settings), stdout=output) as web,
-    ):
-        wait_until(lambda: "receiver started" in log.read_text(), 20)
-        port = json.loads(log.read_text().splitlines()[0])["port"]
+    with ServiceProcess("web", clerk_sync("web"), environment(settings), tmp_path) as web:
+        port = web.await_line("receiver started", 20)["port"]
         wait_until(lambda: _lives(port), 20)
-        web.terminate()
 
 
 def _lives(port: int) -> bool:

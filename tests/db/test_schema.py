@@ -1,6 +1,5 @@
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from db import schema
 from db.connection.engine import Database
 from db.models import VIEWS, Base
 from db.schema import SchemaState
+from tests.support.processes import clerk_sync
 from tests.support.settings import MakeSettings
 
 Connection = psycopg.Connection[Any]
@@ -132,10 +132,11 @@ def test_a_revision_that_this_version_does_not_know_is_newer(empty: Database, em
 def test_processes_that_upgrade_at_once_do_no_harm(
     empty: Database, empty_url: str, database_url_unpooled: str, tmp_path: Path
 ) -> None:
-    upgrade = [sys.executable, "-P", "-m", "cli.main", "db", "upgrade"]
     environment = {"PATH": os.environ["PATH"], "DATABASE_URL": empty_url}
     running = [
-        subprocess.Popen(upgrade, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            clerk_sync("db", "upgrade"), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(3)
     ]
     said = [process.communicate(timeout=60)[0] for process in running]

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -14,10 +12,11 @@ from cli.dev.servers import free_port
 from cli.main import cli
 from db.connection.causes import Cause
 from tests.support import http
+from tests.support.commands import run as run_command
 from tests.support.deliveries import signed
 from tests.support.payloads import ANN, body, user, user_event
 from tests.support.settings import MakeSettings
-from tests.support.stack import Stack, environment
+from tests.support.stack import Stack
 from tests.support.waiting import wait_until
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -75,14 +74,8 @@ def test_a_failed_job_is_seen_understood_repaired_and_replayed_by_the_run_book(
 
         def run(command: list[str], svix_id: str = "") -> str:
             arguments = [svix_id if word == PLACEHOLDER else word for word in command[1:]]
-            ran = subprocess.run(
-                [sys.executable, "-P", "-m", "cli.main", *arguments],
-                env=environment(settings),
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=60,
-            )
+            ran = run_command(settings, *arguments)
+            assert ran.returncode == 0, ran.stderr
             return ran.stdout
 
         connection.execute("ALTER TABLE users ADD CONSTRAINT short_names CHECK (length(name) < 5)")

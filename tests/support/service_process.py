@@ -1,6 +1,8 @@
 """A process of the service under test: how it is started, what it writes, how it ends."""
 
 import json
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +17,10 @@ Line = dict[str, Any]
 
 
 class ServiceProcess(Process):
-    """A command that writes to `log`, in a directory of the test; one that has ended can be started again."""
+    """A command that writes to `log`, in a directory of the test; one that has ended can be started again.
+
+    As a context manager it runs as long as the block, and has to end in time on SIGTERM.
+    """
 
     def __init__(
         self,
@@ -37,6 +42,20 @@ class ServiceProcess(Process):
         """Start it."""
         self.launch(self._argv, env=self._env, cwd=self._cwd, log=self.log)
         return self
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.kill()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.running:
+                self.stop(within=START_S)
+        finally:
+            self.kill()
 
     @property
     def living_pid(self) -> int:
@@ -78,3 +97,8 @@ class ServiceProcess(Process):
         """Wait until it has ended, and return its exit status."""
         wait_until(lambda: not self.running, within, self.text)
         return self.exit_status
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, within: float = SOON_S) -> int | None:
+        """Send a signal and return the exit status; fail when it does not end."""
+        os.kill(self.living_pid, number)
+        return self.await_end(within)

@@ -7,7 +7,6 @@ Nothing of it outlives the block. The processes write to `web.log`, `worker-1.lo
 """
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +16,13 @@ from pydantic import SecretStr
 
 import config
 from tests.support import http
+from tests.support.processes import clerk_sync
 from tests.support.service_process import ServiceProcess
 from tests.support.waiting import wait_until
 from worker.queue.rq_format import WORKERS_KEY
 from worker.redis_client import worker_redis
 
 READY_TIMEOUT = 40.0  # s
-COMMAND = (sys.executable, "-P", "-m", "cli.main")
 
 
 class Stack:
@@ -35,7 +34,7 @@ class Stack:
         directory: Path,
         *,
         workers: int = 1,
-        command: Sequence[str | Path] = COMMAND,
+        command: Sequence[str | Path] = tuple(clerk_sync()),
         extra_environment: Mapping[str, str] | None = None,
     ) -> None:
         """`command` is how `clerk-sync` is called; `extra_environment` goes beside the settings."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import config
 from tests.support.commands import PATIENCE_S
+from tests.support.processes import clerk_sync
 from tests.support.stack import environment
 
 ROWS = 30
@@ -25,7 +26,7 @@ ERASED = "\x1b[2K"  # the line is empty again, which is how the bar is drawn ane
 LOG_IN = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.executable, [sys.executable, "-P", "-m", "cli.main", *sys.argv[1:]])
+os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -85,7 +86,7 @@ def on_a_terminal(
         stack.callback(os.close, keyboard)
         termios.tcsetwinsize(terminal, (ROWS, columns))
         command = subprocess.Popen(
-            [sys.executable, "-P", "-c", LOG_IN, *arguments],
+            [sys.executable, "-P", "-c", LOG_IN, *clerk_sync(*arguments)],
             env={**environment(settings), "TERM": "xterm-256color"},
             stdin=terminal,
             stdout=stack.enter_context(output.open("wb")) if output else terminal,

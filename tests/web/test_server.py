@@ -12,16 +12,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pytest
 
 from cli.dev.servers import HOST, RedisServer, free_port
-from tests.support.brief_receiver import LIMITS
 from tests.support.deliveries import FORGERY, PATH, genuine, signed
 from tests.support.payloads import svix_id
+from tests.support.processes import clerk_sync
 from tests.support.queue import RqView
-from tests.support.settings import SECRET, UNREACHABLE_DATABASE_URL, GivenServer
+from tests.support.receiver_with_short_limits import LIMITS
+from tests.support.service_process import Line, ServiceProcess
+from tests.support.settings import SECRET, UNREACHABLE_DATABASE_URL, GivenServer, MakeSettings
+from tests.support.stack import environment
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SLOW_CLIENTS = 100
@@ -39,52 +43,36 @@ class Answer(NamedTuple):
     headers: http.client.HTTPMessage
 
 
-class Receiver:
-    """`clerk-sync web` in a process of its own."""
+class Receiver(ServiceProcess):
+    """`clerk-sync web` in a process of its own, with short limits; it answers once it is started."""
 
-    def __init__(self, redis_url: str, log: Path, port: int, *command: str) -> None:
-        self.port = port
-        self.address = HOST
-        self.log = log
-        environment = {
+    def __init__(
+        self, redis_url: str, directory: Path, port: int, *, host: str = "0.0.0.0", client: str = HOST
+    ) -> None:
+        env = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
             "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
             "DATABASE_URL": UNREACHABLE_DATABASE_URL,
             "REDIS_URL": redis_url,
             "PORT": str(port),
-            "HOST": os.environ.get("HOST", "0.0.0.0"),
+            "HOST": host,
             "WEB_WORKERS": "2",
             "LOG_FORMAT": "json",
         }
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *(command or ("tests.support.brief_receiver",))],
-                cwd=log.parent,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        command = [sys.executable, "-m", "tests.support.receiver_with_short_limits"]
+        super().__init__(f"receiver-{time.monotonic_ns()}", command, env, directory)
+        self.port = port
+        self.address = client
 
-    def __enter__(self) -> "Receiver":
-        try:
-            wait_until(self._answers)
-        except BaseException:
-            self.process.kill()
-            raise
+    def start(self) -> Self:
+        """Start it, and wait until it answers."""
+        super().start()
+        wait_until(self._answers, DEADLINE_S, self.text)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            self.process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-
     def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
+        assert self.running, self.text()
         with suppress(OSError, http.client.HTTPException):
             return self.request("GET", "/health/live").status == 200
         return False
@@ -95,9 +83,7 @@ class Receiver:
             ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True
         ).stdout
         rows = [line.split() for line in listed.splitlines()]
-        return {
-            int(pid) for pid, ppid, stat in rows if int(ppid) == self.process.pid and not stat.startswith("Z")
-        }
+        return {int(pid) for pid, ppid, stat in rows if int(ppid) == self.pid and not stat.startswith("Z")}
 
     def connect(self) -> socket.socket:
         """Open a connection."""
@@ -119,11 +105,16 @@ class Receiver:
         content = genuine() if content is None else content
         return self.request("POST", PATH, content, signed(content, id_=id_))
 
-    def lines(self) -> list[dict[str, object]]:
-        """Return what it has logged since it said that it starts."""
-        started, *lines = map(json.loads, self.log.read_text().splitlines())
+    def deliveries(self) -> list[Line]:
+        """Return what it has logged since it said that it starts: a line for each delivery, and no other."""
+        started, *lines = map(json.loads, self.text().splitlines())
         assert (started["event"], started["port"]) == ("receiver started", self.port)
         return lines
+
+
+def statuses(receiver: Receiver) -> list[str]:
+    """Return what the log says of each delivery."""
+    return [str(line["status"]) for line in receiver.deliveries()]
 
 
 def _read(response: http.client.HTTPResponse) -> Answer:
@@ -131,19 +122,12 @@ def _read(response: http.client.HTTPResponse) -> Answer:
     return Answer(response.status, json.loads(text) if text else None, response.headers)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def shared(
     redis_server: RedisServer | GivenServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Receiver]:
     """A running receiver for tests that do not end it, on a database of Redis that other tests empty."""
-    with Receiver(redis_server.url, tmp_path_factory.mktemp("web") / "log", free_port()) as receiver:
+    with Receiver(redis_server.url, tmp_path_factory.mktemp("web"), free_port()) as receiver:
         yield receiver
 
 
@@ -153,8 +137,7 @@ def start(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Receiver]]:
     with ExitStack() as stack:
 
         def start_one(url: str = redis_url, port: int | None = None) -> Receiver:
-            log = tmp_path / f"{time.monotonic_ns()}.log"
-            return stack.enter_context(Receiver(url, log, port or free_port()))
+            return stack.enter_context(Receiver(url, tmp_path, port or free_port()))
 
         yield start_one
 
@@ -308,8 +291,12 @@ def test_a_client_that_leaves_half_way_does_no_harm_and_counts_as_no_forger(rece
         with receiver.connect() as connection:
             connection.sendall(raw)
     assert receiver.deliver().status == 202
-    wait_until(lambda: len(receiver.lines()) == 3)
-    assert sorted(str(line["status"]) for line in receiver.lines()) == ["incomplete", "incomplete", "queued"]
+    wait_until(lambda: len(receiver.deliveries()) == 3, DEADLINE_S)
+    assert sorted(statuses(receiver)) == [
+        "incomplete",
+        "incomplete",
+        "queued",
+    ]
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
@@ -337,8 +324,11 @@ def test_a_body_that_does_not_end_is_cut_off_and_one_that_comes_slowly_is_taken(
         assert send_slowly(receiver, seconds=LIMITS.body_timeout_s * 0.8) == b"HTTP/1.1 202 Accepted"
         assert b"202 Accepted" in endless[-1].recv(65536)
         assert [at_its_end(connection) for connection in endless] == [True] * len(endless)
-    wait_until(lambda: [line["status"] for line in receiver.lines()].count("incomplete") == len(beginnings))
-    assert {line["status"] for line in receiver.lines()} == {"queued", "incomplete"}
+    wait_until(
+        lambda: statuses(receiver).count("incomplete") == len(beginnings),
+        DEADLINE_S,
+    )
+    assert set(statuses(receiver)) == {"queued", "incomplete"}
 
 
 def send_slowly(receiver: Receiver, *, seconds: float) -> bytes:
@@ -376,8 +366,8 @@ def test_more_unfinished_requests_than_it_has_connections_hold_it_up_for_seconds
     started = time.monotonic()
     assert [receiver.deliver().status for _ in range(20)] == [202] * 20
     assert time.monotonic() - started < 5
-    wait_until(lambda: open_files(receiver) < before + 20)
-    refused = [line["status"] for line in receiver.lines()].count("incomplete")
+    wait_until(lambda: open_files(receiver) < before + 20, DEADLINE_S)
+    refused = statuses(receiver).count("incomplete")
     assert (20 <= refused <= 40) is (part == "body")  # of each process the first ones have a line
 
 
@@ -388,8 +378,10 @@ def test_a_crowd_that_does_nothing_makes_room_and_a_few_may_idle(receiver: Recei
         time.sleep(LIMITS.body_timeout_s + 2)
         assert not any(at_its_end(connection) for connection in few)
         crowd = [stack.enter_context(receiver.connect()) for _ in range(2 * LIMITS.connections)]
-        wait_until(lambda: all(at_its_end(connection) for connection in few))
-        wait_until(lambda: sum(map(at_its_end, crowd)) > LIMITS.connections * (1 - LIMITS.scarce_from))
+        wait_until(lambda: all(at_its_end(connection) for connection in few), DEADLINE_S)
+        wait_until(
+            lambda: sum(map(at_its_end, crowd)) > LIMITS.connections * (1 - LIMITS.scarce_from), DEADLINE_S
+        )
 
 
 def open_files(receiver: Receiver) -> int:
@@ -441,7 +433,7 @@ def test_a_process_that_is_killed_is_replaced(receiver: Receiver) -> None:
     before = receiver.children()
     killed = min(before)
     os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: len(receiver.children() - {killed}) == 2)
+    wait_until(lambda: len(receiver.children() - {killed}) == 2, DEADLINE_S)
     for _ in range(20):
         assert receiver.deliver().status == 202
 
@@ -452,11 +444,11 @@ def test_sigterm_finishes_what_is_in_hand(receiver: Receiver, rq: RqView) -> Non
     with receiver.connect() as connection:
         connection.sendall(head + content[:100])
         assert receiver.deliver().status == 202
-        receiver.process.send_signal(signal.SIGTERM)
+        os.kill(receiver.living_pid, signal.SIGTERM)
         time.sleep(0.5)
         connection.sendall(content[100:])
         assert first_line(connection) == b"HTTP/1.1 202 Accepted"
-    assert receiver.process.wait(DEADLINE_S) == 0
+    assert receiver.await_end(DEADLINE_S) == 0
     assert rq.places(id_) == ["queue"]
 
 
@@ -470,10 +462,10 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(receiver: Receiver, 
                 if receiver.deliver(id_=id_).status == 202:
                     accepted.append(id_)
 
-    stopping = threading.Timer(1, receiver.process.terminate)
+    stopping = threading.Timer(1, os.kill, (receiver.living_pid, signal.SIGTERM))
     stopping.start()
     _together(deliver_until_it_is_gone, 8)
-    assert receiver.process.wait(DEADLINE_S) == 0
+    assert receiver.await_end(DEADLINE_S) == 0
     assert len(accepted) > 8
     assert set(accepted) <= set(rq.queue.get_job_ids())
 
@@ -485,16 +477,14 @@ def test_sigterm_does_not_wait_for_clients_that_never_end(receiver: Receiver) ->
         in_body.sendall(head)
         assert receiver.deliver().status == 202
         started = time.monotonic()
-        receiver.process.terminate()
-        assert receiver.process.wait(DEADLINE_S) == 0
+        assert receiver.stop(within=DEADLINE_S) == 0
         assert time.monotonic() - started < 10
 
 
 def test_processes_whose_parent_was_killed_end(receiver: Receiver) -> None:
     children = receiver.children()
-    receiver.process.kill()
-    receiver.process.wait(DEADLINE_S)
-    wait_until(lambda: not any(_alive(pid) for pid in children))
+    receiver.stop(signal.SIGKILL)
+    wait_until(lambda: not any(_alive(pid) for pid in children), DEADLINE_S)
 
 
 def _alive(pid: int) -> bool:
@@ -503,12 +493,14 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_port_that_is_taken_ends_the_command_with_one_line(
-    receiver: Receiver, redis_url: str, tmp_path: Path
+    receiver: Receiver, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    log = tmp_path / "second.log"
-    second = Receiver(redis_url, log, receiver.port, "cli.main", "web")
-    assert second.process.wait(DEADLINE_S) == 1
-    assert log.read_text() == f"clerk-sync: cannot listen on port {receiver.port}: Address already in use\n"
+    settings = make_settings(
+        database_url=UNREACHABLE_DATABASE_URL, database_url_unpooled=None, port=receiver.port
+    )
+    second = ServiceProcess("second", clerk_sync("web"), environment(settings), tmp_path).start()
+    assert second.await_end(DEADLINE_S) == 1
+    assert second.text() == f"clerk-sync: cannot listen on port {receiver.port}: Address already in use\n"
     assert receiver.deliver().status == 202
 
 
@@ -518,12 +510,11 @@ def test_the_log_has_a_line_for_each_delivery_and_no_other(receiver: Receiver) -
     forged = receiver.request("POST", PATH, genuine(), {**signed(), "svix-signature": "v1,q7Zx"})
     assert (forged.status, forged.json) == (400, FORGERY)
     receiver.request("GET", "/q7Zx?q7Zx")
-    receiver.process.terminate()
-    receiver.process.wait(DEADLINE_S)
-    queued, refused = receiver.lines()
+    receiver.stop()
+    queued, refused = receiver.deliveries()
     assert (queued["event"], queued["status"], queued["svix_id"]) == ("delivery", "queued", id_)
     assert (refused["event"], refused["status"], refused["reason"]) == ("delivery", "forged", "malformed")
-    assert "q7Zx" not in receiver.log.read_text()
+    assert "q7Zx" not in receiver.text()
 
 
 def _together(work: Callable[[], None], count: int) -> None:
@@ -538,7 +529,7 @@ def _together(work: Callable[[], None], count: int) -> None:
 @only_linux
 def test_processes_share_the_svix_library_with_their_parent(receiver: Receiver) -> None:
     receiver.deliver()
-    loaded_mb = memory_mb(receiver.process.pid, "Rss")
+    loaded_mb = memory_mb(receiver.living_pid, "Rss")
     for child in receiver.children():
         assert memory_mb(child, "Rss") > loaded_mb / 2
         assert memory_mb(child, "Private_Dirty") < OWN_MB
@@ -554,10 +545,5 @@ def memory_mb(pid: int, kind: str) -> float:
 def test_it_listens_on_the_address_that_host_names(
     host: str, client: str, redis_url: str, tmp_path: Path
 ) -> None:
-    port = free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOST", host)
-        process = Receiver(redis_url, tmp_path / "log", port)
-        process.address = client
-        with process as receiver:
-            assert receiver.deliver().status == 202
+    with Receiver(redis_url, tmp_path, free_port(), host=host, client=client) as receiver:
+        assert receiver.deliver().status == 202

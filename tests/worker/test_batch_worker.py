@@ -58,11 +58,6 @@ class Worker(ServiceProcess):
         """What it is called in Redis, once it has started."""
         return str(self.lines("worker started")[0]["worker"])
 
-    def stop(self, within: float = SOON_S) -> int | None:
-        """Send SIGTERM and return what it ends with; fail when it does not."""
-        os.kill(self.living_pid, signal.SIGTERM)
-        return self.await_end(within)
-
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
@@ -226,7 +221,7 @@ def test_one_that_cannot_finish_in_time_ends_all_the_same_and_loses_nothing(
     with held_up(connection, "user_1"):
         worker = launch(shutdown_seconds=1).ready()
         wait_until(lambda: reserved(rq, worker) == ids, SOON_S)
-        assert worker.stop(5) == 1
+        assert worker.stop(within=5) == 1
     fall_silent(redis, worker)
     launch()
     await_users(connection, range(3), START_S)
@@ -601,4 +596,4 @@ def test_a_database_that_hangs_is_waited_for_and_does_not_keep_a_worker_from_end
     with frozen(server):
         worker = launch(database_url=own_database, database_url_unpooled=None).ready()
         worker.await_line("waiting", START_S, what="database")
-        assert worker.stop(15) == 0
+        assert worker.stop(within=15) == 0

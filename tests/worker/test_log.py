@@ -3,17 +3,16 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from cli.dev.process import Process
 from tests.support.payloads import user, user_event
 from tests.support.processes import clerk_sync
 from tests.support.queue import RqView, delivery
+from tests.support.service_process import ServiceProcess
 from tests.support.settings import MakeSettings
 from tests.support.stack import environment
 from tests.support.waiting import wait_until
@@ -107,16 +106,9 @@ def test_the_level_decides_for_everybody(level: str, count: int, tmp_path: Path)
     assert len(speak(tmp_path, LOG_LEVEL=level, LOG_FORMAT="json")) == count
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Process]:
-    worker = Process("worker", tmp_path / "pid")
-    yield worker
-    worker.kill()
-
-
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_failing_jobs_leave_nothing_personal_in_the_log_at_any_level(
-    log_format: str, queue: DeliveryQueue, rq: RqView, worker: Process, make_settings: MakeSettings
+    log_format: str, queue: DeliveryQueue, rq: RqView, tmp_path: Path, make_settings: MakeSettings
 ) -> None:
     settings = make_settings(log_format=log_format, log_level="DEBUG")
     assert settings.database_url
@@ -132,12 +124,10 @@ def test_failing_jobs_leave_nothing_personal_in_the_log_at_any_level(
     for one in failing:
         queue.enqueue(one)
     rq.queue.enqueue("send.mail", f"{MARK}@example.com", job_id="foreign", description="foreign")
-    log = worker.record.parent / "log"
-    worker.launch(clerk_sync("worker"), env=environment(settings), cwd=log.parent, log=log)
-    wait_until(lambda: len(rq.ids("failed")) == 4, 40, log.read_text)
-    worker.end(patience=15)
+    with ServiceProcess("worker", clerk_sync("worker"), environment(settings), tmp_path) as worker:
+        wait_until(lambda: len(rq.ids("failed")) == 4, 40, worker.text)
     assert worker.exit_status == 0
-    said = log.read_text()
+    said = worker.text()
     assert said.count("job failed") == 4
     assert MARK not in said
     for line in said.splitlines() if log_format == "json" else []:
