@@ -3,9 +3,7 @@
 import itertools
 import logging
 import os
-import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,20 +16,12 @@ import structlog
 from psycopg import sql
 
 import config
-from cli.dev.process import POLL, Process
-from cli.dev.servers import (
-    ENVIRONMENT,
-    HOST,
-    PostgresServer,
-    RedisServer,
-    free_port,
-    port_in_use,
-    unprivileged_account,
-)
+from cli.dev.servers import PostgresServer, RedisServer, free_port
 from db import schema
 from db.connection.engine import Database
 from tests.support.directories import open_directory
 from tests.support.fake_clerk import FakeClerk
+from tests.support.pooler import start_pgbouncer
 from tests.support.settings import SECRET, GivenServer, MakeSettings
 
 
@@ -118,39 +108,11 @@ def _pooler_url(
     if isinstance(postgres_server, GivenServer):
         yield os.environ["TEST_DATABASE_URL"]
     elif os.environ.get("TEST_PGBOUNCER") == "1":
-        process, url = _start_pgbouncer(_session_directory / "pgbouncer", postgres_server)
+        process, url = start_pgbouncer(_session_directory / "pgbouncer", postgres_server)
         yield url
         process.end()
     else:
         yield None
-
-
-def _start_pgbouncer(directory: Path, server: PostgresServer) -> tuple[Process, str]:
-    """Start PgBouncer in transaction mode; it reaches every database of the server by its own name."""
-    found = shutil.which("pgbouncer")
-    if found is None:
-        raise pytest.UsageError("TEST_PGBOUNCER=1 needs pgbouncer on the PATH")
-    directory.mkdir()
-    account = unprivileged_account(directory)
-    if account:
-        os.chown(directory, *account.ids)
-    port = free_port()
-    settings = directory / "pgbouncer.ini"
-    settings.write_text(
-        f"[databases]\n* = host={HOST} port={server.port} user=postgres password={server.password}\n"
-        f"[pgbouncer]\nlisten_addr = {HOST}\nlisten_port = {port}\nunix_socket_dir =\n"
-        "auth_type = any\npool_mode = transaction\n"
-    )
-    process = Process("PgBouncer", directory / "pid")
-    process.launch(
-        [Path(found), settings], env=ENVIRONMENT, cwd=directory, log=directory / "log", account=account
-    )
-    deadline = time.monotonic() + 10
-    while not port_in_use(port):
-        assert process.running, (directory / "log").read_text()
-        assert time.monotonic() < deadline, "PgBouncer does not listen"
-        time.sleep(POLL)
-    return process, f"postgresql://postgres@{HOST}:{port}/postgres"
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,8 @@ class Cause(Enum):
     UNREACHABLE = ("its host cannot be reached", "check network, firewall and IP allow-list")
     CONNECT_TIMEOUT = (
         "the connection timed out",
-        "check host, port, firewall and IP allow-list: packets are dropped on the way",
+        "check host, port, firewall and IP allow-list: packets are dropped on the way, or a pooler waits for"
+        " its server",
     )
     NO_ANSWER = (
         "the connection was lost, or no answer came in time",

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +19,55 @@ from sqlalchemy import text
 
 import config
 from cli.dev.servers import HOST, PostgresServer, free_port
-from db.connection import causes, engine
+from db.connection import engine
 from db.connection.causes import Cause
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
+from tests.support.certificates import Authority, Certificate
 from tests.support.debian import DEBIAN, DebianServer
+from tests.support.pooler import start_pgbouncer
 from tests.support.settings import MakeSettings
+from tests.support.waiting import wait_until
 
 SECRETS = ("hunter2", "someone", "some_database", "nohost")
 HBA = f"""
 host    open        all             {HOST}/32 trust
 hostssl tls_only    all             {HOST}/32 trust
 hostnossl tls_only  all             {HOST}/32 reject
+hostssl certified   all             {HOST}/32 scram-sha-256 clientcert=verify-ca
 host    refused     all             {HOST}/32 reject
 host    all         all             {HOST}/32 scram-sha-256
 """
 SETUP = """
     CREATE ROLE someone LOGIN PASSWORD 'hunter2';
     CREATE ROLE single LOGIN PASSWORD 'hunter2' CONNECTION LIMIT 0;
-    CREATE DATABASE open; CREATE DATABASE tls_only; CREATE DATABASE closed;
+    CREATE DATABASE open; CREATE DATABASE tls_only; CREATE DATABASE closed; CREATE DATABASE certified;
     REVOKE CONNECT ON DATABASE closed FROM PUBLIC;
+    ALTER SYSTEM SET ssl = on;
+    ALTER SYSTEM SET ssl_ca_file = 'server.crt';
+    ALTER SYSTEM SET ssl_min_protocol_version = 'TLSv1.3';
 """
 
 
 class Place:
-    """A server with TLS, and the URLs that lead to it."""
+    """A server with TLS, the URLs that lead to it, and a client's certificate that it does not trust."""
 
-    def __init__(self, server: PostgresServer, certificate: Path) -> None:
+    def __init__(self, server: PostgresServer, certificate: Path, stranger: Certificate) -> None:
         self.server = server
         self.certificate = certificate
+        self.stranger = stranger
 
     def url(self, database: str = "postgres", user: str = "someone:hunter2", **options: str) -> str:
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return f"postgresql://{user}@{HOST}:{self.server.port}/{database}?{query}"
+
+    def admit(self, setup: str = "") -> None:
+        """Run statements, and let HBA decide who may connect."""
+        with psycopg.connect(self.server.url, autocommit=True) as admin:
+            for statement in filter(str.strip, setup.split(";")):
+                admin.execute(statement.encode())
+            (self.server.directory / "pg_hba.conf").write_text(HBA)
+            admin.execute("SELECT pg_reload_conf()")
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +77,13 @@ def place() -> Iterator[Place]:
     if not DEBIAN.exists():
         pytest.skip("the embedded PostgreSQL is built without TLS, and Debian's is not installed")
     server = DebianServer(directory / "postgres", free_port(), durable=False)
+    certificate = directory / "root.crt"
+    place = Place(server, certificate, Authority(directory / "another").sign("stranger"))
     server.start()
     make_certificate(server.data)
-    certificate = directory / "root.crt"
     certificate.write_bytes((server.data / "server.crt").read_bytes())
-    with psycopg.connect(server.url, autocommit=True) as admin:
-        for statement in SETUP.split(";"):
-            if statement.strip():
-                admin.execute(statement.encode())
-        (server.directory / "pg_hba.conf").write_text(HBA)
-        admin.execute("ALTER SYSTEM SET ssl = on")
-        admin.execute("SELECT pg_reload_conf()")
-    yield Place(server, certificate)
+    place.admit(SETUP)
+    yield place
     server.stop("immediate")
     shutil.rmtree(directory)
 
@@ -122,6 +135,10 @@ URLS: dict[Cause, Callable[[Place], str]] = {
         sslmode="verify-full", sslrootcert=str(place.certificate)
     ),
     Cause.CHANNEL_BINDING: lambda place: place.url(sslmode="disable", channel_binding="require"),
+    Cause.CLIENT_CERTIFICATE: lambda place: place.url("certified", sslmode="require"),
+    Cause.TLS_FAILED: lambda place: place.url(sslmode="require", ssl_max_protocol_version="TLSv1.2"),
+    # The broadcast address: Linux refuses it without sending anything.
+    Cause.UNREACHABLE: lambda _: "postgresql://someone:hunter2@255.255.255.255/some_database",
 }
 
 
@@ -178,9 +195,92 @@ def test_an_address_that_is_refused_is_not_said_to_lack_tls_alone(
     assert cause_of(make_settings(redis_url=None, database_url=url, database_url_unpooled=None)) is cause
 
 
-@pytest.mark.parametrize("words", ["SSL required", "connection is insecure (try using `sslmode=require`)"])
-def test_what_a_pooler_or_provider_says_of_tls_alone_is_told_as_such(words: str) -> None:
-    assert causes.cause_of(psycopg.OperationalError(words)) is Cause.TLS_REQUIRED
+def test_a_client_certificate_that_the_server_does_not_trust_is_named(
+    place: Place, make_settings: MakeSettings
+) -> None:
+    cert, key = (str(path) for path in place.stranger)
+    url = SecretStr(place.url("certified", sslmode="require", sslcert=cert, sslkey=key))
+    settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
+    assert cause_of(settings) is Cause.CLIENT_CERTIFICATE
+
+
+def test_a_server_that_waits_for_its_last_sessions_is_stopping(
+    place: Place, make_settings: MakeSettings
+) -> None:
+    url = SecretStr(place.url())
+    settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
+    with psycopg.connect(place.server.url):
+        assert place.server.pid
+        os.kill(place.server.pid, signal.SIGTERM)
+        wait_until(lambda: "stopping" in (place.server.data / "postmaster.pid").read_text(), 10)
+        assert cause_of(settings) is Cause.STOPPING
+    wait_until(lambda: not place.server.running, 10)
+    assert cause_of(settings) is Cause.NOTHING_LISTENS
+    place.server.start()
+    place.admit()
+
+
+@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="PgBouncer is not installed")
+@pytest.mark.parametrize(
+    ("option", "cause"),
+    [
+        ("query_wait_timeout = 1", Cause.POOLER),
+        ("client_login_timeout = 1", Cause.POOLER),
+        ("max_client_conn = 0", Cause.TOO_MANY_CONNECTIONS),
+    ],
+)
+def test_a_pooler_without_a_server_or_without_room_says_which(
+    option: str, cause: Cause, server_directory: Path, make_settings: MakeSettings
+) -> None:
+    away = PostgresServer(server_directory / "away", free_port())
+    process, url = start_pgbouncer(server_directory / "pgbouncer", away, option)
+    try:
+        settings = make_settings(redis_url=None, database_url=SecretStr(url), database_url_unpooled=None)
+        assert cause_of(settings) is cause
+    finally:
+        process.end()
+
+
+WORDS = {
+    "SSL required": Cause.TLS_REQUIRED,
+    "connection is insecure (try using `sslmode=require`)": Cause.TLS_REQUIRED,
+    "The requested endpoint could not be found, or you don't have access to it.": Cause.ENDPOINT,
+    "The endpoint has been disabled. Enable it using the API and retry.": Cause.ENDPOINT,
+    "Your account or project has exceeded the compute time quota.": Cause.ENDPOINT,
+    "someone has fallen asleep": Cause.NO_CONNECTION,
+    "": Cause.NO_ANSWER,
+}
+
+
+@pytest.mark.parametrize(("words", "cause"), WORDS.items(), ids=WORDS)
+def test_what_a_pooler_or_provider_says_instead_of_a_server_is_understood(
+    words: str, cause: Cause, make_settings: MakeSettings
+) -> None:
+    with refusing(words) as port:
+        url = SecretStr(f"postgresql://someone:hunter2@{HOST}:{port}/some_database?sslmode=disable")
+        settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
+        assert cause_of(settings) is cause
+
+
+@contextmanager
+def refusing(words: str) -> Iterator[int]:
+    """Answer each client with an ErrorResponse of PostgreSQL's protocol, or without words with nothing."""
+    fields = f"SFATAL\0C08000\0M{words}\0\0".encode()
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    client.recv(1000)
+                    client.sendall(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields if words else b"")
+
+    with socket.create_server((HOST, 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 RAISED = "DO $$ BEGIN RAISE 'hunter2' USING ERRCODE = '{}'; END $$"
@@ -191,9 +291,20 @@ STATEMENTS: dict[str, tuple[Cause, list[str]]] = {
         ["CREATE SCHEMA s", "CREATE TABLE s.t ()", "SET LOCAL ROLE pg_monitor", "SELECT FROM s.t"],
     ),
     "an owner": (Cause.CREATE_RIGHTS, ["SET LOCAL ROLE pg_monitor", "ALTER TABLE users ADD x int"]),
+    "another right": (
+        Cause.RIGHTS,
+        [
+            "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "REVOKE EXECUTE ON FUNCTION f FROM PUBLIC",
+            "SET LOCAL ROLE pg_monitor",
+            "SELECT f()",
+        ],
+    ),
     "missing": (Cause.TABLE_MISSING, ["SELECT FROM nowhere"]),
     "read-only": (Cause.READ_ONLY, ["SET TRANSACTION READ ONLY", "DELETE FROM users"]),
     "slow": (Cause.STATEMENT_TIMEOUT, ["SET LOCAL statement_timeout = 50", "SELECT pg_sleep(9)"]),
+    "ended": (Cause.STOPPING, ["SELECT pg_terminate_backend(pg_backend_pid())"]),
+    "anything else": (Cause.REFUSED, ["SELECT FROM FROM"]),
     "disk": (Cause.DISK_FULL, [RAISED.format("53100")]),
     "memory": (Cause.OUT_OF_RESOURCES, [RAISED.format("53200")]),
     "starting": (Cause.STARTING, [RAISED.format("57P03")]),

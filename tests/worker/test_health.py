@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 from worker.monitoring import receivers
 from worker.monitoring.health import ANSWER_LIMIT_S, Status
 from worker.monitoring.probes import LIMIT_S, Probe, ask
-from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S
+from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs, ReplayResult
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, DeliveryQueue
 from worker.queue.rq_format import (
@@ -249,6 +249,18 @@ def test_what_waits_and_what_has_failed_is_counted(
     report = make_status().report()
     assert (report["queue"]["depth"], report["queue"]["failed"]) == (1, 1)
     assert 5 <= report["queue"]["oldest_age_s"] < 60
+
+
+def test_what_a_worker_has_in_hand_counts_in_the_oldest_age(
+    make_status: MakeStatus, redis: Redis, queue: DeliveryQueue
+) -> None:
+    queue.enqueue(delivery(received_at=now_ms() - 5000))
+    beat(redis, "one")
+    assert len(ReservedJobs(redis, "one").settle_and_take([], 10) or []) == 1
+    queue.enqueue(delivery(received_at=now_ms()))
+    report = make_status().report()["queue"]
+    assert (report["depth"], report["reserved"]) == (1, 1)
+    assert 5 <= report["oldest_age_s"] < 60
 
 
 def test_a_job_that_was_replayed_waits_since_then(make_status: MakeStatus, redis: Redis) -> None:
