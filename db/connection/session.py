@@ -33,6 +33,9 @@ BATCH_LIMITS = {
     "statement_timeout": "15s",  # before transaction_timeout, which ends the connection
     "idle_in_transaction_session_timeout": "10s",
     "transaction_timeout": "20s",  # counts also while more statements are to be sent
+    # A batch finds its few rows by index. By the default costs PostgreSQL would rather read all of a table of
+    # some ten thousand rows, for every batch.
+    "enable_seqscan": "off",
 }
 LIMITS = {
     "lock_timeout": "10s",

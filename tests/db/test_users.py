@@ -26,7 +26,9 @@ from db.times import to_datetime
 from tests.support.payloads import ANN, BEN, CAT, NOW
 from tests.support.round_trips import TripCounter
 from tests.support.settings import MakeSettings
+from tests.support.waiting import wait_until
 
+SOON_S = 20
 SHARED, OTHER = "shared@example.com", "other@example.com"
 OURS = Policy()
 THEIRS = Policy(owns_role=False, owns_organization=False)
@@ -483,6 +485,32 @@ def departures(size: int) -> Sequence[ReceivedChange]:
 
 def sign_ins(size: int) -> Sequence[ReceivedChange]:
     return [received(UserChange(f"user_{size}_{i}", login_at=NOW + 5)) for i in range(size)]
+
+
+def test_a_batch_reads_no_table_from_end_to_end(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    """At this size the planner would read all of `users` to find the holders of 100 addresses."""
+    connection.execute(
+        "INSERT INTO users (clerk_id, email, name)"
+        " SELECT 'user_' || n, 'user_' || n || '@example.com', 'Name' FROM generate_series(1, 20000) n"
+    )
+    connection.execute("ANALYZE users")
+    before = scans(connection)
+    apply(database, *(saved(f"user_{i}", 1, f"user_{i}@example.com") for i in range(100)))
+    database.dispose()  # a session that ends reports what it has counted
+    wait_until(lambda: scans(connection)["tuples"] >= 20_100, SOON_S)
+    assert scans(connection)["whole"] == before["whole"]
+
+
+def scans(connection: psycopg.Connection[Row]) -> Row:
+    """Return how often `users` was read from end to end, and how many rows were written to it."""
+    found = connection.execute(
+        "SELECT seq_scan AS whole, n_tup_ins + n_tup_upd AS tuples FROM pg_stat_user_tables"
+        " WHERE relname = 'users'"
+    ).fetchone()
+    assert found is not None
+    return found
 
 
 def test_a_batch_is_two_round_trips_and_as_many_statements_whatever_its_size(
