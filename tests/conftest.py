@@ -46,10 +46,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _clean_log() -> Iterator[None]:
     """No test is left with the log as a command set it up in the one before."""
-    handlers = list(logging.getLogger().handlers)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     yield
     structlog.reset_defaults()
-    logging.getLogger().handlers = handlers
+    root.handlers = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
