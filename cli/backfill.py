@@ -1,4 +1,4 @@
-"""`backfill`: every user that Clerk has, into the table."""
+"""`backfill`: reads every user from Clerk's API into the tables."""
 
 import sys
 from datetime import datetime
@@ -7,23 +7,27 @@ from functools import partial
 import click
 
 from cli.clerk import UserBar, bridge_from_environment
-from cli.options import TimeParam
+from cli.options import WHEN, TimeParam
 from db.times import to_ms
+from worker.monitoring.words import counted
 from worker.shutdown import Stopped
 from worker.sync.backfill import Backfill, BackfillStats
 
 
 class Interrupted(Exception):
-    """The command was stopped; the message says what comes next."""
+    """The command was stopped; the message says where the next one resumes."""
 
     retryable = True
 
 
 @click.command()
-@click.option("--since", type=TimeParam(), help="Only users updated since then: 30m, 2h, 1d ago, or a time.")
+@click.option("--since", type=TimeParam(), help=f"Only users updated since then: {WHEN}.")
 @click.option("--restart", is_flag=True, help="Start over instead of resuming an interrupted run.")
 def backfill(since: datetime | None, restart: bool) -> None:
-    """Read every user of Clerk into the tables. An interrupted run resumes where it stopped."""
+    """Read every user from Clerk's API into the tables.
+
+    An interrupted run resumes where it stopped. Live deliveries may arrive meanwhile.
+    """
     with bridge_from_environment() as bridge, UserBar("Users") as bar:
         task = Backfill(bridge, partial(_progress, bar))
         try:
@@ -47,13 +51,13 @@ def _progress(bar: UserBar, done: BackfillStats) -> None:
 
 def _announce(done: BackfillStats | None) -> None:
     if done is not None:
-        click.echo(f"Resuming after {done.seen:,} users (--restart starts over)", err=True)
+        click.echo(f"Resuming after {counted(done.seen, 'user')} (--restart starts over)", err=True)
 
 
 def _after_stop(since: datetime | None, done: BackfillStats | None) -> str:
     if since is not None:
         return "stopped: what was read is kept; the next run starts over"
-    return f"stopped after {done.seen if done else 0:,} users: the next backfill resumes there"
+    return f"stopped after {counted(done.seen if done else 0, 'user')}: the next backfill resumes there"
 
 
 def _show(done: BackfillStats) -> None:
@@ -64,9 +68,9 @@ def _show(done: BackfillStats) -> None:
     if left_out:
         counts["left out"] = left_out
     parts = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    members = f"; {done.memberships:,} memberships" if done.memberships_expected else ""
-    click.echo(f"{done.seen:,} users: {parts}{members}")
+    members = f"; {counted(done.memberships, 'membership')}" if done.memberships_expected else ""
+    click.echo(f"{counted(done.seen, 'user')}: {parts}{members}")
     if done.is_cut_short:
-        users, memberships = f"{done.expected:,} users", f"{done.memberships_expected:,} memberships"
-        counted = users if done.seen < done.expected else memberships
-        click.echo(f"The listing ended early, Clerk counts {counted}: run it again", err=True)
+        users, memberships = counted(done.expected, "user"), counted(done.memberships_expected, "membership")
+        total = users if done.seen < done.expected else memberships
+        click.echo(f"The listing ended early: Clerk counts {total}. Run backfill again.", err=True)

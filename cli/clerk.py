@@ -1,4 +1,4 @@
-"""What the commands that read Clerk's API share: the way there, and a progress bar."""
+"""What the commands that read Clerk's API share: the connection, and a progress bar."""
 
 import sys
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ from worker.sync.context import SyncContext, bridge
 
 @contextmanager
 def bridge_from_environment() -> Iterator[SyncContext]:
-    """Give a bridge between Clerk and the database, which Ctrl-C and SIGTERM stop.
+    """Yield the context of a sync from Clerk's API, which Ctrl-C and SIGTERM stop.
 
-    Raises SettingsError, and Broken when migrations are missing.
+    Raises SettingsError, and ProbeFailed when migrations are missing.
     """
     settings = load("clerk_secret_key", "database_url")
     stopping = StopSignal()
@@ -42,7 +42,7 @@ def bridge_from_environment() -> Iterator[SyncContext]:
 
 
 class UserBar:
-    """A progress bar on the terminal, with the rate and the time left; nothing where there is no terminal."""
+    """A progress bar with the rate and the time left; without a terminal it prints nothing."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -66,7 +66,7 @@ class UserBar:
         self._progress.stop()
 
     def show(self, seen: int, expected: int, title: str | None = None) -> None:
-        """Show how many were seen of those expected, 0 when unknown; `title` where they are no users."""
+        """Show how many of `expected` (0: unknown) were seen; `title` names them unless they are users."""
         self._progress.update(
             self._task,
             description=title or self._title,
@@ -77,5 +77,5 @@ class UserBar:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Return users per second, of late."""
+        """Return the current number of users per second."""
         return Text(f"{task.speed:,.0f}/s" if task.speed else "")

@@ -12,12 +12,13 @@ from db.connection.engine import Database
 from db.connection.errors import UTF8
 from db.connection.url import hosts
 from db.seed import seed_users
+from worker.monitoring.words import counted
 
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
 class NotLocal(Exception):
-    """A command that destroys data was pointed at a database that is not on this machine."""
+    """A command that deletes data was called for a database that is not on this machine."""
 
     retryable = False
 
@@ -33,7 +34,7 @@ def db(context: click.Context) -> None:
 @click.argument("revision", default="head")
 @click.pass_obj
 def upgrade(settings: Settings, revision: str) -> None:
-    """Run the migrations that have not run yet."""
+    """Create the tables, or run the migrations that have not run yet."""
     with _migrating(settings) as database:
         schema.upgrade(database, revision)
         _warn_of_encoding(database.encoding)
@@ -45,8 +46,8 @@ def upgrade(settings: Settings, revision: str) -> None:
 def _warn_of_encoding(encoding: str) -> None:
     if encoding != UTF8:
         click.echo(
-            f"warning: the database's encoding is {encoding}, not UTF8: a delivery with a character that it"
-            " does not have will fail",
+            f"warning: the database's encoding is {encoding}, not UTF8: deliveries with characters outside it"
+            " will fail",
             err=True,
         )
 
@@ -61,8 +62,8 @@ def _warn_of_missing_views(names: list[str]) -> None:
 
 
 def _destroys(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option("--force", is_flag=True, help="Allow a database on another machine.")(command)
-    return click.option("--yes", is_flag=True, help="Do not ask.")(command)
+    command = click.option("--force", is_flag=True, help="Also for a database on another machine.")(command)
+    return click.option("--yes", is_flag=True, help="Do not ask for confirmation.")(command)
 
 
 @db.command()
@@ -70,7 +71,11 @@ def _destroys(command: Callable[..., None]) -> Callable[..., None]:
 @_destroys
 @click.pass_obj
 def downgrade(settings: Settings, revision: str, yes: bool, force: bool) -> None:
-    """Take the last migration back, or all down to REVISION (`base`: every one), and drop what they made."""
+    """Undo the last migration, or all after REVISION.
+
+    REVISION `base` undoes every migration and so drops every table. The command lists what is lost and asks
+    for confirmation.
+    """
     _require_local(settings, force)
     with _migrating(settings) as database:
         _confirm_loss(database, revision, yes)
@@ -81,7 +86,7 @@ def downgrade(settings: Settings, revision: str, yes: bool, force: bool) -> None
 @db.command()
 @click.pass_obj
 def current(settings: Settings) -> None:
-    """Show the schema's revision, and whether it is the newest."""
+    """Show the revision of the schema, and whether it is the newest."""
     with _migrating(settings) as database:
         click.echo(f"{schema.current_revision(database) or 'no revision'} ({schema.state(database)})")
 
@@ -90,7 +95,7 @@ def current(settings: Settings) -> None:
 @_destroys
 @click.pass_obj
 def reset(settings: Settings, yes: bool, force: bool) -> None:
-    """Drop the tables and everything in them, and create them again."""
+    """Drop the tables with all rows, and create them again."""
     _require_local(settings, force)
     with _migrating(settings) as database:
         _confirm_loss(database, "base", yes)
@@ -100,21 +105,23 @@ def reset(settings: Settings, yes: bool, force: bool) -> None:
 
 
 @db.command()
-@click.option("--users", default=20, show_default=True, type=click.IntRange(1, 100_000), help="How many.")
+@click.option(
+    "--users", default=20, show_default=True, type=click.IntRange(1, 100_000), help="Number of users."
+)
 @click.pass_obj
 def seed(settings: Settings, users: int) -> None:
     """Add sample users with addresses at example.com."""
     with _migrating(settings) as database:
-        click.echo(f"{seed_users(database, users)} users added")
+        click.echo(f"{counted(seed_users(database, users), 'user')} added")
 
 
 def _require_local(settings: Settings, force: bool) -> None:
     if not (force or all(_is_local(host) for host in hosts(settings, unpooled=True))):
-        raise NotLocal("the database is not on this machine: nothing was done; --force does it all the same")
+        raise NotLocal("the database is not on this machine: nothing was changed; add --force to allow it")
 
 
 def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
-    """Say what a downgrade to `revision` removes, and go on only when the operator agrees."""
+    """Print what a downgrade to `revision` removes, and require a confirmation."""
     steps = schema.steps_down(database, revision)
     if yes or not steps:
         return
@@ -123,7 +130,7 @@ def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
         click.echo(f"  {step}", err=True)
     click.echo(f"Rows in users: {schema.count_users(database)}", err=True)
     if not sys.stdin.isatty():
-        raise click.UsageError("nothing was done: without a terminal to ask on it needs --yes")
+        raise click.UsageError("nothing was changed: without a terminal, add --yes to confirm")
     click.confirm("Remove them?", abort=True, err=True)
 
 

@@ -1,4 +1,4 @@
-"""`events`: the ledger of what came."""
+"""`events`: shows the ledger."""
 
 import json
 import time
@@ -9,8 +9,8 @@ from itertools import count
 
 import click
 
-from cli.options import TimeParam
-from cli.output import event_block, plain, printable, show_json, show_rows
+from cli.options import WHEN, TimeParam
+from cli.output import event_at, event_block, plain, show_json
 from config import load
 from db import ledger
 from db.connection.engine import Database
@@ -20,32 +20,41 @@ from db.merge.incoming import Outcome
 from db.times import to_datetime
 from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
 
-WIDE = 170  # columns; a terminal of fewer would break the ids
 LOOK_EVERY_S = 1.0
-# A row bears the time at which its transaction began, and is seen when that has ended. So each look goes back
-# behind the one before: by as long as a transaction takes, and now and then by as long as one may take. From
-# PostgreSQL 17 on that is 20 s; an older one bounds its statements only, and what takes longer still is shown
-# by `events` without --follow alone.
+# A row has the time at which its transaction began, and becomes visible when the transaction ends. So each
+# look overlaps the one before: usually by as long as a transaction takes, now and then by as long as it may
+# take. From PostgreSQL 17 on that is at most 20 s. Older versions limit single statements only: a row of a
+# transaction that takes longer than the overlap is shown by `events` without --follow alone.
 USUAL_TRANSACTION = timedelta(seconds=3)
 LONGEST_TRANSACTION = timedelta(seconds=40)
 FAR_EVERY = 10  # looks
 
 
 @click.command()
-@click.option("--user", "clerk_id", help="Only this Clerk id.")
+@click.option("--user", "clerk_id", help="Only deliveries about this Clerk user id.")
 @click.option(
-    "--type", "type_", type=click.Choice([*HANDLED_TYPES, *ORGANIZATION_TYPES]), help="Only this type."
+    "--type",
+    "type_",
+    type=click.Choice([*HANDLED_TYPES, *ORGANIZATION_TYPES]),
+    metavar="TYPE",
+    help="Only this event type, such as user.updated.",
 )
 @click.option(
     "--outcome", type=click.Choice([outcome.value for outcome in Outcome]), help="Only this outcome."
 )
+@click.option("--since", type=TimeParam(), help=f"Only deliveries applied since then: {WHEN}.")
+@click.option("--until", type=TimeParam(), help="Only deliveries applied before then.")
 @click.option(
-    "--since", type=TimeParam(), help="Only what was applied since then: 30m, 2h, 1d ago, or a time."
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Maximum number of deliveries.",
 )
-@click.option("--until", type=TimeParam(), help="Only what was applied before then.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
-@click.option("--follow", "-f", is_flag=True, help="Go on with what comes, the oldest first, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON; with --follow an object a line.")
+@click.option("--follow", "-f", is_flag=True, help="Keep showing new deliveries, oldest first, until Ctrl-C.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON array; with --follow one JSON object per line."
+)
 def events(  # noqa: PLR0913, PLR0917 - click hands over every option by its name
     clerk_id: str | None,
     type_: str | None,
@@ -56,10 +65,14 @@ def events(  # noqa: PLR0913, PLR0917 - click hands over every option by its nam
     follow: bool,
     as_json: bool,
 ) -> None:
-    """Show the deliveries that were applied, newest first, with their outcome. Times are in UTC."""
+    """Show the deliveries that workers have applied.
+
+    The newest comes first. Its outcome is `applied` (it changed something), `stale` (it was known, or
+    something newer was) or `ignored` (it says nothing about the user).
+    """
     wanted = LedgerFilter(clerk_id, type_, outcome, since, until)
     if follow and until:
-        raise click.UsageError("--follow has no end: --until does not go with it")
+        raise click.UsageError("--follow and --until exclude each other")
     database = Database(load("database_url"))
     try:
         if follow:
@@ -79,17 +92,12 @@ def _show(rows: list[LedgerRow], as_json: bool) -> None:
         click.echo("no deliveries applied")
     else:
         now = datetime.now(UTC)
-        show_rows(
-            "Deliveries applied",
-            LedgerRow._fields,
-            rows,
-            columns=WIDE,
-            block=lambda row: event_block(row, now),
-        )
+        for row in rows:
+            click.echo(event_block(row, now))
 
 
 def following(database: Database, wanted: LedgerFilter, limit: int) -> Iterator[LedgerRow]:
-    """Yield the newest `limit` rows, and then each row that comes; in their order, and each once."""
+    """Yield the newest `limit` rows, oldest first, then each new row, each once."""
     last = ledger.last_applied_at(database) or to_datetime(0)
     begin = _back(wanted, last, LONGEST_TRANSACTION)
     window = ledger.recent(database, begin, limit=None)
@@ -116,13 +124,10 @@ def following(database: Database, wanted: LedgerFilter, limit: int) -> Iterator[
 
 
 def _back(wanted: LedgerFilter, last: datetime, by: timedelta) -> LedgerFilter:
-    """Return those wanted that were applied from so long before `last` on."""
+    """Return the filter limited to rows applied since `by` before `last`."""
     since = last - by
     return wanted._replace(since=max(since, wanted.since) if wanted.since else since)
 
 
 def _line(row: LedgerRow, as_json: bool) -> str:
-    if as_json:
-        return json.dumps(row._asdict(), default=plain)
-    at = row.applied_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    return printable(f"{at}  {row.outcome:<8} {row.type:<16} {row.clerk_id}  {row.svix_id}")
+    return json.dumps(row._asdict(), default=plain) if as_json else event_at(row)

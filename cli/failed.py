@@ -1,4 +1,4 @@
-"""`failed`: the jobs that failed, why, and what to do with them."""
+"""`failed`: lists, shows, replays and discards the jobs that failed."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ import click
 from rich.console import Console
 from rich.progress import track
 
-from cli.options import TimeParam
-from cli.output import printable, show_json, show_rows
+from cli.options import WHEN, TimeParam
+from cli.output import exact, printable, show_json, wrapped
 from config import load
 from worker.monitoring.words import ago, counted
 from worker.queue.failed_jobs import (
@@ -30,12 +30,11 @@ from worker.queue.failed_jobs import (
 from worker.queue.rq_format import ForeignJobError
 
 SHOWN = 100
-WIDE = 150  # columns; a terminal of fewer would break the ids
 MANY = 500  # from here on a progress bar shows that something happens
 
 
 class Selection(NamedTuple):
-    """The jobs that a command acts on: those of the ids, or all that are wanted."""
+    """The jobs that a command acts on: those with these ids, or all that match `wanted`."""
 
     ids: tuple[str, ...]
     every: bool
@@ -57,12 +56,11 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
             "--type",
             "type_",
             type=click.Choice([*TYPES, UNKNOWN]),
-            help=f"Only of this type; {UNKNOWN}: those whose type is not known.",
+            metavar="TYPE",
+            help=f"Only jobs of this event type ({UNKNOWN}: the type cannot be read).",
         ),
-        click.option(
-            "--since", type=TimeParam(), help="Only what failed since then: 30m, 2h, 1d ago, or a time."
-        ),
-        click.option("--user", "clerk_id", help="Only of this Clerk id."),
+        click.option("--since", type=TimeParam(), help=f"Only jobs that failed since then: {WHEN}."),
+        click.option("--user", "clerk_id", help="Only jobs about this Clerk user id."),
     )
     return _with_options(collected, options)
 
@@ -74,17 +72,17 @@ def _selection(command: Callable[[Selection], None]) -> Callable[..., None]:
     @wraps(command)
     def collected(ids: tuple[str, ...], every: bool, wanted: FailedJobFilter, **flags: bool) -> None:
         if bool(ids) == every:
-            raise click.UsageError("name the ids of failed jobs, or say --all")
+            raise click.UsageError("give the ids of failed jobs, or --all")
         if ids and wanted != FailedJobFilter():
-            raise click.UsageError("--type, --since and --user go with --all")
+            raise click.UsageError("--type, --since and --user require --all")
         command(Selection(tuple(dict.fromkeys(ids)), every, wanted, **flags))
 
     options = (
         click.argument("ids", nargs=-1, metavar="[ID]..."),
         click.option("--all", "every", is_flag=True, help="All failed jobs that match the options."),
         click.option("--dry-run", is_flag=True, help="List them; change nothing."),
-        click.option("--yes", is_flag=True, help="Do not ask."),
-        click.option("--json", "as_json", is_flag=True, help="As JSON: an array of id and outcome."),
+        click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
+        click.option("--json", "as_json", is_flag=True, help="Print a JSON array of id and outcome."),
     )
     return _with_options(collected, options)
 
@@ -103,11 +101,11 @@ def failed() -> None:
 @failed.command("list")
 @_filters
 @click.option(
-    "--limit", type=click.IntRange(1), help=f"How many at most.  [default: {SHOWN}; with --json all]"
+    "--limit", type=click.IntRange(1), help=f"Maximum number of jobs.  [default: {SHOWN}; with --json: all]"
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def list_(wanted: FailedJobFilter, limit: int | None, as_json: bool) -> None:
-    """List the failed jobs, the newest failure first."""
+    """List the failed jobs, newest failure first."""
     with closing(failed_jobs(load("redis_url"))) as jobs:
         if as_json:
             _stream_json(job._asdict() for job in jobs.newest(wanted, limit))
@@ -117,10 +115,10 @@ def list_(wanted: FailedJobFilter, limit: int | None, as_json: bool) -> None:
 
 @failed.command()
 @click.argument("id_", metavar="ID")
-@click.option("--payload", is_flag=True, help="Also the delivery's body: it holds personal data.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--payload", is_flag=True, help="Show the delivery's body too. It contains personal data.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def show(id_: str, payload: bool, as_json: bool) -> None:
-    """Show one failed job with its traceback."""
+    """Show one failed job with its traceback, and the next command."""
     with closing(failed_jobs(load("redis_url"))) as jobs:
         details = jobs.show(id_)
     facts: dict[str, object] = details.job._asdict()
@@ -139,7 +137,7 @@ def show(id_: str, payload: bool, as_json: bool) -> None:
 @failed.command()
 @_selection
 def replay(selection: Selection) -> None:
-    """Put failed jobs back into the queue, with all their retries."""
+    """Queue failed jobs again, each with its full number of retries."""
     with closing(failed_jobs(load("redis_url"))) as jobs:
         chosen = _chosen(jobs, selection, "would be replayed")
         if chosen and selection.every and not selection.yes and sys.stdin.isatty():
@@ -150,19 +148,19 @@ def replay(selection: Selection) -> None:
 @failed.command()
 @_selection
 def discard(selection: Selection) -> None:
-    """Delete failed jobs for good."""
+    """Delete failed jobs permanently, each with its delivery."""
     with closing(failed_jobs(load("redis_url"))) as jobs:
         chosen = _chosen(jobs, selection, "would be discarded")
         if chosen and selection.every and not selection.yes:
-            what = f"{counted(len(chosen), 'failed job')} with the delivery in each"
+            what = f"{counted(len(chosen), 'failed job')} and the deliveries in them"
             if not sys.stdin.isatty():
-                raise click.UsageError(f"discard --all deletes {what} for good: say --yes as well")
-            click.confirm(f"Delete {what} for good?", abort=True, err=True)
+                raise click.UsageError(f"discard --all deletes {what} permanently: add --yes to confirm")
+            click.confirm(f"Delete {what} permanently?", abort=True, err=True)
         _report(jobs.discard(chosen), len(chosen), selection)
 
 
 def _chosen(jobs: FailedJobs, selection: Selection, what: str) -> Sequence[str]:
-    """Return the ids to treat; after a dry run, which names them here, there are none."""
+    """Return the ids to act on. A dry run prints them and ends the command."""
     chosen = jobs.ids(selection.wanted) if selection.every else selection.ids
     if not selection.dry_run:
         return chosen
@@ -171,14 +169,14 @@ def _chosen(jobs: FailedJobs, selection: Selection, what: str) -> Sequence[str]:
     else:
         for id_ in chosen:
             click.echo(printable(id_))
-        click.echo(f"{len(chosen)} {what}", err=True)
+        click.echo(f"{counted(len(chosen), 'failed job')} {what}", err=True)
     raise click.exceptions.Exit(0)
 
 
 def _report(fates: Iterator[tuple[str, ReplayResult]], total: int, selection: Selection) -> None:
-    """Say what became of each job, also of those before one at which `fates` raises an error.
+    """Print what became of each job, also of those before one at which `fates` raises an error.
 
-    Raises UnknownJob when one that was named is not there.
+    Raises UnknownJob if a job that was named does not exist.
     """
     if total == 0 and not selection.as_json:
         click.echo("no failed jobs")
@@ -198,11 +196,11 @@ def _show_results(done: dict[str, ReplayResult], selection: Selection) -> None:
     if selection.as_json:
         show_json([{"id": id_, "outcome": fate} for id_, fate in done.items()])
         return
-    told = [(id_, fate) for id_, fate in done.items() if selection.every or fate is not ReplayResult.GONE]
-    for id_, fate in told[:SHOWN]:
+    listed = [(id_, fate) for id_, fate in done.items() if selection.every or fate is not ReplayResult.GONE]
+    for id_, fate in listed[:SHOWN]:
         click.echo(f"{printable(id_)}: {fate}")
-    if len(told) > SHOWN:
-        click.echo(f"… and {len(told) - SHOWN} more")
+    if len(listed) > SHOWN:
+        click.echo(f"… and {len(listed) - SHOWN:,} more")
     if selection.every and done:
         counts = Counter(done.values())
         click.echo(", ".join(f"{counts[fate]} {fate}" for fate in ReplayResult if fate in counts))
@@ -213,44 +211,43 @@ def _show_page(jobs: FailedJobs, wanted: FailedJobFilter, limit: int) -> None:
     if not rows:
         click.echo("no failed jobs")
     else:
-        shown = [_shown(job) for job in rows[:limit]]
-        show_rows("Failed jobs", FailedJob._fields, shown, columns=WIDE, block=_block)
+        now = datetime.now(UTC)
+        for job in rows[:limit]:
+            click.echo(_block(job, now))
     if len(rows) > limit:
-        click.echo(
-            f"There are more: {counted(jobs.count(), 'failed job')} in all. --limit shows more of them."
-        )
+        click.echo(f"{counted(jobs.count(), 'failed job')} in all; use --limit to show more.")
 
 
-def _block(job: FailedJob) -> str:
-    return (
-        f"{job.id}  {job.type or '-'}\n  {job.clerk_id or '-'}\n  {job.reason}\n"
-        f"  {counted(job.attempts, 'attempt')}, the first {job.first_failed_at}, the last {job.failed_at}"
-    )
+def _block(job: FailedJob, now: datetime) -> str:
+    """Return a job in lines of at most 80 columns."""
+    tries = f"{counted(job.attempts, 'attempt')}, "
+    if job.attempts > 1 and job.first_failed_at != job.failed_at:
+        tries += f"the first {_ago(job.first_failed_at, now)}, the last "
+    reason = "\n  ".join(wrapped(job.reason, 2))
+    head = printable(f"{job.id}  {job.type or '-'}\n  {job.clerk_id or '-'}")
+    return f"{head}\n  {reason}\n  {tries}{_ago(job.failed_at, now)}"
 
 
-def _shown(job: FailedJob) -> FailedJob:
-    """Return the job with its times as how long ago."""
-    return job._replace(first_failed_at=_ago(job.first_failed_at), failed_at=_ago(job.failed_at))
-
-
-def _ago(moment: str | None) -> str:
-    return ago(moment, datetime.now(UTC)) if moment else "at an unknown time"
+def _ago(moment: str | None, now: datetime) -> str:
+    return ago(moment, now) if moment else "at an unknown time"
 
 
 def _next_step(job: FailedJob) -> str:
     id_ = printable(job.id)
     if job.reason.startswith(ForeignJobError.__name__):
         return f"Next: clerk-sync failed discard {id_}"
-    return f"Next, once the cause is repaired: clerk-sync failed replay {id_}"
+    return f"Next, after fixing the cause: clerk-sync failed replay {id_}"
 
 
 def _entry(name: str, value: object) -> str:
+    if name.endswith("failed_at") and isinstance(value, str):
+        value = exact(datetime.fromisoformat(value))
     text = "-" if value is None else printable(str(value))
     return f"{name}: {text}" if "\n" not in text else f"{name}:\n{text}"
 
 
 def _stream_json(rows: Iterable[dict[str, Any]]) -> None:
-    """Print an array as its rows come, so that no number of them has to be in memory."""
+    """Print an array row by row, so that the rows need not fit into memory."""
     before = "["
     for row in rows:
         click.echo(f"{before}\n  {json.dumps(row)}", nl=False)

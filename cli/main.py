@@ -1,4 +1,4 @@
-"""`clerk-sync`: the group of commands, and the one line that a failure becomes."""
+"""`clerk-sync`: the group of commands; every failure becomes one line."""
 
 import errno
 import os
@@ -47,9 +47,15 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="clerk-sync", prog_name="clerk-sync")
-@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
-def cli(debug: bool) -> None:
-    """Keep the users table in PostgreSQL equal to Clerk."""
+@click.option("--debug", is_flag=True, help="Show the traceback if a command fails.")
+@click.option(
+    "--local-time", is_flag=True, help="Show exact times in this machine's time zone (or TZ), not UTC."
+)
+def cli(debug: bool, local_time: bool) -> None:
+    """Keep the users table in PostgreSQL in sync with Clerk.
+
+    Settings come from environment variables and from the file .env; README.md lists them.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

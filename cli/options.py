@@ -1,4 +1,4 @@
-"""Options that several commands take: times, as a moment or as how long ago."""
+"""Options that several commands take: a time, given as a moment or as how long ago."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+WHEN = "30m, 2h or 1d ago, or a time in UTC such as 2026-01-31T18:00"  # for the help
 AGO = re.compile(r"([0-9]{1,6})([smhd])")
 
 
 class TimeParam(click.ParamType[datetime]):
-    """`30m`, `2h` or `1d` ago, or a moment in ISO 8601, which is in UTC unless it says otherwise."""
+    """`30m`, `2h` or `1d` ago, or a moment in ISO 8601, in UTC unless it names another offset."""
 
     name = "when"
 

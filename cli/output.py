@@ -1,25 +1,17 @@
-"""How listings look: a table for people, JSON for machines."""
+"""How listings look: at most 80 columns for people, JSON for machines."""
 
 import json
 import shutil
-import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from db.ledger import LedgerRow
 from worker.monitoring.words import ago, span
 
-PIPED_WIDTH = 240  # where no terminal sets one, an id stays in one piece for grep
 LABEL_WIDTH = 13
-
-Row = TypeVar("Row", bound=Sequence[object])
 
 
 def show_json(value: object) -> None:
@@ -27,45 +19,42 @@ def show_json(value: object) -> None:
     click.echo(json.dumps(value, default=plain, indent=2))
 
 
-def show_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; times as how long ago, nothing for None."""
-    now = datetime.now(UTC)
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value, now) for value in row))
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
-
-
-def show_rows(
-    title: str, headings: Sequence[str], rows: Sequence[Row], *, columns: int, block: Callable[[Row], str]
-) -> None:
-    """Print a table, or on a terminal of less than `columns`, where it would break the ids, row by row."""
-    if sys.stdout.isatty() and shutil.get_terminal_size().columns < columns:
-        for row in rows:
-            click.echo(printable(block(row)))
-    else:
-        show_table(title, headings, rows)
-
-
 def show_entry(label: str, text: str, width: int = LABEL_WIDTH) -> None:
-    """Print a label and a text that is wrapped beside it."""
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED_WIDTH
-    indent = " " * (width + 2)
-    lines = textwrap.wrap(printable(text), columns - width - 2, break_on_hyphens=False) or [""]
+    """Print a label and, beside it, a text that is wrapped to the terminal's width."""
+    lines = wrapped(text, width + 2)
     click.echo(f"{label:<{width}}  {lines[0]}")
     for line in lines[1:]:
-        click.echo(indent + line)
+        click.echo(" " * (width + 2) + line)
+
+
+def wrapped(text: str, indent: int) -> list[str]:
+    """Return the lines of a text that starts `indent` columns from the left.
+
+    Without a terminal a line has 80 columns, or as many as COLUMNS says.
+    """
+    columns = max(shutil.get_terminal_size().columns - indent, 20)
+    return textwrap.wrap(printable(text), columns, break_on_hyphens=False) or [""]
 
 
 def event_block(row: LedgerRow, now: datetime) -> str:
-    """Return a delivery in two lines of at most 80 columns."""
+    """Return a delivery in two lines of at most 80 columns, with its time as how long ago."""
     lag = span((row.applied_at - row.received_at).total_seconds())
-    return (
-        f"{ago(row.applied_at, now):<12} {row.outcome:<9} {row.type}, {lag} after it was received\n"
-        f"  {row.clerk_id}  {row.svix_id}"
-    )
+    return _block(f"{ago(row.applied_at, now):<11}", row, f", {lag} after receipt")
+
+
+def event_at(row: LedgerRow) -> str:
+    """Return a delivery in two lines of at most 80 columns, with its exact time."""
+    return _block(exact(row.applied_at), row)
+
+
+def _block(when: str, row: LedgerRow, lag: str = "") -> str:
+    return printable(f"{when}  {row.outcome:<8} {row.type}{lag}\n  {row.clerk_id}  {row.svix_id}")
+
+
+def exact(moment: datetime) -> str:
+    """Return a moment with its time zone: UTC, or with --local-time that of this machine or of TZ."""
+    is_local = click.get_current_context().find_root().params.get("local_time")
+    return moment.astimezone(None if is_local else UTC).strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def printable(text: str) -> str:
@@ -75,12 +64,6 @@ def printable(text: str) -> str:
 
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
-
-
-def _cell(value: object, now: datetime) -> Text:
-    if isinstance(value, datetime):
-        return Text(ago(value, now))
-    return Text("" if value is None else printable(str(value)))
 
 
 def plain(value: Any) -> str:

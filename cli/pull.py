@@ -1,4 +1,4 @@
-"""`pull`: one user, now."""
+"""`pull`: reads one user from Clerk's API."""
 
 import re
 import sys
@@ -16,15 +16,18 @@ FAILURES = (Pulled(PullOutcome.FOUND), Pulled(PullOutcome.ELSEWHERE))
 
 @click.command()
 @click.argument("clerk_id", metavar="USER_ID")
-@click.option("--yes", is_flag=True, help="Also for an id that is not shaped like user_…")
+@click.option("--yes", is_flag=True, help="Accept an id that does not start with user_.")
 def pull(clerk_id: str, yes: bool) -> None:
-    """Read one user of Clerk into the table. If Clerk has no such user, the local one is deleted for good."""
+    """Read one user from Clerk's API into the tables.
+
+    If Clerk has no such user, the local user is deleted for good.
+    """
     if not CLERK_ID.fullmatch(clerk_id):
-        raise click.BadParameter("that is no Clerk id", param_hint="USER_ID")
+        raise click.BadParameter("not a Clerk user id", param_hint="USER_ID")
     if not (yes or CLERKS_SHAPE.fullmatch(clerk_id)):
         raise click.UsageError(
             f"{clerk_id} is not shaped like user_…, and a typo would mark it as deleted for good:"
-            " say --yes if it is right"
+            " add --yes if it is right"
         )
     with bridge_from_environment() as bridge:
         pulled = pull_user(bridge, clerk_id, confirmed=True)
@@ -36,9 +39,7 @@ def _sentence(clerk_id: str, pulled: Pulled) -> str:
     if pulled.outcome is PullOutcome.DELETED:
         return f"Clerk has no user {clerk_id}; it is now marked as deleted here"
     if pulled.outcome is PullOutcome.ELSEWHERE:
-        return (
-            f"Clerk has no user {clerk_id}; it is or may be a user of another Clerk instance: nothing changed"
-        )
+        return f"Clerk has no user {clerk_id}, who may belong to another Clerk instance: nothing changed"
     if pulled.user is None:
         return f"{clerk_id} was deleted here for good, but still exists in Clerk"
     return f"{clerk_id} is now the same here as in Clerk"

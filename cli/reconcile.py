@@ -1,4 +1,4 @@
-"""`reconcile`: where the tables and Clerk differ, and fixing it."""
+"""`reconcile`: reports where the tables and Clerk differ, and fixes it."""
 
 import sys
 from collections.abc import Iterator
@@ -7,36 +7,38 @@ from typing import Any
 import click
 
 from cli.clerk import UserBar, bridge_from_environment
-from cli.output import show_json, show_table
+from cli.output import printable, show_entry, show_json
+from worker.monitoring.words import counted
 from worker.sync.reconcile import Reconcile, Report
 from worker.sync.reconcile_memberships import MemberReport
 
 SHOWN = 100
 LEFTOVERS = {"PROFILE_FIELDS": "profiles", "ORGANIZATION_SOURCE": "memberships"}
+ROW_WIDTH = 43  # columns of a kind and a Clerk id
 ELSEWHERE = (
-    "{:,} users here are not in Clerk, and are or may be users of another Clerk instance: not deleted"
+    "{} here not in Clerk, but possibly of another Clerk instance: not deleted"
     " (docs/operations.md, Several Clerk instances)"
 )
 
 
 @click.command()
-@click.option(
-    "--fix", is_flag=True, help="Merge what Clerk shows, and delete users that Clerk does not have."
-)
+@click.option("--fix", is_flag=True, help="Merge what Clerk has, and delete users that Clerk does not have.")
 @click.option(
     "--allow-deletes",
     type=click.IntRange(0),
     metavar="N",
-    help="Delete up to N users, end up to N memberships.",
+    help="Allow --fix to delete up to N users, and to end up to N memberships.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON, with every user who differs.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object with every user who differs.")
 def reconcile(fix: bool, allow_deletes: int | None, as_json: bool) -> None:
-    """Report which users differ between the tables and Clerk. Exit status 1 if any does.
+    """Report which users differ between the tables and Clerk.
 
-    With --fix exit status 0 once all is fixed. More than 5 % of the users (RECONCILE_MAX_DELETE), and more
-    than ten, are deleted only with --allow-deletes; none are when the listing is empty or was cut short. The
-    same holds for memberships, with ORGANIZATION_SOURCE=membership. Rows that changed settings have left
-    (USER_DELETION, PROFILE_FIELDS, ORGANIZATION_SOURCE) are removed as well.
+    The exit status is 1 if any user differs; with --fix, if any still differs afterwards.
+
+    --fix deletes more than ten users that are also more than 5 % of all (RECONCILE_MAX_DELETE) only with
+    --allow-deletes. It deletes none if Clerk's listing is empty or was cut short. With
+    ORGANIZATION_SOURCE=membership the same limits apply to the memberships that it ends. It also removes rows
+    that a change of USER_DELETION, PROFILE_FIELDS or ORGANIZATION_SOURCE has left behind.
     """
     left: list[str] = []
     with bridge_from_environment() as bridge:
@@ -60,7 +62,7 @@ def _status(report: Report, left: list[str], *, is_fixed: bool) -> int:
 
 
 def _to_json(report: Report, left: list[str] | None) -> dict[str, Any]:
-    """Return the report for JSON; `left` are those who differ still after fixing, None without it."""
+    """Return the report for JSON; `left` are the ids that still differ after --fix, None without it."""
     return {
         "listed": report.listed,
         "counted": report.counted,
@@ -86,26 +88,34 @@ def _memberships(found: MemberReport) -> dict[str, int]:
 
 
 def _show(report: Report, left: list[str], *, is_fixed: bool) -> None:
+    """Print every difference, then warnings, and the summary last."""
     rows = list(_rows(report))
-    click.echo(f"{report.listed:,} users in Clerk, {report.local:,} here, {report.differing:,} differ")
-    if report.memberships is not None:
-        click.echo(
-            "{listed:,} memberships in Clerk, {local:,} here".format(**_memberships(report.memberships))
-        )
-    if rows:
-        show_table("Drift", ("what", "Clerk id", "how"), rows[:SHOWN])
+    for kind, clerk_id, how in rows[:SHOWN]:
+        show_entry(printable(f"{kind:<9}  {clerk_id}"), how, ROW_WIDTH)
     if len(rows) > SHOWN:
-        click.echo(f"... and {len(rows) - SHOWN:,} more (--json shows them all)")
+        click.echo(f"… and {len(rows) - SHOWN:,} more (--json shows them all)")
     if report.invalid:
-        click.echo(f"{report.invalid:,} entries of Clerk's listing are no users", err=True)
+        entries = counted(report.invalid, "entry", "entries")
+        click.echo(f"{entries} of Clerk's listing could not be read", err=True)
     if report.elsewhere:
-        click.echo(ELSEWHERE.format(report.elsewhere), err=True)
+        are = "user is" if report.elsewhere == 1 else "users are"
+        click.echo(ELSEWHERE.format(f"{report.elsewhere:,} {are}"), err=True)
+    for clerk_id in left[:SHOWN]:
+        click.echo(f"still differs: {printable(clerk_id)}", err=True)
+    click.echo(
+        f"{counted(report.listed, 'user')} in Clerk, {report.local:,} here, {_differ(report.differing)}"
+    )
+    if report.memberships is not None:
+        counts = _memberships(report.memberships)
+        click.echo(f"{counted(counts['listed'], 'membership')} in Clerk, {counts['local']:,} here")
     if report.refusal is not None:
         click.echo(f"Nothing was changed: {report.refusal}", err=True)
     elif is_fixed:
-        click.echo(f"Fixed, but {len(left):,} still differ" if left else "All fixed")
-        for clerk_id in left[:SHOWN]:
-            click.echo(f"still differs: {clerk_id}", err=True)
+        click.echo(f"Fixed, but {_differ(len(left))} still" if left else "All fixed")
+
+
+def _differ(number: int) -> str:
+    return f"{number:,} differs" if number == 1 else f"{number:,} differ"
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
@@ -116,11 +126,11 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
     for clerk_id in report.ghost:
         yield "ghost", clerk_id, "here, deleted in Clerk"
     for clerk_id, held_by in report.claims:
-        yield "claim", clerk_id, f"the address is with {held_by}" if held_by else "no user has the address"
+        yield "claim", clerk_id, f"{held_by} has the address" if held_by else "no user has the address"
     for clerk_id in report.leftovers.users:
-        yield "leftover", clerk_id, "deleted, and USER_DELETION=delete keeps no row"
+        yield "leftover", clerk_id, "deleted user; USER_DELETION=delete keeps no row"
     for setting, name in LEFTOVERS.items():
         if count := getattr(report.leftovers, name):
-            yield "leftover", f"{count:,} rows", f"{setting} keeps them no longer"
+            yield "leftover", counted(count, "row"), f"{setting} no longer keeps {name}"
     for clerk_id in report.tombstone:
         yield "tombstone", clerk_id, "deleted here for good, but still exists in Clerk"

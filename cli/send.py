@@ -1,4 +1,4 @@
-"""`send`: sign a delivery and make it, as Clerk would."""
+"""`send`: signs a delivery and posts it, as Clerk would."""
 
 import time
 from typing import BinaryIO, NamedTuple, Self
@@ -15,7 +15,7 @@ TIMEOUT_S = 15  # Svix waits as long for an answer.
 
 
 class NotDelivered(Exception):
-    """Nobody answered the delivery."""
+    """The delivery got no answer."""
 
     retryable = True
 
@@ -28,7 +28,7 @@ class DeliveryResponse(NamedTuple):
 
     @property
     def is_success(self) -> bool:
-        """Whether Svix would be content; else it delivers again."""
+        """Whether Svix would count it as delivered; if not, it delivers again."""
         return httpx.codes.is_success(self.http_status)
 
     def __str__(self) -> str:
@@ -41,15 +41,15 @@ def _check_url(_context: click.Context, _parameter: click.Parameter, url: str | 
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
-        raise click.BadParameter("is no URL that can be read") from None
+        raise click.BadParameter("is not a URL") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise click.BadParameter("must begin with http:// or https://, and name a host")
+        raise click.BadParameter("must begin with http:// or https:// and name a host")
     return url
 
 
 def _check_svix_id(_context: click.Context, _parameter: click.Parameter, svix_id: str | None) -> str | None:
     if svix_id and not (svix_id.isascii() and svix_id.isprintable()):
-        raise click.BadParameter("a header holds printable ASCII only")
+        raise click.BadParameter("must be printable ASCII, as it is sent in a header")
     return svix_id
 
 
@@ -79,20 +79,31 @@ class Sender:
 
 @click.command()
 @click.argument("type_", metavar="TYPE", required=False)
-@click.option("--url", callback=_check_url, help=f"Where to.  [default: http://127.0.0.1:$PORT{PATH}]")
-@click.option("--file", type=click.File("rb"), help="Send the bytes of this file; TYPE may be left out then.")
+@click.option(
+    "--url", callback=_check_url, help=f"URL of the receiver.  [default: http://127.0.0.1:$PORT{PATH}]"
+)
+@click.option(
+    "--file",
+    type=click.File("rb"),
+    help="Send the bytes of this file instead of a sample; TYPE is then optional.",
+)
 @click.option(
     "--user-id",
     "clerk_id",
-    help="Whom the sample is about; of an organization: who is in it.  [default: somebody new]",
+    help="The user the sample is about; for organization events, a member.  [default: a new user]",
 )
-@click.option("--svix-id", callback=_check_svix_id, help="Id of the delivery; a used one makes a redelivery.")
+@click.option(
+    "--svix-id",
+    callback=_check_svix_id,
+    help="Id of the delivery. A used id makes it a redelivery.  [default: a new id]",
+)
 def send(
     type_: str | None, url: str | None, file: BinaryIO | None, clerk_id: str | None, svix_id: str | None
 ) -> int:
     """Sign a sample event of TYPE and deliver it, as Clerk would.
 
-    It is signed with the first secret of CLERK_WEBHOOK_SIGNING_SECRET. Exit status 1 when it is not taken.
+    It is signed with the first secret in CLERK_WEBHOOK_SIGNING_SECRET. The exit status is 0 if the receiver
+    answers 2xx, else 1.
     """
     _check_usage(type_, file, clerk_id)
     settings = load("clerk_webhook_signing_secret")
@@ -110,7 +121,7 @@ def send(
 
 def _check_usage(type_: str | None, file: BinaryIO | None, clerk_id: str | None) -> None:
     if file and clerk_id:
-        raise click.UsageError("a file is sent as it is: --user-id does not go with --file")
+        raise click.UsageError("--user-id and --file exclude each other: a file is sent unchanged")
     if not file and type_ not in samples.TYPES:
         raise click.BadParameter(f"choose one of {', '.join(samples.TYPES)}", param_hint="TYPE")
 

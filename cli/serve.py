@@ -12,28 +12,31 @@ SENSITIVE_FIELDS = frozenset({"private_metadata", "unsafe_metadata"})
 
 @click.command()
 def web() -> None:
-    """Receive deliveries on PORT."""
+    """Run the receiver: verify deliveries on PORT and queue them."""
     settings = load("clerk_webhook_signing_secret", "redis_url", "database_url")
     log.configure(settings)
-    from web.server import serve  # noqa: PLC0415 - a worker need not load the server
-    from worker.redis_client import redis_url  # noqa: PLC0415 - nor Redis, when it only explains itself
+    from web.server import serve  # noqa: PLC0415 - a worker does not need the server
+    from worker.redis_client import redis_url  # noqa: PLC0415 - nor does --help need Redis
 
-    for check in (redis_url, postgres_url):  # one that is wrong is to end the command, not its processes
+    for check in (redis_url, postgres_url):  # a wrong value ends the command before it starts processes
         check(settings)
     serve(settings)
 
 
 @click.command()
 def worker() -> None:
-    """Apply what is on the queue."""
+    """Run a worker: apply queued deliveries to the tables.
+
+    A worker is one process. Start as many as needed.
+    """
     settings = load("redis_url", "database_url")
     log.configure(settings)
     sensitive = SENSITIVE_FIELDS.intersection(settings.profile_fields)
     if sensitive:
         structlog.get_logger("cli").warning(
-            "PROFILE_FIELDS stores metadata that may be private or written by the user itself",
+            "PROFILE_FIELDS stores metadata that may be private, or that users can write",
             fields=sorted(sensitive),
         )
-    from worker.runner.batch_worker import run  # noqa: PLC0415 - the receiver need not load RQ
+    from worker.runner.batch_worker import run  # noqa: PLC0415 - the receiver does not need RQ
 
     run(settings)

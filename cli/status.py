@@ -16,9 +16,12 @@ NAME_LENGTH = 8  # of a worker's name, which `--json` shows whole
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON, the same as /health.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON object of /health.")
 def status(as_json: bool) -> None:
-    """Show whether all is well. Exit status 1 when a check fails."""
+    """Show the state of the service: checks, warnings, queue, receivers and workers.
+
+    The exit status is 1 if a check fails.
+    """
     asked = Status(load("redis_url", "database_url"))
     report = asked.report()
     asked.close()
@@ -42,7 +45,7 @@ def _entries(report: dict[str, Any], now: datetime) -> Iterator[tuple[str, str]]
     yield "Last received", _when(report["last_received_at"], now, report["queue"]["depth"] is not None)
     yield "Last applied", _when(report["last_applied_at"], now, report["checks"]["schema"]["ok"])
     if report.get("repair"):
-        yield "Last repair", _repair(report["repair"], now)
+        yield "Reconciled", _repair(report["repair"], now)
     yield "Receivers", _alive(report["receivers"], now)
     yield "Workers", _alive(report["workers"], now)
     for worker in report["workers"]["list"]:

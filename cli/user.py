@@ -1,4 +1,4 @@
-"""`user`: all that is known of one user, on one screen."""
+"""`user`: shows everything stored about one user on one screen."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli.clerk import bridge_from_environment
-from cli.output import event_block, printable, show_entry, show_json
+from cli.output import event_block, exact, show_entry, show_json
 from config import load
 from db.connection.engine import Database
 from db.times import to_datetime
@@ -22,12 +22,16 @@ JOBS_SHOWN = 20
 
 @click.command()
 @click.argument("clerk_id", metavar="USER_ID")
-@click.option("--clerk", "asks_clerk", is_flag=True, help="Ask Clerk's API as well whether it has this user.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON: an object.")
+@click.option("--clerk", "asks_clerk", is_flag=True, help="Also ask Clerk's API whether it has this user.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def user(clerk_id: str, asks_clerk: bool, as_json: bool) -> None:
-    """Show all that is known of one user: row, address, versions, memberships, deletion, events and jobs."""
+    """Show everything stored about one user.
+
+    That is the row, the address and who else claims it, versions, profile fields, memberships, the deletion,
+    the newest deliveries, and the jobs that wait or failed.
+    """
     if not CLERK_ID.fullmatch(clerk_id):
-        raise click.BadParameter("that is no Clerk id", param_hint="USER_ID")
+        raise click.BadParameter("not a Clerk user id", param_hint="USER_ID")
     settings = load("redis_url", "database_url")
     database = Database(settings)
     try:
@@ -52,13 +56,13 @@ def _in_clerk(clerk_id: str) -> dict[str, Any]:
 def _show(report: UserReport, in_clerk: dict[str, Any] | None, now: datetime) -> None:
     click.echo(report.record.clerk_id)
     if report.is_empty:
-        click.echo("Nothing is known of this user here.")
+        click.echo("Nothing is stored about this user.")
     for label, text in _entries(report, in_clerk, now):
         show_entry(label, text)
     if report.events:
         click.echo("\nNewest deliveries")
         for row in report.events:
-            click.echo(printable(event_block(row, now)))
+            click.echo(event_block(row, now))
 
 
 def _entries(report: UserReport, in_clerk: dict[str, Any] | None, now: datetime) -> Iterator[tuple[str, str]]:
@@ -71,7 +75,12 @@ def _entries(report: UserReport, in_clerk: dict[str, Any] | None, now: datetime)
         yield (
             "Versions",
             _values(
-                {name: value for name, value in sync.items() if name not in _TOLD and value is not None}, now
+                {
+                    name: value
+                    for name, value in sync.items()
+                    if name not in _SHOWN_ELSEWHERE and value is not None
+                },
+                now,
             ),
         )
     if record.profile:
@@ -79,13 +88,13 @@ def _entries(report: UserReport, in_clerk: dict[str, Any] | None, now: datetime)
     for membership in record.memberships:
         yield "Membership", _values(membership, now)
     deleted_at = sync.get("deleted_at")
-    yield "Deleted", f"{ago(deleted_at, now)} ({deleted_at:%Y-%m-%d %H:%M:%S} UTC)" if deleted_at else "no"
+    yield "Deleted", f"{ago(deleted_at, now)} ({exact(deleted_at)})" if deleted_at else "no"
     yield "Jobs", _jobs(report)
     if in_clerk is not None:
         yield "Clerk", _clerk(in_clerk, now)
 
 
-_TOLD = ("clerk_id", "claimed_email", "deleted_at")
+_SHOWN_ELSEWHERE = ("clerk_id", "claimed_email", "deleted_at")
 
 
 def _claim(sync: dict[str, Any], others: list[dict[str, Any]], now: datetime) -> str:
@@ -93,7 +102,7 @@ def _claim(sync: dict[str, Any], others: list[dict[str, Any]], now: datetime) ->
     if address is None:
         return "none"
     rivals = ", ".join(_rival(other, now) for other in others)
-    return f"{address}; also claimed by {rivals}" if others else f"{address}; by no other user"
+    return f"{address}; also claimed by {rivals}" if others else f"{address}; claimed by no other user"
 
 
 def _rival(other: dict[str, Any], now: datetime) -> str:
@@ -108,8 +117,8 @@ def _jobs(report: UserReport) -> str:
     more = len(report.jobs.jobs) - len(jobs)
     parts = [*jobs, *([f"and {counted(more, 'more')}"] if more > 0 else [])]
     if not report.jobs.is_complete:
-        parts.append("more jobs wait than are looked at")
-    return "; ".join(parts) or "none waits or failed"
+        parts.append("the queue is too long to search all of it")
+    return "; ".join(parts) or "none waiting or failed"
 
 
 def _clerk(in_clerk: dict[str, Any], now: datetime) -> str:

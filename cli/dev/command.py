@@ -1,4 +1,4 @@
-"""`clerk-sync dev`: the whole service on a bare machine, with a PostgreSQL and a Redis of its own."""
+"""`clerk-sync dev`: runs the whole service on one machine, with its own PostgreSQL and Redis."""
 
 import base64
 import os
@@ -32,13 +32,16 @@ Overrides = dict[str, str]
 
 
 @click.command()
-@click.option("--demo", is_flag=True, help="Play signed sample deliveries first and show what they became.")
-@click.option("--verbose", is_flag=True, help="Show the logs of the receiver and the worker here.")
+@click.option(
+    "--demo", is_flag=True, help="Play signed sample deliveries first, and show the rows they become."
+)
+@click.option("--verbose", is_flag=True, help="Show the logs of the receiver and the worker on the terminal.")
 def dev(demo: bool, verbose: bool) -> None:
-    """Run PostgreSQL, Redis, the receiver and a worker on this machine, until Ctrl-C.
+    """Run the whole service on this machine, until Ctrl-C.
 
-    Data and logs stay in .data/. A server that DATABASE_URL or REDIS_URL names is used; none is started in
-    its place. The receiver listens on 127.0.0.1 unless HOST is set.
+    It starts PostgreSQL, Redis, the receiver and a worker. Data and logs stay in .data/. If DATABASE_URL or
+    REDIS_URL is set, that server is used and none is started in its place. The receiver listens on 127.0.0.1
+    unless HOST is set.
     """
     settings = config.load()
     with (
@@ -99,7 +102,7 @@ class _Started:
         """Raise DevError when a child has ended by itself."""
         for child in self.children:
             if child.exit_status is not None:
-                raise DevError(f"{child.name} has ended by itself {child.last_words()}")
+                raise DevError(f"{child.name} ended unexpectedly {child.last_words()}")
 
 
 @contextmanager
@@ -227,7 +230,7 @@ def _announce(settings: config.Settings, url: str, data: Path, *, verbose: bool)
         f"{command} send user.created": "one more delivery",
     }
     width = max(map(len, steps)) + 2
-    logs = f"  Logs             {place}/web.log, {place}/worker.log (--verbose shows them here)\n"
+    logs = f"  Logs             {place}/web.log, {place}/worker.log (--verbose: on the terminal)\n"
     click.echo(
         f"\n  Webhook URL      {url}\n"
         f"  Signing secret   {settings.clerk_webhook_signing_secret[0].get_secret_value()}\n"

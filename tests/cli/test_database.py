@@ -145,7 +145,7 @@ def test_a_database_that_is_not_local_is_refused(url: str, command: list[str], r
     ran = run(*command, "--yes", DATABASE_URL=url)
     assert ran.exit_code == 1
     assert str(ran.exception) == (
-        "the database is not on this machine: nothing was done; --force does it all the same"
+        "the database is not on this machine: nothing was changed; add --force to allow it"
     )
 
 

@@ -128,7 +128,7 @@ def test_a_dead_child_is_one_line_and_ends_the_others(
     dev = start().await_ready()
     os.kill(dev.child_pid(record), signal.SIGKILL)
     assert dev.await_end(END_S) == 1
-    assert dev.text().splitlines()[-1] == f"clerk-sync: {name} has ended by itself (signal 9)"
+    assert dev.text().splitlines()[-1] == f"clerk-sync: {name} ended unexpectedly (signal 9)"
     assert dev.left_over() == []
 
 

@@ -88,11 +88,19 @@ def test_the_ledger_is_filtered_by_user_type_outcome_and_time(
     assert listed(run, "--limit", "1") == ["other"]
 
 
-def test_the_table_shows_the_same(run: RunCli, connection: psycopg.Connection) -> None:
+def test_the_listing_shows_the_same(run: RunCli, connection: psycopg.Connection) -> None:
     record(connection, "msg_1", outcome="stale")
     status, out, _ = run()
     assert status == 0
     assert all(text in out for text in ("msg_1", "user_1", "user.updated", "stale"))
+    assert run("--outcome", "ignored") == (0, "no deliveries applied\n", "")
+
+
+def test_in_a_pipe_too_the_longest_delivery_takes_80_columns(
+    run: RunCli, connection: psycopg.Connection
+) -> None:
+    record(connection, svix_id(), clerk_id=ANN, type_="organizationMembership.created", minutes_ago=119)
+    assert max(len(line) for line in run()[1].splitlines()) <= 80
 
 
 def test_a_narrow_terminal_does_not_break_the_ids(
@@ -103,7 +111,7 @@ def test_a_narrow_terminal_does_not_break_the_ids(
     with on_a_terminal(make_settings(), "events", columns=80) as terminal:
         assert terminal.wait() == 0
     first, second = terminal.shown.splitlines()
-    assert "applied   user.updated, " in first
+    assert "applied  user.updated, " in first
     assert second == f"  {ANN}  {id_}"
 
 
@@ -160,9 +168,12 @@ def test_follow_shows_what_is_there_and_then_each_row_that_comes_once(
     for i in range(5):
         record(connection, f"msg_{i}", minutes_ago=(5 - i) / 100)
     follower = follow("--limit", "3")
-    assert [follower.line().split()[-1] for _ in range(3)] == ["msg_2", "msg_3", "msg_4"]
+    shown = [(follower.line(), follower.line()) for _ in range(3)]
+    assert [ids.split()[-1] for _, ids in shown] == ["msg_2", "msg_3", "msg_4"]
+    assert all(" UTC  applied  user.updated" in head for head, _ in shown)
     for i in (5, 6):
         record(connection, f"msg_{i}")
+        assert " UTC  " in follower.line()
         assert follower.line().split()[-1] == f"msg_{i}"
     assert follower.is_quiet(2.5)
 

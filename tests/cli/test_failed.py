@@ -76,8 +76,8 @@ def test_the_table_has_the_same_and_says_when_there_is_more(run: RunCli, redis: 
     assert all(id_ in out for id_ in ids)
     assert ANN in out
     assert REASON in out
-    assert "There are more" not in out
-    assert "There are more: 3 failed jobs in all" in run("list", "--limit", "2")[1]
+    assert "in all" not in out
+    assert "3 failed jobs in all; use --limit to show more." in run("list", "--limit", "2")[1]
     assert MARK not in out
 
 
@@ -180,7 +180,7 @@ def test_a_dry_run_names_the_jobs_and_touches_none(run: RunCli, redis: Redis, co
     id_ = fail(redis)
     status, out, err = run(command, "--all", "--dry-run")
     assert (status, out) == (0, f"{id_}\n")
-    assert err.startswith("1 would be ")
+    assert err.startswith("1 failed job would be ")
     assert json.loads(run(command, id_, "--dry-run", "--json")[1])[0]["id"] == id_
     assert listed(run) == [id_]
 

@@ -128,7 +128,7 @@ def test_a_question_without_a_terminal_is_wrong_usage_and_changes_nothing(
 ) -> None:
     ran = run("db", "reset", directory=tmp_path, **environment(make_settings(redis_url=None)))
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.endswith("Error: nothing was done: without a terminal to ask on it needs --yes\n")
+    assert ran.stderr.endswith("Error: nothing was changed: without a terminal, add --yes to confirm\n")
 
 
 def test_settings_are_read_from_a_file_in_the_directory(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -56,14 +56,39 @@ def run(
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
 
-    def user(*arguments: str) -> tuple[int, str, str]:
+    def user(*arguments: str, before: Sequence[str] = ()) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
-            main(["user", *arguments])
+            main([*before, "user", *arguments])
         output = capsys.readouterr()
         assert isinstance(end.value.code, int)
         return end.value.code, output.out, output.err
 
     return user
+
+
+@pytest.mark.parametrize(("options", "zone"), [([], "UTC"), (["--local-time"], "JST")])
+def test_exact_times_are_in_utc_unless_local_time_is_asked_for(
+    run: RunCli,
+    connection: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    zone: str,
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        shown = run("user_gone", before=options)[1]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    query = (
+        "SELECT to_char(deleted_at AT TIME ZONE %s, 'YYYY-MM-DD HH24:MI:SS')"
+        " FROM user_sync WHERE clerk_id = %s"
+    )
+    (moment,) = connection.execute(query, ["Asia/Tokyo" if options else "UTC", "user_gone"]).fetchone() or (
+        "",
+    )
+    assert f"({moment} {zone})" in shown
 
 
 @pytest.fixture
@@ -103,11 +128,13 @@ def test_json_is_an_object_with_the_clerk_id_first_and_all_that_is_known(run: Ru
     assert found["clerk"] is None
 
 
-def test_on_a_terminal_of_80_columns_everything_stands_in_words(
+def test_in_80_columns_everything_is_in_words_also_in_a_pipe(
     run: RunCli, make_settings: MakeSettings, redis: Redis
 ) -> None:
     fail(redis, about("user_one"))
-    assert run("user_one")[0] == 0
+    status, piped, _ = run("user_one")
+    assert status == 0
+    assert all(len(line) <= 80 for line in piped.splitlines())
     with on_a_terminal(make_settings(), "user", "user_one", columns=80) as terminal:
         terminal.wait()
         shown = terminal.shown.replace("\r", "")
@@ -122,13 +149,13 @@ def test_on_a_terminal_of_80_columns_everything_stands_in_words(
         assert words in " ".join(shown.split()), words
 
 
-def test_a_deletion_and_a_user_who_is_not_known_are_told(run: RunCli) -> None:
+def test_a_deletion_and_an_unknown_user_are_shown(run: RunCli) -> None:
     _, out, _ = run("user_gone")
     assert "Deleted        now" in out or "ago" in out
     assert "Row            none" in out
     status, out, _ = run("user_never")
     assert status == 0
-    assert "Nothing is known of this user here." in out
+    assert "Nothing is stored about this user." in out
     _, out, _ = run("user_never", "--json")
     assert json.loads(out)["row"] is None
     assert run("no id!")[0] == 2

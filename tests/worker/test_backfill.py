@@ -82,7 +82,7 @@ def test_a_second_run_finds_nothing_to_do_but_what_changed(clerk: FakeClerk, bot
     assert rows(both.settings)[numbered_id(3)].name.startswith("Changed")
 
 
-def test_a_row_that_somebody_meddled_with_is_mended(clerk: FakeClerk, both: SyncContext) -> None:
+def test_a_row_that_was_changed_elsewhere_is_fixed(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     Backfill(both).everything()
     before = rows(both.settings)

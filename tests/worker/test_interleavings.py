@@ -231,7 +231,7 @@ def none(_: Request) -> None:
 
 
 @pytest.mark.timeout(60 + 3 * TRIES)
-def test_what_webhooks_lost_is_mended_among_webhooks(both: tuple[FakeClerk, SyncContext]) -> None:
+def test_what_webhooks_lost_is_fixed_among_webhooks(both: tuple[FakeClerk, SyncContext]) -> None:
     clerk, bridge = both
     for seed in range(TRIES):
         tried = Interleaving(clerk, bridge, seed, loses=0.5)

@@ -98,7 +98,7 @@ STALE: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize(("change", "column"), STALE.values(), ids=STALE)
-def test_a_stale_column_is_named_and_mended(
+def test_a_stale_column_is_named_and_fixed(
     clerk: FakeClerk, both: SyncContext, change: str, column: str
 ) -> None:
     clerk.put(user(ANN, last_sign_in_at=NOW), user(BEN))
@@ -301,7 +301,7 @@ def test_a_key_of_another_instance_compares_nothing(clerk: FakeClerk, settings: 
         report(both)
 
 
-def test_a_claim_that_clerk_does_not_know_is_found_and_mended(clerk: FakeClerk, both: SyncContext) -> None:
+def test_a_claim_that_clerk_does_not_know_is_found_and_fixed(clerk: FakeClerk, both: SyncContext) -> None:
     """Ben had Ann's address once, and the word that he let it go was lost."""
     deliver(both, user_event(data=user(BEN, "shared@example.com", updated_at=NOW + 500)))
     deliver(both, user_event(data=user(ANN, "shared@example.com", updated_at=NOW + 100)))

@@ -105,14 +105,14 @@ def test_where_they_do_not_decide_not_a_single_request_more_is_sent(
     assert [request.path for request in clerk.requests if "organization" in request.path] == []
 
 
-def test_a_lost_join_is_found_and_mended(clerk: FakeClerk, few: SyncContext) -> None:
+def test_a_lost_join_is_found_and_fixed(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.put_members(membership(CAT, id="orgmem_d", created_at=NOW + 30))
     assert report(few).stale == stale(CAT)
     assert fix(few) == []
     assert organizations(few)[CAT] == "Acme"
 
 
-def test_a_lost_leave_is_found_and_mended(clerk: FakeClerk, few: SyncContext) -> None:
+def test_a_lost_leave_is_found_and_fixed(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members(IN_ZOO)
     assert report(few).stale == stale(ANN)
     assert organizations(few)[ANN] == "Zoo"
@@ -129,14 +129,14 @@ def test_a_lost_leave_of_what_was_not_joined_last_is_found_too(clerk: FakeClerk,
     assert organizations(few)[ANN] is None
 
 
-def test_a_lost_rename_is_found_in_all_who_are_members_and_mended(clerk: FakeClerk, few: SyncContext) -> None:
+def test_a_lost_rename_is_found_in_all_who_are_members_and_fixed(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.put_organization(organization(ACME, "New", updated_at=NOW + 100))
     assert report(few).stale == stale(ANN, BEN)
     assert fix(few) == []
     assert organizations(few) == {ANN: "Zoo", BEN: "New", CAT: None}
 
 
-def test_a_lost_end_of_an_organization_is_found_and_mended(clerk: FakeClerk, few: SyncContext) -> None:
+def test_a_lost_end_of_an_organization_is_found_and_fixed(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_organization(ACME)
     assert report(few).stale == stale(ANN, BEN)
     assert fix(few) == []
@@ -163,7 +163,7 @@ def test_who_joined_again_is_in_again(clerk: FakeClerk, few: SyncContext) -> Non
     assert organizations(few)[BEN] is None
 
 
-def test_a_column_that_somebody_meddled_with_is_found_and_mended(few: SyncContext) -> None:
+def test_a_column_that_was_changed_elsewhere_is_found_and_fixed(few: SyncContext) -> None:
     execute(few.settings, f"UPDATE users SET organization = 'Own' WHERE clerk_id IN ('{BEN}', '{CAT}')")
     assert report(few).stale == stale(BEN, CAT)
     assert fix(few) == []
