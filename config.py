@@ -68,7 +68,7 @@ def decode_signing_secret(secret: str) -> bytes:
 
 def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     if not all(FIELD_NAME.fullmatch(name) for name in names):
-        raise ValueError("must name fields of Clerk's user object, with commas between them")
+        raise ValueError("must name fields of Clerk's user object, separated by commas")
     return tuple(dict.fromkeys(names))
 
 
@@ -92,7 +92,7 @@ def _check_url(*schemes: str) -> AfterValidator:
             parts = urlsplit(value.get_secret_value())
             _ = parts.port
         except ValueError:
-            raise ValueError("is no URL that can be read") from None
+            raise ValueError("is not a valid URL") from None
         if parts.scheme not in schemes:
             raise ValueError(f"must begin with {wanted}")
         return value
@@ -116,7 +116,7 @@ def _check_postgres_url(value: SecretStr) -> SecretStr:
 def _check_header_text(value: SecretStr) -> SecretStr:
     # What does not fit into a header would be quoted by the error that says so.
     if not HEADER_TEXT.fullmatch(value.get_secret_value()):
-        raise ValueError("must be of ASCII letters, digits and signs, without spaces: copy the whole of it")
+        raise ValueError("must be printable ASCII without spaces: copy all of it")
     return value
 
 
@@ -132,7 +132,7 @@ def _check_api_url(value: str) -> str:
         parts = urlsplit(value)
         _ = parts.port
     except ValueError:
-        raise ValueError("is no URL that can be read") from None
+        raise ValueError("is not a valid URL") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must begin with https:// or http:// and name a host")
     return value.rstrip("/").removesuffix("/v1")
@@ -243,7 +243,7 @@ class Settings(BaseSettings):
     @classmethod
     def _needs_the_api(cls, value: object, info: ValidationInfo) -> object:
         if value is not None and info.data.get("clerk_secret_key") is None:
-            raise ValueError("is set, and needs CLERK_SECRET_KEY, which is not")
+            raise ValueError("requires CLERK_SECRET_KEY, which is not set")
         return value
 
     @model_validator(mode="before")

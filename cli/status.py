@@ -57,7 +57,7 @@ def _queue(queue: dict[str, Any]) -> str:
         return "not known"
     oldest = f", the oldest delivery is {span(queue['oldest_age_s'])} old" if queue["oldest_age_s"] else ""
     return (
-        f"{queue['depth']:,} waiting, {queue['reserved']:,} in workers' hands,"
+        f"{queue['depth']:,} waiting, {queue['reserved']:,} reserved by workers,"
         f" {queue['scheduled']:,} scheduled, {queue['failed']:,} failed{oldest}"
     )
 

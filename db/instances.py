@@ -1,4 +1,4 @@
-"""Which Clerk instances have ever written to these tables, and whom an absence at one of them can delete."""
+"""Which Clerk instances have written to these tables, and which users may be deleted by absence from one."""
 
 from collections.abc import Sequence
 

@@ -134,9 +134,9 @@ def ends(database: Database) -> tuple[datetime | None, datetime | None, datetime
 
 
 def prune(database: Database, older_than: timedelta) -> int:
-    """Delete the rows applied longer ago than `older_than`, and return how many they were.
+    """Delete the rows applied longer ago than `older_than`, and return their number.
 
-    Some at a time, each time in a transaction of its own; what somebody else is deleting is left to him.
+    Rows are deleted in portions, each in its own transaction. Rows locked by another deletion are skipped.
     """
     old = (
         select(WebhookEvent.svix_id)

@@ -42,7 +42,7 @@ class CannotListen(Exception):
 
 
 def serve(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in hand and return.
+    """Serve until SIGTERM or SIGINT, then finish the requests in progress and return.
 
     A process that dies is replaced; one that dies again within seconds ends the server with SystemExit(1).
     Raises CannotListen when the address cannot be had.

@@ -53,7 +53,7 @@ def configure(settings: Settings) -> None:
 class _Lines:
     """Writes our own lines. Through the standard library's logging each would cost a delivery a tenth more.
 
-    As there, a line that cannot be written (the disk is full, nobody reads any more) stops nothing.
+    As there, a line that cannot be written (full disk, closed pipe) is dropped.
     """
 
     def __init__(self, name: str) -> None:

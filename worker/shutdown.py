@@ -1,4 +1,4 @@
-"""How a process is told to stop."""
+"""How a process is asked to stop."""
 
 import signal
 import time
@@ -9,13 +9,13 @@ SLICE_S = 0.2
 
 
 class Stopped(Exception):
-    """The process was told to stop; what was done is kept."""
+    """The process was asked to stop; finished work is kept."""
 
     retryable = True
 
 
 class StopSignal:
-    """Becomes `requested` on SIGTERM or SIGINT; what is in hand is finished first.
+    """Becomes `requested` on SIGTERM or SIGINT; work in progress is finished first.
 
     With `also`, it counts as requested as long as that says so, too. A plain number behind it: a
     threading.Event can deadlock when its `set` interrupts its own `wait`.

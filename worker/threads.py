@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
-    """Start `work` in a thread that nobody has to wait for when the process ends."""
+    """Start `work` in a daemon thread: the end of the process does not wait for it."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -32,7 +32,7 @@ def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
 
 
 def await_result(future: "Future[T]", stopping: StopSignal) -> T:
-    """Return what the future holds. Raises Stopped as soon as the process is told to stop."""
+    """Return what the future holds. Raises Stopped as soon as the process is asked to stop."""
     while not stopping.requested:
         try:
             return future.result(LOOK_EVERY_S)
@@ -67,6 +67,6 @@ def results(
             yield await_result(running[0], stopping)
             running.popleft()
     finally:
-        wait(running, LINGER_S)  # whoever is still at it uses what the caller is about to close
+        wait(running, LINGER_S)  # a running call uses what the caller is about to close
     if failure is not None:
         raise failure

@@ -27,7 +27,7 @@ class DevError(Exception):
 def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
     """Open a file of ours; raises DevError when it is a symbolic link or belongs to another user.
 
-    Whoever may write beside it could otherwise send root to any file of the machine.
+    Otherwise a user who may write in the directory could make root open any file of the machine.
     """
     try:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -252,7 +252,7 @@ class Process:
 
 
 def try_lock(file: int) -> bool:
-    """Lock an open file if nobody else holds it; say whether that worked."""
+    """Lock an open file unless another process holds the lock; return whether that worked."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -365,7 +365,7 @@ def _package_directory(package: str) -> Path | None:
 def _private_directory(path: Path, account: Account | None = None) -> Account | None:
     """Make a directory that its owner alone may enter, and return the owner if it is not this process's user.
 
-    Under root it goes to `account`, or else stays with its owner or goes to `nobody`. Raises DevError.
+    Under root it goes to `account`, else it stays with its owner or goes to `nobody`. Raises DevError.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -383,15 +383,15 @@ def unprivileged_account(directory: Path | int) -> Account | None:
     """Return the account that must run a server in `directory`; None for an ordinary user.
 
     PostgreSQL and PgBouncer refuse to run as root, and Redis should not: its clients can make it write files.
-    So under root it is the owner of the directory, or else `nobody`.
+    So under root it is the owner of the directory, else the account `nobody`.
     """
     if os.geteuid() != 0:
         return None
     owner = os.stat(directory)
     if owner.st_uid != 0:
         return Account(owner.st_uid, owner.st_gid)
-    nobody = pwd.getpwnam("nobody")
-    return Account(nobody.pw_uid, nobody.pw_gid)
+    account = pwd.getpwnam("nobody")
+    return Account(account.pw_uid, account.pw_gid)
 
 
 def _able_to_reach(account: Account, directory: Path, binary: Path) -> Account:

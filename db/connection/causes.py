@@ -43,7 +43,7 @@ class Cause(Enum):
     )
     NO_ANSWER = (
         "the connection was lost, or no answer came in time",
-        "wait: the worker connects anew; if it lasts, look at the server's log and at the pooler",
+        "wait: the worker reconnects; if it lasts, look at the server's log and at the pooler",
     )
     NOT_POSTGRESQL = ("what answers there is not PostgreSQL", "correct host and port in the URL")
     # TLS
@@ -102,14 +102,14 @@ class Cause(Enum):
     )
     POOLER = (
         "the pooler has no connection to the server",
-        "look at the pooler's log: the server is away, full, or refuses the pooler",
+        "look at the pooler's log: the server is down, full, or refuses the pooler",
     )
     ENDPOINT = (
         "the provider does not serve this endpoint now",
         "see the provider's console: the endpoint is unknown, disabled, or out of its quota",
     )
-    STARTING = ("the server is starting up or recovering", "wait: the worker connects anew")
-    STOPPING = ("the server is shutting down or ends connections", "wait: the worker connects anew")
+    STARTING = ("the server is starting up or recovering", "wait: the worker reconnects")
+    STOPPING = ("the server is shutting down or ends connections", "wait: the worker reconnects")
     NO_CONNECTION = (
         "the server refused the connection for a reason that is not known here",
         "see the server's log of this minute",

@@ -7,9 +7,9 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 
 class ReplaceablePool(QueuePool):
-    """A QueuePool that, once disposed of, closes what is given back: there nobody takes or closes it.
+    """A QueuePool that closes connections that are returned after it was disposed of.
 
-    SQLAlchemy leaves that to the garbage collector, and until then a connection of the server is taken.
+    SQLAlchemy leaves that to the garbage collector; until then they occupy connections of the server.
     https://docs.sqlalchemy.org/en/21/core/connections.html#engine-disposal
     """
 
@@ -30,4 +30,4 @@ class ReplaceablePool(QueuePool):
                 super()._do_return_conn(record)
                 return
         record.close()
-        super()._do_return_conn(record)  # whoever waits here for one connects it anew
+        super()._do_return_conn(record)  # a waiting caller reconnects it

@@ -122,7 +122,7 @@ def test_json_is_an_object_with_the_clerk_id_first_and_all_that_is_known(run: Ru
     assert [event["svix_id"] for event in found["events"]] == ["msg_applied"]
     assert {(job["id"], job["state"]) for job in found["jobs"]} == {
         (failed, "failed"),
-        (held.svix_id, "in hand"),
+        (held.svix_id, "reserved"),
         (waiting.svix_id, "waiting"),
     }
     assert found["clerk"] is None

@@ -252,7 +252,7 @@ CASES: dict[str, tuple[Fault, str]] = {
     ),
     "a batch hangs": (
         _in_redis(lambda redis: add_worker(redis, in_hand_s=45)),
-        "the same batch in hand for 45",
+        "the same batch for for 45",
     ),
     "a row is locked": (_in_redis(_waiting), "another transaction has locked"),
     "a job failed": (_in_redis(fail), "1 job has failed"),

@@ -21,7 +21,7 @@ SOON_S = 30
 OLDEST = "0001"
 NO_ANSWER = (
     "no connection to the database (DATABASE_URL): the connection was lost, or no answer came in time;"
-    " wait: the worker connects anew; if it lasts, look at the server's log and at the pooler"
+    " wait: the worker reconnects; if it lasts, look at the server's log and at the pooler"
 )
 SHORT_WAITS = "tests.faults.short_waits_worker"  # the test need not wait as long as a worker's longest pauses
 

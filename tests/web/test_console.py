@@ -319,11 +319,11 @@ def test_the_last_repair_is_a_line_where_repairs_run(make_settings: MakeSettings
     keep(redis, {**moments, "error": None, "backfill": None, "drift": drift})
     settings = make_settings(console_password=PASSWORD, clerk_secret_key="sk_live_key", reconcile_every="6h")
     page = create_app(settings).test_client().get("/console", auth=AUTH).text
-    assert "last repair" in page
+    assert "last reconciliation" in page
     assert "1,200 differ" in page
     assert "1,200 users differ from Clerk" in page
     page = create_app(make_settings(console_password=PASSWORD)).test_client().get("/console", auth=AUTH).text
-    assert "last repair" not in page
+    assert "last reconciliation" not in page
 
 
 def test_without_a_database_the_rest_is_shown(make_settings: MakeSettings, redis: Redis) -> None:

@@ -163,7 +163,7 @@ def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_told(
         redis.execute_command(*spoil)
     report = make_status(redis_url=own_redis.url).report()
     assert report["status"] == "failing"
-    assert report["checks"]["redis"]["error"] == f"{trouble}; deliveries are refused until then"
+    assert report["checks"]["redis"]["error"] == f"{trouble}; until then deliveries are refused"
     assert (report["queue"]["depth"], report["workers"]["alive"]) == (1, 1)
 
 

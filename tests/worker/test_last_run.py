@@ -1,4 +1,4 @@
-"""The last repair as health, metrics and the terminal show it."""
+"""The last reconciliation as health, metrics and the terminal show it."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -65,7 +65,7 @@ def repaired(
     backfill: dict[str, int] | None = None,
     **drift: int,
 ) -> None:
-    """Let the last repair have ended so long ago, with this result."""
+    """Let the last reconciliation have ended so long ago, with this result."""
     ended = datetime.now(UTC) - timedelta(seconds=ago_s)
     found = {"listed": 9, "local": 9, **dict.fromkeys(KINDS, 0), **drift, "refusal": refusal}
     keep(

@@ -64,7 +64,7 @@ def result_of(redis: Redis) -> dict[str, Any]:
 
 
 def make_due(redis: Redis) -> None:
-    """Let the last repair be long ago."""
+    """Let the last reconciliation be long ago."""
     keep(redis, {**result_of(redis), "finished_at": "2026-01-01T00:00:00+00:00"})
 
 

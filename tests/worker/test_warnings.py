@@ -82,7 +82,7 @@ def test_failed_jobs_are_counted_with_the_newest_reason(report: Report, redis: R
 
 def test_a_batch_that_is_in_hand_for_long_is_said(report: Report, redis: Redis) -> None:
     add_worker(redis, in_hand_s=31)
-    assert "31 s" in _warning(report(), "the same batch in hand")
+    assert "31 s" in _warning(report(), "the same batch for")
     add_worker(redis, in_hand_s=2)
     assert _is_well(report())
 

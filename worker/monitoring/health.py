@@ -95,7 +95,7 @@ class Status:
         self.database.dispose()
 
     def _repair(self, facts: Facts) -> dict[str, Any] | None:
-        """Return the last repair's summary, None where none runs or Redis does not answer."""
+        """Return the last reconciliation's summary, None where none runs or Redis does not answer."""
         every_s = self._settings.reconcile_every
         if every_s is None or "repair" not in facts:
             return None
@@ -153,7 +153,7 @@ def _verdict(answers: Mapping[str, ProbeResult], alarms: Mapping[str, list[str]]
 def _writable(facts: Facts) -> Facts:
     """Return what Redis said. Raises ProbeFailed when it answers, but takes no writes."""
     if facts["refusal"]:
-        raise ProbeFailed(f"{facts['refusal']}; deliveries are refused until then", facts)
+        raise ProbeFailed(f"{facts['refusal']}; until then deliveries are refused", facts)
     return facts
 
 

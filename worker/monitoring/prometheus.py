@@ -58,7 +58,7 @@ class MetricsEndpoint:
         self._redis.close()
 
     def _repair(self, answer: ProbeResult) -> Iterator[Metric]:
-        """Return the figures of the last repair; none without RECONCILE_EVERY, or before the first."""
+        """Return metrics of the last reconciliation; none without RECONCILE_EVERY or before the first."""
         last = answer.facts.get("repair")
         if self._repair_every_s is not None and last is not None:
             yield from _repair(last, self._repair_every_s)
@@ -122,29 +122,31 @@ def _measured(facts: Facts) -> Iterator[Metric]:
     queue, workers = facts["queue"], facts["workers"]
     yield _gauge(
         "clerk_sync_redis_takes_writes",
-        "Whether Redis takes writes; without them deliveries are refused.",
+        "Whether Redis accepts writes; if not, deliveries are refused.",
         int(facts["refusal"] is None),
     )
-    yield _gauge("clerk_sync_queue_depth", "Deliveries that wait in the queue.", queue["depth"])
+    yield _gauge("clerk_sync_queue_depth", "Deliveries waiting in the queue.", queue["depth"])
     yield _gauge(
         "clerk_sync_queue_oldest_age_seconds",
-        "Age of the delivery that waits longest; 0 when none does.",
+        "Age of the oldest waiting delivery; 0 if none waits.",
         queue["oldest_age_s"] or 0,
     )
-    yield _gauge("clerk_sync_started_jobs", "Jobs that workers hold.", queue["started"])
-    yield _gauge("clerk_sync_scheduled_jobs", "Jobs that wait for their next retry.", queue["scheduled"])
-    yield _gauge("clerk_sync_failed_jobs", "Jobs that failed and wait for somebody.", queue["failed"])
+    yield _gauge("clerk_sync_started_jobs", "Jobs reserved by workers.", queue["started"])
+    yield _gauge("clerk_sync_scheduled_jobs", "Jobs waiting for their next retry.", queue["scheduled"])
+    yield _gauge(
+        "clerk_sync_failed_jobs", "Failed jobs that are not replayed or discarded yet.", queue["failed"]
+    )
     yield _gauge("clerk_sync_workers_alive", "Workers with a heartbeat.", workers["alive"])
     yield _gauge("clerk_sync_receivers_alive", "Web processes with a heartbeat.", facts["receivers"]["alive"])
     yield _gauge(
         "clerk_sync_batch_in_hand_seconds",
-        "For how long a worker has had its batch in hand, the longest; 0 when none has one.",
+        "Longest time that a worker has been processing its batch; 0 if none has one.",
         max((worker["in_hand_s"] or 0 for worker in workers["list"]), default=0),
     )
     since = facts["lock_waits"].since
     yield _gauge(
         "clerk_sync_lock_wait_seconds",
-        "For how long a delivery has waited for a row that another transaction has locked; 0 when none does.",
+        "Longest time that a delivery has waited for a row locked by another transaction; 0 if none waits.",
         (datetime.now(UTC) - since).total_seconds() if since else 0,
     )
     yield _warnings(facts["causes"])
@@ -157,7 +159,7 @@ def _measured(facts: Facts) -> Iterator[Metric]:
     )
     yield _gauge(
         "clerk_sync_watching_since_timestamp_seconds",
-        "When somebody first looked: silence counts from then where nothing was received.",
+        "First request for health, status or metrics: silence counts from it if nothing was received.",
         _timestamp(facts["watching_since"]),
     )
 
@@ -169,7 +171,7 @@ def _timestamp(moment: str | None) -> float | None:
 def _waiting(workers: list[dict[str, Any]]) -> Metric:
     family = GaugeMetricFamily(
         "clerk_sync_workers_waiting",
-        "Workers that cannot go on, by what they wait for.",
+        "Workers that wait for a dependency, by dependency.",
         labels=["dependency"],
     )
     for what in DEPENDENCIES:
@@ -180,7 +182,7 @@ def _waiting(workers: list[dict[str, Any]]) -> Metric:
 def _warnings(causes: list[str]) -> Metric:
     family = GaugeMetricFamily(
         "clerk_sync_degraded",
-        "Causes for which /health or status, asked within the last five minutes, said degraded.",
+        "Causes for which /health or status was degraded within the last five minutes.",
         labels=["cause"],
     )
     for cause in ALARMS:
@@ -190,7 +192,7 @@ def _warnings(causes: list[str]) -> Metric:
 
 def _pools(workers: list[dict[str, Any]]) -> Iterator[Metric]:
     for name, help_, key in (
-        ("clerk_sync_pool_size", "Database connections that a worker keeps open at most.", "size"),
+        ("clerk_sync_pool_size", "Database connections that a worker keeps open.", "size"),
         ("clerk_sync_pool_in_use", "Database connections of a worker in use.", "in_use"),
         ("clerk_sync_pool_overflow", "Database connections of a worker beyond its pool's size.", "overflow"),
     ):
@@ -203,17 +205,21 @@ def _pools(workers: list[dict[str, Any]]) -> Iterator[Metric]:
 
 def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
     yield _gauge(
-        "clerk_sync_reconcile_interval_seconds", "How often a repair is to run: RECONCILE_EVERY.", every_s
+        "clerk_sync_reconcile_interval_seconds",
+        "Interval of the scheduled reconciliation: RECONCILE_EVERY.",
+        every_s,
     )
     yield _gauge(
         "clerk_sync_reconcile_timestamp_seconds",
-        "When the last repair ended.",
+        "When the last reconciliation ended.",
         datetime.fromisoformat(last["finished_at"]).timestamp(),
     )
-    yield _gauge("clerk_sync_reconcile_seconds", "Time that the last repair took.", last_run.seconds(last))
+    yield _gauge(
+        "clerk_sync_reconcile_seconds", "Duration of the last reconciliation.", last_run.seconds(last)
+    )
     ended = last_run.result(last)
     results = GaugeMetricFamily(
-        "clerk_sync_reconcile_result", "How the last repair ended.", labels=["result"]
+        "clerk_sync_reconcile_result", "How the last reconciliation ended.", labels=["result"]
     )
     for result in last_run.Result:
         results.add_metric([result], int(result is ended))
@@ -222,7 +228,7 @@ def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
     if synced is not None:
         family = GaugeMetricFamily(
             "clerk_sync_reconcile_synced",
-            "Users whom the last repair synced up to date, by how.",
+            "Users that the last reconciliation synced, by how.",
             labels=["how"],
         )
         for way, count in synced.items():
@@ -230,7 +236,9 @@ def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
         yield family
     if last["drift"] is not None:
         drift = GaugeMetricFamily(
-            "clerk_sync_reconcile_drift", "Users who differ after the last repair, by how.", labels=["kind"]
+            "clerk_sync_reconcile_drift",
+            "Users who still differ after the last reconciliation, by kind.",
+            labels=["kind"],
         )
         for kind in last_run.KINDS:
             drift.add_metric([kind], last["drift"][kind])

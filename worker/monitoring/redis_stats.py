@@ -25,7 +25,7 @@ DEPENDENCIES = ("database", "Redis")  # what a worker may wait for
 
 
 def redis_facts(redis: Redis) -> Facts:
-    """Return the queue's numbers, the workers, the last delivery and the last repair. Raises RedisError.
+    """Return the queue's numbers, workers, last delivery and last reconciliation. Raises RedisError.
 
     `refusal` says why Redis takes no writes, None when it does. `watching_since` is the time of the first
     probe. `append_only` says whether Redis has an append-only file, `evicts` whether it may evict keys when
@@ -128,7 +128,7 @@ def _reserved(redis: Redis, consumers: Sequence[bytes]) -> int:
 
 
 def _oldest_age_s(redis: Redis, waiting: bytes | None, consumers: Sequence[bytes]) -> float | None:
-    """Return the age of the oldest delivery that waits or is in hand."""
+    """Return the age of the oldest delivery that waits or is reserved."""
     with redis.pipeline(transaction=False) as pipeline:
         for consumer in consumers:
             pipeline.lindex(RESERVED_PREFIX + consumer.decode(), 0)

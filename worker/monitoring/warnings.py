@@ -1,4 +1,4 @@
-"""What an operator must act on, in words: each function says one thing of the facts, or nothing.
+"""What an operator must act on, in words: each function yields its warnings for the given facts.
 
 `alarms` make the service degraded, `remarks` do not.
 """
@@ -31,7 +31,7 @@ def alarms(facts: Facts) -> dict[str, list[str]]:
 
 
 def remarks(facts: Facts) -> list[str]:
-    """Return what an operator should look at, though the service does its work."""
+    """Return what an operator should look at although the service works."""
     return [words for say in REMARKS for words in say(facts)]
 
 
@@ -78,7 +78,7 @@ def _stuck(facts: Facts) -> Iterator[str]:
     ages = [worker["in_hand_s"] or 0 for worker in facts.get("workers", {}).get("list", ())]
     if ages and max(ages) > STUCK_AFTER_S:
         yield (
-            f"a worker has had the same batch in hand for {max(ages):.0f} s:"
+            f"a worker has been processing the same batch for {max(ages):.0f} s:"
             " see what it waits for (docs/operations.md, A row is locked)"
         )
 
@@ -104,7 +104,7 @@ def _failed(facts: Facts) -> Iterator[str]:
 
 
 def _signatures(facts: Facts) -> Iterator[str]:
-    """Say that Clerk's deliveries are refused; where genuine ones are the many, the others are forged.
+    """Warn of refused deliveries. If most deliveries are genuine, the refused ones count as forged.
 
     Of two reasons, one that is over is left out.
     """
@@ -165,7 +165,7 @@ def _second_instance(facts: Facts) -> Iterator[str]:
     found = facts.get("instances", ())
     if len(found) > 1:
         yield (
-            f"{len(found)} Clerk instances have written to these tables: give each a schema of its own, and"
+            f"{len(found)} Clerk instances have written to these tables: use a separate schema for each, and"
             " set CLERK_INSTANCE_ID (docs/operations.md, Several Clerk instances)"
         )
 
@@ -181,7 +181,7 @@ def _no_receiver(facts: Facts) -> Iterator[str]:
 
 
 def _redis_lost_data(facts: Facts) -> Iterator[str]:
-    """Say that the ledger has a newer delivery than Redis remembers, or, lately, one from before its time."""
+    """Warn if the ledger has a delivery newer than the last one in Redis, or, lately, one older than Redis's data."""
     known, oldest = facts.get("ledger_received_at"), facts.get("ledger_began_at")
     if known is None or oldest is None or "watching_since" not in facts:
         return
@@ -200,7 +200,7 @@ def _two_databases(facts: Facts) -> Iterator[str]:
     if facts.get("same_tables") is False:
         yield (
             "DATABASE_URL and DATABASE_URL_UNPOOLED lead to different tables:"
-            " let both name the same database and schema"
+            " set both to the same database and schema"
         )
 
 
@@ -221,9 +221,12 @@ def _repair_failed(facts: Facts) -> Iterator[str]:
     if repair is None:
         return
     if repair["result"] is Result.FAILED:
-        yield f"the last repair failed: {repair['reason']}"
+        yield f"the last reconciliation failed: {repair['reason']}"
     if repair["overdue"]:
-        yield "no repair has ended for three times RECONCILE_EVERY: start a worker, or give it more time"
+        yield (
+            "no reconciliation has ended for three times RECONCILE_EVERY:"
+            " start a worker, or raise RECONCILE_EVERY"
+        )
 
 
 def _drift(facts: Facts) -> Iterator[str]:
@@ -231,7 +234,7 @@ def _drift(facts: Facts) -> Iterator[str]:
     if repair is None or repair["differing"] is None:
         return
     if repair["reason"]:
-        yield f"the last repair proves nothing: {repair['reason']}"
+        yield f"the last reconciliation was refused: {repair['reason']}"
     elif repair["differing"]:
         who = "1 user differs" if repair["differing"] == 1 else f"{repair['differing']:,} users differ"
         yield f"{who} from Clerk: see clerk-sync reconcile"
@@ -239,12 +242,12 @@ def _drift(facts: Facts) -> Iterator[str]:
 
 def _evicts(facts: Facts) -> Iterator[str]:
     if facts.get("evicts"):
-        yield "Redis may evict keys when it is full, jobs too: set maxmemory-policy noeviction"
+        yield "Redis may evict keys, jobs included, when it is full: set maxmemory-policy noeviction"
 
 
 def _no_append_only_file(facts: Facts) -> Iterator[str]:
     if facts.get("append_only") is False:
-        yield "Redis keeps no append-only file: what waits is lost when it crashes (set appendonly yes)"
+        yield "Redis keeps no append-only file: if it crashes, the queue is lost (set appendonly yes)"
 
 
 Say = Callable[[Facts], Iterator[str]]

@@ -1,7 +1,7 @@
-"""The failed jobs: list them, understand them, replay or discard them.
+"""The failed jobs: lists, shows, replays and discards them.
 
-They are those of RQ's failed registry, whoever failed them: our worker, which leaves a reason in the job's
-`meta`, or another RQ worker, of which only the error's class is told: what it raised may quote the delivery.
+They are the jobs in RQ's failed registry. This service's worker leaves a reason in the job's `meta`. Of a job
+that another RQ worker failed, only the error's class is shown, because its text may quote the delivery.
 """
 
 import json
@@ -30,7 +30,7 @@ from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, fail_fast_red
 PAGE = 500
 MAX_TRACEBACK_BYTES = 1024 * 1024
 TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
-UNKNOWN = "unknown"  # stands for the type of a job of which nobody can say it
+UNKNOWN = "unknown"  # the type of a job whose type cannot be read
 FIELDS = ("data", "description", "meta", "retries_left", "retry_intervals")
 FRAME = re.compile(r'  File ".*", line \d+')
 CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,200}(?=:|$)")
@@ -55,7 +55,7 @@ class ReplayResult(StrEnum):
 
 
 class FailedJob(NamedTuple):
-    """A failed job, without anything personal; `type` and `clerk_id` are None where nobody can say."""
+    """A failed job without personal data; `type` and `clerk_id` are None if they cannot be read."""
 
     id: str
     type: str | None
@@ -210,7 +210,7 @@ class FailedJobs:
 
 
 def failed_jobs(settings: Settings, *, patient: bool = True) -> FailedJobs:
-    """Return the failed jobs of the queue at REDIS_URL; not `patient` for whoever must answer soon."""
+    """Return the failed jobs of the queue at REDIS_URL; without `patient`, calls fail fast."""
     return FailedJobs(worker_redis(settings) if patient else fail_fast_redis(settings))
 
 
@@ -358,7 +358,7 @@ def _moment(value: object) -> str | None:
 
 
 def _failing(job: FailedJob) -> datetime:
-    """Return when a job failed; long ago, when nobody can say."""
+    """Return when a job failed; long ago if that is not known."""
     return rq.parse_timestamp(job.failed_at) if job.failed_at else datetime.min.replace(tzinfo=UTC)
 
 

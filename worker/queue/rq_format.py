@@ -101,7 +101,7 @@ def decode_call(data: bytes) -> str:
     """Return the delivery's body in a job's `data`.
 
     Raises ForeignJobError for anything but a call of this project's own function, as it is written here:
-    nothing that somebody wrote into Redis is ever imported or run, nor built up in memory to be looked at.
+    whatever else is in Redis is never imported or run, nor expanded in memory to be inspected.
     """
     call = _inflate(data)
     if not (call.startswith(_BEFORE_BODY + b'"') and call.endswith(b'"' + _AFTER_BODY)):

@@ -1,4 +1,4 @@
-"""The jobs about one user that are not done: those that wait, are in hand, or failed."""
+"""The jobs about one user that are not done: those that wait, are reserved, or failed."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -14,7 +14,7 @@ LOOK_AT = 20_000  # jobs that wait
 
 
 class UserJob(NamedTuple):
-    """A job: `state` is waiting, in hand, scheduled or failed; `reason` is that of the last failure."""
+    """A job: `state` is waiting, reserved, scheduled or failed; `reason` is that of the last failure."""
 
     id: str
     type: str | None
@@ -32,7 +32,7 @@ class UserJobs(NamedTuple):
 def user_jobs(redis: Redis, clerk_id: str) -> UserJobs:
     """Return the jobs about a user. Raises redis.RedisError, QueueUnavailable."""
     places: list[tuple[str, Any]] = [("waiting", redis.lrange(rq.QUEUE_KEY, 0, LOOK_AT))]
-    places += [("in hand", redis.lrange(key, 0, -1)) for key in redis.scan_iter(f"{RESERVED_PREFIX}*")]
+    places += [("reserved", redis.lrange(key, 0, -1)) for key in redis.scan_iter(f"{RESERVED_PREFIX}*")]
     places += [("scheduled", redis.zrange(rq.SCHEDULED_KEY, 0, LOOK_AT))]
     entries = [(state, id_) for state, ids in places for id_ in ids]
     found = list(_about(redis, islice(entries, LOOK_AT), clerk_id))

@@ -295,7 +295,7 @@ def _make_worker(
 
 
 def _end_when_overdue(stopping: StopSignal, limit_s: float) -> None:
-    """End a process that cannot finish what it has in hand. Another worker takes it back: nothing is lost."""
+    """End a process that cannot finish its jobs in time. Another worker takes them over: nothing is lost."""
     while stopping.since_s() < limit_s:
         time.sleep(OVERDUE_LOOK_S)
     log.error("shutdown timeout exceeded, forcing exit", limit_s=limit_s)

@@ -112,7 +112,7 @@ class ConsumerThread:
                 self.pause_for_redis(error)
 
     def in_hand_s(self) -> float:
-        """Return for how long the batch that is being processed has been in hand; 0 when there is none."""
+        """Return the seconds for which the current batch has been processed; 0 if there is none."""
         took_at = self._took_at
         return 0.0 if took_at is None else round(time.monotonic() - took_at, 1)
 
@@ -199,7 +199,7 @@ def database_trouble(database: Database) -> str | None:
     A schema newer than this code is no trouble: while a new version is being deployed, the old one goes on.
     """
     try:
-        database.ping()  # once: whoever waits asks again soon, and looks in between whether it is to stop
+        database.ping()  # one attempt: the caller asks again soon, and checks for a stop request in between
         state = schema.state(database)
     except DatabaseError as error:
         return str(error)

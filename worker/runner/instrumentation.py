@@ -30,8 +30,8 @@ class BatchInstrumentation:
         """Return `apply` so that it leaves a line and counts whenever it has applied a batch of these jobs.
 
         It is one line for many events, with the ids of each: a line for each costs ten times as much
-        (tests/bench/tally.py). A job that had failed counts in no lag: most of it is what somebody waited
-        before replaying it.
+        (tests/bench/tally.py). The lag does not count jobs that had failed: most of it is the time until
+        the replay.
         """
         failed_before = {job.id for job in jobs if job.has_failed or job.has_waited}
 

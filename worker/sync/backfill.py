@@ -182,8 +182,8 @@ class Backfill:
     def since(self, since_ms: int) -> BackfillStats:
         """Read the users updated at `since_ms` or later, the last updated first. Raises likewise.
 
-        Whoever was updated before is the end of such a listing. One that ends without is that of all users,
-        and was cut short when they are fewer than Clerk counts.
+        The listing ends at the first user who was updated before. If there is none, it lists all users, and
+        was cut short if they are fewer than Clerk counts.
         """
         self._bridge.api.check_instance()
         self.reach = SyncCursor(now_ms())

@@ -1,4 +1,4 @@
-"""The two ends of every repair: Clerk's API and the tables."""
+"""The two ends of every sync from Clerk's API: the API and the tables."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from worker.sync.writer import ChangeWriter
 
 
 class SyncContext(NamedTuple):
-    """What a repair reads from and writes to, and the signal that ends it."""
+    """What a sync reads from and writes to, and the signal that ends it."""
 
     settings: Settings
     api: ClerkApi

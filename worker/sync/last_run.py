@@ -1,4 +1,4 @@
-"""What the last repair that a worker ran by itself did: the key `clerk-sync:repair` in Redis.
+"""What the last reconciliation that a worker ran by itself did: the key `clerk-sync:repair` in Redis.
 
 A JSON object, for health, metrics and console:
 
@@ -26,7 +26,7 @@ INTERVALS_LATE = 2  # a run that is due for longer is reported as overdue
 
 
 class Result(StrEnum):
-    """How a repair ended."""
+    """How a reconciliation ended."""
 
     OK = "ok"
     REFUSED = "refused"  # the listing proves nothing, or too many would have to be deleted
@@ -34,12 +34,12 @@ class Result(StrEnum):
 
 
 def last_repair(redis: Redis) -> dict[str, Any] | None:
-    """Return what the last repair did, None when there was none. Raises RedisError."""
+    """Return what the last reconciliation did, None when there was none. Raises RedisError."""
     return parse(cast("bytes | None", redis.get(KEY)))
 
 
 def parse(kept: bytes | None) -> dict[str, Any] | None:
-    """Return what is kept of a repair, None when it is nothing of ours."""
+    """Return the stored reconciliation, None if it is malformed."""
     try:
         found = json.loads(kept or b"null")
         for name in ("started_at", "finished_at"):
@@ -57,7 +57,7 @@ def keep(redis: Redis, result: dict[str, Any]) -> None:
 
 
 def summary(last: Mapping[str, Any] | None, every_s: float, since: datetime) -> dict[str, Any]:
-    """Return what is to be shown of the last repair, where one is to run every `every_s`.
+    """Return the summary of the last reconciliation, one of which runs every `every_s`.
 
     `synced` is how many users it changed; `differing` is how many it found to differ all the same; `overdue`
     says that none has ended for so long, since the last one or, where there was none, since then.

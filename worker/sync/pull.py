@@ -36,10 +36,10 @@ class Pulled(NamedTuple):
 def pull(bridge: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
     """Read one user from Clerk into the tables. If Clerk has no such user, the local one is deleted for good.
 
-    A user of another Clerk instance than the key's is not. Without `confirmed` (an operator has checked the
-    id) a user without a row is not either, nor one who signed up within the last minute, whom Clerk may not
-    show yet, nor any where Clerk knows none of the other users here. Raises ClerkApiError, DatabaseError,
-    Stopped, and what the limiter of `bridge.api` raises.
+    A user of another Clerk instance than the key's is not deleted. Without `confirmed` (an operator has
+    checked the id) neither is a user without a row, a user who signed up within the last minute (Clerk may
+    not show them yet), nor any user while Clerk knows none of the other users here. Raises ClerkApiError,
+    DatabaseError, Stopped, and what the limiter of `bridge.api` raises.
     """
     page = bridge.api.user(clerk_id)
     if page.entries:

@@ -104,7 +104,7 @@ class Report(NamedTuple):
 
 
 class Reconcile:
-    """Compares, and mends.
+    """Compares the tables with Clerk, and corrects them.
 
     `on_progress` is called with how many users were seen and how many are expected; `allow_deletes` stands in
     for the limit that RECONCILE_MAX_DELETE sets.
@@ -157,7 +157,7 @@ class Reconcile:
         )
 
     def refresh(self, report: Report) -> Report:
-        """Merge what Clerk shows now of those whom `report` names; return it with who differs all the same.
+        """Merge the users that `report` names as Clerk shows them now; return it with those who still differ.
 
         No user is deleted and no membership ends. Must not be called with a report that says why not to.
         Raises likewise.
@@ -173,7 +173,7 @@ class Reconcile:
         )
 
     def fix(self, report: Report) -> list[str]:
-        """Mend what `report` names; return the ids of those who differ all the same. Raises likewise.
+        """Correct what `report` names; return the ids of users who still differ. Raises likewise.
 
         Must not be called with a report that says why not to.
         """
@@ -198,7 +198,7 @@ class Reconcile:
         return [clerk_id for clerk_id, _ in refused]
 
     def _members_left(self, report: Report) -> set[str]:
-        """Merge the memberships of whom `report` names; return whose organization differs all the same."""
+        """Merge the memberships that `report` names; return the users whose organization still differs."""
         members = report.memberships
         if members is None:
             return set()

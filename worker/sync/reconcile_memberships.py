@@ -42,7 +42,7 @@ class MemberReport(NamedTuple):
 
 
 class MemberDrift:
-    """Compares memberships, and mends. `allow_deletes` stands in for the limit of RECONCILE_MAX_DELETE."""
+    """Compares memberships and corrects them. `allow_deletes` replaces the limit of RECONCILE_MAX_DELETE."""
 
     def __init__(self, bridge: SyncContext, allow_deletes: int | None, on_progress: OnProgress) -> None:
         self._bridge = bridge

@@ -19,8 +19,8 @@ class NoTurn(Exception):
 class SharedLimit:
     """At most `limit` requests in any `period_s` seconds, by all processes and threads that use the same key.
 
-    Whoever answers may count a request at any moment while it is under way. So it counts here from before it
-    is sent until `period_s` after it was answered.
+    The server may count a request at any time while it is under way. So a request counts here from before
+    it is sent until `period_s` after its answer.
     """
 
     def __init__(self, redis: Redis, key: str, limit: int, period_s: float) -> None:
