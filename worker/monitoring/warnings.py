@@ -181,7 +181,7 @@ def _no_receiver(facts: Facts) -> Iterator[str]:
 
 
 def _redis_lost_data(facts: Facts) -> Iterator[str]:
-    """Warn if the ledger has a delivery newer than the last one in Redis, or, lately, one older than Redis's data."""
+    """Warn if the ledger has a newer delivery than Redis, or, lately, one older than the data in Redis."""
     known, oldest = facts.get("ledger_received_at"), facts.get("ledger_began_at")
     if known is None or oldest is None or "watching_since" not in facts:
         return
