@@ -1,7 +1,5 @@
 """Every secret is marked, and no log, answer, listing or process list shows the mark."""
 
-import os
-import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +21,7 @@ from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import cli
 from db import schema
 from db.connection.engine import Database
-from tests.support import http
+from tests.support import commands, http
 from tests.support.deliveries import signed
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import ANN, body, svix_id, user, user_event
@@ -45,7 +43,7 @@ PULL_TOKEN = f"{MARK}-pull"
 API_KEY = f"sk_test_{MARK}Api"
 NOBODY_THERE = "127.0.0.1:1"
 PATIENCE_S = 40
-A_WHILE_S = 4.0
+A_WHILE_S = 1.5
 AT_ONCE = 3
 HEALTHY = (
     "/health",
@@ -176,25 +174,19 @@ def _changed(settings: config.Settings, **fields: Any) -> config.Settings:
 
 
 def run(settings: config.Settings, *arguments: str) -> str:
-    ran = subprocess.run(
-        clerk_sync(*arguments),
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
+    ran = commands.run(settings, *arguments)
     return ran.stdout + ran.stderr
 
 
 def what_both_say(settings: config.Settings, directory: Path) -> str:
-    """Run a receiver and a worker for a while, and return their logs and what `/health` says."""
+    """Run a receiver and a worker until each has said something; return logs and what `/health` says."""
     health = ""
     env, run = environment(settings), time.monotonic_ns()
     processes = [
         ServiceProcess(f"{name}-{run}", clerk_sync(name), env, directory) for name in ("web", "worker")
     ]
     with processes[0], processes[1]:
+        wait_until(lambda: all(one.text() or not one.running for one in processes), PATIENCE_S)
         time.sleep(A_WHILE_S)
         with suppress(httpx.TransportError):
             url = f"http://127.0.0.1:{settings.port}/health"
@@ -202,11 +194,9 @@ def what_both_say(settings: config.Settings, directory: Path) -> str:
     return "\n".join([health, *(process.text() for process in processes)])
 
 
-def run_all(commands: Mapping[str, tuple[config.Settings, list[str]]]) -> Said:
-    """Run commands, some side by side, as most wait for servers; return what each says."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        outputs = pool.map(lambda command: run(command[0], *command[1]), commands.values())
-        return dict(zip(commands, outputs, strict=True))
+def run_all(wanted: Mapping[str, tuple[config.Settings, list[str]]]) -> Said:
+    """Run commands and return what each says."""
+    return {what: run(settings, *command) for what, (settings, command) in wanted.items()}
 
 
 def assert_unmarked(said: Mapping[str, str]) -> None:
@@ -354,15 +344,7 @@ def test_processes_that_cannot_work_say_so_without_a_secret(servers: Servers, di
     ],
 )
 def test_a_malformed_setting_is_named_and_not_quoted(variable: str, value: str, tmp_path: Path) -> None:
-    ran = subprocess.run(
-        clerk_sync("--debug", "web"),
-        env={"PATH": os.environ["PATH"], variable: value},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
+    ran = commands.run_with({variable: value}, "--debug", "web", directory=tmp_path)
     assert ran.returncode == 1
     assert variable in ran.stderr
     assert_unmarked({"its output": ran.stdout + ran.stderr})
