@@ -3,7 +3,8 @@
 1. Apply the batch together. As a rule that is all.
 2. The server refuses it: run every write on no rows. If that fails too, the trouble is the deployment's.
    The same look finds the rows that other transactions have locked: their changes are left out.
-3. What is refused even then is halved, down to the change at fault.
+3. What is refused even then is halved, down to the change at fault. Where each attempt takes long, one pass
+   halves once or twice, and the passes to come go on.
 """
 
 import time
@@ -41,16 +42,20 @@ class Isolation:
         except DatabaseUnavailable as error:
             if not error.may_concern_one_row:
                 raise
-            return self._leave_out_locked(batch)
+            return self._leave_out_locked(batch, error)
         except Exception as error:
             return self._halve(batch, error, _deadline())
 
-    def _leave_out_locked(self, batch: Sequence[ReceivedChange]) -> list[Result]:
+    def _leave_out_locked(
+        self, batch: Sequence[ReceivedChange], error: Exception | None = None
+    ) -> list[Result]:
         locked = self._examine(sorted({change.subject for change in batch}))
-        results = iter(self._divide([it for it in batch if it.subject not in locked], _deadline()))
+        if error is not None and not locked:
+            return self._halve(batch, error, _deadline())
+        results = iter(self._divide([it for it in batch if it.subject not in locked]))
         return [_row_is_locked() if it.subject in locked else next(results) for it in batch]
 
-    def _divide(self, batch: Sequence[ReceivedChange], deadline: float) -> list[Result]:
+    def _divide(self, batch: Sequence[ReceivedChange], deadline: float | None = None) -> list[Result]:
         if not batch:
             return []
         try:
@@ -58,7 +63,7 @@ class Isolation:
         except Exception as error:
             if isinstance(error, DatabaseUnavailable) and not error.may_concern_one_row:
                 raise
-            return self._halve(batch, error, deadline)
+            return self._halve(batch, error, deadline or _deadline())
 
     def _halve(self, batch: Sequence[ReceivedChange], error: Exception, deadline: float) -> list[Result]:
         if len(batch) == 1 or (is_delay(error) and time.monotonic() > deadline):

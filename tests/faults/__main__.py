@@ -1,7 +1,7 @@
-"""`make faults`: the trials of many seeds, then long outages, overload and a flood, and what came of them.
+"""`make faults`: the trials of many seeds, then outages, overload, floods, locks, and what came of them.
 
     python -m tests.faults [--seeds 20] [--first 1] [--seconds 60] [--outage 600] [--redis-outage 120]
-                           [--overload 60] [--forgeries 20] [--crowds 10]
+                           [--overload 60] [--forgeries 20] [--crowds 10] [--locks 1]
 
 The same seed is the same plan. Ends with status 1 when anything differs.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from tests.faults import chaos, crowd, forgeries
+from tests.faults import application_locks, chaos, crowd, forgeries
 from tests.faults.forgeries import Flood, flood
 from tests.faults.outage import (
     Outage,
@@ -53,6 +53,9 @@ Part = tuple[str, float, Callable[[Servers, float], object]]
 @click.option("--overload", "overloaded", default=60.0, show_default=True, help="Seconds; 0: left out.")
 @click.option("--forgeries", "flooded", default=20.0, show_default=True, help="Seconds; 0: left out.")
 @click.option("--crowds", "crowded", default=10.0, show_default=True, help="Seconds each; 0: left out.")
+@click.option(
+    "--locks", "locked", default=1.0, show_default=True, help="The application's locks; 0: left out."
+)
 def main(
     *,
     seeds: int,
@@ -63,6 +66,7 @@ def main(
     overloaded: float,
     flooded: float,
     crowded: float,
+    locked: float,
 ) -> None:
     """Break the service in every way, and compare the tables with the model."""
     failures = []
@@ -82,6 +86,7 @@ def main(
             ("a long outage of Redis", redis_outage, _redis_outage),
             ("overload", overloaded, _overload),
             ("a flood of forgeries", flooded, _flood),
+            ("locks of the application", locked, _locks),
             *((f"a crowd, {way}", crowded, partial(_crowd, way)) for way in crowd.WAYS),
         )
         for name, length, run in parts:
@@ -147,6 +152,17 @@ def _crowd(way: str, servers: Servers, seconds: float) -> crowd.Seen:
         seen = crowd.beside(service.ports[0], receiver.pid, way, seconds)
     crowd.check(seen)
     return seen
+
+
+def _locks(servers: Servers, _: float) -> str:
+    """Update sixty users beside each lock, trigger and policy of the application."""
+    settings = servers.fresh()
+    with (
+        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
+        Service(settings, Path(path), receivers=0) as service,
+        servers.connection() as connection,
+    ):
+        return f"others applied, after; the rest, after the end\n{application_locks.run(service, connection)}"
 
 
 def _overload(servers: Servers, seconds: float) -> Overload:

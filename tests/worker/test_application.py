@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
-from db.apply import users
+from db.apply import isolation, users
 from db.apply.examination import examine
 from db.apply.isolation import Isolation
 from db.connection import session
@@ -78,8 +78,8 @@ def process_with(
     database: Database, jobs: Sequence[TakenJob], policy: Policy | None = None
 ) -> dict[str, list[Settled]]:
     policy = policy or Policy()
-    isolation = Isolation(partial(users.apply, database, policy=policy), partial(examine, database, policy))
-    done = batch.process(jobs, FieldSources(), isolation)
+    apply = partial(users.apply, database, policy=policy)
+    done = batch.process(jobs, FieldSources(), Isolation(apply, partial(examine, database, policy)))
     assert sorted(item.job.id for item in done) == sorted(one.id for one in jobs)
     return {
         kind.__name__: [item for item in done if isinstance(item, kind)]
@@ -271,6 +271,20 @@ def test_a_slow_trigger_delays_its_delivery_alone(
     done = process(sixty)
     assert [item.job for item in done["Deferred"]] == [sixty[7]]
     assert len(done["Finished"]) == 59
+
+
+def test_however_long_an_attempt_takes_each_pass_leaves_fewer_behind_a_slow_trigger(
+    process: Process, admin: Admin, sixty: list[TakenJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(session.BATCH_LIMITS, "statement_timeout", "300ms")
+    monkeypatch.setattr(isolation, "DIVIDES_FOR_S", 0.1)
+    interfere(admin, "user_7", "PERFORM pg_sleep(60)")
+    waiting = sixty[4:12]
+    for left in (4, 2, 1):
+        done = process(waiting)
+        assert len(done["Deferred"]) == left
+        waiting = [item.job._replace(meta={"waiting_since": 1}) for item in done["Deferred"]]
+    assert [job.id for job in waiting] == [sixty[7].id]
 
 
 @pytest.mark.parametrize("kind", ["insert", "update", "delete"])
