@@ -32,13 +32,10 @@ def bridge_from_environment() -> Iterator[SyncContext]:
     settings = load("clerk_secret_key", "database_url")
     stopping = StopSignal()
     stopping.listen()
-    database = Database(settings)
-    try:
+    with Database(settings) as database:
         schema_facts(database)
         with bridge(settings, database, stopping) as both:
             yield both
-    finally:
-        database.dispose()
 
 
 class UserBar:

@@ -1,8 +1,7 @@
 """`db`: migrations and development data."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import click
 
@@ -35,7 +34,7 @@ def db(context: click.Context) -> None:
 @click.pass_obj
 def upgrade(settings: Settings, revision: str) -> None:
     """Create the tables, or run the migrations that have not run yet."""
-    with _migrating(settings) as database:
+    with Database(settings, unpooled=True) as database:
         schema.upgrade(database, revision)
         _warn_of_encoding(database.encoding)
         if settings.organization_source == "membership":
@@ -77,7 +76,7 @@ def downgrade(settings: Settings, revision: str, yes: bool, force: bool) -> None
     for confirmation.
     """
     _require_local(settings, force)
-    with _migrating(settings) as database:
+    with Database(settings, unpooled=True) as database:
         _confirm_loss(database, revision, yes)
         schema.downgrade(database, revision)
         click.echo(f"schema at {schema.current_revision(database) or 'base'}")
@@ -87,7 +86,7 @@ def downgrade(settings: Settings, revision: str, yes: bool, force: bool) -> None
 @click.pass_obj
 def current(settings: Settings) -> None:
     """Show the revision of the schema, and whether it is the newest."""
-    with _migrating(settings) as database:
+    with Database(settings, unpooled=True) as database:
         click.echo(f"{schema.current_revision(database) or 'no revision'} ({schema.state(database)})")
 
 
@@ -97,7 +96,7 @@ def current(settings: Settings) -> None:
 def reset(settings: Settings, yes: bool, force: bool) -> None:
     """Drop the tables with all rows, and create them again."""
     _require_local(settings, force)
-    with _migrating(settings) as database:
+    with Database(settings, unpooled=True) as database:
         _confirm_loss(database, "base", yes)
         schema.downgrade(database, "base")
         schema.upgrade(database)
@@ -111,7 +110,7 @@ def reset(settings: Settings, yes: bool, force: bool) -> None:
 @click.pass_obj
 def seed(settings: Settings, users: int) -> None:
     """Add sample users with addresses at example.com."""
-    with _migrating(settings) as database:
+    with Database(settings, unpooled=True) as database:
         click.echo(f"{counted(seed_users(database, users), 'user')} added")
 
 
@@ -136,12 +135,3 @@ def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
 
 def _is_local(host: str) -> bool:
     return host in LOCAL_HOSTS or host.startswith("/")
-
-
-@contextmanager
-def _migrating(settings: Settings) -> Iterator[Database]:
-    database = Database(settings, unpooled=True)
-    try:
-        yield database
-    finally:
-        database.dispose()

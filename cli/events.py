@@ -73,16 +73,13 @@ def events(  # noqa: PLR0913, PLR0917 - click hands over every option by its nam
     wanted = LedgerFilter(clerk_id, type_, outcome, since, until)
     if follow and until:
         raise click.UsageError("--follow and --until exclude each other")
-    database = Database(load("database_url"))
-    try:
-        if follow:
-            with suppress(KeyboardInterrupt):
-                for row in following(database, wanted, limit):
-                    click.echo(_line(row, as_json))
-        else:
+    with Database(load("database_url")) as database:
+        if not follow:
             _show(ledger.recent(database, wanted, limit=limit), as_json)
-    finally:
-        database.dispose()
+            return
+        with suppress(KeyboardInterrupt):
+            for row in following(database, wanted, limit):
+                click.echo(_line(row, as_json))
 
 
 def _show(rows: list[LedgerRow], as_json: bool) -> None:

@@ -33,12 +33,8 @@ def user(clerk_id: str, asks_clerk: bool, as_json: bool) -> None:
     if not CLERK_ID.fullmatch(clerk_id):
         raise click.BadParameter("not a Clerk user id", param_hint="USER_ID")
     settings = load("redis_url", "database_url")
-    database = Database(settings)
-    try:
-        with closing(fail_fast_redis(settings)) as redis:
-            report = user_report(database, redis, clerk_id)
-    finally:
-        database.dispose()
+    with Database(settings) as database, closing(fail_fast_redis(settings)) as redis:
+        report = user_report(database, redis, clerk_id)
     in_clerk = _in_clerk(clerk_id) if asks_clerk else None
     if as_json:
         show_json({**report.as_json(), "clerk": in_clerk})

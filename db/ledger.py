@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, RowMapping, Select, any_, delete, desc, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, any_, delete, desc, func, select, tuple_
 
 from db.connection.engine import Database
 from db.models import WebhookEvent
@@ -64,12 +64,12 @@ def recent(
 ) -> list[LedgerRow]:
     """Return the newest `limit` rows of those wanted, newest first."""
     query: Select[tuple[object, ...]] = (
-        select(*WebhookEvent.__table__.columns)
+        select(*(WebhookEvent.__table__.c[name] for name in LedgerRow._fields))
         .where(*_conditions(wanted))
         .order_by(desc(WebhookEvent.applied_at), desc(WebhookEvent.svix_id))
         .limit(limit)
     )
-    return database.run(lambda connection: [_ledger_row(row._mapping) for row in connection.execute(query)])
+    return database.run(lambda connection: [LedgerRow._make(row) for row in connection.execute(query)])
 
 
 def activity(database: Database, since: datetime) -> Activity:
@@ -149,7 +149,3 @@ def prune(database: Database, older_than: timedelta) -> int:
     while count := database.run(lambda connection: connection.execute(statement).rowcount):
         total += count
     return total
-
-
-def _ledger_row(row: RowMapping) -> LedgerRow:
-    return LedgerRow(**{field: row[field] for field in LedgerRow._fields})

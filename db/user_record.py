@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, FromClause, Select, join, select
 
 from db.connection.engine import Database
-from db.models import Base, MembershipSync, OrganizationSync, User, UserSync
+from db.models import MembershipSync, OrganizationSync, User, UserProfile, UserSync
 
-PROFILES = "user_profiles"  # there where PROFILE_FIELDS may be kept
 Row = dict[str, Any]
 
 
@@ -32,13 +31,12 @@ def user_record(database: Database, clerk_id: str) -> UserRecord:
 
 def _read(connection: Connection, clerk_id: str) -> UserRecord:
     sync = _one(connection, UserSync.__table__, clerk_id)
-    profiles = Base.metadata.tables.get(PROFILES)
     return UserRecord(
         clerk_id,
         _one(connection, User.__table__, clerk_id),
         sync,
         _all(connection, _claims(clerk_id, sync["claimed_email"])) if sync and sync["claimed_email"] else [],
-        None if profiles is None else _one(connection, profiles, clerk_id),
+        _one(connection, UserProfile.__table__, clerk_id),
         _all(connection, _memberships(clerk_id)),
     )
 

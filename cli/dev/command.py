@@ -52,7 +52,8 @@ def dev(demo: bool, verbose: bool) -> None:
     ):
         overrides = _start_servers(settings, data, started)
         settings = config.load("database_url", "redis_url", "clerk_webhook_signing_secret", **overrides)
-        _migrate(settings)
+        with Database(settings, unpooled=True) as database:
+            schema.upgrade(database)
         _start_service(settings, data, overrides, started, verbose=verbose)
         url = f"http://{_reachable(settings.host)}:{settings.port}"
         _await_ready(f"{url}/health/ready", started)
@@ -164,14 +165,6 @@ def _write_psql(data: Path, postgres: PostgresServer) -> None:
 
 def _new_secret() -> str:
     return f"whsec_{base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
-
-
-def _migrate(settings: config.Settings) -> None:
-    database = Database(settings, unpooled=True)
-    try:
-        schema.upgrade(database)
-    finally:
-        database.dispose()
 
 
 def _start_service(

@@ -4,7 +4,7 @@ import secrets
 import string
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import NamedTuple, TypeVar
@@ -52,10 +52,7 @@ def play(settings: Settings, url: str) -> str:
     NotDelivered, DatabaseUnavailable or QueueUnavailable.
     """
     story = _new_story(settings)
-    with ExitStack() as stack:
-        database = Database(settings)
-        stack.callback(database.dispose)
-        failed = stack.enter_context(closing(failed_jobs(settings)))
+    with Database(settings) as database, closing(failed_jobs(settings)) as failed:
         database.ping()  # a connection is there then, and does not count as the service's time
         played, first_row_ms = _deliver(story, url, settings.signing_keys[0], database)
         outcomes = _await_outcomes(database, failed, played)

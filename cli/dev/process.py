@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.02  # s
+PATIENCE = 30.0  # s, until a child that does not end is killed
 SETPRIV = "setpriv"  # of util-linux
 
 
@@ -50,29 +51,14 @@ class Account(NamedTuple):
     gid: int
     capability: str | None = None
 
-    @property
-    def ids(self) -> tuple[int, int]:
-        """The user and the group."""
-        return self.uid, self.gid
-
     def command(self, argv: Sequence[str | Path]) -> list[str | Path]:
         """Return what runs `argv` with the capability."""
         if self.capability is None:
             return list(argv)
         # access(2) leaves capabilities out of account, as long as they depend on the user (capabilities(7))
-        ids = [
-            f"--reuid={self.uid}",
-            f"--regid={self.gid}",
-            "--clear-groups",
-            "--securebits=+no_setuid_fixup",
-        ]
-        return [
-            SETPRIV,
-            *ids,
-            *(f"--{kind}-caps=+{self.capability}" for kind in ("inh", "ambient")),
-            "--",
-            *argv,
-        ]
+        ids = (f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups")
+        capabilities = (f"--{kind}-caps=+{self.capability}" for kind in ("inh", "ambient"))
+        return [SETPRIV, *ids, "--securebits=+no_setuid_fixup", *capabilities, "--", *argv]
 
 
 class Process:
@@ -82,6 +68,8 @@ class Process:
     (flock(2): a lock belongs to the open file, not to the process). So a free lock means that all of it is
     gone, and a held one that the process whose id is in the file is the one we started.
     """
+
+    stop_signal = signal.SIGTERM
 
     def __init__(self, name: str, record: Path) -> None:
         self.name = name
@@ -191,12 +179,12 @@ class Process:
         status = self.exit_status or 0
         return f"(signal {-status})" if status < 0 else f"(exit status {status}): {self.reason()}"
 
-    def end(self, signum: int = signal.SIGTERM, patience: float = 30) -> None:
-        """Send `signum` and wait until the child is gone; after `patience` seconds kill its whole group."""
+    def end(self, signum: int | None = None, patience: float = PATIENCE) -> None:
+        """Send a signal and wait until the child is gone; after `patience` seconds kill its whole group."""
         if not self._child:
             return
         if self.running:
-            self._child.send_signal(signum)
+            self._child.send_signal(signum or self.stop_signal)
         try:
             self._child.wait(patience)
         except subprocess.TimeoutExpired:
@@ -209,9 +197,9 @@ class Process:
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
 
-    def end_left_over(self, signum: int = signal.SIGTERM, patience: float = 30) -> None:
+    def end_left_over(self, signum: int | None = None) -> None:
         """End the child of an earlier run that was itself killed, if there is one. Raises DevError."""
-        os.close(self._take_lock(signum, patience))
+        os.close(self._take_lock(signum))
 
     @contextmanager
     def _output(self, log: Path | None) -> Iterator[int | None]:
@@ -226,18 +214,18 @@ class Process:
         finally:
             os.close(file)
 
-    def _take_lock(self, signum: int = signal.SIGTERM, patience: float = 30) -> int:
+    def _take_lock(self, signum: int | None = None) -> int:
         """Return the open and locked record; the recorded child has ended by then."""
         lock = open_own(self.record, os.O_RDWR | os.O_CREAT)
         if not try_lock(lock):
             try:
-                self._end_recorded(lock, signum, patience)
+                self._end_recorded(lock, signum or self.stop_signal)
             except BaseException:
                 os.close(lock)
                 raise
         return lock
 
-    def _end_recorded(self, lock: int, signum: int, patience: float) -> None:
+    def _end_recorded(self, lock: int, signum: int) -> None:
         pid = self.recorded_pid
         for attempt in (signum, signal.SIGKILL):
             try:
@@ -246,7 +234,7 @@ class Process:
                         os.kill(pid, attempt)
             except PermissionError:
                 raise DevError(f"{self.name} already runs here as another user (process {pid})") from None
-            if _wait_for_lock(lock, patience):
+            if _wait_for_lock(lock):
                 return
         raise DevError(f"{self.name} of an earlier run does not end: stop process {pid or 'unknown'}")
 
@@ -260,8 +248,8 @@ def try_lock(file: int) -> bool:
     return True
 
 
-def _wait_for_lock(file: int, patience: float) -> bool:
-    deadline = time.monotonic() + patience
+def _wait_for_lock(file: int) -> bool:
+    deadline = time.monotonic() + PATIENCE
     while not try_lock(file):
         if time.monotonic() > deadline:
             return False

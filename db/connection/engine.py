@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import psycopg
 import structlog
@@ -47,7 +47,7 @@ class PoolState(NamedTuple):
 
 
 class Database:
-    """A pool of connections, and the one way to run a transaction on it."""
+    """A pool of connections, and the one way to run a transaction on it; as a context it is disposed of."""
 
     def __init__(
         self,
@@ -109,6 +109,12 @@ class Database:
         """Close every idle connection, and each in use once it is given back."""
         with self._renewing:
             self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.dispose()
 
     @contextmanager
     def _translating(self) -> Iterator[None]:

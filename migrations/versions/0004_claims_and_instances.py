@@ -8,8 +8,6 @@ from alembic import op
 
 revision = "0004"
 down_revision = "0003"
-branch_labels = None
-depends_on = None
 
 CLAIM: list[str | sa.TextClause] = ["claim_updated_at", "claim_observed_at", sa.text('clerk_id COLLATE "C"')]
 

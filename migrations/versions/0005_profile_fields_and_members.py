@@ -9,8 +9,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0005"
 down_revision = "0004"
-branch_labels = None
-depends_on = None
 
 ORGANIZATIONS = """
     CREATE VIEW organizations AS

@@ -9,8 +9,6 @@ from alembic import op
 
 revision = "0006"
 down_revision = "0005"
-branch_labels = None
-depends_on = None
 
 VERSIONS: list[str | sa.TextClause] = [
     "claim_verified",

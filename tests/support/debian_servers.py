@@ -146,7 +146,7 @@ def _give(path: Path) -> None:
     account = _account()
     if account:
         for each in (path, *path.rglob("*")):
-            os.chown(each, *account.ids)
+            os.chown(each, account.uid, account.gid)
 
 
 def main() -> None:
