@@ -22,7 +22,7 @@ def start_pgbouncer(directory: Path, server: PostgresServer, *options: str) -> t
     directory.mkdir()
     account = unprivileged_account(directory)
     if account:
-        os.chown(directory, *account.ids)
+        os.chown(directory, account.uid, account.gid)
     port = free_port()
     settings = directory / "pgbouncer.ini"
     settings.write_text(

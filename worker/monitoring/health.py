@@ -16,7 +16,8 @@ from db.connection.engine import Database
 from db.connection.errors import DatabaseError
 from worker.monitoring import warnings
 from worker.monitoring.probes import Facts, Probe, ProbeFailed, ProbeResult, Probes, ask
-from worker.monitoring.redis_stats import CAUSES_KEY, iso, redis_facts
+from worker.monitoring.redis_stats import CAUSES_KEY, redis_facts
+from worker.monitoring.words import iso
 from worker.redis_client import fail_fast_redis
 from worker.sync import last_run
 

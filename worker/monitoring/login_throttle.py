@@ -56,13 +56,10 @@ class LoginThrottle:
         try:
             count: object = self._redis.eval(scripts.load("count_attempt"), 1, KEY_PREFIX + key, WINDOW_S, by)
         except RedisError:
-            self._leave_redis_alone()
+            # Every request would wait for its time-out.
+            self._redis_again_at = time.monotonic() + REDIS_PAUSE_S
             return 0
         return count if isinstance(count, int) else 0
-
-    def _leave_redis_alone(self) -> None:
-        # Every request would wait for its time-out.
-        self._redis_again_at = time.monotonic() + REDIS_PAUSE_S
 
     def _forget_old(self) -> None:
         now = time.monotonic()

@@ -44,7 +44,7 @@ class Probe:
     often it is asked. The thread does not keep the process from ending, as an executor's would.
     """
 
-    def __init__(self, name: str, ask: Callable[..., Facts]) -> None:
+    def __init__(self, name: str, ask: Callable[..., Facts | None]) -> None:
         self.name = name
         self._ask = ask
         self._thread: Thread | None = None
@@ -78,7 +78,7 @@ class Probe:
         facts: Facts = {}
         error: str | None = None
         try:
-            facts = self._ask(*about)
+            facts = self._ask(*about) or {}
         except ProbeFailed as trouble:
             facts, error = trouble.facts, str(trouble)
         except (DatabaseError, QueueUnavailable) as trouble:
@@ -90,7 +90,8 @@ class Probe:
         return ProbeResult(facts, round((time.perf_counter() - began) * 1000, 1), error)
 
 
-Probes = Mapping[str, tuple[Probe, tuple[object, ...]]]  # each with the arguments to ask it with
+Asked = tuple[Probe, tuple[object, ...]]  # with the arguments to ask it with
+Probes = Mapping[str, Asked]
 
 
 def ask(probes: Probes) -> dict[str, ProbeResult]:

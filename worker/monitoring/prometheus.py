@@ -37,6 +37,12 @@ from worker.sync import last_run
 
 Totals = Mapping[Field, float]
 
+POOL = {
+    "size": "Database connections that a worker keeps open.",
+    "in_use": "Database connections of a worker in use.",
+    "overflow": "Database connections of a worker beyond its pool's size.",
+}
+
 
 class MetricsEndpoint:
     """Renders the metrics; made once per web process. Answers within the time limit of health."""
@@ -50,18 +56,15 @@ class MetricsEndpoint:
     def render(self) -> bytes:
         """Return the metrics in Prometheus's text format; without Redis they say only that it is away."""
         answer = ask({"metrics": (self._probe, ())})["metrics"]
-        families = [*_families(answer), *self._repair(answer)]
+        families = [*_families(answer)]
+        last = answer.facts.get("repair")
+        if self._repair_every_s is not None and last is not None:
+            families += _repair(last, self._repair_every_s)
         return generate_latest(_Collected(families))
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
-
-    def _repair(self, answer: ProbeResult) -> Iterator[Metric]:
-        """Return metrics of the last reconciliation; none without RECONCILE_EVERY or before the first."""
-        last = answer.facts.get("repair")
-        if self._repair_every_s is not None and last is not None:
-            yield from _repair(last, self._repair_every_s)
 
     def _facts(self) -> Facts:
         with suppress(ResponseError):  # refused: the counts wait, and what can be read is shown
@@ -149,9 +152,23 @@ def _measured(facts: Facts) -> Iterator[Metric]:
         "Longest time that a delivery has waited for a row locked by another transaction; 0 if none waits.",
         (datetime.now(UTC) - since).total_seconds() if since else 0,
     )
-    yield _warnings(facts["causes"])
-    yield _waiting(workers["list"])
-    yield from _pools(workers["list"])
+    yield _labelled(
+        "clerk_sync_degraded",
+        "Causes for which /health or status was degraded within the last five minutes.",
+        "cause",
+        {cause: cause in facts["causes"] for cause in ALARMS},
+    )
+    yield _labelled(
+        "clerk_sync_workers_waiting",
+        "Workers that wait for a dependency, by dependency.",
+        "dependency",
+        {what: sum(worker["waiting_for"] == what for worker in workers["list"]) for what in DEPENDENCIES},
+    )
+    pools = {worker["name"]: worker["pool"] for worker in workers["list"] if worker["pool"]}
+    for key, help_ in POOL.items():
+        yield _labelled(
+            f"clerk_sync_pool_{key}", help_, "worker", {name: pool[key] for name, pool in pools.items()}
+        )
     yield _gauge(
         "clerk_sync_last_received_timestamp_seconds",
         "When a delivery was last received.",
@@ -166,41 +183,6 @@ def _measured(facts: Facts) -> Iterator[Metric]:
 
 def _timestamp(moment: str | None) -> float | None:
     return datetime.fromisoformat(moment).timestamp() if moment else None
-
-
-def _waiting(workers: list[dict[str, Any]]) -> Metric:
-    family = GaugeMetricFamily(
-        "clerk_sync_workers_waiting",
-        "Workers that wait for a dependency, by dependency.",
-        labels=["dependency"],
-    )
-    for what in DEPENDENCIES:
-        family.add_metric([what], sum(worker["waiting_for"] == what for worker in workers))
-    return family
-
-
-def _warnings(causes: list[str]) -> Metric:
-    family = GaugeMetricFamily(
-        "clerk_sync_degraded",
-        "Causes for which /health or status was degraded within the last five minutes.",
-        labels=["cause"],
-    )
-    for cause in ALARMS:
-        family.add_metric([cause], int(cause in causes))
-    return family
-
-
-def _pools(workers: list[dict[str, Any]]) -> Iterator[Metric]:
-    for name, help_, key in (
-        ("clerk_sync_pool_size", "Database connections that a worker keeps open.", "size"),
-        ("clerk_sync_pool_in_use", "Database connections of a worker in use.", "in_use"),
-        ("clerk_sync_pool_overflow", "Database connections of a worker beyond its pool's size.", "overflow"),
-    ):
-        family = GaugeMetricFamily(name, help_, labels=["worker"])
-        for worker in workers:
-            if worker["pool"]:
-                family.add_metric([worker["name"]], worker["pool"][key])
-        yield family
 
 
 def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
@@ -218,35 +200,27 @@ def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
         "clerk_sync_reconcile_seconds", "Duration of the last reconciliation.", last_run.seconds(last)
     )
     ended = last_run.result(last)
-    results = GaugeMetricFamily(
-        "clerk_sync_reconcile_result", "How the last reconciliation ended.", labels=["result"]
-    )
-    for result in last_run.Result:
-        results.add_metric([result], int(result is ended))
-    yield results
+    results = {result.value: result is ended for result in last_run.Result}
+    yield _labelled("clerk_sync_reconcile_result", "How the last reconciliation ended.", "result", results)
     synced = last_run.synced(last)
     if synced is not None:
-        family = GaugeMetricFamily(
-            "clerk_sync_reconcile_synced",
-            "Users that the last reconciliation synced, by how.",
-            labels=["how"],
-        )
-        for way, count in synced.items():
-            family.add_metric([way], count)
-        yield family
+        help_ = "Users that the last reconciliation synced, by how."
+        yield _labelled("clerk_sync_reconcile_synced", help_, "how", synced)
     if last["drift"] is not None:
-        drift = GaugeMetricFamily(
-            "clerk_sync_reconcile_drift",
-            "Users who still differ after the last reconciliation, by kind.",
-            labels=["kind"],
-        )
-        for kind in last_run.KINDS:
-            drift.add_metric([kind], last["drift"][kind])
-        yield drift
+        drift = {kind: last["drift"][kind] for kind in last_run.KINDS}
+        help_ = "Users who still differ after the last reconciliation, by kind."
+        yield _labelled("clerk_sync_reconcile_drift", help_, "kind", drift)
 
 
 def _gauge(name: str, help_: str, value: float | None) -> Metric:
     family = GaugeMetricFamily(name, help_, labels=[])
     if value is not None:
         family.add_metric([], value)
+    return family
+
+
+def _labelled(name: str, help_: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, help_, labels=[label])
+    for of, value in values.items():
+        family.add_metric([of], value)
     return family

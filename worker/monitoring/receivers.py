@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from config import Settings
 from db.times import now_ms
 from worker.monitoring.metrics import FLUSH_EVERY_S, Metrics
+from worker.monitoring.words import iso_of
 from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.queue.producer import WATCHING_SINCE_KEY
 from worker.redis_client import heartbeat_redis
@@ -82,7 +83,7 @@ def deregister(redis: Redis, name: str) -> None:
 
 
 def count(redis: Redis, now_s: int) -> dict[str, Any]:
-    """Return how many receivers are alive at `now_s`, the time of Redis, and when one was last seen, in s.
+    """Return how many receivers are alive at `now_s`, the time of Redis, and when one was last seen.
 
     Raises RedisError.
     """
@@ -96,4 +97,4 @@ def count(redis: Redis, now_s: int) -> dict[str, Any]:
             redis.srem(NAMES_KEY, *gone)
     known = [age_s for name, age_s in ages.items() if name not in gone]
     alive = sum(age_s < SILENT_AFTER_S for age_s in known)
-    return {"alive": alive, "last_seen_s": now_s - min(known) if known else None}
+    return {"alive": alive, "last_seen_at": iso_of(now_s - min(known) if known else None)}

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from worker.monitoring import receivers, recent
 from worker.monitoring.probes import Facts
+from worker.monitoring.words import iso, iso_of
 from worker.queue import rq_format as rq
 from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 from worker.queue.failed_jobs import FailedJobs
@@ -59,9 +60,9 @@ def redis_facts(redis: Redis) -> Facts:
         },
         "workers": {
             **_workers(redis, workers, {name for name, at in seen if at < now[0] - DEAD_AFTER_S}),
-            "last_seen_at": iso(datetime.fromtimestamp(seen[0][1], UTC)) if seen else None,
+            "last_seen_at": iso_of(seen[0][1] if seen else None),
         },
-        "receivers": _receivers(redis, now[0]),
+        "receivers": receivers.count(redis, now[0]),
         "recent": recent.read(redis, now[0]),
         "newest_failure": _newest_failure(redis) if failed else None,
         "last_received_at": _moment(received),
@@ -73,20 +74,6 @@ def redis_facts(redis: Redis) -> Facts:
         "lock_waits": lock_waits(redis),
         # Asked last: a Redis that is away raises before, and is not said to refuse writes.
         "refusal": CLUSTER_MODE if info.get("cluster_enabled") else _refusal(redis),
-    }
-
-
-def iso(moment: datetime) -> str:
-    """Return a moment in ISO 8601, in UTC and to the millisecond."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _receivers(redis: Redis, now_s: int) -> dict[str, Any]:
-    found = receivers.count(redis, now_s)
-    seen = found["last_seen_s"]
-    return {
-        "alive": found["alive"],
-        "last_seen_at": iso(datetime.fromtimestamp(seen, UTC)) if seen else None,
     }
 
 
@@ -176,4 +163,4 @@ def _worker(name: str, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 def _moment(ms: bytes | None) -> str | None:
-    return iso(datetime.fromtimestamp(int(ms) / 1000, UTC)) if ms else None
+    return iso_of(int(ms) / 1000 if ms else None)

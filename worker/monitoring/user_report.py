@@ -35,7 +35,14 @@ class UserReport(NamedTuple):
     @property
     def address(self) -> str:
         """Whose address the row bears, without the address."""
-        return _address(self.record)
+        record = self.record
+        if record.row is None:
+            return "no row"
+        if not record.row["email"].endswith(f"@{PLACEHOLDER_DOMAIN}"):
+            return "the address that the user claims"
+        if record.sync and record.sync["claimed_email"]:
+            return "a placeholder: another user has the address that this one claims"
+        return "a placeholder: the user claims no address"
 
     def as_json(self) -> dict[str, Any]:
         """Return the report for JSON, `clerk_id` first."""
@@ -57,13 +64,3 @@ def user_report(database: Database, redis: Redis, clerk_id: str, events: int = E
         return UserReport(record, rows, None, explain(error))
     except QueueUnavailable as error:
         return UserReport(record, rows, None, str(error))
-
-
-def _address(record: UserRecord) -> str:
-    if record.row is None:
-        return "no row"
-    if not record.row["email"].endswith(f"@{PLACEHOLDER_DOMAIN}"):
-        return "the address that the user claims"
-    if record.sync and record.sync["claimed_email"]:
-        return "a placeholder: another user has the address that this one claims"
-    return "a placeholder: the user claims no address"

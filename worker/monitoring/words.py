@@ -1,8 +1,18 @@
 """How numbers and times are written for people: "2 jobs", "3 min ago"."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def iso(moment: datetime) -> str:
+    """Return a moment in ISO 8601, in UTC and to the millisecond."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def iso_of(seconds: float | None) -> str | None:
+    """Return the moment so many seconds after the epoch likewise, None for none."""
+    return None if seconds is None else iso(datetime.fromtimestamp(seconds, UTC))
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
