@@ -1,10 +1,11 @@
-"""Work in threads that end with the process: one call in the background, or a few at a time in order."""
+"""Work in parts, and in threads that end with the process: one call, or a few at a time in order."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import islice
 from typing import Any, TypeVar
 
 from worker.shutdown import Stopped, StopSignal
@@ -70,3 +71,10 @@ def results(
         wait(running, LINGER_S)  # a running call uses what the caller is about to close
     if failure is not None:
         raise failure
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,15 +1,12 @@
 """Users asked for by id: many at a time, and one by one to prove that a user is gone."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from worker.clerk.api import MAX_IDS, ClerkApi, ClerkUnavailable, Entry, Page
 from worker.clerk.pagination import Position, paginate_members
 from worker.shutdown import StopSignal
-from worker.threads import results
-
-T = TypeVar("T")
+from worker.threads import chunks, results
 
 
 class LookupPage(NamedTuple):
@@ -73,10 +70,3 @@ def _all_of(api: ClerkApi, clerk_id: str, stopping: StopSignal) -> Page | None:
         if len(page.entries) < min(each.total or 0 for each in (page, *pages)):
             raise ClerkUnavailable("Clerk's API shows fewer memberships than it counts: try again later")
     return page
-
-
-def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of `size`, the last one shorter."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 from redis import Redis
 from redis.commands.core import Script
@@ -15,8 +15,6 @@ from redis.exceptions import NoScriptError, OutOfMemoryError
 from worker.queue import lock_waits, scripts
 from worker.queue import rq_format as rq
 from worker.shutdown import SLICE_S, StopSignal
-
-_Json = TypeVar("_Json", list[Any], dict[str, Any])
 
 CONSUMERS_KEY = "clerk-sync:consumers"
 RESERVED_PREFIX = "clerk-sync:reserved:"
@@ -151,13 +149,8 @@ class ReservedJobs:
 
     def release(self) -> int:
         """Put the reserved jobs back to the front of the queue, in their order; return how many."""
-        return cast(
-            "int",
-            self._release(
-                keys=[self._reserved_key, rq.QUEUE_KEY, rq.STARTED_KEY],
-                args=[self.consumer_id, rq.JOB_PREFIX],
-            ),
-        )
+        keys = [self._reserved_key, rq.QUEUE_KEY, rq.STARTED_KEY]
+        return cast("int", self._release(keys, [self.consumer_id, rq.JOB_PREFIX]))
 
     def leave(self) -> None:
         """Release the reserved jobs and forget this consumer."""
@@ -165,98 +158,39 @@ class ReservedJobs:
         self.redis.zrem(CONSUMERS_KEY, self.consumer_id)
 
     def _send_take(self, pipeline: Any, limit: int) -> None:
-        _send(
-            pipeline,
-            self._take,
-            keys=[
-                rq.QUEUE_KEY,
-                self._reserved_key,
-                CONSUMERS_KEY,
-                rq.STARTED_KEY,
-                rq.SUSPENDED_KEY,
-                rq.FINISHED_KEY,
-            ],
-            args=[
-                self.worker,
-                limit,
-                MAX_BATCH_BYTES,
-                _now(),
-                rq.JOB_PREFIX,
-                rq.RESULT_PREFIX,
-                self.consumer_id,
-            ],
-        )
+        keys = [rq.QUEUE_KEY, self._reserved_key, CONSUMERS_KEY]
+        keys += [rq.STARTED_KEY, rq.SUSPENDED_KEY, rq.FINISHED_KEY]
+        prefixes = (rq.JOB_PREFIX, rq.RESULT_PREFIX)
+        args = [self.worker, limit, MAX_BATCH_BYTES, _now(), *prefixes, self.consumer_id]
+        _send(pipeline, self._take, keys, args)
 
     def _send_finished(self, pipeline: Any, done: Sequence[Finished]) -> None:
         if not done:
             return
-        _send(
-            pipeline,
-            self._finish,
-            keys=[self._reserved_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key],
-            args=[
-                self.consumer_id,
-                _now(),
-                rq.RESULT_TTL_S,
-                rq.JOB_PREFIX,
-                *(item.job.id for item in done),
-            ],
-        )
+        keys = [self._reserved_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key]
+        ids = (item.job.id for item in done)
+        _send(pipeline, self._finish, keys, [self.consumer_id, _now(), rq.RESULT_TTL_S, rq.JOB_PREFIX, *ids])
 
     def _send_failed(self, pipeline: Any, failed: Failed) -> None:
         job = failed.job
         exc_info, exc_string = rq.encode_exception(failed.traceback)
         due = _retry_due(job) if failed.has_retry else None
-        _send(
-            pipeline,
-            self._fail,
-            keys=[
-                self._reserved_key,
-                rq.STARTED_KEY,
-                rq.FAILED_KEY if due is None else rq.SCHEDULED_KEY,
-                self._worker_key,
-                rq.RESULT_PREFIX + job.id,
-                rq.JOB_PREFIX + job.id,
-            ],
-            args=[
-                job.id,
-                self.worker,
-                self.consumer_id,
-                _now(),
-                rq.FAILURE_TTL_S,
-                "" if due is None else int(due.timestamp()),
-                _meta_text(job, failed.reason),
-                exc_info,
-                exc_string,
-            ],
-        )
+        registry = rq.FAILED_KEY if due is None else rq.SCHEDULED_KEY
+        keys = [self._reserved_key, rq.STARTED_KEY, registry, self._worker_key]
+        keys += [rq.RESULT_PREFIX + job.id, rq.JOB_PREFIX + job.id]
+        meta = _dumped(failure_meta(job.meta, failed.reason), failure_meta({}, failed.reason))
+        score = "" if due is None else int(due.timestamp())
+        args = [job.id, self.worker, self.consumer_id, _now(), rq.FAILURE_TTL_S, score, meta]
+        _send(pipeline, self._fail, keys, [*args, exc_info, exc_string])
 
     def _send_deferred(self, pipeline: Any, deferred: Deferred) -> None:
         job, now = deferred.job, time.time()
         given = job.meta.get(lock_waits.SINCE)
         since = given if isinstance(given, int | float) else now
-        _send(
-            pipeline,
-            self._defer,
-            keys=[
-                self._reserved_key,
-                rq.STARTED_KEY,
-                rq.SCHEDULED_KEY,
-                lock_waits.KEY,
-                rq.JOB_PREFIX + job.id,
-            ],
-            args=[
-                job.id,
-                self.consumer_id,
-                int(now) + lock_waits.DEFER_S,
-                since,
-                _dumped({**job.meta, lock_waits.SINCE: since}, {lock_waits.SINCE: since}),
-            ],
-        )
-
-
-def _meta_text(job: TakenJob, reason: str) -> str:
-    return _dumped(failure_meta(job.meta, reason), failure_meta({}, reason))
+        keys = [self._reserved_key, rq.STARTED_KEY, rq.SCHEDULED_KEY, lock_waits.KEY, rq.JOB_PREFIX + job.id]
+        meta = _dumped({**job.meta, lock_waits.SINCE: since}, {lock_waits.SINCE: since})
+        args = [job.id, self.consumer_id, int(now) + lock_waits.DEFER_S, since, meta]
+        _send(pipeline, self._defer, keys, args)
 
 
 def _dumped(meta: dict[str, Any], otherwise: dict[str, Any]) -> str:
@@ -290,29 +224,20 @@ def _taken_job(fields: Sequence[bytes]) -> TakenJob:
         id_.decode(errors="surrogateescape"),
         data,
         created_at.decode(errors="replace"),
-        int(retries_left) if retries_left.isdigit() and len(retries_left) < 10 else 0,
+        rq.read_count(retries_left),
         _intervals(retry_intervals),
-        _json(meta, dict) if meta else {},
+        rq.read_json(meta, dict) if meta else {},
     )
 
 
 @lru_cache(maxsize=16)
 def _intervals(text: bytes) -> tuple[int, ...]:
     # Nearly every job has the same: parsed once, not once a job.
-    return tuple(interval for interval in _json(text, list) if _is_interval(interval))
+    return tuple(interval for interval in rq.read_json(text, list) if _is_interval(interval))
 
 
 def _is_interval(value: object) -> bool:
     return isinstance(value, int) and 0 <= value <= rq.FAILURE_TTL_S
-
-
-def _json(text: bytes, kind: type[_Json]) -> _Json:
-    """Return the JSON value of that kind, empty for anything else: the job may be a foreign one."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return kind()
-    return value if isinstance(value, kind) else kind()
 
 
 def _retry_due(job: TakenJob) -> datetime:

@@ -26,6 +26,7 @@ from worker.queue import scripts
 from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX
 from worker.redis_causes import explain
 from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, fail_fast_redis, worker_redis
+from worker.threads import chunks
 
 PAGE = 500
 MAX_TRACEBACK_BYTES = 1024 * 1024
@@ -124,7 +125,7 @@ class FailedJobs:
         last = limit - 1 if limit and wanted == MATCH_ALL else -1
         with _explained():
             entries: Any = self._redis.zrange(rq.FAILED_KEY, 0, last, desc=True)
-        records = (record for page in pages(map(_text, entries)) for record in self._read(page))
+        records = (record for page in chunks(map(_text, entries), PAGE) for record in self._read(page))
         jobs = (_failed_job(record) for record in records if record is not None)
         return islice(filter(wanted.includes, jobs), limit)
 
@@ -150,36 +151,24 @@ class FailedJobs:
 
         A job that is in no list although it should, because its list was lost, is put back too.
         """
-        now = rq.timestamp(datetime.now(UTC))
-        intervals = json.dumps(rq.RETRY_INTERVALS_S)
-        return self._each(
-            ids,
-            ReplayResult.REPLAYED,
-            lambda pipeline, id_: self._replay(
-                keys=[
-                    rq.JOB_PREFIX + id_,
-                    rq.FAILED_KEY,
-                    rq.QUEUE_KEY,
-                    rq.QUEUES_KEY,
-                    rq.INTERMEDIATE_KEY,
-                    rq.STARTED_KEY,
-                    rq.SCHEDULED_KEY,
-                    CONSUMERS_KEY,
-                ],
-                args=[id_, now, intervals, len(rq.RETRY_INTERVALS_S), RESERVED_PREFIX],
-                client=pipeline,
-            ),
-        )
+        now, intervals = rq.timestamp(datetime.now(UTC)), json.dumps(rq.RETRY_INTERVALS_S)
+
+        def send(pipeline: Any, id_: str) -> object:
+            keys = [rq.JOB_PREFIX + id_, rq.FAILED_KEY, rq.QUEUE_KEY, rq.QUEUES_KEY, rq.INTERMEDIATE_KEY]
+            keys += [rq.STARTED_KEY, rq.SCHEDULED_KEY, CONSUMERS_KEY]
+            args: list[str | int] = [id_, now, intervals, len(rq.RETRY_INTERVALS_S), RESERVED_PREFIX]
+            return self._replay(keys, args, pipeline)
+
+        return self._each(ids, ReplayResult.REPLAYED, send)
 
     def discard(self, ids: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
         """Delete jobs with all that RQ keeps of them, and yield what became of each."""
-        return self._each(
-            ids,
-            ReplayResult.DISCARDED,
-            lambda pipeline, id_: self._discard(
-                keys=[rq.JOB_PREFIX + id_, rq.FAILED_KEY, *rq.keys_beside(id_)], args=[id_], client=pipeline
-            ),
-        )
+
+        def send(pipeline: Any, id_: str) -> object:
+            keys = [rq.JOB_PREFIX + id_, rq.FAILED_KEY, *rq.keys_beside(id_)]
+            return self._discard(keys, [id_], pipeline)
+
+        return self._each(ids, ReplayResult.DISCARDED, send)
 
     def close(self) -> None:
         """Close the connections."""
@@ -201,7 +190,7 @@ class FailedJobs:
         self, ids: Iterable[str], done: ReplayResult, send: Callable[[Any, str], object]
     ) -> Iterator[tuple[str, ReplayResult]]:
         fates = (ReplayResult.GONE, ReplayResult.NOT_FAILED, done)
-        for page in pages(ids):
+        for page in chunks(ids, PAGE):
             with _explained(), self._redis.pipeline(transaction=False) as pipeline:
                 for id_ in page:
                     send(pipeline, id_)
@@ -220,13 +209,6 @@ def _explained() -> Iterator[None]:
         yield
     except RedisError as error:
         raise QueueUnavailable(explain(error)) from None
-
-
-def pages(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Yield the items in lists of PAGE, the last one shorter."""
-    rest = iter(items)
-    while page := list(islice(rest, PAGE)):
-        yield page
 
 
 class _Record(NamedTuple):
@@ -257,7 +239,7 @@ def _record(
         id_,
         data,
         _text(description or b""),
-        _object(meta),
+        rq.read_json(meta or b"", dict),
         _attempts(retries_left, intervals),
         raised,
         failed_at,
@@ -314,12 +296,7 @@ def _error_class(raised: str) -> str:
 
 def _attempts(retries_left: bytes | None, intervals: bytes | None) -> int:
     """Return how often RQ has tried, judging by the retries that are left."""
-    left = retries_left or b""
-    try:
-        retries = len(json.loads(intervals or b"[]"))
-    except (ValueError, TypeError, RecursionError):
-        retries = 0
-    return max(1, retries - (int(left) if left.isdigit() and len(left) < 10 else 0) + 1)
+    return max(1, len(rq.read_json(intervals or b"", list)) - rq.read_count(retries_left or b"") + 1)
 
 
 def _body(data: bytes) -> str | None:
@@ -335,14 +312,6 @@ def _inflated(packed: bytes) -> str:
     except (zlib.error, ValueError):
         return ""
     return plain.decode(errors="replace")
-
-
-def _object(text: bytes | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _number(value: object) -> int:

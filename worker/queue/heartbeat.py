@@ -35,33 +35,14 @@ class Heartbeat:
     def __init__(self, redis: Redis, worker: str, consumer_ids: Sequence[str]) -> None:
         self._consumer_ids = consumer_ids
         self._script = redis.register_script(scripts.load("heartbeat"))
-        self._keys = (
-            CONSUMERS_KEY,
-            rq.QUEUE_KEY,
-            rq.STARTED_KEY,
-            rq.SCHEDULED_KEY,
-            rq.QUEUES_KEY,
-            rq.SCHEDULER_LOCK_KEY,
-            rq.WORKER_PREFIX + worker,
-        )
+        own = (rq.QUEUES_KEY, rq.SCHEDULER_LOCK_KEY, rq.WORKER_PREFIX + worker)
+        self._keys = (CONSUMERS_KEY, rq.QUEUE_KEY, rq.STARTED_KEY, rq.SCHEDULED_KEY, *own)
 
     def beat(self, fields: Mapping[str, str] = MappingProxyType({})) -> Beat:
         """Do all of it once, and write `fields` into the worker's hash. Raises redis.RedisError."""
         pairs = [part for field in fields.items() for part in field]
-        answer = self._script(
-            keys=self._keys,
-            args=[
-                DEAD_AFTER_S,
-                FORGET_AFTER_S,
-                rq.JOB_PREFIX,
-                RESERVED_PREFIX,
-                RETRIED_AT_ONCE,
-                rq.timestamp(datetime.now(UTC)),
-                WORKER_HASH_TTL_S,
-                len(self._consumer_ids),
-                *self._consumer_ids,
-                *pairs,
-            ],
-        )
-        released, retried, is_known, wait_s = answer
+        now = rq.timestamp(datetime.now(UTC))
+        args: list[str | int] = [DEAD_AFTER_S, FORGET_AFTER_S, rq.JOB_PREFIX, RESERVED_PREFIX]
+        args += [RETRIED_AT_ONCE, now, WORKER_HASH_TTL_S, len(self._consumer_ids), *self._consumer_ids]
+        released, retried, is_known, wait_s = self._script(self._keys, [*args, *pairs])
         return Beat(released, retried, bool(is_known), wait_s)

@@ -45,7 +45,9 @@ class QueueMaintenance:
 
         Raises redis.RedisError.
         """
-        count = self._requeue_abandoned()
+        keys = [rq.STARTED_KEY, rq.QUEUE_KEY, rq.INTERMEDIATE_KEY, SEEN_KEY]
+        args: list[str | int] = [rq.JOB_PREFIX, self._stuck_after_s, MOVED_AT_ONCE]
+        count = self._requeue(keys, args)
         if count:
             log.warning("queued again what a plain rq worker had abandoned", jobs=count)
         FinishedJobRegistry(queue=self._queue).cleanup()
@@ -74,30 +76,7 @@ class QueueMaintenance:
 
     def _recover_page(self, ids: list[bytes]) -> int:
         now = datetime.now(UTC)
-        arguments: list[Any] = [
-            rq.JOB_PREFIX,
-            RESERVED_PREFIX,
-            rq.QUEUE,
-            rq.timestamp(now),
-            rq.timestamp(now - timedelta(seconds=SETTLED_AFTER_S)),
-            *ids,
-        ]
-        keys = [
-            rq.QUEUE_KEY,
-            rq.INTERMEDIATE_KEY,
-            rq.STARTED_KEY,
-            rq.SCHEDULED_KEY,
-            rq.FAILED_KEY,
-            CONSUMERS_KEY,
-            rq.QUEUES_KEY,
-        ]
-        return cast("int", self._recover(keys=keys, args=arguments))
-
-    def _requeue_abandoned(self) -> int:
-        return cast(
-            "int",
-            self._requeue(
-                keys=[rq.STARTED_KEY, rq.QUEUE_KEY, rq.INTERMEDIATE_KEY, SEEN_KEY],
-                args=[rq.JOB_PREFIX, self._stuck_after_s, MOVED_AT_ONCE],
-            ),
-        )
+        moments = (now, now - timedelta(seconds=SETTLED_AFTER_S))
+        keys = [rq.QUEUE_KEY, rq.INTERMEDIATE_KEY, rq.STARTED_KEY, rq.SCHEDULED_KEY, rq.FAILED_KEY]
+        args: list[str | bytes] = [rq.JOB_PREFIX, RESERVED_PREFIX, rq.QUEUE, *map(rq.timestamp, moments)]
+        return cast("int", self._recover([*keys, CONSUMERS_KEY, rq.QUEUES_KEY], [*args, *ids]))

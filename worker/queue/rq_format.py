@@ -9,10 +9,13 @@ import zlib
 from base64 import b64encode
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import orjson
 
 from db.times import to_datetime
+
+_Json = TypeVar("_Json", list[Any], dict[str, Any])
 
 QUEUE = "clerk"
 JOB_FUNCTION = "worker.job.apply_delivery"
@@ -64,6 +67,20 @@ def parse_timestamp(text: str) -> datetime:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
     except OverflowError:
         raise ValueError("there is no such time") from None
+
+
+def read_json(text: bytes, kind: type[_Json]) -> _Json:
+    """Return the JSON value of that kind, empty for anything else: the job may be a foreign one."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return kind()
+    return value if isinstance(value, kind) else kind()
+
+
+def read_count(text: bytes) -> int:
+    """Return a small number, 0 for anything else."""
+    return int(text) if text.isdigit() and len(text) < 10 else 0
 
 
 COMMON_FIELDS: dict[str, str | int] = {

@@ -8,7 +8,8 @@ from redis import Redis
 
 from worker.queue import rq_format as rq
 from worker.queue.consumer import RESERVED_PREFIX
-from worker.queue.failed_jobs import FailedJobFilter, FailedJobs, pages, subject
+from worker.queue.failed_jobs import PAGE, FailedJobFilter, FailedJobs, subject
+from worker.threads import chunks
 
 LOOK_AT = 20_000  # jobs that wait
 
@@ -42,7 +43,7 @@ def user_jobs(redis: Redis, clerk_id: str) -> UserJobs:
 
 
 def _about(redis: Redis, entries: Iterator[tuple[str, bytes]], clerk_id: str) -> Iterator[UserJob]:
-    for page in pages(entries):
+    for page in chunks(entries, PAGE):
         with redis.pipeline(transaction=False) as pipeline:
             for _, id_ in page:
                 pipeline.hget(rq.JOB_PREFIX.encode() + id_, "description")

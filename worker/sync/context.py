@@ -10,9 +10,9 @@ from db.connection.engine import Database
 from db.drift.users import IDS_AT_A_TIME
 from db.merge.policy import Policy
 from worker.clerk.api import ClerkApi
-from worker.clerk.lookup import chunks
 from worker.shutdown import StopSignal
 from worker.sync.writer import ChangeWriter
+from worker.threads import chunks
 
 
 class SyncContext(NamedTuple):

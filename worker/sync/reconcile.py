@@ -27,7 +27,7 @@ from db.merge.rows import StoredUser
 from db.times import now_ms
 from worker.clerk.api import Page
 from worker.clerk.changes import user_change
-from worker.clerk.lookup import chunks, confirm_by_id, look_up
+from worker.clerk.lookup import confirm_by_id, look_up
 from worker.clerk.pagination import Position, paginate
 from worker.clerk.payloads import CLERK_ID
 from worker.shutdown import Stopped
@@ -35,6 +35,7 @@ from worker.sync.context import SyncContext
 from worker.sync.limits import RECENT_MS, ROWS_AT_A_TIME, deletions_allowed
 from worker.sync.reconcile_memberships import MemberDrift, MemberReport
 from worker.sync.seen_ids import IdSet
+from worker.threads import chunks
 
 STRANGERS = 3  # that many rows, and none of them in Clerk: the key may be another instance's
 SETTLE_S = 3.0  # a delivery of what has just happened at Clerk may still be on its way

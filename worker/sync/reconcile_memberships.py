@@ -19,11 +19,12 @@ from db.merge.change import Membership, UserChange, merge, merge_by_id, merge_me
 from db.times import now_ms
 from worker.clerk.api import MAX_PAGE, Page
 from worker.clerk.changes import member_change
-from worker.clerk.lookup import Members, chunks, members_of
+from worker.clerk.lookup import Members, members_of
 from worker.clerk.pagination import Position, paginate_members
 from worker.sync.context import SyncContext
 from worker.sync.limits import RECENT_MS, ROWS_AT_A_TIME, deletions_allowed
 from worker.sync.seen_ids import IdSet
+from worker.threads import chunks
 
 ASKED_ALONE = 20  # users; where they are more, all memberships are listed if those are fewer requests
 
