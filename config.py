@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -84,16 +84,20 @@ def _check_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     return secrets
 
 
+def _split_url(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is not a valid URL") from None
+    return parts
+
+
 def _check_url(*schemes: str) -> AfterValidator:
     wanted = " or ".join(f"{scheme}://" for scheme in schemes)
 
     def check(value: SecretStr) -> SecretStr:
-        try:
-            parts = urlsplit(value.get_secret_value())
-            _ = parts.port
-        except ValueError:
-            raise ValueError("is not a valid URL") from None
-        if parts.scheme not in schemes:
+        if _split_url(value.get_secret_value()).scheme not in schemes:
             raise ValueError(f"must begin with {wanted}")
         return value
 
@@ -128,11 +132,7 @@ def _check_host(value: str) -> str:
 
 
 def _check_api_url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        _ = parts.port
-    except ValueError:
-        raise ValueError("is not a valid URL") from None
+    parts = _split_url(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must begin with https:// or http:// and name a host")
     return value.rstrip("/").removesuffix("/v1")

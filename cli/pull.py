@@ -6,7 +6,7 @@ import sys
 import click
 
 from cli.clerk import bridge_from_environment
-from worker.clerk.payloads import CLERK_ID
+from db.merge.change import CLERK_ID
 from worker.sync.pull import Pulled, PullOutcome
 from worker.sync.pull import pull as pull_user
 

@@ -63,23 +63,16 @@ def _status(report: Report, left: list[str], *, is_fixed: bool) -> int:
 
 def _to_json(report: Report, left: list[str] | None) -> dict[str, Any]:
     """Return the report for JSON; `left` are the ids that still differ after --fix, None without it."""
-    return {
-        "listed": report.listed,
-        "counted": report.counted,
-        "local": report.local,
-        "missing": report.missing,
+    found = report._asdict() | {
         "stale": [user._asdict() for user in report.stale],
         "ghost": list(report.ghost),
         "claims": [user._asdict() for user in report.claims],
-        "tombstone": report.tombstone,
-        "invalid": report.invalid,
-        "elsewhere": report.elsewhere,
         "leftovers": report.leftovers._asdict(),
-        "refusal": report.refusal,
-        **({"memberships": _memberships(report.memberships)} if report.memberships else {}),
         "fixed": left is not None,
         "left": left,
     }
+    members = found.pop("memberships")
+    return found | ({"memberships": _memberships(members)} if members else {})
 
 
 def _memberships(found: MemberReport) -> dict[str, int]:

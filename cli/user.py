@@ -11,8 +11,8 @@ from cli.clerk import bridge_from_environment
 from cli.output import event_block, exact, show_entry, show_json
 from config import load
 from db.connection.engine import Database
+from db.merge.change import CLERK_ID
 from db.times import to_datetime
-from worker.clerk.payloads import CLERK_ID
 from worker.monitoring.user_report import UserReport, user_report
 from worker.monitoring.words import ago, counted
 from worker.redis_client import fail_fast_redis

@@ -36,6 +36,15 @@ class SchemaState(StrEnum):
     OLD = "old"
     NEWER = "newer"  # a revision that this code does not know
 
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong and what to do, None when nothing is."""
+        if self is SchemaState.NEWER:
+            return "the schema is newer than this version: deploy the version that made it"
+        if self is SchemaState.CURRENT:
+            return None
+        return f"the schema is {self.value}: run clerk-sync db upgrade"
+
 
 class MigrationError(Exception):
     """The migrations cannot run; the message says why and what to do."""

@@ -14,10 +14,10 @@ from flask.typing import ResponseReturnValue
 from pydantic import SecretStr
 
 from config import Settings
+from db.merge.change import CLERK_ID
 from db.times import to_datetime
 from web.chart import chart
 from web.console_auth import TOKEN_FIELD, ConsoleAuth, harden
-from worker.clerk.payloads import CLERK_ID
 from worker.monitoring.health import Status
 from worker.monitoring.login_throttle import LoginThrottle
 from worker.monitoring.overview import ConsoleData
@@ -27,7 +27,7 @@ from worker.redis_client import ENCODING_ERRORS, QueueUnavailable
 
 MAX_FORM_BYTES = 256 * 1024
 LISTED = 20
-VERBS = {"replay": ReplayResult.REPLAYED, "discard": ReplayResult.DISCARDED}
+VERBS = ("replay", "discard")
 ALL = "all"
 
 _log = structlog.get_logger("web.console")
@@ -117,7 +117,7 @@ def _requested_action() -> JobAction | None:
     if verb not in VERBS or until.tzinfo is None:
         return None
     chosen = [one] if one and one != ALL else request.form.getlist("id")
-    ids = tuple(_from_value(value) for value in chosen)
+    ids = tuple(unquote(value, errors=ENCODING_ERRORS) for value in chosen)
     return JobAction(verb, ids, one == ALL, until, request.form.get("confirmed") == "1")
 
 
@@ -161,7 +161,3 @@ def _printable(value: object) -> str:
 def _as_value(id_: str) -> str:
     """Return an id, which may hold any characters, as a form's value."""
     return quote(id_, safe="", errors=ENCODING_ERRORS)
-
-
-def _from_value(value: str) -> str:
-    return unquote(value, errors=ENCODING_ERRORS)

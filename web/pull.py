@@ -16,7 +16,7 @@ import structlog
 from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
 
-from worker.clerk.payloads import CLERK_ID
+from db.merge.change import CLERK_ID
 from worker.sync.pull_service import PullService, PullStatus
 
 STATUS = {PullStatus.FOUND: 200, PullStatus.ABSENT: 404, PullStatus.BUSY: 429, PullStatus.UNAVAILABLE: 503}

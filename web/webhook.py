@@ -15,13 +15,14 @@ import structlog
 from flask import Blueprint, Response, request
 
 from config import Settings
+from db.merge.change import CLERK_ID
 from web.body import BodyReader, Incomplete, NoRoom, TooLarge
 from web.line_limit import LineLimit
 from web.signature import Forged, Verifier, read_headers
 from worker import log
 from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson
-from worker.clerk.payloads import CLERK_ID, Summary, handled_types, summarize
+from worker.clerk.payloads import Summary, handled_types, summarize
 from worker.monitoring.metrics import (
     DELIVERIES,
     ENQUEUE_SECONDS,

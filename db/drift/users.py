@@ -1,7 +1,6 @@
 """What the tables hold of users, beside what Clerk's API says of them. Reads only."""
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -38,19 +37,6 @@ class Difference(NamedTuple):
     kind: Kind
     clerk_id: str
     columns: tuple[str, ...] = ()
-
-
-class FoundUser(NamedTuple):
-    """A row of `users` as applications read it."""
-
-    id: str
-    clerk_id: str
-    email: str
-    name: str
-    organization: str | None
-    role: str
-    created_at: datetime
-    last_login_at: datetime | None
 
 
 def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, StoredUser]:
@@ -118,12 +104,12 @@ def some_ids(database: Database, count: int) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def find(database: Database, clerk_id: str) -> FoundUser | None:
-    """Return the row of a user who was not deleted, None when there is none."""
-    columns = (cast(User.id, String), *(getattr(User, name) for name in FoundUser._fields[1:]))
+def find(database: Database, clerk_id: str) -> dict[str, Any] | None:
+    """Return the row of a user who was not deleted, by column; None when there is none."""
+    columns = (cast(User.id, String).label("id"), *(User.__table__.c[name] for name in UserRow._fields))
     query = select(*columns).where(User.clerk_id == clerk_id, ~has_tombstone())
-    row = database.run(lambda connection: connection.execute(query).one_or_none())
-    return None if row is None else FoundUser(*row)
+    row = database.run(lambda connection: connection.execute(query).mappings().one_or_none())
+    return None if row is None else dict(row)
 
 
 def _is_kept_from(change: UserChange, sync: SyncRow | None, user: UserRow) -> bool:

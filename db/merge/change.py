@@ -7,7 +7,7 @@ a function of the set of changes. All times are whole milliseconds since the epo
 import hashlib
 import re
 from collections.abc import Callable, Collection
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 PLACEHOLDER_DOMAIN = "placeholder.invalid"
 DELETED_NAME = "Deleted user"
@@ -97,6 +97,7 @@ class UserChange(NamedTuple):
 
 
 _Known = TypeVar("_Known", Organization, Membership)
+_Said = TypeVar("_Said", Profile, EmailClaim)
 
 
 def merge(a: UserChange, b: UserChange) -> UserChange:
@@ -108,8 +109,8 @@ def merge(a: UserChange, b: UserChange) -> UserChange:
         raise ValueError("changes of two users cannot be merged")
     return UserChange(
         a.clerk_id,
-        _newer_profile(a.profile, b.profile),
-        _newer_claim(a.email, b.email),
+        _newer(_profile_rank, a.profile, b.profile),
+        _newer(_claim_rank, a.email, b.email),
         _present(max, a.login_at, b.login_at),
         _present(min, a.deleted_at, b.deleted_at),
         merge_by_id(merge_memberships, a.memberships, b.memberships),
@@ -168,10 +169,10 @@ def placeholder_address(clerk_id: str) -> str:
     return f"{local}@{PLACEHOLDER_DOMAIN}"
 
 
-def _newer_profile(a: Profile | None, b: Profile | None) -> Profile | None:
+def _newer(rank: Callable[[_Said], Any], a: _Said | None, b: _Said | None) -> _Said | None:
     if a is None or b is None:
         return a or b
-    return max(a, b, key=_profile_rank)
+    return max(a, b, key=rank)
 
 
 def _profile_rank(profile: Profile) -> tuple[object, ...]:
@@ -179,12 +180,6 @@ def _profile_rank(profile: Profile) -> tuple[object, ...]:
     # same profile has to win before and after.
     version, created_at, name, organization, role, fields = profile
     return version, created_at, name, _none_first(organization), role, _none_first(fields)
-
-
-def _newer_claim(a: EmailClaim | None, b: EmailClaim | None) -> EmailClaim | None:
-    if a is None or b is None:
-        return a or b
-    return max(a, b, key=_claim_rank)
 
 
 def _claim_rank(claim: EmailClaim) -> tuple[Version, tuple[bool, str], bool]:

@@ -190,7 +190,7 @@ def look_at_reads(settings: config.Settings) -> None:
     try:
         found = user_drift.find(database, "user_a")
         assert found is not None
-        assert found.created_at == datetime.fromtimestamp(NOW / 1000, UTC)
+        assert found["created_at"] == datetime.fromtimestamp(NOW / 1000, UTC)
         assert ledger.activity(database, datetime.now(UTC) - timedelta(hours=1)).events == len(history())
         assert len(ledger.recent(database, limit=100)) == len(history())
         assert ledger.prune(database, timedelta(days=1)) == 0
@@ -243,7 +243,7 @@ def apply_in(settings: config.Settings, encoding: str) -> None:
         )
         found = user_drift.find(database, "user_a")
         assert found is not None
-        assert found.name == "Zoë"
+        assert found["name"] == "Zoë"
         party = [Delivery("msg_3", saved("user_a", 3, "x@example.com", first_name="🎉"), NOW)]
         if encoding == "LATIN1":
             with pytest.raises(ChangeRefused, match="encoding LATIN1 has no such character"):

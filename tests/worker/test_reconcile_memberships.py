@@ -461,7 +461,7 @@ def test_a_pull_brings_joins_renames_and_ends(clerk: FakeClerk, few: SyncContext
     for clerk_id in (ANN, CAT):
         pulled = pull(few, clerk_id, confirmed=False)
         assert pulled.user is not None
-        assert pulled.user.organization == "New"
+        assert pulled.user["organization"] == "New"
 
 
 def test_one_empty_answer_ends_nothing_in_a_pull(clerk: FakeClerk, few: SyncContext) -> None:

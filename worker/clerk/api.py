@@ -33,11 +33,11 @@ import httpx
 import tenacity
 
 from config import Settings, SettingsError
+from db.merge.change import CLERK_ID
 from db.times import now_ms
 from worker.clerk.decoding import decode
 from worker.clerk.errors import NotJson, Unreadable
 from worker.clerk.payloads import (
-    CLERK_ID,
     ClerkMember,
     ClerkUser,
     FieldSources,
@@ -94,6 +94,11 @@ class ClerkRefused(ClerkApiError):
         super().__init__(message)
         self.status = status
         self.code = code
+
+
+def unexpected(what: str) -> ClerkRefused:
+    """Return the error of an answer that is not what was asked for."""
+    return ClerkRefused(f"Clerk's API answered with something else than {what}: check CLERK_API_URL")
 
 
 class InvalidEntry(NamedTuple):
@@ -216,7 +221,7 @@ class ClerkApi:
                 return self._page([], now_ms())
             raise
         if not isinstance(answer.body, dict):
-            raise ClerkRefused("Clerk's API answered with something else than a user: check CLERK_API_URL")
+            raise unexpected("a user")
         return self._page([answer.body], answer.observed_at)
 
     def count(self) -> int:
@@ -224,7 +229,7 @@ class ClerkApi:
         body = self._get("/users/count").body
         count = body.get("total_count") if isinstance(body, dict) else None
         if not isinstance(count, int):
-            raise ClerkRefused("Clerk's API answered with something else than a count: check CLERK_API_URL")
+            raise unexpected("a count")
         return count
 
     def count_members(self) -> int:
@@ -255,9 +260,7 @@ class ClerkApi:
             raise
         id_ = _clerk_id(body.get("id")) if isinstance(body, dict) else None
         if id_ is None:
-            raise ClerkRefused(
-                "Clerk's API answered with something else than an instance: check CLERK_API_URL"
-            )
+            raise unexpected("an instance")
         return id_
 
     def check_instance(self) -> None:
@@ -276,7 +279,7 @@ class ClerkApi:
     def _users(self, parameters: dict[str, Any]) -> Page:
         answer = self._get("/users", parameters)
         if not isinstance(answer.body, list):
-            raise ClerkRefused("Clerk's API answered with something else than a list: check CLERK_API_URL")
+            raise unexpected("a list")
         return self._page(answer.body, answer.observed_at)
 
     def _members(self, path: str, offset: int, **parameters: str | int) -> Page:
@@ -284,7 +287,7 @@ class ClerkApi:
         match answer.body:
             case {"data": list(entries), "total_count": int(total)}:
                 return Page([_read_member(entry) for entry in entries], answer.observed_at, total)
-        raise ClerkRefused("Clerk's API answered with something else than memberships: check CLERK_API_URL")
+        raise unexpected("memberships")
 
     def _page(self, entries: list[Any], observed_at: int) -> Page:
         return Page([self._read(entry) for entry in entries], observed_at)

@@ -74,11 +74,10 @@ def change_of(event: UserEvent, received_at: int) -> UserChange:
 
 def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
     """Return what a user seen at `observed_at` (ms; None: when it was last updated) says."""
-    updated_at = _first(user.updated_at, observed_at, user.created_at, 0)
-    version = Version(updated_at, _first(observed_at, updated_at))
+    version = _version(_first(user.updated_at, observed_at, user.created_at, 0), observed_at)
     profile = Profile(
         version,
-        _first(user.created_at, updated_at),
+        _first(user.created_at, version.updated_at),
         display_name(user),
         None if user.organization is None else storable_text(user.organization),
         user.role if user.role in ROLES else DEFAULT_ROLE,

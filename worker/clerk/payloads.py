@@ -4,17 +4,16 @@ Parsing is lenient, as Clerk's schema is not reliable over time: a field that is
 type says nothing, and only what no user can do without (the id) makes an event unreadable. Times are ms.
 """
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from config import Settings
+from db.merge.change import CLERK_ID
 from db.merge.fields import canonical
 from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson, Unreadable
 
-CLERK_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 EARLIEST_IN_MS = 100_000_000_000  # Clerk's own examples give the envelope's timestamp in seconds.
 LATEST = 253_402_214_400_000  # A day before the year 10000, which no datetime holds, in any time zone.
 

@@ -172,10 +172,8 @@ def schema_facts(database: Database) -> Facts:
     Raises ProbeFailed, DatabaseError.
     """
     state = schema.state(database)
-    if state in {schema.SchemaState.MISSING, schema.SchemaState.OLD}:
-        raise ProbeFailed(f"the schema is {state.value}: run clerk-sync db upgrade")
-    if state is schema.SchemaState.NEWER:
-        raise ProbeFailed("the schema is newer than this version: deploy the version that made it")
+    if state.trouble:
+        raise ProbeFailed(state.trouble)
     applied_at, received_at, began_at = ledger.ends(database)
     return {
         "schema": state.value,

@@ -19,8 +19,9 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from config import Settings
+from db.merge.change import CLERK_ID
 from db.times import to_datetime
-from worker.clerk.payloads import CLERK_ID, HANDLED_TYPES, ORGANIZATION_TYPES
+from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
 from worker.queue import rq_format as rq
 from worker.queue import scripts
 from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX

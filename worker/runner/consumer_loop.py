@@ -203,8 +203,7 @@ def database_trouble(database: Database) -> str | None:
         state = schema.state(database)
     except DatabaseError as error:
         return str(error)
-    if state in {schema.SchemaState.MISSING, schema.SchemaState.OLD}:
-        return f"the schema is {state.value}: run clerk-sync db upgrade"
     if state is schema.SchemaState.NEWER:
-        log.warning("the schema is newer than this version: deploy the version that made it")
-    return None
+        log.warning(state.trouble)
+        return None
+    return state.trouble

@@ -37,6 +37,7 @@ TASK = "backfill"
 GOES_ON_WITHIN = timedelta(days=1)  # what is older would leave too much of the first part unread
 OVERLAP_MS = 600_000  # two clocks, Clerk's and ours, may differ by as much, and Clerk's lists lag by as much
 
+COUNTED = ("seen", "created", "updated", "unchanged", "invalid", "refused", "memberships")
 MAX_TROUBLES = 20
 PAGES_AT_ONCE = 3  # PostgreSQL works on one while the next is made ready
 
@@ -64,18 +65,8 @@ class BackfillStats(NamedTuple):
 
     def plus(self, more: "BackfillStats") -> "BackfillStats":
         """Return both together; what is expected stays."""
-        return BackfillStats(
-            self.seen + more.seen,
-            self.created + more.created,
-            self.updated + more.updated,
-            self.unchanged + more.unchanged,
-            self.invalid + more.invalid,
-            self.refused + more.refused,
-            self.expected,
-            (*self.troubles, *more.troubles)[:MAX_TROUBLES],
-            self.memberships + more.memberships,
-            self.memberships_expected,
-        )
+        sums: Any = {name: getattr(self, name) + getattr(more, name) for name in COUNTED}
+        return self._replace(troubles=(*self.troubles, *more.troubles)[:MAX_TROUBLES], **sums)
 
     @property
     def is_cut_short(self) -> bool:

@@ -14,6 +14,10 @@ from worker.shutdown import StopSignal
 from worker.sync.writer import ChangeWriter
 from worker.threads import chunks
 
+ALWAYS_ALLOWED = 10  # deletions of users, ends of memberships
+RECENT_MS = 60_000  # Clerk may not show a younger change everywhere yet
+ROWS_AT_A_TIME = 500
+
 
 class SyncContext(NamedTuple):
     """What a sync reads from and writes to, and the signal that ends it."""
@@ -33,6 +37,10 @@ class SyncContext(NamedTuple):
             for chunk in chunks(clerk_ids, IDS_AT_A_TIME)
             for clerk_id in instances.of_instance(self.database, chunk, self.api.instance_id)
         }
+
+    def deletions_allowed(self, local: int) -> int:
+        """Return how many of `local` rows may be deleted without --allow-deletes."""
+        return max(ALWAYS_ALLOWED, int(local * self.settings.reconcile_max_delete / 100))
 
     @property
     def database(self) -> Database:

@@ -2,12 +2,11 @@
 
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from db.drift import users as user_drift
-from db.drift.users import FoundUser
 from db.merge.change import UserChange, merge
-from worker.clerk.api import ClerkRefused, Page
+from worker.clerk.api import ClerkRefused, Page, unexpected
 from worker.clerk.changes import user_change
 from worker.sync.context import SyncContext
 from worker.sync.reconcile_memberships import memberships_now
@@ -30,7 +29,7 @@ class Pulled(NamedTuple):
     """What a pull found; `user` is the row, None for a user who was deleted here."""
 
     outcome: PullOutcome
-    user: FoundUser | None = None
+    user: dict[str, Any] | None = None
 
 
 def pull(bridge: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
@@ -62,7 +61,7 @@ def pull(bridge: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
 def _store(bridge: SyncContext, clerk_id: str, page: Page) -> Pulled:
     users = [user for user in page.users if user.id == clerk_id]
     if not users:
-        raise ClerkRefused("Clerk's API answered with something else than that user: check CLERK_API_URL")
+        raise unexpected("that user")
     change = user_change(users[0], page.observed_at)
     if bridge.store.policy.follows_memberships:
         change = merge(change, memberships_now(bridge, clerk_id))
@@ -75,4 +74,4 @@ def _store(bridge: SyncContext, clerk_id: str, page: Page) -> Pulled:
 def _is_settled(bridge: SyncContext, clerk_id: str) -> bool:
     """Say whether there is a row, of a user who signed up a while ago."""
     user = user_drift.find(bridge.database, clerk_id)
-    return user is not None and datetime.now(UTC) - user.created_at > NEW_FOR
+    return user is not None and datetime.now(UTC) - user["created_at"] > NEW_FOR

@@ -17,10 +17,9 @@ from redis.exceptions import RedisError
 from config import Settings
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError
-from db.drift.users import FoundUser
+from db.merge.change import CLERK_ID
 from db.merge.policy import Policy
 from worker.clerk.api import PERIOD_S, ClerkApi, ClerkApiError, ClerkUnavailable, rate_limit
-from worker.clerk.payloads import CLERK_ID
 from worker.redis_client import fail_fast_redis
 from worker.shutdown import StopSignal
 from worker.sync.context import SyncContext
@@ -146,10 +145,6 @@ class PullService:
         return PullResult(PullStatus.FOUND, _to_json(pulled.user))
 
 
-def _to_json(user: FoundUser) -> dict[str, Any]:
-    login_at = user.last_login_at
-    return {
-        **user._asdict(),
-        "created_at": user.created_at.astimezone(UTC).isoformat(),
-        "last_login_at": login_at and login_at.astimezone(UTC).isoformat(),
-    }
+def _to_json(user: dict[str, Any]) -> dict[str, Any]:
+    moments = {name: user[name] for name in ("created_at", "last_login_at")}
+    return user | {name: at and at.astimezone(UTC).isoformat() for name, at in moments.items()}

@@ -22,17 +22,15 @@ from db.apply import leftovers
 from db.apply.leftovers import Leftovers
 from db.drift import users as user_drift
 from db.drift.users import Difference, Kind
-from db.merge.change import UserChange
+from db.merge.change import CLERK_ID, UserChange
 from db.merge.rows import StoredUser
 from db.times import now_ms
 from worker.clerk.api import Page
 from worker.clerk.changes import user_change
 from worker.clerk.lookup import confirm_by_id, look_up
 from worker.clerk.pagination import Position, paginate
-from worker.clerk.payloads import CLERK_ID
 from worker.shutdown import Stopped
-from worker.sync.context import SyncContext
-from worker.sync.limits import RECENT_MS, ROWS_AT_A_TIME, deletions_allowed
+from worker.sync.context import RECENT_MS, ROWS_AT_A_TIME, SyncContext
 from worker.sync.reconcile_memberships import MemberDrift, MemberReport
 from worker.sync.seen_ids import IdSet
 from worker.threads import chunks
@@ -323,7 +321,7 @@ class Reconcile:
         if allowed is None:
             if local == ghosts >= STRANGERS:
                 return f"Clerk knows none of the {local} users here: check CLERK_SECRET_KEY. {override}"
-            allowed = deletions_allowed(self._bridge.settings, local)
+            allowed = self._bridge.deletions_allowed(local)
         if ghosts > allowed:
             return f"{ghosts} of {local} users are gone in Clerk, more than {allowed} at a time. {override}"
         return None

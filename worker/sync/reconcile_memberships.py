@@ -21,8 +21,7 @@ from worker.clerk.api import MAX_PAGE, Page
 from worker.clerk.changes import member_change
 from worker.clerk.lookup import Members, members_of
 from worker.clerk.pagination import Position, paginate_members
-from worker.sync.context import SyncContext
-from worker.sync.limits import RECENT_MS, ROWS_AT_A_TIME, deletions_allowed
+from worker.sync.context import RECENT_MS, ROWS_AT_A_TIME, SyncContext
 from worker.sync.seen_ids import IdSet
 from worker.threads import chunks
 
@@ -191,7 +190,7 @@ class MemberDrift:
         if allowed is None:
             if ends and not len(self._listed):
                 return f"Clerk lists no memberships, and {self._here} are here. {override}"
-            allowed = deletions_allowed(self._bridge.settings, self._here)
+            allowed = self._bridge.deletions_allowed(self._here)
         if ends > allowed:
             gone = f"{ends} of {self._here} memberships are not in Clerk"
             return f"{gone}, more than {allowed} at a time. {override}"

@@ -26,7 +26,7 @@ from worker.clerk.api import ClerkApiError
 from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.shutdown import Stopped, StopSignal
 from worker.sync import last_run
-from worker.sync.backfill import Backfill, BackfillStats, fingerprint
+from worker.sync.backfill import COUNTED, Backfill, BackfillStats, fingerprint
 from worker.sync.context import SyncContext, bridge
 from worker.sync.lock import LOCK_S, ReconciliationLock
 from worker.sync.reconcile import SETTLE_S, Reconcile, Report
@@ -147,10 +147,7 @@ def _refreshed(task: Reconcile) -> dict[str, Any]:
 
 
 def _numbers(done: BackfillStats) -> dict[str, int]:
-    numbers = done._asdict()
-    for name in ("troubles", "expected", "memberships_expected"):
-        del numbers[name]
-    return numbers
+    return {name: getattr(done, name) for name in COUNTED}
 
 
 def _sizes(report: Report) -> dict[str, Any]:
