@@ -18,6 +18,7 @@ from worker.monitoring.words import ago, counted
 from worker.redis_client import fail_fast_redis
 
 JOBS_SHOWN = 20
+SHOWN = ("clerk_id", "claimed_email", "deleted_at")  # by lines of their own
 
 
 @click.command()
@@ -68,17 +69,8 @@ def _entries(report: UserReport, in_clerk: dict[str, Any] | None, now: datetime)
     yield "Address", report.address
     if sync:
         yield "Claim", _claim(sync, record.claims, now)
-        yield (
-            "Versions",
-            _values(
-                {
-                    name: value
-                    for name, value in sync.items()
-                    if name not in _SHOWN_ELSEWHERE and value is not None
-                },
-                now,
-            ),
-        )
+        known = {name: value for name, value in sync.items() if name not in SHOWN and value is not None}
+        yield "Versions", _values(known, now)
     if record.profile:
         yield "Profile", _values(record.profile, now)
     for membership in record.memberships:
@@ -88,9 +80,6 @@ def _entries(report: UserReport, in_clerk: dict[str, Any] | None, now: datetime)
     yield "Jobs", _jobs(report)
     if in_clerk is not None:
         yield "Clerk", _clerk(in_clerk, now)
-
-
-_SHOWN_ELSEWHERE = ("clerk_id", "claimed_email", "deleted_at")
 
 
 def _claim(sync: dict[str, Any], others: list[dict[str, Any]], now: datetime) -> str:

@@ -42,9 +42,8 @@ def configure(settings: Settings) -> None:
     root.setLevel(settings.log_level)
     # What they say of a connection tells its host, database and user.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
-    logging.getLogger("db.connection.pool").setLevel(
-        logging.CRITICAL
-    )  # SQLAlchemy's pool, by its class's name
+    pool = "db.connection.pool"  # SQLAlchemy's, by the name of its class
+    logging.getLogger(pool).setLevel(logging.CRITICAL)
     if settings.log_level != "DEBUG":
         for name in CHATTY:
             logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

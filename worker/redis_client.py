@@ -180,7 +180,11 @@ def _is_read_only(error: Exception) -> bool:
 
 
 class _Packer:
-    """Writes commands for Redis. redis-py's own takes no text with lone surrogates; it is as fast."""
+    """Writes commands for Redis, ids that are no UTF-8 included.
+
+    As fast as redis-py's own, which takes no lone surrogates; its serializer that does takes 2.5 times as
+    long for an enqueue.
+    """
 
     def pack(self, *args: str | bytes | float) -> list[bytes]:
         """Return a command; its name may be of two words."""

@@ -3,7 +3,6 @@
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 
 SLICE_S = 0.2
 
@@ -41,14 +40,11 @@ class StopSignal:
 
     def listen(self) -> None:
         """Take the signals over. To be called in the main thread."""
-        signal.signal(signal.SIGTERM, self._request)
-        signal.signal(signal.SIGINT, self._request)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: self.request())
 
     def wait(self, seconds: float) -> None:
         """Sleep for `seconds`, or until a signal comes."""
         deadline = time.monotonic() + seconds
         while not self.requested and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, SLICE_S))
-
-    def _request(self, _signum: int, _frame: FrameType | None) -> None:
-        self.request()

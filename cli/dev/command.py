@@ -7,9 +7,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Self
 
 import click
 import httpx
@@ -48,7 +48,7 @@ def dev(demo: bool, verbose: bool) -> None:
         interrupted_by_signals(),
         suppress(KeyboardInterrupt),
         data_directory() as data,
-        _stopped_at_the_end() as started,
+        _Started() as started,
     ):
         overrides = _start_servers(settings, data, started)
         settings = config.load("database_url", "redis_url", "clerk_webhook_signing_secret", **overrides)
@@ -83,7 +83,7 @@ class _Command(Process):
 
 
 class _Started:
-    """The running children, in the order of their start."""
+    """The running children, in the order of their start. At the end of its block the last stops first."""
 
     def __init__(self) -> None:
         self.children: list[Server | _Command] = []
@@ -95,8 +95,11 @@ class _Started:
         self._stops.callback(child.stop)
         child.start()
 
-    def stop(self) -> None:
-        """Stop every child, the last one first."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ignore_signals()
         self._stops.close()
 
     def check(self) -> None:
@@ -104,16 +107,6 @@ class _Started:
         for child in self.children:
             if child.exit_status is not None:
                 raise DevError(f"{child.name} ended unexpectedly {child.last_words()}")
-
-
-@contextmanager
-def _stopped_at_the_end() -> Iterator[_Started]:
-    started = _Started()
-    try:
-        yield started
-    finally:
-        ignore_signals()
-        started.stop()
 
 
 def _start_servers(settings: config.Settings, data: Path, started: _Started) -> Overrides:

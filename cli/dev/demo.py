@@ -59,7 +59,7 @@ def play(settings: Settings, url: str) -> str:
         _show_answers(played, outcomes)
         _show_users(_users(database, story))
         click.echo("\nstale: a newer event of the user was known already. ignored: it changes nothing.")
-        click.echo(f"{_timing(first_row_ms)}{_backlog(played, outcomes)}")
+        click.echo(_timing(first_row_ms, sum(item.is_awaited for item in played) - len(outcomes)))
     return story.clerk_id("ann")
 
 
@@ -146,12 +146,8 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _timing(first_row_ms: float | None) -> str:
+def _timing(first_row_ms: float | None, missing: int) -> str:
     if first_row_ms is None:
         return f"No row after {TIMEOUT_S} s: check that a worker runs, and read its log."
-    return f"First row after {first_row_ms:.0f} ms."
-
-
-def _backlog(played: Sequence[Played], outcomes: Mapping[str, str]) -> str:
-    missing = sum(item.is_awaited for item in played) - len(outcomes)
-    return f" {missing} deliveries were not applied within {TIMEOUT_S} s." if missing else ""
+    late = f" {missing} deliveries were not applied within {TIMEOUT_S} s." if missing else ""
+    return f"First row after {first_row_ms:.0f} ms.{late}"

@@ -1,9 +1,8 @@
 """What the tables still hold from settings that have changed since: found, and removed."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import delete, func, select
 
 from db.connection.engine import Database
 from db.merge.policy import Policy
@@ -36,12 +35,7 @@ def remove(database: Database, policy: Policy) -> None:
     """Empty the tables that the settings keep no longer; `users` is the merge's. Raises DatabaseError."""
     models: list[Any] = [] if policy.keeps_fields else [UserProfile]
     models += [] if policy.follows_memberships else [MembershipSync, OrganizationSync]
-    for model in models:
-        database.run(partial(_empty, model))
-
-
-def _empty(model: Any, connection: Connection) -> None:
-    connection.execute(delete(model))
+    database.run(lambda connection: [connection.execute(delete(model)) for model in models])
 
 
 def _deleted_users(database: Database) -> tuple[str, ...]:

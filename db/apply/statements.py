@@ -3,13 +3,12 @@
 Each takes a whole batch as arrays, one per column, so that their number does not grow with the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
-    BigInteger,
     BindParameter,
     Boolean,
     ColumnElement,
@@ -44,8 +43,8 @@ from sqlalchemy.types import TypeEngine
 
 from db.connection.pipeline import Pipeline
 from db.merge.policy import Policy
+from db.merge.rows import SyncRow, UserRow
 from db.models import (
-    TIMESTAMPTZ,
     InstanceSync,
     MembershipSync,
     OrganizationSync,
@@ -59,36 +58,16 @@ from db.models import (
 ADDRESS_LOCK = 0x636C6572
 ORGANIZATION_LOCK = 0x636C656F
 
-SYNC_COLUMNS: dict[str, TypeEngine[Any]] = {
-    "clerk_id": String(),
-    "profile_updated_at": BigInteger(),
-    "profile_observed_at": BigInteger(),
-    "claimed_email": String(),
-    "claim_updated_at": BigInteger(),
-    "claim_observed_at": BigInteger(),
-    "last_login_at": TIMESTAMPTZ,
-    "deleted_at": TIMESTAMPTZ,
-    "claim_verified": Boolean(),
-    "instance_id": String(),
-    "instance_seen_at": BigInteger(),
-}
-USER_COLUMNS: dict[str, TypeEngine[Any]] = {
-    "clerk_id": String(),
-    "email": String(),
-    "name": String(),
-    "organization": String(),
-    "role": String(),
-    "created_at": TIMESTAMPTZ,
-    "last_login_at": TIMESTAMPTZ,
-}
-EVENT_COLUMNS: dict[str, TypeEngine[Any]] = {
-    "svix_id": Text(),
-    "type": Text(),
-    "clerk_id": String(),
-    "event_at": TIMESTAMPTZ,
-    "received_at": TIMESTAMPTZ,
-    "outcome": Text(),
-}
+
+def _types(model: Any, names: Iterable[str]) -> dict[str, TypeEngine[Any]]:
+    """Return the columns' types. Of texts without the length, as a cast to it cuts them."""
+    types = {name: model.__table__.c[name].type for name in names}
+    return {name: type(it)() if isinstance(it, String) else it for name, it in types.items()}
+
+
+SYNC_COLUMNS = _types(UserSync, SyncRow._fields)
+USER_COLUMNS = _types(User, UserRow._fields)
+EVENT_COLUMNS = _types(WebhookEvent, ("svix_id", "type", "clerk_id", "event_at", "received_at", "outcome"))
 
 
 def send_rows(pipeline: Pipeline, statement: Executable, rows_by_column: Sequence[Sequence[object]]) -> None:

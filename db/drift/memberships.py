@@ -24,9 +24,8 @@ class HeldMembership(NamedTuple):
     organization: Organization
 
 
-MembershipsByUser = Mapping[
-    str, HeldMembership
-]  # the memberships of one user by their ids, those that have ended too
+# The memberships of one user by their ids, those that have ended too.
+MembershipsByUser = Mapping[str, HeldMembership]
 
 
 def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsByUser]:

@@ -21,7 +21,7 @@ _TOP_LEVEL = rf"(([A-Za-z|]|{_WIDE}){{2,}}|[Xx][Nn]--[A-Za-z0-9-]+)"
 EMAIL_PATTERN = rf"^{_LOCAL}@{_DOMAIN}\.{_TOP_LEVEL}$"
 
 _email = re.compile(EMAIL_PATTERN)
-_NEVER_TEXT = re.compile("[\0\ud800-\udfff]")
+_NEVER_TEXT = re.compile("[\0\ud800-\udfff]")  # PostgreSQL holds no such text
 
 
 def storable_address(address: str) -> str | None:
@@ -29,13 +29,8 @@ def storable_address(address: str) -> str | None:
 
     No user can claim an address at the placeholders' own domain.
     """
-    if len(address) > MAX_LENGTH or not _is_text(address) or not _email.fullmatch(address):
+    if len(address) > MAX_LENGTH or _NEVER_TEXT.search(address) or not _email.fullmatch(address):
         return None
     if address.rpartition("@")[2].lower() == PLACEHOLDER_DOMAIN:
         return None
     return address
-
-
-def _is_text(text: str) -> bool:
-    """Say whether PostgreSQL holds such text at all: without NUL and lone surrogates."""
-    return _NEVER_TEXT.search(text) is None

@@ -23,10 +23,9 @@ from worker.queue.failed_jobs import (
     UnknownJob,
     _failed_job,
     _record,
-    failed_jobs,
 )
 from worker.queue.producer import DeliveryQueue, EnqueueResult
-from worker.redis_client import QueueUnavailable
+from worker.redis_client import QueueUnavailable, fail_fast_redis
 
 MARK = "ann.marked@example.com"
 HOUR = timedelta(hours=1)
@@ -327,7 +326,7 @@ def test_without_redis_every_question_is_one_line(
     make_settings: MakeSettings, ask: Callable[[FailedJobs], object]
 ) -> None:
     settings = make_settings(redis_url="redis://:secret@127.0.0.1:1/0", **NO_DATABASE)
-    jobs = failed_jobs(settings, patient=False)
+    jobs = FailedJobs(fail_fast_redis(settings))
     with pytest.raises(QueueUnavailable, match="nothing listens") as caught:
         ask(jobs)
     assert "secret" not in str(caught.value)

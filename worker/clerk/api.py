@@ -201,16 +201,12 @@ class ClerkApi:
 
     def page(self, order_by: str, *, offset: int | None = None, starting_after: str | None = None) -> Page:
         """Return up to MAX_PAGE users, from `offset` on or those that follow the user `starting_after`."""
-        parameters = {"limit": MAX_PAGE, "order_by": order_by}
-        if offset is not None:
-            parameters["offset"] = offset
-        if starting_after is not None:
-            parameters["starting_after"] = starting_after
-        return self._users(parameters)
+        given = {"order_by": order_by, "offset": offset, "starting_after": starting_after}
+        return self._users({name: value for name, value in given.items() if value is not None})
 
     def users(self, clerk_ids: Sequence[str]) -> Page:
         """Return those of up to MAX_IDS users that exist. A server may ignore the ids and show others."""
-        return self._users({"limit": MAX_PAGE, "user_id": list(clerk_ids)})
+        return self._users({"user_id": list(clerk_ids)})
 
     def user(self, clerk_id: str) -> Page:
         """Return a page with that user alone, or an empty one when Clerk says that there is none."""
@@ -277,7 +273,7 @@ class ClerkApi:
         self._http.close()
 
     def _users(self, parameters: dict[str, Any]) -> Page:
-        answer = self._get("/users", parameters)
+        answer = self._get("/users", {"limit": MAX_PAGE, **parameters})
         if not isinstance(answer.body, list):
             raise unexpected("a list")
         return self._page(answer.body, answer.observed_at)

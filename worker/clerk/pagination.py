@@ -174,13 +174,11 @@ class _PagesAhead:
         while len(self._asked) < max(1, ahead - len(self._dropped)):
             if self._asked and self.end is not None and self._next_offset >= self.end:
                 break
-            self._ask(self._next_offset)
+            future = in_background(self._page_at, self._next_offset)
+            self._asked.append((self._next_offset, future))
             self._next_offset += MAX_PAGE - OVERLAP
         offset, future = self._asked.popleft()
         return offset, await_result(future, stopping)
-
-    def _ask(self, offset: int) -> None:
-        self._asked.append((offset, in_background(self._page_at, offset)))
 
 
 def _after_overlap(page: Page, position: Position) -> Page:

@@ -55,17 +55,12 @@ class Probe:
     def start(self, *about: object) -> Future[ProbeResult]:
         """Ask, unless the last answer to the same is still outstanding."""
         if self._pending is None or self._pending.done() or self._about != about:
-            self._pending = self._submit(about)
-            self._about = about
+            self._pending, self._about = Future(), about
+            self._asked.put((self._pending, about))
+            if self._thread is None:
+                self._thread = Thread(target=self._answer_all, name=f"status-{self.name}", daemon=True)
+                self._thread.start()
         return self._pending
-
-    def _submit(self, about: tuple[object, ...]) -> Future[ProbeResult]:
-        future: Future[ProbeResult] = Future()
-        self._asked.put((future, about))
-        if self._thread is None:
-            self._thread = Thread(target=self._answer_all, name=f"status-{self.name}", daemon=True)
-            self._thread.start()
-        return future
 
     def _answer_all(self) -> None:
         while True:

@@ -26,7 +26,7 @@ from worker.queue import rq_format as rq
 from worker.queue import scripts
 from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX
 from worker.redis_causes import explain
-from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, fail_fast_redis, worker_redis
+from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, worker_redis
 from worker.threads import chunks
 
 PAGE = 500
@@ -199,9 +199,9 @@ class FailedJobs:
             yield from ((id_, fates[answer]) for id_, answer in zip(page, answers, strict=True))
 
 
-def failed_jobs(settings: Settings, *, patient: bool = True) -> FailedJobs:
-    """Return the failed jobs of the queue at REDIS_URL; without `patient`, calls fail fast."""
-    return FailedJobs(worker_redis(settings) if patient else fail_fast_redis(settings))
+def failed_jobs(settings: Settings) -> FailedJobs:
+    """Return the failed jobs of the queue at REDIS_URL."""
+    return FailedJobs(worker_redis(settings))
 
 
 @contextmanager

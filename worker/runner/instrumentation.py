@@ -40,7 +40,8 @@ class BatchInstrumentation:
             with self._metrics.timed(m.APPLY_SECONDS):
                 outcomes = apply(batch)
             ms = round((time.perf_counter() - began) * 1000, 1)
-            log.info("batch", jobs=len(batch), ms=ms, **_sums(outcomes), events=_ids(batch, outcomes))
+            sums, events = Counter(map(str, outcomes)), _ids(batch, outcomes)
+            log.info("batch", jobs=len(batch), ms=ms, **sums, events=events)
             self._count(batch, outcomes)
             self._observe_lag([i for i in batch if i.svix_id not in failed_before])
             return outcomes
@@ -85,10 +86,6 @@ class BatchInstrumentation:
         self._metrics.observe(
             m.EVENT_LAG, *(_lag_s(now, i.event_at) for i in batch if i.event_at is not None)
         )
-
-
-def _sums(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    return {outcome.value: count for outcome, count in Counter(outcomes).items()}
 
 
 def _ids(batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> list[dict[str, str | None]]:

@@ -14,7 +14,8 @@
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from itertools import starmap
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -336,35 +337,25 @@ class _Found:
     """Who differs, by kind, and who is to be looked at again."""
 
     def __init__(self) -> None:
-        self.missing: dict[str, None] = {}
-        self.stale: dict[str, tuple[str, ...]] = {}
-        self.claims: dict[str, str | None] = {}
-        self.tombstone: dict[str, None] = {}
+        self._differing: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
         self.suspects: set[str] = set()
         self.invalid = 0
 
     def note(self, differences: Iterable[Difference], holder: str | None = None) -> None:
         """Add what differs; `holder` is who has the address that the user claims."""
         for kind, clerk_id, columns in differences:
-            match kind:
-                case Kind.MISSING:
-                    self.missing[clerk_id] = None
-                case Kind.STALE:
-                    self.stale[clerk_id] = columns
-                case Kind.CLAIM:
-                    self.claims[clerk_id] = holder
-                case Kind.TOMBSTONE:
-                    self.tombstone[clerk_id] = None
+            self._differing[kind][clerk_id] = holder if kind is Kind.CLAIM else columns
 
     def note_organizations(self, clerk_ids: Iterable[str]) -> None:
         """Add users who are stale in the column `organization`."""
+        stale = self._differing[Kind.STALE]
         for clerk_id in sorted(clerk_ids):
-            self.stale[clerk_id] = tuple(dict.fromkeys((*self.stale.get(clerk_id, ()), "organization")))
+            stale[clerk_id] = tuple(dict.fromkeys((*stale.get(clerk_id, ()), "organization")))
 
     def forget(self, clerk_ids: Iterable[str]) -> None:
         """Take back what was said of those."""
         for clerk_id in clerk_ids:
-            for differing in (self.missing, self.stale, self.claims, self.tombstone):
+            for differing in self._differing.values():
                 differing.pop(clerk_id, None)
 
     def report(
@@ -375,11 +366,11 @@ class _Found:
             listed,
             counted,
             local,
-            missing=list(self.missing),
-            stale=[Stale(clerk_id, columns) for clerk_id, columns in self.stale.items()],
+            missing=list(self._differing[Kind.MISSING]),
+            stale=list(starmap(Stale, self._differing[Kind.STALE].items())),
             ghost=ghost,
-            claims=[Claim(clerk_id, holder) for clerk_id, holder in self.claims.items()],
-            tombstone=list(self.tombstone),
+            claims=list(starmap(Claim, self._differing[Kind.CLAIM].items())),
+            tombstone=list(self._differing[Kind.TOMBSTONE]),
             invalid=self.invalid,
             refusal=refusal,
         )
