@@ -125,7 +125,7 @@ class OtherConnections(BlockingConnectionPool):
 
     def make_connection(self) -> Any:
         """Return a connection, which is not open yet."""
-        if not self._connections:
+        if not self._connections:  # of redis-py's own, as in 8.1
             close_regularly(self.close_idle)
         made: Any = super().make_connection()  # type: ignore[no-untyped-call]
         return made

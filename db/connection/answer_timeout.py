@@ -22,6 +22,7 @@ class TimeoutConnection(psycopg.Connection[Any]):
 
     answer_limit_s: float | None = ANSWER_LIMIT_S
 
+    # Every wait of psycopg's goes through this method, as in 3.3.
     def wait(self, gen: PQGen[T], interval: float = LOOK_EVERY_S, timeout: float | None = None) -> T:
         """Do as psycopg does. Raises OperationalError, and is closed, when it takes too long."""
         limit_s = self.answer_limit_s if timeout is None else timeout

@@ -24,6 +24,7 @@ class ReplaceablePool(QueuePool):
             self._disposed = True
         super().dispose()
 
+    # A method of SQLAlchemy's own, as in 2.1 (tests/test_private_names.py has all of these).
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         with self._lock:
             if not self._disposed:

@@ -209,10 +209,9 @@ class BatchWorker(SimpleWorker):
         if not beat.is_known:  # just begun, or forgotten while it was frozen, or Redis lost its data
             self._is_registered = False
         if not self._is_registered:  # until it succeeds: a full Redis refuses it
-            self._register(fields["state"])
+            self._register()
 
-    def _register(self, state: str) -> None:
-        self._state = state
+    def _register(self) -> None:
         with self.connection.pipeline() as pipeline:
             pipeline.hset(self.key, mapping=self.serialize())
             worker_registration.register(self, pipeline)
@@ -246,7 +245,7 @@ class BatchWorker(SimpleWorker):
             log.info("ledger pruned", rows=count)
 
     def _pubsub_exception_handler(self, exc: Exception, *_: object) -> None:
-        # RQ's own ends the thread on a time-out, and then the worker obeys no command any more.
+        # RQ's own, as in 3.0, ends the thread on a time-out, and then the worker obeys no command any more.
         log.debug("command channel lost", error=type(exc).__name__)
         self.stopping.wait(2)
 
