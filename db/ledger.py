@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, any_, delete, desc, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, any_, delete, desc, exists, func, select, tuple_
 
 from db.connection.engine import Database
 from db.models import WebhookEvent
@@ -131,6 +131,12 @@ def ends(database: Database) -> tuple[datetime | None, datetime | None, datetime
     query = select(func.max(rows.c.applied_at), func.max(rows.c.received_at), oldest)
     applied_at, received_at, began_at = database.run(lambda connection: connection.execute(query).one())
     return applied_at, received_at, began_at
+
+
+def has(database: Database, svix_id: str) -> bool:
+    """Say whether a delivery was applied, and is not pruned yet."""
+    query = select(exists().where(WebhookEvent.svix_id == svix_id))
+    return bool(database.run(lambda connection: connection.scalar(query)))
 
 
 def prune(database: Database, older_than: timedelta) -> int:

@@ -147,5 +147,8 @@ def _name(state: str) -> str:
 
 
 def _constraint(cause: BaseException | None) -> str:
-    name = cause.diag.constraint_name if isinstance(cause, psycopg.Error) else None
-    return f", constraint {name}" if name else ""
+    if not isinstance(cause, psycopg.Error):
+        return ""
+    if name := cause.diag.constraint_name:
+        return f", constraint {name}"
+    return f", column {cause.diag.column_name}" if cause.diag.column_name else ""

@@ -401,7 +401,7 @@ def test_a_server_that_does_not_answer_is_given_up_in_time(
             "INSERT INTO things VALUES (1, 'bad')",
             "CheckViolation (SQLSTATE 23514, constraint things_name_check)",
         ),
-        ("INSERT INTO things VALUES (NULL, '')", "NotNullViolation (SQLSTATE 23502)"),
+        ("INSERT INTO things VALUES (NULL, '')", "NotNullViolation (SQLSTATE 23502, column id)"),
         ("INSERT INTO things VALUES ('x', '')", "InvalidTextRepresentation (SQLSTATE 22P02)"),
         ("SELECT 'x'::varchar(1)::int", "InvalidTextRepresentation (SQLSTATE 22P02)"),
         ("SELECT 1 / 0", "DivisionByZero (SQLSTATE 22012)"),

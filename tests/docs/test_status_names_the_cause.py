@@ -3,6 +3,7 @@
 docs/faults.md has the table: with STATUS_TABLE=FILE in the environment this module writes it.
 """
 
+import json
 import os
 import re
 import shlex
@@ -183,6 +184,18 @@ def _waiting(redis: Redis) -> None:
     redis.zadd(lock_waits.KEY, {"waiting": time.time() - 60})
 
 
+def _refused_again(redis: Redis) -> None:
+    meta = json.dumps({"attempts": 2, "reason": "ChangeRefused: RaiseException (SQLSTATE P0001)"})
+    for id_ in ("one", "two"):
+        redis.hset(f"{rq_format.JOB_PREFIX}{id_}", items=["description", "user.updated user_1", "meta", meta])
+        redis.zadd(rq_format.SCHEDULED_KEY, {id_: time.time() + 60})
+
+
+def _applied_elsewhere(redis: Redis) -> None:
+    redis.hset(f"{rq_format.JOB_PREFIX}one", "description", "user.updated user_1")
+    redis.zadd(rq_format.FINISHED_KEY, {"one": time.time() + 3600})
+
+
 def _refused(kind: str) -> Callable[[Redis], None]:
     return lambda redis: recent.add(redis, {kind: 9, recent.GENUINE: 2})
 
@@ -255,6 +268,11 @@ CASES: dict[str, tuple[Fault, str]] = {
         "the same batch for for 45",
     ),
     "a row is locked": (_in_redis(_waiting), "another transaction has locked"),
+    "a trigger refuses every change": (_in_redis(_refused_again), "2 deliveries refused more than once"),
+    "a worker applies to another database": (
+        _in_redis(_applied_elsewhere),
+        "does not come into this database",
+    ),
     "a job failed": (_in_redis(fail), "1 job has failed"),
     "wrong signing secret": (_in_redis(_refused(recent.MISMATCH)), "the signature does not match"),
     "wrong clock": (_in_redis(_refused(recent.STALE)), "the signature is too old"),

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -17,7 +17,7 @@ from db.identity import leads_to_same_tables
 from tests.support.deliveries import PATH, MakeClient, signed
 from tests.support.failed_jobs import fail
 from tests.support.payloads import body, user_event
-from tests.support.queue import delivery
+from tests.support.queue import beat, delivery
 from tests.support.service import add_service, add_worker
 from tests.support.settings import SECRET, MakeSettings
 from tests.support.waiting import wait_until
@@ -27,10 +27,10 @@ from worker.monitoring.health import Status
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.receivers import ReceiverTasks
 from worker.queue import lock_waits
-from worker.queue.consumer import Finished, ReservedJobs
+from worker.queue.consumer import Failed, Finished, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
 from worker.queue.producer import WATCHING_SINCE_KEY, DeliveryQueue
-from worker.queue.rq_format import SUSPENDED_KEY
+from worker.queue.rq_format import SCHEDULED_KEY, SUSPENDED_KEY
 from worker.shutdown import StopSignal
 
 Report = Callable[..., dict[str, Any]]
@@ -71,12 +71,62 @@ def test_failed_jobs_are_counted_with_the_newest_reason(report: Report, redis: R
     ids.append(fail(redis, reason="Unreadable: the newest"))
     said = _warning(report(), "failed")
     assert (
-        said == "2 jobs have failed, the newest because of Unreadable: the newest: see clerk-sync failed list"
+        said == "2 jobs have failed, the newest because of Unreadable: the newest:"
+        " see clerk-sync failed list (docs/operations.md, Jobs fail)"
     )
     jobs = FailedJobs(redis)
     list(jobs.discard(ids[:1]))
     assert _warning(report(), "failed").startswith("1 job has failed")
     list(jobs.discard(ids[1:]))
+    assert _is_well(report())
+
+
+def _refuse(redis: Redis) -> None:
+    """Let a worker of ours refuse what is in the queue, to be tried again, and that be due."""
+    held = ReservedJobs(redis, "refusing")
+    jobs = held.settle_and_take([], 100) or []
+    reason = "ChangeRefused: the database refused the change: RaiseException (SQLSTATE P0001)"
+    held.settle_and_take([Failed(job, reason, reason, retryable=True) for job in jobs], 0)
+
+
+def test_deliveries_that_are_refused_again_and_again_are_said_before_they_fail(
+    report: Report, redis: Redis
+) -> None:
+    """A trigger of the application refuses every change: it is minutes until the first job has failed."""
+    queue = DeliveryQueue(redis)
+    for _ in range(2):
+        queue.enqueue(delivery())
+    _refuse(redis)
+    assert _is_well(report()), "one more attempt may heal it"
+    [*ids] = cast("list[bytes]", redis.zrange(SCHEDULED_KEY, 0, -1))
+    redis.zadd(SCHEDULED_KEY, dict.fromkeys(ids, 0))
+    assert beat(redis).retried == 2
+    _refuse(redis)
+    said = _warning(report(), "refused more than once")
+    assert said.startswith("2 deliveries refused more than once, and tried again: ChangeRefused:")
+    assert "P0001" in said
+    redis.zadd(SCHEDULED_KEY, dict.fromkeys(ids, 0))
+    beat(redis)
+    held = ReservedJobs(redis, "one")
+    held.settle_and_take([Finished(job, "applied") for job in held.settle_and_take([], 100) or []], 0)
+    assert "refused" not in str(report()["warnings"])
+
+
+def test_a_worker_that_applies_to_another_database_is_said(
+    report: Report, redis: Redis, database_url_unpooled: str
+) -> None:
+    """The ledger here lacks the newest delivery that a worker has applied."""
+    given = delivery(received_at=int(time.time() * 1000))
+    DeliveryQueue(redis).enqueue(given)
+    held = ReservedJobs(redis, "one")
+    held.settle_and_take([Finished(job, "applied") for job in held.settle_and_take([], 100) or []], 0)
+    assert "DATABASE_SCHEMA" in _warning(report(), "does not come into this database")
+    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
+            " VALUES (%s, 'user.created', 'user_1', now(), 'applied')",
+            [given.svix_id],
+        )
     assert _is_well(report())
 
 
@@ -104,7 +154,7 @@ def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(report: R
         report(), "row"
     )
     held.settle_and_take([Finished(job, "applied")], 0)
-    assert _is_well(report())
+    assert "row" not in str(report()["warnings"])
 
 
 def test_what_a_suspended_worker_holds_is_counted(report: Report, redis: Redis) -> None:

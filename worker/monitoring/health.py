@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
+from redis import Redis
 from redis.exceptions import RedisError
 
 from config import Settings
@@ -18,6 +19,8 @@ from worker.monitoring import warnings
 from worker.monitoring.probes import Facts, Probe, ProbeFailed, ProbeResult, Probes, ask
 from worker.monitoring.redis_stats import CAUSES_KEY, redis_facts
 from worker.monitoring.words import iso
+from worker.queue import rq_format as rq
+from worker.queue.failed_jobs import subject
 from worker.redis_client import fail_fast_redis
 from worker.sync import last_run
 
@@ -41,7 +44,7 @@ class Status:
         self._probes = (
             Probe("redis", lambda: _writable(redis_facts(self.redis))),
             Probe("database", lambda: database_facts(self.database)),
-            Probe("schema", lambda: schema_facts(self.database)),
+            Probe("schema", self._schema_facts),
         )
         self._migrations = MigrationsUrl(settings, self.database) if has_two_urls(settings) else None
         self._extra = (Probe("migrations", self._migrations.facts),) if self._migrations else ()
@@ -84,6 +87,9 @@ class Status:
             "last_applied_at": facts.get("last_applied_at"),
         }
         return report if self._settings.reconcile_every is None else {**report, "repair": repair}
+
+    def _schema_facts(self) -> Facts:
+        return {**schema_facts(self.database), **applied_facts(self.redis, self.database)}
 
     def _keep(self, alarms: Mapping[str, list[str]]) -> None:
         """Keep the causes for /metrics, which does not ask the database."""
@@ -182,3 +188,16 @@ def schema_facts(database: Database) -> Facts:
         "ledger_began_at": began_at,
         "instances": instances.seen(database),
     }
+
+
+def applied_facts(redis: Redis, database: Database) -> Facts:
+    """Return whether the newest delivery that was applied is in this database. Raises DatabaseError."""
+    try:
+        newest: Any = redis.zrange(rq.FINISHED_KEY, 0, 0, desc=True)
+        id_ = newest[0].decode() if newest else ""
+        description: Any = redis.hget(rq.JOB_PREFIX + id_, "description")
+        if description is None or subject(description.decode())[0] is None:  # another program's job
+            return {}
+    except (RedisError, UnicodeDecodeError):
+        return {}
+    return {"applied_here": ledger.has(database, id_)}

@@ -101,6 +101,10 @@ def _answer(future: Future[ProbeResult], limit_s: float) -> ProbeResult:
         return future.result(max(0.0, limit_s))
     except FutureTimeout:
         future.cancel()  # one that has not begun, because an older one hangs, must not begin later
-        return ProbeResult({}, LIMIT_S * 1000, f"no answer within {LIMIT_S} s")
+        return ProbeResult(
+            {},
+            LIMIT_S * 1000,
+            f"no answer within {LIMIT_S} s: it hangs, or the network on the way to it does",
+        )
     except CancelledError:  # another thread asked the same, and gave up
         return ProbeResult({}, LIMIT_S * 1000, "no answer in time")

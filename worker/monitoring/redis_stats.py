@@ -16,6 +16,7 @@ from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 from worker.queue.failed_jobs import FailedJobs
 from worker.queue.lock_waits import lock_waits
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, probe
+from worker.queue.retries import Retries, retries
 from worker.redis_causes import CLUSTER_MODE
 from worker.redis_client import QueueUnavailable
 from worker.sync import last_run
@@ -72,6 +73,7 @@ def redis_facts(redis: Redis) -> Facts:
         **_durability(info),
         "repair": last_run.parse(repair),
         "lock_waits": lock_waits(redis),
+        "retries": retries(redis) if scheduled else Retries(0, None),
         # Asked last: a Redis that is away raises before, and is not said to refuse writes.
         "refusal": CLUSTER_MODE if info.get("cluster_enabled") else _refusal(redis),
     }

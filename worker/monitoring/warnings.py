@@ -95,12 +95,22 @@ def _locked(facts: Facts) -> Iterator[str]:
         )
 
 
+def _refused_again(facts: Facts) -> Iterator[str]:
+    waits = facts.get("retries")
+    if waits is not None and waits.jobs:
+        who = counted(waits.jobs, "delivery", "deliveries")
+        yield f"{who} refused more than once, and tried again: {waits.reason} (docs/operations.md, Jobs fail)"
+
+
 def _failed(facts: Facts) -> Iterator[str]:
     failed = facts.get("queue", {}).get("failed")
     if failed:
         newest = facts.get("newest_failure")
         reason = f", the newest because of {newest}" if newest else ""
-        yield f"{counted(failed, 'job has', 'jobs have')} failed{reason}: see clerk-sync failed list"
+        yield (
+            f"{counted(failed, 'job has', 'jobs have')} failed{reason}:"
+            " see clerk-sync failed list (docs/operations.md, Jobs fail)"
+        )
 
 
 def _signatures(facts: Facts) -> Iterator[str]:
@@ -197,6 +207,11 @@ def _redis_lost_data(facts: Facts) -> Iterator[str]:
 
 
 def _two_databases(facts: Facts) -> Iterator[str]:
+    if facts.get("applied_here") is False:
+        yield (
+            "what a worker applies does not come into this database: let DATABASE_URL and DATABASE_SCHEMA of"
+            " receivers and workers name the same tables (docs/operations.md, Two databases)"
+        )
     if facts.get("same_tables") is False:
         yield (
             "DATABASE_URL and DATABASE_URL_UNPOOLED lead to different tables:"
@@ -259,6 +274,7 @@ ALARMS: dict[str, Say] = {
     "workers_wait": _all_wait,
     "batch_stuck": _stuck,
     "locked": _locked,
+    "retries": _refused_again,
     "failed_jobs": _failed,
     "signatures": _signatures,
     "foreign_instance": _foreign,

@@ -1,0 +1,42 @@
+"""Which deliveries were refused more than once and wait for another attempt, and why."""
+
+import json
+from typing import Any, NamedTuple
+
+from redis import Redis
+
+from worker.queue import rq_format as rq
+from worker.queue.failed_jobs import subject
+
+LOOK_AT = 50  # those that are due last: they were refused most often
+AT_LEAST = 2  # attempts: the first retry, after ten seconds, heals what is fleeting
+
+
+class Retries(NamedTuple):
+    """How many jobs wait for another attempt, LOOK_AT at most, and the reason of one of them."""
+
+    jobs: int
+    reason: str | None
+
+
+def retries(redis: Redis) -> Retries:
+    """Return what waits now. Raises redis.RedisError."""
+    ids: Any = redis.zrange(rq.SCHEDULED_KEY, 0, LOOK_AT - 1, desc=True)
+    with redis.pipeline(transaction=False) as pipeline:
+        for id_ in ids:
+            pipeline.hmget(rq.JOB_PREFIX.encode() + id_, "description", "meta")
+        answers = pipeline.execute(raise_on_error=False)
+    reasons = [reason for answer in answers if isinstance(answer, list) and (reason := _reason(*answer))]
+    return Retries(len(reasons), reasons[0] if reasons else None)
+
+
+def _reason(description: bytes | None, meta: bytes | None) -> str | None:
+    """Return why a job of ours was refused; another program's reason may quote anything."""
+    try:
+        found = json.loads(meta or b"{}")
+        attempts, reason = found.get("attempts"), found.get("reason")
+    except (ValueError, AttributeError):
+        return None
+    if subject((description or b"").decode(errors="replace"))[0] is None:
+        return None
+    return reason if isinstance(reason, str) and isinstance(attempts, int) and attempts >= AT_LEAST else None
