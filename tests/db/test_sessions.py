@@ -1,7 +1,9 @@
 """Whatever server, database, role, URL and environment set by default, the tables end the same."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -30,6 +32,7 @@ from tests.support.payloads import NOW
 from tests.support.reference_model import Choices, Delivery, tables
 from tests.support.settings import MakeSettings
 
+PAGE = Path(__file__).parents[2] / "docs" / "database.md"
 HOSTILE = {
     "default_transaction_isolation": "serializable",
     "default_transaction_read_only": "on",
@@ -220,6 +223,28 @@ def constraints(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
 def constraints_elsewhere(url: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(url) as connection:
         return constraints(connection)
+
+
+def test_every_default_of_a_client_has_a_decision(database_url_unpooled: str) -> None:
+    families = [
+        "Client Connection Defaults / %",
+        "Version and Platform %",
+        "Lock Management",
+        "Error Handling",
+    ]
+    query = """
+        SELECT lower(name) FROM pg_settings
+        WHERE category LIKE ANY (%s) AND context IN ('user', 'superuser') AND name NOT LIKE 'vacuum%%'
+    """
+    with psycopg.connect(database_url_unpooled) as admin:
+        names = {name for (name,) in admin.execute(query, [families]).fetchall()}
+    table = PAGE.read_text().partition("| setting |")[2].partition("\n## ")[0]
+    decided = re.findall(
+        r"`([^`]+)`", "\n".join(row.split("|")[1] for row in table.splitlines() if row[:2] == "| ")
+    )
+    patterns = [name.lower() for name in decided]
+    assert len(names) > 40
+    assert [name for name in sorted(names) if not any(fnmatch(name, one) for one in patterns)] == []
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
