@@ -64,6 +64,19 @@ def test_seeding_adds_made_up_users_once(run: Run, database_url_unpooled: str) -
     assert users(database_url_unpooled)[:12] == found
 
 
+@pytest.mark.parametrize("revision", ["0001", "1a2b3c4d"])
+def test_a_revision_of_the_applications_own_migrations_is_neither_read_nor_changed(
+    run: Run, empty_url: str, revision: str
+) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        connection.execute("INSERT INTO alembic_version VALUES (%s)", [revision])
+        assert run("upgrade", DATABASE_URL=empty_url).output == f"schema at {schema.head()}\n"
+        assert users(empty_url) == []
+        assert run("downgrade", "base", "--yes").output == "schema at base\n"
+        assert connection.execute("SELECT * FROM alembic_version").fetchall() == [(revision,)]
+
+
 DESTROY = {"reset": ["reset"], "downgrade": ["downgrade", "base"]}
 
 
