@@ -170,11 +170,7 @@ def test_nothing_set_is_nothing_wrong_and_every_default_stands() -> None:
     assert settings.signing_keys == ()
     assert settings.database_url is settings.redis_url is settings.clerk_secret_key is None
     assert (settings.port, settings.batch_size, settings.event_retention_days) == (8000, 100, 30)
-    assert (settings.user_deletion, settings.role_source, settings.log_format) == (
-        "delete",
-        "metadata",
-        None,
-    )
+    assert (settings.user_deletion, settings.role_source, settings.log_format) == ("delete", "metadata", None)
 
 
 def test_what_a_command_needs_is_named_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,10 +98,7 @@ def _parts(requirement: str) -> list[tuple[str, str | None]]:
     return [(name, None), *((name, extra) for extra in extras)]
 
 
-NEEDS = {
-    SERVICE: [*declared(), *build_needs()],
-    DEVELOPMENT: [*every_declared(), *build_needs()],
-}
+NEEDS = {SERVICE: [*declared(), *build_needs()], DEVELOPMENT: [*every_declared(), *build_needs()]}
 
 
 @pytest.mark.parametrize("file", NEEDS)

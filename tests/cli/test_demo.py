@@ -45,10 +45,7 @@ def answers(output: str) -> dict[str, str]:
 
 
 def test_the_demo_shows_every_answer_in_80_columns_and_the_rows_and_can_be_run_again(
-    make_settings: MakeSettings,
-    database_url: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    make_settings: MakeSettings, database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Stack(make_settings(port=free_port(), web_workers=1), tmp_path) as stack:
         demo.play(stack.settings, stack.url)

@@ -139,13 +139,7 @@ def test_in_80_columns_everything_is_in_words_also_in_a_pipe(
         terminal.wait()
         shown = terminal.shown.replace("\r", "")
     assert all(len(line) <= 80 for line in shown.splitlines())
-    for words in (
-        ADDRESS,
-        "also claimed by user_two",
-        "Deleted no",
-        "failed: Unreadable",
-        "user.created",
-    ):
+    for words in (ADDRESS, "also claimed by user_two", "Deleted no", "failed: Unreadable", "user.created"):
         assert words in " ".join(shown.split()), words
 
 

@@ -149,9 +149,7 @@ def test_a_connection_that_fails_says_why(cause: Cause, place: Place, make_setti
 
 
 def test_a_server_without_tls_a_stranger_and_a_silent_one_are_told_apart(
-    make_settings: MakeSettings,
-    database_url_unpooled: str,
-    monkeypatch: pytest.MonkeyPatch,
+    make_settings: MakeSettings, database_url_unpooled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 2)
     with socket.create_server((HOST, 0)) as silent, socket.create_server((HOST, 0)) as stranger:

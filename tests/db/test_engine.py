@@ -261,10 +261,7 @@ def test_a_server_that_has_no_connection_left_is_asked_again(
         with psycopg.connect(url.geturl()) as only_one:
             patient = make_database(attempts=20, database_url=crowded, database_url_unpooled=None)
             hurried = make_database(attempts=2, database_url=crowded, database_url_unpooled=None)
-            with pytest.raises(
-                DatabaseUnavailable,
-                match=r"the server has no connection left",
-            ):
+            with pytest.raises(DatabaseUnavailable, match=r"the server has no connection left"):
                 hurried.run(execute("SELECT 1"))
             with ThreadPoolExecutor(1) as thread:
                 waiting = thread.submit(patient.run, lambda connection: connection.scalar(text("SELECT 1")))
@@ -306,9 +303,7 @@ def test_what_a_frozen_process_locks_is_free_again_while_it_sleeps(
 
 
 def test_what_a_process_locks_that_froze_while_it_sent_is_free_again_too(
-    database: Database,
-    admin: psycopg.Connection[Any],
-    limit: Callable[[str, str], None],
+    database: Database, admin: psycopg.Connection[Any], limit: Callable[[str, str], None]
 ) -> None:
     if admin.info.server_version < session.TRANSACTION_TIMEOUT_SINCE:
         pytest.skip("this PostgreSQL knows no transaction_timeout")
@@ -331,9 +326,7 @@ def test_what_a_process_locks_that_froze_while_it_sent_is_free_again_too(
 
 
 def test_a_lock_that_is_held_for_too_long_is_reported_at_once_as_a_delay(
-    make_database: Callable[..., Database],
-    admin: psycopg.Connection[Any],
-    limit: Callable[[str, str], None],
+    make_database: Callable[..., Database], admin: psycopg.Connection[Any], limit: Callable[[str, str], None]
 ) -> None:
     limit("lock_timeout", "50ms")
     admin.execute("INSERT INTO things VALUES (1, 'locked')")

@@ -142,11 +142,7 @@ def test_a_user_who_loses_an_address_gets_a_placeholder_that_another_row_holds(
     batches(database, [saved(ANN, 1, SHARED)])
     existing(connection, CAT, placeholder_address(ANN))
     batches(database, [saved(BEN, 2, SHARED)])
-    assert emails(connection) == {
-        ANN: placeholder_address(ANN),
-        BEN: SHARED,
-        CAT: placeholder_address(CAT),
-    }
+    assert emails(connection) == {ANN: placeholder_address(ANN), BEN: SHARED, CAT: placeholder_address(CAT)}
 
 
 # Any time

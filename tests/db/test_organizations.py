@@ -165,8 +165,7 @@ STORIES = {
     ),
     "a membership without a user waits": Story([joined(ANN, acme(), 2), saved(BEN, 1)], [row(BEN)]),
     "a user's JSON tells memberships": Story(
-        [saved(ANN, 1, organization_memberships=[membership(ANN, acme())])],
-        [row(ANN, organization="Acme")],
+        [saved(ANN, 1, organization_memberships=[membership(ANN, acme())])], [row(ANN, organization="Acme")]
     ),
     "and ends none by leaving it out": Story(
         [saved(ANN, 1), joined(ANN, acme(), 2), saved(ANN, 9, organization_memberships=[])],

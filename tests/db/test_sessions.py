@@ -68,11 +68,7 @@ HOSTILE = {
     "xmloption": "document",
     "check_function_bodies": "off",
 }
-ENVIRONMENT = {
-    "PGDATESTYLE": "SQL, DMY",
-    "PGTZ": "Asia/Kathmandu",
-    "PGCLIENTENCODING": "LATIN1",
-}
+ENVIRONMENT = {"PGDATESTYLE": "SQL, DMY", "PGTZ": "Asia/Kathmandu", "PGCLIENTENCODING": "LATIN1"}
 OPTIONS = "-c default_transaction_isolation=repeatable\\ read -c DateStyle=German -c array_nulls=off"
 
 
@@ -110,14 +106,7 @@ def history() -> list[Delivery]:
         saved("user_a", 1, x, first_name="Zoë 🎉", last_name='"back\\slash"'),
         saved("user_b", 2, y, first_name="NULL", last_name=None),
         saved("user_a", 3, y, first_name="Zoë", last_name="{a,b}"),
-        saved(
-            "user_b",
-            4,
-            x,
-            first_name="{}",
-            last_name=None,
-            public_metadata=firm,
-        ),
+        saved("user_b", 4, x, first_name="{}", last_name=None, public_metadata=firm),
         saved("user_c", 5, x, first_name="null", last_name=None),
         signed_in("user_a", 6),
         signed_in("user_d", 7),
@@ -142,10 +131,7 @@ def test_hostile_defaults_change_nothing(
     if url == direct:  # PgBouncer refuses it, which `Cause.STARTUP_OPTION` says
         monkeypatch.setenv("PGOPTIONS", OPTIONS)
     settings = make_settings(
-        redis_url=None,
-        database_url=SecretStr(url),
-        database_url_unpooled=SecretStr(direct),
-        db_pool_size=4,
+        redis_url=None, database_url=SecretStr(url), database_url_unpooled=SecretStr(direct), db_pool_size=4
     )
     database = Database(settings, unpooled=True)
     schema.upgrade(database)

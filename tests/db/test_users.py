@@ -108,11 +108,7 @@ def existing(connection: psycopg.Connection[Row], clerk_id: str, email: str, **c
 @pytest.mark.parametrize("split", [[3], [1, 1, 1], [1, 2], [2, 1]])
 @pytest.mark.parametrize("backwards", [False, True])
 def test_an_address_is_handed_over(
-    split: list[int],
-    database: Database,
-    connection: psycopg.Connection[Row],
-    *,
-    backwards: bool,
+    split: list[int], database: Database, connection: psycopg.Connection[Row], *, backwards: bool
 ) -> None:
     story = [saved(ANN, 1, SHARED), saved(ANN, 2, OTHER), saved(BEN, 3, SHARED)]
     told_so = iter(reversed(story) if backwards else story)

@@ -213,8 +213,7 @@ def _degrade(stack: Stack, prometheus: Prometheus, redis: RedisServer) -> None:
             prometheus.await_alert(f"ClerkSync{name}")
         client.delete(CAUSES_KEY, lock_waits.KEY, f"{WORKER_PREFIX}stuck")
         wait_until(
-            lambda: _forget_receivers(client) and "ClerkSyncNoReceiver" in prometheus.firing(),
-            PATIENCE_S,
+            lambda: _forget_receivers(client) and "ClerkSyncNoReceiver" in prometheus.firing(), PATIENCE_S
         )
         prometheus.await_quiet("ClerkSyncBatchStuck")
 

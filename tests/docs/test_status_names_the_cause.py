@@ -252,10 +252,7 @@ CASES: dict[str, tuple[Fault, str]] = {
         _postgres("", "REVOKE ALL ON SCHEMA public FROM public, narrow"),
         "lacks USAGE on the schema",
     ),
-    "PostgreSQL: not migrated": (
-        _not_migrated,
-        "the schema is missing: run clerk-sync db upgrade",
-    ),
+    "PostgreSQL: not migrated": (_not_migrated, "the schema is missing: run clerk-sync db upgrade"),
     "no worker": (_in_redis(lambda redis: redis.delete(rq_format.WORKERS_KEY)), "no worker is alive"),
     "no receiver": (_in_redis(lambda redis: redis.delete(receivers.NAMES_KEY)), "no receiver is alive"),
     "workers suspended": (_in_redis(lambda redis: redis.set(rq_format.SUSPENDED_KEY, 1)), "rq resume"),
@@ -282,10 +279,7 @@ CASES: dict[str, tuple[Fault, str]] = {
         "2 Clerk instances have written",
     ),
     "Redis emptied": (_emptied, "Redis was emptied"),
-    "queue full": (
-        _in_redis(lambda redis: DeliveryQueue(redis).enqueue(delivery())),
-        "the queue is full",
-    ),
+    "queue full": (_in_redis(lambda redis: DeliveryQueue(redis).enqueue(delivery())), "the queue is full"),
 }
 
 

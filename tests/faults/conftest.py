@@ -70,11 +70,7 @@ def membership_service(servers: Servers, _membership_service: Service) -> Iterat
 def inhabited(servers: Servers, redis_number: int, **overrides: Any) -> Iterator[Service]:
     """Start a service for the block; `overrides` are settings. No process may write a traceback."""
     settings = servers.fresh(
-        redis_number=redis_number,
-        max_queue_depth=MAX_QUEUE_DEPTH,
-        web_workers=2,
-        batch_size=25,
-        **overrides,
+        redis_number=redis_number, max_queue_depth=MAX_QUEUE_DEPTH, web_workers=2, batch_size=25, **overrides
     )
     with tempfile.TemporaryDirectory(prefix="clerk-sync-") as path:
         with Service(settings, Path(path), workers=2) as service:

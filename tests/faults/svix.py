@@ -46,12 +46,7 @@ class Svix:
     """
 
     def __init__(
-        self,
-        ports: Sequence[int],
-        random: Random,
-        *,
-        threads: int = 12,
-        pauses_s: Sequence[float] = PAUSES_S,
+        self, ports: Sequence[int], random: Random, *, threads: int = 12, pauses_s: Sequence[float] = PAUSES_S
     ) -> None:
         self.accepted_at: dict[str, float] = {}
         self.answers: Counter[str] = Counter()

@@ -33,12 +33,7 @@ from tests.support.reference_model import Choices, Delivery
 # By their bytes "-" < "B" < "_" < "a", which few other collations agree with.
 CLERK_IDS = ("user_a", "user_B", "user_b", "user_-", "user__")
 ADDRESSES = ("ann@example.com", "Zoe@example.com", "o'brien@example.com", "zoë@münchen.example")
-UNSTORABLE = (
-    "no address",
-    "user_B@placeholder.invalid",
-    "ann ben@example.com",
-    "a" * 244 + "@example.com",
-)
+UNSTORABLE = ("no address", "user_B@placeholder.invalid", "ann ben@example.com", "a" * 244 + "@example.com")
 NAMES = (
     None,
     "",

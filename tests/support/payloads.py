@@ -77,12 +77,7 @@ def email_id(address: object) -> str:
 
 def session(clerk_id: object = ANN, **fields: Any) -> Json:
     """Return Clerk's JSON of a session of that user; without `user`, which only newer bodies carry."""
-    defaults = {
-        "user_id": clerk_id,
-        "user": ABSENT,
-        "created_at": NOW,
-        "updated_at": NOW + 30,
-    }
+    defaults = {"user_id": clerk_id, "user": ABSENT, "created_at": NOW, "updated_at": NOW + 30}
     return _replaced(samples.template("session"), {**defaults, **fields})
 
 

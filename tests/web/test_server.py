@@ -292,11 +292,7 @@ def test_a_client_that_leaves_half_way_does_no_harm_and_counts_as_no_forger(rece
             connection.sendall(raw)
     assert receiver.deliver().status == 202
     wait_until(lambda: len(receiver.deliveries()) == 3, DEADLINE_S)
-    assert sorted(statuses(receiver)) == [
-        "incomplete",
-        "incomplete",
-        "queued",
-    ]
+    assert sorted(statuses(receiver)) == ["incomplete", "incomplete", "queued"]
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
@@ -324,10 +320,7 @@ def test_a_body_that_does_not_end_is_cut_off_and_one_that_comes_slowly_is_taken(
         assert send_slowly(receiver, seconds=LIMITS.body_timeout_s * 0.8) == b"HTTP/1.1 202 Accepted"
         assert b"202 Accepted" in endless[-1].recv(65536)
         assert [at_its_end(connection) for connection in endless] == [True] * len(endless)
-    wait_until(
-        lambda: statuses(receiver).count("incomplete") == len(beginnings),
-        DEADLINE_S,
-    )
+    wait_until(lambda: statuses(receiver).count("incomplete") == len(beginnings), DEADLINE_S)
     assert set(statuses(receiver)) == {"queued", "incomplete"}
 
 

@@ -473,11 +473,7 @@ def report(redis: Redis, worker: Worker) -> Any:
 
 
 def test_a_database_that_goes_and_comes_back_fails_no_job_and_burns_no_retry(
-    queue: DeliveryQueue,
-    rq: RqView,
-    server: PostgresServer,
-    own_database: SecretStr,
-    launch: Launch,
+    queue: DeliveryQueue, rq: RqView, server: PostgresServer, own_database: SecretStr, launch: Launch
 ) -> None:
     worker = launch(database_url=own_database, database_url_unpooled=None, batch_size=10).ready()
     fill(queue, range(5))

@@ -141,10 +141,7 @@ VERSIONS: Rules = {
         user_event(timestamp=ABSENT),
         ann(version=(NOW + 20, NOW + 20)),
     ),
-    "a timestamp below 1e11 is in seconds": (
-        user_event(timestamp=NOW // 1000),
-        ann(version=(NOW + 20, NOW)),
-    ),
+    "a timestamp below 1e11 is in seconds": (user_event(timestamp=NOW // 1000), ann(version=(NOW + 20, NOW))),
     "the last timestamp in seconds": (
         user_event(timestamp=99_999_999_999),
         ann(version=(NOW + 20, 99_999_999_999_000)),
@@ -182,10 +179,7 @@ VERSIONS: Rules = {
         ann(email="a@example.com"),
     ),
     "a tie is compared as it would be stored: what is cut off decides nothing": (
-        [
-            named("n" * 255 + "z", None),
-            named("n" * 255 + "a", None, public_metadata={"organization": "a"}),
-        ],
+        [named("n" * 255 + "z", None), named("n" * 255 + "a", None, public_metadata={"organization": "a"})],
         ann(name="n" * 255, organization="a"),
     ),
     "a tie is compared as it would be stored: NUL decides nothing": (
@@ -408,10 +402,7 @@ NAMES: Rules = {
         ann(name="Unnamed user", email=None),
     ),
     "an address that is not in this payload gives no name": (
-        [
-            user_event(),
-            named(None, None, email_addresses=[], updated_at=NOW + 80),
-        ],
+        [user_event(), named(None, None, email_addresses=[], updated_at=NOW + 80)],
         ann(version=(NOW + 80, NOW + 95), name="Unnamed user", email=(ADDRESS, (NOW + 20, NOW + 35))),
     ),
     "an address other than the primary one gives no name": (

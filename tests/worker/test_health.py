@@ -21,11 +21,7 @@ from worker.monitoring.probes import LIMIT_S, Probe, ask
 from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs, ReplayResult
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, DeliveryQueue
-from worker.queue.rq_format import (
-    JOB_PREFIX,
-    SUSPENDED_KEY,
-    timestamp,
-)
+from worker.queue.rq_format import JOB_PREFIX, SUSPENDED_KEY, timestamp
 from worker.redis_client import QueueUnavailable
 
 MakeStatus = Callable[..., Status]

@@ -203,11 +203,7 @@ def reasons(rq: RqView) -> dict[str, str]:
 
 
 def test_nothing_that_a_job_names_is_imported_called_or_fetched(
-    worker: SupervisedProcess,
-    lure: Lure,
-    redis: Redis,
-    rq: RqView,
-    connection: psycopg.Connection[Any],
+    worker: SupervisedProcess, lure: Lure, redis: Redis, rq: RqView, connection: psycopg.Connection[Any]
 ) -> None:
     before = genuine(redis, 1)
     wanted = in_the_queue(redis, lure) | elsewhere(redis, lure)

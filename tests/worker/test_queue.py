@@ -42,13 +42,7 @@ from worker.queue.consumer import (
 )
 from worker.queue.heartbeat import FORGET_AFTER_S
 from worker.queue.lock_waits import KEY, LockWaits, lock_waits
-from worker.queue.producer import (
-    LAST_RECEIVED_KEY,
-    Delivery,
-    DeliveryQueue,
-    EnqueueResult,
-    delivery_queue,
-)
+from worker.queue.producer import LAST_RECEIVED_KEY, Delivery, DeliveryQueue, EnqueueResult, delivery_queue
 from worker.queue.rq_format import (
     FAILURE_TTL_S,
     QUEUE_KEY,
@@ -251,9 +245,7 @@ def own_settings(make_settings: MakeSettings, server: RedisServer) -> config.Set
     return make_settings(**NO_DATABASE, redis_url=SecretStr(server.url))
 
 
-def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(
-    make_settings: MakeSettings,
-) -> None:
+def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(make_settings: MakeSettings) -> None:
     port = free_port()
     receiver = delivery_queue(
         make_settings(**NO_DATABASE, redis_url=SecretStr(f"redis://:hunter2@127.0.0.1:{port}"))
