@@ -23,6 +23,7 @@ from tests.support.directories import open_directory
 from tests.support.fake_clerk import FakeClerk
 from tests.support.pooler import start_pgbouncer
 from tests.support.settings import SECRET, GivenServer, MakeSettings
+from tests.support.sync import api_settings
 
 
 def pytest_configure() -> None:
@@ -199,10 +200,31 @@ def redis_url(redis_server: RedisServer | GivenServer, _numbers: Iterator[int]) 
 
 
 @pytest.fixture
+def connection(database_url_unpooled: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to the test's database, of an operator or the application beside the service."""
+    with psycopg.connect(database_url_unpooled, autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def database(make_settings: MakeSettings) -> Iterator[Database]:
+    """The test's database as the service has it."""
+    made = Database(make_settings(redis_url=None))
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
 def clerk() -> Iterator[FakeClerk]:
     """A fake of Clerk's API, over HTTP."""
     with FakeClerk() as fake:
         yield fake
+
+
+@pytest.fixture
+def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
+    """Settings that lead to the fake of Clerk's API, and to the test's database and Redis."""
+    return api_settings(make_settings, clerk)
 
 
 @pytest.fixture

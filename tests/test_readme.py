@@ -12,7 +12,7 @@ from tests.support.commands import run
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import user, user_event
 from tests.support.settings import MakeSettings
-from tests.support.sync import api_settings, bridged, deliver, rows
+from tests.support.sync import api_settings, deliver, open_context, rows
 from web.app import create_app
 from worker.redis_client import worker_redis
 from worker.sync.last_run import KINDS, keep
@@ -76,7 +76,7 @@ def test_every_command_of_the_section_on_filling_and_repairing_works(
 ) -> None:
     clerk.put_many(30)
     settings = api_settings(make_settings, clerk)
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         deliver(both, user_event(data=user("user_sample")))
     section = README.partition("\n## Users from before")[2].partition("\n## ")[0]
     commands = re.findall(r"^    clerk-sync ([^#\n]*)", section, re.MULTILINE)

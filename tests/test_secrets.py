@@ -364,18 +364,18 @@ def test_no_help_shows_what_is_set(servers: Servers) -> None:
 def test_objects_that_hold_a_secret_do_not_show_it(servers: Servers) -> None:
     settings = servers.settings
     database = Database(settings)
-    patient, impatient = worker_redis(settings), fail_fast_redis(settings)
+    worker_client, receiver_client = worker_redis(settings), fail_fast_redis(settings)
     app = create_app(settings)
     failed = failed_jobs(settings)
-    holders = (settings, database, database.__dict__, patient, impatient, app, app.config, failed)
+    holders = (settings, database, database.__dict__, worker_client, receiver_client, app, app.config, failed)
     try:
         assert_unmarked({str(type(one)): f"{one!r} {one!s}" for one in holders})
         assert_unmarked({"the settings as JSON": settings.model_dump_json()})
     finally:
         app.extensions["pull_desk"].close()
         failed.close()
-        patient.close()
-        impatient.close()
+        worker_client.close()
+        receiver_client.close()
         database.dispose()
 
 

@@ -16,11 +16,6 @@ from tests.support.sync import api_settings, count, execute, query, rows
 from tests.support.waiting import wait_until
 
 
-@pytest.fixture
-def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
-    return api_settings(make_settings, clerk)
-
-
 def slowly(_: Request) -> None:
     time.sleep(0.15)
 

@@ -28,12 +28,6 @@ PATIENCE_S = 20
 
 
 @pytest.fixture
-def connection(database_url_unpooled: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url_unpooled, autocommit=True) as opened:
-        yield opened
-
-
-@pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str) -> RunCli:
     """Run `clerk-sync events` and return its exit status, its output and its errors."""
     monkeypatch.setenv("DATABASE_URL", database_url)

@@ -21,7 +21,7 @@ from tests.support.payloads import (
     user_event,
 )
 from tests.support.settings import MakeSettings
-from tests.support.sync import api_settings, bridged, count, deliver, rows, tombstones
+from tests.support.sync import api_settings, count, deliver, open_context, rows, tombstones
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def clerk() -> Iterator[FakeClerk]:
 @pytest.fixture
 def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     made = api_settings(make_settings, clerk)
-    with bridged(made) as both:
+    with open_context(made) as both:
         deliver(both, *(user_event(data=clerk.user(clerk_id)) for clerk_id in clerk.ids()))
     return made
 
@@ -45,7 +45,7 @@ def drift(clerk: FakeClerk, settings: config.Settings) -> config.Settings:
     clerk.put(user(ANN))
     clerk.put(user(numbered_id(3), "user3@example.com", first_name="New", updated_at=NOW))
     clerk.remove(numbered_id(4))
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         deliver(both, deleted_event(numbered_id(5)))
         deliver(both, user_event(data=user(BEN, "shared@example.com", updated_at=NOW + 500)))
         deliver(both, user_event(data=user(CAT, "shared@example.com", updated_at=NOW + 100)))
@@ -161,7 +161,7 @@ def test_pull_of_who_is_gone_is_a_tombstone(clerk: FakeClerk, settings: config.S
 
 def test_pull_of_who_was_deleted_here_says_so(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN))
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         deliver(both, deleted_event(ANN))
     ran = run(settings, "pull", ANN)
     assert ran.returncode == 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import config
 from db.merge.fields import canonical, stored_fields
-from tests.support.patient import patient
+from tests.support.hypothesis_settings import no_deadline
 
 text = st.text(st.sampled_from(["a", "é", "\0", "\ud800", "😀", '"', "\\", "\n"]), max_size=4)
 numbers = (
@@ -36,7 +36,7 @@ def connection(make_settings: Callable[..., config.Settings]) -> Iterator[psycop
 
 
 def test_what_postgresql_stores_has_the_same_canonical_form(connection: psycopg.Connection[Any]) -> None:
-    @patient
+    @no_deadline
     @given(st.dictionaries(st.sampled_from(["a", "b"]), values))
     def comes_back(fields: dict[str, Any]) -> None:
         sent = canonical(fields)

@@ -18,7 +18,6 @@ from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from tests.db.test_users import OTHER, SHARED, Row, deleted, emails, existing, received, row, saved, sync_row
 from tests.support.payloads import ANN, BEN, CAT, NOW
-from tests.support.settings import MakeSettings
 
 Connection = psycopg.Connection[Row]
 ODD_IDS = {
@@ -36,13 +35,6 @@ ODD_TIMES = [
     "0001-01-01 00:00+14",
     "9999-12-31 23:59-14",
 ]
-
-
-@pytest.fixture
-def database(make_settings: MakeSettings) -> Iterator[Database]:
-    database = Database(make_settings(redis_url=None))
-    yield database
-    database.dispose()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ goes on for that many seconds and says how much it tried.
 
 import os
 import time
-from collections.abc import Callable, Iterator
 from itertools import islice
 from random import Random
 
@@ -16,8 +15,7 @@ import structlog.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import config
-from tests.support.database_trial import Trial, expected_ledger
+from tests.support.database_trial import WORKERS, Trial, expected_ledger
 from tests.support.histories import (
     World,
     casts,
@@ -28,12 +26,11 @@ from tests.support.histories import (
     orderly_histories,
     plans,
 )
-from tests.support.patient import patient
+from tests.support.hypothesis_settings import no_deadline
 from tests.support.reference_model import Choices, Delivery, Row, tables
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 THOROUGH_S = int(os.environ.get("THOROUGH_S", "300"))
-WORKERS = 4
 # Rows of users who cannot be at Clerk, and of one who may be.
 FOREIGN_ROWS = """
     INSERT INTO users (clerk_id, email, name, created_at) VALUES
@@ -43,13 +40,6 @@ FOREIGN_ROWS = """
 """
 
 
-@pytest.fixture
-def trial(make_settings: Callable[..., config.Settings]) -> Iterator[Trial]:
-    trial = Trial(make_settings(db_pool_size=WORKERS))
-    yield trial
-    trial.close()
-
-
 def explore(
     trial: Trial, *, max_size: int, max_examples: int, plans_each: int, with_organizations: bool = False
 ) -> None:
@@ -57,7 +47,7 @@ def explore(
     generated = histories(max_size, casts_of_members if with_organizations else casts)
     chosen_among = choices_of_source if with_organizations else choices
 
-    @settings(patient, max_examples=max_examples, database=None)
+    @settings(no_deadline, max_examples=max_examples, database=None)
     @given(generated, chosen_among, st.randoms(use_true_random=False))
     def tables_equal_the_model(deliveries: list[Delivery], chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
@@ -76,7 +66,7 @@ def explore_orderly(
     generated = orderly_histories(24, casts_of_members) if with_organizations else orderly_histories()
     chosen_among = choices_of_source if with_organizations else choices
 
-    @settings(patient, max_examples=max_examples, database=None)
+    @settings(no_deadline, max_examples=max_examples, database=None)
     @given(generated, chosen_among, st.randoms(use_true_random=False))
     def tables_equal_clerk(world: World, chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
@@ -142,7 +132,7 @@ def test_rows_that_the_application_wrote_end_the_same_whatever_the_batches(
     if dawdling:
         trial.dawdle()
 
-    @settings(patient, max_examples=8 if dawdling else 40, database=None)
+    @settings(no_deadline, max_examples=8 if dawdling else 40, database=None)
     @given(histories(16), choices, st.randoms(use_true_random=False))
     def tables_are_equal(deliveries: list[Delivery], chosen: Choices, random: Random) -> None:
         ends = []

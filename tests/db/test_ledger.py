@@ -1,5 +1,4 @@
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -8,7 +7,6 @@ import pytest
 from db import ledger
 from db.connection.engine import Database
 from db.ledger import LedgerFilter
-from tests.support.settings import MakeSettings
 
 NOW = datetime.now(UTC).replace(second=30, microsecond=0)
 ROW = """
@@ -34,19 +32,6 @@ def record(
     outcome: str = "applied",
 ) -> None:
     connection.execute(ROW, (id_, type_, clerk_id, at - timedelta(seconds=lag_s), at, outcome))
-
-
-@pytest.fixture
-def connection(database_url_unpooled: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url_unpooled, autocommit=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def database(make_settings: MakeSettings) -> Iterator[Database]:
-    made = Database(make_settings())
-    yield made
-    made.dispose()
 
 
 def ids(database: Database, wanted: LedgerFilter, limit: int | None = 50) -> list[str]:

@@ -1,7 +1,7 @@
 """Transactions that meet at a point of our choosing: one holds rows, the others queue up behind it."""
 
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
@@ -12,8 +12,7 @@ import psycopg
 import pytest
 import structlog.testing
 
-import config
-from tests.support.database_trial import Trial
+from tests.support.database_trial import WORKERS, Trial
 from tests.support.histories import Plan
 from tests.support.payloads import NOW, Json, deleted_event, session, session_event, user, user_event
 from tests.support.reference_model import Choices, Delivery, tables
@@ -22,14 +21,6 @@ ANN, BEN, CAT, DAN = "user_a", "user_B", "user_b", "user_d"
 SHARED, OTHER = "shared@example.com", "other@example.com"
 DELETE = Choices()
 PATIENCE_S = 20
-WORKERS = 4
-
-
-@pytest.fixture
-def trial(make_settings: Callable[..., config.Settings]) -> Iterator[Trial]:
-    trial = Trial(make_settings(db_pool_size=WORKERS))
-    yield trial
-    trial.close()
 
 
 def saved(clerk_id: str, at: int, email: str | None = None, **fields: Any) -> Json:

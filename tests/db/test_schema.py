@@ -65,12 +65,6 @@ def empty(make_settings: MakeSettings, empty_url: str) -> Iterator[Database]:
     database.dispose()
 
 
-@pytest.fixture
-def migrated(database_url_unpooled: str) -> Iterator[Connection]:
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        yield connection
-
-
 def catalog(url: str, name: str = "public") -> dict[str, list[tuple[object, ...]]]:
     with psycopg.connect(url) as connection:
         names = {"schema": name, "named": sql.Identifier(name).as_string(connection)}
@@ -157,8 +151,8 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty: Database, empty_url
     assert schema.state(empty) == SchemaState.MISSING
 
 
-def test_users_has_the_columns_that_were_promised(migrated: Connection) -> None:
-    columns = migrated.execute(
+def test_users_has_the_columns_that_were_promised(connection: Connection) -> None:
+    columns = connection.execute(
         "SELECT column_name, data_type, character_maximum_length, is_nullable, column_default"
         " FROM information_schema.columns WHERE table_name = 'users' ORDER BY ordinal_position"
     ).fetchall()
@@ -166,9 +160,9 @@ def test_users_has_the_columns_that_were_promised(migrated: Connection) -> None:
     assert len(columns) == len(USERS)
 
 
-def test_users_has_one_index_for_each_of_its_keys_and_no_second_one(migrated: Connection) -> None:
+def test_users_has_one_index_for_each_of_its_keys_and_no_second_one(connection: Connection) -> None:
     assert dict(
-        migrated.execute("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'users'").fetchall()
+        connection.execute("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'users'").fetchall()
     ) == {
         "users_pkey": "CREATE UNIQUE INDEX users_pkey ON public.users USING btree (id)",
         "idx_users_clerk_id": "CREATE UNIQUE INDEX idx_users_clerk_id ON public.users USING btree (clerk_id)",
@@ -176,8 +170,8 @@ def test_users_has_one_index_for_each_of_its_keys_and_no_second_one(migrated: Co
     }
 
 
-def test_users_has_the_constraints_that_were_promised(migrated: Connection) -> None:
-    constraints = migrated.execute(
+def test_users_has_the_constraints_that_were_promised(connection: Connection) -> None:
+    constraints = connection.execute(
         "SELECT conname, contype FROM pg_constraint WHERE conrelid = 'users'::regclass AND contype <> 'n'"
     ).fetchall()
     assert {name for name, kind in constraints if kind in "pu"} == {
@@ -189,8 +183,8 @@ def test_users_has_the_constraints_that_were_promised(migrated: Connection) -> N
     assert {kind for _, kind in constraints} == {"p", "u", "c"}
 
 
-def test_a_row_needs_no_more_than_id_address_and_name(migrated: Connection) -> None:
-    row = migrated.execute(
+def test_a_row_needs_no_more_than_id_address_and_name(connection: Connection) -> None:
+    row = connection.execute(
         "INSERT INTO users (clerk_id, email, name) VALUES ('user_1', 'a@example.com', 'Ann')"
         " RETURNING id IS NOT NULL, role, organization, last_login_at, now() - created_at < '1 min'"
     ).fetchone()
@@ -198,14 +192,14 @@ def test_a_row_needs_no_more_than_id_address_and_name(migrated: Connection) -> N
 
 
 @pytest.mark.parametrize("role", ["admin", "user"])
-def test_a_role_is_admin_or_user(role: str, migrated: Connection) -> None:
+def test_a_role_is_admin_or_user(role: str, connection: Connection) -> None:
     insert = "INSERT INTO users (clerk_id, email, name, role) VALUES ('user_1', 'a@example.com', 'Ann', %s)"
-    migrated.execute(insert, [role])
+    connection.execute(insert, [role])
     for other in ("owner", "Admin", "", " user"):
         with pytest.raises(errors.CheckViolation):
-            migrated.execute(insert, [other])
+            connection.execute(insert, [other])
     with pytest.raises(errors.NotNullViolation):
-        migrated.execute(insert, [None])
+        connection.execute(insert, [None])
 
 
 @pytest.mark.parametrize(
@@ -222,10 +216,12 @@ def test_a_role_is_admin_or_user(role: str, migrated: Connection) -> None:
         ("", False),
     ],
 )
-def test_the_column_takes_addresses_and_nothing_else(email: str, is_one: bool, migrated: Connection) -> None:
+def test_the_column_takes_addresses_and_nothing_else(
+    email: str, is_one: bool, connection: Connection
+) -> None:
     insert = "INSERT INTO users (clerk_id, email, name) VALUES ('user_1', %s, 'Ann')"
     if is_one:
-        migrated.execute(insert, [email])
+        connection.execute(insert, [email])
     else:
         with pytest.raises(errors.CheckViolation, match="email_format"):
-            migrated.execute(insert, [email])
+            connection.execute(insert, [email])

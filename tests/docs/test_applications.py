@@ -26,7 +26,6 @@ from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from tests.db.test_users import OTHER, SHARED, deleted, received, saved
 from tests.support.payloads import ANN, BEN, CAT, NOW, user, user_event
-from tests.support.settings import MakeSettings
 from tests.worker.test_application import job, process_with
 from worker.queue.consumer import Failed
 
@@ -55,13 +54,6 @@ def run_python(source: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "application"}
     exec(source, names)
     return names
-
-
-@pytest.fixture
-def database(make_settings: MakeSettings) -> Iterator[Database]:
-    database = Database(make_settings(redis_url=None))
-    yield database
-    database.dispose()
 
 
 @pytest.fixture

@@ -59,12 +59,12 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     backfill = dict.fromkeys(("created", "updated"), 0)
     moments = dict.fromkeys(("started_at", "finished_at"), "2026-01-01T10:00:00+00:00")
     last_run.keep(redis, {**moments, "error": None, "backfill": backfill, "drift": drift})
-    exposition = MetricsEndpoint(settings, counts)
+    endpoint = MetricsEndpoint(settings, counts)
     found: dict[str, list[dict[str, str]]] = {}
-    for family in text_string_to_metric_families(exposition.render().decode()):
+    for family in text_string_to_metric_families(endpoint.render().decode()):
         for sample in family.samples:
             found.setdefault(sample.name, []).append(sample.labels)
-    exposition.close()
+    endpoint.close()
     redis.close()
     return found
 

@@ -10,7 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +21,12 @@ from redis.exceptions import RedisError
 
 from cli.dev.servers import PostgresServer, free_port
 from cli.main import main
+from tests.support.certificates import self_signed
 from tests.support.failed_jobs import fail
 from tests.support.queue import delivery, frozen
+from tests.support.redis_servers import BINARY, redis_server
 from tests.support.service import add_service, add_worker
 from tests.support.settings import MakeSettings
-from tests.support.spoiled_redis import BINARY, RedisServers
 from tests.support.stack import environment
 from tests.support.waiting import wait_until
 from worker.monitoring import receivers, recent
@@ -44,7 +45,8 @@ class Place(NamedTuple):
 
     env: dict[str, str]
     redis: Redis
-    redis_servers: RedisServers
+    directory: Path
+    redis_servers: ExitStack
     postgres: PostgresServer
     database: str
     held: list[object]
@@ -77,7 +79,9 @@ class Place(NamedTuple):
 
     def redis_url(self, *arguments: str, scheme: str = "redis", user: str = "", tls: bool = False) -> str:
         """Let `status` ask a redis-server with these arguments; return where it is."""
-        at = f"{HOST}:{self.redis_servers.start(*arguments, tls=tls)}"
+        certificate = self_signed(self.directory) if tls else None
+        started = redis_server(self.directory, *arguments, certificate=certificate)
+        at = f"{HOST}:{self.redis_servers.enter_context(started)}"
         self.env["REDIS_URL"] = f"{scheme}://{user}{at}/0"
         return f"redis://{at}/0"
 
@@ -87,9 +91,7 @@ Fault = Callable[[Place], None]
 
 def _redis(*arguments: str, scheme: str = "redis", user: str = "", tls: bool = False) -> Fault:
     def make(place: Place) -> None:
-        given = place.redis_servers.certificate() if tls else ()
-        no_client = ("--tls-auth-clients", "no") if tls else ()
-        place.redis_url(*given, *no_client, *arguments, scheme=scheme, user=user, tls=tls)
+        place.redis_url(*arguments, scheme=scheme, user=user, tls=tls)
 
     return make
 
@@ -122,7 +124,7 @@ def _misconfigured(place: Place) -> None:
     url = place.redis_url("--dbfilename", "taken.rdb")
     with Redis.from_url(url) as redis:
         redis.ping()  # it has loaded, and does not end because of what it finds
-        (place.redis_servers.directory / "taken.rdb").mkdir()
+        (place.directory / "taken.rdb").mkdir()
         redis.config_set("save", "1 1")
         redis.set("key", 1)
         redis.bgsave()
@@ -209,7 +211,7 @@ CASES: dict[str, tuple[Fault, str]] = {
         _redis("--requirepass", "pw", user=":no@"),
         "Redis refused the user or password",
     ),
-    "Redis: speaks TLS only": (_redis(tls=True), "if it requires TLS, begin REDIS_URL with rediss://"),
+    "Redis: speaks TLS only": (_redis(tls=True), "or requires TLS (rediss://)"),
     "Redis: speaks no TLS": (_redis(scheme="rediss"), "Redis does not offer TLS"),
     "Redis: unknown certificate": (_redis(scheme="rediss", tls=True), "Redis's certificate is not trusted"),
     "Redis: all connections taken": (_few_connections, "Redis has too many connections"),
@@ -304,11 +306,9 @@ def place(
     settings = make_settings(
         database_url=database_url_unpooled, database_url_unpooled=None, max_queue_depth=1
     )
-    servers = RedisServers(tmp_path)
-    with Redis.from_url(redis_url) as redis:
+    with Redis.from_url(redis_url) as redis, ExitStack() as servers:
         add_service(redis)
-        yield Place(environment(settings), redis, servers, postgres, database_url_unpooled, [])
-    servers.kill()
+        yield Place(environment(settings), redis, tmp_path, servers, postgres, database_url_unpooled, [])
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute("ALTER ROLE narrow CONNECTION LIMIT -1")
         connection.execute("GRANT USAGE ON SCHEMA public TO public")

@@ -14,7 +14,7 @@ from tests.support import commands, http
 from tests.support.certificates import Authority
 from tests.support.deliveries import genuine, signed
 from tests.support.queue import delivery
-from tests.support.redis_servers import BINARY, redis_server, tls_redis
+from tests.support.redis_servers import BINARY, redis_server
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
@@ -89,7 +89,7 @@ def test_connections_that_are_not_used_are_closed(
 def test_a_certificate_of_its_own_authority_is_taken_with_the_authoritys_file(
     make_settings: MakeSettings, authority: Authority, tmp_path: Path
 ) -> None:
-    with tls_redis(tmp_path, authority) as port:
+    with redis_server(tmp_path, certificate=authority.sign("redis")) as port:
         _assert_served(_tls_settings(make_settings, port, redis_ssl_ca_certs=str(authority.ca)))
 
 
@@ -97,7 +97,7 @@ def test_a_certificate_of_its_own_authority_is_taken_with_the_authoritys_file(
 def test_without_a_check_any_certificate_is_taken(
     make_settings: MakeSettings, authority: Authority, tmp_path: Path, addresses: str
 ) -> None:
-    with tls_redis(tmp_path, authority, addresses) as port:
+    with redis_server(tmp_path, certificate=authority.sign("redis", addresses)) as port:
         _assert_served(_tls_settings(make_settings, port, redis_ssl_cert_reqs="none"))
 
 
@@ -115,7 +115,7 @@ def test_a_certificate_that_is_not_trusted_is_named_wherever_it_is_met(
     authority = Authority(tmp_path / "certificates")
     if "redis_ssl_ca_certs" in given:
         given = {"redis_ssl_ca_certs": str(tmp_path / given["redis_ssl_ca_certs"])}
-    with tls_redis(tmp_path, authority, addresses) as port:
+    with redis_server(tmp_path, certificate=authority.sign("redis", addresses)) as port:
         settings = _tls_settings(make_settings, port, **given)
         with pytest.raises(QueueUnavailable, match=words):
             delivery_queue(settings).ping()

@@ -15,7 +15,7 @@ from tests.support import commands
 from tests.support.certificates import Authority
 from tests.support.debian_servers import PGBOUNCER, POSTGRES, URL_PASSWORD, pgbouncer, postgres, server_folder
 from tests.support.deliveries import genuine, signed
-from tests.support.redis_servers import BINARY, tls_redis
+from tests.support.redis_servers import BINARY, redis_server
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
@@ -114,7 +114,7 @@ def test_a_delivery_goes_its_way_with_tls_on_every_connection(
     with (
         server_folder() as folder,
         pgbouncer(folder, ours, authority.sign("pgbouncer", f"IP:{HOST}"), authority) as pooled,
-        tls_redis(tmp_path, authority) as redis,
+        redis_server(tmp_path, certificate=authority.sign("redis")) as redis,
     ):
         direct = _url(ours, f"{verified}&channel_binding=require")
         settings = make_settings(

@@ -46,6 +46,13 @@ class Authority:
         return made
 
 
+def self_signed(directory: Path, *options: str) -> Certificate:
+    """Return a certificate that is its own authority."""
+    made = Certificate(directory / "cert.pem", directory / "key.pem")
+    _openssl(directory, *EC_KEY, "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=redis", *options)
+    return made
+
+
 def _openssl(directory: Path, *arguments: str) -> None:
     command = ("openssl", "req", "-x509", "-days", "2", *arguments)
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)

@@ -29,6 +29,7 @@ from worker.clerk.payloads import FieldSources
 from worker.runner.batch import incoming
 
 PATIENCE_S = 60
+WORKERS = 4
 RESET = """
     DELETE FROM users; DELETE FROM user_sync; DELETE FROM webhook_events;
     DELETE FROM membership_sync; DELETE FROM organization_sync; DELETE FROM instance_sync;

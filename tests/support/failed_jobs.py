@@ -19,13 +19,13 @@ def fail(
     redis: Redis, event: Json | None = None, *, id_: str | None = None, reason: str = REASON, times: int = 1
 ) -> str:
     """Enqueue a delivery, let a worker of ours fail it that many times, and return its id."""
-    queue, held = DeliveryQueue(redis), ReservedJobs(redis, "failing")
+    queue, reserved = DeliveryQueue(redis), ReservedJobs(redis, "failing")
     given = delivery(event, id_=id_)
     for _ in range(times):
         queue.enqueue(given)
-        jobs = held.settle_and_take([], 100) or []
+        jobs = reserved.settle_and_take([], 100) or []
         traceback = f'Traceback (most recent call last):\n  File "worker/clerk/payloads.py", line 1\n{reason}'
-        held.settle_and_take([Failed(job, reason, traceback, retryable=False) for job in jobs], 0)
+        reserved.settle_and_take([Failed(job, reason, traceback, retryable=False) for job in jobs], 0)
     return given.svix_id
 
 

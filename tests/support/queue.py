@@ -73,12 +73,12 @@ class RqView:
         return list(self.registries[registry].get_job_ids())
 
     def places(self, id_: str) -> list[str]:
-        """Return where the job is: in the queue, in registries, or "held" by a worker; once each time."""
+        """Return where the job is: in the queue, in registries, or "reserved" by a worker; once each time."""
         found = ["queue"] * self.queue.get_job_ids().count(id_)
         for name in self.registries:
             found += [name] * self.ids(name).count(id_)
         for key in self.redis.scan_iter(f"{RESERVED_PREFIX}*"):
-            found += ["held"] * self.redis.lrange(key, 0, -1).count(id_.encode())
+            found += ["reserved"] * self.redis.lrange(key, 0, -1).count(id_.encode())
         return found
 
     def workers(self) -> list[BaseWorker]:

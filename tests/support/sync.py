@@ -38,7 +38,7 @@ def api_alone(clerk: FakeClerk, **overrides: Any) -> config.Settings:
 
 
 @contextmanager
-def bridged(settings: config.Settings, stopping: StopSignal | None = None) -> Iterator[SyncContext]:
+def open_context(settings: config.Settings, stopping: StopSignal | None = None) -> Iterator[SyncContext]:
     """Give a bridge between the API and the database that the settings name."""
     database = Database(settings)
     try:
@@ -68,7 +68,7 @@ def backfill_until(settings: config.Settings, pages: int) -> None:
         if len(seen) == pages:
             stopping.request()
 
-    with bridged(settings, stopping) as both:
+    with open_context(settings, stopping) as both:
         Backfill(both, look).everything()
 
 

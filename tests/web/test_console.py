@@ -1,7 +1,7 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urljoin
@@ -35,12 +35,6 @@ Submit = Callable[..., TestResponse]
 
 
 @pytest.fixture
-def database(database_url_unpooled: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
 def console(make_settings: MakeSettings) -> FlaskClient:
     return create_app(make_settings(console_password=PASSWORD)).test_client()
 
@@ -66,10 +60,10 @@ def target(answer: TestResponse) -> str:
 
 
 def record(
-    database: psycopg.Connection, clerk_id: str = ANN, *, minutes_ago: float = 0, **fields: str
+    connection: psycopg.Connection, clerk_id: str = ANN, *, minutes_ago: float = 0, **fields: str
 ) -> str:
     id_ = svix_id()
-    database.execute(
+    connection.execute(
         """
         INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, applied_at, outcome)
         VALUES (%(id)s, %(type)s, %(clerk_id)s, now() - %(ago)s * interval '1 minute' - interval '2 seconds',
@@ -145,9 +139,9 @@ def test_every_answer_carries_the_headers_that_keep_it_safe(
 
 
 def test_the_page_has_no_inline_script_or_style_and_asks_nobody_else(
-    console: FlaskClient, database: psycopg.Connection, redis: Redis
+    console: FlaskClient, connection: psycopg.Connection, redis: Redis
 ) -> None:
-    record(database)
+    record(connection)
     fail(redis)
     page = console.get("/console", auth=AUTH).text
     assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=|<style", page)
@@ -175,9 +169,9 @@ def test_attempts_are_limited_without_redis_too(make_settings: MakeSettings) -> 
 
 
 def test_the_page_shows_what_came_and_what_failed(
-    console: FlaskClient, database: psycopg.Connection, redis: Redis
+    console: FlaskClient, connection: psycopg.Connection, redis: Redis
 ) -> None:
-    applied = record(database, BEN, minutes_ago=3, outcome="stale")
+    applied = record(connection, BEN, minutes_ago=3, outcome="stale")
     failed = fail(redis, user_event("user.updated", user(ANN, email=MARK)))
     page = console.get("/console", auth=AUTH).text
     assert all(text in page for text in (applied, BEN, "stale", failed, ANN, "data.id is no Clerk id"))
@@ -186,9 +180,9 @@ def test_the_page_shows_what_came_and_what_failed(
     assert MARK not in page
 
 
-def test_the_history_of_one_user_is_shown(console: FlaskClient, database: psycopg.Connection) -> None:
-    mine = [record(database, ANN, minutes_ago=ago) for ago in (0, 100, 10_000)]
-    other = record(database, BEN, minutes_ago=10_000)
+def test_the_history_of_one_user_is_shown(console: FlaskClient, connection: psycopg.Connection) -> None:
+    mine = [record(connection, ANN, minutes_ago=ago) for ago in (0, 100, 10_000)]
+    other = record(connection, BEN, minutes_ago=10_000)
     page = console.get("/console", query_string={"user": ANN}, auth=AUTH).text
     history = page[page.index('id="user"') : page.index('id="newest"')]
     assert all(id_ in history for id_ in mine)
@@ -337,9 +331,9 @@ def test_without_a_database_the_rest_is_shown(make_settings: MakeSettings, redis
     assert "secret" not in page.text
 
 
-def test_without_redis_the_rest_is_shown(make_settings: MakeSettings, database: psycopg.Connection) -> None:
+def test_without_redis_the_rest_is_shown(make_settings: MakeSettings, connection: psycopg.Connection) -> None:
     settings = make_settings(console_password=PASSWORD, redis_url="redis://:secret@127.0.0.1:1/0")
-    applied = record(database)
+    applied = record(connection)
     client = create_app(settings).test_client()
     page = client.get("/console", auth=AUTH)
     assert page.status_code == 200
@@ -364,11 +358,11 @@ def test_a_form_while_redis_is_away_says_so(make_settings: MakeSettings, own_red
 
 
 def test_two_who_look_at_different_users_each_see_their_own(
-    console: FlaskClient, database: psycopg.Connection
+    console: FlaskClient, connection: psycopg.Connection
 ) -> None:
-    ids = {clerk_id: record(database, clerk_id, minutes_ago=90) for clerk_id in (ANN, BEN)}
+    ids = {clerk_id: record(connection, clerk_id, minutes_ago=90) for clerk_id in (ANN, BEN)}
     for i in range(40):
-        record(database, f"user_{i}")
+        record(connection, f"user_{i}")
     wrong: list[str] = []
 
     def look(clerk_id: str, other: str) -> None:
@@ -387,12 +381,12 @@ def test_two_who_look_at_different_users_each_see_their_own(
 
 
 def test_a_database_that_hangs_costs_the_page_no_more_than_its_limit(
-    make_settings: MakeSettings, redis: Redis, database: psycopg.Connection
+    make_settings: MakeSettings, redis: Redis, connection: psycopg.Connection
 ) -> None:
     client = create_app(make_settings(console_password=PASSWORD)).test_client()
     id_ = fail(redis)
-    with database.transaction():
-        database.execute("LOCK TABLE webhook_events IN ACCESS EXCLUSIVE MODE")
+    with connection.transaction():
+        connection.execute("LOCK TABLE webhook_events IN ACCESS EXCLUSIVE MODE")
         for _ in range(2):
             began = time.monotonic()
             page = client.get("/console?user=user_1", auth=AUTH)

@@ -18,7 +18,7 @@ from tests.support.payloads import ANN, BEN, user, user_event
 from tests.support.processes import frozen_family
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
-from tests.support.sync import api_settings, bridged, deliver, rows, tombstones
+from tests.support.sync import api_settings, deliver, open_context, rows, tombstones
 from tests.support.waiting import wait_until
 from web.app import create_app
 
@@ -68,7 +68,7 @@ def test_who_is_gone_in_clerk_is_gone_here(
     clerk: FakeClerk, client: FlaskClient, settings: config.Settings
 ) -> None:
     clerk.put(user(BEN))
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
     answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
     assert (answer.status_code, answer.json) == (404, {"error": "there is no such user"})
@@ -78,7 +78,7 @@ def test_who_is_gone_in_clerk_is_gone_here(
 def test_when_clerk_knows_none_of_those_here_nobody_is_deleted(
     client: FlaskClient, settings: config.Settings
 ) -> None:
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
     answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
     assert answer.status_code == 404

@@ -30,10 +30,10 @@ def deliver(client: FlaskClient, content: bytes | None = None, **attempt: Any) -
 
 
 def fail(redis: Redis, id_: str) -> None:
-    holder = ReservedJobs(redis, "a-worker")
-    (taken,) = holder.settle_and_take([], 1) or []
+    consumer = ReservedJobs(redis, "a-worker")
+    (taken,) = consumer.settle_and_take([], 1) or []
     assert taken.id == id_
-    holder.settle_and_take([Failed(taken, "unreadable", "", retryable=False)], 0)
+    consumer.settle_and_take([Failed(taken, "unreadable", "", retryable=False)], 0)
 
 
 @pytest.mark.parametrize("type_", HANDLED_TYPES)

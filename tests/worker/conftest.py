@@ -8,7 +8,7 @@ from redis import Redis
 import config
 from tests.support.queue import RqView
 from tests.support.settings import NO_DATABASE, MakeSettings
-from tests.support.sync import bridged
+from tests.support.sync import open_context
 from worker.queue.consumer import ReservedJobs
 from worker.queue.producer import DeliveryQueue, delivery_queue
 from worker.redis_client import worker_redis
@@ -38,7 +38,7 @@ def rq(redis: Redis) -> RqView:
 
 
 @pytest.fixture
-def holder(redis: Redis) -> Callable[[str], ReservedJobs]:
+def consumer(redis: Redis) -> Callable[[str], ReservedJobs]:
     """Make a worker's side of the queue, under a name."""
     return lambda name: ReservedJobs(redis, name)
 
@@ -46,5 +46,5 @@ def holder(redis: Redis) -> Callable[[str], ReservedJobs]:
 @pytest.fixture
 def both(settings: config.Settings) -> Iterator[SyncContext]:
     """Clerk and the tables that `settings` names."""
-    with bridged(settings) as made:
+    with open_context(settings) as made:
         yield made

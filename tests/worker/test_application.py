@@ -56,19 +56,6 @@ def saved(i: int, updated_at: int = LATER, **fields: Any) -> Json:
 
 
 @pytest.fixture
-def database(make_settings: MakeSettings) -> Iterator[Database]:
-    database = Database(make_settings(redis_url=None))
-    yield database
-    database.dispose()
-
-
-@pytest.fixture
-def admin(database_url_unpooled: str) -> Iterator[Admin]:
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
 def process(database: Database) -> Process:
     """Process jobs as a worker does; return what became of them, by kind."""
     return partial(process_with, database)
@@ -88,9 +75,9 @@ def process_with(
 
 
 @contextmanager
-def transaction(admin: Admin) -> Iterator[Admin]:
+def transaction(connection: Admin) -> Iterator[Admin]:
     """A transaction of the application that stays open."""
-    with psycopg.connect(admin.info.dsn, password=admin.info.password) as application:
+    with psycopg.connect(connection.info.dsn, password=connection.info.password) as application:
         yield application
         application.rollback()
 
@@ -102,19 +89,19 @@ def within(seconds: float) -> Iterator[None]:
     assert time.monotonic() - began < seconds
 
 
-def names(admin: Admin) -> dict[str, str]:
-    return dict(admin.execute("SELECT clerk_id, name FROM users").fetchall())
+def names(connection: Admin) -> dict[str, str]:
+    return dict(connection.execute("SELECT clerk_id, name FROM users").fetchall())
 
 
-def interfere(admin: Admin, who: str, action: str) -> None:
-    admin.execute(sql.SQL(TRIGGER).format(who=sql.Literal(who), action=sql.SQL(action)))
+def interfere(connection: Admin, who: str, action: str) -> None:
+    connection.execute(sql.SQL(TRIGGER).format(who=sql.Literal(who), action=sql.SQL(action)))
 
 
 @pytest.fixture
-def sixty(process: Process, admin: Admin) -> list[TakenJob]:
+def sixty(process: Process, connection: Admin) -> list[TakenJob]:
     """Sixty users who are there, and an update of each."""
     process([job(saved(i, NOW)) for i in range(60)])
-    assert len(names(admin)) == 60
+    assert len(names(connection)) == 60
     return [job(saved(i)) for i in range(60)]
 
 
@@ -122,37 +109,37 @@ def sixty(process: Process, admin: Admin) -> list[TakenJob]:
 
 
 def test_rows_that_refer_to_a_user_keep_no_one_waiting(
-    process: Process, admin: Admin, sixty: list[TakenJob]
+    process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    admin.execute(CHILDREN)
-    with transaction(admin) as application, within(2):
+    connection.execute(CHILDREN)
+    with transaction(connection) as application, within(2):
         application.execute("INSERT INTO children (user_id) SELECT id FROM users WHERE clerk_id = 'user_7'")
         assert len(process(sixty)["Finished"]) == 60
-    assert set(names(admin).values()) == {f"name {LATER}"}
+    assert set(names(connection).values()) == {f"name {LATER}"}
 
 
 def test_a_row_that_is_locked_delays_its_delivery_alone(
-    process: Process, admin: Admin, sixty: list[TakenJob]
+    process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    with transaction(admin) as application:
+    with transaction(connection) as application:
         application.execute("SELECT FROM users WHERE clerk_id = 'user_7' FOR UPDATE")
         with within(8):
             done = process(sixty)
         assert len(done["Finished"]) == 59
         (waiting,) = done["Deferred"]
         assert waiting.job is sixty[7]
-        assert names(admin)["user_7"] == f"name {NOW}"
+        assert names(connection)["user_7"] == f"name {NOW}"
         again = waiting.job._replace(meta={"waiting_since": 1})
         with within(1.5):
             assert process([again, job(saved(60))])["Deferred"][0].job is again
     assert len(process([again])["Finished"]) == 1
-    assert names(admin)["user_7"] == f"name {LATER}"
+    assert names(connection)["user_7"] == f"name {LATER}"
 
 
 def test_many_locked_rows_delay_the_others_no_longer_than_one(
-    process: Process, admin: Admin, sixty: list[TakenJob]
+    process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    with transaction(admin) as application:
+    with transaction(connection) as application:
         application.execute("UPDATE users SET name = 'theirs' WHERE clerk_id LIKE 'user_%5'")
         with within(8):
             done = process(sixty)
@@ -160,10 +147,10 @@ def test_many_locked_rows_delay_the_others_no_longer_than_one(
 
 
 def test_a_locked_row_that_holds_an_address_delays_the_delivery_that_claims_it(
-    process: Process, admin: Admin, sixty: list[TakenJob]
+    process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
     claim = job(saved(61, email="user_7@example.com"))
-    with transaction(admin) as application:
+    with transaction(connection) as application:
         application.execute("SELECT FROM users WHERE clerk_id = 'user_7' FOR UPDATE")
         with within(25):
             done = process([*sixty[8:], claim])
@@ -173,9 +160,9 @@ def test_a_locked_row_that_holds_an_address_delays_the_delivery_that_claims_it(
 
 @pytest.mark.parametrize("mode", ["SHARE", "ACCESS EXCLUSIVE"])
 def test_a_locked_table_is_the_deployments_trouble_and_is_named_soon(
-    mode: str, process: Process, admin: Admin, sixty: list[TakenJob]
+    mode: str, process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    with transaction(admin) as application:
+    with transaction(connection) as application:
         application.execute(sql.SQL("LOCK TABLE users IN {} MODE").format(sql.SQL(mode)))
         with within(8), pytest.raises(DatabaseUnavailable) as waits:
             process(sixty)
@@ -183,11 +170,11 @@ def test_a_locked_table_is_the_deployments_trouble_and_is_named_soon(
 
 
 def test_two_transactions_that_add_children_in_descending_order_cost_no_delivery(
-    process: Process, admin: Admin, sixty: list[TakenJob]
+    process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    admin.execute(CHILDREN)
+    connection.execute(CHILDREN)
     child = "INSERT INTO children (user_id) SELECT id FROM users WHERE clerk_id = %s"
-    with transaction(admin) as application, within(2):
+    with transaction(connection) as application, within(2):
         for i in (50, 30, 10):
             application.execute(child, [f"user_{i}"])
         assert len(process(sixty)["Finished"]) == 60
@@ -199,9 +186,9 @@ def test_two_transactions_that_add_children_in_descending_order_cost_no_delivery
 
 @pytest.mark.parametrize("action", ["RAISE EXCEPTION 'no'", "RAISE 'x' USING ERRCODE = '38001'"])
 def test_what_a_trigger_refuses_fails_alone_and_may_be_retried(
-    action: str, process: Process, admin: Admin, sixty: list[TakenJob]
+    action: str, process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    interfere(admin, "user_7", action)
+    interfere(connection, "user_7", action)
     done = process(sixty)
     assert len(done["Finished"]) == 59
     assert [(item.job, item.retryable) for item in failed(done)] == [(sixty[7], True)]
@@ -220,9 +207,9 @@ MISSING_RIGHT = "RAISE insufficient_privilege"
 
 @pytest.mark.parametrize(("action", "state"), [(MISSING_TABLE, "42P01"), (MISSING_RIGHT, "42501")])
 def test_a_broken_trigger_of_one_row_fails_that_row_alone(
-    action: str, state: str, process: Process, admin: Admin, sixty: list[TakenJob]
+    action: str, state: str, process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    interfere(admin, "user_7", action)
+    interfere(connection, "user_7", action)
     done = process(sixty)
     assert len(done["Finished"]) == 59
     (one,) = failed(done)
@@ -232,9 +219,9 @@ def test_a_broken_trigger_of_one_row_fails_that_row_alone(
 
 
 def test_one_job_alone_is_not_blamed_unless_it_was_before(
-    process: Process, admin: Admin, sixty: list[TakenJob]
+    process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    interfere(admin, "user_7", MISSING_TABLE)
+    interfere(connection, "user_7", MISSING_TABLE)
     with pytest.raises(DatabaseUnavailable):
         process([sixty[7]])
     before = sixty[7]._replace(meta={"attempts": 1})
@@ -242,9 +229,9 @@ def test_one_job_alone_is_not_blamed_unless_it_was_before(
 
 
 def test_a_trigger_that_is_broken_for_all_is_the_deployments_trouble(
-    process: Process, admin: Admin, sixty: list[TakenJob]
+    process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    interfere(admin, "%", MISSING_TABLE)
+    interfere(connection, "%", MISSING_TABLE)
     with pytest.raises(DatabaseUnavailable, match="42P01"):
         process(sixty)
 
@@ -253,9 +240,9 @@ def test_a_trigger_that_is_broken_for_all_is_the_deployments_trouble(
     "damage", ["DROP TABLE webhook_events", "ALTER TABLE user_sync RENAME deleted_at TO gone_at"]
 )
 def test_a_missing_table_fails_no_job_and_costs_two_transactions(
-    damage: str, process: Process, admin: Admin, database: Database, sixty: list[TakenJob]
+    damage: str, process: Process, connection: Admin, database: Database, sixty: list[TakenJob]
 ) -> None:
-    admin.execute(damage.encode())
+    connection.execute(damage.encode())
     before = database.pool_state().checkouts
     with pytest.raises(DatabaseUnavailable) as waits:
         process(sixty)
@@ -264,10 +251,10 @@ def test_a_missing_table_fails_no_job_and_costs_two_transactions(
 
 
 def test_a_slow_trigger_delays_its_delivery_alone(
-    process: Process, admin: Admin, sixty: list[TakenJob], monkeypatch: pytest.MonkeyPatch
+    process: Process, connection: Admin, sixty: list[TakenJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(session.BATCH_LIMITS, "statement_timeout", "500ms")
-    interfere(admin, "user_7", "PERFORM pg_sleep(60)")
+    interfere(connection, "user_7", "PERFORM pg_sleep(60)")
     done = process(sixty)
     assert [item.job for item in done["Deferred"]] == [sixty[7]]
     assert len(done["Finished"]) == 59
@@ -289,33 +276,34 @@ def test_however_long_an_attempt_takes_each_pass_leaves_fewer_behind_a_slow_trig
 
 @pytest.mark.parametrize("kind", ["insert", "update", "delete"])
 def test_a_write_that_a_trigger_suppresses_is_never_applied(
-    kind: str, process: Process, admin: Admin, sixty: list[TakenJob]
+    kind: str, process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
     one = {"insert": saved(100), "update": saved(7), "delete": deleted_event("user_7")}[kind]
     who = "user_100" if kind == "insert" else "user_7"
-    interfere(admin, who, "RETURN NULL")
+    interfere(connection, who, "RETURN NULL")
     suppressed = job(one)
     done = process([*sixty[10:], suppressed])
     assert len(done["Finished"]) == 50
     assert [(item.job, item.retryable) for item in failed(done)] == [(suppressed, True)]
     assert "not every row was written" in failed(done)[0].reason
-    ledger = admin.execute("SELECT 1 FROM webhook_events WHERE svix_id = %s", [suppressed.id])
+    ledger = connection.execute("SELECT 1 FROM webhook_events WHERE svix_id = %s", [suppressed.id])
     assert ledger.fetchone() is None
 
 
 def test_a_rule_that_does_nothing_instead_is_never_applied(
-    process: Process, admin: Admin, sixty: list[TakenJob]
+    process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    admin.execute("CREATE RULE keep AS ON UPDATE TO users WHERE old.clerk_id = 'user_7' DO INSTEAD NOTHING")
+    rule = "CREATE RULE keep AS ON UPDATE TO users WHERE old.clerk_id = 'user_7' DO INSTEAD NOTHING"
+    connection.execute(rule)
     done = process(sixty)
     assert [item.job for item in failed(done)] == [sixty[7]]
     assert len(done["Finished"]) == 59
 
 
 def test_a_trigger_that_changes_the_row_again_is_no_trouble(
-    process: Process, admin: Admin, sixty: list[TakenJob]
+    process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
-    admin.execute(
+    connection.execute(
         """
         ALTER TABLE users ADD seen int NOT NULL DEFAULT 0;
         CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -337,12 +325,12 @@ def test_a_trigger_that_changes_the_row_again_is_no_trouble(
 
 
 @pytest.fixture
-def unprivileged(make_settings: MakeSettings, admin: Admin, database_url: str) -> Iterator[Database]:
+def unprivileged(make_settings: MakeSettings, connection: Admin, database_url: str) -> Iterator[Database]:
     """The database as a role sees it that has every right on the tables, and does not own them."""
     role = f"writer_{os.getpid()}"
     name = sql.Identifier(role)
-    admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret'").format(name))
-    admin.execute(
+    connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret'").format(name))
+    connection.execute(
         sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {}").format(name)
     )
     url = urlsplit(database_url)
@@ -352,21 +340,22 @@ def unprivileged(make_settings: MakeSettings, admin: Admin, database_url: str) -
     )
     yield database
     database.dispose()
-    admin.execute(sql.SQL("DROP OWNED BY {}; DROP ROLE {}").format(name, name))
+    connection.execute(sql.SQL("DROP OWNED BY {}; DROP ROLE {}").format(name, name))
 
 
 @pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") == "1", reason="PgBouncer connects as one role here")
 def test_row_level_security_is_an_error_and_hides_no_deletion(
-    admin: Admin, unprivileged: Database, sixty: list[TakenJob]
+    connection: Admin, unprivileged: Database, sixty: list[TakenJob]
 ) -> None:
     deletion = job(deleted_event("user_7"))
     assert len(process_with(unprivileged, sixty[:5])["Finished"]) == 5
-    admin.execute("ALTER TABLE users ENABLE ROW LEVEL SECURITY")
+    connection.execute("ALTER TABLE users ENABLE ROW LEVEL SECURITY")
     with pytest.raises(DatabaseUnavailable) as refused:
         process_with(unprivileged, [deletion])
     assert refused.value.cause is Cause.ROW_SECURITY
-    assert "user_7" in names(admin)
-    assert admin.execute("SELECT 1 FROM webhook_events WHERE svix_id = %s", [deletion.id]).fetchone() is None
-    admin.execute("ALTER TABLE users DISABLE ROW LEVEL SECURITY")
+    assert "user_7" in names(connection)
+    recorded = "SELECT 1 FROM webhook_events WHERE svix_id = %s"
+    assert connection.execute(recorded, [deletion.id]).fetchone() is None
+    connection.execute("ALTER TABLE users DISABLE ROW LEVEL SECURITY")
     assert len(process_with(unprivileged, [deletion])["Finished"]) == 1
-    assert "user_7" not in names(admin)
+    assert "user_7" not in names(connection)

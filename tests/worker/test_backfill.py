@@ -21,14 +21,12 @@ from tests.support.payloads import (
     user,
     user_event,
 )
-from tests.support.settings import MakeSettings
 from tests.support.sync import (
-    api_settings,
     backfill_until,
-    bridged,
     count,
     deliver,
     execute,
+    open_context,
     query,
     rows,
     tombstones,
@@ -37,11 +35,6 @@ from worker.clerk.api import ClerkRefused, ClerkUnavailable
 from worker.shutdown import Stopped, StopSignal
 from worker.sync.backfill import OVERLAP_MS, Backfill, BackfillStats
 from worker.sync.context import SyncContext
-
-
-@pytest.fixture
-def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
-    return api_settings(make_settings, clerk)
 
 
 def adds_up(done: BackfillStats) -> bool:
@@ -183,7 +176,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     for _ in range(3):
         with pytest.raises(Stopped):
             backfill_until(settings, 1)
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         before = Backfill(both).resumable()
         assert before is not None
         assert 1400 <= before.seen <= 1500
@@ -200,7 +193,7 @@ def test_a_run_goes_on_after_its_last_user_was_deleted(clerk: FakeClerk, setting
     with pytest.raises(Stopped):
         backfill_until(settings, 2)
     clerk.remove(*(numbered_id(i) for i in range(990, 1000)))
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         assert Backfill(both).everything().seen >= 1690
     assert set(rows(settings)) >= set(clerk.ids())
 
@@ -208,7 +201,7 @@ def test_a_run_goes_on_after_its_last_user_was_deleted(clerk: FakeClerk, setting
 def test_a_failure_of_the_api_keeps_what_was_read(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put_many(1700)
     clerk.before = partial(refuse_after, clerk, numbered_id(999))
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         with pytest.raises(ClerkRefused):
             Backfill(both).everything()
         assert count(settings) == 1000
@@ -238,7 +231,7 @@ def test_a_run_begins_anew_where_going_on_would_leave_something_out(
         execute(settings, "UPDATE sync_progress SET saved_at = saved_at - interval '25 hours'")
     if reason == "another database":
         execute(settings, "TRUNCATE users, user_sync, sync_progress")
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         done = Backfill(both).everything(restart=reason == "restart")
     assert done.seen == 1200
     assert is_first(pages(clerk)[0])
@@ -294,7 +287,7 @@ def test_a_run_reaches_no_further_than_its_beginning_over_all_interruptions(
         backfill_until(settings, 1)
     after = now_ms()
     time.sleep(0.05)
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         task = Backfill(both)
         task.everything()
     assert before <= task.reach.began_at <= after
@@ -309,7 +302,7 @@ def test_everything_since_the_beginning_is_everything(clerk: FakeClerk, both: Sy
 def test_a_key_of_another_instance_brings_nothing(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN))
     other = settings.model_copy(update={"clerk_instance_id": "ins_other"})
-    with bridged(other) as both, pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
+    with open_context(other) as both, pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
         Backfill(both).everything()
     assert count(settings) == 0
 
@@ -320,7 +313,7 @@ def test_an_api_that_is_away_is_an_error_and_not_an_empty_table(
     clerk.put(user(ANN))
     clerk.answer_next(503, times=100)
     stopping = StopSignal()
-    with bridged(settings, stopping) as both:
+    with open_context(settings, stopping) as both:
         both.api._patience_s = 0.5
         with pytest.raises(ClerkUnavailable):
             Backfill(both).everything()

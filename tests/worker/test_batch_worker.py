@@ -79,12 +79,6 @@ def launch(make_settings: MakeSettings, directory: Path) -> Iterator[Launch]:
         worker.kill()
 
 
-@pytest.fixture
-def connection(database_url_unpooled: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        yield connection
-
-
 def person(i: int, **fields: Any) -> Any:
     return user_event(data=user(f"user_{i}", first_name=f"name {i}", last_name=None, **fields))
 
@@ -266,7 +260,7 @@ def test_a_row_that_the_application_locks_delays_its_delivery_alone_and_burns_no
             queue.enqueue(one)
         await_status(rq, [*ids[:7], *ids[8:]], "finished", 30)
         wait_until(lambda: lock_waits(rq.redis).jobs == 1, SOON_S)
-        assert rq.places(ids[7]) in (["scheduled"], ["queue"], ["started", "held"])
+        assert rq.places(ids[7]) in (["scheduled"], ["queue"], ["started", "reserved"])
     await_status(rq, [ids[7]], "finished", 30)
     assert rq.job(ids[7]).retries_left == len(RETRY_INTERVALS_S)
     wait_until(lambda: lock_waits(rq.redis).jobs == 0, SOON_S)

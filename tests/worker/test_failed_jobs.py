@@ -85,9 +85,9 @@ def test_a_job_whose_subject_nobody_can_tell_is_listed_all_the_same(
     failed: FailedJobs, redis: Redis, queue: DeliveryQueue
 ) -> None:
     queue.enqueue(delivery()._replace(svix_id="msg_1", description="unreadable"))
-    held = ReservedJobs(redis, "w")
-    jobs = held.settle_and_take([], 1) or []
-    held.settle_and_take([Failed(jobs[0], REASON, REASON, retryable=False)], 0)
+    reserved = ReservedJobs(redis, "w")
+    jobs = reserved.settle_and_take([], 1) or []
+    reserved.settle_and_take([Failed(jobs[0], REASON, REASON, retryable=False)], 0)
     [job] = failed.newest()
     assert job[:4] == ("msg_1", None, None, REASON)
 

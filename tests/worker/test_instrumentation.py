@@ -27,14 +27,14 @@ def counts() -> Metrics:
 
 
 @pytest.fixture
-def exposition(settings: config.Settings, counts: Metrics) -> Iterator[MetricsEndpoint]:
+def endpoint(settings: config.Settings, counts: Metrics) -> Iterator[MetricsEndpoint]:
     made = MetricsEndpoint(settings, counts)
     yield made
     made.close()
 
 
 def test_a_job_that_had_failed_before_counts_as_applied_and_in_no_lag(
-    counts: Metrics, exposition: MetricsEndpoint
+    counts: Metrics, endpoint: MetricsEndpoint
 ) -> None:
     now = now_ms()
     jobs = [_job("fresh", {}), _job("replayed", {"attempts": 2, "reason": "a reason"})]
@@ -42,7 +42,7 @@ def test_a_job_that_had_failed_before_counts_as_applied_and_in_no_lag(
     assert BatchInstrumentation(counts).instrument(_apply, jobs)(batch) == [Outcome.APPLIED] * 2
     shown = {
         sample.name: sample.value
-        for family in text_string_to_metric_families(exposition.render().decode())
+        for family in text_string_to_metric_families(endpoint.render().decode())
         for sample in family.samples
         if sample.labels in ({}, {"type": "user.updated", "outcome": "applied"})
     }

@@ -27,7 +27,7 @@ from tests.support.histories import (
 from tests.support.payloads import Json
 from tests.support.reference_model import Row
 from tests.support.settings import MakeSettings
-from tests.support.sync import api_settings, backfill_until, bridged, deliver, execute, rows
+from tests.support.sync import api_settings, backfill_until, deliver, execute, open_context, rows
 from worker.shutdown import Stopped, StopSignal
 from worker.sync import last_run
 from worker.sync.backfill import Backfill
@@ -151,7 +151,7 @@ def both(
 ) -> Iterator[tuple[FakeClerk, SyncContext]]:
     with FakeClerk() as clerk:
         settings: config.Settings = api_settings(make_settings, clerk, organization_source=request.param)
-        with bridged(settings) as made:
+        with open_context(settings) as made:
             clerk.rate_limit = 10**6
             yield clerk, made
 

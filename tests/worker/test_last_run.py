@@ -37,7 +37,7 @@ def report(make_settings: MakeSettings, redis: Redis) -> Report:
 
 @pytest.fixture
 def shown(make_settings: MakeSettings) -> Iterator[Callable[[], dict[str, float]]]:
-    """Return what `/metrics` says of repairs."""
+    """Return what `/metrics` says of reconciliations."""
     settings = make_settings(clerk_secret_key="sk_live_key", reconcile_every="1h")
     exposition = MetricsEndpoint(settings, Metrics())
 
@@ -84,10 +84,18 @@ def test_a_repair_that_went_well_is_shown(report: Report, redis: Redis) -> None:
     repaired(redis)
     health = report()
     assert (health["status"], health["warnings"]) == ("ok", [w for w in health["warnings"] if "append" in w])
-    repair = health["repair"]
-    assert (repair["result"], repair["seconds"], repair["differing"]) == ("ok", 12.5, 0)
-    assert (repair["every_s"], repair["reason"], repair["overdue"]) == (HOUR_S, None, False)
-    assert repair["synced"] is None
+    reconciliation = health["repair"]
+    assert (reconciliation["result"], reconciliation["seconds"], reconciliation["differing"]) == (
+        "ok",
+        12.5,
+        0,
+    )
+    assert (reconciliation["every_s"], reconciliation["reason"], reconciliation["overdue"]) == (
+        HOUR_S,
+        None,
+        False,
+    )
+    assert reconciliation["synced"] is None
 
 
 def test_what_a_repair_brought_is_shown_also_when_nobody_differs(

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def upkeep(rq: RqView, redis: Redis) -> QueueMaintenance:
+def maintenance(rq: RqView, redis: Redis) -> QueueMaintenance:
     redis.set(SEARCH_KEY, "another worker searches for lost jobs")
     return QueueMaintenance(rq.queue)
 
@@ -57,23 +57,25 @@ def test_the_intermediate_queue_is_where_rq_has_it(rq: RqView) -> None:
     assert IntermediateQueue(rq.queue.key, rq.redis).key == rq_format.INTERMEDIATE_KEY
 
 
-def test_what_has_expired_is_forgotten_and_the_rest_stays(upkeep: QueueMaintenance, redis: Redis) -> None:
+def test_what_has_expired_is_forgotten_and_the_rest_stays(
+    maintenance: QueueMaintenance, redis: Redis
+) -> None:
     for key in (rq_format.FINISHED_KEY, rq_format.FAILED_KEY):
         redis.zadd(key, {"old": LONG_AGO, "new": time.time() + 60})
     redis.sadd(rq_format.WORKERS_KEY, "rq:worker:gone", "rq:worker:there")
     redis.hset("rq:worker:there", "birth", "now")
-    upkeep.run()
+    maintenance.run()
     assert redis.zrange(rq_format.FINISHED_KEY, 0, -1) == [b"new"]
     assert redis.zrange(rq_format.FAILED_KEY, 0, -1) == [b"new"]
     assert redis.smembers(rq_format.WORKERS_KEY) == {b"rq:worker:there"}
 
 
 def test_what_a_plain_worker_abandoned_is_put_back_once(
-    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = start_in_a_plain_worker(queue, redis)
-    upkeep.run()
-    upkeep.run()
+    maintenance.run()
+    maintenance.run()
     assert rq.places(id_) == ["queue"]
     assert rq.status(id_) == "queued"
 
@@ -88,87 +90,87 @@ def test_it_is_put_back_once_however_many_tidy_up_at_once(
 
 
 def test_it_is_put_back_once_though_it_was_abandoned_twice(
-    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = start_in_a_plain_worker(queue, redis)
     redis.zadd(rq_format.STARTED_KEY, {f"{id_}:another-execution": LONG_AGO})
-    upkeep.run()
+    maintenance.run()
     assert rq.places(id_) == ["queue"]
 
 
 def test_what_a_plain_worker_is_at_is_left_to_it(
-    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = start_in_a_plain_worker(queue, redis, score=time.time() + 60)
-    upkeep.run()
+    maintenance.run()
     assert rq.places(id_) == ["started"]
 
 
 def test_what_our_own_workers_hold_is_left_to_them(
-    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     """Though a plain worker had abandoned it before."""
     id_ = start_in_a_plain_worker(queue, redis)
     redis.rpush(rq_format.QUEUE_KEY, id_)
     ReservedJobs(redis, "ours").settle_and_take([], 10)
-    upkeep.run()
-    assert rq.places(id_) == ["started", "held"]
+    maintenance.run()
+    assert rq.places(id_) == ["started", "reserved"]
     assert redis.zrange(rq_format.STARTED_KEY, 0, -1) == [f"{id_}:ours".encode()]
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "queued", "scheduled", "canceled", "stopped"])
 def test_an_entry_that_a_job_left_behind_only_goes(
-    status: str, upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    status: str, maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = start_in_a_plain_worker(queue, redis)
     redis.hset(rq_format.JOB_PREFIX + id_, "status", status)
-    upkeep.run()
+    maintenance.run()
     assert rq.places(id_) == []
     assert rq.status(id_) == status
 
 
 @pytest.mark.parametrize("entry", [b"gone:an-execution", b"gone", b"", b":", b"a:b:c:d", b"\xff\x00:\xfe"])
-def test_an_entry_without_a_job_only_goes(entry: bytes, upkeep: QueueMaintenance, redis: Redis) -> None:
+def test_an_entry_without_a_job_only_goes(entry: bytes, maintenance: QueueMaintenance, redis: Redis) -> None:
     redis.zadd(rq_format.STARTED_KEY, {entry: LONG_AGO})
-    upkeep.run()
+    maintenance.run()
     assert redis.zcard(rq_format.STARTED_KEY) == 0
     assert redis.llen(rq_format.QUEUE_KEY) == 0
 
 
 def test_an_entry_whose_job_is_no_hash_stops_nobody(
-    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     redis.set(f"{rq_format.JOB_PREFIX}text", "no hash")
     redis.zadd(rq_format.STARTED_KEY, {"text:an-execution": 0})
     redis.rpush(rq_format.INTERMEDIATE_KEY, "text")
     id_ = start_in_a_plain_worker(queue, redis)
-    upkeep.run()
+    maintenance.run()
     assert rq.queue.get_job_ids() == [id_]
     assert redis.llen(rq_format.INTERMEDIATE_KEY) == 0
 
 
 def test_what_is_stuck_between_queue_and_start_is_put_back_after_a_while(
-    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     id_ = leave_in_the_intermediate_queue(queue, redis)
-    upkeep.run()
-    upkeep.run()
+    maintenance.run()
+    maintenance.run()
     assert rq.places(id_) == []
     redis.zincrby(SEEN_KEY, -STUCK_AFTER_S, id_)
-    upkeep.run()
-    upkeep.run()
+    maintenance.run()
+    maintenance.run()
     assert rq.places(id_) == ["queue"]
     assert redis.exists(rq_format.INTERMEDIATE_KEY, SEEN_KEY) == 0
 
 
 def test_a_job_that_was_only_passing_is_forgotten(
-    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis
+    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis
 ) -> None:
     """Seen once on its way, and hours later on its way again: it is not stuck."""
     leave_in_the_intermediate_queue(queue, redis)
-    upkeep.run()
+    maintenance.run()
     redis.delete(rq_format.INTERMEDIATE_KEY)
-    upkeep.run()
+    maintenance.run()
     assert redis.exists(SEEN_KEY) == 0
 
 
@@ -181,19 +183,19 @@ def test_what_a_plain_worker_has_started_is_not_stuck(queue: DeliveryQueue, redi
     assert redis.llen(rq_format.INTERMEDIATE_KEY) == 1
 
 
-def test_what_is_stuck_without_a_job_behind_it_goes(upkeep: QueueMaintenance, redis: Redis) -> None:
+def test_what_is_stuck_without_a_job_behind_it_goes(maintenance: QueueMaintenance, redis: Redis) -> None:
     redis.rpush(rq_format.INTERMEDIATE_KEY, "gone", b"\xff\x00")
-    upkeep.run()
+    maintenance.run()
     assert redis.exists(rq_format.INTERMEDIATE_KEY, rq_format.QUEUE_KEY) == 0
 
 
 def test_a_script_is_loaded_anew_into_a_redis_that_has_forgotten_it(
-    upkeep: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
-    upkeep.run()
+    maintenance.run()
     redis.script_flush()
     id_ = start_in_a_plain_worker(queue, redis)
-    upkeep.run()
+    maintenance.run()
     assert rq.places(id_) == ["queue"]
 
 
@@ -216,7 +218,7 @@ def plain_worker(redis_url: str, name: str) -> Iterator["subprocess.Popen[bytes]
 
 
 def test_what_a_killed_rq_worker_had_started_is_put_back(
-    upkeep: QueueMaintenance, redis: Redis, redis_url: str, rq: RqView
+    maintenance: QueueMaintenance, redis: Redis, redis_url: str, rq: RqView
 ) -> None:
     """With RQ itself writing what is read here; its time-out is then made to be over."""
     job = Queue("clerk", connection=redis, serializer="json").enqueue("time.sleep", 60, job_id="asleep")
@@ -224,15 +226,15 @@ def test_what_a_killed_rq_worker_had_started_is_put_back(
     def has_begun() -> bool:
         return bool(job.get_status() == JobStatus.STARTED and redis.zcard(rq_format.STARTED_KEY) == 1)
 
-    with plain_worker(redis_url, "doomed"):
+    with plain_worker(redis_url, "killed"):
         wait_until(has_begun, START_S)
-        upkeep.run()
+        maintenance.run()
         assert rq.places("asleep") == ["started"]
     entries: Any = redis.zrange(rq_format.STARTED_KEY, 0, -1, withscores=True)
     [(entry, score)] = entries
     assert entry.startswith(b"asleep:")
     assert time.time() < score < time.time() + 600
     redis.zadd(rq_format.STARTED_KEY, {entry: LONG_AGO})
-    upkeep.run()
+    maintenance.run()
     assert rq.places("asleep") == ["queue"]
     assert Job.fetch("asleep", connection=redis, serializer="json").get_status() == JobStatus.QUEUED

@@ -28,14 +28,14 @@ def settings(make_settings: MakeSettings) -> config.Settings:
 
 
 @pytest.fixture
-def exposition(settings: config.Settings) -> Iterator[MetricsEndpoint]:
+def endpoint(settings: config.Settings) -> Iterator[MetricsEndpoint]:
     made = MetricsEndpoint(settings, Metrics())
     yield made
     made.close()
 
 
-def samples(exposition: MetricsEndpoint) -> Samples:
-    families = text_string_to_metric_families(exposition.render().decode())
+def samples(endpoint: MetricsEndpoint) -> Samples:
+    families = text_string_to_metric_families(endpoint.render().decode())
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
@@ -43,11 +43,11 @@ def samples(exposition: MetricsEndpoint) -> Samples:
     }
 
 
-def value(exposition: MetricsEndpoint, name: str, **labels: str) -> float | None:
-    return samples(exposition).get((name, frozenset(labels.items())))
+def value(endpoint: MetricsEndpoint, name: str, **labels: str) -> float | None:
+    return samples(endpoint).get((name, frozenset(labels.items())))
 
 
-def test_what_several_processes_count_is_added_up(exposition: MetricsEndpoint, redis: Redis) -> None:
+def test_what_several_processes_count_is_added_up(endpoint: MetricsEndpoint, redis: Redis) -> None:
     for _ in range(3):
         process = Metrics()
         process.count(m.DELIVERIES, "user.created", "queued")
@@ -55,11 +55,11 @@ def test_what_several_processes_count_is_added_up(exposition: MetricsEndpoint, r
         process.flush(redis)
         process.flush(redis)
     labels = {"type": "user.created", "answer": "queued"}
-    assert value(exposition, "clerk_sync_deliveries_total", **labels) == 9
+    assert value(endpoint, "clerk_sync_deliveries_total", **labels) == 9
 
 
 def test_what_is_counted_in_many_threads_at_once_is_all_there(
-    exposition: MetricsEndpoint, redis: Redis
+    endpoint: MetricsEndpoint, redis: Redis
 ) -> None:
     process = Metrics()
 
@@ -76,73 +76,71 @@ def test_what_is_counted_in_many_threads_at_once_is_all_there(
     for thread in threads:
         thread.join(30)
     process.flush(redis)
-    assert value(exposition, "clerk_sync_retries_total", type="user.created") == 4000
-    assert value(exposition, "clerk_sync_batch_size_sum") == 12000
+    assert value(endpoint, "clerk_sync_retries_total", type="user.created") == 4000
+    assert value(endpoint, "clerk_sync_batch_size_sum") == 12000
 
 
-def test_a_histogram_is_cumulative_and_has_its_bounds(exposition: MetricsEndpoint, redis: Redis) -> None:
+def test_a_histogram_is_cumulative_and_has_its_bounds(endpoint: MetricsEndpoint, redis: Redis) -> None:
     process = Metrics()
     process.observe(m.BATCH_SIZE, 1, 2, 3, 100, 501)
     process.flush(redis)
     found = {
-        le: value(exposition, "clerk_sync_batch_size_bucket", le=le) for le in ("1", "2", "5", "100", "500")
+        le: value(endpoint, "clerk_sync_batch_size_bucket", le=le) for le in ("1", "2", "5", "100", "500")
     }
     assert found == {"1": 1, "2": 2, "5": 3, "100": 4, "500": 4}
-    assert value(exposition, "clerk_sync_batch_size_bucket", le="+Inf") == 5
-    assert value(exposition, "clerk_sync_batch_size_count") == 5
-    assert value(exposition, "clerk_sync_batch_size_sum") == 607
+    assert value(endpoint, "clerk_sync_batch_size_bucket", le="+Inf") == 5
+    assert value(endpoint, "clerk_sync_batch_size_count") == 5
+    assert value(endpoint, "clerk_sync_batch_size_sum") == 607
 
 
-def test_buckets_of_another_version_are_counted_into_ours(exposition: MetricsEndpoint, redis: Redis) -> None:
+def test_buckets_of_another_version_are_counted_into_ours(endpoint: MetricsEndpoint, redis: Redis) -> None:
     other = m.Histogram(m.BATCH_SIZE.name, "", (3, 7))
     process = Metrics()
     process.observe(other, 2, 6, 1000)
     process.flush(redis)
-    assert value(exposition, "clerk_sync_batch_size_bucket", le="2") == 0
-    assert value(exposition, "clerk_sync_batch_size_bucket", le="5") == 1
-    assert value(exposition, "clerk_sync_batch_size_bucket", le="10") == 2
-    assert value(exposition, "clerk_sync_batch_size_count") == 3
+    assert value(endpoint, "clerk_sync_batch_size_bucket", le="2") == 0
+    assert value(endpoint, "clerk_sync_batch_size_bucket", le="5") == 1
+    assert value(endpoint, "clerk_sync_batch_size_bucket", le="10") == 2
+    assert value(endpoint, "clerk_sync_batch_size_count") == 3
 
 
-def test_what_has_not_happened_is_shown_as_zero(exposition: MetricsEndpoint) -> None:
-    assert value(exposition, "clerk_sync_jobs_failed_total", type="user.created") == 0
-    assert value(exposition, "clerk_sync_rejected_signatures_total", reason="mismatch") == 0
-    assert value(exposition, "clerk_sync_pool_timeouts_total") == 0
-    assert value(exposition, "clerk_sync_apply_seconds_count") == 0
-    assert value(exposition, "clerk_sync_last_applied_timestamp_seconds") is None
+def test_what_has_not_happened_is_shown_as_zero(endpoint: MetricsEndpoint) -> None:
+    assert value(endpoint, "clerk_sync_jobs_failed_total", type="user.created") == 0
+    assert value(endpoint, "clerk_sync_rejected_signatures_total", reason="mismatch") == 0
+    assert value(endpoint, "clerk_sync_pool_timeouts_total") == 0
+    assert value(endpoint, "clerk_sync_apply_seconds_count") == 0
+    assert value(endpoint, "clerk_sync_last_applied_timestamp_seconds") is None
 
 
-def test_no_value_of_a_label_comes_from_outside(exposition: MetricsEndpoint, redis: Redis) -> None:
+def test_no_value_of_a_label_comes_from_outside(endpoint: MetricsEndpoint, redis: Redis) -> None:
     process = Metrics()
-    before = len(samples(exposition))
+    before = len(samples(endpoint))
     for i in range(100):
         process.count(m.DELIVERIES, f"made.up{i}", "queued")
         process.count(m.DELIVERIES, None, f"made up {i}")
     process.flush(redis)
-    assert len(samples(exposition)) == before + 1, "the answer `other`, which none of ours is"
-    assert value(exposition, "clerk_sync_deliveries_total", type="other", answer="queued") == 100
-    assert value(exposition, "clerk_sync_deliveries_total", type="other", answer="other") == 100
+    assert len(samples(endpoint)) == before + 1, "the answer `other`, which none of ours is"
+    assert value(endpoint, "clerk_sync_deliveries_total", type="other", answer="queued") == 100
+    assert value(endpoint, "clerk_sync_deliveries_total", type="other", answer="other") == 100
     assert redis.hlen(m.TOTALS_KEY) == 2
 
 
-def test_a_total_that_a_process_keeps_itself_is_counted_once(
-    exposition: MetricsEndpoint, redis: Redis
-) -> None:
+def test_a_total_that_a_process_keeps_itself_is_counted_once(endpoint: MetricsEndpoint, redis: Redis) -> None:
     for totals in ((1, 1, 4), (0, 2)):
         process = Metrics()
         for total in totals:
             process.count_up_to(m.POOL_TIMEOUTS, total)
             process.flush(redis)
-    assert value(exposition, "clerk_sync_pool_timeouts_total") == 6
+    assert value(endpoint, "clerk_sync_pool_timeouts_total") == 6
 
 
-def test_the_latest_moment_is_kept_whoever_tells_last(exposition: MetricsEndpoint, redis: Redis) -> None:
+def test_the_latest_moment_is_kept_whoever_tells_last(endpoint: MetricsEndpoint, redis: Redis) -> None:
     for at in (1_700_000_000.5, 1_800_000_000.25, 1_750_000_000):
         process = Metrics()
         process.set_latest(m.LAST_APPLIED, at)
         process.set_latest(m.LAST_APPLIED, at - 1)
         process.flush(redis)
-    assert value(exposition, "clerk_sync_last_applied_timestamp_seconds") == 1_800_000_000.25
+    assert value(endpoint, "clerk_sync_last_applied_timestamp_seconds") == 1_800_000_000.25
 
 
 class LostAnswers:
@@ -161,7 +159,7 @@ class LostAnswers:
 
 
 def test_counts_whose_arrival_was_not_confirmed_are_not_added_twice(
-    exposition: MetricsEndpoint, redis: Redis
+    endpoint: MetricsEndpoint, redis: Redis
 ) -> None:
     process = Metrics()
     process.count(m.RETRIES, "user.created")
@@ -172,25 +170,25 @@ def test_counts_whose_arrival_was_not_confirmed_are_not_added_twice(
         process.count(m.RETRIES, "user.created")
     process.flush(flaky)  # type: ignore[arg-type]
     process.flush(redis)
-    assert value(exposition, "clerk_sync_retries_total", type="user.created") == 3
+    assert value(endpoint, "clerk_sync_retries_total", type="user.created") == 3
 
 
 def test_counts_wait_for_a_redis_that_is_away(make_settings: MakeSettings, server_directory: Path) -> None:
     server = RedisServer(server_directory, free_port(), durable=False)
     settings = make_settings(redis_url=server.url, **NO_DATABASE)
     process = Metrics()
-    exposition = MetricsEndpoint(settings, process)
+    endpoint = MetricsEndpoint(settings, process)
     for _ in range(5):
         process.count(m.RETRIES, "user.created")
-        text = exposition.render().decode()
+        text = endpoint.render().decode()
         assert "clerk_sync_redis_up 0.0" in text
         assert [line for line in text.splitlines() if not line.startswith("#")] == ["clerk_sync_redis_up 0.0"]
     server.start()
     try:
-        assert value(exposition, "clerk_sync_redis_up") == 1
-        assert value(exposition, "clerk_sync_retries_total", type="user.created") == 5
+        assert value(endpoint, "clerk_sync_redis_up") == 1
+        assert value(endpoint, "clerk_sync_retries_total", type="user.created") == 5
     finally:
-        exposition.close()
+        endpoint.close()
         server.stop()
 
 
@@ -199,43 +197,43 @@ def test_a_redis_that_takes_no_writes_is_still_read(
     make_settings: MakeSettings, own_redis: RedisServer, spoil: tuple[str, ...]
 ) -> None:
     process = Metrics()
-    exposition = MetricsEndpoint(make_settings(redis_url=own_redis.url, **NO_DATABASE), process)
+    endpoint = MetricsEndpoint(make_settings(redis_url=own_redis.url, **NO_DATABASE), process)
     with Redis.from_url(own_redis.url) as redis:
         DeliveryQueue(redis).enqueue(delivery())
-        assert value(exposition, "clerk_sync_redis_takes_writes") == 1
+        assert value(endpoint, "clerk_sync_redis_takes_writes") == 1
         process.count(m.RETRIES, "user.created")
         redis.execute_command(*spoil)
-        assert value(exposition, "clerk_sync_redis_up") == 1
-        assert value(exposition, "clerk_sync_redis_takes_writes") == 0
-        assert value(exposition, "clerk_sync_queue_depth") == 1
-        assert value(exposition, "clerk_sync_retries_total", type="user.created") == 0
+        assert value(endpoint, "clerk_sync_redis_up") == 1
+        assert value(endpoint, "clerk_sync_redis_takes_writes") == 0
+        assert value(endpoint, "clerk_sync_queue_depth") == 1
+        assert value(endpoint, "clerk_sync_retries_total", type="user.created") == 0
         redis.execute_command("CONFIG", "SET", "maxmemory", "0")
         redis.execute_command("REPLICAOF", "NO", "ONE")
-        assert value(exposition, "clerk_sync_redis_takes_writes") == 1
-        assert value(exposition, "clerk_sync_retries_total", type="user.created") == 1, "the count has waited"
-    exposition.close()
+        assert value(endpoint, "clerk_sync_redis_takes_writes") == 1
+        assert value(endpoint, "clerk_sync_retries_total", type="user.created") == 1, "the count has waited"
+    endpoint.close()
 
 
-def test_since_when_somebody_looks_is_kept(exposition: MetricsEndpoint) -> None:
-    assert value(exposition, "clerk_sync_last_received_timestamp_seconds") is None
-    first = value(exposition, "clerk_sync_watching_since_timestamp_seconds")
+def test_since_when_somebody_looks_is_kept(endpoint: MetricsEndpoint) -> None:
+    assert value(endpoint, "clerk_sync_last_received_timestamp_seconds") is None
+    first = value(endpoint, "clerk_sync_watching_since_timestamp_seconds")
     time.sleep(0.02)
-    kept = value(exposition, "clerk_sync_watching_since_timestamp_seconds")
+    kept = value(endpoint, "clerk_sync_watching_since_timestamp_seconds")
     assert first is not None
     assert kept == pytest.approx(first, abs=0.01)
 
 
 def test_what_waits_and_what_has_failed_is_measured(
-    exposition: MetricsEndpoint, redis: Redis, queue: DeliveryQueue
+    endpoint: MetricsEndpoint, redis: Redis, queue: DeliveryQueue
 ) -> None:
     fail(redis)
     queue.enqueue(delivery())
-    assert value(exposition, "clerk_sync_queue_depth") == 1
-    assert value(exposition, "clerk_sync_failed_jobs") == 1
-    assert value(exposition, "clerk_sync_scheduled_jobs") == 0
-    assert value(exposition, "clerk_sync_workers_alive") == 0
-    assert (value(exposition, "clerk_sync_queue_oldest_age_seconds") or 0) > 0
-    assert (value(exposition, "clerk_sync_last_received_timestamp_seconds") or 0) > 1.7e9
+    assert value(endpoint, "clerk_sync_queue_depth") == 1
+    assert value(endpoint, "clerk_sync_failed_jobs") == 1
+    assert value(endpoint, "clerk_sync_scheduled_jobs") == 0
+    assert value(endpoint, "clerk_sync_workers_alive") == 0
+    assert (value(endpoint, "clerk_sync_queue_oldest_age_seconds") or 0) > 0
+    assert (value(endpoint, "clerk_sync_last_received_timestamp_seconds") or 0) > 1.7e9
 
 
 def test_the_totals_survive_every_process(settings: config.Settings, redis: Redis) -> None:

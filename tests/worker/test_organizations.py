@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import config
 from db.merge.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
-from tests.support.patient import patient
+from tests.support.hypothesis_settings import no_deadline
 from tests.support.payloads import (
     ABSENT,
     ACME,
@@ -469,7 +469,7 @@ def assert_understood(text: str) -> None:
 genuine = st.sampled_from(ORGANIZATION_TYPES).map(lambda type_: payload(f"organizations/{type_}"))
 
 
-@patient
+@no_deadline
 @given(genuine, st.data())
 def test_any_mutation_of_an_event_is_understood_or_unreadable(event: Json, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 5))):
@@ -478,7 +478,7 @@ def test_any_mutation_of_an_event_is_understood_or_unreadable(event: Json, data:
     assert_understood(body(event).decode())
 
 
-@patient
+@no_deadline
 @given(anything, st.sampled_from(ORGANIZATION_TYPES), anything)
 def test_any_data_of_an_organization_is_understood_or_unreadable(
     data: object, type_: str, timestamp: object
@@ -486,7 +486,7 @@ def test_any_data_of_an_organization_is_understood_or_unreadable(
     assert_understood(body({"type": type_, "data": data, "timestamp": timestamp}).decode())
 
 
-@patient
+@no_deadline
 @given(st.lists(anything, max_size=4))
 def test_any_memberships_of_a_user_are_understood(entries: list[object]) -> None:
     assert_understood(body(user_event(data=ann([*entries, membership()]))).decode())

@@ -168,15 +168,15 @@ def test_nobody_is_skipped_while_others_are_deleted(
     clerk: FakeClerk, api: ClerkApi, knows_cursor: bool, deleted_at_a_time: int
 ) -> None:
     clerk.knows_cursor = knows_cursor
-    doomed = iter(everyone()[:1600])
-    clerk.before = partial(delete_some, clerk, doomed, deleted_at_a_time)
+    to_delete = iter(everyone()[:1600])
+    clerk.before = partial(delete_some, clerk, to_delete, deleted_at_a_time)
     seen = paginated(api)
     assert set(seen) >= set(clerk.ids())
 
 
-def delete_some(clerk: FakeClerk, doomed: Iterator[str], number: int, request: Request) -> None:
+def delete_some(clerk: FakeClerk, to_delete: Iterator[str], number: int, request: Request) -> None:
     if request.path == "/users":
-        clerk.remove(*islice(doomed, number))
+        clerk.remove(*islice(to_delete, number))
 
 
 @pytest.mark.parametrize("knows_cursor", [True, False])

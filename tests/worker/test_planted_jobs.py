@@ -112,12 +112,6 @@ def worker(make_settings: MakeSettings, lure: Lure) -> SupervisedProcess:
     return supervised_worker("worker", env, lure.directory)
 
 
-@pytest.fixture
-def connection(database_url_unpooled: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        yield connection
-
-
 def genuine(redis: Redis, number: int) -> str:
     """Enqueue a delivery as the receiver does, and return its id."""
     given = delivery(user_event(data=user(f"user_{number}")))

@@ -46,15 +46,15 @@ def genuine(redis: Redis) -> str:
 
 def turn(redis: Redis) -> None:
     """Do what a worker does in one turn."""
-    held = ReservedJobs(redis, "turning")
-    jobs = held.settle_and_take([], 100)
+    reserved = ReservedJobs(redis, "turning")
+    jobs = reserved.settle_and_take([], 100)
     assert jobs is not None
     done = batch.process(
         jobs,
         FieldSources("role", "organization"),
         Isolation(lambda given: [Outcome.APPLIED] * len(given), lambda _ids: frozenset()),
     )
-    held.settle_and_take(done, 0)
+    reserved.settle_and_take(done, 0)
 
 
 def test_a_key_that_is_no_job_does_not_stop_the_queue(redis: Redis, rq: RqView) -> None:

@@ -1,4 +1,4 @@
-"""One user, now: by the function, and at the desk where many callers ask at once."""
+"""One user, now: by the function, and at the service where many callers ask at once."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from db.times import now_ms
 from tests.support.fake_clerk import FakeClerk, Request, numbered_id
 from tests.support.payloads import ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
 from tests.support.settings import MakeSettings
-from tests.support.sync import api_settings, bridged, count, deliver, execute, rows, tombstones
+from tests.support.sync import api_settings, count, deliver, execute, open_context, rows, tombstones
 from worker.clerk.api import ClerkApiError, ClerkRefused
 from worker.sync.backfill import Backfill
 from worker.sync.context import SyncContext
@@ -26,23 +26,18 @@ from worker.sync.pull import PullOutcome, pull
 from worker.sync.pull_service import PullResult, PullService, PullStatus
 from worker.sync.shared_rate_limit import NoTurn, SharedLimit
 
-OpenDesks = Callable[[config.Settings, int], list[PullService]]
+OpenServices = Callable[[config.Settings, int], list[PullService]]
 GUIDE = Path(__file__).parents[2] / "docs/applications.md"
 
 
 @pytest.fixture
-def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
-    return api_settings(make_settings, clerk)
-
-
-@pytest.fixture
-def desk(settings: config.Settings) -> Iterator[PullService]:
+def service(settings: config.Settings) -> Iterator[PullService]:
     with closing(PullService(settings)) as made:
         yield made
 
 
 @pytest.fixture
-def open_desks() -> Iterator[OpenDesks]:
+def open_services() -> Iterator[OpenServices]:
     """Make so many services, as in so many processes; they are closed after the test."""
     with ExitStack() as stack:
         yield lambda settings, count: [
@@ -162,10 +157,10 @@ def test_one_other_whom_clerk_knows_is_enough_to_delete(
     assert [request.path for request in clerk.asked[before:]] == [f"/users/{numbered_id(0)}", "/users"]
 
 
-def test_the_desk_says_why_nobody_was_deleted(desk: PullService, settings: config.Settings) -> None:
-    with bridged(settings) as both:
+def test_the_service_says_why_nobody_was_deleted(service: PullService, settings: config.Settings) -> None:
+    with open_context(settings) as both:
         deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
-    answer = desk.pull(ANN)
+    answer = service.pull(ANN)
     assert answer.verdict is PullStatus.ABSENT
     assert "nothing was changed: check CLERK_SECRET_KEY" in str(answer.reason)
     assert rows(settings).keys() == {ANN, BEN}
@@ -173,7 +168,7 @@ def test_the_desk_says_why_nobody_was_deleted(desk: PullService, settings: confi
 
 def test_a_key_of_another_instance_deletes_nobody(settings: config.Settings) -> None:
     other = settings.model_copy(update={"clerk_instance_id": "ins_other"})
-    with bridged(other) as both:
+    with open_context(other) as both:
         deliver(both, user_event(data=user(ANN)))
         with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
             pull(both, ANN, confirmed=True)
@@ -189,10 +184,10 @@ def test_an_answer_about_somebody_else_is_refused(clerk: FakeClerk, both: SyncCo
 
 
 def test_the_desk_answers_with_the_row(
-    clerk: FakeClerk, desk: PullService, settings: config.Settings
+    clerk: FakeClerk, service: PullService, settings: config.Settings
 ) -> None:
     clerk.put(user(ANN, public_metadata={"organization": "Fjord"}))
-    answer = desk.pull(ANN)
+    answer = service.pull(ANN)
     row = rows(settings)[ANN]
     assert answer.verdict is PullStatus.FOUND
     assert answer.user is not None
@@ -206,16 +201,16 @@ def test_the_desk_answers_with_the_row(
         "created_at": "2026-01-01T10:00:00+00:00",
         "last_login_at": None,
     }
-    assert desk.pull(BEN) == PullResult(PullStatus.ABSENT, reason="there is no such user")
+    assert service.pull(BEN) == PullResult(PullStatus.ABSENT, reason="there is no such user")
 
 
 def test_many_calls_for_one_user_find_the_same_row(
-    clerk: FakeClerk, settings: config.Settings, open_desks: OpenDesks
+    clerk: FakeClerk, settings: config.Settings, open_services: OpenServices
 ) -> None:
     clerk.put(user(ANN))
-    desks = open_desks(settings, 3)
+    services = open_services(settings, 3)
     answers: list[PullResult] = []
-    threads = [threading.Thread(target=partial(ask, desk, answers)) for desk in desks * 8]
+    threads = [threading.Thread(target=partial(ask, service, answers)) for service in services * 8]
     run_through(threads, 30)
     assert len(clerk.asked) == 24
     assert {answer.verdict for answer in answers} == {PullStatus.FOUND}
@@ -232,13 +227,13 @@ def test_closing_waits_for_the_call_under_way(clerk: FakeClerk, settings: config
 
     clerk.before = answer_late
     answers: list[PullResult] = []
-    with closing(PullService(settings)) as desk:
-        call = threading.Thread(target=ask, args=(desk, answers))
+    with closing(PullService(settings)) as service:
+        call = threading.Thread(target=ask, args=(service, answers))
         call.start()
         assert asked.wait(10)
     call.join(10)
     assert [answer.verdict for answer in answers] == [PullStatus.FOUND]
-    assert desk.pull(ANN).verdict is PullStatus.BUSY
+    assert service.pull(ANN).verdict is PullStatus.BUSY
 
 
 def run_through(threads: Sequence[threading.Thread], patience_s: float) -> None:
@@ -248,37 +243,37 @@ def run_through(threads: Sequence[threading.Thread], patience_s: float) -> None:
         thread.join(patience_s)
 
 
-def ask(desk: PullService, answers: list[PullResult]) -> None:
-    answers.append(desk.pull(ANN))
+def ask(service: PullService, answers: list[PullResult]) -> None:
+    answers.append(service.pull(ANN))
 
 
-def test_an_answer_is_what_clerk_shows_now(clerk: FakeClerk, desk: PullService) -> None:
+def test_an_answer_is_what_clerk_shows_now(clerk: FakeClerk, service: PullService) -> None:
     clerk.put(user(ANN))
-    desk.pull(ANN)
+    service.pull(ANN)
     clerk.put(user(ANN, first_name="New", updated_at=NOW + 100))
-    answer = desk.pull(ANN)
+    answer = service.pull(ANN)
     assert answer.user is not None
     assert answer.user["name"].startswith("New")
 
 
 def test_calls_together_leave_half_of_clerks_limit_to_the_application(
-    clerk: FakeClerk, make_settings: MakeSettings, open_desks: OpenDesks
+    clerk: FakeClerk, make_settings: MakeSettings, open_services: OpenServices
 ) -> None:
     """Calls that Clerk answers at once, a second look after a 404, and what is tried again after a 503."""
     clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
     settings = api_settings(make_settings, clerk)
     clerk.put_many(60)
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         Backfill(both).everything()
     clerk.remove(*clerk.ids()[::2])
     clerk.answer_next(503, times=10)
     clerk.requests.clear()
-    desks = open_desks(settings, 6)
+    services = open_services(settings, 6)
     until = time.monotonic() + 12
     verdicts: list[PullStatus] = []
     threads = [
-        threading.Thread(target=call_until, args=(until, desk, first, verdicts))
-        for first, desk in enumerate(desks)
+        threading.Thread(target=call_until, args=(until, service, first, verdicts))
+        for first, service in enumerate(services)
     ]
     run_through(threads, 40)
     assert set(verdicts) == {PullStatus.FOUND, PullStatus.ABSENT, PullStatus.BUSY}
@@ -287,23 +282,23 @@ def test_calls_together_leave_half_of_clerks_limit_to_the_application(
     assert "/users" in {request.path for request in clerk.requests}
 
 
-def call_until(until: float, desk: PullService, first: int, verdicts: list[PullStatus]) -> None:
+def call_until(until: float, service: PullService, first: int, verdicts: list[PullStatus]) -> None:
     for number in itertools.count(first, 6):
         if time.monotonic() > until:
             return
-        verdicts.append(desk.pull(numbered_id(number % 60)).verdict)
-        verdicts.append(desk.pull(numbered_id(0)).verdict)  # all of them this one as well
+        verdicts.append(service.pull(numbered_id(number % 60)).verdict)
+        verdicts.append(service.pull(numbered_id(0)).verdict)  # all of them this one as well
 
 
 def test_who_gets_no_turn_is_told_at_once_and_clerk_is_not_asked(
-    clerk: FakeClerk, make_settings: MakeSettings, open_desks: OpenDesks
+    clerk: FakeClerk, make_settings: MakeSettings, open_services: OpenServices
 ) -> None:
     clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
-    desks = open_desks(api_settings(make_settings, clerk), 6)
-    for number, desk in enumerate(desks * 9):
-        desk.pull(numbered_id(number))
+    services = open_services(api_settings(make_settings, clerk), 6)
+    for number, service in enumerate(services * 9):
+        service.pull(numbered_id(number))
     began = time.monotonic()
-    answers = [desks[0].pull(f"user_{number}") for number in range(30)]
+    answers = [services[0].pull(f"user_{number}") for number in range(30)]
     assert time.monotonic() - began < 2
     assert set(answers) == {PullResult(PullStatus.BUSY, reason="too many users are being pulled")}
     assert len(clerk.requests) == 50
@@ -339,9 +334,9 @@ def test_what_does_not_answer_is_told_within_seconds(clerk: FakeClerk, make_sett
         {"database_url": f"postgresql://postgres@127.0.0.1:{nowhere}/postgres"},
         {"redis_url": f"redis://127.0.0.1:{nowhere}/0"},
     ):
-        with closing(PullService(api_settings(make_settings, clerk, **broken))) as desk:
+        with closing(PullService(api_settings(make_settings, clerk, **broken))) as service:
             began = time.monotonic()
-            answer = desk.pull(ANN)
+            answer = service.pull(ANN)
             assert time.monotonic() - began < 8
         assert answer.verdict is PullStatus.UNAVAILABLE
         assert answer.user is None
@@ -349,22 +344,22 @@ def test_what_does_not_answer_is_told_within_seconds(clerk: FakeClerk, make_sett
         time.sleep(1.1)
 
 
-def test_a_429_is_not_waited_for_at_the_desk(clerk: FakeClerk, desk: PullService) -> None:
+def test_a_429_is_not_waited_for_by_the_service(clerk: FakeClerk, service: PullService) -> None:
     clerk.answer_next(429, headers={"Retry-After": "30"})
     began = time.monotonic()
-    assert desk.pull(ANN).verdict is PullStatus.UNAVAILABLE
+    assert service.pull(ANN).verdict is PullStatus.UNAVAILABLE
     assert time.monotonic() - began < 2
 
 
 def test_after_a_429_the_next_user_is_told_at_once_how_long_it_lasts(
-    clerk: FakeClerk, desk: PullService, redis: Redis
+    clerk: FakeClerk, service: PullService, redis: Redis
 ) -> None:
     clerk.put(user(ANN), user(BEN))
     clerk.answer_next(429, headers={"Retry-After": "5"})
-    first = desk.pull(ANN)
+    first = service.pull(ANN)
     assert (first.verdict, first.retry_after_s) == (PullStatus.UNAVAILABLE, 5)
     began = time.monotonic()
-    second = desk.pull(BEN)
+    second = service.pull(BEN)
     assert time.monotonic() - began < 1
     assert second.verdict is PullStatus.UNAVAILABLE
     assert second.retry_after_s == pytest.approx(5, abs=1)
@@ -372,30 +367,30 @@ def test_after_a_429_the_next_user_is_told_at_once_how_long_it_lasts(
     assert len(clerk.asked) == 1
     assert redis.zcard("clerk-sync:pull:turns") == 1, "no turn is spent on what is not asked"
     time.sleep(5)
-    assert desk.pull(BEN).verdict is PullStatus.FOUND
+    assert service.pull(BEN).verdict is PullStatus.FOUND
 
 
-def test_a_turn_that_is_not_far_away_is_waited_for(clerk: FakeClerk, desk: PullService) -> None:
+def test_a_turn_that_is_not_far_away_is_waited_for(clerk: FakeClerk, service: PullService) -> None:
     clerk.put(user(BEN))
     clerk.answer_next(429, headers={"Retry-After": "2"})
-    desk.pull(ANN)
-    assert desk.pull(BEN).verdict is PullStatus.FOUND
+    service.pull(ANN)
+    assert service.pull(BEN).verdict is PullStatus.FOUND
 
 
 @pytest.mark.parametrize("clerk_id", ["", "..", f"{ANN}/../{BEN}", f"{ANN}?limit=1", "x" * 201])
 def test_what_is_no_clerk_id_leads_the_desk_nowhere(
-    clerk: FakeClerk, desk: PullService, clerk_id: str
+    clerk: FakeClerk, service: PullService, clerk_id: str
 ) -> None:
-    assert desk.pull(clerk_id) == PullResult(PullStatus.ABSENT, reason="that is no Clerk id")
+    assert service.pull(clerk_id) == PullResult(PullStatus.ABSENT, reason="that is no Clerk id")
     assert clerk.requests == []
 
 
 def test_a_user_whom_the_database_refuses_is_told_without_the_row(
-    clerk: FakeClerk, desk: PullService, settings: config.Settings
+    clerk: FakeClerk, service: PullService, settings: config.Settings
 ) -> None:
     execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name = '')")
     clerk.put(user(ANN, first_name="Secretname"))
-    answer = desk.pull(ANN)
+    answer = service.pull(ANN)
     assert answer.verdict is PullStatus.UNAVAILABLE
     assert "no_name" in str(answer.reason)
     assert "Secretname" not in str(answer)

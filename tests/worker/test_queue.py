@@ -65,8 +65,8 @@ def fill(queue: DeliveryQueue, count: int) -> list[str]:
     return [one.svix_id for one in given]
 
 
-def take(held: ReservedJobs, limit: int = 100) -> list[TakenJob]:
-    jobs = held.settle_and_take([], limit)
+def take(reserved: ReservedJobs, limit: int = 100) -> list[TakenJob]:
+    jobs = reserved.settle_and_take([], limit)
     assert jobs is not None
     return jobs
 
@@ -76,19 +76,19 @@ def ids(jobs: list[TakenJob] | None) -> list[str]:
     return [job.id for job in jobs]
 
 
-def redact_deleted(held: ReservedJobs, *done: Finished | Failed) -> None:
-    held.settle_and_take(done, 0)
+def settle(reserved: ReservedJobs, *done: Finished | Failed) -> None:
+    reserved.settle_and_take(done, 0)
 
 
 def failure(job: TakenJob, *, retryable: bool = False) -> Failed:
     return Failed(job, "Unreadable: the event is no JSON object", "Traceback\nUnreadable", retryable)
 
 
-def fail_for_good(held: ReservedJobs, queue: DeliveryQueue) -> str:
+def fail_for_good(reserved: ReservedJobs, queue: DeliveryQueue) -> str:
     """Bring one new job into the failed registry and return its id."""
     queue.enqueue(given := delivery())
-    (job,) = take(held)
-    redact_deleted(held, failure(job))
+    (job,) = take(reserved)
+    settle(reserved, failure(job))
     return given.svix_id
 
 
@@ -142,12 +142,12 @@ def test_a_delivery_whose_job_lives_is_a_duplicate(status: str, queue: DeliveryQ
 
 
 def test_a_delivery_whose_job_failed_is_queued_anew_with_full_retries(
-    queue: DeliveryQueue, rq: RqView, holder: Holder
+    queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
-    held = holder("w")
+    reserved = consumer("w")
     queue.enqueue(given := delivery())
-    (job,) = take(held)
-    redact_deleted(held, failure(job._replace(retries_left=0), retryable=True))
+    (job,) = take(reserved)
+    settle(reserved, failure(job._replace(retries_left=0), retryable=True))
     rq.redis.hset(Job.key_for(given.svix_id), "retries_left", 0)
     assert rq.places(given.svix_id) == ["failed"]
 
@@ -161,22 +161,22 @@ def test_a_delivery_whose_job_failed_is_queued_anew_with_full_retries(
 
 
 def test_what_failed_before_is_remembered_when_it_is_queued_anew(
-    queue: DeliveryQueue, rq: RqView, holder: Holder
+    queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
-    held = holder("w")
-    failed = fail_for_good(held, queue)
+    reserved = consumer("w")
+    failed = fail_for_good(reserved, queue)
     first = rq.job(failed).meta["first_failed_at"]
     queue.enqueue(delivery(id_=failed))
-    (job,) = take(held)
-    redact_deleted(held, failure(job))
+    (job,) = take(reserved)
+    settle(reserved, failure(job))
     assert rq.job(failed).meta["attempts"] == 2
     assert rq.job(failed).meta["first_failed_at"] == first
 
 
 def test_eight_receivers_queue_a_failed_delivery_anew_once(
-    make_settings: MakeSettings, queue: DeliveryQueue, rq: RqView, holder: Holder
+    make_settings: MakeSettings, queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
-    failed = fail_for_good(holder("w"), queue)
+    failed = fail_for_good(consumer("w"), queue)
     receivers = [delivery_queue(make_settings(**NO_DATABASE)) for _ in range(8)]
     with ThreadPoolExecutor(8) as threads:
         answers = Counter(threads.map(lambda receiver: receiver.enqueue(delivery(id_=failed)), receivers))
@@ -388,99 +388,102 @@ def test_a_restarted_redis_is_used_again_at_once(make_settings: MakeSettings, ow
 # A worker's side
 
 
-def test_jobs_are_taken_in_their_order_up_to_the_limit(queue: DeliveryQueue, holder: Holder) -> None:
+def test_jobs_are_taken_in_their_order_up_to_the_limit(queue: DeliveryQueue, consumer: Holder) -> None:
     queued = fill(queue, 5)
-    held = holder("w")
-    assert ids(take(held, 3)) == queued[:3]
-    assert ids(held.settle_and_take([Finished(job, "applied") for job in take(held, 3)], 3)) == queued[3:]
+    reserved = consumer("w")
+    assert ids(take(reserved, 3)) == queued[:3]
+    assert (
+        ids(reserved.settle_and_take([Finished(job, "applied") for job in take(reserved, 3)], 3))
+        == queued[3:]
+    )
 
 
-def test_a_taken_job_has_what_was_enqueued(queue: DeliveryQueue, holder: Holder) -> None:
+def test_a_taken_job_has_what_was_enqueued(queue: DeliveryQueue, consumer: Holder) -> None:
     queue.enqueue(given := delivery())
-    (job,) = take(holder("w"))
+    (job,) = take(consumer("w"))
     assert decode_call(job.data) == given.body
     assert job.created_at == "2026-01-01T10:00:00.000000Z"
     assert (job.retries_left, job.retry_intervals, job.meta) == (3, RETRY_INTERVALS_S, {})
 
 
-def test_rq_sees_a_taken_job_as_started(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+def test_rq_sees_a_taken_job_as_started(queue: DeliveryQueue, rq: RqView, consumer: Holder) -> None:
     (id_,) = fill(queue, 1)
-    take(holder("w"))
+    take(consumer("w"))
     job = rq.job(id_)
-    assert rq.places(id_) == ["started", "held"]
+    assert rq.places(id_) == ["started", "reserved"]
     assert rq.queue.started_job_registry.get_job_and_execution_ids() == [(id_, "w")]
     assert (job.get_status(), job.worker_name, job.is_started) == ("started", "w", True)
     assert job.started_at is not None
     assert abs(job.started_at - datetime.now(UTC)) < timedelta(seconds=10)
 
 
-def test_a_lost_answer_to_a_take_returns_the_same_jobs(queue: DeliveryQueue, holder: Holder) -> None:
+def test_a_lost_answer_to_a_take_returns_the_same_jobs(queue: DeliveryQueue, consumer: Holder) -> None:
     queued = fill(queue, 5)
-    held = holder("w")
-    assert [ids(take(held, 3)) for _ in range(3)] == [queued[:3]] * 3
-    assert ids(take(held, 5)) == queued
+    reserved = consumer("w")
+    assert [ids(take(reserved, 3)) for _ in range(3)] == [queued[:3]] * 3
+    assert ids(take(reserved, 5)) == queued
 
 
 def test_a_lost_answer_to_finishing_finishes_nothing_twice(
-    queue: DeliveryQueue, rq: RqView, holder: Holder
+    queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
     (id_,) = fill(queue, 1)
-    held = holder("w")
+    reserved = consumer("w")
     register(rq, "w")
-    done = [Finished(job, "applied") for job in take(held)]
-    redact_deleted(held, *done)
-    redact_deleted(held, *done)
+    done = [Finished(job, "applied") for job in take(reserved)]
+    settle(reserved, *done)
+    settle(reserved, *done)
     assert rq.places(id_) == ["finished"]
     assert [worker.successful_job_count for worker in rq.workers()] == [1]
 
 
 def test_a_batch_ends_at_so_many_bytes(
-    queue: DeliveryQueue, holder: Holder, monkeypatch: pytest.MonkeyPatch
+    queue: DeliveryQueue, consumer: Holder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queued = fill(queue, 5)
-    held = holder("w")
-    (first,) = take(held, 1)
+    reserved = consumer("w")
+    (first,) = take(reserved, 1)
     monkeypatch.setattr(queue_module, "MAX_BATCH_BYTES", 2 * len(first.data))
-    assert ids(take(held)) == queued[:2]
+    assert ids(take(reserved)) == queued[:2]
     monkeypatch.setattr(queue_module, "MAX_BATCH_BYTES", 1)
-    assert ids(take(held)) == queued[:1], "one job is taken, however large"
+    assert ids(take(reserved)) == queued[:1], "one job is taken, however large"
 
 
 def test_nothing_is_taken_while_workers_are_suspended(
-    queue: DeliveryQueue, rq: RqView, holder: Holder, redis_url: str
+    queue: DeliveryQueue, rq: RqView, consumer: Holder, redis_url: str
 ) -> None:
     queued = fill(queue, 3)
-    held = holder("w")
-    jobs = take(held, 2)
+    reserved = consumer("w")
+    jobs = take(reserved, 2)
     rq_command(redis_url, "suspend")
-    assert held.settle_and_take([Finished(jobs[0], "applied")], 2) is None
+    assert reserved.settle_and_take([Finished(jobs[0], "applied")], 2) is None
     assert rq.status(queued[0]) == "finished", "what was in hand is settled all the same"
     rq_command(redis_url, "resume")
-    assert ids(take(held)) == queued[1:]
+    assert ids(take(reserved)) == queued[1:]
 
 
-def test_waiting_ends_when_a_job_comes_and_holds_it(queue: DeliveryQueue, holder: Holder) -> None:
-    held = holder("w")
-    assert held.wait(1, StopSignal()) is False
+def test_waiting_ends_when_a_job_comes_and_holds_it(queue: DeliveryQueue, consumer: Holder) -> None:
+    reserved = consumer("w")
+    assert reserved.wait(1, StopSignal()) is False
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(held.wait, 10, StopSignal())
+        waiting = thread.submit(reserved.wait, 10, StopSignal())
         time.sleep(0.1)
         queued = fill(queue, 2)
         assert waiting.result(5) is True
-    assert ids(take(held)) == queued
+    assert ids(take(reserved)) == queued
 
 
 def test_waiting_ends_at_once_on_a_stop_signal_and_loses_no_job(
-    queue: DeliveryQueue, rq: RqView, holder: Holder
+    queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
-    held, stopping = holder("w"), StopSignal()
+    reserved, stopping = consumer("w"), StopSignal()
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(held.wait, 10, stopping)
+        waiting = thread.submit(reserved.wait, 10, stopping)
         time.sleep(0.1)
         stopping.request()
         assert waiting.result(1) is True
     queued = fill(queue, 1)  # Redis may not have noticed yet that the connection is closed
-    held.leave()
+    reserved.leave()
     assert rq.queue.get_job_ids() == queued
 
 
@@ -517,29 +520,29 @@ def test_taking_and_settling_is_one_round_trip_however_many_jobs(
 ) -> None:
     with TripCounter(redis_url) as counter:
         client = worker_redis(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
-        held = ReservedJobs(client, "w")
-        redact_deleted(held)
+        reserved = ReservedJobs(client, "w")
+        settle(reserved)
         for size in (1, 10, 100):
             fill(queue, size)
             with counter.counting() as trips:
-                jobs = take(held)
+                jobs = take(reserved)
             done: list[Failed | Finished] = [failure(jobs[0])]
             done += [Finished(job, "applied") for job in jobs[1:]]
             fill(queue, size)
             with counter.counting() as more_trips:
-                more = held.settle_and_take(done, size)
+                more = reserved.settle_and_take(done, size)
             assert (len(jobs), len(ids(more))) == (size, size)
             assert (trips.count, more_trips.count) == (1, 1)
-            held.leave()
+            reserved.leave()
             redis.delete(rq_format.QUEUE_KEY)
         client.close()
 
 
-def test_rq_sees_a_finished_job_as_finished(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+def test_rq_sees_a_finished_job_as_finished(queue: DeliveryQueue, rq: RqView, consumer: Holder) -> None:
     (id_,) = fill(queue, 1)
-    held = holder("w")
+    reserved = consumer("w")
     register(rq, "w")
-    redact_deleted(held, *(Finished(job, "applied") for job in take(held)))
+    settle(reserved, *(Finished(job, "applied") for job in take(reserved)))
     job = rq.job(id_)
     assert rq.places(id_) == ["finished"]
     assert (job.get_status(), job.is_finished, job.worker_name) == ("finished", True, "w")
@@ -551,20 +554,20 @@ def test_rq_sees_a_finished_job_as_finished(queue: DeliveryQueue, rq: RqView, ho
     assert (worker.successful_job_count, worker.failed_job_count) == (1, 0)
 
 
-def test_a_finished_job_expires_after_an_hour(queue: DeliveryQueue, holder: Holder, redis: Redis) -> None:
+def test_a_finished_job_expires_after_an_hour(queue: DeliveryQueue, consumer: Holder, redis: Redis) -> None:
     (id_,) = fill(queue, 1)
-    held = holder("w")
-    redact_deleted(held, *(Finished(job, "applied") for job in take(held)))
+    reserved = consumer("w")
+    settle(reserved, *(Finished(job, "applied") for job in take(reserved)))
     assert RESULT_TTL_S - 5 <= float(str(redis.ttl(Job.key_for(id_)))) <= RESULT_TTL_S
     assert redis.exists(Result.get_key(id_)) == 0
     (expires,) = scores(redis, rq_format.FINISHED_KEY).values()
     assert abs(expires - time.time() - RESULT_TTL_S) < 5
 
 
-def test_rq_sees_a_failed_job_as_failed(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
-    held = holder("w")
+def test_rq_sees_a_failed_job_as_failed(queue: DeliveryQueue, rq: RqView, consumer: Holder) -> None:
+    reserved = consumer("w")
     register(rq, "w")
-    id_ = fail_for_good(held, queue)
+    id_ = fail_for_good(reserved, queue)
     job = rq.job(id_)
     assert rq.places(id_) == ["failed"]
     assert (job.get_status(), job.is_failed) == ("failed", True)
@@ -578,18 +581,18 @@ def test_rq_sees_a_failed_job_as_failed(queue: DeliveryQueue, rq: RqView, holder
 
 
 def test_a_failed_job_says_why_how_often_and_since_when(
-    queue: DeliveryQueue, rq: RqView, holder: Holder
+    queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
-    meta = rq.job(fail_for_good(holder("w"), queue)).meta
+    meta = rq.job(fail_for_good(consumer("w"), queue)).meta
     assert (meta["reason"], meta["attempts"]) == ("Unreadable: the event is no JSON object", 1)
     assert meta["first_failed_at"] == meta["failed_at"]
     assert abs(rq_format.parse_timestamp(meta["failed_at"]) - datetime.now(UTC)) < timedelta(seconds=10)
 
 
 def test_a_failed_job_is_kept_for_ninety_days(
-    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+    queue: DeliveryQueue, rq: RqView, consumer: Holder, redis: Redis
 ) -> None:
-    id_ = fail_for_good(holder("w"), queue)
+    id_ = fail_for_good(consumer("w"), queue)
     assert FAILURE_TTL_S >= 90 * 24 * 3600
     for key in (Job.key_for(id_), Result.get_key(id_)):
         assert FAILURE_TTL_S - 5 <= float(str(redis.ttl(key))) <= FAILURE_TTL_S
@@ -600,21 +603,21 @@ def test_a_failed_job_is_kept_for_ninety_days(
 
 
 def test_what_can_heal_is_scheduled_with_growing_intervals_and_then_fails(
-    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+    queue: DeliveryQueue, rq: RqView, consumer: Holder, redis: Redis
 ) -> None:
     (id_,) = fill(queue, 1)
-    held = holder("w")
+    reserved = consumer("w")
     for left, interval in zip((2, 1, 0), RETRY_INTERVALS_S, strict=True):
-        (job,) = take(held)
-        redact_deleted(held, failure(job, retryable=True))
+        (job,) = take(reserved)
+        settle(reserved, failure(job, retryable=True))
         assert (rq.places(id_), rq.status(id_)) == (["scheduled"], "scheduled")
         assert rq.job(id_).retries_left == left
         assert redis.ttl(Job.key_for(id_)) == -1
         due = rq.registries["scheduled"].get_scheduled_time(id_)  # type: ignore[attr-defined] # a ScheduledJobRegistry
         assert abs(due - datetime.now(UTC) - timedelta(seconds=interval)) < timedelta(seconds=5)
         make_due(rq)
-    (job,) = take(held)
-    redact_deleted(held, failure(job, retryable=True))
+    (job,) = take(reserved)
+    settle(reserved, failure(job, retryable=True))
     assert (rq.places(id_), rq.status(id_)) == (["failed"], "failed")
     assert rq.job(id_).meta["attempts"] == len(RETRY_INTERVALS_S) + 1
 
@@ -631,9 +634,9 @@ def make_due(rq: RqView) -> None:
 
 
 def test_what_no_waiting_heals_fails_at_once_with_all_its_retries_left(
-    queue: DeliveryQueue, rq: RqView, holder: Holder
+    queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
-    id_ = fail_for_good(holder("w"), queue)
+    id_ = fail_for_good(consumer("w"), queue)
     assert rq.job(id_).retries_left == len(RETRY_INTERVALS_S)
     assert rq.ids("scheduled") == []
 
@@ -642,11 +645,11 @@ def test_what_no_waiting_heals_fails_at_once_with_all_its_retries_left(
 
 
 def test_a_job_that_waits_for_a_lock_comes_again_with_all_its_retries_and_is_counted_since_when(
-    queue: DeliveryQueue, rq: RqView, holder: Holder
+    queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
     sent = delivery()
     queue.enqueue(sent)
-    jobs = holder("w")
+    jobs = consumer("w")
     began = time.time()
     for _ in range(2):
         (job,) = take(jobs)
@@ -675,78 +678,78 @@ def test_a_job_that_waited_and_was_finished_or_deleted_by_others_is_forgotten(re
 
 
 def test_what_is_given_back_stands_at_the_front_in_its_order(
-    queue: DeliveryQueue, rq: RqView, holder: Holder
+    queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
     queued = fill(queue, 5)
-    held = holder("w")
-    take(held, 3)
-    assert held.release() == 3
+    reserved = consumer("w")
+    take(reserved, 3)
+    assert reserved.release() == 3
     assert rq.queue.get_job_ids() == queued
     assert [rq.places(id_) for id_ in queued] == [["queue"]] * 5
     assert [rq.status(id_) for id_ in queued] == ["queued"] * 5
-    assert held.release() == 0
+    assert reserved.release() == 0
 
 
 def test_a_worker_that_leaves_holds_nothing_and_is_no_member(
-    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+    queue: DeliveryQueue, rq: RqView, consumer: Holder, redis: Redis
 ) -> None:
     queued = fill(queue, 2)
-    held = holder("w")
-    take(held)
-    held.leave()
+    reserved = consumer("w")
+    take(reserved)
+    reserved.leave()
     assert rq.queue.get_job_ids() == queued
     assert scores(redis, CONSUMERS_KEY) == {}
     assert redis.keys(f"{RESERVED_PREFIX}*") == []
 
 
 def test_only_what_silent_workers_hold_is_taken_back(
-    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+    queue: DeliveryQueue, rq: RqView, consumer: Holder, redis: Redis
 ) -> None:
     queued = fill(queue, 6)
-    alive, silent, other = holder("alive"), holder("silent"), holder("other")
-    for held in (alive, silent, other):
-        take(held, 2)
+    alive, silent, other = consumer("alive"), consumer("silent"), consumer("other")
+    for reserved in (alive, silent, other):
+        take(reserved, 2)
     fall_silent(redis, "silent")
     assert beat(redis, "alive").released == 2
     assert [rq.places(id_) for id_ in queued] == [
-        *[["started", "held"]] * 2,
+        *[["started", "reserved"]] * 2,
         *[["queue"]] * 2,
-        *[["started", "held"]] * 2,
+        *[["started", "reserved"]] * 2,
     ]
     assert beat(redis, "alive").released == 0
 
 
-def test_a_worker_that_beats_is_not_silent(queue: DeliveryQueue, holder: Holder, redis: Redis) -> None:
+def test_a_worker_that_beats_is_not_silent(queue: DeliveryQueue, consumer: Holder, redis: Redis) -> None:
     fill(queue, 1)
-    held = holder("w")
-    take(held)
+    reserved = consumer("w")
+    take(reserved)
     fall_silent(redis, "w")
     beat(redis, "w")
     assert beat(redis, "other").released == 0
 
 
 def test_a_frozen_worker_that_wakes_does_not_finish_what_others_have(
-    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+    queue: DeliveryQueue, rq: RqView, consumer: Holder, redis: Redis
 ) -> None:
     queued = fill(queue, 3)
-    frozen, other = holder("frozen"), holder("other")
+    frozen, other = consumer("frozen"), consumer("other")
     jobs = take(frozen)
     fall_silent(redis, "frozen")
     beat(redis, "other")
     assert ids(take(other, 2)) == queued[:2]
-    redact_deleted(frozen, Finished(jobs[0], "applied"), failure(jobs[1]), failure(jobs[2], retryable=True))
-    assert [rq.places(id_) for id_ in queued] == [["started", "held"], ["started", "held"], ["queue"]]
+    settle(frozen, Finished(jobs[0], "applied"), failure(jobs[1]), failure(jobs[2], retryable=True))
+    assert [rq.places(id_) for id_ in queued] == [["started", "reserved"], ["started", "reserved"], ["queue"]]
     assert [rq.status(id_) for id_ in queued] == ["started", "started", "queued"]
     assert [rq.job(id_).meta for id_ in queued] == [{}, {}, {}]
-    redact_deleted(other, *(Finished(job, "applied") for job in take(other, 2)))
+    settle(other, *(Finished(job, "applied") for job in take(other, 2)))
     assert [rq.status(id_) for id_ in queued] == ["finished", "finished", "queued"]
     assert ids(take(frozen)) == queued[2:], "and goes on with what is there"
 
 
 def test_a_worker_that_sleeps_for_days_may_take_again_and_is_taken_back_from(
-    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+    queue: DeliveryQueue, rq: RqView, consumer: Holder, redis: Redis
 ) -> None:
-    sleeper = holder("sleeper")
+    sleeper = consumer("sleeper")
     redis.zadd(CONSUMERS_KEY, {"sleeper": time.time() - 2 * FORGET_AFTER_S})
     beat(redis, "other")
     assert scores(redis, CONSUMERS_KEY).keys() == {"other"}
@@ -765,10 +768,10 @@ def test_many_workers_share_the_queue_and_each_job_is_one_workers(
 
     def work(name: str) -> list[str]:
         client = worker_redis(make_settings(**NO_DATABASE))
-        held = ReservedJobs(client, name)
+        reserved = ReservedJobs(client, name)
         done: list[Finished] = []
         taken: list[str] = []
-        while jobs := held.settle_and_take(done, size):
+        while jobs := reserved.settle_and_take(done, size):
             done = [Finished(job, "applied") for job in jobs]
             taken += ids(jobs)
         client.close()
@@ -781,40 +784,40 @@ def test_many_workers_share_the_queue_and_each_job_is_one_workers(
 
 
 def test_a_job_that_is_on_the_queue_twice_is_finished_once(
-    queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+    queue: DeliveryQueue, rq: RqView, consumer: Holder, redis: Redis
 ) -> None:
     (id_,) = fill(queue, 1)
     redis.rpush(rq_format.QUEUE_KEY, id_)
-    held = holder("w")
-    redact_deleted(held, *(Finished(job, "applied") for job in take(held)))
+    reserved = consumer("w")
+    settle(reserved, *(Finished(job, "applied") for job in take(reserved)))
     assert rq.places(id_) == ["finished"]
 
 
-def test_an_id_without_a_job_is_dropped(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+def test_an_id_without_a_job_is_dropped(queue: DeliveryQueue, rq: RqView, consumer: Holder) -> None:
     queued = fill(queue, 3)
     rq.redis.delete(Job.key_for(queued[1]))
-    assert ids(take(holder("w"))) == [queued[0], queued[2]]
+    assert ids(take(consumer("w"))) == [queued[0], queued[2]]
     assert rq.places(queued[1]) == []
 
 
 @pytest.mark.parametrize("end", ["finished", "failed", "scheduled", "given back"])
 def test_a_job_that_is_deleted_while_it_is_held_stays_deleted(
-    end: str, queue: DeliveryQueue, rq: RqView, holder: Holder, redis: Redis
+    end: str, queue: DeliveryQueue, rq: RqView, consumer: Holder, redis: Redis
 ) -> None:
     (id_,) = fill(queue, 1)
-    held = holder("w")
-    (job,) = take(held)
+    reserved = consumer("w")
+    (job,) = take(reserved)
     rq.job(id_).delete()
     match end:
         case "finished":
-            redact_deleted(held, Finished(job, "applied"))
+            settle(reserved, Finished(job, "applied"))
         case "failed":
-            redact_deleted(held, failure(job))
+            settle(reserved, failure(job))
         case "scheduled":
-            redact_deleted(held, failure(job, retryable=True))
+            settle(reserved, failure(job, retryable=True))
         case _:
-            held.release()
-    assert take(held) == []
+            reserved.release()
+    assert take(reserved) == []
     assert rq.places(id_) == []
     assert redis.exists(Job.key_for(id_), Result.get_key(id_)) == 0
     with pytest.raises(NoSuchJobError):
@@ -831,30 +834,30 @@ def register(rq: RqView, name: str) -> None:
     worker.set_state("busy")
 
 
-def test_rqs_clean_up_leaves_held_jobs_alone(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+def test_rqs_clean_up_leaves_held_jobs_alone(queue: DeliveryQueue, rq: RqView, consumer: Holder) -> None:
     queued = fill(queue, 3)
-    held = holder("w")
-    take(held, 2)
+    reserved = consumer("w")
+    take(reserved, 2)
     worker = SimpleWorker([rq.queue], connection=rq.redis, serializer="json")
     for _ in range(2):
         worker.clean_registries()
         clean_registries(rq.queue)
         IntermediateQueue(rq.queue.key, rq.redis).cleanup(worker, rq.queue)
         rq.registries["started"].cleanup(timestamp=time.time() + 10 * 24 * 3600)
-    assert [rq.places(id_) for id_ in queued] == [["started", "held"], ["started", "held"], ["queue"]]
-    redact_deleted(held, *(Finished(job, "applied") for job in take(held, 2)))
+    assert [rq.places(id_) for id_ in queued] == [["started", "reserved"], ["started", "reserved"], ["queue"]]
+    settle(reserved, *(Finished(job, "applied") for job in take(reserved, 2)))
     assert [rq.status(id_) for id_ in queued] == ["finished", "finished", "queued"]
 
 
 def test_rq_info_shows_the_queue_its_registries_and_its_workers(
-    queue: DeliveryQueue, rq: RqView, holder: Holder, redis_url: str
+    queue: DeliveryQueue, rq: RqView, consumer: Holder, redis_url: str
 ) -> None:
-    held = holder("worker-1")
+    reserved = consumer("worker-1")
     register(rq, "worker-1")
-    fail_for_good(held, queue)
+    fail_for_good(reserved, queue)
     fill(queue, 5)
-    redact_deleted(held, Finished(take(held, 1)[0], "applied"))
-    take(held, 2)
+    settle(reserved, Finished(take(reserved, 1)[0], "applied"))
+    take(reserved, 2)
     shown = rq_command(redis_url, "info", "--serializer", "json")
     assert "2, 2 executing, 1 finished, 1 failed" in shown
     assert "1 queues, 2 jobs total" in shown
@@ -864,35 +867,35 @@ def test_rq_info_shows_the_queue_its_registries_and_its_workers(
 
 @pytest.mark.parametrize("serializer", [["--serializer", "json"], []], ids=["json", "default"])
 def test_rq_requeue_brings_failed_jobs_back(
-    serializer: list[str], queue: DeliveryQueue, rq: RqView, holder: Holder, redis_url: str
+    serializer: list[str], queue: DeliveryQueue, rq: RqView, consumer: Holder, redis_url: str
 ) -> None:
-    held = holder("w")
-    failed = [fail_for_good(held, queue) for _ in range(3)]
+    reserved = consumer("w")
+    failed = [fail_for_good(reserved, queue) for _ in range(3)]
     rq_command(redis_url, "requeue", "--queue", "clerk", *serializer, "--all")
     assert sorted(rq.queue.get_job_ids()) == sorted(failed)
-    jobs = take(held)
+    jobs = take(reserved)
     assert sorted(ids(jobs)) == sorted(failed)
     assert [job.meta["attempts"] for job in jobs] == [1, 1, 1]
     assert [json.loads(decode_call(job.data))["type"] for job in jobs] == ["user.created"] * 3
-    redact_deleted(held, *(Finished(job, "applied") for job in jobs))
+    settle(reserved, *(Finished(job, "applied") for job in jobs))
     assert [rq.places(id_) for id_ in failed] == [["finished"]] * 3
 
 
 def test_a_job_can_be_canceled_with_rq_while_it_waits(
-    queue: DeliveryQueue, rq: RqView, holder: Holder
+    queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
     queued = fill(queue, 2)
     rq.job(queued[0]).cancel()
-    assert ids(take(holder("w"))) == queued[1:]
+    assert ids(take(consumer("w"))) == queued[1:]
 
 
-def test_stopping_a_held_job_with_rq_does_no_harm(queue: DeliveryQueue, rq: RqView, holder: Holder) -> None:
+def test_stopping_a_held_job_with_rq_does_no_harm(queue: DeliveryQueue, rq: RqView, consumer: Holder) -> None:
     (id_,) = fill(queue, 1)
-    held = holder("w")
+    reserved = consumer("w")
     register(rq, "w")
-    jobs = take(held)
+    jobs = take(reserved)
     send_stop_job_command(rq.redis, id_, serializer="json")
-    redact_deleted(held, *(Finished(job, "applied") for job in jobs))
+    settle(reserved, *(Finished(job, "applied") for job in jobs))
     assert rq.status(id_) == "finished"
 
 
@@ -906,9 +909,9 @@ def put(rq: RqView, data: bytes, id_: bytes = b"foreign", **fields: Any) -> None
     rq.redis.rpush(rq.queue.key, id_)
 
 
-def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, holder: Holder) -> None:
+def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, consumer: Holder) -> None:
     rq.queue.enqueue("os.getpid", job_id="foreign")
-    (job,) = take(holder("w"))
+    (job,) = take(consumer("w"))
     assert (job.id, job.retries_left, job.retry_intervals, job.meta) == ("foreign", 0, (), {})
 
 
@@ -928,22 +931,22 @@ def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, holder: Ho
 )
 @pytest.mark.parametrize("retryable", [False, True], ids=["for good", "retryable"])
 def test_garbage_in_a_jobs_fields_stops_nobody(
-    fields: dict[str, Any], queue: DeliveryQueue, rq: RqView, holder: Holder, *, retryable: bool
+    fields: dict[str, Any], queue: DeliveryQueue, rq: RqView, consumer: Holder, *, retryable: bool
 ) -> None:
     put(rq, zlib.compress(b"{}"), **fields)
     queued = fill(queue, 1)
-    held = holder("w")
-    garbage, good = take(held)
-    redact_deleted(held, failure(garbage, retryable=retryable), Finished(good, "applied"))
+    reserved = consumer("w")
+    garbage, good = take(reserved)
+    settle(reserved, failure(garbage, retryable=retryable), Finished(good, "applied"))
     assert rq.places("foreign") in (["failed"], ["scheduled"])
     assert json.loads(rq.fields("foreign")[b"meta"])["attempts"] == 1
     assert rq.places(queued[0]) == ["finished"]
 
 
-def test_any_id_that_somebody_put_on_the_queue_can_be_failed(rq: RqView, holder: Holder) -> None:
+def test_any_id_that_somebody_put_on_the_queue_can_be_failed(rq: RqView, consumer: Holder) -> None:
     put(rq, b"data", b"\xff\x00 \xc3")
-    held = holder("w")
-    (job,) = take(held)
-    redact_deleted(held, failure(job))
+    reserved = consumer("w")
+    (job,) = take(reserved)
+    settle(reserved, failure(job))
     assert rq.redis.zscore(rq_format.FAILED_KEY, b"\xff\x00 \xc3") is not None
     assert rq.redis.llen(RESERVED_PREFIX + "w") == 0

@@ -26,14 +26,12 @@ from tests.support.payloads import (
     user,
     user_event,
 )
-from tests.support.settings import MakeSettings
 from tests.support.sync import (
-    api_settings,
-    bridged,
     count,
     deliver,
     execute,
     fix,
+    open_context,
     query,
     report,
     rows,
@@ -46,11 +44,6 @@ from worker.sync.pull import PullOutcome, pull
 from worker.sync.reconcile import Claim, Reconcile, Report, Stale
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
-
-
-@pytest.fixture
-def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
-    return api_settings(make_settings, clerk)
 
 
 def filled(clerk: FakeClerk, both: SyncContext, number: int) -> None:
@@ -135,12 +128,12 @@ def test_a_column_of_the_applications_own_is_not_compared(
     clerk: FakeClerk, settings: config.Settings, source: str
 ) -> None:
     clerk.put(user(ANN))
-    with bridged(settings.model_copy(update={source: "none"})) as both:
+    with open_context(settings.model_copy(update={source: "none"})) as both:
         Backfill(both).everything()
         execute(settings, "UPDATE users SET role = 'admin'" if source == "role_source" else
                 "UPDATE users SET organization = 'Own'")  # fmt: skip
         assert report(both).differing == 0
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         assert report(both).differing == 1
 
 
@@ -159,7 +152,7 @@ def test_who_is_gone_in_clerk_is_a_ghost_and_gets_a_tombstone(clerk: FakeClerk, 
 
 def test_a_ghost_is_anonymised_where_rows_are_kept(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN), user(BEN))
-    with bridged(settings.model_copy(update={"user_deletion": "anonymize"})) as both:
+    with open_context(settings.model_copy(update={"user_deletion": "anonymize"})) as both:
         Backfill(both).everything()
         clerk.remove(ANN)
         assert fix(both) == []
@@ -272,7 +265,7 @@ def test_where_no_users_are_listed_the_refusal_names_the_way_on(clerk: FakeClerk
 def test_a_listing_that_shrank_too_much_deletes_nobody(
     clerk: FakeClerk, settings: config.Settings, *, local: int, gone: int, percent: float, is_refused: bool
 ) -> None:
-    with bridged(settings.model_copy(update={"reconcile_max_delete": percent})) as both:
+    with open_context(settings.model_copy(update={"reconcile_max_delete": percent})) as both:
         filled(clerk, both, local)
         clerk.remove(*(numbered_id(i) for i in range(gone)))
         if is_refused:
@@ -297,7 +290,7 @@ def test_a_key_that_knows_nobody_here_deletes_nobody(clerk: FakeClerk, both: Syn
 def test_a_key_of_another_instance_compares_nothing(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN))
     other = settings.model_copy(update={"clerk_instance_id": "ins_other"})
-    with bridged(other) as both, pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
+    with open_context(other) as both, pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
         report(both)
 
 
@@ -531,12 +524,12 @@ def test_fixing_brings_the_tables_to_what_changed_settings_say(
     metadata = {"organization": "Meta"}
     clerk.put(user(ANN, public_metadata=metadata))
     clerk.put_members(membership(ANN, organization(name="Acme")))
-    with bridged(settings.model_copy(update=before)) as both:
+    with open_context(settings.model_copy(update=before)) as both:
         deliver(both, user_event(data=user(BEN)), deleted_event(BEN))
         Backfill(both).everything()
         assert report(both).differing == 0
     assert rows(settings)[ANN].organization == "Acme"
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         found = report(both)
         assert found.leftovers == ((BEN,), 1, 1)
         assert found.stale == [Stale(ANN, ("organization",))]
@@ -546,7 +539,7 @@ def test_fixing_brings_the_tables_to_what_changed_settings_say(
     assert (
         query(settings, "SELECT clerk_id FROM user_profiles UNION SELECT clerk_id FROM membership_sync") == []
     )
-    with bridged(settings.model_copy(update={"organization_source": "membership"})) as both:
+    with open_context(settings.model_copy(update={"organization_source": "membership"})) as both:
         clerk.remove_members(*clerk.members_of(ANN))
         deliver(both, user_event(data=user(ANN)))
         fix(both)
@@ -560,10 +553,10 @@ def test_fixing_writes_the_value_of_organizations_that_the_settings_name(
     clerk.put(user(ANN))
     clerk.put_members(membership(ANN, organization(slug="acme-slug")))
     by_name = settings.model_copy(update={"organization_source": "membership"})
-    with bridged(by_name) as both:
+    with open_context(by_name) as both:
         Backfill(both).everything()
     assert rows(settings)[ANN].organization == "Acme"
-    with bridged(by_name.model_copy(update={"organization_value": value})) as both:
+    with open_context(by_name.model_copy(update={"organization_value": value})) as both:
         assert fix(both) == []
     assert rows(settings)[ANN].organization == shown
 
@@ -571,7 +564,7 @@ def test_fixing_writes_the_value_of_organizations_that_the_settings_name(
 def test_a_role_that_differs_is_found_and_fixed(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN))
     clerk.put_members(membership(ANN, role="org:member"))
-    with bridged(settings.model_copy(update={"organization_source": "membership"})) as both:
+    with open_context(settings.model_copy(update={"organization_source": "membership"})) as both:
         Backfill(both).everything()
         clerk.put_members(membership(ANN, role="org:admin", updated_at=NOW + 900))
         assert report(both).stale == [Stale(ANN, ("organization",))]
@@ -585,10 +578,10 @@ def test_fields_of_the_profile_are_read_compared_and_named(
     clerk: FakeClerk, settings: config.Settings
 ) -> None:
     clerk.put(user(ANN, image_url="https://img.example/1", username=None, banned=False))
-    with bridged(settings.model_copy(update={"profile_fields": ("image_url", "username")})) as both:
+    with open_context(settings.model_copy(update={"profile_fields": ("image_url", "username")})) as both:
         Backfill(both).everything()
         assert report(both).differing == 0
-    with bridged(settings.model_copy(update={"profile_fields": ("image_url", "banned")})) as both:
+    with open_context(settings.model_copy(update={"profile_fields": ("image_url", "banned")})) as both:
         assert report(both).stale == [Stale(ANN, ("banned", "username"))]
         Backfill(both).everything()
         assert report(both).differing == 0

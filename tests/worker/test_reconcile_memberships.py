@@ -27,7 +27,7 @@ from tests.support.payloads import (
     user_event,
 )
 from tests.support.settings import MakeSettings
-from tests.support.sync import api_settings, bridged, deliver, execute, fix, query, report, rows
+from tests.support.sync import api_settings, deliver, execute, fix, open_context, query, report, rows
 from worker.clerk.api import ClerkRefused, ClerkUnavailable
 from worker.shutdown import Stopped, StopSignal
 from worker.sync.backfill import Backfill, BackfillStats
@@ -93,7 +93,7 @@ def test_where_they_do_not_decide_not_a_single_request_more_is_sent(
 ) -> None:
     clerk.put(user(ANN), user(BEN))
     clerk.put_members(membership(ANN))
-    with bridged(settings.model_copy(update={"organization_source": source})) as both:
+    with open_context(settings.model_copy(update={"organization_source": source})) as both:
         Backfill(both).everything()
         Backfill(both).since(0)
         execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{ANN}'")
@@ -258,7 +258,7 @@ def test_an_empty_listing_ends_nothing_until_somebody_says_so(clerk: FakeClerk, 
 def test_a_listing_that_shrank_too_much_ends_nothing(
     clerk: FakeClerk, settings: config.Settings, *, local: int, gone: int, percent: float, is_refused: bool
 ) -> None:
-    with bridged(settings.model_copy(update={"reconcile_max_delete": percent})) as both:
+    with open_context(settings.model_copy(update={"reconcile_max_delete": percent})) as both:
         filled(clerk, both, local, local)
         clerk.remove_members(*(f"orgmem_2fake{i:08}" for i in range(gone)))
         if is_refused:
@@ -425,10 +425,10 @@ def test_an_interrupted_backfill_goes_on_among_the_memberships(
         if done.memberships:
             stopping.request()
 
-    with bridged(settings, stopping) as both, pytest.raises(Stopped):
+    with open_context(settings, stopping) as both, pytest.raises(Stopped):
         Backfill(both, look).everything()
     clerk.requests.clear()
-    with bridged(settings) as both:
+    with open_context(settings) as both:
         done = Backfill(both).everything()
         assert (done.seen, done.memberships, done.created) == (1300, 1300, 1300)
         assert report(both).differing == 0

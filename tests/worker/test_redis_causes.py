@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from cli.dev.process import Process
-from cli.dev.servers import RedisServer, free_port
+from cli.dev.servers import RedisServer, free_port, port_in_use
+from tests.support.certificates import self_signed
+from tests.support.redis_servers import BINARY, redis_server
+from tests.support.service_process import ServiceProcess
 from tests.support.settings import NO_DATABASE, MakeSettings
-from tests.support.spoiled_redis import BINARY, RedisServers, listens
 from tests.support.waiting import wait_until
 from worker import redis_causes
 from worker.redis_causes import explain
@@ -32,16 +33,10 @@ pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not inst
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[RedisServers]:
-    started = RedisServers(tmp_path)
-    yield started
-    started.kill()
-
-
-@pytest.fixture
-def serve(servers: RedisServers) -> Serve:
+def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start a redis-server with these arguments and return its port."""
-    return servers.start
+    with ExitStack() as stack:
+        yield lambda *options, **tls: stack.enter_context(redis_server(tmp_path, *options, **tls))
 
 
 @pytest.fixture
@@ -59,12 +54,6 @@ def why(make_settings: MakeSettings) -> Explain:
         return "no trouble"
 
     return ask
-
-
-@pytest.fixture
-def certificate(servers: RedisServers) -> Callable[..., tuple[str, ...]]:
-    """Make a certificate and return the arguments that let a server use it."""
-    return servers.certificate
 
 
 ACL_CASES = [
@@ -104,20 +93,21 @@ def test_a_database_that_is_not_there_is_said(serve: Serve, why: Explain) -> Non
 
 
 def test_tls_that_is_required_or_not_offered_is_told_apart(
-    serve: Serve, why: Explain, certificate: Callable[..., tuple[str, ...]]
+    serve: Serve, why: Explain, tmp_path: Path
 ) -> None:
-    with_tls = serve(*certificate(), "--tls-auth-clients", "no", tls=True)
-    assert "if it requires TLS, begin REDIS_URL with rediss://" in why(f"redis://127.0.0.1:{with_tls}")
+    certificate = self_signed(tmp_path)
+    with_tls = serve(certificate=certificate)
+    assert "or requires TLS (rediss://)" in why(f"redis://127.0.0.1:{with_tls}")
     assert why(f"rediss://127.0.0.1:{serve()}").startswith("Redis does not offer TLS")
-    wants_certificate = serve(*certificate(), tls=True)
+    wants_certificate = serve(certificate=certificate, client_certificates=True)
     words = why(f"rediss://127.0.0.1:{wants_certificate}?ssl_cert_reqs=none")
     assert words.startswith(("Redis ended the TLS connection", "Redis closed the connection"))  # it is a race
 
 
 def test_a_certificate_that_is_not_trusted_names_the_setting(
-    serve: Serve, why: Explain, certificate: Callable[..., tuple[str, ...]], tmp_path: Path
+    serve: Serve, why: Explain, tmp_path: Path
 ) -> None:
-    port = serve(*certificate("-addext", "subjectAltName=IP:127.0.0.1"), "--tls-auth-clients", "no", tls=True)
+    port = serve(certificate=self_signed(tmp_path, "-addext", "subjectAltName=IP:127.0.0.1"))
     assert why(f"rediss://127.0.0.1:{port}").startswith("Redis's certificate is not trusted")
     trusting = f"?ssl_ca_certs={tmp_path}/cert.pem"
     assert why(f"rediss://127.0.0.1:{port}{trusting}") == "no trouble"
@@ -233,11 +223,9 @@ def test_the_embedded_redis_says_the_same(own_redis: RedisServer, why: Explain) 
 
 def test_what_is_no_redis_shows_nothing_of_what_it_says(why: Explain, tmp_path: Path) -> None:
     port = free_port()
-    server = Process("http", tmp_path / "http.pid")
-    server.launch([sys.executable, "-m", "http.server", str(port)], cwd=tmp_path, log=tmp_path / "http.log")
-    wait_until(lambda: listens(port), 10)
-    assert why(f"redis://127.0.0.1:{port}") == "Redis does not answer as expected (InvalidResponse)"
-    server.kill()
+    with ServiceProcess("http", [sys.executable, "-m", "http.server", str(port)], {}, tmp_path):
+        wait_until(lambda: port_in_use(port), 10)
+        assert why(f"redis://127.0.0.1:{port}") == "Redis does not answer as expected (InvalidResponse)"
 
 
 def test_every_cause_is_in_the_run_book() -> None:

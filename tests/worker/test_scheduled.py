@@ -53,7 +53,7 @@ def database(settings: config.Settings) -> Iterator[Database]:
 
 
 @pytest.fixture
-def repair(settings: config.Settings, redis: Redis, database: Database) -> ScheduledReconciliation:
+def reconciliation(settings: config.Settings, redis: Redis, database: Database) -> ScheduledReconciliation:
     return ScheduledReconciliation(settings, redis, database, StopSignal())
 
 
@@ -69,11 +69,11 @@ def make_due(redis: Redis) -> None:
 
 
 def test_the_first_repair_brings_everyone_and_says_what_it_did(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis
+    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis
 ) -> None:
     assert last_repair(redis) is None
     clerk.put_many(700)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     result = result_of(redis)
     assert result["error"] is None
     assert result["backfill"] == {
@@ -88,17 +88,17 @@ def test_the_first_repair_brings_everyone_and_says_what_it_did(
 
 
 def test_a_later_repair_reads_what_was_updated_since(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(700)
     clerk.put(user(BEN, updated_at=NOW))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert cursor(settings) == NOW - OVERLAP_MS
     make_due(redis)
     now = now_ms()
     clerk.put(user(ANN, created_at=now, updated_at=now), user(CAT, updated_at=NOW - OVERLAP_MS))
     clerk.requests.clear()
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert result_of(redis)["backfill"]["seen"] == 3
     assert {ANN, CAT} <= rows(settings).keys()
     assert clerk.requests[0].parameter("order_by") == "-updated_at"
@@ -106,26 +106,30 @@ def test_a_later_repair_reads_what_was_updated_since(
 
 
 def test_a_clock_of_clerks_that_is_ahead_does_not_put_the_cursor_into_the_future(
-    clerk: FakeClerk, repair: ScheduledReconciliation, settings: config.Settings
+    clerk: FakeClerk, reconciliation: ScheduledReconciliation, settings: config.Settings
 ) -> None:
     ahead = now_ms() + 10 * OVERLAP_MS
     clerk.put(user(ANN, updated_at=ahead))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert cursor(settings) <= ahead - 10 * OVERLAP_MS
 
 
 def cursor(settings: config.Settings) -> int:
-    """Return from when on the next repair reads."""
+    """Return from when on the next reconciliation reads."""
     ((since,),) = query(settings, "SELECT state->'since' FROM sync_progress WHERE task = 'incremental'")
     return int(since)
 
 
 @pytest.mark.parametrize("shown", ["no user", "only the last", "none of the new"])
 def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings, shown: str
+    clerk: FakeClerk,
+    reconciliation: ScheduledReconciliation,
+    redis: Redis,
+    settings: config.Settings,
+    shown: str,
 ) -> None:
     clerk.put(*(user(clerk_id, updated_at=NOW) for clerk_id in (ANN, BEN, CAT)))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     before = cursor(settings)
     new = [
         user(clerk_id, first_name="New", updated_at=NOW + at * OVERLAP_MS)
@@ -137,45 +141,45 @@ def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
     if shown == "none of the new":
         clerk.put(user(CAT, updated_at=NOW))
     make_due(redis)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert result_of(redis)["drift"]["refusal"]
     assert cursor(settings) == before
     clerk.lists_at_most, clerk.hidden = None, set()
     clerk.put(*new)
     make_due(redis)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert result_of(redis)["backfill"]["seen"] == 3
     assert all(row.name.startswith("New") for row in rows(settings).values())
     assert cursor(settings) == NOW + 3 * OVERLAP_MS
 
 
 def test_who_was_refused_by_the_database_is_read_again(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put(user(ANN, updated_at=NOW), user(BEN, updated_at=NOW))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name NOT LIKE 'New %')")
     clerk.put(user(ANN, first_name="New", updated_at=NOW + OVERLAP_MS))
     clerk.put(user(BEN, first_name="Newer", updated_at=NOW + 9 * OVERLAP_MS))
     for _ in range(2):
         make_due(redis)
-        repair.run_if_due()
+        reconciliation.run_if_due()
         assert result_of(redis)["backfill"]["refused"] == 1
         assert result_of(redis)["drift"]["stale"] == 1
         assert cursor(settings) == NOW + OVERLAP_MS
     execute(settings, "ALTER TABLE users DROP CONSTRAINT no_name")
     make_due(redis)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert result_of(redis)["backfill"]["updated"] == 1
     assert cursor(settings) == NOW + 8 * OVERLAP_MS
 
 
 def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(30)
     clerk.put(user(ANN), user(BEN))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     before = rows(settings)
     clerk.remove(ANN)
     execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(3)}'")
@@ -183,18 +187,18 @@ def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
     execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (role <> 'admin')")
     clerk.put(user(BEN, public_metadata={"role": "admin"}))
     make_due(redis)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     drift = result_of(redis)["drift"]
     assert (drift["missing"], drift["stale"], drift["ghost"]) == (0, 1, 1)
     assert rows(settings) == before
 
 
 def test_what_a_repair_brought_is_told_when_nobody_differs_any_more(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(50)
     clerk.put(user(BEN, updated_at=NOW))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     make_due(redis)
     lost, changed = ([numbered_id(i) for i in range(first, last)] for first, last in ((0, 10), (10, 30)))
     execute(settings, f"DELETE FROM users WHERE clerk_id <= '{lost[-1]}'")
@@ -202,22 +206,26 @@ def test_what_a_repair_brought_is_told_when_nobody_differs_any_more(
         settings, f"UPDATE users SET name = 'Other' WHERE clerk_id BETWEEN '{changed[0]}' AND '{changed[-1]}'"
     )
     clerk.put(user(ANN, updated_at=NOW), user(BEN, first_name="New", updated_at=NOW + 1))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     found = summary(last_repair(redis), 3600, datetime.now(UTC))
     assert (found["result"], found["differing"]) == ("ok", 0)
     assert found["synced"] == {"created": 1, "updated": 1, "merged": 30}
     make_due(redis)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert synced(result_of(redis)) == {"created": 0, "updated": 0, "merged": 0}
 
 
 @pytest.mark.parametrize("reason", ["cut short", "lists no users", "more than 10 at a time"])
 def test_a_listing_that_is_refused_changes_nothing(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings, reason: str
+    clerk: FakeClerk,
+    reconciliation: ScheduledReconciliation,
+    redis: Redis,
+    settings: config.Settings,
+    reason: str,
 ) -> None:
     clerk.put_many(30)
     clerk.put(user(BEN, updated_at=NOW))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     make_due(redis)
     execute(settings, f"DELETE FROM users WHERE clerk_id = '{numbered_id(29)}'")
     execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(28)}'")
@@ -229,7 +237,7 @@ def test_a_listing_that_is_refused_changes_nothing(
             clerk.lists_at_most = clerk.counts = 0
         case _:
             clerk.remove(*(numbered_id(i) for i in range(11)))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     result = result_of(redis)
     assert reason in result["drift"]["refusal"]
     listed = 0 if reason == "lists no users" else 1
@@ -242,25 +250,25 @@ def test_a_repair_merges_memberships_and_only_tells_which_ended(
     clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
 ) -> None:
     settings = api_settings(make_settings, clerk, reconcile_every="1h", organization_source="membership")
-    repair = ScheduledReconciliation(settings, redis, database, StopSignal())
+    reconciliation = ScheduledReconciliation(settings, redis, database, StopSignal())
     clerk.put(user(ANN), user(BEN), user(CAT, updated_at=NOW + 2 * OVERLAP_MS))
     for clerk_id in (ANN, BEN, CAT):
         clerk.put_members(membership(clerk_id, id=f"orgmem_{clerk_id}"))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     clerk.remove_members(f"orgmem_{ANN}")
     execute(settings, f"UPDATE users SET organization = 'Other', name = 'Other' WHERE clerk_id <> '{CAT}'")
     make_due(redis)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     drift = result_of(redis)["drift"]
     assert (drift["missing"], drift["stale"], drift["refusal"]) == (0, 1, None)
     assert {row.organization for row in rows(settings).values()} == {"Acme"}
     assert all(row.name != "Other" for row in rows(settings).values())
 
 
-def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, repair: ScheduledReconciliation) -> None:
-    repair.run_if_due()
+def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, reconciliation: ScheduledReconciliation) -> None:
+    reconciliation.run_if_due()
     requests = len(clerk.requests)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert len(clerk.requests) == requests
 
 
@@ -269,8 +277,8 @@ def test_one_worker_at_a_time_does_it(
 ) -> None:
     clerk.put_many(10)
     clerk.before = lambda _: time.sleep(0.05)
-    repairs = [ScheduledReconciliation(settings, redis, database, StopSignal()) for _ in range(4)]
-    threads = [threading.Thread(target=each.run_if_due) for each in repairs]
+    reconciliations = [ScheduledReconciliation(settings, redis, database, StopSignal()) for _ in range(4)]
+    threads = [threading.Thread(target=each.run_if_due) for each in reconciliations]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -279,12 +287,14 @@ def test_one_worker_at_a_time_does_it(
     assert not redis.exists(LOCK_KEY)
 
 
-def test_a_lock_that_a_dead_worker_left_expires(repair: ScheduledReconciliation, redis: Redis) -> None:
+def test_a_lock_that_a_dead_worker_left_expires(
+    reconciliation: ScheduledReconciliation, redis: Redis
+) -> None:
     redis.set(LOCK_KEY, "another", px=300)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert last_repair(redis) is None
     time.sleep(0.4)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert result_of(redis)["error"] is None
 
 
@@ -324,16 +334,16 @@ def test_the_lock_lives_while_ghosts_are_asked_for_one_by_one(
     clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
 ) -> None:
     clerk.put_many(100)
-    repair = ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S))
-    repair.run_if_due()
+    reconciliation = ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S))
+    reconciliation.run_if_due()
     clerk.remove(*(numbered_id(i) for i in range(10)))
     make_due(redis)
     clerk.before = lambda request: time.sleep(0.2 if request.path.startswith("/users/user_") else 0)
-    assert min(watched(redis, repair.run_if_due)) > 0
+    assert min(watched(redis, reconciliation.run_if_due)) > 0
     assert result_of(redis)["drift"]["ghost"] == 10
 
 
-def repair_once(settings: config.Settings) -> None:
+def reconcile_once(settings: config.Settings) -> None:
     """Do one turn, in a process of its own."""
     redis, database = worker_redis(settings), Database(settings)
     ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S)).run_if_due()
@@ -344,7 +354,7 @@ def repair_once(settings: config.Settings) -> None:
 @pytest.fixture
 def other(settings: config.Settings) -> Iterator[BaseProcess]:
     """Another worker's process, at its turn."""
-    process = multiprocessing.get_context("spawn").Process(target=repair_once, args=(settings,))
+    process = multiprocessing.get_context("spawn").Process(target=reconcile_once, args=(settings,))
     process.start()
     yield process
     process.kill()
@@ -356,24 +366,24 @@ def lock_is_held(redis: Redis) -> bool:
 
 
 def test_after_a_worker_was_killed_in_a_repair_another_one_goes_on_soon(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, other: BaseProcess
+    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, other: BaseProcess
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "30"})
     wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
     time.sleep(2 * LOCK_S)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert last_repair(redis) is None
     other.kill()
     killed_at = time.monotonic()
     wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
     assert time.monotonic() - killed_at < LOCK_S + 0.3
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert result_of(redis)["error"] is None
 
 
 def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
     clerk: FakeClerk,
-    repair: ScheduledReconciliation,
+    reconciliation: ScheduledReconciliation,
     redis: Redis,
     settings: config.Settings,
     other: BaseProcess,
@@ -384,7 +394,7 @@ def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
     os.kill(other.pid, signal.SIGSTOP)
     wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
     clerk.put(user(ANN))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     done = result_of(redis)
     asked = len(clerk.requests)
     os.kill(other.pid, signal.SIGCONT)
@@ -397,7 +407,11 @@ def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
 
 @pytest.mark.parametrize("path", ["/users", "/users/count"])
 def test_whoever_lost_the_lock_leaves_the_rest_to_others(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings, path: str
+    clerk: FakeClerk,
+    reconciliation: ScheduledReconciliation,
+    redis: Redis,
+    settings: config.Settings,
+    path: str,
 ) -> None:
     clerk.put_many(1200)
 
@@ -406,7 +420,7 @@ def test_whoever_lost_the_lock_leaves_the_rest_to_others(
             redis.set(LOCK_KEY, "another")
 
     clerk.before = take_the_lock
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert last_repair(redis) is None
     assert not query(settings, "SELECT 1 FROM sync_progress WHERE task = 'incremental'")
     assert redis.get(LOCK_KEY) == b"another"
@@ -416,40 +430,40 @@ def test_a_failure_is_told_in_one_line_and_tried_again_soon(
     clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
 ) -> None:
     settings = api_settings(make_settings, clerk, clerk_secret_key="sk_live_wrong", reconcile_every="1s")
-    repair = ScheduledReconciliation(settings, redis, database, StopSignal())
-    repair.run_if_due()
+    reconciliation = ScheduledReconciliation(settings, redis, database, StopSignal())
+    reconciliation.run_if_due()
     first = result_of(redis)
     assert "CLERK_SECRET_KEY" in first["error"]
     assert (first["backfill"], first["drift"]) == (None, None)
     assert "sk_live_wrong" not in json.dumps(first)
     time.sleep(1.1)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert result_of(redis)["started_at"] > first["started_at"]
 
 
 def test_a_listing_that_was_cut_short_is_told(
-    clerk: FakeClerk, repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(600)
     clerk.lists_at_most = 500
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert "cut short" in result_of(redis)["drift"]["refusal"]
     assert count(settings) == 500
     clerk.lists_at_most = None
     make_due(redis)
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert count(settings) == 600
 
 
 def test_another_key_begins_with_everyone_again(
     clerk: FakeClerk,
-    repair: ScheduledReconciliation,
+    reconciliation: ScheduledReconciliation,
     redis: Redis,
     database: Database,
     make_settings: MakeSettings,
 ) -> None:
     clerk.put(user(ANN, updated_at=NOW))
-    repair.run_if_due()
+    reconciliation.run_if_due()
     make_due(redis)
     clerk.key = "sk_live_another"
     clerk.put(user(BEN, updated_at=NOW))
@@ -504,9 +518,9 @@ def test_an_interval_needs_a_key_for_clerk(make_settings: MakeSettings) -> None:
 
 
 def test_the_key_in_redis_is_the_documented_one(
-    repair: ScheduledReconciliation, redis: Redis, settings: config.Settings
+    reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
-    repair.run_if_due()
+    reconciliation.run_if_due()
     assert KEY == "clerk-sync:repair"
     assert redis.exists(KEY)
     assert query(settings, "SELECT task FROM sync_progress") == [("incremental",)]

@@ -143,9 +143,9 @@ def make_client(make_settings: MakeSettings) -> MakeClient:
 
 
 def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(report: Report, redis: Redis) -> None:
-    held = ReservedJobs(redis, "one")
+    reserved = ReservedJobs(redis, "one")
     DeliveryQueue(redis).enqueue(delivery(received_at=int(time.time() * 1000)))
-    [job] = held.settle_and_take([], 1) or []
+    [job] = reserved.settle_and_take([], 1) or []
     redis.zadd(lock_waits.KEY, {job.id: time.time() - 20})
     short = report()
     assert (short["status"], short["lock_waits"]["jobs"]) == ("ok", 1)
@@ -153,7 +153,7 @@ def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(report: R
     assert "1 delivery waits for a row that another transaction has locked for 40" in _warning(
         report(), "row"
     )
-    held.settle_and_take([Finished(job, "applied")], 0)
+    reserved.settle_and_take([Finished(job, "applied")], 0)
     assert "row" not in str(report()["warnings"])
 
 

@@ -2,4 +2,4 @@
 
 from hypothesis import HealthCheck, settings
 
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+no_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
