@@ -28,7 +28,7 @@ from tests.support.payloads import (
 from tests.support.storable import assert_storable
 from worker.clerk.changes import INVISIBLE, change_of
 from worker.clerk.errors import Unreadable
-from worker.clerk.payloads import FieldSources, OrganizationChanged, parse
+from worker.clerk.payloads import FieldSources, parse
 
 RECEIVED = NOW + 90_000
 KEYS = FieldSources()
@@ -65,9 +65,9 @@ def said(*events: object, keys: FieldSources = KEYS) -> UserChange:
 
 def change(event: object, keys: FieldSources = KEYS, received_at: int = RECEIVED) -> UserChange:
     """Return what one delivery says."""
-    fact = parse(text_of(event), keys)
-    assert not isinstance(fact, OrganizationChanged)
-    return change_of(fact, received_at)
+    change = change_of(parse(text_of(event), keys), received_at)
+    assert isinstance(change, UserChange)
+    return change
 
 
 def text_of(event: object) -> str:

@@ -40,7 +40,7 @@ def test_a_profile_reads_as_the_same_profile_in_a_webhook_does(clerk: FakeClerk,
     shown = user(ANN, public_metadata={"role": "admin", "organization": "Fjord"}, last_sign_in_at=NOW)
     clerk.put(shown)
     event = {"type": "user.updated", "data": shown, "timestamp": NOW}
-    parsed = parse(body(event).decode(), FieldSources())
+    parsed = parse(body(event).decode(), FieldSources()).fact
     assert isinstance(parsed, UserUpserted)
     assert api.user(ANN).users == [parsed.user]
     assert api.page(OLDEST_FIRST).users == [parsed.user]

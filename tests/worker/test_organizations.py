@@ -34,14 +34,13 @@ from tests.support.payloads import (
 from tests.support.storable import assert_storable, assert_storable_organization
 from tests.worker.test_changes import ODD, ODD_TIMES, RECEIVED, said
 from tests.worker.test_payloads import BAD_IDS, MARK, anything, assert_clean, mutate
-from worker.clerk.changes import change_of, organization_of
+from worker.clerk.changes import change_of
 from worker.clerk.errors import Unreadable
 from worker.clerk.payloads import (
     HANDLED_TYPES,
     ORGANIZATION_TYPES,
     FieldSources,
     MembershipChanged,
-    OrganizationChanged,
     handled_types,
     parse,
     summarize,
@@ -347,9 +346,9 @@ def test_a_body_full_of_memberships_takes_no_more_than_its_size() -> None:
 
 
 def change_of_user(text: str) -> UserChange:
-    fact = parse(text, KEYS)
-    assert not isinstance(fact, OrganizationChanged)
-    return change_of(fact, RECEIVED)
+    change = change_of(parse(text, KEYS), RECEIVED)
+    assert isinstance(change, UserChange)
+    return change
 
 
 @pytest.mark.parametrize(
@@ -457,11 +456,11 @@ def test_what_several_say_of_one_user_merges() -> None:
 def assert_understood(text: str) -> None:
     """Fail unless `text` ends as what can be stored, or as Unreadable with a clean reason."""
     try:
-        fact = parse(text, KEYS)
-        if isinstance(fact, OrganizationChanged):
-            assert_storable_organization(organization_of(fact, RECEIVED))
+        change = change_of(parse(text, KEYS), RECEIVED)
+        if isinstance(change, Organization):
+            assert_storable_organization(change)
         else:
-            assert_storable(change_of(fact, RECEIVED))
+            assert_storable(change)
     except Unreadable as error:
         assert_clean(error)
 
@@ -493,7 +492,7 @@ def test_any_memberships_of_a_user_are_understood(entries: list[object]) -> None
 
 
 def test_facts_of_members_carry_their_user() -> None:
-    fact = parse(body(membership_event(DELETED, membership(BEN))).decode(), KEYS)
+    fact = parse(body(membership_event(DELETED, membership(BEN))).decode(), KEYS).fact
     assert isinstance(fact, MembershipChanged)
     assert (fact.user_id, fact.ended, fact.membership.organization.name) == (BEN, True, "Acme")
 

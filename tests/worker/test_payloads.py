@@ -33,7 +33,6 @@ from worker.clerk.errors import EventError, NotJson, Unreadable
 from worker.clerk.payloads import (
     HANDLED_TYPES,
     FieldSources,
-    OrganizationChanged,
     SessionChanged,
     UserDeleted,
     UserUpserted,
@@ -70,7 +69,7 @@ def test_the_handled_types_are_these_eight() -> None:
 
 @pytest.mark.parametrize(("event", "kind"), HANDLED.values(), ids=HANDLED.keys())
 def test_a_handled_type_is_its_fact(event: Json, kind: type) -> None:
-    assert isinstance(parse(as_text(event), KEYS), kind)
+    assert isinstance(parse(as_text(event), KEYS).fact, kind)
 
 
 def test_key_order_and_white_space_say_nothing() -> None:
@@ -202,7 +201,7 @@ def test_odd_json_is_json_all_the_same(raw: bytes) -> None:
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_a_time_of_6000_digits_is_no_time(field: str, sign: str) -> None:
     text = as_text(user_event(data=user(**{field: "digits"}))).replace('"digits"', sign + DIGITS)
-    event = parse(text, KEYS)
+    event = parse(text, KEYS).fact
     assert isinstance(event, UserUpserted)
     assert getattr(event.user, field) is None
 
@@ -319,11 +318,11 @@ def assert_clean(error: EventError) -> None:
 
 def understood(text: str) -> UserChange | Unreadable:
     try:
-        fact = parse(text, KEYS)
-        assert not isinstance(fact, OrganizationChanged)
-        return change_of(fact, NOW)
+        change = change_of(parse(text, KEYS), NOW)
     except Unreadable as error:
         return error
+    assert isinstance(change, UserChange)
+    return change
 
 
 def assert_understood_or_unreadable(text: str) -> None:

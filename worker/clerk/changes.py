@@ -23,11 +23,11 @@ from worker.clerk.payloads import (
     ClerkMembership,
     ClerkOrganization,
     ClerkUser,
+    Event,
     MembershipChanged,
     OrganizationChanged,
     SessionChanged,
     UserDeleted,
-    UserEvent,
     UserUpserted,
 )
 
@@ -42,34 +42,30 @@ INVISIBLE = re.compile(
 )
 
 
-def organization_of(event: OrganizationChanged, received_at: int) -> Organization:
-    """Return what `event` says about its organization; `received_at` (ms) as in `change_of`."""
-    organization = _organization(event.organization, event.happened_at)
-    if event.deleted:
-        return organization._replace(deleted_at=_first(event.happened_at, received_at))
-    return organization
-
-
-def change_of(event: UserEvent, received_at: int) -> UserChange:
-    """Return what `event` says about its user.
+def change_of(event: Event, received_at: int) -> UserChange | Organization:
+    """Return what `event` says about its user, or its organization.
 
     `received_at` (ms) stands in for the time of an end that does not say when it happened. Raises
     Unreadable for a session that tells neither when the user signed in nor who the user is.
     """
-    match event:
+    fact, happened_at = event.fact, event.happened_at
+    ended_at = _first(happened_at, received_at)
+    match fact:
         case UserUpserted():
-            return user_change(event.user, event.happened_at)
+            return user_change(fact.user, happened_at)
         case UserDeleted():
-            return UserChange(event.user_id, deleted_at=_first(event.happened_at, received_at))
+            return UserChange(fact.user_id, deleted_at=ended_at)
         case SessionChanged():
-            return _session_change(event)
+            return _session_change(fact, happened_at)
         case MembershipChanged():
-            ended_at = _first(event.happened_at, received_at) if event.ended else None
             return UserChange(
-                event.user_id,
-                memberships=(_membership(event.membership, event.happened_at, ended_at),),
-                organizations=(_organization(event.membership.organization, event.happened_at),),
+                fact.user_id,
+                memberships=(_membership(fact.membership, happened_at, ended_at if fact.ended else None),),
+                organizations=(_organization(fact.membership.organization, happened_at),),
             )
+        case OrganizationChanged():
+            organization = _organization(fact.organization, happened_at)
+            return organization._replace(deleted_at=ended_at if fact.deleted else None)
 
 
 def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
@@ -120,13 +116,13 @@ def storable_text(text: str) -> str:
     return clean_text(text)[:MAX_TEXT]
 
 
-def _session_change(session: SessionChanged) -> UserChange:
+def _session_change(session: SessionChanged, happened_at: int | None) -> UserChange:
     login = UserChange(session.user_id, login_at=None if session.impersonated else session.started_at)
     if session.user is None:
         if session.started_at is None and not session.impersonated:
             raise Unreadable("the session's created_at is no time, and it carries no user")
         return login
-    observed_at = session.updated_at if session.happened_at is None else session.happened_at
+    observed_at = session.updated_at if happened_at is None else happened_at
     return merge(login, user_change(session.user, observed_at))
 
 

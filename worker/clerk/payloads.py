@@ -74,29 +74,15 @@ class ClerkUser(NamedTuple):
     fields: str | None = None
 
 
-class Envelope(NamedTuple):
-    """What stands around the data: the event's type, when it happened, and at which Clerk instance."""
-
-    type: str
-    happened_at: int | None
-    instance_id: str | None
-
-
 class UserUpserted(NamedTuple):
-    """A user was created or updated. The envelope's parts stand first in every fact."""
+    """A user was created or updated."""
 
-    type: str
-    happened_at: int | None
-    instance_id: str | None
     user: ClerkUser
 
 
 class UserDeleted(NamedTuple):
     """A user was deleted."""
 
-    type: str
-    happened_at: int | None
-    instance_id: str | None
     user_id: str
 
 
@@ -106,9 +92,6 @@ class SessionChanged(NamedTuple):
     `impersonated` when staff signed in as the user. `user` is the profile that newer payloads carry.
     """
 
-    type: str
-    happened_at: int | None
-    instance_id: str | None
     user_id: str
     started_at: int | None
     updated_at: int | None
@@ -119,9 +102,6 @@ class SessionChanged(NamedTuple):
 class MembershipChanged(NamedTuple):
     """A user joined an organization, is a member of it, or, when `ended`, no longer is."""
 
-    type: str
-    happened_at: int | None
-    instance_id: str | None
     user_id: str
     membership: ClerkMembership
     ended: bool
@@ -130,15 +110,21 @@ class MembershipChanged(NamedTuple):
 class OrganizationChanged(NamedTuple):
     """An organization was changed or, when `deleted`, deleted."""
 
-    type: str
-    happened_at: int | None
-    instance_id: str | None
     organization: ClerkOrganization
     deleted: bool
 
 
-UserEvent = UserUpserted | UserDeleted | SessionChanged | MembershipChanged
-Event = UserEvent | OrganizationChanged
+UserFact = UserUpserted | UserDeleted | SessionChanged | MembershipChanged
+Fact = UserFact | OrganizationChanged
+
+
+class Event(NamedTuple):
+    """A fact, with the event's type, when it happened, and at which Clerk instance."""
+
+    type: str
+    happened_at: int | None
+    instance_id: str | None
+    fact: Fact
 
 
 class FieldSources(NamedTuple):
@@ -210,7 +196,13 @@ def parse(body: str, keys: FieldSources) -> Event:
     data = envelope.get("data")
     if not isinstance(data, dict):
         raise Unreadable("the event's data is no JSON object")
-    return parser(_envelope(type_, envelope), data, keys)
+    instance_id = envelope.get("instance_id")
+    return Event(
+        type_,
+        _envelope_time(envelope.get("timestamp")),
+        instance_id if _is_clerk_id(instance_id) else None,
+        parser(type_, data, keys),
+    )
 
 
 def parse_user(data: dict[str, Any], keys: FieldSources) -> ClerkUser:
@@ -246,21 +238,20 @@ def _fields(data: dict[str, Any], names: Sequence[str]) -> str:
     return canonical({name: data[name] for name in names if name in data})
 
 
-def _user_saved(envelope: Envelope, data: dict[str, Any], keys: FieldSources) -> Event:
-    return UserUpserted(*envelope, parse_user(data, keys))
+def _user_saved(_type: str, data: dict[str, Any], keys: FieldSources) -> Fact:
+    return UserUpserted(parse_user(data, keys))
 
 
-def _user_deleted(envelope: Envelope, data: dict[str, Any], _keys: FieldSources) -> Event:
-    return UserDeleted(*envelope, _clerk_id(data, "id"))
+def _user_deleted(_type: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
+    return UserDeleted(_clerk_id(data, "id"))
 
 
-def _session_seen(envelope: Envelope, data: dict[str, Any], keys: FieldSources) -> Event:
+def _session_seen(_type: str, data: dict[str, Any], keys: FieldSources) -> Fact:
     user_id = _clerk_id(data, "user_id")
     user = data.get("user")
     if not isinstance(user, dict) or user.get("id") != user_id:
         user = None
     return SessionChanged(
-        *envelope,
         user_id,
         _time(data.get("created_at")),
         _time(data.get("updated_at")),
@@ -269,15 +260,12 @@ def _session_seen(envelope: Envelope, data: dict[str, Any], keys: FieldSources) 
     )
 
 
-def _membership_seen(envelope: Envelope, data: dict[str, Any], _keys: FieldSources) -> Event:
-    member = parse_member(data)
-    return MembershipChanged(*envelope, *member, envelope.type == "organizationMembership.deleted")
+def _membership_seen(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
+    return MembershipChanged(*parse_member(data), type_ == "organizationMembership.deleted")
 
 
-def _organization_seen(envelope: Envelope, data: dict[str, Any], _keys: FieldSources) -> Event:
-    return OrganizationChanged(
-        *envelope, _organization(data, "data"), envelope.type == "organization.deleted"
-    )
+def _organization_seen(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
+    return OrganizationChanged(_organization(data, "data"), type_ == "organization.deleted")
 
 
 def _memberships(user: dict[str, Any]) -> tuple[ClerkMembership, ...]:
@@ -306,7 +294,7 @@ def _organization(data: dict[str, Any], place: str) -> ClerkOrganization:
     return ClerkOrganization(_clerk_id(data, "id", place), _time(data.get("updated_at")), *texts)
 
 
-_PARSERS: dict[str, Callable[[Envelope, dict[str, Any], FieldSources], Event]] = {
+_PARSERS: dict[str, Callable[[str, dict[str, Any], FieldSources], Fact]] = {
     "user.created": _user_saved,
     "user.updated": _user_saved,
     "user.deleted": _user_deleted,
@@ -380,15 +368,6 @@ def _is_clerk_id(value: object) -> bool:
 def _text(data: dict[str, Any], key: str | None) -> str | None:
     value = None if key is None else data.get(key)
     return value if isinstance(value, str) else None
-
-
-def _envelope(type_: str, envelope: dict[str, Any]) -> Envelope:
-    instance_id = envelope.get("instance_id")
-    return Envelope(
-        type_,
-        _envelope_time(envelope.get("timestamp")),
-        instance_id if _is_clerk_id(instance_id) else None,
-    )
 
 
 def _envelope_time(value: object) -> int | None:

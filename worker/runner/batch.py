@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 from db.apply.isolation import Isolation, Result, blame, is_delay
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
-from db.merge.change import Organization, UserChange
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import to_ms
 from worker import log
-from worker.clerk.changes import change_of, organization_of
+from worker.clerk.changes import change_of
 from worker.clerk.errors import EventError
-from worker.clerk.payloads import FieldSources, OrganizationChanged, parse
+from worker.clerk.payloads import FieldSources, parse
 from worker.queue.consumer import Deferred, Failed, Finished, Settled, TakenJob
 from worker.queue.rq_format import ForeignJobError, decode_call, parse_timestamp
 
@@ -64,10 +63,7 @@ def _check_id(job_id: str) -> None:
 def incoming(svix_id: str | None, body: str, received_ms: int, keys: FieldSources) -> ReceivedChange:
     """Return the change that a delivery's body makes. Raises Unreadable."""
     event = parse(body, keys)
-    if isinstance(event, OrganizationChanged):
-        change: UserChange | Organization = organization_of(event, received_ms)
-    else:
-        change = change_of(event, received_ms)
+    change = change_of(event, received_ms)
     return ReceivedChange(change, svix_id, event.type, event.happened_at, received_ms, event.instance_id)
 
 

@@ -10,7 +10,7 @@ from db.apply.isolation import Apply
 from db.connection.engine import PoolState
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import now_ms
-from worker.clerk.decoding import decode
+from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson
 from worker.clerk.payloads import summarize
 from worker.monitoring import metrics as m
@@ -98,8 +98,8 @@ def _ids(batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> list[d
 def _subject(job: TakenJob) -> tuple[str | None, str | None]:
     """Return the type and the Clerk id of a delivery; None for a type that is not handled, or no such id."""
     try:
-        summary = summarize(decode(decode_call(job.data).encode()), m.TYPES)
-    except (NotJson, ForeignJobError, UnicodeEncodeError):
+        summary = summarize(decode_text(decode_call(job.data)), m.TYPES)
+    except (NotJson, ForeignJobError):
         return None, None
     return (None, None) if summary.is_ignored else (summary.type, summary.clerk_id)
 
