@@ -44,14 +44,6 @@ def chart(minutes: Sequence[Minute], now: datetime) -> Chart:
 
 def _bar(i: int, start: datetime, minute: Minute | None, most: int) -> Bar:
     events = minute.events if minute else 0
-    height = round(HEIGHT * events / most, 1) if most else 0.0
-    height = max(height, 1.5) if events else 0.0
-    return Bar(
-        i * STEP,
-        round(HEIGHT - height, 1),
-        STEP - GAP,
-        height,
-        start,
-        events,
-        minute.lag_s if minute else None,
-    )
+    height = max(round(HEIGHT * events / most, 1), 1.5) if events else 0.0
+    lag_s = minute.lag_s if minute else None
+    return Bar(i * STEP, round(HEIGHT - height, 1), STEP - GAP, height, start, events, lag_s)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.02  # s
 PATIENCE = 30.0  # s, until a child that does not end is killed
 SETPRIV = "setpriv"  # of util-linux
+Handler = Callable[[int, FrameType | None], None]
 
 
 class DevError(Exception):
@@ -144,18 +145,8 @@ class Process:
             os.close(lock)
         return self._child
 
-    def run(  # noqa: PLR0913
-        self,
-        argv: Sequence[str | Path],
-        *,
-        cwd: Path,
-        env: Mapping[str, str],
-        log: Path,
-        account: Account | None = None,
-        text: str = "",
-    ) -> int:
-        """Run `argv` to its end and return its exit status. Interrupted, leave nothing of it behind."""
-        child = self.launch(argv, cwd=cwd, env=env, log=log, account=account, text=text)
+    def finish(self, child: "subprocess.Popen[bytes]") -> int:
+        """Wait for the end of a child and return its exit status. Interrupted, leave nothing of it behind."""
         try:
             return child.wait()
         except BaseException:
@@ -280,12 +271,10 @@ def _signals_deferred() -> Iterator[None]:
     def note(signum: int, _frame: FrameType | None) -> None:
         came.append(signum)
 
-    before = {signum: signal.signal(signum, note) for signum in STOP_SIGNALS}
     try:
-        yield
+        with _handled_by(note, STOP_SIGNALS):
+            yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
         for number in came:
             signal.raise_signal(number)
 
@@ -298,13 +287,18 @@ def interrupted_by_signals() -> Iterator[None]:
         ignore_signals()
         raise KeyboardInterrupt
 
-    handled = [signum for signum in STOP_SIGNALS if not _is_nohup(signum)]
-    before = {signum: signal.signal(signum, interrupt) for signum in handled}
+    with _handled_by(interrupt, [signum for signum in STOP_SIGNALS if not _is_nohup(signum)]):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Handler, signals: Sequence[signal.Signals]) -> Iterator[None]:
+    before = {signum: signal.signal(signum, handler) for signum in signals}
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
 
 
 def _is_nohup(signum: signal.Signals) -> bool:

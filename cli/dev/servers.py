@@ -215,7 +215,8 @@ class PostgresServer(Server):
 
     def _run(self, argv: list[str | Path], account: Account | None, text: str = "") -> None:
         log = self.directory / "log"
-        if self.run(argv, env=ENVIRONMENT, cwd=self.directory, log=log, account=account, text=text):
+        child = self.launch(argv, env=ENVIRONMENT, cwd=self.directory, log=log, account=account, text=text)
+        if self.finish(child):
             raise DevError(f"PostgreSQL could not make its data directory: {self.reason()}")
 
     def _forget_dead_postmaster(self) -> None:

@@ -121,8 +121,8 @@ def _serving(name: str, command: Sequence[str | Path], folder: Path, port: int) 
 def _run(command: Sequence[str | Path], folder: Path, account: Account | None) -> None:
     log = folder / "initdb.log"
     process = Process("initdb", folder / "initdb.pid")
-    status = process.run(command, env=ENVIRONMENT, cwd=folder, log=log, account=account)
-    assert status == 0, log.read_text()
+    child = process.launch(command, env=ENVIRONMENT, cwd=folder, log=log, account=account)
+    assert process.finish(child) == 0, log.read_text()
 
 
 def _account() -> Account | None:

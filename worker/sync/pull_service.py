@@ -23,7 +23,7 @@ from worker.clerk.api import PERIOD_S, ClerkApi, ClerkApiError, ClerkUnavailable
 from worker.redis_client import fail_fast_redis
 from worker.shutdown import StopSignal
 from worker.sync.context import SyncContext
-from worker.sync.pull import PullOutcome, pull
+from worker.sync.pull import Pulled, PullOutcome, pull
 from worker.sync.shared_rate_limit import NoTurn, SharedLimit
 from worker.sync.writer import ChangeWriter
 from worker.threads import in_background
@@ -113,36 +113,27 @@ class PullService:
 
     def _answer(self, clerk_id: str) -> PullResult:
         try:
-            return self._ask(clerk_id)
+            return _result(clerk_id, pull(self._bridge, clerk_id, confirmed=False))
+        except NoTurn:
+            return TOO_MANY
         except RedisError as error:
-            return PullResult(
-                PullStatus.UNAVAILABLE, reason=f"Redis does not answer ({type(error).__name__})"
-            )
+            reason = f"Redis does not answer ({type(error).__name__})"
+            return PullResult(PullStatus.UNAVAILABLE, reason=reason)
+        except (ClerkApiError, DatabaseError) as error:
+            log.warning("pull failed", clerk_id=clerk_id, reason=str(error))
+            retry_after_s = error.retry_after_s if isinstance(error, ClerkUnavailable) else None
+            return PullResult(PullStatus.UNAVAILABLE, reason=str(error), retry_after_s=retry_after_s)
         finally:
             self._places.release()
 
-    def _ask(self, clerk_id: str) -> PullResult:
-        try:
-            pulled = pull(self._bridge, clerk_id, confirmed=False)
-        except NoTurn:
-            return TOO_MANY
-        except (ClerkApiError, DatabaseError) as error:
-            log.warning("pull failed", clerk_id=clerk_id, reason=str(error))
-            return PullResult(
-                PullStatus.UNAVAILABLE,
-                reason=str(error),
-                retry_after_s=error.retry_after_s if isinstance(error, ClerkUnavailable) else None,
-            )
-        if pulled.outcome is PullOutcome.UNPROVEN:
-            reason = UNPROVEN.format(clerk_id)
-            log.error("not deleted", clerk_id=clerk_id, reason=reason)
-            return PullResult(PullStatus.ABSENT, reason=reason)
-        if pulled.outcome is PullOutcome.ELSEWHERE:
-            log.error("not deleted", clerk_id=clerk_id, reason=ELSEWHERE)
-            return PullResult(PullStatus.ABSENT, reason=ELSEWHERE)
-        if pulled.user is None:
-            return PullResult(PullStatus.ABSENT, reason="there is no such user")
+
+def _result(clerk_id: str, pulled: Pulled) -> PullResult:
+    if pulled.user is not None:
         return PullResult(PullStatus.FOUND, _to_json(pulled.user))
+    kept = {PullOutcome.UNPROVEN: UNPROVEN.format(clerk_id), PullOutcome.ELSEWHERE: ELSEWHERE}
+    if pulled.outcome in kept:
+        log.error("not deleted", clerk_id=clerk_id, reason=kept[pulled.outcome])
+    return PullResult(PullStatus.ABSENT, reason=kept.get(pulled.outcome, "there is no such user"))
 
 
 def _to_json(user: dict[str, Any]) -> dict[str, Any]:
