@@ -175,7 +175,7 @@ def prepare(connection: Connection) -> None:
     conflicting = [name for name in tables() if name in there]
     if conflicting:
         raise MigrationError(
-            f"a table {conflicting[0]} exists already, and not by this service: set DATABASE_SCHEMA to a"
+            f"a table {conflicting[0]} already exists and is not this service's: set DATABASE_SCHEMA to a"
             " schema of its own (docs/operations.md explains how to keep the rows)"
         )
 

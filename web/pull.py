@@ -35,7 +35,7 @@ def blueprint(service: PullService, token: str) -> Blueprint:
         if not _is_bearer(request.headers.get("Authorization", ""), token):
             return {"error": "the token is missing or wrong"}, 401, {"WWW-Authenticate": "Bearer"}
         if not CLERK_ID.fullmatch(clerk_id):
-            return {"error": "that is no Clerk id"}, 400
+            return {"error": "not a Clerk user id"}, 400
         began = time.perf_counter()
         answer = service.pull(clerk_id)
         _log.info(

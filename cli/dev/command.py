@@ -135,7 +135,7 @@ def _address(settings: config.Settings) -> Overrides:
     host = settings.host if "host" in settings.model_fields_set else HOST
     port = settings.port or free_port()
     if port_in_use(port, host):
-        raise DevError(f"port {port} is in use: stop what listens there, or set PORT to another one")
+        raise DevError(f"port {port} is in use: stop that process, or set PORT to another one")
     return {"host": host, "port": str(port)}
 
 

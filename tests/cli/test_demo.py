@@ -14,7 +14,7 @@ LOGIN_MINUTES = {"ann": 5, "ben": 6, "cat": 7, "fay": 12, "ivy": 50, "jon": 9, "
 
 
 FORGED = "400 the signature is missing or not valid"
-FAILED = "202 queued → failed: Unreadable: the event's data.id is no Clerk id"
+FAILED = "202 queued → failed: Unreadable: the event's data.id is not a Clerk id"
 
 
 def users(database_url: str, column: str) -> list[dict[str, object]]:

@@ -216,7 +216,7 @@ def test_a_port_in_use_is_one_line_before_anything_starts(start: Callable[..., D
         dev = start(PORT=str(port))
         assert dev.await_end(START_S) == 1
     assert dev.text() == (
-        f"clerk-sync: port {port} is in use: stop what listens there, or set PORT to another one\n"
+        f"clerk-sync: port {port} is in use: stop that process, or set PORT to another one\n"
     )
     assert not (dev.data / "postgres").exists()
 

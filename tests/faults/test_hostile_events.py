@@ -43,7 +43,9 @@ def test_every_known_shape_is_taken_and_applied_and_only_one_without_an_id_fails
     assert [id_ for id_, status in statuses.items() if status == QUEUED] == [
         id_ for id_, event in events.items() if event["type"] in handled
     ]
-    assert list(redact_deleted(each_service, statuses)) == ["Unreadable: the event's data.id is no Clerk id"]
+    assert list(redact_deleted(each_service, statuses)) == [
+        "Unreadable: the event's data.id is not a Clerk id"
+    ]
 
 
 def test_nothing_that_is_signed_ends_a_process_or_is_lost_or_answered_late(each_service: Service) -> None:

@@ -12,7 +12,7 @@ from tests.support.queue import delivery
 from worker.queue.consumer import Failed, ReservedJobs
 from worker.queue.producer import DeliveryQueue
 
-REASON = "Unreadable: the event's data.id is no Clerk id"
+REASON = "Unreadable: the event's data.id is not a Clerk id"
 
 
 def fail(

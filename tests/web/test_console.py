@@ -174,7 +174,7 @@ def test_the_page_shows_what_came_and_what_failed(
     applied = record(connection, BEN, minutes_ago=3, outcome="stale")
     failed = fail(redis, user_event("user.updated", user(ANN, email=MARK)))
     page = console.get("/console", auth=AUTH).text
-    assert all(text in page for text in (applied, BEN, "stale", failed, ANN, "data.id is no Clerk id"))
+    assert all(text in page for text in (applied, BEN, "stale", failed, ANN, "data.id is not a Clerk id"))
     assert page.count('class="bar"') == 1
     assert "1 events, lag 2 s" in page
     assert MARK not in page

@@ -142,7 +142,7 @@ def test_an_event_that_cannot_be_understood_fails_alone_and_for_good(event: obje
 def test_a_reason_holds_nothing_of_the_payload() -> None:
     event = user_event(data=user(f"{MARK}@example.com", first_name=MARK))
     failed = the_failed(process([job(event)], KEYS, Applied()))
-    assert failed.reason == "Unreadable: the event's data.id is no Clerk id"
+    assert failed.reason == "Unreadable: the event's data.id is not a Clerk id"
     assert failed.traceback.startswith("Traceback (most recent call last):\n")
     assert failed.traceback.endswith(failed.reason)
     assert MARK not in failed.traceback

@@ -337,7 +337,7 @@ def test_what_cannot_be_understood_fails_for_good_with_its_reason(
     await_users(connection, range(2), START_S)
     await_status(rq, [unreadable.svix_id, "foreign"], "failed")
     assert rq.ids("scheduled") == []
-    assert rq.job(unreadable.svix_id).meta["reason"] == "Unreadable: the event's data.id is no Clerk id"
+    assert rq.job(unreadable.svix_id).meta["reason"] == "Unreadable: the event's data.id is not a Clerk id"
     assert rq.job(unreadable.svix_id).retries_left == len(RETRY_INTERVALS_S)
     assert rq.job("foreign").meta["reason"].startswith("ForeignJobError: ")
     assert MARK not in worker.text()

@@ -224,7 +224,7 @@ def test_a_membership_without_its_three_ids_cannot_be_understood(type_: str, val
         "data.public_user_data.user_id": membership(value),
     }
     for place, content in spoiled.items():
-        with pytest.raises(Unreadable, match=rf"^the event's {place} is no Clerk id$") as refused:
+        with pytest.raises(Unreadable, match=rf"^the event's {place} is not a Clerk id$") as refused:
             meaning(membership_event(type_, content))
         assert_clean(refused.value)
 
@@ -232,7 +232,7 @@ def test_a_membership_without_its_three_ids_cannot_be_understood(type_: str, val
 @pytest.mark.parametrize("type_", [RENAMED, CLOSED])
 @pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())
 def test_an_organization_without_its_id_cannot_be_understood(type_: str, value: object) -> None:
-    with pytest.raises(Unreadable, match=r"^the event's data.id is no Clerk id$") as refused:
+    with pytest.raises(Unreadable, match=r"^the event's data.id is not a Clerk id$") as refused:
         meaning(organization_event(type_, organization(value, MARK)))
     assert_clean(refused.value)
 
@@ -240,7 +240,7 @@ def test_an_organization_without_its_id_cannot_be_understood(type_: str, value: 
 @pytest.mark.parametrize("field", ["organization", "public_user_data"])
 @pytest.mark.parametrize("value", ODD, ids=lambda value: "absent" if value is ABSENT else repr(value))
 def test_a_part_of_a_membership_that_is_no_object_cannot_be_understood(field: str, value: object) -> None:
-    with pytest.raises(Unreadable, match=rf"^the event's data.{field}.\w+ is no Clerk id$"):
+    with pytest.raises(Unreadable, match=rf"^the event's data.{field}.\w+ is not a Clerk id$"):
         meaning(membership_event(data={**membership(), field: None if value is ABSENT else value}))
 
 

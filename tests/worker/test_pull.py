@@ -381,7 +381,7 @@ def test_a_turn_that_is_not_far_away_is_waited_for(clerk: FakeClerk, service: Pu
 def test_what_is_no_clerk_id_leads_the_desk_nowhere(
     clerk: FakeClerk, service: PullService, clerk_id: str
 ) -> None:
-    assert service.pull(clerk_id) == PullResult(PullStatus.ABSENT, reason="that is no Clerk id")
+    assert service.pull(clerk_id) == PullResult(PullStatus.ABSENT, reason="not a Clerk user id")
     assert clerk.requests == []
 
 

@@ -81,7 +81,7 @@ def settle(reserved: ReservedJobs, *done: Finished | Failed) -> None:
 
 
 def failure(job: TakenJob, *, retryable: bool = False) -> Failed:
-    return Failed(job, "Unreadable: the event is no JSON object", "Traceback\nUnreadable", retryable)
+    return Failed(job, "Unreadable: the event is not a JSON object", "Traceback\nUnreadable", retryable)
 
 
 def fail_for_good(reserved: ReservedJobs, queue: DeliveryQueue) -> str:
@@ -584,7 +584,7 @@ def test_a_failed_job_says_why_how_often_and_since_when(
     queue: DeliveryQueue, rq: RqView, consumer: Holder
 ) -> None:
     meta = rq.job(fail_for_good(consumer("w"), queue)).meta
-    assert (meta["reason"], meta["attempts"]) == ("Unreadable: the event is no JSON object", 1)
+    assert (meta["reason"], meta["attempts"]) == ("Unreadable: the event is not a JSON object", 1)
     assert meta["first_failed_at"] == meta["failed_at"]
     assert abs(rq_format.parse_timestamp(meta["failed_at"]) - datetime.now(UTC)) < timedelta(seconds=10)
 

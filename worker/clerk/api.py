@@ -98,7 +98,7 @@ class ClerkRefused(ClerkApiError):
 
 def unexpected(what: str) -> ClerkRefused:
     """Return the error of an answer that is not what was asked for."""
-    return ClerkRefused(f"Clerk's API answered with something else than {what}: check CLERK_API_URL")
+    return ClerkRefused(f"Clerk's API did not answer with {what}: check CLERK_API_URL")
 
 
 class InvalidEntry(NamedTuple):
@@ -350,7 +350,7 @@ class ClerkApi:
             self._rate.pause(retry_after_s)
             raise _limited(retry_after_s)
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.REQUEST_TIMEOUT:
-            raise ClerkUnavailable(f"Clerk's API has trouble ({_said(response)}): try again later")
+            raise ClerkUnavailable(f"Clerk's API fails ({_said(response)}): try again later")
         if code == NO_ORGANIZATIONS:
             raise ClerkRefused(
                 "Clerk has no organizations for this instance: enable them, or change ORGANIZATION_SOURCE",

@@ -120,7 +120,7 @@ def _session_change(session: SessionChanged, happened_at: int | None) -> UserCha
     login = UserChange(session.user_id, login_at=None if session.impersonated else session.started_at)
     if session.user is None:
         if session.started_at is None and not session.impersonated:
-            raise Unreadable("the session's created_at is no time, and it carries no user")
+            raise Unreadable("the session's created_at is not a time, and it has no user")
         return login
     observed_at = session.updated_at if happened_at is None else happened_at
     return merge(login, user_change(session.user, observed_at))

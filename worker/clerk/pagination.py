@@ -67,7 +67,7 @@ def paginate(
                 position = step.position
                 yield step
         except _CursorUnknown:
-            log.info("the cursor is not known there, going on by offset", users=position.seen)
+            log.info("the cursor is unknown to Clerk, continuing by offset", users=position.seen)
         else:
             return
     yield from _by_offset(
@@ -201,7 +201,7 @@ def _is_last(page: Page, fresh: Page) -> bool:
         return False
     if len(page.entries) < MAX_PAGE:
         return True
-    raise ClerkRefused("Clerk's API shows nothing else on the next page: check CLERK_API_URL")
+    raise ClerkRefused("Clerk's API repeats the same page: check CLERK_API_URL")
 
 
 def _has_caught_up(page: Page, latest_ms: int) -> bool:

@@ -186,16 +186,16 @@ def parse(body: str, keys: FieldSources) -> Event:
     except NotJson as error:
         raise Unreadable(str(error)) from None
     if not isinstance(envelope, dict):
-        raise Unreadable("the event is no JSON object")
+        raise Unreadable("the event is not a JSON object")
     type_ = envelope.get("type")
     if not isinstance(type_, str):
-        raise Unreadable("the event's type is no text")
+        raise Unreadable("the event's type is not a string")
     parser = _PARSERS.get(type_)
     if parser is None:
         raise Unreadable("the event's type is not one that is handled")
     data = envelope.get("data")
     if not isinstance(data, dict):
-        raise Unreadable("the event's data is no JSON object")
+        raise Unreadable("the event's data is not a JSON object")
     instance_id = envelope.get("instance_id")
     return Event(
         type_,
@@ -357,7 +357,7 @@ def _subject(type_: str | None, data: object) -> str | None:
 def _clerk_id(data: dict[str, Any], key: str, place: str = "data") -> str:
     clerk_id = data.get(key)
     if not _is_clerk_id(clerk_id):
-        raise Unreadable(f"the event's {place}.{key} is no Clerk id")
+        raise Unreadable(f"the event's {place}.{key} is not a Clerk id")
     return str(clerk_id)
 
 

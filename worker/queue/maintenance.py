@@ -71,7 +71,7 @@ class QueueMaintenance:
             if self._cursor == 0:
                 break
         if count:
-            log.warning("put back jobs that were in no list or registry: did Redis evict keys?", jobs=count)
+            log.warning("queued lost jobs again: Redis may have evicted keys", jobs=count)
         return count
 
     def _recover_page(self, ids: list[bytes]) -> int:

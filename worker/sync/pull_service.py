@@ -94,7 +94,7 @@ class PullService:
     def pull(self, clerk_id: str) -> PullResult:
         """Return the user's row as it is in Clerk now."""
         if not CLERK_ID.fullmatch(clerk_id):
-            return PullResult(PullStatus.ABSENT, reason="that is no Clerk id")
+            return PullResult(PullStatus.ABSENT, reason="not a Clerk user id")
         if not self._places.acquire(blocking=False):
             return TOO_MANY
         try:
