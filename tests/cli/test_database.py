@@ -110,7 +110,7 @@ def test_without_a_terminal_nothing_is_removed_unless_it_is_said(
     for answer in ("", "y\n"):
         ran = run(*command, stdin=answer)
         assert ran.exit_code == 2
-        assert "needs --yes" in ran.output
+        assert "add --yes" in ran.output
     assert len(users(database_url_unpooled)) == 20
     assert run(*command, "--yes").exit_code == 0
 
@@ -271,8 +271,8 @@ def test_an_upgrade_warns_of_a_database_that_cannot_hold_every_character(
     with encoded_database(database_url_unpooled, "LATIN1") as url:
         done = run("upgrade", DATABASE_URL=url)
     assert done.stderr == (
-        "warning: the database's encoding is LATIN1, not UTF8: a delivery with a character that it does not"
-        " have will fail\n"
+        "warning: the database's encoding is LATIN1, not UTF8: deliveries with characters outside it"
+        " will fail\n"
     )
     assert (done.exit_code, done.stdout) == (0, f"schema at {schema.head()}\n")
 

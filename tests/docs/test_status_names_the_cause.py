@@ -320,6 +320,7 @@ def test_status_names_the_cause_of(
 ) -> None:
     make, words = CASES[fault]
     make(place)
+    monkeypatch.setenv("COLUMNS", "500")  # each text in one line
     for name, value in place.env.items():
         monkeypatch.setenv(name, value)
     began = time.monotonic()
