@@ -243,7 +243,7 @@ class Settings(BaseSettings):
     @classmethod
     def _needs_the_api(cls, value: object, info: ValidationInfo) -> object:
         if value is not None and info.data.get("clerk_secret_key") is None:
-            raise ValueError("requires CLERK_SECRET_KEY, which is not set")
+            raise ValueError("is set but needs CLERK_SECRET_KEY, which is not set")
         return value
 
     @model_validator(mode="before")

@@ -237,7 +237,7 @@ def test_a_table_that_is_there_already_is_left_alone_and_told_in_one_line(
         name = "webhook_events" if "webhook_events" in statement else "users"
         assert ran.exit_code == 1
         assert isinstance(ran.exception, schema.MigrationError)
-        assert str(ran.exception).startswith(f"a table {name} exists already")
+        assert str(ran.exception).startswith(f"a table {name} already exists")
         assert "set DATABASE_SCHEMA to a schema of its own" in str(ran.exception)
         assert "\n" not in str(ran.exception)
         found = connection.execute("SELECT relname FROM pg_class WHERE relname LIKE '%_sync'").fetchall()

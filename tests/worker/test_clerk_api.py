@@ -272,7 +272,7 @@ def test_trouble_after_a_429_does_not_go_on_for_ever(clerk: FakeClerk) -> None:
     clerk.answer_next(429, headers={"Retry-After": "1"})
     clerk.answer_next(503, times=50)
     began = time.monotonic()
-    with client(api_alone(clerk), patience_s=1) as api, pytest.raises(ClerkUnavailable, match="trouble"):
+    with client(api_alone(clerk), patience_s=1) as api, pytest.raises(ClerkUnavailable, match="fails"):
         api.count()
     assert time.monotonic() - began < 4
 
@@ -318,7 +318,7 @@ def test_the_key_is_in_no_error_and_no_log(clerk: FakeClerk, caplog: pytest.LogC
 
 @pytest.mark.parametrize("key", ["sk_live_a b", "sk_live_a\nb", "sk_live_é"])
 def test_a_key_that_fits_into_no_header_is_refused_at_the_start(clerk: FakeClerk, key: str) -> None:
-    with pytest.raises(SettingsError, match=r"^CLERK_SECRET_KEY must be of ASCII") as raised:
+    with pytest.raises(SettingsError, match=r"^CLERK_SECRET_KEY must be printable ASCII") as raised:
         api_alone(clerk, clerk_secret_key=key)
     assert key not in str(raised.value)
 
