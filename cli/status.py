@@ -18,9 +18,10 @@ NAME_LENGTH = 8  # of a worker's name, which `--json` shows whole
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON object of /health.")
 def status(as_json: bool) -> None:
-    """Show the state of the service: checks, warnings, queue, receivers and workers.
+    """Show the state of the service.
 
-    The exit status is 1 if a check fails.
+    It lists checks, warnings, the queue, receivers and workers, as /health does. The exit status is 1 if a
+    check fails.
     """
     asked = Status(load("redis_url", "database_url"))
     report = asked.report()

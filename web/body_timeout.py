@@ -1,12 +1,11 @@
-"""Ends requests that take too long to arrive, and connections that are held while there are few left.
+"""Ends requests whose body arrives too slowly, and connections while few are left.
 
-Granian waits for a body as long as the client likes, with a thread and one of its connections. Only the end
-of the connection ends that wait, and of a connection granian tells the client's address without the port.
-So a thread looks for late bodies, and closes the connections of their addresses that have been sent nothing
-for as long. That is the late one's connection, and beside it any that idles: a client opens another, and
-Clerk delivers again what a proxy loses with it.
+Granian waits for a body without a limit, with a thread and a connection. Only closing the connection ends
+the wait, and granian gives only the client's address, without the port. So a thread looks for late bodies,
+and closes the connections of their addresses on which nothing was sent for as long: that of the late body,
+and idle ones. A client opens another one, and Clerk delivers again what a proxy loses.
 
-While connections are scarce every answer ends its connection, and `web.connections` closes the others.
+While connections are scarce, every answer ends its connection, and `web.connections` closes others.
 """
 
 import threading
@@ -25,9 +24,9 @@ AFTER_CONTINUE_S = 1.0
 
 
 class BodyTimeout:
-    """A WSGI application whose bodies have to come within `body_timeout_s` of their head.
+    """A WSGI application whose bodies must arrive within `body_timeout_s` after the headers.
 
-    Reading one that is late raises werkzeug's RequestTimeout.
+    Reading a late body raises werkzeug's RequestTimeout.
     """
 
     def __init__(self, app: WSGIApplication, port: int, limits: Limits) -> None:

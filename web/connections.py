@@ -1,6 +1,6 @@
-"""The connections of one process, of which it takes a fixed number at a time, and what makes room among them.
+"""Limits the connections of one process: closes old ones to make room for new ones.
 
-Only Linux tells what is open and when something was last sent on it; elsewhere nothing is closed here.
+Only Linux shows which connections are open and when data was last sent; elsewhere none is closed here.
 """
 
 import os
@@ -19,7 +19,7 @@ SUPPORTED = sys.platform == "linux"
 
 
 class Limits(NamedTuple):
-    """What clients may take of a process; tests use shorter times.
+    """The limits for clients of a process; tests use shorter times.
 
     body_timeout_s   how long a body may take to arrive, and a connection may be silent beside a late body
     connections      how many it takes at a time; the rest waits to be accepted

@@ -1,4 +1,4 @@
-"""Limits the log lines that strangers can cause: the first ones of a minute, then one with the number."""
+"""Limits the log lines of unverified requests: the first ones of a minute, then one with the number."""
 
 import threading
 

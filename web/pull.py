@@ -1,8 +1,8 @@
-"""`POST /users/<clerk_id>/pull`: the application asks for a user, and has the row in one call.
+"""`POST /users/<clerk_id>/pull`: reads a user from Clerk's API and answers with the row.
 
 200  the row, as it is in Clerk now
-400  no Clerk id
-401  not the token
+400  not a Clerk user id
+401  the token is missing or wrong
 404  Clerk has no such user
 429  too many users at once: the calls of all share a part of Clerk's rate limit
 503  Clerk, the database or Redis does not answer

@@ -1,8 +1,8 @@
-"""The ways to Redis: patient for workers, impatient for what must answer soon.
+"""Clients for Redis: one that waits, for workers, and one that fails fast, for quick answers.
 
 A process opens REDIS_MAX_CONNECTIONS at most. In a receiver deliveries and readiness have their own; all
 else (health, metrics, console, pull) shares OTHER_CONNECTIONS: no flood of requests delays a delivery.
-What is not used for IDLE_S is closed: small plans allow few connections, and other processes need theirs.
+Connections that are idle for IDLE_S are closed: small plans allow few, and other processes need them.
 """
 
 import time

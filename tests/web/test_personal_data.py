@@ -402,7 +402,7 @@ def _pressed(stack: Stack, ids: list[str]) -> dict[str, str]:
             (f"replay {ids[1]}", "0", "1 replayed"),
             (f"discard {ids[2]}", "1", "1 discarded"),
             ("replay", "0", "No failed job was selected"),
-            (EMAIL, "0", "Nothing was done"),
+            (EMAIL, "0", "Nothing was changed"),
         ):
             answer = operator.post("/console/jobs", data={**form, "do": do, "confirmed": confirmed})
             assert says in answer.text, do

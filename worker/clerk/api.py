@@ -7,12 +7,12 @@
     GET /organization_memberships              pages of all memberships, at most 500, with their number
     GET /users/{id}/organization_memberships   the same of one user
 
-Every request stays under Clerk's rate limit by itself. What may heal is tried again for a bounded time: no
+Every request stays under Clerk's rate limit by itself. Temporary errors are retried for a limited time: no
 connection, 5xx, an answer cut off on its way, and 429, which waits as long as its `Retry-After` says. A call
 that would have to wait for longer than it may fails at once.
 
     ClerkApiError
-    ├── ClerkUnavailable   it did not heal in time; later it may
+    ├── ClerkUnavailable   the error persisted; a later call may succeed
     └── ClerkRefused       the key, the URL or the request is wrong, or what answers is not Clerk's API
 
 No message holds the key or anything of a user but the id.

@@ -4,7 +4,7 @@
     ├── NotJson          the body is no JSON at all: refused at the door
     └── Unreadable       genuine, but it cannot be understood: waits in the failed jobs
 
-Both carry `retryable`: no waiting heals an event.
+Both carry `retryable`: waiting never helps an event.
 """
 
 

@@ -1,14 +1,12 @@
-"""A walk through all of Clerk's users, page by page, with the next page on its way while one is worked on.
+"""Lists all of Clerk's users page by page, and requests the next page while the current one is processed.
 
-By cursor (`starting_after`), one page ahead, as a page's cursor stands in the page before it. Where the
-server does not know the cursor, or refuses it, by offset, several pages ahead. There a deletion moves users
-to the left, out of the page that is asked for next: so each page overlaps the one before it, and one that
-shares no user with it has left some out, and is asked for again from further left. For memberships there is
-no cursor, and the same is done.
+It uses a cursor (`starting_after`), one page ahead, because the cursor is in the page before. If the server
+does not know the cursor, or refuses it, it uses offsets, several pages ahead. There a deletion moves users
+out of the next page, so each page overlaps the one before; a page without a common user has left some out and
+is requested again from a smaller offset. Memberships have no cursor and are always read by offset.
 
-A page that is shorter than it should be ends no walk: the next one does, when it shows nothing new. Users who
-sign up while the end is being read do not prolong it for ever: who comes later than a minute after the
-beginning is not waited for.
+A page that is too short does not end the listing; a page without new entries does. Users who sign up while
+the end is read do not prolong it: those who come later than a minute after the beginning are left out.
 """
 
 from collections import deque

@@ -118,7 +118,7 @@ def _lock_waits(facts: Facts) -> dict[str, Any]:
 
 
 class MigrationsUrl:
-    """Whether DATABASE_URL_UNPOOLED leads to the tables of DATABASE_URL; asked anew after RECHECK_S."""
+    """Whether DATABASE_URL_UNPOOLED leads to the tables of DATABASE_URL; checked again after RECHECK_S."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._database = database

@@ -1,7 +1,7 @@
-"""What the processes count: in memory, where it costs nothing, and every few seconds added up in Redis.
+"""The counters of all processes: counted in memory, and added to totals in Redis every few seconds.
 
-So the totals are those of all web processes and workers, on however many machines, and outlive each of them.
-Any web process shows them (see `worker.monitoring.prometheus`); workers need no port.
+The totals cover all web processes and workers on all machines, and outlive them. Any web process shows
+them (see `worker.monitoring.prometheus`); workers need no port.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the operators' page shows: health, what came lately, what failed; each part as far as it is known."""
+"""The data of the operators' page: health, recent deliveries, failed jobs; each as far as it is known."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ class Overview(NamedTuple):
 
 
 class ConsoleData:
-    """Asks for all of it side by side. Made once per process; answers within its time limit."""
+    """Asks for all parts in parallel. Made once per process; answers within its time limit."""
 
     def __init__(self, status: Status) -> None:
         self._status = status

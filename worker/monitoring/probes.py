@@ -1,4 +1,4 @@
-"""Probes: each asks one part of the service in a thread of its own, all side by side, within a deadline."""
+"""Probes: each asks one part of the service, all in parallel threads, within a deadline."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -1,7 +1,6 @@
 """The metrics as Prometheus reads them: the totals in Redis, and what is measured at that moment.
 
-Only Redis is asked: a question to the database every few seconds would keep a compute awake that is to be
-suspended when nothing happens.
+Only Redis is asked: a query to the database every few seconds would keep a suspendable compute awake.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a web process does beside receiving: it says that it lives, and adds up what it has counted."""
+"""The periodic tasks of a web process: its heartbeat, and adding its counts to the totals."""
 
 import uuid
 from contextlib import suppress

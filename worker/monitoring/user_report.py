@@ -1,4 +1,4 @@
-"""All that is known of one user: the tables, the ledger and the jobs; for support, and before an erasure."""
+"""Everything stored about one user: tables, ledger and jobs; for support, and before an erasure."""
 
 from typing import Any, NamedTuple
 

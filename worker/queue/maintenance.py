@@ -1,8 +1,8 @@
-"""RQ's maintenance, without what it imports, calls and fetches; and jobs whose list was lost are found again.
+"""RQ's maintenance without its imports, calls and requests, and the search for jobs whose list was lost.
 
-RQ's own (`rq.registry.clean_registries`, `IntermediateQueue.cleanup`) loads the jobs that were abandoned,
-calls the callbacks and sends the webhooks that their hashes name. So anyone who can write to Redis could make
-a worker run or call anything. Here ids are moved, and no job is loaded.
+RQ's own (`rq.registry.clean_registries`, `IntermediateQueue.cleanup`) loads abandoned jobs, calls the
+callbacks and sends the webhooks that their hashes name. So with write access to Redis one could make a worker
+call anything. Here only ids are moved, and no job is loaded.
 """
 
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Where RQ keeps what, and in which form. All that leans on RQ is here and in `worker/queue/lua/`.
+"""RQ's keys and formats. All code that depends on RQ's internals is here and in `worker/queue/lua/`.
 
 Written against RQ 3.0; `tests/worker/test_rq_format.py` compares each of these with what RQ itself writes and
 reads, and fails when another RQ does otherwise.

@@ -1,4 +1,4 @@
-"""The story of a batch: parse, change, apply, and for each job what became of it. Knows no queue."""
+"""Processes a batch: parse, change, apply, and the result of each job. It does not know the queue."""
 
 import traceback
 from collections.abc import Sequence

@@ -1,16 +1,16 @@
 """The worker process: an RQ worker that takes, applies and finishes many jobs at a time.
 
-To RQ's tools it is one of theirs: it registers, sends heartbeats, obeys `rq suspend` and shutdown commands,
+RQ's tools see an RQ worker: it registers, sends heartbeats, obeys `rq suspend` and shutdown commands,
 and leaves jobs and registries as RQ does. What differs is the loop. A job is at any moment in the queue, in
 a consumer's reserved list, or in a registry; each step between is one script in Redis or one transaction:
 
-1. Settle the last batch and take the next, in one round trip.
+1. Finish the last batch and take the next, in one round trip.
 2. Apply it, in one transaction.
 3. If the worker is killed in between, another one releases its reserved jobs after DEAD_AFTER_S, and applying
    again changes nothing: applying is a merge.
 
-What is the deployment's trouble, not the event's, fails no job: the batch goes back to the queue, and the
-worker logs what it waits for and waits.
+A problem of the deployment fails no job: the batch goes back to the queue, and the worker logs what it waits
+for, and waits.
 """
 
 import json

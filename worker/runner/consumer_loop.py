@@ -1,8 +1,8 @@
-"""The loop of a worker: settle the last batch and take the next, apply it, and so on.
+"""The loop of a worker: finish the last batch and take the next, apply it, repeat.
 
-A worker has two consumer threads. While one waits for PostgreSQL or Redis, the other has Python to itself:
-far from both servers that is most of the time. The second helps only with a backlog: it sleeps until a batch
-was full, and a quiet worker needs one connection to each server.
+A worker has two consumer threads. While one waits for PostgreSQL or Redis, the other uses Python:
+with distant servers, threads wait most of the time. The second thread works only during a backlog: it sleeps
+until a batch was full, so an idle worker needs one connection to each server.
 
 The first delivery after a pause is taken at once. Under load the next take comes PACE_S after the last at the
 earliest, so that batches fill: a transaction of two events costs little more than one of one.

@@ -1,4 +1,4 @@
-"""What a worker says of its work: a line for each transaction, one for each failed job, and counts."""
+"""A worker's log lines and counters: one line per transaction, one per failed job."""
 
 import time
 from collections import Counter

@@ -1,11 +1,11 @@
-"""Every user that Clerk has, through the one merge into the tables, beside live deliveries.
+"""Reads every user from Clerk's API into the tables, with the same merge as live deliveries and beside them.
 
-What is read says when it was asked for, so that whatever happens to a user later wins, in whatever order the
-two arrive. How far a full run is stands in the database, beside what it has written: an interrupted one goes
-on from there, and one that was restored from a backup from where it was then.
+A profile is stamped with the time of its request, so that later events win, in whatever order the two arrive.
+The progress of a full run is stored in the database, beside the rows: an interrupted run resumes there, and a
+database restored from a backup resumes from its own position.
 
-Where memberships decide on `organization`, all of those follow the users: which of them were changed lately,
-Clerk does not say.
+With ORGANIZATION_SOURCE=membership all memberships follow the users, because Clerk does not say which of them
+were changed.
 """
 
 import hashlib

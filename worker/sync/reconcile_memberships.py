@@ -1,11 +1,11 @@
 """Where memberships differ between the tables and Clerk: a part of `worker.sync.reconcile`.
 
-1. Walk through all memberships of the instance, 500 a request, and compare each page with the tables. An
-   entry that cannot be read counts as listed, by its id where that can be.
-2. Who differs and may simply have changed meanwhile is looked at again, once deliveries have had the time to
-   come. So is everybody with a membership here that was not listed: it has ended when the user's own list,
-   all of it, does not show it either.
-3. A membership that has ended is so for good. Hence the refusals, as for users who are gone.
+1. List all memberships of the instance, 500 per request, and compare each page with the tables. An entry that
+   cannot be read counts as listed, by its id if that can be read.
+2. Check again the users who differ but may have changed meanwhile, after deliveries have had time to arrive,
+   and all users with a membership here that was not listed: it has ended if the user's own complete list does
+   not show it either.
+3. The end of a membership is final. Hence the refusals, as for users who are gone.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

@@ -1,10 +1,10 @@
-"""Repair that a worker runs by itself, every RECONCILE_EVERY: fetch what was missed, then look for drift.
+"""The scheduled reconciliation, every RECONCILE_EVERY: reads what was missed, then looks for drift.
 
-1. All workers ask whether it is time; one of them gets the lock and does it, for as long as it lives.
-2. It reads the users that Clerk updated since the last time, the first time all, into the one merge.
-3. It compares everybody. Who is missing or differs all the same is read by id into the same merge, unless
-   the listing is refused: then it says so and changes nothing.
-4. What differs even then is reported. Users who are gone in Clerk are deleted only by an operator
+1. Each worker checks whether it is due; one of them gets the lock and runs it.
+2. It reads the users that Clerk updated since the last time, the first time all, and merges them.
+3. It compares all users. Those who are missing or still differ are read by id and merged, unless the listing
+   is refused: then it reports that and changes nothing.
+4. It reports the users who differ even then. Only an operator deletes users who are gone in Clerk
    (`reconcile --fix`).
 """
 
