@@ -18,7 +18,7 @@ from cli.dev import servers
 from cli.dev.process import DevError, Process
 from cli.dev.servers import PostgresServer, RedisServer, Server, free_port
 
-NOBODY = pwd.getpwnam("nobody")
+ACCOUNT = pwd.getpwnam("nobody")
 Kind = type[PostgresServer] | type[RedisServer]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root meets this")
 
@@ -199,9 +199,9 @@ def test_a_postmaster_file_whose_number_is_somebody_elses_by_now_does_not_matter
     lines = (postgres.data / "postmaster.pid").read_text().splitlines(keepends=True)
     bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with bystander:
-        somebody = f"{bystander.pid}\n"
-        (postgres.data / "postmaster.pid").write_text("".join([somebody, *lines[1:]]))
-        record.write_text(somebody)
+        other_record = f"{bystander.pid}\n"
+        (postgres.data / "postmaster.pid").write_text("".join([other_record, *lines[1:]]))
+        record.write_text(other_record)
         postgres.start()
         assert query(postgres, b"SELECT 1") == [(1,)]
         assert bystander.poll() is None
@@ -231,7 +231,7 @@ def test_under_root_the_servers_run_as_nobody_and_others_cannot_read_their_data(
 ) -> None:
     for server in (postgres, redis_store):
         server.start()
-        assert Path(f"/proc/{server.pid}").stat().st_uid == NOBODY.pw_uid
+        assert Path(f"/proc/{server.pid}").stat().st_uid == ACCOUNT.pw_uid
         assert server.directory.stat().st_mode & 0o777 == 0o700
 
 
@@ -250,7 +250,7 @@ def test_under_root_a_server_passes_through_a_directory_that_only_root_may_enter
     home = closed_home(server_directory)
     server = kind(home / "project" / "server", free_port(), durable=False)
     server.start()
-    assert Path(f"/proc/{server.pid}").stat().st_uid == NOBODY.pw_uid
+    assert Path(f"/proc/{server.pid}").stat().st_uid == ACCOUNT.pw_uid
     server.stop()
     assert home.stat().st_mode & 0o777 == 0o700
 
@@ -365,18 +365,18 @@ import encodings.idna, os  # all that is needed: the interpreter may lie where o
 from pathlib import Path
 from cli.dev.servers import PostgresServer, RedisServer, free_port
 os.setgroups([])
-os.setgid({NOBODY.pw_gid})
-os.setuid({NOBODY.pw_uid})
+os.setgid({ACCOUNT.pw_gid})
+os.setuid({ACCOUNT.pw_uid})
 for kind in (PostgresServer, RedisServer):
     server = kind(Path.cwd() / kind.__name__, free_port())
     server.start()
-    print(os.stat(f"/proc/{{server.pid}}").st_uid == {NOBODY.pw_uid}, oct(os.stat(server.directory).st_mode))
+    print(os.stat(f"/proc/{{server.pid}}").st_uid == {ACCOUNT.pw_uid}, oct(os.stat(server.directory).st_mode))
     server.stop()
 """
     closed = [it for it in Path(sys.prefix, "lib").resolve().parents if not it.stat().st_mode & 1]
     if closed:
         pytest.skip(f"an ordinary user may not enter {closed[-1]}, where the servers' programs are")
-    os.chown(server_directory, NOBODY.pw_uid, NOBODY.pw_gid)
+    os.chown(server_directory, ACCOUNT.pw_uid, ACCOUNT.pw_gid)
     run = subprocess.run(
         [sys.executable, "-c", as_another_user],
         cwd=server_directory,

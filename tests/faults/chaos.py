@@ -1,6 +1,6 @@
 """One trial: random pasts are delivered while a plan breaks one thing after another; then all is compared.
 
-Nobody lays a hand on anything: what ends is started again, as a platform does, and that is all.
+There is no manual repair: processes that end are started again, as a platform does.
 """
 
 import tempfile
@@ -178,13 +178,13 @@ def without_times(tables: Tables) -> Tables:
 
 def differences(found: Tables, expected: Tables) -> dict[Any, tuple[Any, Any]]:
     """Return what is found and what is expected, of each user or other thing where they are not the same."""
-    told: dict[Any, tuple[Any, Any]] = {}
+    differing: dict[Any, tuple[Any, Any]] = {}
     for part in Tables._fields:
         here, there = getattr(found, part), getattr(expected, part)
         for key in here.keys() | there.keys():
             if here.get(key) != there.get(key):
-                told[part, key] = (here.get(key), there.get(key))
-    return told
+                differing[part, key] = (here.get(key), there.get(key))
+    return differing
 
 
 def recoveries(servers: Servers, broken: Iterable[Broken], accepted_at: dict[str, float]) -> list[Recovery]:

@@ -203,9 +203,9 @@ def await_health(service: Service) -> None:
 def health(service: Service, path: str) -> str:
     """Return what a route of health says: the status, the verdict, and which checks fail."""
     answer = report(service, path)
-    told = answer.json()
-    broken = [name for name, check in told.get("checks", {}).items() if not check["ok"]]
-    said = f"{path} {answer.status_code} {told['status']}"
+    found = answer.json()
+    broken = [name for name, check in found.get("checks", {}).items() if not check["ok"]]
+    said = f"{path} {answer.status_code} {found['status']}"
     return f"{said}: {', '.join(broken)}" if broken else said
 
 

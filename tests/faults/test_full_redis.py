@@ -91,7 +91,7 @@ def queue(apart: Redis) -> DeliveryQueue:
 
 @pytest.fixture
 def held(apart: Redis) -> ReservedJobs:
-    return ReservedJobs(apart, "somebody")
+    return ReservedJobs(apart, "another")
 
 
 def fill(queue: DeliveryQueue, number: int) -> list[str]:
@@ -118,7 +118,7 @@ def test_every_step_of_a_worker_works_in_a_full_redis(
         assert [job.id for job in jobs] == ids[:4]
         failed = [Failed(jobs[i], "reason", "trace", retryable=i == 2) for i in (1, 2)]
         held.settle_and_take([Finished(jobs[0], "applied"), *failed], 0)
-        beat(apart, "somebody")
+        beat(apart, "another")
         assert held.wait(1, StopSignal()) is True
         assert held.release() == 1
         assert len(take(held, 2)) == 2
@@ -150,6 +150,6 @@ def test_what_a_worker_held_before_redis_set_its_clock_back_is_taken_back(
 ) -> None:
     fill(queue, 3)
     take(held, 3)
-    apart.zadd(CONSUMERS_KEY, {"somebody": time.time() + 3600})
+    apart.zadd(CONSUMERS_KEY, {"another": time.time() + 3600})
     assert beat(apart, "other").released == 3
     assert len(take(ReservedJobs(apart, "other"), 5)) == 3
