@@ -6,19 +6,16 @@ Connections that are idle for IDLE_S are closed: small plans allow few, and othe
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from functools import lru_cache
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, cast
 from weakref import WeakMethod
 
 import hiredis
 from redis import BlockingConnectionPool, ConnectionPool, Redis
-from redis import ConnectionError as RedisConnectionError
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
@@ -28,8 +25,6 @@ FAIL_FAST_TIMEOUT_S = 1.5
 PATIENCE_S = 15.0
 IDLE_S = 10.0
 OTHER_CONNECTIONS = 4  # one of them is the heartbeat's
-REFUSED_PAUSE_S = 0.05
-READ_ONLY = "READONLY"
 ENCODING_ERRORS = "surrogateescape"  # any id on the queue can be written again as it was read
 FAIL_FAST: dict[str, Any] = {
     "socket_timeout": FAIL_FAST_TIMEOUT_S,
@@ -42,82 +37,6 @@ class QueueUnavailable(Exception):
     """Redis did not take or give a job. Waiting helps."""
 
     retryable = True
-
-
-class FewConnections:
-    """A fixed number of connections to Redis for any number of threads, each of which asks one thing.
-
-    redis-py's own pools look at a connection's socket each time before they hand it out. Here a connection
-    that Redis has closed is noticed when it is used: an enqueue takes 44 µs of CPU instead of 85 with
-    BlockingConnectionPool, of some 300 for a delivery.
-    """
-
-    def __init__(self, pool: ConnectionPool, count: int, patience_s: float) -> None:
-        """`pool` makes the connections and keeps none of them."""
-        self._pool = pool
-        self._patience_s = patience_s
-        self._idle: list[Any] = []  # the last used comes last
-        self._made = False
-        self._unused = 0  # how many of them, from the first on, have not been used since the last look
-        self._permits: SimpleQueue[None] = SimpleQueue()
-        for _ in range(count):
-            self._permits.put(None)
-
-    def ask(self, *command: str | bytes | int) -> Any:
-        """Return Redis's answer. What is asked may be asked twice.
-
-        Raises redis.RedisError, also when no connection is free for `patience_s`. While Redis has too many
-        clients, a connection that is open already serves as soon as it is free.
-        """
-        deadline = time.monotonic() + self._patience_s
-        while True:
-            try:
-                return self._ask_on_one(command)
-            except RedisConnectionError as error:
-                if not _too_many_clients(error) or time.monotonic() > deadline:
-                    raise
-            time.sleep(REFUSED_PAUSE_S)
-
-    def _ask_on_one(self, command: Sequence[str | bytes | int]) -> Any:
-        try:
-            self._permits.get(timeout=self._patience_s)
-        except Empty:
-            raise RedisConnectionError("no connection is free") from None
-        try:
-            connection = self._take()
-            try:
-                return _ask(connection, command)
-            finally:
-                # one that could not be opened is the last to be tried again
-                self._idle.insert(len(self._idle) if connection.is_connected else 0, connection)
-        finally:
-            self._permits.put(None)
-
-    def _take(self) -> Any:
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            if not self._made:
-                self._made = True
-                close_regularly(self.close_idle)
-            return self._pool.make_connection()
-        self._unused = min(self._unused, len(self._idle))
-        return connection
-
-    def close_idle(self) -> None:
-        """Close the connections that have not been used since this was called last."""
-        closed = []
-        with suppress(IndexError):  # those in use by now are not there
-            for _ in range(self._unused):
-                closed.append(connection := self._idle.pop(0))
-                connection.disconnect()
-        self._idle[:0] = closed  # they are opened again when they are needed
-        self._unused = len(self._idle)
-
-    def close(self) -> None:
-        """Close the connections that are not in use."""
-        for connection in self._idle:
-            connection.disconnect()
 
 
 class OtherConnections(BlockingConnectionPool):
@@ -148,35 +67,10 @@ def _close_regularly(method: WeakMethod[Callable[[], None]]) -> None:
         time.sleep(IDLE_S)
 
 
-def _too_many_clients(error: RedisConnectionError) -> bool:
-    # Redis says so and closes the connection, which can reach us before its words do.
-    return "max number of clients" in str(error) or "losed by server" in str(error) or "reset" in str(error)
-
-
-def _ask(connection: Any, command: Sequence[str | bytes | int]) -> Any:
-    was_open = connection.is_connected
-    try:
-        return _exchange(connection, command)
-    except (RedisConnectionError, ResponseError):
-        if not was_open or connection.is_connected:
-            raise
-        return _exchange(connection, command)  # Redis had closed it since, or leads no more
-
-
-def _exchange(connection: Any, command: Sequence[str | bytes | int]) -> Any:
-    try:
-        connection.send_command(*command)
-        return connection.read_response()
-    except BaseException as error:
-        # The next answer on it could be this command's. And a replica's address may lead to a new primary.
-        if not isinstance(error, ResponseError) or _is_read_only(error):
-            connection.disconnect()
-        raise
-
-
-def _is_read_only(error: Exception) -> bool:
-    """Return whether Redis refused a write as a replica; before 7 a script's error has the code inside."""
-    return isinstance(error, ReadOnlyError) or READ_ONLY in str(error)
+def packed(*command: str | bytes | int) -> bytes:
+    """Return a command as it is sent, ids that are no UTF-8 included."""
+    words = [part.encode(errors=ENCODING_ERRORS) if isinstance(part, str) else part for part in command]
+    return cast("bytes", hiredis.pack_command(cast("Any", tuple(words))))
 
 
 class _Packer:
@@ -188,9 +82,9 @@ class _Packer:
 
     def pack(self, *args: str | bytes | float) -> list[bytes]:
         """Return a command; its name may be of two words."""
-        name, *rest = (arg.encode(errors=ENCODING_ERRORS) if isinstance(arg, str) else arg for arg in args)
-        words = (*cast("bytes", name).split(), *rest)
-        return [hiredis.pack_command(cast("Any", words))]
+        name, *rest = args
+        words = name.split() if isinstance(name, str) else [name]
+        return [packed(*cast("Any", words), *cast("Any", rest))]
 
 
 def fail_fast_redis(settings: Settings) -> Redis:

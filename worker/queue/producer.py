@@ -12,17 +12,13 @@ from redis.exceptions import NoScriptError, RedisError
 
 from config import Settings
 from db.times import now_ms
+from worker.auto_pipeline import AutoPipeline
 from worker.queue import rq_format as rq
 from worker.queue import scripts
 from worker.redis_causes import explain
-from worker.redis_client import (
-    FAIL_FAST_TIMEOUT_S,
-    FewConnections,
-    QueueUnavailable,
-    delivery_redis,
-)
+from worker.redis_client import FAIL_FAST_TIMEOUT_S, QueueUnavailable, delivery_redis
 
-MAX_CONNECTIONS = 200  # whatever the client's own pool allows; each is in use for a round trip
+CONNECTIONS = 2  # while one command is under way the next goes out; a third brings no more deliveries
 LAST_RECEIVED_KEY = "clerk-sync:last-received"
 WATCHING_SINCE_KEY = "clerk-sync:watching-since"
 QUEUE_FULL = -1
@@ -50,10 +46,10 @@ class DeliveryQueue:
 
     def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
         pool = redis.connection_pool
-        count = min(MAX_CONNECTIONS, pool.max_connections)
+        count = max(1, min(CONNECTIONS, pool.max_connections - 1))
         # However often it is asked whether deliveries can be taken, their own connections are for them.
-        self._connections = FewConnections(pool, max(1, count - 1), FAIL_FAST_TIMEOUT_S)
-        self._probing = FewConnections(pool, 1, FAIL_FAST_TIMEOUT_S)
+        self._deliveries = AutoPipeline(pool, count, FAIL_FAST_TIMEOUT_S)
+        self._probes = AutoPipeline(pool, 1, FAIL_FAST_TIMEOUT_S)
         self._max_depth = max_depth
         self._script = _enqueue_script(rq.COMMON_FIELDS)
 
@@ -74,7 +70,7 @@ class DeliveryQueue:
         own = rq.own_fields(delivery.body, delivery.description, delivery.received_at)
         arguments = (delivery.svix_id, delivery.received_at, self._max_depth, *own)
         try:
-            answer = _run(self._connections.ask, self._script, keys, arguments)
+            answer = _run(self._deliveries.ask, self._script, keys, arguments)
         except RedisError as error:
             raise QueueUnavailable(explain(error)) from None
         if answer == QUEUE_FULL:
@@ -83,12 +79,12 @@ class DeliveryQueue:
 
     def ping(self) -> None:
         """Raise QueueUnavailable unless Redis would take a delivery."""
-        probe(self._probing.ask)
+        probe(self._probes.ask)
 
     def close(self) -> None:
         """Close the connections. They are opened again when they are needed."""
-        self._connections.close()
-        self._probing.close()
+        self._deliveries.close()
+        self._probes.close()
 
 
 def _enqueue_script(common: Mapping[str, str | int]) -> str:

@@ -1,0 +1,197 @@
+"""Commands of many threads on few connections: those that come while others are under way go out together.
+
+A thread that finds a connection free sends at once, with whatever else waits by then; the others wait for
+their answers. Under load a write to Redis, a read, and Redis's own turn serve several deliveries: of a
+receiver's CPU time per delivery that saves an eighth, of Redis's a quarter (docs/performance.md).
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from threading import Lock
+from typing import Any
+
+from redis import ConnectionError as RedisConnectionError
+from redis import ConnectionPool
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+
+from worker.redis_client import close_regularly, packed
+
+MOST_AT_ONCE = 100  # commands, so that the first is not kept waiting for the last
+REFUSED_PAUSE_S = 0.05
+READ_ONLY = "READONLY"
+_NONE_YET = object()
+
+
+class AutoPipeline:
+    """Asks Redis for any number of threads, each of which asks one thing at a time."""
+
+    def __init__(self, pool: ConnectionPool, connections: int, patience_s: float) -> None:
+        """`pool` makes the connections and keeps none of them."""
+        self._pool = pool
+        self._patience_s = patience_s
+        self._free = connections
+        self._lock = Lock()  # of `_free` and `_waiting`
+        self._waiting: list[_Asked] = []
+        self._idle: list[Any] = []  # the last used comes last
+        self._made = False
+        self._unused = 0  # how many of them, from the first on, have not been used since the last look
+
+    def ask(self, *command: str | bytes | int) -> Any:
+        """Return Redis's answer. What is asked may be asked twice.
+
+        Raises redis.RedisError, also when no connection is free for `patience_s`. While Redis has too many
+        clients, a connection that is open already serves as soon as it is free.
+        """
+        asked = _Asked(packed(*command))
+        self._join(asked)
+        if not asked.turn.acquire(timeout=self._patience_s):
+            if self._withdraw(asked):
+                raise RedisConnectionError("no connection is free")
+            asked.turn.acquire()  # it is under way: a time-out of its connection ends it
+        if asked.leads:
+            self._send_with_waiting(asked)
+        if asked.error is not None:
+            raise asked.error
+        return asked.answer
+
+    def _join(self, asked: "_Asked") -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                asked.lead()
+            else:
+                self._waiting.append(asked)
+
+    def _withdraw(self, asked: "_Asked") -> bool:
+        with self._lock:
+            if asked not in self._waiting:
+                return False
+            self._waiting.remove(asked)
+            return True
+
+    def _send_with_waiting(self, first: "_Asked") -> None:
+        """Ask this and what waits; leave the connection to the first of those that have come meanwhile."""
+        with self._lock:
+            together = [first, *self._waiting[: MOST_AT_ONCE - 1]]
+            del self._waiting[: MOST_AT_ONCE - 1]
+        try:
+            self._ask(together)
+        except BaseException as error:
+            for asked in together:
+                if asked.is_open:
+                    asked.error = error
+            if not isinstance(error, RedisError):
+                raise
+        finally:
+            with self._lock:
+                if self._waiting:
+                    self._waiting.pop(0).lead()
+                else:
+                    self._free += 1
+            for asked in together[1:]:
+                asked.turn.release()
+
+    def _ask(self, together: "Sequence[_Asked]") -> None:
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                self._ask_on_one(together)
+            except RedisConnectionError as error:
+                if not _too_many_clients(error) or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            time.sleep(REFUSED_PAUSE_S)
+
+    def _ask_on_one(self, together: "Sequence[_Asked]") -> None:
+        connection = self._take()
+        was_open = connection.is_connected
+        try:
+            try:
+                _exchange(connection, together)
+            except RedisConnectionError:
+                if not was_open or connection.is_connected:
+                    raise
+            if was_open and not connection.is_connected:
+                _exchange(connection, together)  # Redis had closed it since, or leads no more
+        finally:
+            # one that could not be opened is the last to be tried again
+            self._idle.insert(len(self._idle) if connection.is_connected else 0, connection)
+
+    def _take(self) -> Any:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            if not self._made:
+                self._made = True
+                close_regularly(self.close_idle)
+            return self._pool.make_connection()
+        self._unused = min(self._unused, len(self._idle))
+        return connection
+
+    def close_idle(self) -> None:
+        """Close the connections that have not been used since this was called last."""
+        closed = []
+        with suppress(IndexError):  # those in use by now are not there
+            for _ in range(self._unused):
+                closed.append(connection := self._idle.pop(0))
+                connection.disconnect()
+        self._idle[:0] = closed  # they are opened again when they are needed
+        self._unused = len(self._idle)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        for connection in self._idle:
+            connection.disconnect()
+
+
+class _Asked:
+    """A command of a thread that waits for its turn: to send what waits, or to return with its answer."""
+
+    __slots__ = ("answer", "command", "error", "leads", "turn")
+
+    def __init__(self, command: bytes) -> None:
+        self.command = command
+        self.answer: Any = _NONE_YET
+        self.error: BaseException | None = None
+        self.leads = False
+        self.turn = Lock()
+        self.turn.acquire()
+
+    def lead(self) -> None:
+        self.leads = True
+        self.turn.release()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not answered, or by a replica: a replica's address may lead to a new primary."""
+        return self.answer is _NONE_YET and (self.error is None or _is_read_only(self.error))
+
+
+def _exchange(connection: Any, together: "Sequence[_Asked]") -> None:
+    """Ask what was not answered, and keep each answer. Raises RedisError; the connection is closed then."""
+    asking = [asked for asked in together if asked.is_open]
+    try:
+        connection.send_packed_command([b"".join([asked.command for asked in asking])])
+        for asked in asking:
+            try:
+                asked.answer = connection.read_response()
+                asked.error = None
+            except ResponseError as error:
+                asked.error = error
+    except BaseException:
+        connection.disconnect()  # the next answer on it could be that of one of these commands
+        raise
+    if any(asked.is_open for asked in asking):
+        connection.disconnect()
+
+
+def _too_many_clients(error: RedisConnectionError) -> bool:
+    # Redis says so and closes the connection, which can reach us before its words do.
+    return "max number of clients" in str(error) or "losed by server" in str(error) or "reset" in str(error)
+
+
+def _is_read_only(error: BaseException) -> bool:
+    """Return whether Redis refused a write as a replica; before 7 a script's error has the code inside."""
+    return isinstance(error, ReadOnlyError) or READ_ONLY in str(error)
