@@ -1,6 +1,7 @@
 """`clerk-sync`: the group of commands; every failure becomes one line."""
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -12,6 +13,8 @@ import click
 
 from worker import log
 
+# Objects made between two looks for garbage. With Python's own number an eighth of a start looks in vain
+GC_THRESHOLD = 10_000
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 COMMANDS = {
     "backfill": ("cli.backfill", "backfill"),
@@ -60,6 +63,7 @@ def cli(debug: bool, local_time: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Exit status: 0 done, 1 failed or drift found, 2 wrong usage."""
+    gc.set_threshold(GC_THRESHOLD)
     given = list(sys.argv[1:] if arguments is None else arguments)
     _open_closed_streams()
     _leave_deleted_directory()
