@@ -64,11 +64,20 @@ def server_directory() -> Iterator[Path]:
 
 @pytest.fixture
 def own_redis(server_directory: Path) -> Iterator[RedisServer]:
-    """A Redis that the test may stop, fill and spoil."""
+    """A Redis that the test may stop, fill and damage."""
     server = RedisServer(server_directory / "redis", free_port(), durable=False)
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def own_postgres(server_directory: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL that the test may stop and fill."""
+    server = PostgresServer(server_directory / "postgres", free_port(), durable=False)
+    server.start()
+    yield server
+    server.stop("immediate")
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import pytest
 
 import config
 from cli import events
-from cli.main import main
 from db import ledger
 from db.connection.engine import Database
 from db.ledger import LedgerRow
+from tests.support.commands import RunCommand, runner
 from tests.support.payloads import ANN, svix_id
 from tests.support.processes import clerk_sync
 from tests.support.service_process import ServiceProcess
@@ -23,23 +23,14 @@ from tests.support.stack import environment
 from tests.support.terminal import on_a_terminal
 from tests.support.waiting import wait_until
 
-RunCli = Callable[..., tuple[int, str, str]]
 PATIENCE_S = 20
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str) -> RunCli:
+def run(monkeypatch: pytest.MonkeyPatch, database_url: str) -> RunCommand:
     """Run `clerk-sync events` and return its exit status, its output and its errors."""
     monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def events(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(["events", *arguments])
-        output = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, output.out, output.err
-
-    return events
+    return runner("events")
 
 
 def record(
@@ -60,14 +51,14 @@ def record(
     )
 
 
-def listed(run: RunCli, *arguments: str) -> list[str]:
+def listed(run: RunCommand, *arguments: str) -> list[str]:
     status, out, _ = run("--json", *arguments)
     assert status == 0
     return [row["svix_id"] for row in json.loads(out)]
 
 
 def test_the_ledger_is_filtered_by_user_type_outcome_and_time(
-    run: RunCli, connection: psycopg.Connection
+    run: RunCommand, connection: psycopg.Connection
 ) -> None:
     record(connection, "old", minutes_ago=180)
     record(connection, "session", minutes_ago=60, type_="session.created")
@@ -82,7 +73,7 @@ def test_the_ledger_is_filtered_by_user_type_outcome_and_time(
     assert listed(run, "--limit", "1") == ["other"]
 
 
-def test_the_listing_shows_the_same(run: RunCli, connection: psycopg.Connection) -> None:
+def test_the_listing_shows_the_same(run: RunCommand, connection: psycopg.Connection) -> None:
     record(connection, "msg_1", outcome="stale")
     status, out, _ = run()
     assert status == 0
@@ -91,7 +82,7 @@ def test_the_listing_shows_the_same(run: RunCli, connection: psycopg.Connection)
 
 
 def test_in_a_pipe_too_the_longest_delivery_takes_80_columns(
-    run: RunCli, connection: psycopg.Connection
+    run: RunCommand, connection: psycopg.Connection
 ) -> None:
     record(connection, svix_id(), clerk_id=ANN, type_="organizationMembership.created", minutes_ago=119)
     assert max(len(line) for line in run()[1].splitlines()) <= 80
@@ -114,7 +105,7 @@ def test_a_narrow_terminal_does_not_break_the_ids(
     [("--outcome", "lost"), ("--since", "soon"), ("--follow", "--until", "1h"), ("--limit", "0")],
     ids=" ".join,
 )
-def test_wrong_usage_has_exit_status_2(run: RunCli, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_has_exit_status_2(run: RunCommand, arguments: tuple[str, ...]) -> None:
     assert run(*arguments)[0] == 2
 
 

@@ -1,13 +1,13 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from redis import Redis
 
-from cli.main import main
 from config import load
+from tests.support.commands import RunCommand, runner
 from tests.support.failed_jobs import REASON, fail, fail_in_another_worker, forget, raise_personal
 from tests.support.payloads import ANN, BEN, svix_id, user, user_event
 from tests.support.queue import RqView, delivery
@@ -16,7 +16,6 @@ from worker.queue.failed_jobs import PAGE
 from worker.queue.producer import DeliveryQueue
 from worker.redis_client import worker_redis
 
-RunCli = Callable[..., tuple[int, str, str]]
 MARK = "ann.marked@example.com"
 COLUMNS = {"id", "type", "clerk_id", "reason", "attempts", "first_failed_at", "failed_at"}
 
@@ -33,27 +32,19 @@ def rq(redis: Redis) -> RqView:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], redis_url: str) -> RunCli:
+def run(monkeypatch: pytest.MonkeyPatch, redis_url: str) -> RunCommand:
     """Run `clerk-sync failed` and return its exit status, its output and its errors."""
     monkeypatch.setenv("REDIS_URL", redis_url)
-
-    def failed(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(["failed", *arguments])
-        output = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, output.out, output.err
-
-    return failed
+    return runner("failed")
 
 
-def listed(run: RunCli, *arguments: str) -> list[str]:
+def listed(run: RunCommand, *arguments: str) -> list[str]:
     status, out, _ = run("list", "--json", *arguments)
     assert status == 0
     return [job["id"] for job in json.loads(out)]
 
 
-def test_the_list_in_json_has_the_documented_fields(run: RunCli, redis: Redis) -> None:
+def test_the_list_in_json_has_the_documented_fields(run: RunCommand, redis: Redis) -> None:
     id_ = fail(redis, user_event("user.updated", user(BEN, email=MARK)))
     status, out, err = run("list", "--json")
     [job] = json.loads(out)
@@ -64,12 +55,12 @@ def test_the_list_in_json_has_the_documented_fields(run: RunCli, redis: Redis) -
     assert job["first_failed_at"] == job["failed_at"]
 
 
-def test_an_empty_list_is_an_empty_array(run: RunCli) -> None:
+def test_an_empty_list_is_an_empty_array(run: RunCommand) -> None:
     assert run("list", "--json") == (0, "[]\n", "")
     assert run("list") == (0, "no failed jobs\n", "")
 
 
-def test_the_table_has_the_same_and_says_when_there_is_more(run: RunCli, redis: Redis) -> None:
+def test_the_table_has_the_same_and_says_when_there_is_more(run: RunCommand, redis: Redis) -> None:
     ids = [fail(redis, user_event(data=user(ANN, email=MARK))) for _ in range(3)]
     status, out, _ = run("list")
     assert status == 0
@@ -81,7 +72,7 @@ def test_the_table_has_the_same_and_says_when_there_is_more(run: RunCli, redis: 
     assert MARK not in out
 
 
-def test_the_list_is_filtered(run: RunCli, redis: Redis) -> None:
+def test_the_list_is_filtered(run: RunCommand, redis: Redis) -> None:
     ann = fail(redis, user_event("user.created", user(ANN)))
     ben = fail(redis, user_event("user.updated", user(BEN)))
     assert listed(run, "--type", "user.updated") == [ben]
@@ -91,7 +82,9 @@ def test_the_list_is_filtered(run: RunCli, redis: Redis) -> None:
     assert len(listed(run, "--limit", "1")) == 1
 
 
-def test_jobs_of_which_nobody_can_say_the_type_can_be_chosen(run: RunCli, redis: Redis, rq: RqView) -> None:
+def test_jobs_of_which_nobody_can_say_the_type_can_be_chosen(
+    run: RunCommand, redis: Redis, rq: RqView
+) -> None:
     good = fail(redis)
     foreign = fail_in_another_worker(redis, raise_personal, MARK)
     unreadable = fail(redis, user_event("unreadable"))
@@ -118,7 +111,7 @@ def test_jobs_of_which_nobody_can_say_the_type_can_be_chosen(run: RunCli, redis:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_has_exit_status_2(run: RunCli, redis: Redis, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_has_exit_status_2(run: RunCommand, redis: Redis, arguments: tuple[str, ...]) -> None:
     id_ = fail(redis)
     status, _, err = run(*arguments)
     assert status == 2
@@ -127,7 +120,7 @@ def test_wrong_usage_has_exit_status_2(run: RunCli, redis: Redis, arguments: tup
 
 
 def test_show_tells_the_reason_and_the_traceback_and_the_body_only_when_asked(
-    run: RunCli, redis: Redis
+    run: RunCommand, redis: Redis
 ) -> None:
     id_ = fail(redis, user_event(data=user(ANN, email=MARK)))
     status, out, _ = run("show", id_)
@@ -143,11 +136,11 @@ def test_show_tells_the_reason_and_the_traceback_and_the_body_only_when_asked(
 
 
 @pytest.mark.parametrize("command", ["show", "replay", "discard"])
-def test_an_unknown_id_is_one_line_and_exit_status_1(run: RunCli, command: str) -> None:
+def test_an_unknown_id_is_one_line_and_exit_status_1(run: RunCommand, command: str) -> None:
     assert run(command, "msg_never") == (1, "", "clerk-sync: no failed job msg_never\n")
 
 
-def test_replay_says_what_became_of_each(run: RunCli, redis: Redis, rq: RqView) -> None:
+def test_replay_says_what_became_of_each(run: RunCommand, redis: Redis, rq: RqView) -> None:
     one, two, expired = fail(redis), fail(redis), fail(redis)
     forget(redis, expired)
     status, out, err = run("replay", one, expired, two)
@@ -157,7 +150,7 @@ def test_replay_says_what_became_of_each(run: RunCli, redis: Redis, rq: RqView) 
     assert run("replay", one) == (0, f"{one}: not failed any more\n", "")
 
 
-def test_replaying_all_survives_what_has_expired(run: RunCli, redis: Redis, rq: RqView) -> None:
+def test_replaying_all_survives_what_has_expired(run: RunCommand, redis: Redis, rq: RqView) -> None:
     one, expired, two = fail(redis), fail(redis), fail(redis)
     forget(redis, expired)
     status, out, _ = run("replay", "--all", "--json")
@@ -168,7 +161,7 @@ def test_replaying_all_survives_what_has_expired(run: RunCli, redis: Redis, rq: 
     assert run("replay", "--all") == (0, "no failed jobs\n", "")
 
 
-def test_only_what_the_filters_leave_is_replayed(run: RunCli, redis: Redis, rq: RqView) -> None:
+def test_only_what_the_filters_leave_is_replayed(run: RunCommand, redis: Redis, rq: RqView) -> None:
     fail(redis, user_event("user.created", user(ANN)))
     ben = fail(redis, user_event("user.updated", user(BEN)))
     assert run("replay", "--all", "--type", "user.updated", "--since", "1h", "--user", BEN)[0] == 0
@@ -176,7 +169,7 @@ def test_only_what_the_filters_leave_is_replayed(run: RunCli, redis: Redis, rq: 
 
 
 @pytest.mark.parametrize("command", ["replay", "discard"])
-def test_a_dry_run_names_the_jobs_and_touches_none(run: RunCli, redis: Redis, command: str) -> None:
+def test_a_dry_run_names_the_jobs_and_touches_none(run: RunCommand, redis: Redis, command: str) -> None:
     id_ = fail(redis)
     status, out, err = run(command, "--all", "--dry-run")
     assert (status, out) == (0, f"{id_}\n")
@@ -185,7 +178,7 @@ def test_a_dry_run_names_the_jobs_and_touches_none(run: RunCli, redis: Redis, co
     assert listed(run) == [id_]
 
 
-def test_discard_deletes(run: RunCli, redis: Redis, rq: RqView) -> None:
+def test_discard_deletes(run: RunCommand, redis: Redis, rq: RqView) -> None:
     one, two, three = fail(redis), fail(redis), fail(redis)
     assert run("discard", one) == (0, f"{one}: discarded\n", "")
     assert sorted(listed(run)) == sorted([two, three])
@@ -195,7 +188,7 @@ def test_discard_deletes(run: RunCli, redis: Redis, rq: RqView) -> None:
     assert [rq.places(id_) for id_ in (one, two, three)] == [[], [], []]
 
 
-def test_an_id_from_elsewhere_cannot_steer_the_terminal(run: RunCli, redis: Redis) -> None:
+def test_an_id_from_elsewhere_cannot_steer_the_terminal(run: RunCommand, redis: Redis) -> None:
     fail(redis, id_="[red]\x1b[2J\udcff")
     status, out, _ = run("list")
     assert status == 0
@@ -204,7 +197,7 @@ def test_an_id_from_elsewhere_cannot_steer_the_terminal(run: RunCli, redis: Redi
     assert "\x1b" not in run("replay", "--all")[1]
 
 
-def test_without_redis_the_line_says_so(run: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_redis_the_line_says_so(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
     began = time.monotonic()
     assert run("list") == (
@@ -248,7 +241,7 @@ def test_on_a_terminal_many_show_how_far_it_is(redis: Redis, redis_url: str) -> 
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_is_done_is_told_also_when_redis_refuses_the_rest(
-    run: RunCli, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, as_json: bool
+    run: RunCommand, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, as_json: bool
 ) -> None:
     done = [f"a{i:03}" for i in range(PAGE)]
     fail_many(redis, [*done, "b"])

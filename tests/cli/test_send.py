@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,10 +11,10 @@ from svix.webhooks import Webhook
 
 from cli import samples
 from cli.dev.servers import free_port
-from cli.main import main
 from config import decode_signing_secret
 from db.merge.change import Organization, UserChange, merge_organizations
 from db.merge.incoming import ReceivedChange
+from tests.support.commands import RunCommand, runner
 from tests.support.settings import SECRET, MakeSettings
 from tests.support.stack import Stack
 from tests.support.storable import assert_storable, assert_storable_organization
@@ -24,7 +24,6 @@ from worker.runner.batch import incoming
 
 NOW = 1_767_261_600_000
 OTHER_SECRET = "whsec_plJ3nmyCDGBKInavdOK15jsl"
-RunCli = Callable[..., tuple[int, str, str]]
 
 
 class Request(NamedTuple):
@@ -74,18 +73,10 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
+def run(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
     """Run `clerk-sync send` and return its exit status, its output and its errors."""
     monkeypatch.setenv("CLERK_WEBHOOK_SIGNING_SECRET", f"{SECRET},{OTHER_SECRET}")
-
-    def send(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(["send", *arguments])
-        output = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, output.out, output.err
-
-    return send
+    return runner("send")
 
 
 def sampled(type_: str, clerk_id: str) -> ReceivedChange:
@@ -98,7 +89,7 @@ def test_every_type_is_delivered_and_applied(
     make_settings: MakeSettings,
     database_url: str,
     tmp_path: Path,
-    run: RunCli,
+    run: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = make_settings(port=free_port(), web_workers=1, organization_source="membership")
@@ -216,7 +207,7 @@ def test_samples_about_one_user_fit_together() -> None:
     assert len({claim.address for claim in claims}) == 1
 
 
-def test_the_delivery_is_signed_as_svix_signs(run: RunCli, receiver: Receiver) -> None:
+def test_the_delivery_is_signed_as_svix_signs(run: RunCommand, receiver: Receiver) -> None:
     assert run("user.created", "--url", f"{receiver.url}/webhooks/clerk", "--svix-id", "msg_1")[0] == 0
     path, headers, body = receiver.requests[0]
     assert path == "/webhooks/clerk"
@@ -228,7 +219,9 @@ def test_the_delivery_is_signed_as_svix_signs(run: RunCli, receiver: Receiver) -
 
 
 @pytest.mark.parametrize("content", [b'{ "b" : 1,\r\n\t"a": "\xc3\xa9" }\n', b"\xff\x00 no JSON", b""])
-def test_a_file_is_sent_byte_by_byte(run: RunCli, receiver: Receiver, tmp_path: Path, content: bytes) -> None:
+def test_a_file_is_sent_byte_by_byte(
+    run: RunCommand, receiver: Receiver, tmp_path: Path, content: bytes
+) -> None:
     file = tmp_path / "payload.json"
     file.write_bytes(content)
     assert run("--url", receiver.url, "--file", str(file))[0] == 0
@@ -240,7 +233,7 @@ def test_a_file_is_sent_byte_by_byte(run: RunCli, receiver: Receiver, tmp_path: 
         assert samples.signed_headers(key, id_, sent, content).items() <= request.headers.items()
 
 
-def test_without_a_user_id_each_sample_is_about_somebody_new(run: RunCli, receiver: Receiver) -> None:
+def test_without_a_user_id_each_sample_is_about_somebody_new(run: RunCommand, receiver: Receiver) -> None:
     for _ in range(2):
         run("session.created", "--url", receiver.url)
     sessions = [json.loads(request.body)["data"] for request in receiver.requests]
@@ -250,7 +243,7 @@ def test_without_a_user_id_each_sample_is_about_somebody_new(run: RunCli, receiv
 
 
 def test_a_sample_comes_from_the_instance_that_is_expected(
-    run: RunCli, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLERK_INSTANCE_ID", "ins_mine")
     run("user.created", "--url", receiver.url)
@@ -269,7 +262,7 @@ def test_a_sample_comes_from_the_instance_that_is_expected(
     ],
 )
 def test_the_answer_is_one_line_and_the_exit_status(
-    run: RunCli, receiver: Receiver, answer: tuple[int, bytes], status: int, word: str
+    run: RunCommand, receiver: Receiver, answer: tuple[int, bytes], status: int, word: str
 ) -> None:
     receiver.answer = answer
     code, output, errors = run("user.created", "--url", receiver.url)
@@ -277,7 +270,7 @@ def test_the_answer_is_one_line_and_the_exit_status(
     assert output.startswith(word)
 
 
-def test_a_receiver_that_is_not_there_is_one_line_without_a_password(run: RunCli) -> None:
+def test_a_receiver_that_is_not_there_is_one_line_without_a_password(run: RunCommand) -> None:
     port = free_port()
     assert run("user.created", "--url", f"http://me:hidden@127.0.0.1:{port}/x?key=hidden") == (
         1,
@@ -287,7 +280,7 @@ def test_a_receiver_that_is_not_there_is_one_line_without_a_password(run: RunCli
 
 
 def test_a_proxy_that_is_set_is_not_asked(
-    run: RunCli, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
@@ -296,7 +289,7 @@ def test_a_proxy_that_is_set_is_not_asked(
 
 @pytest.mark.parametrize("arguments", [(), ("user.invited",), ("organization.created",)])
 def test_a_type_that_is_not_known_is_wrong_usage_and_names_those_that_are(
-    run: RunCli, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CLERK_WEBHOOK_SIGNING_SECRET")
     code, _, errors = run(*arguments)
@@ -317,10 +310,12 @@ def test_a_type_that_is_not_known_is_wrong_usage_and_names_those_that_are(
         ("--file", "/dev/null", "--user-id", "user_1"),
     ],
 )
-def test_what_cannot_be_sent_is_wrong_usage(run: RunCli, arguments: tuple[str, ...]) -> None:
+def test_what_cannot_be_sent_is_wrong_usage(run: RunCommand, arguments: tuple[str, ...]) -> None:
     assert run(*arguments)[0] == 2
 
 
-def test_without_a_secret_the_line_names_the_variable(run: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_secret_the_line_names_the_variable(
+    run: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CLERK_WEBHOOK_SIGNING_SECRET")
     assert run("user.created") == (1, "", "clerk-sync: CLERK_WEBHOOK_SIGNING_SECRET is not set\n")

@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -28,6 +28,9 @@ class Ran(NamedTuple):
     stderr: str
 
 
+RunCommand = Callable[..., Ran]
+
+
 def run(settings: config.Settings, *arguments: str) -> Ran:
     """Run a command to its end, with these settings alone. Its start would take longer than the command."""
     return run_with(environment(settings), *arguments)
@@ -37,7 +40,7 @@ def run_with(env: Mapping[str, str], *arguments: str, directory: Path | None = N
     """Run a command to its end, in an environment and a directory."""
     with (
         chdir(directory or Path.cwd()),
-        mock.patch.dict(os.environ, env, clear=True),
+        mock.patch.dict(os.environ, dict(env), clear=True),
         _signals_restored(),
         redirect_stdout(StringIO()) as out,
         redirect_stderr(StringIO()) as err,
@@ -46,6 +49,11 @@ def run_with(env: Mapping[str, str], *arguments: str, directory: Path | None = N
         main(arguments)
     assert isinstance(end.value.code, int)
     return Ran(end.value.code, out.getvalue(), err.getvalue())
+
+
+def runner(*command: str) -> RunCommand:
+    """Return what runs that command with more arguments, in the environment that the test has made."""
+    return lambda *arguments: run_with(os.environ, *command, *arguments)
 
 
 @contextmanager

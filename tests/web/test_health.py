@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -12,20 +11,12 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from cli.dev.servers import PostgresServer, RedisServer, free_port
+from cli.dev.servers import PostgresServer, RedisServer
 from tests.support.deliveries import PATH, MakeClient, signed
 from tests.support.payloads import body, user_event
 from tests.support.queue import frozen
 from tests.support.settings import MakeSettings
 from web.app import create_app
-
-
-@pytest.fixture
-def own_postgres(server_directory: Path) -> Iterator[PostgresServer]:
-    server = PostgresServer(server_directory / "postgres", free_port(), durable=False)
-    server.start()
-    yield server
-    server.stop("immediate")
 
 
 @pytest.mark.parametrize("spoil", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])

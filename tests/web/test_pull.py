@@ -1,8 +1,8 @@
 """`POST /users/<clerk_id>/pull`: who may call it, and what it answers."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,6 +19,7 @@ from tests.support.processes import frozen_family
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.sync import api_settings, deliver, open_context, rows, tombstones
+from tests.support.together import together
 from tests.support.waiting import wait_until
 from web.app import create_app
 
@@ -128,7 +129,7 @@ def test_without_a_token_set_the_route_is_not_there(make_settings: MakeSettings,
 
 
 def test_a_token_needs_a_key_for_clerk(make_settings: MakeSettings) -> None:
-    with pytest.raises(config.SettingsError, match=r"^PULL_TOKEN .*CLERK_SECRET_KEY"):
+    with pytest.raises(config.SettingsError, match=r"^PULL_TOKEN: .*CLERK_SECRET_KEY"):
         make_settings(pull_token=TOKEN)
 
 
@@ -189,11 +190,7 @@ def test_a_database_that_hangs_is_told_in_time_and_is_not_asked_by_ever_more(
         answers.clear()
         assert server.pid
         with frozen_family(server.pid):
-            threads = [threading.Thread(target=call, args=(i % 12,)) for i in range(24)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(30)
+            together(partial(call, i % 12) for i in range(24))
         assert len(answers) == 24
         assert {answer.status_code for answer in answers} == {503, 429}
         assert sum(answer.status_code == 429 for answer in answers) >= 8
@@ -233,11 +230,7 @@ def test_calls_to_several_web_processes_are_all_answered(
         answers.append(http.post(url, headers=BEARER, timeout=30))
 
     with Stack(settings, tmp_path, workers=0) as stack:
-        threads = [threading.Thread(target=call) for _ in range(20)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
+        together([call] * 20)
         logs = stack.logs()
     assert [answer.status_code for answer in answers] == [200] * 20
     assert len(clerk.asked) == 20

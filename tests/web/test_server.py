@@ -25,6 +25,7 @@ from tests.support.receiver_with_short_limits import LIMITS
 from tests.support.service_process import Line, ServiceProcess
 from tests.support.settings import SECRET, UNREACHABLE_DATABASE_URL, GivenServer, MakeSettings
 from tests.support.stack import environment
+from tests.support.together import together
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -416,7 +417,7 @@ def test_a_redis_that_hangs_holds_nobody_for_long(start: Callable[..., Receiver]
             status = receiver.deliver().status
             answers.append((status, time.monotonic() - started))
 
-        _together(deliver, 40)
+        together([deliver] * 40, 60)
     assert {status for status, _ in answers} == {503}
     assert len(answers) == 40
     assert max(seconds for _, seconds in answers) < 5
@@ -457,7 +458,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(receiver: Receiver, 
 
     stopping = threading.Timer(1, os.kill, (receiver.living_pid, signal.SIGTERM))
     stopping.start()
-    _together(deliver_until_it_is_gone, 8)
+    together([deliver_until_it_is_gone] * 8, 60)
     assert receiver.await_end(DEADLINE_S) == 0
     assert len(accepted) > 8
     assert set(accepted) <= set(rq.queue.get_job_ids())
@@ -508,15 +509,6 @@ def test_the_log_has_a_line_for_each_delivery_and_no_other(receiver: Receiver) -
     assert (queued["event"], queued["status"], queued["svix_id"]) == ("delivery", "queued", id_)
     assert (refused["event"], refused["status"], refused["reason"]) == ("delivery", "forged", "malformed")
     assert "q7Zx" not in receiver.text()
-
-
-def _together(work: Callable[[], None], count: int) -> None:
-    threads = [threading.Thread(target=work) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
 
 
 @only_linux

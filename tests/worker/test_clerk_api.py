@@ -15,6 +15,7 @@ from db.times import now_ms
 from tests.support.fake_clerk import TRACE_ID, FakeClerk, numbered_id
 from tests.support.payloads import ABSENT, ANN, BEN, CAT, NOW, body, user
 from tests.support.sync import api_alone, client
+from tests.support.together import together
 from worker.clerk.api import (
     LAST_UPDATED_FIRST,
     OLDEST_FIRST,
@@ -371,11 +372,7 @@ def test_a_development_key_keeps_its_smaller_limit(clerk: FakeClerk) -> None:
     clerk.key = "sk_test_9fK2mQ7xVbN4tR8wZc3L"
     clerk.rate_limit, clerk.rate_period_s = 20, 1.0
     with client(api_alone(clerk)) as api:
-        threads = [threading.Thread(target=lambda: [api.count() for _ in range(9)]) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
+        together([lambda: [api.count() for _ in range(9)]] * 4)
     assert len(clerk.requests) == 36
     assert clerk.most_within(1.0) <= 20
 

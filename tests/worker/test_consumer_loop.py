@@ -27,7 +27,7 @@ SOON_S = 10.0
 BATCH = 2
 
 
-class Crowd(NamedTuple):
+class Helper(NamedTuple):
     """A lane that helps, in a thread, and what steers it."""
 
     backlog: threading.Event
@@ -35,7 +35,7 @@ class Crowd(NamedTuple):
     thread: threading.Thread
 
 
-Help = Callable[[Process], Crowd]
+Help = Callable[[Process], Helper]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def redis(settings: config.Settings) -> Iterator[Redis]:
 
 
 @contextmanager
-def helping(settings: config.Settings, redis: Redis, process: Process) -> Iterator[Crowd]:
+def helping(settings: config.Settings, redis: Redis, process: Process) -> Iterator[Helper]:
     database = Database(settings)
     stopping, backlog = StopSignal(), threading.Event()
     consumer = ConsumerThread(
@@ -60,7 +60,7 @@ def helping(settings: config.Settings, redis: Redis, process: Process) -> Iterat
     thread = threading.Thread(target=consumer.run_helper, daemon=True)
     thread.start()
     try:
-        yield Crowd(backlog, stopping, thread)
+        yield Helper(backlog, stopping, thread)
         assert thread.is_alive(), "it ends only on a stop request"
     finally:
         stopping.request()
@@ -86,12 +86,12 @@ def finished(redis: Redis) -> int:
 
 def test_it_sleeps_until_it_is_crowded(settings: config.Settings, redis: Redis) -> None:
     fill(redis, 1)
-    with helping(settings, redis, finish) as crowd:
-        crowd.thread.join(1)
+    with helping(settings, redis, finish) as helper:
+        helper.thread.join(1)
         assert finished(redis) == 0
-        crowd.backlog.set()
+        helper.backlog.set()
         wait_until(lambda: finished(redis) == 1, SOON_S)
-        wait_until(lambda: not crowd.backlog.is_set(), SOON_S)
+        wait_until(lambda: not helper.backlog.is_set(), SOON_S)
 
 
 @pytest.mark.parametrize("count", [BATCH, BATCH + 1, 5 * BATCH])
@@ -99,8 +99,8 @@ def test_it_settles_what_it_has_done_before_it_rests(
     settings: config.Settings, redis: Redis, count: int
 ) -> None:
     fill(redis, count)
-    with helping(settings, redis, finish) as crowd:
-        crowd.backlog.set()
+    with helping(settings, redis, finish) as helper:
+        helper.backlog.set()
         wait_until(lambda: finished(redis) == count, SOON_S)
 
 
@@ -108,12 +108,12 @@ def test_it_settles_although_another_says_that_the_crowd_is_gone(
     settings: config.Settings, redis: Redis
 ) -> None:
     def process(jobs: list[TakenJob]) -> list[Settled]:
-        crowd.backlog.clear()
+        helper.backlog.clear()
         return finish(jobs)
 
     fill(redis, BATCH)
-    with helping(settings, redis, process) as crowd:
-        crowd.backlog.set()
+    with helping(settings, redis, process) as helper:
+        helper.backlog.set()
         wait_until(lambda: finished(redis) == BATCH, SOON_S)
 
 
@@ -127,10 +127,10 @@ def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(
         raise DatabaseUnavailable("away")
 
     fill(redis, BATCH)
-    with helping(settings, redis, process) as crowd:
-        crowd.backlog.set()
-        wait_until(lambda: tried and not crowd.backlog.is_set(), SOON_S)
-        crowd.thread.join(1)
+    with helping(settings, redis, process) as helper:
+        helper.backlog.set()
+        wait_until(lambda: tried and not helper.backlog.is_set(), SOON_S)
+        helper.thread.join(1)
         assert tried == [BATCH]
         assert RqView(redis).queue.count == BATCH
 
@@ -139,8 +139,8 @@ def test_suspended_it_rests_with_nothing_in_hand(settings: config.Settings, redi
     fill(redis, BATCH)
     ReservedJobs(redis, "w", ".2").settle_and_take([], BATCH)  # its answer is lost
     redis.set(SUSPENDED_KEY, 1)
-    with helping(settings, redis, finish) as crowd:
-        crowd.backlog.set()
+    with helping(settings, redis, finish) as helper:
+        helper.backlog.set()
         wait_until(lambda: RqView(redis).queue.count == BATCH, SOON_S)
 
 
@@ -165,12 +165,12 @@ def test_a_redis_that_has_become_a_replica_is_left(
     settings: config.Settings, redis: Redis, own_redis: RedisServer
 ) -> None:
     fill(redis, BATCH)
-    with Redis.from_url(own_redis.url) as instrument, helping(settings, redis, finish) as crowd:
+    with Redis.from_url(own_redis.url) as instrument, helping(settings, redis, finish) as helper:
         instrument.ping()
         redis.ping()
         own = {client["id"] for client in instrument.client_list()}
         instrument.replicaof("127.0.0.1", free_port())
-        crowd.backlog.set()
+        helper.backlog.set()
         wait_until(lambda: len(own & {client["id"] for client in instrument.client_list()}) == 1, SOON_S)
         instrument.replicaof("NO", "ONE")
         wait_until(lambda: finished(redis) == BATCH, SOON_S)
@@ -190,13 +190,13 @@ def test_when_both_servers_go_it_ends_not_and_gives_back_in_the_end(
         raise DatabaseUnavailable("away")
 
     fill(redis, BATCH)
-    with helping(settings, redis, process) as crowd:
-        crowd.backlog.set()
+    with helping(settings, redis, process) as helper:
+        helper.backlog.set()
         wait_until(lambda: len(tried) == 1 and own_redis.running, SOON_S)
         wait_until(lambda: RqView(redis).queue.count == BATCH or finished(redis) == BATCH, SOON_S)
 
         def all_finished() -> bool:
-            crowd.backlog.set()  # again: the thread may have been about to clear it, having found nothing
+            helper.backlog.set()  # again: the thread may have been about to clear it, having found nothing
             return finished(redis) == BATCH
 
         wait_until(all_finished, SOON_S)

@@ -1,5 +1,4 @@
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ from tests.support.failed_jobs import REASON, fail, fail_in_another_worker, forg
 from tests.support.payloads import ANN, BEN, NOW, deleted_event, session, session_event, user, user_event
 from tests.support.queue import RqView, delivery, rq_command
 from tests.support.settings import NO_DATABASE, MakeSettings
+from tests.support.together import together
 from worker.queue import rq_format
 from worker.queue.consumer import Failed, ReservedJobs
 from worker.queue.failed_jobs import (
@@ -170,11 +170,7 @@ def test_two_that_replay_the_same_queue_it_once(redis: Redis, rq: RqView) -> Non
     def replay() -> None:
         fates.update(fate for _, fate in FailedJobs(redis).replay(ids))
 
-    threads = [threading.Thread(target=replay) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    together([replay] * 4)
     assert fates[ReplayResult.REPLAYED] == len(ids)
     assert sorted(rq.queue.get_job_ids()) == sorted(ids)
 

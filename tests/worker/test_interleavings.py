@@ -158,11 +158,11 @@ def both(
 
 @pytest.mark.timeout(60 + 3 * TRIES)
 def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk, SyncContext]) -> None:
-    clerk, bridge = both
+    clerk, context = both
     for seed in range(TRIES):
-        tried = Interleaving(clerk, bridge, seed, loses=0)
+        tried = Interleaving(clerk, context, seed, loses=0)
         tried.begin()
-        Backfill(bridge).everything(restart=True)
+        Backfill(context).everything(restart=True)
         tried.assert_ends_as_at_clerk()
 
 
@@ -170,28 +170,28 @@ def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk,
 def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
     both: tuple[FakeClerk, SyncContext],
 ) -> None:
-    clerk, bridge = both
+    clerk, context = both
     for seed in range(TRIES):
-        tried = Interleaving(clerk, bridge, seed, loses=0)
+        tried = Interleaving(clerk, context, seed, loses=0)
         tried.begin()
         for _ in range(3):
             with suppress(Stopped):  # unless it was through before
-                backfill_until(bridge.settings, tried.random.randint(1, 4))
+                backfill_until(context.settings, tried.random.randint(1, 4))
             tried.meanwhile(ANY_REQUEST)
-        Backfill(bridge).everything()
+        Backfill(context).everything()
         tried.assert_ends_as_at_clerk()
 
 
 @pytest.mark.timeout(60 + 3 * TRIES)
-def test_what_webhooks_lost_is_brought_by_a_run_since_then_among_webhooks(
+def test_what_webhooks_lost_is_fetched_by_a_run_since_then_among_webhooks(
     both: tuple[FakeClerk, SyncContext],
 ) -> None:
-    clerk, bridge = both
+    clerk, context = both
     for seed in range(TRIES):
-        tried = Interleaving(clerk, bridge, seed, loses=0)
+        tried = Interleaving(clerk, context, seed, loses=0)
         tried.happen(tried.random.randint(5, 30))
         tried.deliver_all()
-        task = Backfill(bridge)
+        task = Backfill(context)
         task.everything(restart=True)
         tried.loses, tried.never_lost = 1, ENDS
         tried.happen(tried.random.randint(1, 20))
@@ -206,12 +206,12 @@ def test_what_webhooks_lost_is_brought_by_a_run_since_then_among_webhooks(
 def test_repairs_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
     both: tuple[FakeClerk, SyncContext], redis: Redis
 ) -> None:
-    clerk, bridge = both
+    clerk, context = both
     repair = ScheduledReconciliation(
-        bridge.settings, redis, bridge.database, StopSignal(), Timing(settle_s=0)
+        context.settings, redis, context.database, StopSignal(), Timing(settle_s=0)
     )
     for seed in range(TRIES // 2):
-        tried = Interleaving(clerk, bridge, seed, loses=0.5)
+        tried = Interleaving(clerk, context, seed, loses=0.5)
         tried.never_lost = ENDS
         clerk.shortens_pages_to = tried.random.choice(BY_OFFSET)
         for happens in (tried.meanwhile, tried.meanwhile, none):
@@ -232,13 +232,13 @@ def none(_: Request) -> None:
 
 @pytest.mark.timeout(60 + 3 * TRIES)
 def test_what_webhooks_lost_is_fixed_among_webhooks(both: tuple[FakeClerk, SyncContext]) -> None:
-    clerk, bridge = both
+    clerk, context = both
     for seed in range(TRIES):
-        tried = Interleaving(clerk, bridge, seed, loses=0.5)
+        tried = Interleaving(clerk, context, seed, loses=0.5)
         tried.happen(tried.random.randint(5, 30))
         tried.deliver(tried.random.randint(0, 30))
         clerk.before = tried.meanwhile
-        task = Reconcile(bridge, settle_s=0, allow_deletes=100)
+        task = Reconcile(context, settle_s=0, allow_deletes=100)
         report = task.report()
         if report.refusal is None:
             task.fix(report)
@@ -246,6 +246,6 @@ def test_what_webhooks_lost_is_fixed_among_webhooks(both: tuple[FakeClerk, SyncC
         tried.deliver_all()
         if not tried.world.living():  # an empty list proves nothing
             continue
-        task = Reconcile(bridge, settle_s=0, allow_deletes=100)
+        task = Reconcile(context, settle_s=0, allow_deletes=100)
         assert task.fix(task.report()) == [], f"interleaving {seed}"
-        assert rows(bridge.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+        assert rows(context.settings) == tried.rows_at_clerk(), f"interleaving {seed}"

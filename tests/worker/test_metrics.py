@@ -1,4 +1,3 @@
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from cli.dev.servers import RedisServer, free_port
 from tests.support.failed_jobs import fail
 from tests.support.queue import delivery
 from tests.support.settings import NO_DATABASE, MakeSettings
+from tests.support.together import together
 from worker.monitoring import metrics as m
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.prometheus import MetricsEndpoint
@@ -70,11 +70,7 @@ def test_what_is_counted_in_many_threads_at_once_is_all_there(
             if i % 100 == 0:
                 process.flush(redis)
 
-    threads = [threading.Thread(target=count) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    together([count] * 8)
     process.flush(redis)
     assert value(endpoint, "clerk_sync_retries_total", type="user.created") == 4000
     assert value(endpoint, "clerk_sync_batch_size_sum") == 12000

@@ -4,7 +4,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from tests.support.fake_clerk import FakeClerk, Request, numbered_id
 from tests.support.payloads import ANN, BEN, CAT, NOW, deleted_event, session, session_event, user, user_event
 from tests.support.settings import MakeSettings
 from tests.support.sync import api_settings, count, deliver, execute, open_context, rows, tombstones
+from tests.support.together import together
 from worker.clerk.api import ClerkApiError, ClerkRefused
 from worker.sync.backfill import Backfill
 from worker.sync.context import SyncContext
@@ -210,8 +211,7 @@ def test_many_calls_for_one_user_find_the_same_row(
     clerk.put(user(ANN))
     services = open_services(settings, 3)
     answers: list[PullResult] = []
-    threads = [threading.Thread(target=partial(ask, service, answers)) for service in services * 8]
-    run_through(threads, 30)
+    together(partial(ask, service, answers) for service in services * 8)
     assert len(clerk.asked) == 24
     assert {answer.verdict for answer in answers} == {PullStatus.FOUND}
     assert len({str(answer.user) for answer in answers}) == 1
@@ -234,13 +234,6 @@ def test_closing_waits_for_the_call_under_way(clerk: FakeClerk, settings: config
     call.join(10)
     assert [answer.verdict for answer in answers] == [PullStatus.FOUND]
     assert service.pull(ANN).verdict is PullStatus.BUSY
-
-
-def run_through(threads: Sequence[threading.Thread], patience_s: float) -> None:
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(patience_s)
 
 
 def ask(service: PullService, answers: list[PullResult]) -> None:
@@ -271,11 +264,8 @@ def test_calls_together_leave_half_of_clerks_limit_to_the_application(
     services = open_services(settings, 6)
     until = time.monotonic() + 12
     verdicts: list[PullStatus] = []
-    threads = [
-        threading.Thread(target=call_until, args=(until, service, first, verdicts))
-        for first, service in enumerate(services)
-    ]
-    run_through(threads, 40)
+    calls = (partial(call_until, until, service, i, verdicts) for i, service in enumerate(services))
+    together(calls, 40)
     assert set(verdicts) == {PullStatus.FOUND, PullStatus.ABSENT, PullStatus.BUSY}
     assert clerk.most_within(10) == 50
     assert len(clerk.requests) > 50, "there are turns again"

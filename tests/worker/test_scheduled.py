@@ -24,6 +24,7 @@ from tests.support.payloads import ANN, BEN, CAT, NOW, membership, user
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.sync import api_settings, count, execute, query, rows
+from tests.support.together import together
 from tests.support.waiting import wait_until
 from worker.redis_client import worker_redis
 from worker.shutdown import StopSignal
@@ -278,11 +279,7 @@ def test_one_worker_at_a_time_does_it(
     clerk.put_many(10)
     clerk.before = lambda _: time.sleep(0.05)
     reconciliations = [ScheduledReconciliation(settings, redis, database, StopSignal()) for _ in range(4)]
-    threads = [threading.Thread(target=each.run_if_due) for each in reconciliations]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    together(each.run_if_due for each in reconciliations)
     assert sum(request.path == "/users/count" for request in clerk.requests) == 4  # two for each walk
     assert not redis.exists(LOCK_KEY)
 

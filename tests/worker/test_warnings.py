@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, cast
 
 import psycopg
@@ -11,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from redis import Redis
 
-from cli.dev.servers import PostgresServer, RedisServer, free_port
+from cli.dev.servers import PostgresServer, RedisServer
 from db.connection.engine import Database
 from db.identity import leads_to_same_tables
 from tests.support.deliveries import PATH, MakeClient, signed
@@ -361,20 +360,12 @@ def test_a_redis_that_was_emptied_under_traffic_is_said_for_an_hour(
     assert _is_well(report())
 
 
-@pytest.fixture
-def other_postgres(server_directory: Path) -> Iterator[PostgresServer]:
-    server = PostgresServer(server_directory / "other", free_port(), durable=False)
-    server.start()
-    yield server
-    server.stop("immediate")
-
-
 def test_two_urls_that_lead_to_different_tables_are_said(
-    report: Report, database_url: str, database_url_unpooled: str, other_postgres: PostgresServer
+    report: Report, database_url: str, database_url_unpooled: str, own_postgres: PostgresServer
 ) -> None:
     same = database_url_unpooled + "?application_name=other"
     assert _is_well(report(database_url=database_url, database_url_unpooled=same))
-    different = report(database_url=database_url, database_url_unpooled=other_postgres.url)
+    different = report(database_url=database_url, database_url_unpooled=own_postgres.url)
     assert "DATABASE_URL_UNPOOLED" in _warning(different, "lead to different tables")
     with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA elsewhere")
