@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -179,6 +180,26 @@ def test_a_chunked_delivery_is_taken(shared: Receiver) -> None:
     content = genuine()
     answer = shared.request("POST", PATH, iter([content[:100], content[100:]]), signed(content))
     assert (answer.status, answer.json) == (202, {"status": "queued"})
+
+
+@pytest.mark.parametrize(
+    ("header", "wrong"),
+    [
+        ("svix-id", b""),
+        ("svix-id", b"a b"),
+        ("svix-timestamp", b"1700000000"),
+        ("svix-signature", b"v1,short"),
+    ],
+)
+def test_what_headers_alone_show_is_refused_before_the_body_comes(
+    header: str, wrong: bytes, shared: Receiver
+) -> None:
+    head, _ = request_of(genuine())
+    with shared.connect() as connection:
+        connection.sendall(
+            re.sub(rf"(?mi)^{header}: .*?\r$".encode(), f"{header}: ".encode() + wrong + b"\r", head)
+        )
+        assert first_line(connection) == b"HTTP/1.1 400 Bad Request"
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_comes(shared: Receiver) -> None:
