@@ -15,7 +15,7 @@ from worker.clerk.payloads import FieldSources, parse
 from worker.queue.consumer import Deferred, Failed, Finished, Settled, TakenJob
 from worker.queue.rq_format import ForeignJobError, decode_call, parse_timestamp
 
-MAX_ID = 255
+MAX_ID = 255  # the ledger's key: an entry of a PostgreSQL index may not be much longer
 
 
 class Parsed(NamedTuple):
@@ -46,18 +46,11 @@ def process(jobs: Sequence[TakenJob], keys: FieldSources, isolation: Isolation) 
 
 def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:
     try:
-        _check_id(job.id)
+        if len(job.id) > MAX_ID:
+            raise ForeignJobError("the job's id is longer than any svix-id")
         return Parsed(job, incoming(job.id, decode_call(job.data), received_at(job), keys))
-    except (EventError, ForeignJobError) as error:
-        return Failed(job, f"{type(error).__name__}: {error}", _trace(error), retryable=False)
     except Exception as error:  # a fault of ours in one event must not stop all others
-        return _unexpected(job, error)
-
-
-def _check_id(job_id: str) -> None:
-    # The ledger's key holds no id that is longer than PostgreSQL's index entries may be.
-    if len(job_id) > MAX_ID:
-        raise ForeignJobError("the job's id is longer than any svix-id")
+        return _failed(job, error)
 
 
 def incoming(svix_id: str | None, body: str, received_ms: int, keys: FieldSources) -> ReceivedChange:
@@ -96,7 +89,7 @@ def _settled(job: TakenJob, result: Result) -> Settled:
         return Finished(job, result)
     if is_delay(result):
         return Deferred(job, str(result))
-    return _refused(job, blame(result) if isinstance(result, DatabaseUnavailable) else result)
+    return _failed(job, blame(result) if isinstance(result, DatabaseUnavailable) else result)
 
 
 def received_at(job: TakenJob) -> int:
@@ -107,21 +100,11 @@ def received_at(job: TakenJob) -> int:
         return 0
 
 
-def _refused(job: TakenJob, error: Exception) -> Failed:
-    if isinstance(error, ChangeRefused):
-        return Failed(job, f"{type(error).__name__}: {error}", _trace(error), error.retryable)
-    return _unexpected(job, error)
-
-
-def _unexpected(job: TakenJob, error: Exception) -> Failed:
-    reason = f"{log.fault(error)}: a fault of clerk-sync, report it"
-    return Failed(job, reason, f"{_frames(error)}{reason}", retryable=True)
-
-
-def _trace(error: Exception) -> str:
-    return f"{_frames(error)}{type(error).__name__}: {error}"
-
-
-def _frames(error: Exception) -> str:
+def _failed(job: TakenJob, error: Exception) -> Failed:
+    """Return the failure of a job, with the error's own text only where that text is ours."""
+    if isinstance(error, EventError | ForeignJobError | ChangeRefused):
+        reason, retryable = f"{type(error).__name__}: {error}", error.retryable
+    else:
+        reason, retryable = f"{log.fault(error)}: a fault of clerk-sync, report it", True
     frames = "".join(traceback.format_tb(error.__traceback__))
-    return f"Traceback (most recent call last):\n{frames}"
+    return Failed(job, reason, f"Traceback (most recent call last):\n{frames}{reason}", retryable)
