@@ -49,18 +49,20 @@ class Probe:
         self._ask = ask
         self._thread: Thread | None = None
         self._asked: SimpleQueue[tuple[Future[ProbeResult], tuple[object, ...]]] = SimpleQueue()
-        self._pending: Future[ProbeResult] | None = None
-        self._about: tuple[object, ...] = ()
+        self._last: tuple[Future[ProbeResult], tuple[object, ...]] = (Future(), ())
+        self._last[0].cancel()
 
     def start(self, *about: object) -> Future[ProbeResult]:
         """Ask, unless the last answer to the same is still outstanding."""
-        if self._pending is None or self._pending.done() or self._about != about:
-            self._pending, self._about = Future(), about
-            self._asked.put((self._pending, about))
+        future, asked = self._last  # read and replaced as one: other threads ask too
+        if future.done() or asked != about:
+            future = Future()
+            self._last = (future, about)
+            self._asked.put((future, about))
             if self._thread is None:
                 self._thread = Thread(target=self._answer_all, name=f"status-{self.name}", daemon=True)
                 self._thread.start()
-        return self._pending
+        return future
 
     def _answer_all(self) -> None:
         while True:
