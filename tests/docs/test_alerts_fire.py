@@ -204,12 +204,12 @@ def _waiting(stack: Stack) -> str:
 def _degrade(stack: Stack, prometheus: Prometheus, redis: RedisServer) -> None:
     """Let there be what health finds, a worker that is stuck, and no heartbeat of the receiver."""
     with Redis.from_url(redis.url) as client:
-        causes = ["redis_lost_data", "two_databases", "clock", "second_instance", "retries"]
+        causes = ["redis_lost_data", "two_databases", "clock", "second_instance", "retries", "suspended"]
         client.set(CAUSES_KEY, json.dumps(causes))
         add_worker(client, "stuck", in_hand_s=60)
         client.zadd(lock_waits.KEY, {_waiting(stack): time.time() - 60})
         alerts = ("RowLocked", "RedisLostData", "TwoDatabases", "Clock", "SecondInstance", "RefusedAgain")
-        for name in (*alerts, "BatchStuck"):
+        for name in (*alerts, "Suspended", "BatchStuck"):
             prometheus.await_alert(f"ClerkSync{name}")
         client.delete(CAUSES_KEY, lock_waits.KEY, f"{WORKER_PREFIX}stuck")
         wait_until(

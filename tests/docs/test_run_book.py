@@ -18,11 +18,22 @@ from tests.support.payloads import ANN, body, user, user_event
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
+from worker.monitoring import warnings
+from worker.monitoring.warnings import ALARMS
 
 DOCS = Path(__file__).parents[2] / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text()
 PLACEHOLDER = "msg_2abc…"
 COMMAND = re.compile(r"^    (clerk-sync .+)$|`(clerk-sync [^`]+)`", re.MULTILINE)
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """Return how a link in Markdown names a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def commands(text: str) -> list[list[str]]:
@@ -52,12 +63,11 @@ def test_every_command_in_the_run_book_is_there_with_its_options(command: list[s
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", OPERATIONS))
 def test_every_link_in_the_run_book_leads_somewhere(link: str) -> None:
-    path, _, anchor = link.partition("#")
+    path, _, named = link.partition("#")
     file = DOCS / path if path else DOCS / "operations.md"
     assert file.exists()
-    if anchor:
-        headings = [line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#")]
-        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    if named:
+        assert named in [anchor(heading) for heading in headings(file.read_text())]
 
 
 def test_a_failed_job_is_seen_understood_repaired_and_replayed_by_the_run_book(
@@ -107,3 +117,42 @@ def _name(connection: psycopg.Connection) -> str | None:
 def test_every_cause_at_the_database_is_in_the_run_book_with_what_to_do() -> None:
     assert [cause.name for cause in Cause if f"| {cause.sentence} |" not in OPERATIONS] == []
     assert [cause.name for cause in Cause if cause.next_step[1:] not in OPERATIONS] == []
+
+
+ALERTS = {
+    "silence": "Silence",
+    "queue_full": "DeliveriesRefused",
+    "no_worker": "NoWorker",
+    "suspended": "Suspended",
+    "workers_wait": "WorkersWait",
+    "batch_stuck": "BatchStuck",
+    "locked": "RowLocked",
+    "retries": "RefusedAgain",
+    "failed_jobs": "FailedJobs",
+    "signatures": "SignaturesRejected",
+    "foreign_instance": "ForeignInstance",
+    "second_instance": "SecondInstance",
+    "no_receiver": "NoReceiver",
+    "redis_lost_data": "RedisLostData",
+    "two_databases": "TwoDatabases",
+    "clock": "Clock",
+    "repair": "RepairFails",
+}
+
+
+def test_every_warning_that_degrades_has_an_alert_and_a_section_of_the_run_book() -> None:
+    rule = r"alert: ClerkSync(\w+)\n.*?runbook: docs/operations.md#([\w-]+)"
+    rules = re.findall(rule, (DOCS / "alerts.yml").read_text(), re.DOTALL)
+    anchors = [anchor(heading) for heading in headings(OPERATIONS)]
+    assert list(ALARMS) == list(ALERTS)
+    assert set(ALERTS.values()) <= {alert for alert, _ in rules}
+    assert [named for _, named in rules if named not in anchors] == []
+    assert [alert for alert, _ in rules if f"`ClerkSync{alert}`" not in OPERATIONS] == []
+
+
+def test_every_section_that_a_warning_names_is_there() -> None:
+    source = Path(warnings.__file__).read_text()
+    named = re.findall(r"docs/operations\.md, ([^)]+)\)", source)
+    assert len(named) >= 8
+    titles = headings(OPERATIONS)
+    assert [name for name in named if not any(title.startswith(name) for title in titles)] == []
