@@ -106,6 +106,14 @@ def test_a_delivery_that_finds_the_queue_too_long_came_all_the_same(
     assert any("MAX_QUEUE_DEPTH" in warning for warning in report["warnings"])
 
 
+def test_a_worker_was_last_seen_at_its_heartbeat(make_status: MakeStatus, redis: Redis) -> None:
+    """Its hash, which an idle worker writes every minute, has an older time."""
+    add_worker(redis)
+    workers = make_status().report()["workers"]
+    [worker] = workers["list"]
+    assert worker["last_seen_at"] == workers["last_seen_at"] > "2026-01-01T10:00:01"
+
+
 @pytest.mark.parametrize(
     ("waits", "alarms"),
     [

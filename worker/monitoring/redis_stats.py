@@ -60,7 +60,7 @@ def redis_facts(redis: Redis) -> Facts:
             "failed": failed,
         },
         "workers": {
-            **_workers(redis, workers, {name for name, at in seen if at < now[0] - DEAD_AFTER_S}),
+            **_workers(redis, workers, {name.decode(): at for name, at in seen}, now[0]),
             "last_seen_at": iso_of(seen[0][1] if seen else None),
         },
         "receivers": receivers.count(redis, now[0]),
@@ -137,26 +137,29 @@ def _age_s(redis: Redis, job_id: bytes | None) -> float | None:
     return round(max(0.0, age.total_seconds()), 3)
 
 
-def _workers(redis: Redis, keys: set[bytes], silent: set[bytes]) -> dict[str, Any]:
+def _workers(redis: Redis, keys: set[bytes], beats: Mapping[str, float], now_s: int) -> dict[str, Any]:
     """Return the workers that RQ knows, less those without a heartbeat: RQ itself forgets them much later."""
-    gone = {name.decode() for name in silent}
+    gone = {name for name, at in beats.items() if at < now_s - DEAD_AFTER_S}
     names = sorted({key.decode().removeprefix(rq.WORKER_PREFIX) for key in keys} - gone)
     with redis.pipeline(transaction=False) as pipeline:
         for name in names:
             pipeline.hgetall(rq.WORKER_PREFIX + name)
         hashes = pipeline.execute()
-    alive = [_worker(name, fields) for name, fields in zip(names, hashes, strict=True) if fields]
+    alive = [
+        _worker(name, fields, beats.get(name)) for name, fields in zip(names, hashes, strict=True) if fields
+    ]
     return {"alive": len(alive), "list": alive}
 
 
-def _worker(name: str, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+def _worker(name: str, fields: Mapping[bytes, bytes], beat_s: float | None) -> dict[str, Any]:
     report = json.loads(fields.get(rq.WORKER_REPORT.encode(), b"{}"))
     dependency, reason, in_hand_s = (report.get(key) for key in ("waiting_for", "reason", "in_hand_s"))
     is_waiting = dependency in DEPENDENCIES  # any program that reaches Redis may have written there
     return {
         "name": name,
         "state": fields.get(b"state", b"").decode(),
-        "last_seen_at": fields.get(b"last_heartbeat", b"").decode(),
+        # a worker of ours that idles writes its hash less often than its heartbeat
+        "last_seen_at": iso_of(beat_s) or fields.get(b"last_heartbeat", b"").decode(),
         "waiting_for": dependency if is_waiting else None,
         "reason": reason[:MAX_REASON] if is_waiting and isinstance(reason, str) else None,
         "in_hand_s": in_hand_s if isinstance(in_hand_s, int | float) else None,
