@@ -34,7 +34,7 @@ FORKING = "rq worker"
 PRELOADED = "rq worker, the job's module loaded before the fork"
 RATE = "events/s"
 RIVALS_QUEUE = "bench"
-JOB_MODULE = "tests.bench.rival_job"
+JOB_MODULE = "tests.bench.baseline_job"
 ROW_WAITS = "waits for rows %"
 WAITS = """
     SELECT coalesce(wait_event_type = 'Lock', false) FROM pg_stat_activity
@@ -106,8 +106,8 @@ class _Backlogs:
         self.ours = Backlog(bench, 1, QUEUE)
         self.ours.fill(put_deliveries(bench.next_seed()), plan.backlog)
         numbers = count(2)
-        self.simple = {s: _rivals_backlog(bench, next(numbers), size) for s, size in plan.simple.items()}
-        self.forking = {s: _rivals_backlog(bench, next(numbers), size) for s, size in plan.forking.items()}
+        self.simple = {s: _baseline_backlog(bench, next(numbers), size) for s, size in plan.simple.items()}
+        self.forking = {s: _baseline_backlog(bench, next(numbers), size) for s, size in plan.forking.items()}
 
 
 def _contenders(
@@ -185,7 +185,7 @@ def put_deliveries(seed: int, existing: int = 0) -> Callable[[str, int], None]:
     return put
 
 
-def _rivals_backlog(bench: Bench, number: int, size: int) -> Backlog:
+def _baseline_backlog(bench: Bench, number: int, size: int) -> Backlog:
     backlog = Backlog(bench, number, RIVALS_QUEUE)
     seed = bench.next_seed()
 

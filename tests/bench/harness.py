@@ -155,10 +155,10 @@ class Bench:
 
     @contextmanager
     def gunicorn(self, app: str, setting: Setting) -> Iterator[Endpoint]:
-        """Run an application of `rivals` under gunicorn with two sync workers."""
+        """Run an application of `baselines` under gunicorn with two sync workers."""
         port = free_port()
         options = f"--workers 2 --worker-class sync --bind {HOST}:{port} --no-control-socket".split()
-        argv = [sys.executable, "-m", "gunicorn", *options, f"tests.bench.rivals:{app}()"]
+        argv = [sys.executable, "-m", "gunicorn", *options, f"tests.bench.baselines:{app}()"]
         with self.running(argv, self.urls(setting), ROOT) as process:
             self.await_answer(process, port)
             yield Endpoint(port, process)

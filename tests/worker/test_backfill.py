@@ -21,16 +21,7 @@ from tests.support.payloads import (
     user,
     user_event,
 )
-from tests.support.sync import (
-    backfill_until,
-    count,
-    deliver,
-    execute,
-    open_context,
-    query,
-    rows,
-    tombstones,
-)
+from tests.support.sync import backfill_until, count, deliver, execute, open_context, query, rows, tombstones
 from worker.clerk.api import ClerkRefused, ClerkUnavailable
 from worker.shutdown import Stopped, StopSignal
 from worker.sync.backfill import OVERLAP_MS, Backfill, BackfillStats

@@ -26,17 +26,7 @@ from tests.support.payloads import (
     user,
     user_event,
 )
-from tests.support.sync import (
-    count,
-    deliver,
-    execute,
-    fix,
-    open_context,
-    query,
-    report,
-    rows,
-    tombstones,
-)
+from tests.support.sync import count, deliver, execute, fix, open_context, query, report, rows, tombstones
 from worker.clerk.api import ClerkRefused
 from worker.sync.backfill import Backfill
 from worker.sync.context import SyncContext

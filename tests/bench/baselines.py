@@ -5,7 +5,7 @@ import os
 from flask import Flask, request
 from svix.webhooks import Webhook
 
-from tests.bench.rival_job import handle_body
+from tests.bench.baseline_job import handle_body
 
 
 def echo_app() -> Flask:

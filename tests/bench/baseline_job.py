@@ -1,6 +1,6 @@
 """What people write instead of this project's apply: one statement per event. The least that is the same job.
 
-    python -m tests.bench.rival_job SEED COUNT      (the bare loop: prints events/s and us of CPU per event)
+    python -m tests.bench.baseline_job SEED COUNT     (the bare loop: prints events/s and us of CPU per event)
 
 Apart from the web applications, as each job of a forking worker imports this module anew.
 """

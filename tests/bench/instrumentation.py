@@ -1,4 +1,4 @@
-"""What it costs a worker to count its events and to log them: `python -m tests.bench.tally [json|console]`.
+"""What it costs a worker to count its events and to log them: `python -m tests.bench.instrumentation json`.
 
 Prints the ms for a batch of 100 events: as the worker does it, with one line for the batch, and as it would
 be with a line for each event.
