@@ -190,6 +190,34 @@ def test_the_history_of_one_user_is_shown(console: FlaskClient, connection: psyc
     assert "No delivery about this user" in console.get("/console?user=user_x", auth=AUTH).text
 
 
+def test_the_page_of_one_user_shows_what_is_known_without_personal_data(
+    console: FlaskClient, connection: psycopg.Connection, redis: Redis
+) -> None:
+    connection.execute(
+        "INSERT INTO users (clerk_id, email, name, role) VALUES (%s, %s, %s, 'admin')", [ANN, MARK, MARK]
+    )
+    connection.execute(
+        "INSERT INTO user_sync (clerk_id, claimed_email, claim_updated_at, claim_observed_at, deleted_at)"
+        " VALUES (%s, %s, 2, 2, NULL), (%s, %s, 1, 1, NULL), ('user_gone', NULL, NULL, NULL, now())",
+        [ANN, MARK, BEN, MARK],
+    )
+    failed = fail(redis, user_event("user.updated", user(ANN, email=MARK)))
+    page = console.get("/console", query_string={"user": ANN}, auth=AUTH).text
+    facts = page[page.index('id="user"') : page.index('id="newest"')]
+    expected = (
+        "role admin",
+        "the address that the user claims",
+        "Also claimed by",
+        BEN,
+        failed,
+        "Unreadable",
+    )
+    assert [words for words in expected if words not in facts] == []
+    assert MARK not in page
+    gone = console.get("/console?user=user_gone", auth=AUTH).text
+    assert re.search(r'Deleted</th><td><time datetime="\d{4}-', gone)
+
+
 @pytest.mark.parametrize("asked", ["<script>alert(1)</script>", "a b", "ann@example.com", "é", "x" * 300])
 def test_what_is_no_clerk_id_is_not_looked_for(console: FlaskClient, asked: str) -> None:
     page = console.get("/console", query_string={"user": asked}, auth=AUTH)
