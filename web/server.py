@@ -24,6 +24,7 @@ from config import Settings
 from web.app import start
 from web.body_timeout import BodyTimeout
 from web.connections import Limits
+from web.signature import svix_webhook
 
 log = structlog.get_logger("web")
 
@@ -76,7 +77,8 @@ def serve(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
 
 
 def _share_what_is_loaded() -> None:
-    """Let the processes be forks, which share what this one has loaded, the svix library above all."""
+    """Let the processes be forks, which share what this one has loaded."""
+    svix_webhook()
     if sys.platform == "linux":
         multiprocessing.set_start_method("fork", force=True)
         gc.freeze()  # the collector of each process would write to the shared pages

@@ -533,7 +533,7 @@ def test_the_log_has_a_line_for_each_delivery_and_no_other(receiver: Receiver) -
 
 
 @only_linux
-def test_processes_share_the_svix_library_with_their_parent(receiver: Receiver) -> None:
+def test_processes_share_what_is_loaded_with_their_parent(receiver: Receiver) -> None:
     receiver.deliver()
     loaded_mb = memory_mb(receiver.living_pid, "Rss")
     for child in receiver.children():

@@ -1,6 +1,8 @@
 """What is believed to come from Clerk, and that no header does anything but verify or be refused."""
 
 import base64
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from svix.webhooks import Webhook
 
 from tests.support.settings import SECRET
-from web.signature import TOLERANCE_S, Forged, Reason, Verifier, read_headers
+from web.signature import TOLERANCE_S, Forged, Reason, Verifier, read_headers, svix_webhook
 
 OTHER_SECRET = "whsec_YW5vdGhlciBrZXkgb2YgdHdlbnR5LWZvdXI="
 ID, SENT, BODY = "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
@@ -274,3 +276,19 @@ def test_the_longest_id_is_taken() -> None:
 def test_the_error_says_no_more_than_the_reason() -> None:
     with pytest.raises(Forged, match=r"^mismatch$"):
         verify(b"", headers(), [SECRET], SENT)
+
+
+def test_the_library_verifies_without_its_client_of_svixs_api() -> None:
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, web.app; from web.signature import svix_webhook; svix_webhook();"
+            " print([name for name in sys.modules if name.split('.')[0] in ('svix', 'httpx')])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == "[]\n"
+    assert svix_webhook().verify.__code__ == Webhook.verify.__code__, "the one of the package"
