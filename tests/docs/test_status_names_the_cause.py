@@ -262,7 +262,7 @@ CASES: dict[str, tuple[Fault, str]] = {
         _in_redis(lambda redis: add_worker(redis, waiting_for="database", reason="the disk is full")),
         "the worker is waiting for the database: the disk is full",
     ),
-    "a batch hangs": (_in_redis(lambda redis: add_worker(redis, in_hand_s=45)), "the same batch for for 45"),
+    "a batch hangs": (_in_redis(lambda redis: add_worker(redis, in_hand_s=45)), "the same batch for 45"),
     "a row is locked": (_in_redis(_waiting), "another transaction has locked"),
     "a trigger refuses every change": (_in_redis(_refused_again), "2 deliveries refused more than once"),
     "a worker applies to another database": (
