@@ -259,17 +259,19 @@ def test_a_server_that_has_no_connection_left_is_asked_again(
     crowded = SecretStr(url.geturl())
     try:
         with psycopg.connect(url.geturl()) as only_one:
-            patient = make_database(attempts=20, database_url=crowded, database_url_unpooled=None)
+            many_attempts = make_database(attempts=20, database_url=crowded, database_url_unpooled=None)
             few_attempts = make_database(attempts=2, database_url=crowded, database_url_unpooled=None)
             with pytest.raises(DatabaseUnavailable, match=r"the server has no connection left"):
                 few_attempts.run(execute("SELECT 1"))
             with ThreadPoolExecutor(1) as thread:
-                waiting = thread.submit(patient.run, lambda connection: connection.scalar(text("SELECT 1")))
+                waiting = thread.submit(
+                    many_attempts.run, lambda connection: connection.scalar(text("SELECT 1"))
+                )
                 time.sleep(0.2)
                 assert not waiting.done()
                 only_one.close()
                 assert waiting.result(10) == 1
-        patient.dispose()
+        many_attempts.dispose()
     finally:
         admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 

@@ -52,7 +52,7 @@ class Place(NamedTuple):
     held: list[object]
 
     def sql(self, *statements: str) -> None:
-        """Run statements as the superuser of the server that may be spoiled."""
+        """Run statements as the superuser of the server that may be damaged."""
         with psycopg.connect(self.postgres.url, autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement.encode())
@@ -157,7 +157,7 @@ def _not_migrated(place: Place) -> None:
 
 
 def _ours(*statements: str) -> Fault:
-    """Spoil the migrated database."""
+    """Damage the migrated database."""
 
     def make(place: Place) -> None:
         with psycopg.connect(place.database, autocommit=True) as connection:
@@ -167,9 +167,9 @@ def _ours(*statements: str) -> Fault:
     return make
 
 
-def _in_redis(spoil: Callable[[Redis], object]) -> Fault:
+def _in_redis(damage: Callable[[Redis], object]) -> Fault:
     def make(place: Place) -> None:
-        spoil(place.redis)
+        damage(place.redis)
 
     return make
 
@@ -284,7 +284,7 @@ CASES: dict[str, tuple[Fault, str]] = {
 
 @pytest.fixture(scope="module")
 def postgres(_session_directory: Path) -> Iterator[PostgresServer]:
-    server = PostgresServer(_session_directory / "spoiled", free_port(), durable=False)
+    server = PostgresServer(_session_directory / "damaged", free_port(), durable=False)
     server.start()
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute("CREATE ROLE narrow LOGIN PASSWORD 'pw'")

@@ -1,4 +1,4 @@
-"""Clerk and the tables, side by side: a bridge from a fake of the one to the others, and what is in both."""
+"""Clerk and the tables, side by side: a SyncContext over a fake of the one, and what is in both."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ def api_alone(clerk: FakeClerk, **overrides: Any) -> config.Settings:
 
 @contextmanager
 def open_context(settings: config.Settings, stopping: StopSignal | None = None) -> Iterator[SyncContext]:
-    """Give a bridge between the API and the database that the settings name."""
+    """Give the API and the database that the settings name."""
     database = Database(settings)
     try:
         with bridge(settings, database, stopping or StopSignal()) as both:

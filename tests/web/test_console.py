@@ -335,7 +335,9 @@ def test_what_another_worker_raised_stays_out_of_the_page(console: FlaskClient, 
     assert MARK not in page
 
 
-def test_the_last_repair_is_a_line_where_repairs_run(make_settings: MakeSettings, redis: Redis) -> None:
+def test_the_last_reconciliation_is_a_line_where_reconciliations_run(
+    make_settings: MakeSettings, redis: Redis
+) -> None:
     drift = {**dict.fromkeys(KINDS, 0), "stale": 1200, "refusal": None}
     moments = dict.fromkeys(("started_at", "finished_at"), datetime.now(UTC).isoformat())
     keep(redis, {**moments, "error": None, "backfill": None, "drift": drift})

@@ -19,15 +19,15 @@ from tests.support.settings import MakeSettings
 from web.app import create_app
 
 
-@pytest.mark.parametrize("spoil", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])
+@pytest.mark.parametrize("damage", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])
 def test_while_deliveries_are_refused_no_page_says_that_all_is_well(
-    make_client: MakeClient, own_redis: RedisServer, spoil: tuple[str, ...]
+    make_client: MakeClient, own_redis: RedisServer, damage: tuple[str, ...]
 ) -> None:
     client = make_client(redis_url=own_redis.url)
     first, second = body(user_event()), body(user_event())
     assert client.post(PATH, data=first, headers=signed(first)).status_code == 202
     with Redis.from_url(own_redis.url) as redis:
-        redis.execute_command(*spoil)
+        redis.execute_command(*damage)
     assert client.post(PATH, data=second, headers=signed(second)).status_code == 503
     ready, health = client.get("/health/ready"), client.get("/health")
     assert (ready.status_code, health.status_code) == (503, 503)

@@ -152,19 +152,19 @@ def test_workers_that_are_suspended_apply_nothing(make_status: MakeStatus, redis
 
 
 @pytest.mark.parametrize(
-    ("spoil", "trouble"),
+    ("damage", "trouble"),
     [
         (("CONFIG", "SET", "maxmemory", "1"), "Redis is out of memory: raise its maxmemory, or free memory"),
         (("REPLICAOF", "127.0.0.1", "1"), "REDIS_URL leads to a read-only replica: name the primary"),
     ],
 )
 def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_told(
-    make_status: MakeStatus, own_redis: RedisServer, spoil: tuple[str, ...], trouble: str
+    make_status: MakeStatus, own_redis: RedisServer, damage: tuple[str, ...], trouble: str
 ) -> None:
     with Redis.from_url(own_redis.url) as redis:
         add_worker(redis, "one")
         DeliveryQueue(redis).enqueue(delivery())
-        redis.execute_command(*spoil)
+        redis.execute_command(*damage)
     report = make_status(redis_url=own_redis.url).report()
     assert report["status"] == "failing"
     assert report["checks"]["redis"]["error"] == f"{trouble}; until then deliveries are refused"

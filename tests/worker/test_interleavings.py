@@ -203,11 +203,11 @@ def test_what_webhooks_lost_is_fetched_by_a_run_since_then_among_webhooks(
 
 
 @pytest.mark.timeout(60 + 5 * TRIES)
-def test_repairs_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
+def test_reconciliations_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
     both: tuple[FakeClerk, SyncContext], redis: Redis
 ) -> None:
     clerk, context = both
-    repair = ScheduledReconciliation(
+    reconciliation = ScheduledReconciliation(
         context.settings, redis, context.database, StopSignal(), Timing(settle_s=0)
     )
     for seed in range(TRIES // 2):
@@ -219,7 +219,7 @@ def test_repairs_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
             tried.deliver(tried.random.randint(0, 10))
             clerk.before = happens
             redis.delete(last_run.KEY)
-            repair.run_if_due()
+            reconciliation.run_if_due()
             last = last_run.last_repair(redis)
             assert last is not None
             assert last["error"] is None, f"interleaving {seed}"

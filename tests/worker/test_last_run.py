@@ -56,7 +56,7 @@ def shown(make_settings: MakeSettings) -> Iterator[Callable[[], dict[str, float]
     exposition.close()
 
 
-def repaired(
+def reconciled(
     redis: Redis,
     *,
     ago_s: float = 60,
@@ -80,8 +80,8 @@ def repaired(
     )
 
 
-def test_a_repair_that_went_well_is_shown(report: Report, redis: Redis) -> None:
-    repaired(redis)
+def test_a_reconciliation_that_went_well_is_shown(report: Report, redis: Redis) -> None:
+    reconciled(redis)
     health = report()
     assert (health["status"], health["warnings"]) == ("ok", [w for w in health["warnings"] if "append" in w])
     reconciliation = health["repair"]
@@ -98,10 +98,10 @@ def test_a_repair_that_went_well_is_shown(report: Report, redis: Redis) -> None:
     assert reconciliation["synced"] is None
 
 
-def test_what_a_repair_brought_is_shown_also_when_nobody_differs(
+def test_what_a_reconciliation_fetched_is_shown_also_when_nobody_differs(
     report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
 ) -> None:
-    repaired(redis, backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30}, merged=20)
+    reconciled(redis, backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30}, merged=20)
     health = report()["repair"]
     assert (health["differing"], health["synced"]) == (0, {"created": 3, "updated": 7, "merged": 20})
     found = shown()
@@ -111,13 +111,13 @@ def test_what_a_repair_brought_is_shown_also_when_nobody_differs(
 def test_what_was_fetched_before_a_failure_is_shown(
     report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
 ) -> None:
-    repaired(redis, error="it failed", backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30})
+    reconciled(redis, error="it failed", backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30})
     assert report()["repair"]["synced"] == {"created": 3, "updated": 7, "merged": 0}
     assert shown()["synced updated"] == 7
 
 
 def test_drift_is_a_warning_and_no_trouble_of_the_service(report: Report, redis: Redis) -> None:
-    repaired(redis, stale=2, ghost=1)
+    reconciled(redis, stale=2, ghost=1)
     health = report()
     assert health["status"] == "ok"
     assert health["repair"]["drift"] == {**dict.fromkeys(KINDS, 0), "stale": 2, "ghost": 1}
@@ -125,60 +125,60 @@ def test_drift_is_a_warning_and_no_trouble_of_the_service(report: Report, redis:
 
 
 def test_a_listing_that_proves_nothing_is_a_warning(report: Report, redis: Redis) -> None:
-    repaired(redis, refusal="the listing was cut short")
+    reconciled(redis, refusal="the listing was cut short")
     health = report()
     assert (health["status"], health["repair"]["result"]) == ("ok", "refused")
     assert any("cut short" in warning for warning in health["warnings"])
 
 
-def test_a_repair_that_failed_degrades(report: Report, redis: Redis) -> None:
-    repaired(redis, error="Clerk's API refuses the key (401): check CLERK_SECRET_KEY")
+def test_a_reconciliation_that_failed_degrades(report: Report, redis: Redis) -> None:
+    reconciled(redis, error="Clerk's API refuses the key (401): check CLERK_SECRET_KEY")
     health = report()
     assert (health["status"], health["repair"]["result"]) == ("degraded", "failed")
     assert any("refuses the key" in warning for warning in health["warnings"])
 
 
 @pytest.mark.parametrize(("hours", "status"), [(1.5, "ok"), (2.9, "ok"), (3.1, "degraded")])
-def test_a_repair_that_is_overdue_by_more_than_two_intervals_degrades(
+def test_a_reconciliation_that_is_overdue_by_more_than_two_intervals_degrades(
     report: Report, redis: Redis, hours: float, status: str
 ) -> None:
-    repaired(redis, ago_s=hours * HOUR_S)
+    reconciled(redis, ago_s=hours * HOUR_S)
     health = report()
     assert (health["status"], health["repair"]["overdue"]) == (status, status == "degraded")
 
 
-def test_before_the_first_repair_nothing_is_wrong(report: Report) -> None:
+def test_before_the_first_reconciliation_nothing_is_wrong(report: Report) -> None:
     health = report()
     assert health["status"] == "ok"
     assert health["repair"]["finished_at"] is None
     assert health["repair"]["result"] is None
 
 
-def test_without_an_interval_nothing_is_said_of_repairs(
+def test_without_an_interval_nothing_is_said_of_reconciliations(
     report: Report, redis: Redis, make_settings: MakeSettings
 ) -> None:
-    repaired(redis, error="it failed")
+    reconciled(redis, error="it failed")
     health = report(reconcile_every=None)
     assert health["status"] == "ok"
     assert "repair" not in health
     exposition = MetricsEndpoint(make_settings(), Metrics())
-    assert b"clerk_sync_repair" not in exposition.render()
+    assert b"clerk_sync_reconcile" not in exposition.render()
     exposition.close()
 
 
 @pytest.mark.parametrize("kept", ["", "[]", "{}", '{"finished_at": 3}', '{"drift": 1}', "\0", "nonsense"])
-def test_what_somebody_else_wrote_there_is_no_repair(report: Report, redis: Redis, kept: str) -> None:
+def test_what_somebody_else_wrote_there_is_no_reconciliation(report: Report, redis: Redis, kept: str) -> None:
     redis.set(KEY, kept)
     assert last_repair(redis) is None
     health = report()
     assert (health["status"], health["repair"]["result"]) == ("ok", None)
 
 
-def test_the_figures_of_the_last_repair_are_shown(
+def test_the_figures_of_the_last_reconciliation_are_shown(
     shown: Callable[[], dict[str, float]], redis: Redis
 ) -> None:
     assert shown() == {}
-    repaired(redis, missing=4)
+    reconciled(redis, missing=4)
     found = shown()
     assert abs(found.pop("timestamp_seconds") - datetime.now(UTC).timestamp() + 60) < 30
     assert found == {
@@ -192,7 +192,7 @@ def test_the_figures_of_the_last_repair_are_shown(
 
 
 def test_after_a_failure_no_drift_is_shown(shown: Callable[[], dict[str, float]], redis: Redis) -> None:
-    repaired(redis, error="it failed")
+    reconciled(redis, error="it failed")
     found = shown()
     assert (found["result failed"], found["result ok"]) == (1, 0)
     assert not any(name.startswith("drift") for name in found)

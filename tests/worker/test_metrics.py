@@ -188,9 +188,9 @@ def test_counts_wait_for_a_redis_that_is_away(make_settings: MakeSettings, serve
         server.stop()
 
 
-@pytest.mark.parametrize("spoil", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])
+@pytest.mark.parametrize("damage", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])
 def test_a_redis_that_takes_no_writes_is_still_read(
-    make_settings: MakeSettings, own_redis: RedisServer, spoil: tuple[str, ...]
+    make_settings: MakeSettings, own_redis: RedisServer, damage: tuple[str, ...]
 ) -> None:
     process = Metrics()
     endpoint = MetricsEndpoint(make_settings(redis_url=own_redis.url, **NO_DATABASE), process)
@@ -198,7 +198,7 @@ def test_a_redis_that_takes_no_writes_is_still_read(
         DeliveryQueue(redis).enqueue(delivery())
         assert value(endpoint, "clerk_sync_redis_takes_writes") == 1
         process.count(m.RETRIES, "user.created")
-        redis.execute_command(*spoil)
+        redis.execute_command(*damage)
         assert value(endpoint, "clerk_sync_redis_up") == 1
         assert value(endpoint, "clerk_sync_redis_takes_writes") == 0
         assert value(endpoint, "clerk_sync_queue_depth") == 1

@@ -218,12 +218,12 @@ def test_an_odd_time_is_none(value: object) -> None:
 @pytest.mark.parametrize("type_", [CREATED, UPDATED, DELETED])
 @pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())
 def test_a_membership_without_its_three_ids_cannot_be_understood(type_: str, value: object) -> None:
-    spoiled = {
+    malformed = {
         "data.id": membership(id=value),
         "data.organization.id": membership(of=organization(value, MARK)),
         "data.public_user_data.user_id": membership(value),
     }
-    for place, content in spoiled.items():
+    for place, content in malformed.items():
         with pytest.raises(Unreadable, match=rf"^the event's {place} is not a Clerk id$") as refused:
             meaning(membership_event(type_, content))
         assert_clean(refused.value)
@@ -385,8 +385,8 @@ def test_a_summary_names_the_user_or_the_organization(type_: str) -> None:
     assert summarize(event, everything) == (type_, False, subject, event["instance_id"])
     assert summarize(event) == (type_, True, None, event["instance_id"])
     for odd in ODD:
-        spoiled = {**event, "data": None if odd is ABSENT else odd}
-        assert summarize(spoiled, everything) == (type_, False, None, event["instance_id"])
+        malformed = {**event, "data": None if odd is ABSENT else odd}
+        assert summarize(malformed, everything) == (type_, False, None, event["instance_id"])
 
 
 @pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())

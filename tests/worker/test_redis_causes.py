@@ -156,11 +156,11 @@ def test_what_keeps_it_from_writing_is_told_apart(serve: Serve, why: Explain) ->
     url = f"redis://127.0.0.1:{port}"
     in_script = ("EVAL", "return redis.call('SET', KEYS[1], 1)", 1, "rq:key")
     with Redis(port=port) as redis:
-        for spoil, restore, words in (
+        for damage, restore, words in (
             (("maxmemory", 1), ("maxmemory", 0), "Redis is out of memory"),
             (("min-replicas-to-write", 1), ("min-replicas-to-write", 0), "Redis has too few replicas"),
         ):
-            redis.config_set(*spoil)
+            redis.config_set(*damage)
             assert why(url).startswith(words)
             assert why(url, in_script).startswith(words)
             redis.config_set(*restore)

@@ -69,7 +69,7 @@ def make_due(redis: Redis) -> None:
     keep(redis, {**result_of(redis), "finished_at": "2026-01-01T00:00:00+00:00"})
 
 
-def test_the_first_repair_brings_everyone_and_says_what_it_did(
+def test_the_first_reconciliation_fetches_everyone_and_says_what_it_did(
     clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis
 ) -> None:
     assert last_repair(redis) is None
@@ -88,7 +88,7 @@ def test_the_first_repair_brings_everyone_and_says_what_it_did(
     assert result["started_at"] <= result["finished_at"]
 
 
-def test_a_later_repair_reads_what_was_updated_since(
+def test_a_later_reconciliation_reads_what_was_updated_since(
     clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(700)
@@ -175,7 +175,7 @@ def test_who_was_refused_by_the_database_is_read_again(
     assert cursor(settings) == NOW + 8 * OVERLAP_MS
 
 
-def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
+def test_a_reconciliation_merges_what_differs_and_only_tells_who_is_gone(
     clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(30)
@@ -194,7 +194,7 @@ def test_a_repair_merges_what_differs_and_only_tells_who_is_gone(
     assert rows(settings) == before
 
 
-def test_what_a_repair_brought_is_told_when_nobody_differs_any_more(
+def test_what_a_reconciliation_fetched_is_shown_when_nobody_differs_any_more(
     clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(50)
@@ -247,7 +247,7 @@ def test_a_listing_that_is_refused_changes_nothing(
     assert rows(settings) == before
 
 
-def test_a_repair_merges_memberships_and_only_tells_which_ended(
+def test_a_reconciliation_merges_memberships_and_only_tells_which_ended(
     clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
 ) -> None:
     settings = api_settings(make_settings, clerk, reconcile_every="1h", organization_source="membership")
@@ -311,7 +311,7 @@ def watched(redis: Redis, run_if_due: Callable[[], None]) -> list[int]:
     return lives[taken[0] : taken[-1] + 1]
 
 
-def test_the_lock_lives_as_long_as_a_repair_that_is_told_to_wait(
+def test_the_lock_lives_as_long_as_a_reconciliation_that_has_to_wait(
     clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
 ) -> None:
     clerk.put_many(10)
@@ -362,7 +362,7 @@ def lock_is_held(redis: Redis) -> bool:
     return bool(redis.exists(LOCK_KEY))
 
 
-def test_after_a_worker_was_killed_in_a_repair_another_one_goes_on_soon(
+def test_after_a_worker_was_killed_in_a_reconciliation_another_one_goes_on_soon(
     clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, other: BaseProcess
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "30"})
@@ -469,7 +469,7 @@ def test_another_key_begins_with_everyone_again(
     assert result_of(redis)["backfill"]["seen"] == 2
 
 
-def test_a_worker_repairs_beside_its_work_and_stops_in_the_middle_of_it(
+def test_a_worker_reconciles_beside_its_work_and_stops_in_the_middle_of_it(
     clerk: FakeClerk, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     clerk.put_many(600)
