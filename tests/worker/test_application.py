@@ -261,11 +261,11 @@ def test_a_slow_trigger_delays_its_delivery_alone(
 
 
 def test_however_long_an_attempt_takes_each_pass_leaves_fewer_behind_a_slow_trigger(
-    process: Process, admin: Admin, sixty: list[TakenJob], monkeypatch: pytest.MonkeyPatch
+    process: Process, connection: Admin, sixty: list[TakenJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(session.BATCH_LIMITS, "statement_timeout", "300ms")
     monkeypatch.setattr(isolation, "DIVIDES_FOR_S", 0.1)
-    interfere(admin, "user_7", "PERFORM pg_sleep(60)")
+    interfere(connection, "user_7", "PERFORM pg_sleep(60)")
     waiting = sixty[4:12]
     for left in (4, 2, 1):
         done = process(waiting)
