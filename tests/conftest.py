@@ -19,7 +19,7 @@ import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
 from db import schema
 from db.connection.engine import Database
-from tests.support.directories import open_directory
+from tests.support.directories import memory, open_directory
 from tests.support.fake_clerk import FakeClerk
 from tests.support.pooler import start_pgbouncer
 from tests.support.settings import SECRET, GivenServer, MakeSettings
@@ -82,7 +82,7 @@ def own_postgres(server_directory: Path) -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def _session_directory() -> Iterator[Path]:
-    with open_directory() as directory:
+    with open_directory(memory()) as directory:
         yield directory
 
 
