@@ -163,7 +163,9 @@ def database_url_unpooled(
 ) -> Iterator[str]:
     """A fresh, migrated database, reached without a pooler; dropped after the test."""
     name = f"{_template}_{next(_numbers)}"
-    _create(_admin, name, _template)
+    _admin.execute(
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(_template))
+    )
     yield _with_database(postgres_server.url, name)
     _drop(_admin, name)
 
@@ -180,7 +182,7 @@ def empty_url(
 ) -> Iterator[str]:
     """A database without a table, reached without a pooler; dropped after the test."""
     name = f"clerk_sync_empty_{os.getpid()}_{next(_numbers)}"
-    _create(_admin, name, "template1")
+    _admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     yield _with_database(postgres_server.url, name)
     _drop(_admin, name)
 
@@ -259,13 +261,6 @@ def _through(pooler_url: str | None, url: str) -> str:
 
 def _with_database(url: str, name: str) -> str:
     return urlsplit(url)._replace(path=f"/{name}").geturl()
-
-
-def _create(admin: psycopg.Connection, name: str, template: str) -> None:
-    """Copy a database by its files, where PostgreSQL has the choice: blocks cost it several times as much."""
-    strategy = " STRATEGY file_copy" if admin.info.server_version >= 150_000 else ""
-    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}" + strategy)
-    admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
 
 
 def _drop(admin: psycopg.Connection, name: str) -> None:
