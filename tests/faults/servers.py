@@ -19,6 +19,7 @@ from redis import Redis
 
 import config
 from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port
+from tests.support.directories import memory
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.migrations import migrate
 from tests.support.settings import SECRET
@@ -30,7 +31,7 @@ class Servers:
     """One PostgreSQL, one Redis, a proxy for each. `fresh` makes a database of its own for each trial."""
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="clerk-sync-", dir=memory()))
         self.directory.chmod(0o711)  # under root servers run as another user
         self.postgres = PostgresServer(self.directory / "postgres", free_port(), durable=False)
         self.redis = RedisServer(self.directory / "redis", free_port(), durable=False)

@@ -18,6 +18,7 @@ from pathlib import Path
 from cli.dev.process import Account, Process
 from cli.dev.servers import ENVIRONMENT, HOST, free_port, port_in_use
 from tests.support.certificates import Authority, Certificate
+from tests.support.directories import memory
 from tests.support.redis_servers import redis_server
 from tests.support.waiting import wait_until
 
@@ -32,7 +33,7 @@ FAST = ("-c", "fsync=off", "-c", "max_connections=200")
 @contextmanager
 def server_folder() -> Iterator[Path]:
     """Make a folder that the servers' account may read: pytest's own are closed to it."""
-    folder = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
+    folder = Path(tempfile.mkdtemp(prefix="clerk-sync-", dir=memory()))
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
