@@ -147,7 +147,7 @@ def _cell(value: object) -> str:
 
 
 def _timing(first_row_ms: float | None, missing: int) -> str:
-    if first_row_ms is None:
-        return f"No row after {TIMEOUT_S} s: check that a worker runs, and read its log."
     late = f" {missing} deliveries were not applied within {TIMEOUT_S} s." if missing else ""
+    if first_row_ms is None:
+        return f"No row after {TIMEOUT_S} s: check that a worker runs, and read its log.{late}"
     return f"First row after {first_row_ms:.0f} ms.{late}"

@@ -102,7 +102,7 @@ def test_since_reads_only_what_was_updated_since(clerk: FakeClerk, settings: con
     now = now_ms()
     clerk.put(user(ANN, updated_at=now), user("user_old", updated_at=now - 10_000_000))
     ran = run(settings, "backfill", "--since", "1h")
-    assert ran.stdout == "1 users: 1 created, 0 updated, 0 unchanged\n"
+    assert ran.stdout == "1 user: 1 created, 0 updated, 0 unchanged\n"
     assert rows(settings).keys() == {ANN}
 
 

@@ -104,6 +104,10 @@ CASES = {
     "a second instance": Case(
         {'degraded{cause="second_instance"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncSecondInstance"}}
     ),
+    "suspended": Case({'degraded{cause="suspended"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncSuspended"}}),
+    "refused again": Case(
+        {'degraded{cause="retries"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncRefusedAgain"}}
+    ),
     "a wrong clock": Case({'degraded{cause="clock"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncClock"}}),
     "failed jobs": Case({"failed_jobs": "0x5 1x195"}, {6: set(), 7: {"ClerkSyncFailedJobs"}}),
     "a repair fails": Case(

@@ -15,7 +15,7 @@ from tests.support.waiting import wait_until
 from worker.queue.consumer import CONSUMERS_KEY
 from worker.queue.rq_format import WORKER_PREFIX, WORKERS_KEY
 
-TABLES = "users, user_sync, webhook_events, membership_sync, organization_sync"
+TABLES = "users, user_sync, user_profiles, webhook_events, membership_sync, organization_sync, instance_sync"
 KNOWN_AGAIN_S = 15
 IN_HAND = {"queued", "held", "started"}
 MAX_QUEUE_DEPTH = 1000

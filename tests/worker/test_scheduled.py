@@ -510,7 +510,7 @@ def test_without_an_interval_no_worker_asks_clerk(
 
 
 def test_an_interval_needs_a_key_for_clerk(make_settings: MakeSettings) -> None:
-    with pytest.raises(config.SettingsError, match=r"^RECONCILE_EVERY: .*CLERK_SECRET_KEY"):
+    with pytest.raises(config.SettingsError, match=r"^RECONCILE_EVERY .*CLERK_SECRET_KEY"):
         make_settings(reconcile_every="1h")
 
 
