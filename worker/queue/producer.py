@@ -18,7 +18,6 @@ from worker.queue import scripts
 from worker.redis_causes import explain
 from worker.redis_client import FAIL_FAST_TIMEOUT_S, QueueUnavailable, delivery_redis
 
-CONNECTIONS = 2  # while one command is under way the next goes out; a third brings no more deliveries
 LAST_RECEIVED_KEY = "clerk-sync:last-received"
 WATCHING_SINCE_KEY = "clerk-sync:watching-since"
 QUEUE_FULL = -1
@@ -46,9 +45,8 @@ class DeliveryQueue:
 
     def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
         pool = redis.connection_pool
-        count = max(1, min(CONNECTIONS, pool.max_connections - 1))
         # However often it is asked whether deliveries can be taken, their own connections are for them.
-        self._deliveries = AutoPipeline(pool, count, FAIL_FAST_TIMEOUT_S)
+        self._deliveries = AutoPipeline(pool, max(1, pool.max_connections - 1), FAIL_FAST_TIMEOUT_S)
         self._probes = AutoPipeline(pool, 1, FAIL_FAST_TIMEOUT_S)
         self._max_depth = max_depth
         self._script = _enqueue_script(rq.COMMON_FIELDS)
