@@ -56,6 +56,9 @@ class Urls(NamedTuple):
     redis: str
 
 
+TWICE = '"$@" & a=$!; "$@" & b=$!; trap "kill $a $b" TERM; wait $a; wait $b; wait $a; wait $b'
+
+
 class Bench:
     """PostgreSQL, Redis, and a proxy before each; starts the rest on demand."""
 
@@ -147,11 +150,13 @@ class Bench:
     ) -> Iterator[ServiceProcess]:
         """Run `clerk-sync worker`, ready for work."""
         command = clerk_sync("worker")
-        if processes == 2:  # the first is the parent of the second: both are measured as one
-            command = ["/bin/sh", "-c", '"$@" & exec "$@"', "sh", *command]
+        if processes == 2:  # a shell is the parent of both, so they are measured, and ended, as one
+            command = ["/bin/sh", "-c", TWICE, "sh", *command]
         with self.running(command, urls, env=env) as process:
             self.await_workers(processes)
             yield process
+        if self.redis.scard(f"rq:workers:{QUEUE}"):
+            raise RuntimeError("a worker that was to end still runs: it would take part in the next figure")
 
     @contextmanager
     def gunicorn(self, app: str, setting: Setting) -> Iterator[Endpoint]:
