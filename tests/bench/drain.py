@@ -27,6 +27,8 @@ from worker.queue.rq_format import QUEUE
 
 PART = "drain of a backlog"
 OURS = "clerk-sync worker"
+FIELDS = "image_url,first_name,username,public_metadata"
+OURS_FIELDS = "clerk-sync worker, four PROFILE_FIELDS"
 OURS_TWO = "two clerk-sync workers"
 LOOP = "psycopg loop, a commit per event"
 SIMPLE = "rq worker, SimpleWorker"
@@ -117,6 +119,9 @@ def _contenders(
     yield Contender(OURS, backlogs.ours, 1, partial(bench.workers, urls))
     if is_first or setting is Setting.LOCAL:
         yield Contender(OURS_TWO, backlogs.ours, 2, partial(bench.workers, urls, 2))
+        if setting is Setting.LOCAL:
+            fields = partial(bench.workers, urls, env={"PROFILE_FIELDS": FIELDS})
+            yield Contender(OURS_FIELDS, backlogs.ours, 1, fields)
         yield Contender(SIMPLE, backlogs.simple[setting], 1, partial(_rq_worker, bench, urls, "SimpleWorker"))
         yield Contender(FORKING, backlogs.forking[setting], 1, partial(_rq_worker, bench, urls, "Worker"))
     if is_first and setting is Setting.LOCAL:
@@ -229,6 +234,8 @@ def _check(figures: Figures) -> None:
         if is_local:
             value = figures.ratio(ours, case(PRELOADED, setting), RATE)
             figures.check(f"drain : {PRELOADED}", setting, value)
+            fields = figures.ratio(case(OURS_FIELDS, setting), ours, RATE)
+            figures.check("drain, four PROFILE_FIELDS : none", setting, fields, at_least=0.85)
         two = figures.ratio(case(OURS_TWO, setting), ours, RATE)
         figures.check("drain, two processes : one", setting, two, at_least=1.3 if is_local else None)
     far, near = case(OURS, Setting.BOTH), case(OURS, Setting.LOCAL)
