@@ -32,7 +32,7 @@ class AutoPipeline:
         self._patience_s = patience_s
         self._free = connections
         self._lock = Lock()  # of `_free` and `_waiting`
-        self._waiting: list[_Asked] = []
+        self._waiting: list[Asked] = []
         self._idle: list[Any] = []  # the last used comes last
         self._made = False
         self._unused = 0  # how many of them, from the first on, have not been used since the last look
@@ -43,7 +43,7 @@ class AutoPipeline:
         Raises redis.RedisError, also when no connection is free for `patience_s`. While Redis has too many
         clients, a connection that is open already serves as soon as it is free.
         """
-        asked = _Asked(packed(*command))
+        asked = Asked(packed(*command))
         self._join(asked)
         if not asked.turn.acquire(timeout=self._patience_s):
             if self._withdraw(asked):
@@ -51,11 +51,14 @@ class AutoPipeline:
             asked.turn.acquire()  # it is under way: a time-out of its connection ends it
         if asked.leads:
             self._send_with_waiting(asked)
-        if asked.error is not None:
+        if asked.error is None:
+            return asked.answer
+        try:
             raise asked.error
-        return asked.answer
+        finally:
+            del asked  # the error knows this frame: together they would keep the body
 
-    def _join(self, asked: "_Asked") -> None:
+    def _join(self, asked: "Asked") -> None:
         with self._lock:
             if self._free:
                 self._free -= 1
@@ -63,14 +66,14 @@ class AutoPipeline:
             else:
                 self._waiting.append(asked)
 
-    def _withdraw(self, asked: "_Asked") -> bool:
+    def _withdraw(self, asked: "Asked") -> bool:
         with self._lock:
             if asked not in self._waiting:
                 return False
             self._waiting.remove(asked)
             return True
 
-    def _send_with_waiting(self, first: "_Asked") -> None:
+    def _send_with_waiting(self, first: "Asked") -> None:
         """Ask this and what waits; leave the connection to the first of those that have come meanwhile."""
         with self._lock:
             together = [first, *self._waiting[: MOST_AT_ONCE - 1]]
@@ -80,7 +83,7 @@ class AutoPipeline:
         except BaseException as error:
             for asked in together:
                 if asked.is_open:
-                    asked.error = error
+                    asked.fail(error)
             if not isinstance(error, RedisError):
                 raise
         finally:
@@ -92,7 +95,7 @@ class AutoPipeline:
             for asked in together[1:]:
                 asked.turn.release()
 
-    def _ask(self, together: "Sequence[_Asked]") -> None:
+    def _ask(self, together: "Sequence[Asked]") -> None:
         deadline = time.monotonic() + self._patience_s
         while True:
             try:
@@ -104,7 +107,7 @@ class AutoPipeline:
                 return
             time.sleep(REFUSED_PAUSE_S)
 
-    def _ask_on_one(self, together: "Sequence[_Asked]") -> None:
+    def _ask_on_one(self, together: "Sequence[Asked]") -> None:
         connection = self._take()
         was_open = connection.is_connected
         try:
@@ -146,7 +149,7 @@ class AutoPipeline:
             connection.disconnect()
 
 
-class _Asked:
+class Asked:
     """A command of a thread that waits for its turn: to send what waits, or to return with its answer."""
 
     __slots__ = ("answer", "command", "error", "leads", "turn")
@@ -160,8 +163,13 @@ class _Asked:
         self.turn.acquire()
 
     def lead(self) -> None:
+        """Let its thread send what waits."""
         self.leads = True
         self.turn.release()
+
+    def fail(self, error: BaseException) -> None:
+        """Keep an error, without the frames that it came through: they hold other threads' commands."""
+        self.error = error.with_traceback(None)
 
     @property
     def is_open(self) -> bool:
@@ -169,7 +177,7 @@ class _Asked:
         return self.answer is _NONE_YET and (self.error is None or _is_read_only(self.error))
 
 
-def _exchange(connection: Any, together: "Sequence[_Asked]") -> None:
+def _exchange(connection: Any, together: "Sequence[Asked]") -> None:
     """Ask what was not answered, and keep each answer. Raises RedisError; the connection is closed then."""
     asking = [asked for asked in together if asked.is_open]
     try:
@@ -179,7 +187,7 @@ def _exchange(connection: Any, together: "Sequence[_Asked]") -> None:
                 asked.answer = connection.read_response()
                 asked.error = None
             except ResponseError as error:
-                asked.error = error
+                asked.fail(error)
     except BaseException:
         connection.disconnect()  # the next answer on it could be that of one of these commands
         raise

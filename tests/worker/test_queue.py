@@ -1,3 +1,4 @@
+import gc
 import threading
 import time
 from collections import Counter
@@ -16,7 +17,9 @@ from tests.support.queue import RqView, delivery, frozen
 from tests.support.reserved_jobs import MakeConsumer, fail_for_good, failure, settle, take
 from tests.support.round_trips import TripCounter
 from tests.support.settings import NO_DATABASE, MakeSettings
+from tests.support.together import together
 from tests.support.waiting import wait_until
+from worker.auto_pipeline import Asked
 from worker.queue import rq_format
 from worker.queue.consumer import ReservedJobs
 from worker.queue.producer import (
@@ -349,6 +352,28 @@ def test_each_of_those_that_go_out_together_gets_its_own_answer(
     assert answers[1:20:2] == [EnqueueResult.QUEUED] * 10
     assert answers[20] is UnicodeEncodeError
     receiver.close()
+
+
+def test_a_delivery_that_is_refused_leaves_its_body_to_no_collector(
+    make_settings: MakeSettings, own_redis: RedisServer
+) -> None:
+    """An error that kept its frames would keep their bodies too, until garbage is looked for."""
+    receiver = delivery_queue(own_settings(make_settings, own_redis))
+    gc.collect()
+    gc.disable()
+    try:
+        with Redis.from_url(own_redis.url) as watching:
+            watching.config_set("maxmemory", 1)
+            together([lambda: refused(receiver)] * 4)
+        assert not [each for each in gc.get_objects() if type(each) is Asked]
+    finally:
+        gc.enable()
+    receiver.close()
+
+
+def refused(receiver: DeliveryQueue) -> None:
+    with pytest.raises(QueueUnavailable):
+        receiver.enqueue(delivery())
 
 
 def test_a_restarted_redis_is_used_again_at_once(make_settings: MakeSettings, own_redis: RedisServer) -> None:
