@@ -228,9 +228,9 @@ def _age_genuine(redis: Redis, seconds: int) -> None:
 
 
 def _move(redis: Redis, minutes: int) -> None:
-    """Let this minute's counts be so much older."""
-    now: Any = redis.time()
-    minute = now[0] // recent.MINUTE_S
+    """Let the newest minute's counts be so much older; a new minute may have begun since."""
+    counted: Any = redis.keys(f"{recent.KEY_PREFIX}*")
+    minute = max(int(key.rpartition(b":")[2]) for key in counted)
     redis.rename(f"{recent.KEY_PREFIX}{minute}", f"{recent.KEY_PREFIX}{minute - minutes}")
 
 
