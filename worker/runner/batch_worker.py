@@ -206,8 +206,8 @@ class BatchWorker(SimpleWorker):
         self._beats = BeatTimes(now, next_s, now if writes_hash else last.hash_at_s, fields)
         if beat.released:
             log.warning("released jobs of a dead worker", jobs=beat.released, dead_after_s=DEAD_AFTER_S)
-        if not beat.is_known:  # just begun, or forgotten while it was frozen, or Redis lost its data
-            self._is_registered = False
+        # not known: just begun, or forgotten while it was frozen, or Redis lost its data
+        self._is_registered = self._is_registered and beat.is_known
         if not self._is_registered:  # until it succeeds: a full Redis refuses it
             self._register()
 
