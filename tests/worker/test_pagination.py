@@ -56,9 +56,16 @@ def test_everyone_is_seen_once_by_cursor(clerk: FakeClerk, api: ClerkApi) -> Non
 
 def test_everyone_is_seen_once_where_the_cursor_is_overlooked(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.knows_cursor = False
-    clerk.before = lambda _: time.sleep(0.1)
+    clerk.before = partial(hold_the_first_by_offset, clerk)
     assert paginated(api) == everyone()
     assert 1 < clerk.most_at_once <= AHEAD + 1
+
+
+def hold_the_first_by_offset(clerk: FakeClerk, request: Request) -> None:
+    """Answer it only once another is on its way."""
+    deadline = time.monotonic() + 10
+    while request.parameter("offset") and clerk.most_at_once == 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def test_everyone_is_seen_once_where_the_cursor_is_refused(clerk: FakeClerk, api: ClerkApi) -> None:
