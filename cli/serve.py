@@ -15,6 +15,9 @@ def web() -> None:
     """Run the receiver: verify deliveries on PORT and queue them."""
     settings = load("clerk_webhook_signing_secret", "redis_url", "database_url")
     log.configure(settings)
+    from web.allocators import bound_thread_memory  # noqa: PLC0415 - a worker has few threads
+
+    bound_thread_memory()  # before granian is imported
     from web.server import serve  # noqa: PLC0415 - a worker does not need the server
     from worker.redis_client import redis_url  # noqa: PLC0415 - nor does --help need Redis
 

@@ -13,7 +13,9 @@ SHORT = [
     "half a head",
     "a body, dripping",
     "all but the last byte of 1 MiB",
+    "1 MiB, whole and forged",
     "readiness without a pause",
+    "all but the last byte of 16 kB",
     "100 GETs in a row, read slowly",
 ]
 
