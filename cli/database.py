@@ -6,7 +6,7 @@ from collections.abc import Callable
 import click
 
 from config import Settings, load
-from db import schema
+from db import migration, schema
 from db.connection.engine import Database
 from db.connection.errors import UTF8
 from db.connection.url import hosts
@@ -35,7 +35,7 @@ def db(context: click.Context) -> None:
 def upgrade(settings: Settings, revision: str) -> None:
     """Create the tables, or run the migrations that have not run yet."""
     with Database(settings, unpooled=True) as database:
-        schema.upgrade(database, revision)
+        migration.upgrade(database, revision)
         _warn_of_encoding(database.encoding)
         if settings.organization_source == "membership":
             _warn_of_missing_views(schema.missing_views(database))
@@ -78,7 +78,7 @@ def downgrade(settings: Settings, revision: str, yes: bool, force: bool) -> None
     _require_local(settings, force)
     with Database(settings, unpooled=True) as database:
         _confirm_loss(database, revision, yes)
-        schema.downgrade(database, revision)
+        migration.downgrade(database, revision)
         click.echo(f"schema at {schema.current_revision(database) or 'base'}")
 
 
@@ -98,8 +98,8 @@ def reset(settings: Settings, yes: bool, force: bool) -> None:
     _require_local(settings, force)
     with Database(settings, unpooled=True) as database:
         _confirm_loss(database, "base", yes)
-        schema.downgrade(database, "base")
-        schema.upgrade(database)
+        migration.downgrade(database, "base")
+        migration.upgrade(database)
         click.echo(f"schema at {schema.current_revision(database)}, tables empty")
 
 
@@ -121,7 +121,7 @@ def _require_local(settings: Settings, force: bool) -> None:
 
 def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
     """Print what a downgrade to `revision` removes, and require a confirmation."""
-    steps = schema.steps_down(database, revision)
+    steps = migration.steps_down(database, revision)
     if yes or not steps:
         return
     click.echo("This removes, with all rows:", err=True)

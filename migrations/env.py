@@ -9,7 +9,7 @@ from alembic import context
 from sqlalchemy import Connection, func, select
 
 from config import load
-from db import schema
+from db import migration
 from db.connection.engine import Database
 
 # Held for the whole upgrade: of two processes that upgrade at once, the second waits and finds nothing to do.
@@ -18,12 +18,12 @@ MIGRATION_LOCK = 0x6D696772
 
 def migrate(connection: Connection) -> None:
     """Run the migrations on `connection`, in one transaction behind a lock."""
-    context.configure(connection=connection, **schema.migration_options(connection))
+    context.configure(connection=connection, **migration.migration_options(connection))
     with context.begin_transaction():
         connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         if context.get_context().get_current_revision() is None:
-            schema.prepare(connection)
-        schema.enter(connection)
+            migration.prepare(connection)
+        migration.enter(connection)
         context.run_migrations()
 
 

@@ -17,7 +17,7 @@ from psycopg import sql
 
 import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
-from db import schema
+from db import migration
 from db.connection.engine import Database
 from tests.support.directories import memory, open_directory
 from tests.support.fake_clerk import FakeClerk
@@ -142,7 +142,7 @@ def _template(_admin: psycopg.Connection, postgres_server: PostgresServer | Give
         database = Database(
             config.load(_env_file=None, database_url=_with_database(postgres_server.url, name))
         )
-        schema.upgrade(database)
+        migration.upgrade(database)
         database.dispose()
         yield name
     finally:

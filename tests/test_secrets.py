@@ -19,7 +19,7 @@ from rq import Queue
 import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import cli
-from db import schema
+from db import migration
 from db.connection.engine import Database
 from tests.support import commands, http
 from tests.support.deliveries import signed
@@ -106,7 +106,7 @@ def servers(_session_directory: Path) -> Iterator[Servers]:
                 ),
             )
             database = Database(settings)
-            schema.upgrade(database)
+            migration.upgrade(database)
             database.dispose()
             yield Servers(settings, redis)
     finally:

@@ -20,7 +20,7 @@ def bound_thread_memory() -> None:
     With 1,200 connections in any of 18 ways the receiver grows by 50 MB at most instead of 210, and its rate
     is the same: docs/security.md.
     """
-    os.environ.setdefault(GRANIAN_OPTIONS, NO_THREAD_CACHE)
+    os.putenv(GRANIAN_OPTIONS, NO_THREAD_CACHE)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # musl has none
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)

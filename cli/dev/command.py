@@ -18,7 +18,7 @@ import config
 from cli.dev.data_directory import data_directory, kept, write_private
 from cli.dev.process import DevError, Process, ignore_signals, interrupted_by_signals
 from cli.dev.servers import HOST, PostgresServer, RedisServer, Server, free_port, port_in_use
-from db import schema
+from db import migration
 from db.connection.engine import Database
 from web.webhook import PATH
 
@@ -53,7 +53,7 @@ def dev(demo: bool, verbose: bool) -> None:
         overrides = _start_servers(settings, data, started)
         settings = config.load("database_url", "redis_url", "clerk_webhook_signing_secret", **overrides)
         with Database(settings, unpooled=True) as database:
-            schema.upgrade(database)
+            migration.upgrade(database)
         _start_service(settings, data, overrides, started, verbose=verbose)
         url = f"http://{_reachable(settings.host)}:{settings.port}"
         _await_ready(f"{url}/health/ready", started)

@@ -25,7 +25,7 @@ from redis import Redis
 
 from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port, port_in_use
 from config import load
-from db import schema
+from db import migration
 from db.connection.engine import Database
 from db.models import Base
 from tests.bench.load import Report, Spec
@@ -250,7 +250,7 @@ def migrate(database_url: str) -> None:
     """Make the tables."""
     database = Database(load(_env_file=None, database_url=database_url))
     try:
-        schema.upgrade(database)
+        migration.upgrade(database)
     finally:
         database.dispose()
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.database import db
-from db import schema
+from db import migration, schema
 from db.connection.causes import Cause
 from db.connection.errors import DatabaseUnavailable
 from tests.support.encodings import encoded_database
@@ -196,12 +196,12 @@ def test_a_revision_that_is_none_is_said(run: Run, database_url_unpooled: str) -
     for command, message in said.items():
         ran = run(command, "nosuch", DATABASE_URL=database_url_unpooled)
         assert ran.exit_code == 1
-        assert isinstance(ran.exception, schema.MigrationError)
+        assert isinstance(ran.exception, migration.MigrationError)
         assert str(ran.exception) == message
 
 
 def test_there_is_no_way_down_from_the_bottom(run: Run, empty_url: str) -> None:
-    assert isinstance(run("downgrade", DATABASE_URL=empty_url).exception, schema.MigrationError)
+    assert isinstance(run("downgrade", DATABASE_URL=empty_url).exception, migration.MigrationError)
 
 
 CONTRACT = """
@@ -236,7 +236,7 @@ def test_a_table_that_is_there_already_is_left_alone_and_told_in_one_line(
         ran = run("upgrade", DATABASE_URL=empty_url)
         name = "webhook_events" if "webhook_events" in statement else "users"
         assert ran.exit_code == 1
-        assert isinstance(ran.exception, schema.MigrationError)
+        assert isinstance(ran.exception, migration.MigrationError)
         assert str(ran.exception).startswith(f"a table {name} already exists")
         assert "set DATABASE_SCHEMA to a schema of its own" in str(ran.exception)
         assert "\n" not in str(ran.exception)
@@ -280,7 +280,7 @@ def test_an_upgrade_warns_of_a_database_that_cannot_hold_every_character(
 def test_an_upgrade_that_waits_for_a_table_gives_up_and_says_so(
     run: Run, empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(migration, "LOCK_TIMEOUT", "200ms")
     assert run("upgrade", "0003", DATABASE_URL=empty_url).exit_code == 0
     with psycopg.connect(empty_url) as application:
         application.execute("SELECT FROM user_sync")

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from db import schema
+from db import migration
 from db.apply import users
 from db.connection.engine import Database
 from db.connection.timestamps import BoundedTimestamptzLoader
@@ -189,7 +189,7 @@ def test_what_the_application_added_to_the_table_stays_untouched(
     seen = [entry["what"] for entry in connection.execute("SELECT what FROM seen")]
     assert seen == ["UPDATE"] * 3 + ["DELETE"]
     assert connection.execute("SELECT count(user_id) AS kept FROM orders").fetchone() == {"kept": 1}
-    schema.upgrade(database)
+    migration.upgrade(database)
     assert connection.execute("SELECT indexname FROM pg_indexes WHERE indexname = 'users_lower'").fetchone()
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.schema import CreateSchema
 
 import config
 from cli.main import cli
-from db import ledger, progress, schema
+from db import ledger, migration, progress, schema
 from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
@@ -118,11 +118,11 @@ def test_everything_is_made_in_the_schema_as_it_is_without_one(
     settings: config.Settings, empty_url: str, database_url_unpooled: str
 ) -> None:
     with opened(settings) as database:
-        schema.upgrade(database)
+        migration.upgrade(database)
         assert schema.state(database) == SchemaState.CURRENT
         assert not any(catalog(empty_url).values()), "nothing in public"
         assert catalog(empty_url, "Clerk-sync") == catalog(database_url_unpooled)
-        schema.downgrade(database, "base")
+        migration.downgrade(database, "base")
         assert schema.state(database) == SchemaState.MISSING
         assert not any(catalog(empty_url, "Clerk-sync").values())
 
@@ -131,7 +131,7 @@ def test_the_models_are_the_migrations_in_a_schema_too(
     settings: config.Settings, empty_url: str, owner: Connection
 ) -> None:
     with opened(settings) as database:
-        schema.upgrade(database)
+        migration.upgrade(database)
         made = catalog(empty_url, "Clerk-sync")
         owner.execute('DROP SCHEMA "Clerk-sync" CASCADE')
         database.run(lambda connection: connection.execute(CreateSchema("Clerk-sync")))
@@ -189,7 +189,7 @@ def test_a_table_that_others_refer_to_is_not_dropped(settings: config.Settings, 
     ran(settings, "db", "upgrade")
     owner.execute('CREATE TABLE orders (user_id uuid REFERENCES "Clerk-sync".users (id))')
     done = run(settings, "db", "downgrade", "base", "--yes")
-    assert isinstance(done.exception, schema.MigrationError)
+    assert isinstance(done.exception, migration.MigrationError)
     assert str(done.exception).endswith("depend on the tables: drop them first")
     assert ran(settings, "db", "current") == f"{schema.head()} (current)\n"
 
@@ -278,19 +278,19 @@ def test_a_role_that_may_not_create_is_told_what_to_grant(
     owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
     runtime = {"database_url": as_role(empty_url, role), "database_url_unpooled": None}
     with opened(settings, **runtime) as database:
-        with pytest.raises(schema.MigrationError, match='CREATE SCHEMA "Clerk-sync" AUTHORIZATION'):
-            schema.upgrade(database)
+        with pytest.raises(migration.MigrationError, match='CREATE SCHEMA "Clerk-sync" AUTHORIZATION'):
+            migration.upgrade(database)
         owner.execute('CREATE SCHEMA "Clerk-sync"')
         owner.execute(f'GRANT USAGE ON SCHEMA "Clerk-sync" TO {role}'.encode())
-        with pytest.raises(schema.MigrationError, match="GRANT CREATE, USAGE ON SCHEMA"):
-            schema.upgrade(database)
+        with pytest.raises(migration.MigrationError, match="GRANT CREATE, USAGE ON SCHEMA"):
+            migration.upgrade(database)
         owner.execute(f'GRANT CREATE ON SCHEMA "Clerk-sync" TO {role}'.encode())
-        schema.upgrade(database)
+        migration.upgrade(database)
     with (
         opened(settings, **runtime, database_schema=None) as database,
-        pytest.raises(schema.MigrationError, match="GRANT CREATE, USAGE ON SCHEMA"),
+        pytest.raises(migration.MigrationError, match="GRANT CREATE, USAGE ON SCHEMA"),
     ):
-        schema.upgrade(database)
+        migration.upgrade(database)
 
 
 @pytest.mark.parametrize("name", ["pg_clerk", "information_schema", 'a"b', "a.b", "1a", "x" * 64, "a%b"])

@@ -9,7 +9,7 @@ import pytest
 from psycopg import errors, sql
 from pydantic import SecretStr
 
-from db import schema
+from db import migration, schema
 from db.connection.engine import Database
 from db.models import VIEWS, Base
 from db.schema import SchemaState
@@ -85,39 +85,45 @@ def test_the_migrations_arrive_at_the_models(
 
 def test_the_schema_goes_up_and_down_and_up_again(empty: Database, empty_url: str) -> None:
     nothing = catalog(empty_url)
-    schema.upgrade(empty)
+    migration.upgrade(empty)
     everything = catalog(empty_url)
-    schema.downgrade(empty, "base")
+    migration.downgrade(empty, "base")
     assert catalog(empty_url) == nothing
-    schema.upgrade(empty)
+    migration.upgrade(empty)
     assert catalog(empty_url) == everything
 
 
 def test_every_migration_goes_down_and_up_by_itself(empty: Database, empty_url: str) -> None:
-    schema.upgrade(empty)
+    migration.upgrade(empty)
     stages = []
     while found := schema.current_revision(empty):
         stages.append((found, catalog(empty_url)))
-        schema.downgrade(empty, "-1")
+        migration.downgrade(empty, "-1")
     for found, stage in reversed(stages):
-        schema.upgrade(empty, "+1")
+        migration.upgrade(empty, "+1")
         assert (schema.current_revision(empty), catalog(empty_url)) == (found, stage)
     assert schema.state(empty) == SchemaState.CURRENT
 
 
 def test_the_state_of_the_schema_is_known(empty: Database) -> None:
     assert schema.state(empty) == SchemaState.MISSING
-    schema.upgrade(empty)
+    migration.upgrade(empty)
     assert schema.state(empty) == SchemaState.CURRENT
     assert schema.current_revision(empty) == schema.head()
-    schema.downgrade(empty, "0001")
+    migration.downgrade(empty, "0001")
     assert schema.state(empty) == (SchemaState.CURRENT if schema.head() == "0001" else SchemaState.OLD)
-    schema.downgrade(empty, "base")
+    migration.downgrade(empty, "base")
     assert schema.state(empty) == SchemaState.MISSING
 
 
+def test_the_revisions_by_name_are_those_of_the_migrations(empty: Database) -> None:
+    migration.upgrade(empty)
+    steps = migration.steps_down(empty, "base")
+    assert [step.split()[0] for step in steps] == list(reversed(schema.revisions()))
+
+
 def test_a_revision_that_this_version_does_not_know_is_newer(empty: Database, empty_url: str) -> None:
-    schema.upgrade(empty)
+    migration.upgrade(empty)
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute("UPDATE clerk_sync_version SET version_num = '9999'")
     assert schema.state(empty) == SchemaState.NEWER
@@ -146,7 +152,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty: Database, empty_url
         connection.execute("CREATE INDEX idx_webhook_events_clerk_id ON other (something)")
     before = catalog(empty_url)
     with pytest.raises(Exception, match="DuplicateTable"):
-        schema.upgrade(empty)
+        migration.upgrade(empty)
     assert catalog(empty_url) == before
     assert schema.state(empty) == SchemaState.MISSING
 

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 import config
 from cli.dev.servers import free_port
-from db import ledger, schema
+from db import ledger, migration, schema
 from db.connection import session
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused
@@ -134,7 +134,7 @@ def test_hostile_defaults_change_nothing(
         redis_url=None, database_url=SecretStr(url), database_url_unpooled=SecretStr(direct), db_pool_size=4
     )
     database = Database(settings, unpooled=True)
-    schema.upgrade(database)
+    migration.upgrade(database)
     assert schema.state(database) is schema.SchemaState.CURRENT
     database.dispose()
     trial = Trial(settings)
@@ -244,7 +244,7 @@ def test_a_database_in_another_encoding_is_talked_to_in_utf8(
 
 def apply_in(settings: config.Settings, encoding: str) -> None:
     database = Database(settings)
-    schema.upgrade(database)
+    migration.upgrade(database)
     assert database.encoding == encoding
     trial = Trial(settings)
     try:

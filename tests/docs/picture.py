@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 import config
 from cli.dev import demo
 from cli.dev.servers import PostgresServer, RedisServer, free_port
-from db import schema
+from db import migration
 from db.connection.engine import Database
 from tests.support.directories import open_directory
 from tests.support.settings import SECRET
@@ -39,7 +39,7 @@ def main() -> None:
                 port=free_port(),
             )
             database = Database(settings)
-            schema.upgrade(database)
+            migration.upgrade(database)
             database.dispose()
             with Stack(settings, directory) as stack:
                 demo.play(settings, stack.url)

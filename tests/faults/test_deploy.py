@@ -30,7 +30,7 @@ MIGRATION = '''"""What the next version needs."""
 from alembic import op
 from sqlalchemy import Column, String
 
-revision = "next"
+revision = "9999"
 down_revision = "{head}"
 
 
@@ -57,7 +57,7 @@ def next_version(directory: Path) -> dict[str, str]:
             shutil.copytree(source, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, directory)
-    migration = directory / "migrations" / "versions" / "next.py"
+    migration = directory / "migrations" / "versions" / "9999_next.py"
     migration.write_text(MIGRATION.format(head=schema.head()))
     return {"PYTHONPATH": str(directory)}
 

@@ -1,7 +1,7 @@
 """The migrations, as a test runs them."""
 
 import config
-from db import schema
+from db import migration
 from db.connection.engine import Database
 
 
@@ -9,6 +9,6 @@ def migrate(settings: config.Settings, revision: str = "head") -> None:
     """Bring the database to a revision."""
     database = Database(settings)
     try:
-        schema.upgrade(database, revision)
+        migration.upgrade(database, revision)
     finally:
         database.dispose()

@@ -19,7 +19,7 @@ from rq.command import send_shutdown_command
 
 import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
-from db import schema
+from db import migration, schema
 from db.connection.engine import Database
 from tests.support.directories import open_directory
 from tests.support.migrations import migrate
@@ -500,7 +500,7 @@ def test_a_worker_starts_before_anything_is_there_and_says_what_it_waits_for(
         "redis_url": SecretStr(own_redis.url),
     }
     database = Database(make_settings(**settings))
-    schema.downgrade(database, "base")
+    migration.downgrade(database, "base")
     database.dispose()
     server.stop("fast")
     worker = launch(**settings)

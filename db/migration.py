@@ -1,0 +1,123 @@
+"""Runs the migrations, up and down, and says what stands in their way."""
+
+from collections.abc import Callable
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
+from alembic.util import CommandError
+from sqlalchemy import Connection, func, inspect, select
+from sqlalchemy.schema import CreateSchema
+
+from db.connection.engine import Database, schema_of
+from db.connection.errors import DatabaseUnavailable
+from db.models import Base
+from db.schema import VERSION_TABLE, current_revision, relations, tables
+
+DEPENDENT_OBJECTS = "2BP01"
+# Of a statement that waits to change a table: whatever wants to read the table waits behind it.
+LOCK_TIMEOUT = "10s"
+
+
+class MigrationError(Exception):
+    """The migrations cannot run; the message says why and what to do."""
+
+    retryable = False
+
+
+def upgrade(database: Database, revision: str = "head") -> None:
+    """Run every migration up to `revision`. Of two at once the second waits and then does nothing.
+
+    Raises MigrationError, also when another owner's table has the name of one of ours.
+    """
+    _migrate(database, command.upgrade, revision)
+
+
+def downgrade(database: Database, revision: str) -> None:
+    """Undo migrations down to `revision`; `base` undoes all of them. Raises MigrationError."""
+    _migrate(database, command.downgrade, revision)
+
+
+def _migrate(database: Database, move: Callable[[Config, str], None], revision: str) -> None:
+    try:
+        database.run(lambda connection: move(_config(connection), revision))
+    except CommandError as error:
+        raise MigrationError(str(error)) from None
+    except DatabaseUnavailable as error:
+        if error.state != DEPENDENT_OBJECTS:
+            raise
+        raise MigrationError(
+            "foreign keys or views of the application depend on the tables: drop them first"
+        ) from None
+
+
+def steps_down(database: Database, revision: str) -> list[str]:
+    """Return what a downgrade to `revision` takes back, newest first: each migration's number and subject.
+
+    Raises MigrationError when there is no such way down.
+    """
+    found = current_revision(database)
+    try:
+        steps = _script().iterate_revisions(found, revision, select_for_downgrade=True)
+        return [f"{step.revision}  {step.doc}" for step in steps]
+    except RevisionError:
+        raise MigrationError(f"no migration leads from {found or 'base'} down to {revision}") from None
+
+
+def migration_options(connection: Connection) -> dict[str, Any]:
+    """Return what Alembic is configured with, by the migrations and by whatever compares with the models."""
+    return {
+        "target_metadata": Base.metadata,
+        "version_table": VERSION_TABLE,
+        "version_table_schema": schema_of(connection),
+    }
+
+
+def prepare(connection: Connection) -> None:
+    """Create the schema for the first migration, unless it is there.
+
+    Raises MigrationError when the role may not create the tables there, or one of that name exists.
+    """
+    schema = schema_of(connection)
+    # CREATE SCHEMA IF NOT EXISTS wants the right to create one even where it exists.
+    if schema is not None and not inspect(connection).has_schema(schema):
+        if not connection.scalar(select(func.has_database_privilege(func.current_database(), "CREATE"))):
+            raise MigrationError(
+                "the role has no right to create the schema DATABASE_SCHEMA: as the database's owner"
+                f' CREATE SCHEMA "{schema}" AUTHORIZATION …, then run this again'
+            )
+        connection.execute(CreateSchema(schema))
+    if not connection.scalar(select(func.has_schema_privilege(schema or func.current_schema(), "CREATE"))):
+        raise MigrationError(
+            "the role has no right to create tables: GRANT CREATE, USAGE ON SCHEMA … TO …, or set"
+            " DATABASE_SCHEMA to a schema of its own (docs/neon-setup.md)"
+        )
+    there = relations(connection)
+    conflicting = [name for name in tables() if name in there]
+    if conflicting:
+        raise MigrationError(
+            f"a table {conflicting[0]} already exists and is not this service's: set DATABASE_SCHEMA to a"
+            " schema of its own (docs/operations.md explains how to keep the rows)"
+        )
+
+
+def enter(connection: Connection) -> None:
+    """Make DATABASE_SCHEMA the only schema of the search_path, and limit the wait for a lock."""
+    connection.execute(select(func.set_config("lock_timeout", LOCK_TIMEOUT, True)))
+    schema = schema_of(connection)
+    if schema is not None:
+        quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
+        connection.execute(select(func.set_config("search_path", quoted, True)))
+
+
+def _script() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", "migrations:")
+    config.attributes["connection"] = connection
+    return config
