@@ -287,15 +287,16 @@ def test_one_worker_at_a_time_does_it(
 def test_a_lock_that_a_dead_worker_left_expires(
     reconciliation: ScheduledReconciliation, redis: Redis
 ) -> None:
-    redis.set(LOCK_KEY, "another", px=300)
+    redis.set(LOCK_KEY, "another", px=60_000)
     reconciliation.run_if_due()
     assert last_repair(redis) is None
-    time.sleep(0.4)
+    redis.pexpire(LOCK_KEY, 1)
+    wait_until(lambda: not lock_is_held(redis), 5)
     reconciliation.run_if_due()
     assert result_of(redis)["error"] is None
 
 
-LOCK_S = 0.9
+LOCK_S = 2.0
 
 
 def watched(redis: Redis, run_if_due: Callable[[], None]) -> list[int]:
@@ -315,12 +316,12 @@ def test_the_lock_lives_as_long_as_a_reconciliation_that_has_to_wait(
     clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
 ) -> None:
     clerk.put_many(10)
-    clerk.answer_next(429, path="/users", headers={"Retry-After": "3"})
+    clerk.answer_next(429, path="/users", headers={"Retry-After": "5"})
     began = time.monotonic()
     lives = watched(
         redis, ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S)).run_if_due
     )
-    assert time.monotonic() - began >= 3
+    assert time.monotonic() - began >= 5
     assert min(lives) > 0
     assert max(lives) <= LOCK_S * 1000
     assert result_of(redis)["error"] is None
@@ -335,7 +336,7 @@ def test_the_lock_lives_while_ghosts_are_asked_for_one_by_one(
     reconciliation.run_if_due()
     clerk.remove(*(numbered_id(i) for i in range(10)))
     make_due(redis)
-    clerk.before = lambda request: time.sleep(0.2 if request.path.startswith("/users/user_") else 0)
+    clerk.before = lambda request: time.sleep(0.3 if request.path.startswith("/users/user_") else 0)
     assert min(watched(redis, reconciliation.run_if_due)) > 0
     assert result_of(redis)["drift"]["ghost"] == 10
 
@@ -371,9 +372,9 @@ def test_after_a_worker_was_killed_in_a_reconciliation_another_one_goes_on_soon(
     reconciliation.run_if_due()
     assert last_repair(redis) is None
     other.kill()
-    killed_at = time.monotonic()
-    wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
-    assert time.monotonic() - killed_at < LOCK_S + 0.3
+    other.join(20)
+    assert redis.pttl(LOCK_KEY) <= LOCK_S * 1000
+    wait_until(lambda: not lock_is_held(redis), 20, lambda: "the lock stays")
     reconciliation.run_if_due()
     assert result_of(redis)["error"] is None
 
@@ -385,11 +386,11 @@ def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
     settings: config.Settings,
     other: BaseProcess,
 ) -> None:
-    clerk.answer_next(429, path="/users", headers={"Retry-After": "1"})
+    clerk.answer_next(429, path="/users", headers={"Retry-After": "5"})
     wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
     assert other.pid is not None
     os.kill(other.pid, signal.SIGSTOP)
-    wait_until(lambda: not lock_is_held(redis), 5, lambda: "the lock stays")
+    wait_until(lambda: not lock_is_held(redis), 20, lambda: "the lock stays")
     clerk.put(user(ANN))
     reconciliation.run_if_due()
     done = result_of(redis)
