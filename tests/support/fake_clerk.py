@@ -422,9 +422,10 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(parts.path.removeprefix("/v1"), parse_qs(parts.query), time.monotonic())
         self.server.clerk.entered()
         try:
-            self._send(self.server.clerk.answer(request, self.headers.get("Authorization", "")))
+            response = self.server.clerk.answer(request, self.headers.get("Authorization", ""))
         finally:
-            self.server.clerk.left()
+            self.server.clerk.left()  # before its answer, which the caller may follow up at once
+        self._send(response)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
