@@ -63,6 +63,7 @@ def test_a_bar_shows_how_many_how_fast_and_how_long_yet_and_leaves_one_line(
 def test_ctrl_c_ends_it_within_seconds_with_one_line_that_says_how_to_go_on(
     clerk: FakeClerk, settings: config.Settings
 ) -> None:
+    clerk.before = lambda _: time.sleep(0.15 if len(clerk.requests) < 6 else 1)
     with on_a_terminal(settings, "backfill") as terminal:
         next(bar for bar in bars(terminal) if int(bar[1]) >= 1000)
         terminal.press(CTRL_C)

@@ -206,16 +206,22 @@ def _degrade(stack: Stack, prometheus: Prometheus, redis: RedisServer) -> None:
     with Redis.from_url(redis.url) as client:
         causes = ["redis_lost_data", "two_databases", "clock", "second_instance", "retries", "suspended"]
         client.set(CAUSES_KEY, json.dumps(causes))
-        add_worker(client, "stuck", in_hand_s=60)
         client.zadd(lock_waits.KEY, {_waiting(stack): time.time() - 60})
         alerts = ("RowLocked", "RedisLostData", "TwoDatabases", "Clock", "SecondInstance", "RefusedAgain")
-        for name in (*alerts, "Suspended", "BatchStuck"):
+        for name in (*alerts, "Suspended"):
             prometheus.await_alert(f"ClerkSync{name}")
+        wait_until(lambda: _stick(client) and "ClerkSyncBatchStuck" in prometheus.firing(), PATIENCE_S)
         client.delete(CAUSES_KEY, lock_waits.KEY, f"{WORKER_PREFIX}stuck")
         wait_until(
             lambda: _forget_receivers(client) and "ClerkSyncNoReceiver" in prometheus.firing(), PATIENCE_S
         )
         prometheus.await_quiet("ClerkSyncBatchStuck")
+
+
+def _stick(client: Redis) -> bool:
+    """Let a worker that has a batch in hand be alive."""
+    add_worker(client, "stuck", in_hand_s=60)
+    return True
 
 
 def _forget_receivers(client: Redis) -> bool:

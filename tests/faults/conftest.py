@@ -16,7 +16,7 @@ from worker.queue.consumer import CONSUMERS_KEY
 from worker.queue.rq_format import WORKER_PREFIX, WORKERS_KEY
 
 TABLES = "users, user_sync, user_profiles, webhook_events, membership_sync, organization_sync, instance_sync"
-KNOWN_AGAIN_S = 15
+KNOWN_AGAIN_S = 40
 IN_HAND = {"queued", "held", "started"}
 MAX_QUEUE_DEPTH = 1000
 REDIS_NUMBER = 14  # its workers must not take what other trials put on their queue

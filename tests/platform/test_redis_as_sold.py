@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from redis import Redis
 
@@ -18,6 +19,7 @@ from tests.support.redis_servers import BINARY, redis_server
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
+from worker.monitoring import probes
 from worker.queue.producer import EnqueueResult, delivery_queue
 from worker.redis_client import IDLE_S, QueueUnavailable, fail_fast_redis, worker_redis
 
@@ -32,20 +34,21 @@ def authority(tmp_path: Path) -> Authority:
 
 
 def test_a_small_plan_takes_every_delivery_of_a_burst_and_answers_afterwards(
-    make_settings: MakeSettings, tmp_path: Path
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two receivers' processes, a worker and commands share 20 connections; idle ones are given back."""
+    monkeypatch.setattr(probes, "LIMIT_S", 20)  # of `status`: the machine may be busy
     with redis_server(tmp_path, "--maxclients", str(SMALL_PLAN)) as port:
         settings = make_settings(redis_url=f"redis://{HOST}:{port}", port=free_port(), web_workers=2)
         with Stack(settings, tmp_path) as stack:
             with ThreadPoolExecutor(30) as threads:
                 statuses = list(threads.map(lambda _: _deliver(stack.url), range(90)))
-            health = http.get(f"{stack.base_url}/health", timeout=10)
+            health = _health(stack.base_url)
             shown = [commands.run(settings, *words) for words in (("status",), ("failed", "list"))]
             assert statuses == [202] * 90, stack.logs()
             assert health.status_code == 200, health.text
             assert [done.returncode for done in shown] == [0, 0], shown
-            wait_until(lambda: _clients(port) <= SMALL_PLAN / 2, 3 * IDLE_S)
+            wait_until(lambda: _clients(port) <= SMALL_PLAN / 2, 4 * IDLE_S)
 
 
 def test_too_many_connections_of_ours_cost_no_delivery(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -82,7 +85,7 @@ def test_connections_that_are_not_used_are_closed(
         queue, other = delivery_queue(settings), fail_fast_redis(settings)
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda _: (queue.enqueue(delivery()), other.ping()), range(50)))
-        wait_until(lambda: _clients(port) == 1, 5)
+        wait_until(lambda: _clients(port) == 1, 20)
         assert queue.enqueue(delivery()) == EnqueueResult.QUEUED
 
 
@@ -194,6 +197,15 @@ def _assert_served(settings: config.Settings) -> None:
 def _deliver(url: str) -> int:
     content = genuine()
     return http.post(url, content=content, headers=signed(content), timeout=20).status_code
+
+
+def _health(base_url: str) -> httpx.Response:
+    """Return what health says as soon as no part of it was too slow: the machine may be busy."""
+    for _ in range(5):
+        answer = http.get(f"{base_url}/health", timeout=10)
+        if "no answer" not in answer.text:
+            break
+    return answer
 
 
 def _clients(port: int) -> int:
