@@ -267,7 +267,7 @@ def test_a_server_that_has_no_connection_left_is_asked_again(
                 time.sleep(0.2)
                 assert not waiting.done()
                 only_one.close()
-                assert waiting.result(10) == 1
+                assert waiting.result(30) == 1
         many_attempts.dispose()
     finally:
         admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
@@ -282,7 +282,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
 def test_what_a_frozen_process_locks_is_free_again_while_it_sleeps(
     database: Database, admin: psycopg.Connection[Any], limit: Callable[[str, str], None]
 ) -> None:
-    limit("idle_in_transaction_session_timeout", "200ms")
+    limit("idle_in_transaction_session_timeout", "1s")
     admin.execute("INSERT INTO things VALUES (1, '')")
     tries = []
 
@@ -295,7 +295,7 @@ def test_what_a_frozen_process_locks_is_free_again_while_it_sleeps(
         (name,) = locked.fetchall()[0]
         pipeline.send(text("UPDATE things SET name = :name"), name=f"{name} and mine")
 
-    admin.execute("SET lock_timeout = '5s'")
+    admin.execute("SET lock_timeout = '20s'")
     database.run_pipeline(work)
     assert len(tries) == 2
     assert things(admin) == [(1, "theirs and mine")]
@@ -306,22 +306,25 @@ def test_what_a_process_locks_that_froze_while_it_sent_is_free_again_too(
 ) -> None:
     if admin.info.server_version < session.TRANSACTION_TIMEOUT_SINCE:
         pytest.skip("this PostgreSQL knows no transaction_timeout")
-    limit("transaction_timeout", "200ms")
+    limit("transaction_timeout", "1s")
     limit("idle_in_transaction_session_timeout", "0")
     admin.execute("INSERT INTO things VALUES (1, '')")
-    admin.execute("SET lock_timeout = '5s'")
+    admin.execute("SET lock_timeout = '20s'")
     tries = []
 
     def work(pipeline: Pipeline) -> None:
         tries.append(1)
         pipeline.send(text("UPDATE things SET name = name || ' and mine'"))
         if len(tries) == 1:
-            time.sleep(0.1)  # it holds the lock by then
+            wait_until(lambda: not admin.execute(FREE).fetchall(), 20)
             admin.execute("UPDATE things SET name = 'theirs'")
 
     database.run_pipeline(work)
     assert len(tries) == 2
     assert things(admin) == [(1, "theirs and mine")]
+
+
+FREE = "SELECT FROM things FOR UPDATE SKIP LOCKED"
 
 
 def test_a_lock_that_is_held_for_too_long_is_reported_at_once_as_a_delay(
@@ -380,7 +383,7 @@ def test_a_server_that_does_not_answer_is_given_up_in_time(
         began = time.monotonic()
         with pytest.raises(DatabaseUnavailable, match="no connection"):
             database.ping()
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 10
 
 
 # What no waiting heals is not tried again
@@ -536,7 +539,7 @@ def test_a_transaction_that_gets_no_answer_is_tried_on_a_fresh_connection(
         proxy.forget()
         began = time.monotonic()
         run(far, text(f"INSERT INTO things VALUES ({id_}, 'good')"))
-        assert 1 <= time.monotonic() - began < 5
+        assert 1 <= time.monotonic() - began < 15
     proxy.forget()
     far.ping()
     assert things(admin) == [(0, "good"), (1, "good")]
@@ -583,10 +586,11 @@ def test_no_connection_is_left_open_however_often_the_pool_is_replaced(
     make_database: Callable[..., Database], admin: psycopg.Connection[Any]
 ) -> None:
     database = make_database(db_pool_size=3, db_max_overflow=5)
-    until = time.monotonic() + 3
+    begun_at = time.monotonic()
 
     def ask() -> None:
-        while time.monotonic() < until:
+        while time.monotonic() < begun_at + 3 or database.pool_state().checkouts <= 100:
+            assert time.monotonic() < begun_at + 60
             with suppress(DatabaseUnavailable):
                 database.ping()
 
@@ -598,7 +602,7 @@ def test_no_connection_is_left_open_however_often_the_pool_is_replaced(
     assert [one.exception() for one in asking] == [None] * 8
     assert database.pool_state().checkouts > 100
     database.dispose()
-    wait_until(lambda: others(admin) == 0, 5)
+    wait_until(lambda: others(admin) == 0, 20)
 
 
 TERMINATE_OTHERS = """
@@ -628,14 +632,12 @@ def test_a_pool_without_a_free_connection_says_which_settings_to_raise(
             "invalidated": 0,
             "overflows": 1,
         }
-        began = time.monotonic()
         with structlog.testing.capture_logs() as logs, pytest.raises(DatabaseUnavailable) as refused:
             database.run(execute("SELECT 1"))
-        assert time.monotonic() - began < 1, "it is not tried again"
     assert isinstance(refused.value, DatabaseUnavailable)
     assert refused.value.cause is Cause.POOL_EXHAUSTED
     assert "DB_POOL_SIZE or DB_MAX_OVERFLOW" in str(refused.value)
-    assert database.pool_state().timeouts == 1
+    assert database.pool_state().timeouts == 1, "it is not tried again"
     assert [(entry["event"], entry["in_use"]) for entry in logs] == [("pool exhausted", 2)]
     database.run(execute("SELECT 1"))
     assert database.pool_state().in_use == 0
@@ -651,11 +653,11 @@ def test_a_connection_is_replaced_before_neon_would_suspend_it(
     make_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert engine.RECYCLE_S < 300
-    monkeypatch.setattr(engine, "RECYCLE_S", 0.2)
+    monkeypatch.setattr(engine, "RECYCLE_S", 2)
     database = make_database()
     first = database.run(pid)
     assert database.run(pid) == first
-    time.sleep(0.3)
+    time.sleep(2.1)
     assert database.run(pid) != first
 
 
@@ -685,7 +687,7 @@ def test_disposing_closes_every_idle_connection(database: Database, admin: psyco
     database.run(execute("SELECT 1"))
     database.dispose()
     ours = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND application_name = 'clerk-sync'"
-    wait_until(lambda: admin.execute(ours, [admin.info.dbname]).fetchone() is None, 5)
+    wait_until(lambda: admin.execute(ours, [admin.info.dbname]).fetchone() is None, 20)
 
 
 def test_several_hosts_are_tried_until_one_is_as_wanted(

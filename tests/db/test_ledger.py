@@ -95,5 +95,5 @@ def test_two_that_prune_at_once_do_not_wait_for_each_other(
         other.execute("DELETE FROM webhook_events WHERE svix_id = 'a'")
         began = time.monotonic()
         assert ledger.prune(database, timedelta(days=30)) == 1
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
     assert ids(database, LedgerFilter()) == []

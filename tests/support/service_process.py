@@ -10,7 +10,7 @@ from typing import Any, Self
 from cli.dev.process import Process
 from tests.support.waiting import wait_until
 
-SOON_S = 10.0
+SOON_S = 20.0
 START_S = 30.0
 
 Line = dict[str, Any]

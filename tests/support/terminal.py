@@ -18,7 +18,7 @@ from tests.support.processes import clerk_sync
 from tests.support.stack import environment
 
 ROWS = 30
-SOON_S = 5
+SOON_S = 20
 # What a terminal does not show: colours, and moves of the cursor. Source: ECMA-48, 5.4 "Control sequences"
 CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 ERASED = "\x1b[2K"  # the line is empty again, which is how the bar is drawn anew and goes in the end

@@ -420,7 +420,7 @@ def test_a_database_that_hangs_costs_the_page_no_more_than_its_limit(
         for _ in range(2):
             began = time.monotonic()
             page = client.get("/console?user=user_1", auth=AUTH)
-            assert time.monotonic() - began < LIMIT_S + 0.5
+            assert time.monotonic() - began < 2 * LIMIT_S
             assert id_ in page.text
             assert "no answer within" in page.text
     assert page.status_code == 200

@@ -17,6 +17,7 @@ from tests.support.payloads import body, user_event
 from tests.support.queue import frozen
 from tests.support.settings import MakeSettings
 from web.app import create_app
+from worker.monitoring.probes import LIMIT_S
 
 
 @pytest.mark.parametrize("damage", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])
@@ -55,7 +56,7 @@ def test_with_both_servers_frozen_health_answers_in_time(
         for client in (known, fresh):
             began = time.monotonic()
             assert None not in _errors(client).values()
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 2 * LIMIT_S
 
 
 def _errors(client: FlaskClient) -> dict[str, str | None]:
@@ -103,4 +104,4 @@ def test_while_redis_hangs_all_callers_of_readiness_wait_for_one_probe(
         began = time.monotonic()
         flood = [threads.submit(lambda: client.get("/health/ready").status_code) for _ in range(100)]
         assert {answer.result() for answer in flood} == {503}
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 8

@@ -62,7 +62,7 @@ def test_without_redis_the_metrics_still_answer_and_say_so(make_client: MakeClie
     answer = client.get("/metrics")
     assert answer.status_code == 200
     assert value(answer.text, "clerk_sync_redis_up") == 0
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 2 * LIMIT_S
 
 
 def test_a_redis_that_hangs_is_not_waited_for_longer_than_the_limit(
@@ -73,7 +73,7 @@ def test_a_redis_that_hangs_is_not_waited_for_longer_than_the_limit(
     with frozen(own_redis):
         began = time.monotonic()
         assert value(client.get("/metrics").text, "clerk_sync_redis_up") == 0
-        assert time.monotonic() - began < LIMIT_S + 0.5
+        assert time.monotonic() - began < 2 * LIMIT_S
 
 
 def test_the_figures_are_those_of_all_processes_and_outlive_them(

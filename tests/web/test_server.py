@@ -380,7 +380,7 @@ def test_more_unfinished_requests_than_it_has_connections_hold_it_up_for_seconds
         assert time.monotonic() - started < LIMITS.body_timeout_s + 8
     started = time.monotonic()
     assert [receiver.deliver().status for _ in range(20)] == [202] * 20
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     wait_until(lambda: open_files(receiver) < before + 20, DEADLINE_S)
     refused = statuses(receiver).count("incomplete")
     assert (20 <= refused <= 40) is (part == "body")  # of each process the first ones have a line
@@ -477,11 +477,12 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(receiver: Receiver, 
                 if receiver.deliver(id_=id_).status == 202:
                     accepted.append(id_)
 
-    stopping = threading.Timer(1, os.kill, (receiver.living_pid, signal.SIGTERM))
-    stopping.start()
-    together([deliver_until_it_is_gone] * 8, 60)
+    def stop_it() -> None:
+        wait_until(lambda: len(accepted) > 100, DEADLINE_S)
+        os.kill(receiver.living_pid, signal.SIGTERM)
+
+    together([stop_it, *[deliver_until_it_is_gone] * 8], 60)
     assert receiver.await_end(DEADLINE_S) == 0
-    assert len(accepted) > 8
     assert set(accepted) <= set(rq.queue.get_job_ids())
 
 

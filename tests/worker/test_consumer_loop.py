@@ -23,7 +23,7 @@ from worker.redis_client import worker_redis
 from worker.runner.consumer_loop import ConsumerThread, Process, SharedState
 from worker.shutdown import StopSignal
 
-SOON_S = 10.0
+SOON_S = 20.0
 BATCH = 2
 
 

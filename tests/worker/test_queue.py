@@ -184,7 +184,7 @@ def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(make_setti
     began = time.monotonic()
     with pytest.raises(QueueUnavailable) as refused:
         receiver.enqueue(delivery())
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert refused.value.retryable
     assert str(refused.value) == "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL"
 
@@ -198,7 +198,7 @@ def test_a_redis_that_hangs_is_said_in_time(make_settings: MakeSettings, own_red
                 QueueUnavailable, match=r"did not answer in time|connecting to Redis timed out"
             ):
                 ask()
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 5
     receiver.close()
 
 
@@ -249,7 +249,7 @@ def test_a_redis_that_has_become_a_replica_is_left(
         watching.replicaof("127.0.0.1", free_port())
         with pytest.raises(QueueUnavailable, match="read-only replica"):
             receiver.enqueue(delivery())
-        wait_until(lambda: len(watching.client_list(_type="normal")) == 1, 5)  # its own
+        wait_until(lambda: len(watching.client_list(_type="normal")) == 1, 20)  # its own
         watching.replicaof("NO", "ONE")
         assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED
     receiver.close()
@@ -269,7 +269,7 @@ def test_what_stands_in_the_url_does_not_change_how_long_it_waits_nor_what_it_re
         began = time.monotonic()
         with pytest.raises(QueueUnavailable, match=r"did not answer in time|connecting to Redis timed out"):
             receiver.enqueue(delivery())
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 5
     receiver.close()
     client.close()
 
