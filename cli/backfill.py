@@ -6,7 +6,7 @@ from functools import partial
 
 import click
 
-from cli.clerk import UserBar, bridge_from_environment
+from cli.clerk import UserBar, context_from_environment
 from cli.options import WHEN, TimeParam
 from db.times import to_ms
 from worker.monitoring.words import counted
@@ -28,8 +28,8 @@ def backfill(since: datetime | None, restart: bool) -> None:
 
     An interrupted run resumes where it stopped. Live deliveries may arrive meanwhile.
     """
-    with bridge_from_environment() as bridge, UserBar("Users") as bar:
-        task = Backfill(bridge, partial(_progress, bar))
+    with context_from_environment() as context, UserBar("Users") as bar:
+        task = Backfill(context, partial(_progress, bar))
         try:
             if since is not None:
                 done = task.since(to_ms(since))

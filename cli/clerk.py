@@ -20,11 +20,11 @@ from config import load
 from db.connection.engine import Database
 from worker.monitoring.health import schema_facts
 from worker.shutdown import StopSignal
-from worker.sync.context import SyncContext, bridge
+from worker.sync.context import SyncContext, sync_context
 
 
 @contextmanager
-def bridge_from_environment() -> Iterator[SyncContext]:
+def context_from_environment() -> Iterator[SyncContext]:
     """Yield the context of a sync from Clerk's API, which Ctrl-C and SIGTERM stop.
 
     Raises SettingsError, and ProbeFailed when migrations are missing.
@@ -34,8 +34,8 @@ def bridge_from_environment() -> Iterator[SyncContext]:
     stopping.listen()
     with Database(settings) as database:
         schema_facts(database)
-        with bridge(settings, database, stopping) as both:
-            yield both
+        with sync_context(settings, database, stopping) as context:
+            yield context
 
 
 class UserBar:

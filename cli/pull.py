@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from cli.clerk import bridge_from_environment
+from cli.clerk import context_from_environment
 from db.merge.change import CLERK_ID
 from worker.sync.pull import Pulled, PullOutcome
 from worker.sync.pull import pull as pull_user
@@ -29,8 +29,8 @@ def pull(clerk_id: str, yes: bool) -> None:
             f"{clerk_id} is not shaped like user_…, and a typo would mark it as deleted for good:"
             " add --yes if it is right"
         )
-    with bridge_from_environment() as bridge:
-        pulled = pull_user(bridge, clerk_id, confirmed=True)
+    with context_from_environment() as context:
+        pulled = pull_user(context, clerk_id, confirmed=True)
     click.echo(_sentence(clerk_id, pulled))
     sys.exit(1 if pulled in FAILURES else 0)
 

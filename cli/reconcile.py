@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli.clerk import UserBar, bridge_from_environment
+from cli.clerk import UserBar, context_from_environment
 from cli.output import printable, show_entry, show_json
 from worker.monitoring.words import counted
 from worker.sync.reconcile import Reconcile, Report
@@ -41,9 +41,9 @@ def reconcile(fix: bool, allow_deletes: int | None, as_json: bool) -> None:
     that a change of USER_DELETION, PROFILE_FIELDS or ORGANIZATION_SOURCE has left behind.
     """
     left: list[str] = []
-    with bridge_from_environment() as bridge:
+    with context_from_environment() as context:
         with UserBar("Comparing") as bar:
-            task = Reconcile(bridge, allow_deletes=allow_deletes, on_progress=bar.show)
+            task = Reconcile(context, allow_deletes=allow_deletes, on_progress=bar.show)
             report = task.report()
         is_fixed = fix and report.refusal is None
         if is_fixed:

@@ -45,8 +45,8 @@ def _entries(report: dict[str, Any], now: datetime) -> Iterator[tuple[str, str]]
         yield "", f"{report['lock_waits']['jobs']} of them for a locked row"
     yield "Last received", _when(report["last_received_at"], now, report["queue"]["depth"] is not None)
     yield "Last applied", _when(report["last_applied_at"], now, report["checks"]["schema"]["ok"])
-    if report.get("repair"):
-        yield "Reconciled", _repair(report["repair"], now)
+    if report.get("reconciliation"):
+        yield "Reconciled", _reconciliation(report["reconciliation"], now)
     yield "Receivers", _alive(report["receivers"], now)
     yield "Workers", _alive(report["workers"], now)
     for worker in report["workers"]["list"]:
@@ -83,14 +83,14 @@ def _worker(worker: dict[str, Any], now: datetime) -> str:
     return f"{doing}; seen {ago(worker['last_seen_at'], now)}{used}{beyond}"
 
 
-def _repair(repair: dict[str, Any], now: datetime) -> str:
+def _reconciliation(last: dict[str, Any], now: datetime) -> str:
     """Return the last scheduled reconciliation in one line."""
-    if repair["finished_at"] is None:
+    if last["finished_at"] is None:
         return "none yet"
-    reason = f": {repair['reason']}" if repair["reason"] else ""
-    parts = [f"{repair['result']}{reason}, ended {ago(repair['finished_at'], now)}"]
-    parts += [f"took {span(repair['seconds'])}", *_sum("synced", repair["synced"])]
-    return ", ".join([*parts, *_sum("differing", repair["drift"])])
+    reason = f": {last['reason']}" if last["reason"] else ""
+    parts = [f"{last['result']}{reason}, ended {ago(last['finished_at'], now)}"]
+    parts += [f"took {span(last['seconds'])}", *_sum("synced", last["synced"])]
+    return ", ".join([*parts, *_sum("differing", last["drift"])])
 
 
 def _sum(what: str, parts: dict[str, int] | None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.clerk import bridge_from_environment
+from cli.clerk import context_from_environment
 from cli.output import event_block, exact, show_entry, show_json
 from config import load
 from db.connection.engine import Database
@@ -45,8 +45,8 @@ def user(clerk_id: str, asks_clerk: bool, as_json: bool) -> None:
 
 def _in_clerk(clerk_id: str) -> dict[str, Any]:
     """Return whether Clerk has the user, and when it last changed there (ms)."""
-    with bridge_from_environment() as bridge:
-        found = [user for user in bridge.api.user(clerk_id).users if user.id == clerk_id]
+    with context_from_environment() as context:
+        found = [user for user in context.api.user(clerk_id).users if user.id == clerk_id]
     return {"exists": bool(found), "updated_at": found[0].updated_at if found else None}
 
 

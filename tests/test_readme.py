@@ -63,7 +63,7 @@ def test_what_a_reconciliation_synced_is_in_status_health_metrics_and_the_consol
     client = create_app(settings).test_client()
     documented = client.get("/health").json
     assert documented is not None
-    assert documented["repair"]["synced"] == {"created": 30, "updated": 4, "merged": 1200}
+    assert documented["reconciliation"]["synced"] == {"created": 30, "updated": 4, "merged": 1200}
     assert 'clerk_sync_reconcile_synced{how="merged"} 1200.0' in client.get("/metrics").text
     page = client.get("/console", auth=("anybody", "long enough")).text
     assert "no user differs; 1,234 synced" in page

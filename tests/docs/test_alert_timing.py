@@ -110,14 +110,14 @@ CASES = {
     ),
     "a wrong clock": Case({'degraded{cause="clock"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncClock"}}),
     "failed jobs": Case({"failed_jobs": "0x5 1x195"}, {6: set(), 7: {"ClerkSyncFailedJobs"}}),
-    "a repair fails": Case(
-        {'reconcile_result{result="failed"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncRepairFails"}}
+    "a reconciliation fails": Case(
+        {'reconcile_result{result="failed"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncReconciliationFails"}}
     ),
-    "a repair is overdue": Case(
+    "a reconciliation is overdue": Case(
         {"reconcile_timestamp_seconds": "0x200", "reconcile_interval_seconds": "600x200"},
-        {35: set(), 36: {"ClerkSyncRepairFails"}},
+        {35: set(), 36: {"ClerkSyncReconciliationFails"}},
     ),
-    "a repair is refused": Case(
+    "a reconciliation is refused": Case(
         {'reconcile_result{result="refused"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncDrift"}}
     ),
     "drift": Case(

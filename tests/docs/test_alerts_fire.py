@@ -239,9 +239,9 @@ def _drift(stack: Stack, prometheus: Prometheus, clerk: FakeClerk) -> None:
     assert _send(stack, body(user_event(data=user("user_ghost")))) == 202
     prometheus.await_alert("ClerkSyncDrift")
     key, clerk.key = clerk.key, "sk_live_another"
-    prometheus.await_alert("ClerkSyncRepairFails")
+    prometheus.await_alert("ClerkSyncReconciliationFails")
     clerk.key = key
-    prometheus.await_quiet("ClerkSyncRepairFails")
+    prometheus.await_quiet("ClerkSyncReconciliationFails")
 
 
 def _exhaust(stack: Stack, prometheus: Prometheus, connection: psycopg.Connection) -> None:

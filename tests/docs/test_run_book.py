@@ -136,7 +136,7 @@ ALERTS = {
     "redis_lost_data": "RedisLostData",
     "two_databases": "TwoDatabases",
     "clock": "Clock",
-    "repair": "RepairFails",
+    "reconciliation": "ReconciliationFails",
 }
 
 

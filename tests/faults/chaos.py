@@ -1,6 +1,6 @@
 """One trial: random pasts are delivered while a plan breaks one thing after another; then all is compared.
 
-There is no manual repair: processes that end are started again, as a platform does.
+There is no manual step: processes that end are started again, as a platform does.
 """
 
 import tempfile

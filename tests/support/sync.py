@@ -22,7 +22,7 @@ from worker.clerk.payloads import FieldSources
 from worker.runner.batch import incoming
 from worker.shutdown import StopSignal
 from worker.sync.backfill import Backfill, BackfillStats
-from worker.sync.context import SyncContext, bridge
+from worker.sync.context import SyncContext, sync_context
 from worker.sync.reconcile import Reconcile, Report
 
 
@@ -42,8 +42,8 @@ def open_context(settings: config.Settings, stopping: StopSignal | None = None) 
     """Give the API and the database that the settings name."""
     database = Database(settings)
     try:
-        with bridge(settings, database, stopping or StopSignal()) as both:
-            yield both
+        with sync_context(settings, database, stopping or StopSignal()) as context:
+            yield context
     finally:
         database.dispose()
 
@@ -68,33 +68,33 @@ def backfill_until(settings: config.Settings, pages: int) -> None:
         if len(seen) == pages:
             stopping.request()
 
-    with open_context(settings, stopping) as both:
-        Backfill(both, look).everything()
+    with open_context(settings, stopping) as context:
+        Backfill(context, look).everything()
 
 
-def report(both: SyncContext, allow_deletes: int | None = None) -> Report:
+def report(context: SyncContext, allow_deletes: int | None = None) -> Report:
     """Return what differs between the tables and Clerk now."""
-    return Reconcile(both, settle_s=0, allow_deletes=allow_deletes).report()
+    return Reconcile(context, settle_s=0, allow_deletes=allow_deletes).report()
 
 
-def fix(both: SyncContext, allow_deletes: int | None = None) -> list[str]:
+def fix(context: SyncContext, allow_deletes: int | None = None) -> list[str]:
     """Fix what is found, and check that nothing more is found then."""
-    task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
+    task = Reconcile(context, settle_s=0, allow_deletes=allow_deletes)
     found = task.report()
     assert found.refusal is None
     left = task.fix(found)
-    assert left or not report(both).differing
+    assert left or not report(context).differing
     return left
 
 
-def deliver(both: SyncContext, *events: Json) -> None:
+def deliver(context: SyncContext, *events: Json) -> None:
     """Apply events as a worker does."""
-    keys = FieldSources.of(both.settings)
+    keys = FieldSources.of(context.settings)
     changes: list[ReceivedChange] = [
         incoming(f"msg_{i}_{event['timestamp']}", body(event).decode(), event["timestamp"], keys)
         for i, event in enumerate(events)
     ]
-    apply(both.database, changes, Policy.of(both.settings))
+    apply(context.database, changes, Policy.of(context.settings))
 
 
 def rows(settings: config.Settings) -> dict[str, Row]:

@@ -220,7 +220,7 @@ def test_reconciliations_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
             clerk.before = happens
             redis.delete(last_run.KEY)
             reconciliation.run_if_due()
-            last = last_run.last_repair(redis)
+            last = last_run.load(redis)
             assert last is not None
             assert last["error"] is None, f"interleaving {seed}"
         tried.assert_ends_as_at_clerk()

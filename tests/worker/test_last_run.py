@@ -13,7 +13,7 @@ from tests.support.settings import MakeSettings
 from worker.monitoring.health import Status
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.prometheus import MetricsEndpoint
-from worker.sync.last_run import KEY, KINDS, keep, last_repair
+from worker.sync.last_run import KEY, KINDS, keep, load
 
 Report = Callable[..., dict[str, Any]]
 HOUR_S = 3600.0
@@ -84,7 +84,7 @@ def test_a_reconciliation_that_went_well_is_shown(report: Report, redis: Redis) 
     reconciled(redis)
     health = report()
     assert (health["status"], health["warnings"]) == ("ok", [w for w in health["warnings"] if "append" in w])
-    reconciliation = health["repair"]
+    reconciliation = health["reconciliation"]
     assert (reconciliation["result"], reconciliation["seconds"], reconciliation["differing"]) == (
         "ok",
         12.5,
@@ -102,7 +102,7 @@ def test_what_a_reconciliation_fetched_is_shown_also_when_nobody_differs(
     report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
 ) -> None:
     reconciled(redis, backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30}, merged=20)
-    health = report()["repair"]
+    health = report()["reconciliation"]
     assert (health["differing"], health["synced"]) == (0, {"created": 3, "updated": 7, "merged": 20})
     found = shown()
     assert (found["synced created"], found["synced updated"], found["synced merged"]) == (3, 7, 20)
@@ -112,7 +112,7 @@ def test_what_was_fetched_before_a_failure_is_shown(
     report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
 ) -> None:
     reconciled(redis, error="it failed", backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30})
-    assert report()["repair"]["synced"] == {"created": 3, "updated": 7, "merged": 0}
+    assert report()["reconciliation"]["synced"] == {"created": 3, "updated": 7, "merged": 0}
     assert shown()["synced updated"] == 7
 
 
@@ -120,21 +120,21 @@ def test_drift_is_a_warning_and_no_trouble_of_the_service(report: Report, redis:
     reconciled(redis, stale=2, ghost=1)
     health = report()
     assert health["status"] == "ok"
-    assert health["repair"]["drift"] == {**dict.fromkeys(KINDS, 0), "stale": 2, "ghost": 1}
+    assert health["reconciliation"]["drift"] == {**dict.fromkeys(KINDS, 0), "stale": 2, "ghost": 1}
     assert any("3 users differ" in warning for warning in health["warnings"])
 
 
 def test_a_listing_that_proves_nothing_is_a_warning(report: Report, redis: Redis) -> None:
     reconciled(redis, refusal="the listing was cut short")
     health = report()
-    assert (health["status"], health["repair"]["result"]) == ("ok", "refused")
+    assert (health["status"], health["reconciliation"]["result"]) == ("ok", "refused")
     assert any("cut short" in warning for warning in health["warnings"])
 
 
 def test_a_reconciliation_that_failed_degrades(report: Report, redis: Redis) -> None:
     reconciled(redis, error="Clerk's API refuses the key (401): check CLERK_SECRET_KEY")
     health = report()
-    assert (health["status"], health["repair"]["result"]) == ("degraded", "failed")
+    assert (health["status"], health["reconciliation"]["result"]) == ("degraded", "failed")
     assert any("refuses the key" in warning for warning in health["warnings"])
 
 
@@ -144,14 +144,14 @@ def test_a_reconciliation_that_is_overdue_by_more_than_two_intervals_degrades(
 ) -> None:
     reconciled(redis, ago_s=hours * HOUR_S)
     health = report()
-    assert (health["status"], health["repair"]["overdue"]) == (status, status == "degraded")
+    assert (health["status"], health["reconciliation"]["overdue"]) == (status, status == "degraded")
 
 
 def test_before_the_first_reconciliation_nothing_is_wrong(report: Report) -> None:
     health = report()
     assert health["status"] == "ok"
-    assert health["repair"]["finished_at"] is None
-    assert health["repair"]["result"] is None
+    assert health["reconciliation"]["finished_at"] is None
+    assert health["reconciliation"]["result"] is None
 
 
 def test_without_an_interval_nothing_is_said_of_reconciliations(
@@ -160,7 +160,7 @@ def test_without_an_interval_nothing_is_said_of_reconciliations(
     reconciled(redis, error="it failed")
     health = report(reconcile_every=None)
     assert health["status"] == "ok"
-    assert "repair" not in health
+    assert "reconciliation" not in health
     exposition = MetricsEndpoint(make_settings(), Metrics())
     assert b"clerk_sync_reconcile" not in exposition.render()
     exposition.close()
@@ -169,9 +169,9 @@ def test_without_an_interval_nothing_is_said_of_reconciliations(
 @pytest.mark.parametrize("kept", ["", "[]", "{}", '{"finished_at": 3}', '{"drift": 1}', "\0", "nonsense"])
 def test_what_somebody_else_wrote_there_is_no_reconciliation(report: Report, redis: Redis, kept: str) -> None:
     redis.set(KEY, kept)
-    assert last_repair(redis) is None
+    assert load(redis) is None
     health = report()
-    assert (health["status"], health["repair"]["result"]) == ("ok", None)
+    assert (health["status"], health["reconciliation"]["result"]) == ("ok", None)
 
 
 def test_the_figures_of_the_last_reconciliation_are_shown(

@@ -1,4 +1,4 @@
-"""Repair that workers run by themselves: when it is due, by one of them, and no longer than they live."""
+"""Reconciliation that workers run by themselves: when it is due, by one of them, no longer than they live."""
 
 import json
 import multiprocessing
@@ -29,7 +29,7 @@ from tests.support.waiting import wait_until
 from worker.redis_client import worker_redis
 from worker.shutdown import StopSignal
 from worker.sync.backfill import OVERLAP_MS
-from worker.sync.last_run import KEY, keep, last_repair, summary, synced
+from worker.sync.last_run import KEY, keep, load, summary, synced
 from worker.sync.lock import LOCK_KEY
 from worker.sync.scheduled import ScheduledReconciliation, Timing
 
@@ -59,7 +59,7 @@ def reconciliation(settings: config.Settings, redis: Redis, database: Database) 
 
 
 def result_of(redis: Redis) -> dict[str, Any]:
-    result = last_repair(redis)
+    result = load(redis)
     assert result is not None
     return result
 
@@ -72,7 +72,7 @@ def make_due(redis: Redis) -> None:
 def test_the_first_reconciliation_fetches_everyone_and_says_what_it_did(
     clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis
 ) -> None:
-    assert last_repair(redis) is None
+    assert load(redis) is None
     clerk.put_many(700)
     reconciliation.run_if_due()
     result = result_of(redis)
@@ -208,7 +208,7 @@ def test_what_a_reconciliation_fetched_is_shown_when_nobody_differs_any_more(
     )
     clerk.put(user(ANN, updated_at=NOW), user(BEN, first_name="New", updated_at=NOW + 1))
     reconciliation.run_if_due()
-    found = summary(last_repair(redis), 3600, datetime.now(UTC))
+    found = summary(load(redis), 3600, datetime.now(UTC))
     assert (found["result"], found["differing"]) == ("ok", 0)
     assert found["synced"] == {"created": 1, "updated": 1, "merged": 30}
     make_due(redis)
@@ -289,7 +289,7 @@ def test_a_lock_that_a_dead_worker_left_expires(
 ) -> None:
     redis.set(LOCK_KEY, "another", px=60_000)
     reconciliation.run_if_due()
-    assert last_repair(redis) is None
+    assert load(redis) is None
     redis.pexpire(LOCK_KEY, 1)
     wait_until(lambda: not lock_is_held(redis), 5)
     reconciliation.run_if_due()
@@ -370,7 +370,7 @@ def test_after_a_worker_was_killed_in_a_reconciliation_another_one_goes_on_soon(
     wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
     time.sleep(2 * LOCK_S)
     reconciliation.run_if_due()
-    assert last_repair(redis) is None
+    assert load(redis) is None
     other.kill()
     other.join(20)
     assert redis.pttl(LOCK_KEY) <= LOCK_S * 1000
@@ -419,7 +419,7 @@ def test_whoever_lost_the_lock_leaves_the_rest_to_others(
 
     clerk.before = take_the_lock
     reconciliation.run_if_due()
-    assert last_repair(redis) is None
+    assert load(redis) is None
     assert not query(settings, "SELECT 1 FROM sync_progress WHERE task = 'incremental'")
     assert redis.get(LOCK_KEY) == b"another"
 
@@ -480,7 +480,7 @@ def test_a_worker_reconciles_beside_its_work_and_stops_in_the_middle_of_it(
     )
     redis = worker_redis(settings)
     with Stack(settings, tmp_path, workers=2) as stack:
-        wait_until(lambda: last_repair(redis), 20, stack.logs)
+        wait_until(lambda: load(redis), 20, stack.logs)
         assert count(settings) == 601
         clerk.before = hang
         asked = len(clerk.requests)
@@ -492,7 +492,7 @@ def test_a_worker_reconciles_beside_its_work_and_stops_in_the_middle_of_it(
         assert [worker.exit_status for worker in stack.workers] == [0, 0]
         logs = stack.logs()
     redis.close()
-    assert '"event":"repair"' in logs
+    assert '"event":"reconciled"' in logs
     for secret in (clerk.key, "@example.com", "Marisol"):
         assert secret not in logs
 
@@ -519,6 +519,6 @@ def test_the_key_in_redis_is_the_documented_one(
     reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     reconciliation.run_if_due()
-    assert KEY == "clerk-sync:repair"
+    assert KEY == "clerk-sync:reconcile"
     assert redis.exists(KEY)
     assert query(settings, "SELECT task FROM sync_progress") == [("incremental",)]

@@ -59,14 +59,14 @@ class Status:
 
         `status` is "failing" when a check fails, "degraded" when something keeps deliveries from being
         received or applied (`warnings` names it), else "ok". `warnings` also holds what does not degrade.
-        `repair` is there when RECONCILE_EVERY is set.
+        `reconciliation` is there when RECONCILE_EVERY is set.
         """
         given = ask(self.probes) if answers is None else answers
         answers = {probe.name: given[probe.name] for probe in self._probes}
         facts = {key: value for answer in given.values() for key, value in answer.facts.items()}
         pool = self.database.pool_state()
-        repair = self._repair(facts)
-        facts |= {"settings": self._settings, "repair_summary": repair}
+        last = self._reconciliation(facts)
+        facts |= {"settings": self._settings, "reconciliation_summary": last}
         alarms = warnings.alarms(facts)
         if answers["redis"].error is None:
             self._keep(alarms)
@@ -86,7 +86,7 @@ class Status:
             "last_received_at": facts.get("last_received_at"),
             "last_applied_at": facts.get("last_applied_at"),
         }
-        return report if self._settings.reconcile_every is None else {**report, "repair": repair}
+        return report if self._settings.reconcile_every is None else report | {"reconciliation": last}
 
     def _schema_facts(self) -> Facts:
         return {**schema_facts(self.database), **applied_facts(self.redis, self.database)}
@@ -101,12 +101,12 @@ class Status:
         self.redis.close()
         self.database.dispose()
 
-    def _repair(self, facts: Facts) -> dict[str, Any] | None:
+    def _reconciliation(self, facts: Facts) -> dict[str, Any] | None:
         """Return the last reconciliation's summary, None where none runs or Redis does not answer."""
         every_s = self._settings.reconcile_every
-        if every_s is None or "repair" not in facts:
+        if every_s is None or "reconciliation" not in facts:
             return None
-        return last_run.summary(facts["repair"], every_s, self._began)
+        return last_run.summary(facts["reconciliation"], every_s, self._began)
 
 
 def _lock_waits(facts: Facts) -> dict[str, Any]:

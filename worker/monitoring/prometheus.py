@@ -49,16 +49,16 @@ class MetricsEndpoint:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._redis = fail_fast_redis(settings)
         self._metrics = metrics
-        self._repair_every_s = settings.reconcile_every
+        self._reconcile_every_s = settings.reconcile_every
         self._probe = Probe("metrics", self._facts)
 
     def render(self) -> bytes:
         """Return the metrics in Prometheus's text format; without Redis they say only that it is away."""
         answer = ask({"metrics": (self._probe, ())})["metrics"]
         families = [*_families(answer)]
-        last = answer.facts.get("repair")
-        if self._repair_every_s is not None and last is not None:
-            families += _repair(last, self._repair_every_s)
+        last = answer.facts.get("reconciliation")
+        if self._reconcile_every_s is not None and last is not None:
+            families += _reconciliation(last, self._reconcile_every_s)
         return generate_latest(_Collected(families))
 
     def close(self) -> None:
@@ -184,7 +184,7 @@ def _timestamp(moment: str | None) -> float | None:
     return datetime.fromisoformat(moment).timestamp() if moment else None
 
 
-def _repair(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
+def _reconciliation(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
     yield _gauge(
         "clerk_sync_reconcile_interval_seconds",
         "Interval of the scheduled reconciliation: RECONCILE_EVERY.",

@@ -47,7 +47,7 @@ def redis_facts(redis: Redis) -> Facts:
         pipeline.exists(rq.SUSPENDED_KEY)
         pipeline.get(CAUSES_KEY)
         depth, oldest, started, scheduled, failed, received, workers, *rest = pipeline.execute()
-    seen, now, repair, since, suspended, causes = rest
+    seen, now, reconciliation, since, suspended, causes = rest
     consumers = [name for name, _ in seen]
     info = _info(redis)
     return {
@@ -71,7 +71,7 @@ def redis_facts(redis: Redis) -> Facts:
         "suspended": bool(suspended),
         "causes": json.loads(causes or b"[]"),
         **_durability(info),
-        "repair": last_run.parse(repair),
+        "reconciliation": last_run.parse(reconciliation),
         "lock_waits": lock_waits(redis),
         "retries": retries(redis) if scheduled else Retries(0, None),
         # Asked last: a Redis that is away raises before, and is not said to refuse writes.

@@ -24,7 +24,7 @@ def alarms(facts: Facts) -> dict[str, list[str]]:
     """Return why the service is degraded: by cause, for metrics, in words.
 
     `facts` are those of every probe, the Settings as `settings`, and the last scheduled reconciliation's
-    summary as `repair_summary`.
+    summary as `reconciliation_summary`.
     """
     found = {cause: list(say(facts)) for cause, say in ALARMS.items()}
     return {cause: words for cause, words in found.items() if words}
@@ -231,13 +231,13 @@ def _clock(facts: Facts) -> Iterator[str]:
         yield f"this machine's clock is {abs(ahead_s):,.0f} s {way} the database's: set it (timedatectl)"
 
 
-def _repair_failed(facts: Facts) -> Iterator[str]:
-    repair = facts["repair_summary"]
-    if repair is None:
+def _reconciliation_failed(facts: Facts) -> Iterator[str]:
+    last = facts["reconciliation_summary"]
+    if last is None:
         return
-    if repair["result"] is Result.FAILED:
-        yield f"the last reconciliation failed: {repair['reason']}"
-    if repair["overdue"]:
+    if last["result"] is Result.FAILED:
+        yield f"the last reconciliation failed: {last['reason']}"
+    if last["overdue"]:
         yield (
             "no reconciliation has ended for three times RECONCILE_EVERY:"
             " start a worker, or raise RECONCILE_EVERY"
@@ -245,13 +245,13 @@ def _repair_failed(facts: Facts) -> Iterator[str]:
 
 
 def _drift(facts: Facts) -> Iterator[str]:
-    repair = facts["repair_summary"]
-    if repair is None or repair["differing"] is None:
+    last = facts["reconciliation_summary"]
+    if last is None or last["differing"] is None:
         return
-    if repair["reason"]:
-        yield f"the last reconciliation was refused: {repair['reason']}"
-    elif repair["differing"]:
-        who = "1 user differs" if repair["differing"] == 1 else f"{repair['differing']:,} users differ"
+    if last["reason"]:
+        yield f"the last reconciliation was refused: {last['reason']}"
+    elif last["differing"]:
+        who = "1 user differs" if last["differing"] == 1 else f"{last['differing']:,} users differ"
         yield f"{who} from Clerk: see clerk-sync reconcile"
 
 
@@ -283,6 +283,6 @@ ALARMS: dict[str, Say] = {
     "redis_lost_data": _redis_lost_data,
     "two_databases": _two_databases,
     "clock": _clock,
-    "repair": _repair_failed,
+    "reconciliation": _reconciliation_failed,
 }
 REMARKS: tuple[Say, ...] = (_forgeries, _migrations_url, _drift, _no_append_only_file, _evicts)

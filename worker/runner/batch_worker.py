@@ -261,21 +261,21 @@ def run(settings: Settings) -> None:
     try:
         worker = _make_worker(settings, redis, database, stopping)
         if worker is not None:
-            with _repairing(settings, redis, database, stopping):
+            with _reconciling(settings, redis, database, stopping):
                 worker.work()
     finally:
         database.dispose()
         redis.close()
 
 
-def _repairing(
+def _reconciling(
     settings: Settings, redis: Redis, database: Database, stopping: StopSignal
 ) -> AbstractContextManager[None]:
     if settings.reconcile_every is None:
         return nullcontext()
-    from worker.sync.scheduled import repairing  # noqa: PLC0415 - loads an HTTP client, which most workers do without
+    from worker.sync.scheduled import reconciling  # noqa: PLC0415 - loads an HTTP client, which most workers do without
 
-    return repairing(settings, redis, database, stopping)
+    return reconciling(settings, redis, database, stopping)
 
 
 def _make_worker(

@@ -132,10 +132,10 @@ class Backfill:
     `reach` says how far the last run got, over all its interruptions.
     """
 
-    def __init__(self, bridge: SyncContext, on_progress: OnProgress = lambda _: None) -> None:
-        self._bridge = bridge
+    def __init__(self, context: SyncContext, on_progress: OnProgress = lambda _: None) -> None:
+        self._context = context
         self._on_progress = on_progress
-        self._source = fingerprint(bridge.settings)
+        self._source = fingerprint(context.settings)
         self.reach = SyncCursor(0)
 
     def resumable(self) -> BackfillStats | None:
@@ -148,26 +148,26 @@ class Backfill:
 
         Raises ClerkApiError, DatabaseError, and Stopped; all that was read until then is kept.
         """
-        self._bridge.api.check_instance()
+        self._context.api.check_instance()
         saved = (None if restart else self._saved()) or Checkpoint(
             Position(), BackfillStats(), SyncCursor(now_ms())
         )
         position, done, self.reach = saved.position, saved.done, saved.reach
-        before = self._bridge.api.count()
+        before = self._context.api.count()
         done = done._replace(expected=before)
-        steps = paginate(self._bridge.api, self._bridge.stopping, position)
+        steps = paginate(self._context.api, self._context.stopping, position)
         for step, page_done in self._taken(steps):
             done, position = done.plus(page_done), step.position
             self._save(Checkpoint(position, done, self.reach, saved.members))
             self._on_progress(done)
-        done = done._replace(expected=min(before, self._bridge.api.count()))
+        done = done._replace(expected=min(before, self._context.api.count()))
         done = self._members(
             saved.members,
             done,
             lambda done, members: self._save(Checkpoint(position, done, self.reach, members)),
         )
         if not done.is_cut_short:
-            progress.clear(self._bridge.database, TASK)
+            progress.clear(self._context.database, TASK)
         return done
 
     def since(self, since_ms: int) -> BackfillStats:
@@ -176,16 +176,16 @@ class Backfill:
         The listing ends at the first user who was updated before. If there is none, it lists all users, and
         was cut short if they are fewer than Clerk counts.
         """
-        self._bridge.api.check_instance()
+        self._context.api.check_instance()
         self.reach = SyncCursor(now_ms())
         recent = _Recent(since_ms)
-        steps = paginate(self._bridge.api, self._bridge.stopping, Position(), LAST_UPDATED_FIRST)
+        steps = paginate(self._context.api, self._context.stopping, Position(), LAST_UPDATED_FIRST)
         done = BackfillStats()
         for _, page_done in self._taken(recent.of(steps)):
             done = done.plus(page_done)
             self._on_progress(done)
         if not recent.is_whole:
-            done = done._replace(expected=self._bridge.api.count())
+            done = done._replace(expected=self._context.api.count())
         return self._members(Position(), done)
 
     def _members(
@@ -195,11 +195,11 @@ class Backfill:
         keep: Callable[[BackfillStats, Position], object] = lambda *_: None,
     ) -> BackfillStats:
         """Write all memberships after `start`, where those count; `keep` is called after every page."""
-        if not self._bridge.store.policy.follows_memberships:
+        if not self._context.store.policy.follows_memberships:
             return done
-        done = done._replace(memberships_expected=self._bridge.api.count_members())
-        steps = paginate_members(self._bridge.api, self._bridge.stopping, start)
-        for step, page_done in results(self._take_members, steps, self._bridge.stopping, PAGES_AT_ONCE):
+        done = done._replace(memberships_expected=self._context.api.count_members())
+        steps = paginate_members(self._context.api, self._context.stopping, start)
+        for step, page_done in results(self._take_members, steps, self._context.stopping, PAGES_AT_ONCE):
             expected = min(done.memberships_expected, step.page.total or 0)
             done = done.plus(page_done)._replace(memberships_expected=expected)
             keep(done, step.position)
@@ -208,7 +208,7 @@ class Backfill:
 
     def _taken(self, steps: Iterator[PageStep]) -> Iterator[tuple[PageStep, BackfillStats]]:
         """Write the pages, some at once; yield each, in their order, with what was done of it."""
-        for taken in results(self._take, steps, self._bridge.stopping, PAGES_AT_ONCE):
+        for taken in results(self._take, steps, self._context.stopping, PAGES_AT_ONCE):
             self.reach = self.reach.past(taken.step.page, taken.refused)
             yield taken.step, taken.done
 
@@ -217,7 +217,7 @@ class Backfill:
         page = step.page
         changes = [user_change(user, page.observed_at) for user in page.users]
         kinds = self._kinds(changes)
-        refused = self._bridge.store.write(changes, page.observed_at)
+        refused = self._context.store.write(changes, page.observed_at)
         untaken = {clerk_id for clerk_id, _ in refused}
         count = Counter(kind for clerk_id, kind in kinds.items() if clerk_id not in untaken)
         done = _left_out("entry", step, refused)._replace(
@@ -231,23 +231,23 @@ class Backfill:
     def _take_members(self, step: PageStep) -> tuple[PageStep, BackfillStats]:
         """Write a page of memberships."""
         page = step.page
-        refused = self._bridge.store.write(changes_in(page), page.observed_at)
+        refused = self._context.store.write(changes_in(page), page.observed_at)
         return step, _left_out("membership", step, refused)._replace(memberships=len(page.entries))
 
     def _kinds(self, changes: list[UserChange]) -> dict[str, str]:
         """Return of each user what the merge will do: created, updated or unchanged."""
-        stored = user_drift.read(self._bridge.database, [change.clerk_id for change in changes])
+        stored = user_drift.read(self._context.database, [change.clerk_id for change in changes])
         return {
-            change.clerk_id: _kind(change, stored[change.clerk_id], self._bridge.store.policy)
+            change.clerk_id: _kind(change, stored[change.clerk_id], self._context.store.policy)
             for change in changes
         }
 
     def _save(self, saved: Checkpoint) -> None:
         parts = {name: part._asdict() for name, part in saved._asdict().items()}
-        progress.save(self._bridge.database, TASK, {"source": self._source, **parts})
+        progress.save(self._context.database, TASK, {"source": self._source, **parts})
 
     def _saved(self) -> Checkpoint | None:
-        state = progress.load(self._bridge.database, TASK, GOES_ON_WITHIN)
+        state = progress.load(self._context.database, TASK, GOES_ON_WITHIN)
         if state is None or state.get("source") != self._source:
             return None
         members = _position(state["members"]) if "members" in state else Position()

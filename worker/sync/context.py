@@ -49,8 +49,8 @@ class SyncContext(NamedTuple):
 
 
 @contextmanager
-def bridge(settings: Settings, database: Database, stopping: StopSignal) -> Iterator[SyncContext]:
-    """Give a bridge between the API that the settings name and `database`. Raises SettingsError."""
+def sync_context(settings: Settings, database: Database, stopping: StopSignal) -> Iterator[SyncContext]:
+    """Give what a sync of `database` with the API that the settings name needs. Raises SettingsError."""
     api = ClerkApi(settings, stopping=stopping)
     try:
         writer = ChangeWriter(database, Policy.of(settings), stopping, lambda: api.instance_id)

@@ -1,12 +1,12 @@
-"""What the last reconciliation that a worker ran by itself did: the key `clerk-sync:repair` in Redis.
+"""What the last reconciliation that a worker ran by itself did: the key `clerk-sync:reconcile` in Redis.
 
 A JSON object, for health, metrics and console:
 
     started_at, finished_at   ISO 8601, UTC
     error                     the line that says why it failed, null when it did not
-    backfill                  seen, created, updated, unchanged, unread, refused, memberships: numbers, null
+    backfill                  seen, created, updated, unchanged, invalid, refused, memberships: numbers, null
                               when it failed
-    drift                     listed, here, missing, stale, ghost, claims, tombstone: numbers, of those who
+    drift                     listed, local, missing, stale, ghost, claims, tombstone: numbers, of those who
                               differ still; merged: how many differed and do not any more; refusal: the line
                               that says why the listing proves nothing, or null; null when it failed
 """
@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from redis import Redis
 
-KEY = "clerk-sync:repair"
+KEY = "clerk-sync:reconcile"
 KINDS = ("missing", "stale", "ghost", "claims", "tombstone")
 WAYS = ("created", "updated", "merged")  # the last: found to differ when all were compared, and read by id
 INTERVALS_LATE = 2  # a run that is due for longer is reported as overdue
@@ -33,7 +33,7 @@ class Result(StrEnum):
     FAILED = "failed"
 
 
-def last_repair(redis: Redis) -> dict[str, Any] | None:
+def load(redis: Redis) -> dict[str, Any] | None:
     """Return what the last reconciliation did, None when there was none. Raises RedisError."""
     return parse(cast("bytes | None", redis.get(KEY)))
 
@@ -52,7 +52,7 @@ def parse(kept: bytes | None) -> dict[str, Any] | None:
 
 
 def keep(redis: Redis, result: dict[str, Any]) -> None:
-    """Keep the result of a repair in place of the last one's. Raises RedisError."""
+    """Keep the result of a reconciliation in place of the last one's. Raises RedisError."""
     redis.set(KEY, json.dumps(result))
 
 
@@ -79,14 +79,14 @@ def summary(last: Mapping[str, Any] | None, every_s: float, since: datetime) -> 
 
 
 def result(last: Mapping[str, Any]) -> Result:
-    """Return how that repair ended."""
+    """Return how it ended."""
     if last["error"] is not None or last["drift"] is None:
         return Result.FAILED
     return Result.OK if last["drift"]["refusal"] is None else Result.REFUSED
 
 
 def synced(last: Mapping[str, Any]) -> dict[str, int] | None:
-    """Return how many users that repair changed, by WAYS; None when it failed before that was known."""
+    """Return how many users it changed, by WAYS; None when it failed before that was known."""
     if last["backfill"] is None:
         return None
     numbers = {**last["backfill"], **(last["drift"] or {})}
@@ -94,6 +94,6 @@ def synced(last: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def seconds(last: Mapping[str, Any]) -> float:
-    """Return how long that repair took."""
+    """Return how long it took."""
     began, ended = (datetime.fromisoformat(last[name]) for name in ("started_at", "finished_at"))
     return round((ended - began).total_seconds(), 3)

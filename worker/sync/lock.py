@@ -33,7 +33,7 @@ class ReconciliationLock:
         self._lock_s = lock_s
         self._held_until = 0.0
         self._let_go = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="repair-lock", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="reconcile-lock", daemon=True)
 
     def acquire(self) -> bool:
         """Take the lock unless another worker has it, and renew it until `release`. Raises RedisError."""

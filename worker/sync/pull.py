@@ -32,46 +32,46 @@ class Pulled(NamedTuple):
     user: dict[str, Any] | None = None
 
 
-def pull(bridge: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
+def pull(context: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
     """Read one user from Clerk into the tables. If Clerk has no such user, the local one is deleted for good.
 
     A user of another Clerk instance than the key's is not deleted. Without `confirmed` (an operator has
     checked the id) neither is a user without a row, a user who signed up within the last minute (Clerk may
     not show them yet), nor any user while Clerk knows none of the other users here. Raises ClerkApiError,
-    DatabaseError, Stopped, and what the limiter of `bridge.api` raises.
+    DatabaseError, Stopped, and what the limiter of `context.api` raises.
     """
-    page = bridge.api.user(clerk_id)
+    page = context.api.user(clerk_id)
     if page.entries:
-        return _store(bridge, clerk_id, page)
-    bridge.api.check_instance()
-    if not confirmed and not _is_settled(bridge, clerk_id):
+        return _store(context, clerk_id, page)
+    context.api.check_instance()
+    if not confirmed and not _is_settled(context, clerk_id):
         return Pulled(PullOutcome.ABSENT)
-    if not bridge.own([clerk_id]):
+    if not context.own([clerk_id]):
         return Pulled(PullOutcome.ELSEWHERE)
-    others = [other for other in user_drift.some_ids(bridge.database, OTHERS) if other != clerk_id]
-    second_look = bridge.api.users([clerk_id, *others])
+    others = [other for other in user_drift.some_ids(context.database, OTHERS) if other != clerk_id]
+    second_look = context.api.users([clerk_id, *others])
     if clerk_id in second_look.ids:
-        return _store(bridge, clerk_id, second_look)
+        return _store(context, clerk_id, second_look)
     if not confirmed and others and not set(others) & set(second_look.ids):
         return Pulled(PullOutcome.UNPROVEN)
-    bridge.store.write([UserChange(clerk_id, deleted_at=second_look.observed_at)], second_look.observed_at)
+    context.store.write([UserChange(clerk_id, deleted_at=second_look.observed_at)], second_look.observed_at)
     return Pulled(PullOutcome.DELETED)
 
 
-def _store(bridge: SyncContext, clerk_id: str, page: Page) -> Pulled:
+def _store(context: SyncContext, clerk_id: str, page: Page) -> Pulled:
     users = [user for user in page.users if user.id == clerk_id]
     if not users:
         raise unexpected("that user")
     change = user_change(users[0], page.observed_at)
-    if bridge.store.policy.follows_memberships:
-        change = merge(change, memberships_now(bridge, clerk_id))
-    refused = bridge.store.write([change], page.observed_at)
+    if context.store.policy.follows_memberships:
+        change = merge(change, memberships_now(context, clerk_id))
+    refused = context.store.write([change], page.observed_at)
     if refused:
         raise ClerkRefused(refused[0].reason)
-    return Pulled(PullOutcome.FOUND, user_drift.find(bridge.database, clerk_id))
+    return Pulled(PullOutcome.FOUND, user_drift.find(context.database, clerk_id))
 
 
-def _is_settled(bridge: SyncContext, clerk_id: str) -> bool:
+def _is_settled(context: SyncContext, clerk_id: str) -> bool:
     """Say whether there is a row, of a user who signed up a while ago."""
-    user = user_drift.find(bridge.database, clerk_id)
+    user = user_drift.find(context.database, clerk_id)
     return user is not None and datetime.now(UTC) - user["created_at"] > NEW_FOR

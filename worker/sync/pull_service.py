@@ -87,7 +87,7 @@ class PullService:
         )
         database = Database(settings, attempts=DATABASE_ATTEMPTS)
         store = ChangeWriter(database, Policy.of(settings), stopping, lambda: api.instance_id, patience_s=0)
-        self._bridge = SyncContext(settings, api, store, stopping)
+        self._context = SyncContext(settings, api, store, stopping)
         self._at_once = settings.db_pool_size + settings.db_max_overflow
         self._places = threading.BoundedSemaphore(self._at_once)
 
@@ -107,13 +107,13 @@ class PullService:
         until = time.monotonic() + WAIT_S
         for _ in range(self._at_once):
             self._places.acquire(timeout=max(0.0, until - time.monotonic()))
-        self._bridge.api.close()
-        self._bridge.database.dispose()
+        self._context.api.close()
+        self._context.database.dispose()
         self._redis.close()
 
     def _answer(self, clerk_id: str) -> PullResult:
         try:
-            return _result(clerk_id, pull(self._bridge, clerk_id, confirmed=False))
+            return _result(clerk_id, pull(self._context, clerk_id, confirmed=False))
         except NoTurn:
             return TOO_MANY
         except RedisError as error:

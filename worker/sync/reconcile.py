@@ -112,20 +112,20 @@ class Reconcile:
 
     def __init__(
         self,
-        bridge: SyncContext,
+        context: SyncContext,
         *,
         allow_deletes: int | None = None,
         settle_s: float = SETTLE_S,
         on_progress: OnProgress = lambda _seen, _expected: None,
     ) -> None:
-        self._bridge = bridge
+        self._context = context
         self._allow_deletes = allow_deletes
         self._settle_s = settle_s
         self._on_progress = on_progress
 
     def report(self) -> Report:
         """Compare all users. Raises ClerkApiError, DatabaseError, Stopped."""
-        api = self._bridge.api
+        api = self._context.api
         api.check_instance()
         before = api.count()
         found, listed = _Found(), IdSet()
@@ -134,10 +134,10 @@ class Reconcile:
         if len(listed) + found.invalid < counted:
             self._first_look(found, listed, end, before)
         local, unlisted = self._unlisted(listed)
-        own = self._bridge.own(unlisted)
+        own = self._context.own(unlisted)
         elsewhere, unlisted = len(unlisted) - len(own), [it for it in unlisted if it in own]
         refusal = _listing_refusal(len(listed), found.invalid, counted, local)
-        members = self._member_drift() if self._bridge.store.policy.follows_memberships else None
+        members = self._member_drift() if self._context.store.policy.follows_memberships else None
         if members and refusal is None:
             refusal = members.first_look()
         ghost: dict[str, int] = {}
@@ -153,7 +153,7 @@ class Reconcile:
         return report._replace(
             memberships=members.report() if members else None,
             elsewhere=elsewhere,
-            leftovers=leftovers.find(self._bridge.database, self._bridge.store.policy),
+            leftovers=leftovers.find(self._context.database, self._context.store.policy),
         )
 
     def refresh(self, report: Report) -> Report:
@@ -191,10 +191,10 @@ class Reconcile:
     def _remove_leftovers(self, found: Leftovers) -> list[str]:
         """Remove what the settings keep no longer; return the users that the database does not let go."""
         if found.total:
-            leftovers.remove(self._bridge.database, self._bridge.store.policy)
+            leftovers.remove(self._context.database, self._context.store.policy)
         refused = []
         for chunk in chunks(found.users, ROWS_AT_A_TIME):  # a change that says nothing applies the settings
-            refused += self._bridge.store.write([UserChange(clerk_id) for clerk_id in chunk], now_ms())
+            refused += self._context.store.write([UserChange(clerk_id) for clerk_id in chunk], now_ms())
         return [clerk_id for clerk_id, _ in refused]
 
     def _members_left(self, report: Report) -> set[str]:
@@ -207,12 +207,12 @@ class Reconcile:
         return {*left, *(change.clerk_id for change in members.ended)}
 
     def _member_drift(self) -> MemberDrift:
-        return MemberDrift(self._bridge, self._allow_deletes, self._on_progress)
+        return MemberDrift(self._context, self._allow_deletes, self._on_progress)
 
     def _first_look(self, found: "_Found", listed: IdSet, position: Position, expected: int) -> Position:
         """Compare all users that are listed after `position`; return that of the last one."""
         recent_ms = now_ms() - RECENT_MS
-        for step in paginate(self._bridge.api, self._bridge.stopping, position):
+        for step in paginate(self._context.api, self._context.stopping, position):
             page, position = step
             ids = page.ids
             listed.add(ids)
@@ -227,7 +227,7 @@ class Reconcile:
     def _unlisted(self, listed: IdSet) -> tuple[int, list[str]]:
         """Return how many users have a row, and who of them was not listed, but can be a user of Clerk's."""
         local, unlisted = 0, []
-        for ids in user_drift.living_ids(self._bridge.database):
+        for ids in user_drift.living_ids(self._context.database):
             local += len(ids)
             unlisted += [clerk_id for clerk_id in ids if clerk_id not in listed]
         return local, [clerk_id for clerk_id in unlisted if CLERK_ID.fullmatch(clerk_id)]
@@ -235,7 +235,7 @@ class Reconcile:
     def _look_at_suspects(self, found: "_Found") -> list[str]:
         """Compare the suspects again; return those who were not shown."""
         not_returned = []
-        for look in look_up(self._bridge.api, sorted(found.suspects), self._bridge.stopping):
+        for look in look_up(self._context.api, sorted(found.suspects), self._context.stopping):
             found.forget([*look.page.ids, *look.not_returned])
             self._note(found, look.page)
             not_returned += look.not_returned
@@ -249,8 +249,8 @@ class Reconcile:
         Where there are more than may be deleted, they are not asked for one by one.
         """
         not_returned: dict[str, int] = {}
-        own = self._bridge.own(candidates)
-        for look in look_up(self._bridge.api, sorted(own), self._bridge.stopping):
+        own = self._context.own(candidates)
+        for look in look_up(self._context.api, sorted(own), self._context.stopping):
             self._note(found, look.page)
             not_returned |= dict.fromkeys(look.not_returned, look.page.observed_at)
         doubtful = self._living(not_returned)
@@ -258,7 +258,7 @@ class Reconcile:
         if refusal is not None:
             return refusal, {clerk_id: not_returned[clerk_id] for clerk_id in doubtful}
         gone: dict[str, int] = {}
-        for look in confirm_by_id(self._bridge.api, not_returned, self._bridge.stopping):
+        for look in confirm_by_id(self._context.api, not_returned, self._context.stopping):
             self._note(found, look.page)
             gone |= dict.fromkeys(look.not_returned, look.page.observed_at)
         return None, {clerk_id: gone[clerk_id] for clerk_id in self._living(gone)}
@@ -270,10 +270,10 @@ class Reconcile:
     def _refresh(self, clerk_ids: Sequence[str]) -> list[str]:
         """Read users once more and merge what Clerk says; return the ids of those who differ all the same."""
         left, not_returned = [], []
-        for look in look_up(self._bridge.api, dict.fromkeys(clerk_ids), self._bridge.stopping):
+        for look in look_up(self._context.api, dict.fromkeys(clerk_ids), self._context.stopping):
             left += self._merge(look.page)
             not_returned += look.not_returned
-        for look in confirm_by_id(self._bridge.api, not_returned, self._bridge.stopping):
+        for look in confirm_by_id(self._context.api, not_returned, self._context.stopping):
             left += self._merge(look.page)
             left += self._living(look.not_returned)
         return left
@@ -281,7 +281,7 @@ class Reconcile:
     def _merge(self, page: Page) -> list[str]:
         """Merge what a page shows; return the ids of those who differ all the same."""
         changes = [user_change(user, page.observed_at) for user in page.users]
-        self._bridge.store.write(changes, page.observed_at)
+        self._context.store.write(changes, page.observed_at)
         return [change.clerk_id for change, _, differences in self._compared(page) if differences]
 
     def _delete_ghosts(self, ghosts: dict[str, int]) -> list[str]:
@@ -289,23 +289,23 @@ class Reconcile:
         refused = []
         for chunk in chunks(ghosts, ROWS_AT_A_TIME):
             tombstones = [UserChange(clerk_id, deleted_at=ghosts[clerk_id]) for clerk_id in chunk]
-            refused += self._bridge.store.write(tombstones, ghosts[chunk[0]])
+            refused += self._context.store.write(tombstones, ghosts[chunk[0]])
             log.info("gone in Clerk, deleted here", users=len(chunk))
         return [clerk_id for clerk_id, _ in refused]
 
     def _compared(self, page: Page) -> Iterator[tuple[UserChange, StoredUser, list[Difference]]]:
         changes = [user_change(user, page.observed_at) for user in page.users]
-        stored = user_drift.read(self._bridge.database, [change.clerk_id for change in changes])
+        stored = user_drift.read(self._context.database, [change.clerk_id for change in changes])
         for change in changes:
             local = stored[change.clerk_id]
-            yield change, local, user_drift.compare(change, local, self._bridge.store.policy)
+            yield change, local, user_drift.compare(change, local, self._context.store.policy)
 
     def _living(self, clerk_ids: Iterable[str]) -> list[str]:
         """Return who of those has a row and no tombstone."""
         return [
             clerk_id
             for chunk in chunks(clerk_ids, ROWS_AT_A_TIME)
-            for clerk_id, local in user_drift.read(self._bridge.database, chunk).items()
+            for clerk_id, local in user_drift.read(self._context.database, chunk).items()
             if local.user and not local.is_deleted
         ]
 
@@ -313,7 +313,7 @@ class Reconcile:
         """Return who has the address that the user is kept from."""
         if change.email is None or all(difference.kind is not Kind.CLAIM for difference in differences):
             return None
-        return user_drift.holder(self._bridge.database, change.email.address)
+        return user_drift.holder(self._context.database, change.email.address)
 
     def _ghost_refusal(self, ghosts: int, local: int) -> str | None:
         """Say why so many deletions must not be, None when they may."""
@@ -322,14 +322,14 @@ class Reconcile:
         if allowed is None:
             if local == ghosts >= STRANGERS:
                 return f"Clerk knows none of the {local} users here: check CLERK_SECRET_KEY. {override}"
-            allowed = self._bridge.deletions_allowed(local)
+            allowed = self._context.deletions_allowed(local)
         if ghosts > allowed:
             return f"{ghosts} of {local} users are gone in Clerk, more than {allowed} at a time. {override}"
         return None
 
     def _pause(self) -> None:
-        self._bridge.stopping.wait(self._settle_s)
-        if self._bridge.stopping.requested:
+        self._context.stopping.wait(self._settle_s)
+        if self._context.stopping.requested:
             raise Stopped("stopped")
 
 

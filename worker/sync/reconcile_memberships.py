@@ -44,8 +44,8 @@ class MemberReport(NamedTuple):
 class MemberDrift:
     """Compares memberships and corrects them. `allow_deletes` replaces the limit of RECONCILE_MAX_DELETE."""
 
-    def __init__(self, bridge: SyncContext, allow_deletes: int | None, on_progress: OnProgress) -> None:
-        self._bridge = bridge
+    def __init__(self, context: SyncContext, allow_deletes: int | None, on_progress: OnProgress) -> None:
+        self._context = context
         self._allow_deletes = allow_deletes
         self._on_progress = on_progress
         self._recent_ms = now_ms() - RECENT_MS
@@ -77,8 +77,8 @@ class MemberDrift:
 
         Raises ClerkApiError, DatabaseError, Stopped.
         """
-        counted = self._bridge.api.count_members()
-        for step in paginate_members(self._bridge.api, self._bridge.stopping, Position()):
+        counted = self._context.api.count_members()
+        for step in paginate_members(self._context.api, self._context.stopping, Position()):
             counted = min(counted, step.page.total or 0)
             self._listed.add(step.page.ids)
             self._without_id += len(step.page.entries) - len(step.page.ids)
@@ -108,7 +108,7 @@ class MemberDrift:
         self._differing -= doubtful
         for changes in self._shown(self._suspects - unlisted.keys(), len(self._listed)):
             self._differing |= {shown.clerk_id for shown, _ in self._differences(changes)}
-        for members in members_of(self._bridge.api, unlisted, self._bridge.stopping):
+        for members in members_of(self._context.api, unlisted, self._context.stopping):
             self._look_at(members, unlisted[members.clerk_id])
             self._on_progress(0, 0)
         return None
@@ -118,7 +118,7 @@ class MemberDrift:
 
         Return the ids of those who differ all the same. Raises likewise.
         """
-        store = self._bridge.store
+        store = self._context.store
         left: set[str] = set()
         for ended in chunks(report.ended, ROWS_AT_A_TIME):
             left |= {clerk_id for clerk_id, _ in store.write(ended, now_ms())}
@@ -131,22 +131,22 @@ class MemberDrift:
         return sorted(left)
 
     def _wrong_organization(self, clerk_ids: Sequence[str]) -> list[str]:
-        value = self._bridge.store.policy.organization_value
-        return membership_drift.wrong_organization(self._bridge.database, clerk_ids, value)
+        value = self._context.store.policy.organization_value
+        return membership_drift.wrong_organization(self._context.database, clerk_ids, value)
 
     def _look_here(self) -> None:
         """Find the memberships here that were not listed, and columns that are not what the tables say.
 
         A membership that is younger than the listing cannot have been in it.
         """
-        for rows in membership_drift.current(self._bridge.database):
+        for rows in membership_drift.current(self._context.database):
             self._here += len(rows)
             for clerk_id, membership in rows:
                 if membership.id not in self._listed and membership.joined_at < self._recent_ms:
                     self._unlisted.setdefault(clerk_id, []).append(membership)
-        own = self._bridge.own(self._unlisted)
+        own = self._context.own(self._unlisted)
         self._unlisted = {clerk_id: them for clerk_id, them in self._unlisted.items() if clerk_id in own}
-        for clerk_ids in user_drift.living_ids(self._bridge.database):
+        for clerk_ids in user_drift.living_ids(self._context.database):
             self._misnamed.update(self._wrong_organization(clerk_ids))
 
     def _look_at(self, members: Members, unlisted: Sequence[Membership]) -> None:
@@ -156,7 +156,7 @@ class MemberDrift:
             return
         if any(self._differences(changes_in(page))):
             self._differing.add(members.clerk_id)
-        current = {membership.id for membership in _current(self._bridge, members.clerk_id)}
+        current = {membership.id for membership in _current(self._context, members.clerk_id)}
         ended = _ended(page, [membership for membership in unlisted if membership.id in current])
         if ended:
             self._differing.add(members.clerk_id)
@@ -165,11 +165,11 @@ class MemberDrift:
     def _shown(self, clerk_ids: Collection[str], listed: int) -> Iterator[list[UserChange]]:
         """Yield what Clerk shows now of the memberships of those users, in as few requests as may be."""
         if len(clerk_ids) <= max(ASKED_ALONE, listed // MAX_PAGE):
-            of_each = members_of(self._bridge.api, sorted(clerk_ids), self._bridge.stopping)
+            of_each = members_of(self._context.api, sorted(clerk_ids), self._context.stopping)
             pages = (members.page for members in of_each if members.page)
         else:
             pages = (
-                step.page for step in paginate_members(self._bridge.api, self._bridge.stopping, Position())
+                step.page for step in paginate_members(self._context.api, self._context.stopping, Position())
             )
         for page in pages:
             self._on_progress(0, 0)
@@ -177,7 +177,7 @@ class MemberDrift:
 
     def _differences(self, changes: Sequence[UserChange]) -> Iterator[tuple[UserChange, MembershipsByUser]]:
         """Yield who is here and differs from what Clerk shows, with what is stored."""
-        stored = membership_drift.read(self._bridge.database, [change.clerk_id for change in changes])
+        stored = membership_drift.read(self._context.database, [change.clerk_id for change in changes])
         for change in changes:
             local = stored.get(change.clerk_id)
             if local is not None and membership_drift.differs(change, local):
@@ -190,7 +190,7 @@ class MemberDrift:
         if allowed is None:
             if ends and not len(self._listed):
                 return f"Clerk lists no memberships, and {self._here} are here. {override}"
-            allowed = self._bridge.deletions_allowed(self._here)
+            allowed = self._context.deletions_allowed(self._here)
         if ends > allowed:
             gone = f"{ends} of {self._here} memberships are not in Clerk"
             return f"{gone}, more than {allowed} at a time. {override}"
@@ -207,31 +207,31 @@ def changes_in(page: Page) -> list[UserChange]:
     return list(found.values())
 
 
-def memberships_now(bridge: SyncContext, clerk_id: str) -> UserChange:
+def memberships_now(context: SyncContext, clerk_id: str) -> UserChange:
     """Return what Clerk shows now of one user's memberships, and which of those here have ended.
 
     Those are what it does not show twice, but for what has only just begun. Raises ClerkApiError,
     DatabaseError, Stopped.
     """
     recent_ms = now_ms() - RECENT_MS
-    local = [membership for membership in _current(bridge, clerk_id) if membership.joined_at < recent_ms]
-    page = _page(bridge, clerk_id)
+    local = [membership for membership in _current(context, clerk_id) if membership.joined_at < recent_ms]
+    page = _page(context, clerk_id)
     shown = changes_in(page) if page else []
     ended = _ended(page, local) if page else ()
     if ended:
-        again = _page(bridge, clerk_id)
+        again = _page(context, clerk_id)
         ended = _ended(again, ended) if again else ()
     change = UserChange(clerk_id, memberships=merge_by_id(merge_memberships, (), ended))
     return reduce(merge, (it for it in shown if it.clerk_id == clerk_id), change)
 
 
-def _page(bridge: SyncContext, clerk_id: str) -> Page | None:
-    return next(members_of(bridge.api, [clerk_id], bridge.stopping)).page
+def _page(context: SyncContext, clerk_id: str) -> Page | None:
+    return next(members_of(context.api, [clerk_id], context.stopping)).page
 
 
-def _current(bridge: SyncContext, clerk_id: str) -> list[Membership]:
+def _current(context: SyncContext, clerk_id: str) -> list[Membership]:
     """Return the memberships of one user that are stored and have not ended."""
-    stored = membership_drift.read(bridge.database, [clerk_id]).get(clerk_id, {})
+    stored = membership_drift.read(context.database, [clerk_id]).get(clerk_id, {})
     return [held.membership for held in stored.values() if held.membership.ended_at is None]
 
 

@@ -27,7 +27,7 @@ from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.shutdown import Stopped, StopSignal
 from worker.sync import last_run
 from worker.sync.backfill import COUNTED, Backfill, BackfillStats, fingerprint
-from worker.sync.context import SyncContext, bridge
+from worker.sync.context import SyncContext, sync_context
 from worker.sync.lock import LOCK_S, ReconciliationLock
 from worker.sync.reconcile import SETTLE_S, Reconcile, Report
 
@@ -50,7 +50,7 @@ USUAL = Timing()
 
 
 class ScheduledReconciliation:
-    """Runs a repair when it is time and no other worker is at it."""
+    """Runs a reconciliation when one is due and no other worker runs it."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class ScheduledReconciliation:
         self._pace = pace
 
     def run_if_due(self) -> None:
-        """Run a repair if one is due, and keep its result. Raises RedisError."""
+        """Run a reconciliation if one is due, and keep its result. Raises RedisError."""
         if not self._is_due():
             return
         lock = ReconciliationLock(self._redis, self._stopping, self._pace.lock_s)
@@ -80,7 +80,7 @@ class ScheduledReconciliation:
             lock.release()
 
     def _is_due(self) -> bool:
-        last = last_run.last_repair(self._redis)
+        last = last_run.load(self._redis)
         if last is None:
             return True
         every_s = self._settings.reconcile_every or 0.0
@@ -94,28 +94,28 @@ class ScheduledReconciliation:
         except (Stopped, LockError):
             return  # another worker goes on
         last_run.keep(self._redis, result)
-        (log.warning if result["error"] else log.info)("repair", **result)
+        (log.warning if result["error"] else log.info)("reconciled", **result)
 
     def _result(self, lock: ReconciliationLock) -> dict[str, Any]:
-        """Repair; return what is to be kept of it. Raises Stopped, RedisError."""
+        """Reconcile; return what is to be kept of it. Raises Stopped, RedisError."""
         started_at = datetime.now(UTC)
         result: dict[str, Any] = {"error": None, "backfill": None, "drift": None}
         try:
-            with bridge(self._settings, self._database, lock.stopping) as both:
-                result["backfill"] = _numbers(self._fetch(both, lock))
-                result["drift"] = _refreshed(Reconcile(both, settle_s=self._pace.settle_s))
+            with sync_context(self._settings, self._database, lock.stopping) as context:
+                result["backfill"] = _numbers(self._fetch(context, lock))
+                result["drift"] = _refreshed(Reconcile(context, settle_s=self._pace.settle_s))
         except (ClerkApiError, DatabaseError) as error:
             result["error"] = str(error)
         moments = {"started_at": started_at, "finished_at": datetime.now(UTC)}
         return result | {name: moment.isoformat() for name, moment in moments.items()}
 
-    def _fetch(self, both: SyncContext, lock: ReconciliationLock) -> BackfillStats:
+    def _fetch(self, context: SyncContext, lock: ReconciliationLock) -> BackfillStats:
         """Read what was updated since the last time, the first time everything.
 
         What the next time has to read begins where this one was: not later than the last update that it
         saw, nor than that of any user that the database refused. Where the listing was cut short, it stays.
         """
-        backfill = Backfill(both)
+        backfill = Backfill(context)
         source = fingerprint(self._settings)
         state = progress.load(self._database, TASK)
         since = state["since"] if state is not None and state["source"] == source else None
@@ -128,10 +128,10 @@ class ScheduledReconciliation:
 
 
 @contextmanager
-def repairing(settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> Iterator[None]:
-    """Look after repairs in a thread of its own for the length of the block."""
-    repair = ScheduledReconciliation(settings, redis, database, stopping)
-    runner = PeriodicRunner(PeriodicTask("reconcile", LOOK_EVERY_S, repair.run_if_due))
+def reconciling(settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> Iterator[None]:
+    """Run the reconciliations that are due in a thread of its own for the length of the block."""
+    task = ScheduledReconciliation(settings, redis, database, stopping)
+    runner = PeriodicRunner(PeriodicTask("reconcile", LOOK_EVERY_S, task.run_if_due))
     runner.start()
     try:
         yield
