@@ -511,3 +511,14 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def show_without_id(clerk: FakeClerk, without_id: set[str], request: Request) -> None:
+    """Show the users of these ids as entries that have none, at every request for users."""
+    if request.path == "/users":
+        cursor, offset = request.parameter("starting_after"), int(request.parameter("offset", "0"))
+        if cursor and not clerk.knows_cursor:
+            cursor = ""
+        start = clerk.ids().index(cursor) + 1 if cursor else offset
+        shown = clerk.ids()[start : start + 500]
+        clerk.show_next([None if clerk_id in without_id else clerk.user(clerk_id) for clerk_id in shown])

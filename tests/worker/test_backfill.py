@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 import config
 from db.times import now_ms
-from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.fake_clerk import FakeClerk, Request, numbered_id, show_without_id
 from tests.support.payloads import (
     ABSENT,
     ANN,
@@ -177,6 +177,18 @@ def test_an_interrupted_run_goes_on_where_it_was(
         assert Backfill(both).resumable() is None
     assert all(not is_first(request) for request in pages(clerk))
     assert set(rows(settings)) == set(clerk.ids())
+
+
+def test_an_interrupted_run_counts_an_entry_without_an_id_once(
+    clerk: FakeClerk, settings: config.Settings
+) -> None:
+    clerk.put_many(1200)
+    clerk.before = partial(show_without_id, clerk, {numbered_id(499)})
+    with pytest.raises(Stopped):
+        backfill_until(settings, 1)
+    with open_context(settings) as both:
+        done = Backfill(both).everything()
+    assert (done.seen, done.invalid) == (1200, 1)
 
 
 def test_a_run_goes_on_after_its_last_user_was_deleted(clerk: FakeClerk, settings: config.Settings) -> None:

@@ -7,7 +7,7 @@ from itertools import count, islice
 
 import pytest
 
-from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.fake_clerk import FakeClerk, Request, numbered_id, show_without_id
 from tests.support.payloads import NOW, user
 from tests.support.sync import api_alone, client
 from worker.clerk.api import LAST_UPDATED_FIRST, ClerkApi, ClerkRefused, ClerkUnavailable, InvalidEntry
@@ -129,20 +129,10 @@ def test_entries_without_an_id_are_shown_once_wherever_they_stand(
 ) -> None:
     clerk.knows_cursor = knows_cursor
     without_id = {numbered_id(at), numbered_id(min(at + 1, MANY - 1))}
-    clerk.before = partial(show_nameless, clerk, without_id)
+    clerk.before = partial(show_without_id, clerk, without_id)
     steps = list(paginate(api, StopSignal(), Position()))
     assert sum(len(step.page.entries) for step in steps) == steps[-1].position.seen == MANY
     assert [it for step in steps for it in step.page.ids] == [it for it in everyone() if it not in without_id]
-
-
-def show_nameless(clerk: FakeClerk, without_id: set[str], request: Request) -> None:
-    if request.path == "/users":
-        cursor, offset = request.parameter("starting_after"), int(request.parameter("offset", "0"))
-        if cursor and not clerk.knows_cursor:
-            cursor = ""
-        start = clerk.ids().index(cursor) + 1 if cursor else offset
-        shown = clerk.ids()[start : start + 500]
-        clerk.show_next([None if clerk_id in without_id else clerk.user(clerk_id) for clerk_id in shown])
 
 
 @pytest.mark.parametrize("knows_cursor", [True, False])

@@ -314,8 +314,7 @@ def fingerprint(settings: Settings) -> str:
 
 
 def _position(state: dict[str, Any]) -> Position:
-    last_ids, without_id = tuple(state["last_ids"]), state.get("nameless", 0)
-    return Position(state["seen"], last_ids, state["by_offset"], without_id)
+    return Position(**{**state, "last_ids": tuple(state["last_ids"])})
 
 
 def _done(state: dict[str, Any]) -> BackfillStats:
