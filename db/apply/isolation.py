@@ -8,8 +8,9 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from db.apply.tables import Tables
 from db.connection.causes import Cause
 from db.connection.errors import LOCK_NOT_AVAILABLE, ChangeRefused, DatabaseUnavailable, unavailable
 from db.merge.incoming import Outcome, ReceivedChange
@@ -17,17 +18,14 @@ from db.merge.incoming import Outcome, ReceivedChange
 # What only a lock or a slow statement keeps after that time is delayed undivided: others wait behind it.
 DIVIDES_FOR_S = 15.0
 
-Apply = Callable[[Sequence[ReceivedChange]], list[Outcome]]
-Examine = Callable[[Sequence[str]], frozenset[str]]
 Result = Outcome | Exception
 
 
 class Isolation:
-    """Applies batches with `apply`; `examine` returns which of the given Clerk ids have locked rows."""
+    """Applies batches to `tables`, each in as few transactions as its changes allow."""
 
-    def __init__(self, apply: Apply, examine: Examine) -> None:
-        self._apply = apply
-        self._examine = examine
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
 
     def apply(self, batch: Sequence[ReceivedChange], *, have_waited: bool = False) -> list[Result]:
         """Return for each change, in order, its outcome or the error that concerns it alone.
@@ -38,7 +36,7 @@ class Isolation:
         if have_waited:
             return self._leave_out_locked(batch)
         try:
-            return list(self._apply(batch))
+            return list(self._tables.apply(batch))
         except DatabaseUnavailable as error:
             if not error.may_concern_one_row:
                 raise
@@ -49,7 +47,7 @@ class Isolation:
     def _leave_out_locked(
         self, batch: Sequence[ReceivedChange], error: Exception | None = None
     ) -> list[Result]:
-        locked = self._examine(sorted({change.subject for change in batch}))
+        locked = self._tables.locked(sorted({change.subject for change in batch}))
         if error is not None and not locked:
             return self._halve(batch, error, _deadline())
         results = iter(self._divide([it for it in batch if it.subject not in locked]))
@@ -59,7 +57,7 @@ class Isolation:
         if not batch:
             return []
         try:
-            return list(self._apply(batch))
+            return list(self._tables.apply(batch))
         except Exception as error:
             if isinstance(error, DatabaseUnavailable) and not error.may_concern_one_row:
                 raise

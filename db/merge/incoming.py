@@ -17,7 +17,8 @@ class Outcome(StrEnum):
 class ReceivedChange(NamedTuple):
     """A change and the delivery that carried it; `svix_id` is None when no delivery did. Times in ms.
 
-    `instance_id` is the Clerk instance that says it, None when unknown.
+    `instance_id` is the Clerk instance that says it, None when unknown. `is_repeated` says that the delivery
+    was tried before: most of its lag is the time until now.
     """
 
     change: UserChange | Organization
@@ -26,6 +27,7 @@ class ReceivedChange(NamedTuple):
     event_at: int | None
     received_at: int
     instance_id: str | None = None
+    is_repeated: bool = False
 
     @property
     def subject(self) -> str:

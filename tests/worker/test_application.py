@@ -13,9 +13,9 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
-from db.apply import isolation, users
-from db.apply.examination import examine
+from db.apply import isolation
 from db.apply.isolation import Isolation
+from db.apply.tables import Tables
 from db.connection import session
 from db.connection.causes import Cause
 from db.connection.engine import Database
@@ -64,9 +64,7 @@ def process(database: Database) -> Process:
 def process_with(
     database: Database, jobs: Sequence[TakenJob], policy: Policy | None = None
 ) -> dict[str, list[Settled]]:
-    policy = policy or Policy()
-    apply = partial(users.apply, database, policy=policy)
-    done = batch.process(jobs, FieldSources(), Isolation(apply, partial(examine, database, policy)))
+    done = batch.process(jobs, FieldSources(), Isolation(Tables(database, policy or Policy())))
     assert sorted(item.job.id for item in done) == sorted(one.id for one in jobs)
     return {
         kind.__name__: [item for item in done if isinstance(item, kind)]

@@ -8,12 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from db.apply import users
-from db.apply.isolation import Apply, Isolation
+from db.apply.isolation import Isolation
+from db.apply.tables import Tables
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
-from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
+from tests.support.applied import Applied
 from tests.support.payloads import (
     ANN,
     BEN,
@@ -28,6 +28,7 @@ from tests.support.payloads import (
 )
 from tests.support.settings import MakeSettings
 from worker.clerk.payloads import FieldSources
+from worker.queue import lock_waits
 from worker.queue.consumer import Failed, Finished, Settled, TakenJob
 from worker.queue.rq_format import JOB_FUNCTION, encode_call
 from worker.runner import batch
@@ -49,24 +50,8 @@ def person(i: int) -> TakenJob:
     return job(user_event(data=user(f"user_{i}", first_name=f"name {i}", last_name=None)))
 
 
-def process(jobs: Sequence[TakenJob], keys: FieldSources, apply: Apply) -> list[Settled]:
-    return batch.process(jobs, keys, Isolation(apply, lambda _ids: frozenset()))
-
-
-class Applied:
-    """Stands where the database does: keeps what it was asked, and refuses the users given as `refused`."""
-
-    def __init__(self, refusal: Exception | None = None, refused: Sequence[str] = ()) -> None:
-        self.calls: list[list[str]] = []
-        self._refusal = refusal
-        self._refused = set(refused)
-
-    def __call__(self, incoming: Sequence[ReceivedChange]) -> list[Outcome]:
-        ids = [str(one.svix_id) for one in incoming]
-        self.calls.append(ids)
-        if self._refusal and self._refused & set(ids):
-            raise self._refusal
-        return [Outcome.STALE if i % 2 else Outcome.APPLIED for i, _ in enumerate(ids)]
+def process(jobs: Sequence[TakenJob], keys: FieldSources, tables: Tables) -> list[Settled]:
+    return batch.process(jobs, keys, Isolation(tables))
 
 
 def outcomes(done: Sequence[Settled]) -> dict[str, str]:
@@ -84,28 +69,32 @@ def the_failed(done: Sequence[Settled]) -> Failed:
 
 def test_a_batch_is_applied_in_one_call_and_each_job_has_its_outcome() -> None:
     jobs = [person(i) for i in range(3)]
-    apply = Applied()
-    done = process(jobs, KEYS, apply)
-    assert apply.calls == [[one.id for one in jobs]]
+    tables = Applied()
+    done = process(jobs, KEYS, tables)
+    assert tables.calls == [[one.id for one in jobs]]
     assert done == [Finished(jobs[0], "applied"), Finished(jobs[1], "stale"), Finished(jobs[2], "applied")]
 
 
 def test_nothing_is_applied_for_no_jobs() -> None:
-    apply = Applied()
-    assert process([], KEYS, apply) == []
-    assert apply.calls == []
+    tables = Applied()
+    assert process([], KEYS, tables) == []
+    assert tables.calls == []
 
 
 def test_a_delivery_is_recorded_with_when_it_came_and_when_it_happened() -> None:
-    seen: list[ReceivedChange] = []
-
-    def apply(incoming: Sequence[ReceivedChange]) -> list[Outcome]:
-        seen.extend(incoming)
-        return [Outcome.APPLIED] * len(incoming)
-
+    tables = Applied()
     one = job(session_event(data=session(ANN), timestamp=NOW + 7), created_at="2026-01-01T10:00:00.250000Z")
-    process([one], KEYS, apply)
-    assert [i[1:] for i in seen] == [(one.id, "session.created", NOW + 7, NOW + 250, INSTANCE)]
+    process([one], KEYS, tables)
+    assert [i[1:] for i in tables.batches[0]] == [
+        (one.id, "session.created", NOW + 7, NOW + 250, INSTANCE, False)
+    ]
+
+
+@pytest.mark.parametrize("meta", [{"attempts": 2, "reason": "a reason"}, {lock_waits.SINCE: 1}])
+def test_a_delivery_that_was_tried_before_is_marked_as_repeated(meta: dict[str, object]) -> None:
+    tables = Applied()
+    process([person(1)._replace(meta=meta)], KEYS, tables)
+    assert [i.is_repeated for i in tables.batches[0]] == [True]
 
 
 @pytest.mark.parametrize("created_at", ["", "yesterday", "2026-13-01T10:00:00Z", "0001-01-01T00:00:00+23:59"])
@@ -132,10 +121,10 @@ UNREADABLE: dict[str, object] = {
 @pytest.mark.parametrize("event", UNREADABLE.values(), ids=UNREADABLE.keys())
 def test_an_event_that_cannot_be_understood_fails_alone_and_for_good(event: object) -> None:
     jobs = [person(1), job(event), person(2)]
-    apply = Applied()
-    failed = the_failed(done := process(jobs, KEYS, apply))
+    tables = Applied()
+    failed = the_failed(done := process(jobs, KEYS, tables))
     assert outcomes(done) == {jobs[0].id: "applied", jobs[1].id: "Unreadable", jobs[2].id: "stale"}
-    assert apply.calls == [[jobs[0].id, jobs[2].id]]
+    assert tables.calls == [[jobs[0].id, jobs[2].id]]
     assert failed.retryable is False
 
 
@@ -196,18 +185,18 @@ def test_a_body_that_is_no_json_fails_for_good() -> None:
 @pytest.mark.parametrize("at", [0, 1, 49, 98, 99])
 def test_one_that_is_refused_fails_alone_and_the_others_are_applied(at: int) -> None:
     jobs = [person(i) for i in range(100)]
-    apply = Applied(ChangeRefused("refused", retryable=False), [jobs[at].id])
-    done = process(jobs, KEYS, apply)
+    tables = Applied(ChangeRefused("refused", retryable=False), [jobs[at].id])
+    done = process(jobs, KEYS, tables)
     assert the_failed(done).job == jobs[at]
     assert sorted(outcomes(done)) == sorted(one.id for one in jobs)
-    assert len(apply.calls) <= 2 * 7 + 1, "halved each time, not tried one by one"
+    assert len(tables.calls) <= 2 * 7 + 1, "halved each time, not tried one by one"
 
 
 def test_several_that_are_refused_fail_and_the_others_are_applied() -> None:
     jobs = [person(i) for i in range(20)]
     refused = {jobs[i].id for i in (0, 7, 8, 19)}
-    apply = Applied(ChangeRefused("refused", retryable=True), list(refused))
-    done = process(jobs, KEYS, apply)
+    tables = Applied(ChangeRefused("refused", retryable=True), list(refused))
+    done = process(jobs, KEYS, tables)
     failed = [item for item in done if isinstance(item, Failed)]
     assert {item.job.id for item in failed} == refused
     assert [(item.reason, item.retryable) for item in failed] == [("ChangeRefused: refused", True)] * 4
@@ -216,19 +205,19 @@ def test_several_that_are_refused_fail_and_the_others_are_applied() -> None:
 
 def test_a_database_that_is_away_is_no_jobs_fault() -> None:
     jobs = [person(i) for i in range(10)]
-    apply = Applied(DatabaseUnavailable("no connection"), [jobs[3].id])
+    tables = Applied(DatabaseUnavailable("no connection"), [jobs[3].id])
     with pytest.raises(DatabaseUnavailable):
-        process(jobs, KEYS, apply)
-    assert len(apply.calls) == 1, "it is not halved"
+        process(jobs, KEYS, tables)
+    assert len(tables.calls) == 1, "it is not halved"
 
 
 def test_a_fault_of_our_own_fails_alone_is_tried_again_and_quotes_nothing() -> None:
     jobs = [person(i) for i in range(5)]
-    apply = Applied(KeyError(f"{MARK}@example.com"), [jobs[2].id])
-    failed = the_failed(process(jobs, KEYS, apply))
+    tables = Applied(KeyError(f"{MARK}@example.com"), [jobs[2].id])
+    failed = the_failed(process(jobs, KEYS, tables))
     assert failed.job == jobs[2]
     assert failed.retryable is True
-    assert failed.reason.startswith("KeyError in __call__, line ")
+    assert failed.reason.startswith("KeyError in apply, line ")
     assert MARK not in failed.reason + failed.traceback
 
 
@@ -249,7 +238,7 @@ def test_what_the_database_refuses_fails_alone_with_sqlstate_and_constraint(
         connection.execute(f"ALTER TABLE users ADD CONSTRAINT no_name CHECK (name <> '{MARK}')")
         jobs = [person(i) for i in range(30)]
         jobs[17] = job(user_event(data=user(BEN, f"{MARK}@example.com", first_name=MARK, last_name=None)))
-        done = process(jobs, KEYS, lambda incoming: users.apply(database, incoming, Policy()))
+        done = process(jobs, KEYS, Tables(database, Policy()))
         failed = the_failed(done)
         assert failed.job == jobs[17]
         assert failed.reason == (
@@ -270,7 +259,7 @@ def test_a_name_that_a_narrower_column_cannot_hold_is_refused_without_showing_it
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
         connection.execute("ALTER TABLE users ALTER name TYPE varchar(10)")
     long = job(user_event(data=user(ANN, first_name=MARK, last_name=MARK)))
-    failed = the_failed(process([long], KEYS, lambda i: users.apply(database, i, Policy())))
+    failed = the_failed(process([long], KEYS, Tables(database, Policy())))
     assert "StringDataRightTruncation (SQLSTATE 22001" in failed.reason
     assert MARK not in failed.reason + failed.traceback
 
@@ -279,4 +268,4 @@ def test_a_table_that_is_missing_is_the_deployments_trouble(database: Database, 
     with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
         connection.execute("DROP TABLE webhook_events")
     with pytest.raises(DatabaseUnavailable, match="UndefinedTable"):
-        process([person(1)], KEYS, lambda incoming: users.apply(database, incoming, Policy()))
+        process([person(1)], KEYS, Tables(database, Policy()))

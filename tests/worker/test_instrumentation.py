@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,7 +10,6 @@ from db.times import now_ms
 from tests.support.settings import NO_DATABASE, MakeSettings
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.prometheus import MetricsEndpoint
-from worker.queue.consumer import TakenJob
 from worker.runner.instrumentation import BatchInstrumentation
 
 HOUR_MS = 3_600_000
@@ -37,9 +36,8 @@ def test_a_job_that_had_failed_before_counts_as_applied_and_in_no_lag(
     counts: Metrics, endpoint: MetricsEndpoint
 ) -> None:
     now = now_ms()
-    jobs = [_job("fresh", {}), _job("replayed", {"attempts": 2, "reason": "a reason"})]
-    batch = [_incoming("fresh", now - 50), _incoming("replayed", now - 5 * HOUR_MS)]
-    assert BatchInstrumentation(counts).instrument(_apply, jobs)(batch) == [Outcome.APPLIED] * 2
+    batch = [_incoming("fresh", now - 50), _incoming("replayed", now - 5 * HOUR_MS, is_repeated=True)]
+    BatchInstrumentation(counts).record_transaction(batch, [Outcome.APPLIED] * 2, 0.01)
     shown = {
         sample.name: sample.value
         for family in text_string_to_metric_families(endpoint.render().decode())
@@ -52,13 +50,5 @@ def test_a_job_that_had_failed_before_counts_as_applied_and_in_no_lag(
         assert shown[f"{lag}_sum"] < 60
 
 
-def _job(id_: str, meta: dict[str, object]) -> TakenJob:
-    return TakenJob(id_, b"", "", 3, (10,), meta)
-
-
-def _incoming(id_: str, at: int) -> ReceivedChange:
-    return ReceivedChange(UserChange("user_one"), id_, "user.updated", at, at)
-
-
-def _apply(batch: Sequence[ReceivedChange]) -> list[Outcome]:
-    return [Outcome.APPLIED] * len(batch)
+def _incoming(id_: str, at: int, *, is_repeated: bool = False) -> ReceivedChange:
+    return ReceivedChange(UserChange("user_one"), id_, "user.updated", at, at, is_repeated=is_repeated)

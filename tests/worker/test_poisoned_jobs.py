@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from db.apply.isolation import Isolation
-from db.merge.incoming import Outcome
+from tests.support.applied import Applied
 from tests.support.payloads import body, user_event
 from tests.support.queue import RqView, beat, delivery
 from worker.clerk.payloads import FieldSources
@@ -52,7 +52,7 @@ def turn(redis: Redis) -> None:
     done = batch.process(
         jobs,
         FieldSources("role", "organization"),
-        Isolation(lambda given: [Outcome.APPLIED] * len(given), lambda _ids: frozenset()),
+        Isolation(Applied()),
     )
     reserved.settle_and_take(done, 0)
 

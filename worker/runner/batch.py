@@ -48,7 +48,8 @@ def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:
     try:
         if len(job.id) > MAX_ID:
             raise ForeignJobError("the job's id is longer than any svix-id")
-        return Parsed(job, incoming(job.id, decode_call(job.data), received_at(job), keys))
+        change = incoming(job.id, decode_call(job.data), received_at(job), keys)
+        return Parsed(job, change._replace(is_repeated=job.has_failed or job.has_waited))
     except Exception as error:  # a fault of ours in one event must not stop all others
         return _failed(job, error)
 

@@ -20,7 +20,6 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from threading import Event, Thread
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -33,9 +32,8 @@ from rq.worker import SimpleWorker
 
 from config import Settings
 from db import ledger
-from db.apply import users
-from db.apply.examination import examine
 from db.apply.isolation import Isolation
+from db.apply.tables import Tables
 from db.connection.engine import Database
 from db.merge.policy import Policy
 from worker.clerk.payloads import FieldSources
@@ -90,9 +88,8 @@ class BatchWorker(SimpleWorker):
         self.stopping = stopping
         self._metrics = Metrics()
         self._instrumentation = BatchInstrumentation(self._metrics)
-        policy = Policy.of(settings)
-        self._apply = partial(users.apply, database, policy=policy)
-        self._examine = partial(examine, database, policy)
+        tables = Tables(database, Policy.of(settings), self._instrumentation.record_transaction)
+        self._isolation = Isolation(tables)
         self._keys = FieldSources.of(settings)
         self._fault: BaseException | None = None
         shared = SharedState(self._process, settings.batch_size, database, stopping, Event())
@@ -154,8 +151,7 @@ class BatchWorker(SimpleWorker):
 
     def _process(self, jobs: list[TakenJob]) -> list[Settled]:
         self._instrumentation.record_batch_size(len(jobs))
-        apply = self._instrumentation.instrument(self._apply, jobs)
-        done = batch.process(jobs, self._keys, Isolation(apply, self._examine))
+        done = batch.process(jobs, self._keys, self._isolation)
         for item in done:
             if isinstance(item, Failed):
                 self._instrumentation.failed(item)

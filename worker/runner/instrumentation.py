@@ -1,12 +1,10 @@
 """A worker's log lines and counters: one line per transaction, one per failed job."""
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 
 import structlog
 
-from db.apply.isolation import Apply
 from db.connection.engine import PoolState
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import now_ms
@@ -26,27 +24,21 @@ class BatchInstrumentation:
     def __init__(self, metrics: m.Metrics) -> None:
         self._metrics = metrics
 
-    def instrument(self, apply: Apply, jobs: Sequence[TakenJob] = ()) -> Apply:
-        """Return `apply` so that it leaves a line and counts whenever it has applied a batch of these jobs.
+    def record_transaction(
+        self, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome], seconds: float
+    ) -> None:
+        """Count and log a transaction that applied a batch; of one that failed, without outcomes, the time.
 
         It is one line for many events, with the ids of each: a line for each costs ten times as much
-        (tests/bench/tally.py). The lag does not count jobs that had failed: most of it is the time until
-        the replay.
+        (tests/bench/instrumentation.py).
         """
-        failed_before = {job.id for job in jobs if job.has_failed or job.has_waited}
-
-        def watched(batch: Sequence[ReceivedChange]) -> list[Outcome]:
-            began = time.perf_counter()
-            with self._metrics.timed(m.APPLY_SECONDS):
-                outcomes = apply(batch)
-            ms = round((time.perf_counter() - began) * 1000, 1)
-            sums, events = Counter(map(str, outcomes)), _ids(batch, outcomes)
-            log.info("batch", jobs=len(batch), ms=ms, **sums, events=events)
-            self._count(batch, outcomes)
-            self._observe_lag([i for i in batch if i.svix_id not in failed_before])
-            return outcomes
-
-        return watched
+        self._metrics.observe(m.APPLY_SECONDS, seconds)
+        if not outcomes:
+            return
+        sums, events = Counter(map(str, outcomes)), _ids(batch, outcomes)
+        log.info("batch", jobs=len(batch), ms=round(seconds * 1000, 1), **sums, events=events)
+        self._count(batch, outcomes)
+        self._observe_lag([i for i in batch if not i.is_repeated])
 
     def record_batch_size(self, jobs: int) -> None:
         """Count the size of a batch."""

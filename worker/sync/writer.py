@@ -1,14 +1,12 @@
 """What Clerk's API showed goes into the tables, by the one way that everything goes."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import tenacity
 
-from db.apply import users
-from db.apply.examination import examine
 from db.apply.isolation import Isolation, Result, is_delay
+from db.apply.tables import Tables
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError, DatabaseUnavailable
 from db.merge.change import UserChange
@@ -45,9 +43,7 @@ class ChangeWriter:
         self.database = database
         self.policy = policy
         self._instance_id = instance_id
-        self._isolation = Isolation(
-            partial(users.apply, database, policy=policy), partial(examine, database, policy)
-        )
+        self._isolation = Isolation(Tables(database, policy))
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(DatabaseUnavailable)
             | tenacity.retry_if_result(_is_any_delayed),

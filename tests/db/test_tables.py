@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from db.apply.examination import examine
+from db.apply.tables import Tables
 from db.connection.engine import Database
 from db.merge.policy import Policy
 from tests.support.settings import MakeSettings
@@ -20,5 +20,5 @@ POLICIES = [
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_every_write_of_a_policy_runs_on_no_rows(make_settings: MakeSettings, policy: Policy) -> None:
     database = Database(make_settings(redis_url=None))
-    assert examine(database, policy, ["user_1"]) == frozenset()
+    assert Tables(database, policy).locked(["user_1"]) == frozenset()
     database.dispose()
