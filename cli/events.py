@@ -18,7 +18,7 @@ from db.connection.errors import DatabaseUnavailable
 from db.ledger import LedgerFilter, LedgerRow
 from db.merge.incoming import Outcome
 from db.times import to_datetime
-from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
+from worker.clerk.payloads import ALL_TYPES
 
 LOOK_EVERY_S = 1.0
 # A row has the time at which its transaction began, and becomes visible when the transaction ends. So each
@@ -35,7 +35,7 @@ FAR_EVERY = 10  # looks
 @click.option(
     "--type",
     "type_",
-    type=click.Choice([*HANDLED_TYPES, *ORGANIZATION_TYPES]),
+    type=click.Choice(ALL_TYPES),
     metavar="TYPE",
     help="Only this event type, such as user.updated.",
 )

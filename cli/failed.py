@@ -16,9 +16,9 @@ from rich.progress import track
 from cli.options import WHEN, TimeParam
 from cli.output import exact, printable, show_json, wrapped
 from config import load
+from worker.clerk.payloads import ALL_TYPES
 from worker.monitoring.words import ago, counted
 from worker.queue.failed_jobs import (
-    TYPES,
     UNKNOWN,
     FailedJob,
     FailedJobFilter,
@@ -55,7 +55,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--type",
             "type_",
-            type=click.Choice([*TYPES, UNKNOWN]),
+            type=click.Choice([*ALL_TYPES, UNKNOWN]),
             metavar="TYPE",
             help=f"Only jobs of this event type ({UNKNOWN}: the type cannot be read).",
         ),

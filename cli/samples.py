@@ -15,11 +15,8 @@ from importlib.resources import files
 from typing import Any
 from zlib import crc32
 
-from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
-
 Json = dict[str, Any]
 
-TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
 INSTANCE = "ins_36ZkPq8WvTn2LcXyRb5HdGmUsJa"
 SIGNED_UP = 1_735_725_600_000  # 2025-01-01: every user of `send`
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000

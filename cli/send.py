@@ -10,6 +10,7 @@ from cli import samples
 from config import load
 from db.times import now_ms
 from web.webhook import PATH
+from worker.clerk.payloads import ALL_TYPES
 
 TIMEOUT_S = 15  # Svix waits as long for an answer.
 
@@ -122,8 +123,8 @@ def send(
 def _check_usage(type_: str | None, file: BinaryIO | None, clerk_id: str | None) -> None:
     if file and clerk_id:
         raise click.UsageError("--user-id and --file exclude each other: a file is sent unchanged")
-    if not file and type_ not in samples.TYPES:
-        raise click.BadParameter(f"choose one of {', '.join(samples.TYPES)}", param_hint="TYPE")
+    if not file and type_ not in ALL_TYPES:
+        raise click.BadParameter(f"choose one of {', '.join(ALL_TYPES)}", param_hint="TYPE")
 
 
 def _sample(type_: str, clerk_id: str | None, now: int, instance_id: str | None) -> tuple[str, bytes]:

@@ -31,6 +31,7 @@ from worker.monitoring.metrics import (
     DeliveryAnswer,
     Metrics,
 )
+from worker.queue.description import describe
 from worker.queue.producer import Delivery, DeliveryQueue
 from worker.redis_client import QueueUnavailable
 
@@ -142,7 +143,7 @@ class Receiver:
             line.facts["clerk_id"] = summary.clerk_id
             if summary.is_ignored or self._is_foreign(summary, line):
                 return DeliveryAnswer.IGNORED
-            delivery = Delivery(headers.svix_id, text, _describe(summary), int(received_s * 1000))
+            delivery = Delivery(headers.svix_id, text, describe(summary), int(received_s * 1000))
             with self._metrics.timed(ENQUEUE_SECONDS):
                 return DeliveryAnswer(self._queue.enqueue(delivery).value)
 
@@ -173,12 +174,6 @@ def _response(answer: DeliveryAnswer) -> Response:
     return Response(
         json.dumps(body, separators=(",", ":")) + "\n", reply.status, headers, content_type="application/json"
     )
-
-
-def _describe(summary: Summary) -> str:
-    if summary.type is None:
-        return "unreadable"
-    return f"{summary.type} {summary.clerk_id}" if summary.clerk_id else summary.type
 
 
 def _if_shaped(shape: re.Pattern[str], text: str | None) -> str | None:

@@ -19,7 +19,7 @@ from tests.support.settings import SECRET, MakeSettings
 from tests.support.stack import Stack
 from tests.support.storable import assert_storable, assert_storable_organization
 from tests.support.waiting import wait_until
-from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES, FieldSources
+from worker.clerk.payloads import ALL_TYPES, HANDLED_TYPES, ORGANIZATION_TYPES, FieldSources
 from worker.runner.batch import incoming
 
 NOW = 1_767_261_600_000
@@ -147,7 +147,7 @@ def test_every_type_is_delivered_and_applied(
 
 
 def test_there_is_a_sample_of_every_type_that_is_handled() -> None:
-    assert list(samples.TYPES) == [*HANDLED_TYPES, *ORGANIZATION_TYPES]
+    assert list(ALL_TYPES) == [*HANDLED_TYPES, *ORGANIZATION_TYPES]
 
 
 @pytest.mark.parametrize("type_", HANDLED_TYPES)

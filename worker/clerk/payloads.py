@@ -164,7 +164,7 @@ class Summary(NamedTuple):
 def handled_types(settings: Settings) -> tuple[str, ...]:
     """Return the types that are queued; all others are acknowledged and let go."""
     if settings.organization_source == "membership":
-        return (*HANDLED_TYPES, *ORGANIZATION_TYPES)
+        return ALL_TYPES
     return HANDLED_TYPES
 
 
@@ -312,6 +312,7 @@ _PARSERS: dict[str, Callable[[str, dict[str, Any], FieldSources], Fact]] = {
 
 HANDLED_TYPES = tuple(type_ for type_ in _PARSERS if not type_.startswith("organization"))
 ORGANIZATION_TYPES = tuple(type_ for type_ in _PARSERS if type_.startswith("organization"))
+ALL_TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
 
 
 class _Address(NamedTuple):

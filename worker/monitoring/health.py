@@ -20,7 +20,7 @@ from worker.monitoring.probes import Facts, Probe, ProbeFailed, ProbeResult, Pro
 from worker.monitoring.redis_stats import CAUSES_KEY, redis_facts
 from worker.monitoring.words import iso
 from worker.queue import rq_format as rq
-from worker.queue.failed_jobs import subject
+from worker.queue.description import subject
 from worker.redis_client import fail_fast_redis
 from worker.sync import last_run
 
@@ -196,7 +196,7 @@ def applied_facts(redis: Redis, database: Database) -> Facts:
         newest: Any = redis.zrange(rq.FINISHED_KEY, 0, 0, desc=True)
         id_ = newest[0].decode() if newest else ""
         description: Any = redis.hget(rq.JOB_PREFIX + id_, "description")
-        if description is None or subject(description.decode())[0] is None:  # another program's job
+        if subject(description)[0] is None:  # another program's job
             return {}
     except (RedisError, UnicodeDecodeError):
         return {}

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from redis import Redis
 
 from db.merge.incoming import Outcome
-from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
+from worker.clerk.payloads import ALL_TYPES
 from worker.monitoring import recent
 from worker.queue import scripts
 from worker.queue.producer import EnqueueResult
@@ -46,7 +46,7 @@ OTHER = "other"
 SUM = "sum"
 INFINITY = "+Inf"
 
-TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES, OTHER)
+TYPES = (*ALL_TYPES, OTHER)
 ANSWERS = tuple(DeliveryAnswer)
 VERIFIED = frozenset(ANSWERS) - {
     DeliveryAnswer.FORGED,

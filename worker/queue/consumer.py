@@ -129,6 +129,7 @@ class ReservedJobs:
         In a full Redis, which refuses to move a job, it only waits. The connection is one of its own, which
         is closed when the wait ends without an answer: a job that came meanwhile is in the reserved list.
         """
+        # redis-py 8.1 documents a connection's methods no further (tests/test_private_names.py).
         connection: Any = self.redis.connection_pool.get_connection()
         try:
             connection.send_command("BLMOVE", rq.QUEUE_KEY, self._reserved_key, "LEFT", "RIGHT", timeout_s)

@@ -19,19 +19,17 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from config import Settings
-from db.merge.change import CLERK_ID
 from db.times import to_datetime
-from worker.clerk.payloads import HANDLED_TYPES, ORGANIZATION_TYPES
 from worker.queue import rq_format as rq
 from worker.queue import scripts
 from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX
+from worker.queue.description import subject
 from worker.redis_causes import explain
 from worker.redis_client import ENCODING_ERRORS, QueueUnavailable, worker_redis
 from worker.threads import chunks
 
 PAGE = 500
 MAX_TRACEBACK_BYTES = 1024 * 1024
-TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
 UNKNOWN = "unknown"  # the type of a job whose type cannot be read
 FIELDS = ("data", "description", "meta", "retries_left", "retry_intervals")
 FRAME = re.compile(r'  File ".*", line \d+')
@@ -217,7 +215,7 @@ class _Record(NamedTuple):
 
     id: str
     data: bytes
-    description: str
+    description: bytes | None
     meta: dict[str, Any]
     attempts: int
     raised: str
@@ -239,7 +237,7 @@ def _record(
     return _Record(
         id_,
         data,
-        _text(description or b""),
+        description,
         rq.read_json(meta or b"", dict),
         _attempts(retries_left, intervals),
         raised,
@@ -258,16 +256,6 @@ def _failed_job(record: _Record) -> FailedJob:
         attempts = max(record.attempts, attempts + 1)
         first, last = first or record.failed_at, record.failed_at
     return FailedJob(record.id, type_, clerk_id, reason, max(attempts, 1), first, last)
-
-
-def subject(description: str) -> tuple[str | None, str | None]:
-    """Return the type and the Clerk id that the receiver wrote into a job's description, None for others."""
-    # The description of a job that others put there is its call, arguments and all: only what the receiver
-    # writes is taken from it.
-    type_, _, clerk_id = description.partition(" ")
-    if type_ not in TYPES or (clerk_id and not CLERK_ID.fullmatch(clerk_id)):
-        return None, None
-    return type_, clerk_id or None
 
 
 def _own_reason(record: _Record) -> str | None:

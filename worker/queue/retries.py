@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from redis import Redis
 
 from worker.queue import rq_format as rq
-from worker.queue.failed_jobs import subject
+from worker.queue.description import subject
 
 LOOK_AT = 50  # those that are due last: they were refused most often
 AT_LEAST = 2  # attempts: the first retry, after ten seconds, heals what is fleeting
@@ -37,6 +37,6 @@ def _reason(description: bytes | None, meta: bytes | None) -> str | None:
         attempts, reason = found.get("attempts"), found.get("reason")
     except (ValueError, AttributeError):
         return None
-    if subject((description or b"").decode(errors="replace"))[0] is None:
+    if subject(description)[0] is None:
         return None
     return reason if isinstance(reason, str) and isinstance(attempts, int) and attempts >= AT_LEAST else None

@@ -8,7 +8,8 @@ from redis import Redis
 
 from worker.queue import rq_format as rq
 from worker.queue.consumer import RESERVED_PREFIX
-from worker.queue.failed_jobs import PAGE, FailedJobFilter, FailedJobs, subject
+from worker.queue.description import subject
+from worker.queue.failed_jobs import PAGE, FailedJobFilter, FailedJobs
 from worker.threads import chunks
 
 LOOK_AT = 20_000  # jobs that wait
@@ -49,7 +50,6 @@ def _about(redis: Redis, entries: Iterator[tuple[str, bytes]], clerk_id: str) ->
                 pipeline.hget(rq.JOB_PREFIX.encode() + id_, "description")
             descriptions = pipeline.execute(raise_on_error=False)
         for (state, id_), description in zip(page, descriptions, strict=True):
-            text = description.decode(errors="replace") if isinstance(description, bytes) else ""
-            type_, about = subject(text)
+            type_, about = subject(description)
             if about == clerk_id:
                 yield UserJob(id_.decode(errors="replace"), type_, state)
