@@ -86,11 +86,11 @@ def _claim(sync: dict[str, Any], others: list[dict[str, Any]], now: datetime) ->
     address = sync["claimed_email"]
     if address is None:
         return "none"
-    rivals = ", ".join(_rival(other, now) for other in others)
-    return f"{address}; also claimed by {rivals}" if others else f"{address}; claimed by no other user"
+    claims = ", ".join(_competing_claim(other, now) for other in others)
+    return f"{address}; also claimed by {claims}" if others else f"{address}; claimed by no other user"
 
 
-def _rival(other: dict[str, Any], now: datetime) -> str:
+def _competing_claim(other: dict[str, Any], now: datetime) -> str:
     updated_at = other.get("claim_updated_at")
     return f"{other['clerk_id']} ({ago(to_datetime(updated_at), now)})" if updated_at else other["clerk_id"]
 

@@ -372,7 +372,7 @@ def test_objects_that_hold_a_secret_do_not_show_it(servers: Servers) -> None:
         assert_unmarked({str(type(one)): f"{one!r} {one!s}" for one in holders})
         assert_unmarked({"the settings as JSON": settings.model_dump_json()})
     finally:
-        app.extensions["pull_desk"].close()
+        app.extensions["pull_service"].close()
         failed.close()
         worker_client.close()
         receiver_client.close()

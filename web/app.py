@@ -56,8 +56,8 @@ def _register_pull(app: Flask, settings: Settings, token: str) -> None:
     from web import pull  # noqa: PLC0415 - see above
     from worker.sync.pull_service import PullService  # noqa: PLC0415 - see above
 
-    desk = app.extensions["pull_desk"] = PullService(settings)
-    app.register_blueprint(pull.blueprint(desk, token))
+    service = app.extensions["pull_service"] = PullService(settings)
+    app.register_blueprint(pull.blueprint(service, token))
 
 
 def _say_in_json(error: HTTPException) -> Response:

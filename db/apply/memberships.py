@@ -77,23 +77,23 @@ def read(asked: Asked) -> StoredMemberships:
 
 
 def decide(
-    roster: StoredMemberships, known: dict[str, UserChange], batch: Sequence[ReceivedChange]
+    stored: StoredMemberships, known: dict[str, UserChange], batch: Sequence[ReceivedChange]
 ) -> MembershipWrites:
     """Merge what the batch says into what is stored; return what differs."""
-    merged = dict(roster.organizations)
+    merged = dict(stored.organizations)
     news = []
     for incoming in batch:
         said = [merge_organizations(_stored(merged, fact.id), fact) for fact in _facts(incoming)]
         news.append(any(it != _stored(merged, it.id) for it in said))
         merged.update((it.id, it) for it in said)
     return MembershipWrites(
-        roster.concerned,
-        [it.id for it in merged.values() if _shows(it) != _shows(_stored(roster.organizations, it.id))],
-        [it for it in merged.values() if it != _stored(roster.organizations, it.id)],
+        stored.concerned,
+        [it.id for it in merged.values() if _shows(it) != _shows(_stored(stored.organizations, it.id))],
+        [it for it in merged.values() if it != _stored(stored.organizations, it.id)],
         [
             (clerk_id, membership)
-            for clerk_id in roster.concerned
-            for membership in _unstored(known[clerk_id], roster)
+            for clerk_id in stored.concerned
+            for membership in _unstored(known[clerk_id], stored)
         ],
         news,
     )
@@ -138,9 +138,9 @@ def _shows(organization: Organization) -> tuple[object, ...]:
     return organization.name, organization.slug, organization.deleted_at is not None
 
 
-def _unstored(known: UserChange, roster: StoredMemberships) -> list[Membership]:
-    stored = set(roster.memberships.get(known.clerk_id, ()))
-    return [membership for membership in known.memberships if membership not in stored]
+def _unstored(known: UserChange, stored: StoredMemberships) -> list[Membership]:
+    there = set(stored.memberships.get(known.clerk_id, ()))
+    return [membership for membership in known.memberships if membership not in there]
 
 
 def _concerns_organization(change: UserChange) -> bool:

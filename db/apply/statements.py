@@ -125,7 +125,7 @@ def read_holders() -> Executable:
 
 
 @cache
-def read_rivals() -> Executable:
+def read_competing() -> Executable:
     """Return the greatest claim on each contested address by a user who has a row and is not in `all_ids`."""
     contested = _contested().subquery("contested")
     claim = (

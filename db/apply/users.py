@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from db.apply import memberships, placeholders, profiles, statements
 from db.apply.ledger import record
+from db.apply.memberships import MembershipWrites, StoredMemberships
 from db.connection.engine import Database
 from db.connection.errors import UNIQUE_VIOLATION, ChangeRefused
 from db.connection.pipeline import Pipeline, columns
@@ -35,16 +36,16 @@ class StoredState(NamedTuple):
     sync: dict[str, SyncRow]
     users: dict[str, UserRow]
     contested: frozenset[str]
-    rivals: list[CompetingClaim]
+    competing: list[CompetingClaim]
     holders: list[UserRow]
     without_history: frozenset[str]
-    roster: memberships.StoredMemberships | None
+    memberships: StoredMemberships | None
     profiles: dict[str, ProfileRow]
 
     def change(self, clerk_id: str, policy: Policy) -> UserChange:
         """Return what is stored of a user."""
         rows = StoredUser(self.sync[clerk_id], self.users.get(clerk_id), self.profiles.get(clerk_id))
-        stays = self.roster.memberships.get(clerk_id, ()) if self.roster else ()
+        stays = self.memberships.memberships.get(clerk_id, ()) if self.memberships else ()
         return stored_change(clerk_id, rows, stays, policy)
 
 
@@ -110,8 +111,8 @@ def _apply(
     losing = stored.without_history.intersection(clerk_id for clerk_id, _ in writes.vacated)
     if losing:
         raise UnrecordedClaims(losing)
-    roster = stored.roster and memberships.decide(stored.roster, known, batch)
-    _lock_users(pipeline, writes, roster)
+    member_writes = stored.memberships and memberships.decide(stored.memberships, known, batch)
+    _lock_users(pipeline, writes, member_writes)
     _write_users(pipeline, writes, stored)
     synced = _write_sync(pipeline, known, stored.sync)
     if writes.touched or synced:
@@ -122,9 +123,9 @@ def _apply(
     profiles.forget(pipeline, deleted)  # whether or not they are kept now, they may have been
     if policy.keeps_fields:
         profiles.write(pipeline, known, stored.profiles)
-    if roster:
-        outcomes = memberships.outcomes(roster, outcomes)
-        memberships.write(pipeline, roster, policy.organization_value)
+    if member_writes:
+        outcomes = memberships.outcomes(member_writes, outcomes)
+        memberships.write(pipeline, member_writes, policy.organization_value)
     _write_instances(pipeline, batch)
     record(pipeline, batch, outcomes)
     return outcomes
@@ -146,10 +147,12 @@ def _lock_and_read(
     asked = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
     users = pipeline.send(statements.read_users(), ids=ids)
     fields = profiles.ask(pipeline, ids) if policy.keeps_fields else None
-    rivals: Any = ()
+    competing: Any = ()
     holders: Any = ()
     if concerned:
-        rivals = pipeline.send(statements.read_rivals(), ids=concerned, addresses=addresses, all_ids=ids)
+        competing = pipeline.send(
+            statements.read_competing(), ids=concerned, addresses=addresses, all_ids=ids
+        )
         holders = pipeline.send(statements.read_holders(), ids=concerned, addresses=addresses)
     pipeline.wait()
 
@@ -160,7 +163,7 @@ def _lock_and_read(
         sync_rows,
         {row[0]: UserRow(*row) for row in users.fetchall()},
         frozenset({*addresses, *(address for address in claimed if address)}),
-        [_rival(row) for row in rivals],
+        [_competing_claim(row) for row in competing],
         [row for row, _ in held],
         frozenset(row.clerk_id for row, is_new in held if is_new and row.clerk_id not in sync_rows),
         memberships.read(asked) if asked else None,
@@ -168,7 +171,7 @@ def _lock_and_read(
     )
 
 
-def _rival(row: Sequence[Any]) -> CompetingClaim:
+def _competing_claim(row: Sequence[Any]) -> CompetingClaim:
     address, clerk_id, verified, updated_at, observed_at, current = row
     return CompetingClaim(address, ClaimRank(verified, Version(updated_at, observed_at), clerk_id), current)
 
@@ -179,7 +182,7 @@ def _concerns_address(change: UserChange) -> bool:
 
 
 def _decide(known: dict[str, UserChange], stored: StoredState, policy: Policy) -> Writes:
-    holder_of = resolve(known.values(), stored.rivals, stored.contested)
+    holder_of = resolve(known.values(), stored.competing, stored.contested)
     targets = _targets(known, stored, holder_of, policy)
     changed = [t for clerk_id, t in targets.items() if t.row != stored.users.get(clerk_id)]
     first, second, parked = _steps(changed, stored.users)
@@ -187,14 +190,14 @@ def _decide(known: dict[str, UserChange], stored: StoredState, policy: Policy) -
         gone=sorted(stored.users.keys() - targets.keys()),
         changed=(first, second),
         vacated=[(it, placeholder_address(it)) for it in (*_vacated(stored, holder_of), *parked)],
-        assigned=_assigned(stored.rivals, holder_of),
+        assigned=_assigned(stored.competing, holder_of),
     )
 
 
-def _lock_users(pipeline: Pipeline, writes: Writes, roster: memberships.MembershipWrites | None) -> None:
-    if roster:
-        ids = sorted(writes.touched.union(roster.concerned))
-        pipeline.send(statements.lock_users_and_members(), ids=ids, changed=roster.renamed)
+def _lock_users(pipeline: Pipeline, writes: Writes, member_writes: MembershipWrites | None) -> None:
+    if member_writes:
+        ids = sorted(writes.touched.union(member_writes.concerned))
+        pipeline.send(statements.lock_users_and_members(), ids=ids, changed=member_writes.renamed)
     elif writes.touched:
         pipeline.send(statements.lock_users(), ids=sorted(writes.touched))
 
@@ -261,12 +264,12 @@ def _steps(
     return first, second, [it for address, it in holders.items() if address in wanted and it in waiting]
 
 
-def _assigned(rivals: Sequence[CompetingClaim], holder_of: dict[str, str]) -> list[tuple[str, str]]:
+def _assigned(competing: Sequence[CompetingClaim], holder_of: dict[str, str]) -> list[tuple[str, str]]:
     """Return who outside the batch gets an address that was let go."""
     return [
-        (rival.clerk_id, rival.address)
-        for rival in rivals
-        if holder_of[rival.address] == rival.clerk_id and rival.current != rival.address
+        (claim.clerk_id, claim.address)
+        for claim in competing
+        if holder_of[claim.address] == claim.clerk_id and claim.current != claim.address
     ]
 
 

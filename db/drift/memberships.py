@@ -39,29 +39,29 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsB
     )
     found: dict[str, dict[str, HeldMembership]] = {}
     for clerk_id, *row in database.run(lambda connection: connection.execute(query).all()):
-        roster = found.setdefault(clerk_id, {})
+        memberships = found.setdefault(clerk_id, {})
         if row[0] is not None:
-            roster[row[0]] = _held(row)
+            memberships[row[0]] = _held(row)
     return dict(found)
 
 
-def differs(shown: UserChange, roster: MembershipsByUser) -> bool:
+def differs(shown: UserChange, local: MembershipsByUser) -> bool:
     """Say whether what Clerk shows of a user's memberships is not what is stored of them. Pure."""
     organizations = {it.id: it for it in shown.organizations}
     return any(
-        _differs(membership, roster.get(membership.id), organizations[membership.organization_id])
+        _differs(membership, local.get(membership.id), organizations[membership.organization_id])
         for membership in shown.memberships
     )
 
 
-def may_have_moved(shown: UserChange, roster: MembershipsByUser, recent_ms: int) -> bool:
+def may_have_moved(shown: UserChange, local: MembershipsByUser, recent_ms: int) -> bool:
     """Say whether a difference may be none by now: something moved lately, or what is here is the newer."""
     versions = {it.id: it.version or Version(0, 0) for it in shown.organizations}
     return any(
         membership.joined_at >= recent_ms
         or versions[membership.organization_id].updated_at >= recent_ms
         or (membership.role_version or Version(0, 0)).updated_at >= recent_ms
-        or _is_newer(roster.get(membership.id), versions[membership.organization_id])
+        or _is_newer(local.get(membership.id), versions[membership.organization_id])
         for membership in shown.memberships
     )
 

@@ -28,14 +28,14 @@ class CompetingClaim(NamedTuple):
 
 
 def resolve(
-    known: Iterable[UserChange], rivals: Iterable[CompetingClaim], contested: frozenset[str]
+    known: Iterable[UserChange], competing: Iterable[CompetingClaim], contested: frozenset[str]
 ) -> dict[str, str]:
     """Return the Clerk id that has each contested address: that of the greatest claim.
 
     A user without a row, or deleted, has none.
     """
     best: dict[str, ClaimRank] = {}
-    for address, rank in (*_claims(known), *((rival.address, rival.rank) for rival in rivals)):
+    for address, rank in (*_claims(known), *((claim.address, claim.rank) for claim in competing)):
         if address in contested and (address not in best or rank > best[address]):
             best[address] = rank
     return {address: rank.clerk_id for address, rank in best.items()}

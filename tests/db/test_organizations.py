@@ -467,7 +467,7 @@ STATEMENTS: dict[str, tuple[Callable[[], Executable], dict[str, Any]]] = {
         {"ids": SOME, "changed": []},
     ),
     "read_users": (statements.read_users, {"ids": SOME}),
-    "read_rivals": (statements.read_rivals, {"ids": SOME, "addresses": ADDRESSES, "all_ids": SOME}),
+    "read_competing": (statements.read_competing, {"ids": SOME, "addresses": ADDRESSES, "all_ids": SOME}),
     "read_holders": (statements.read_holders, {"ids": SOME, "addresses": ADDRESSES}),
     "read_organizations": (statements.read_organizations, {"ids": ["org_7", "org_8"]}),
     "read_memberships": (statements.read_memberships, {"ids": SOME}),

@@ -42,7 +42,7 @@ def client(settings: config.Settings) -> Iterator[FlaskClient]:
 @contextmanager
 def calling(settings: config.Settings) -> Iterator[FlaskClient]:
     app = create_app(settings)
-    with closing(app.extensions["pull_desk"]):
+    with closing(app.extensions["pull_service"]):
         yield app.test_client()
 
 

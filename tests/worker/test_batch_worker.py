@@ -130,7 +130,7 @@ def held_up(connection: psycopg.Connection[Any], *clerk_ids: str) -> Iterator[No
 
 
 def reserved(rq: RqView, worker: Worker) -> list[str]:
-    """Return what a worker's first lane holds, then what its second does."""
+    """Return what a worker's first thread has reserved, then what its second has."""
     parts: Any = [rq.redis.lrange(RESERVED_PREFIX + worker.own_name + part, 0, -1) for part in ("", ".2")]
     return [id_.decode() for part in parts for id_ in part]
 

@@ -1,4 +1,4 @@
-"""The lane that helps: it works while it is crowded, and never rests with anything in hand."""
+"""The second consumer thread works during a backlog, and never goes idle with jobs reserved."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ BATCH = 2
 
 
 class Helper(NamedTuple):
-    """A lane that helps, in a thread, and what steers it."""
+    """A helper in a thread, and what steers it."""
 
     backlog: threading.Event
     stopping: StopSignal

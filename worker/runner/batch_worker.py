@@ -207,6 +207,7 @@ class BatchWorker(SimpleWorker):
         if not self._is_registered:  # until it succeeds: a full Redis refuses it
             self._register()
 
+    # As `register_birth` does in RQ 3.0, which refuses to do so again (tests/test_private_names.py).
     def _register(self) -> None:
         with self.connection.pipeline() as pipeline:
             pipeline.hset(self.key, mapping=self.serialize())

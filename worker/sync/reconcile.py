@@ -180,7 +180,7 @@ class Reconcile:
         _require_trusted(report)
         differing = self._refresh(report.to_refresh)
         not_deleted = self._delete_ghosts(report.ghost)
-        left = self._refresh(differing)  # an address is free once its holder was refreshed or buried
+        left = self._refresh(differing)  # an address is free once its holder was refreshed or deleted
         if report.memberships is not None:
             left += self._member_drift().fix(
                 report.memberships, [*report.missing, *report.wrong_organization]

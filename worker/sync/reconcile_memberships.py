@@ -106,7 +106,7 @@ class MemberDrift:
             return refusal
         doubtful = self._suspects | unlisted.keys()
         self._differing -= doubtful
-        for changes in self._shown(self._suspects - unlisted.keys(), len(self._listed)):
+        for changes in self._confirmed(self._suspects - unlisted.keys(), len(self._listed)):
             self._differing |= {shown.clerk_id for shown, _ in self._differences(changes)}
         for members in members_of(self._context.api, unlisted, self._context.stopping):
             self._look_at(members, unlisted[members.clerk_id])
@@ -123,7 +123,7 @@ class MemberDrift:
         for ended in chunks(report.ended, ROWS_AT_A_TIME):
             left |= {clerk_id for clerk_id, _ in store.write(ended, now_ms())}
         wanted = {*clerk_ids, *(change.clerk_id for change in report.ended)}
-        for changes in self._shown(wanted, report.listed):
+        for changes in self._confirmed(wanted, report.listed):
             left |= {clerk_id for clerk_id, _ in store.write(changes, now_ms())}
             left |= {shown.clerk_id for shown, _ in self._differences(changes)}
         for chunk in chunks(wanted, ROWS_AT_A_TIME):
@@ -162,7 +162,7 @@ class MemberDrift:
             self._differing.add(members.clerk_id)
             self._ended.append(UserChange(members.clerk_id, memberships=ended))
 
-    def _shown(self, clerk_ids: Collection[str], listed: int) -> Iterator[list[UserChange]]:
+    def _confirmed(self, clerk_ids: Collection[str], listed: int) -> Iterator[list[UserChange]]:
         """Yield what Clerk shows now of the memberships of those users, in as few requests as may be."""
         if len(clerk_ids) <= max(ASKED_ALONE, listed // MAX_PAGE):
             of_each = members_of(self._context.api, sorted(clerk_ids), self._context.stopping)

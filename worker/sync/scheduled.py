@@ -58,19 +58,19 @@ class ScheduledReconciliation:
         redis: Redis,
         database: Database,
         stopping: StopSignal,
-        pace: Timing = USUAL,
+        timing: Timing = USUAL,
     ) -> None:
         self._settings = settings
         self._redis = redis
         self._database = database
         self._stopping = stopping
-        self._pace = pace
+        self._timing = timing
 
     def run_if_due(self) -> None:
         """Run a reconciliation if one is due, and keep its result. Raises RedisError."""
         if not self._is_due():
             return
-        lock = ReconciliationLock(self._redis, self._stopping, self._pace.lock_s)
+        lock = ReconciliationLock(self._redis, self._stopping, self._timing.lock_s)
         if not lock.acquire():
             return
         try:
@@ -103,7 +103,7 @@ class ScheduledReconciliation:
         try:
             with sync_context(self._settings, self._database, lock.stopping) as context:
                 result["backfill"] = _numbers(self._fetch(context, lock))
-                result["drift"] = _refreshed(Reconcile(context, settle_s=self._pace.settle_s))
+                result["drift"] = _refreshed(Reconcile(context, settle_s=self._timing.settle_s))
         except (ClerkApiError, DatabaseError) as error:
             result["error"] = str(error)
         moments = {"started_at": started_at, "finished_at": datetime.now(UTC)}
