@@ -4,7 +4,6 @@ import pwd
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import config
 from cli.dev import servers
 from cli.dev.process import DevError, Process
 from cli.dev.servers import PostgresServer, RedisServer, Server, free_port
+from tests.support.waiting import wait_until
 
 ACCOUNT = pwd.getpwnam("nobody")
 Kind = type[PostgresServer] | type[RedisServer]
@@ -217,10 +217,7 @@ time.sleep(60)
     process = Process("a server", server_directory / "pid")
     log = server_directory / "log"
     process.launch([sys.executable, "-c", stubborn], env=servers.ENVIRONMENT, cwd=server_directory, log=log)
-    deadline = time.monotonic() + 10
-    while not log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(log.read_text, 30)
     process.end(patience=0.1)
     assert process.exit_status == -9
 

@@ -7,29 +7,27 @@ import json
 import os
 import re
 import shlex
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
 import pytest
 from redis import Redis
-from redis.exceptions import RedisError
 
 from cli.dev.servers import PostgresServer, free_port
 from cli.main import main
 from tests.support.certificates import self_signed
 from tests.support.failed_jobs import fail
 from tests.support.queue import delivery, frozen
-from tests.support.redis_servers import BINARY, redis_server
+from tests.support.redis_servers import BINARY, keep_busy, redis_server, refuse_to_save
 from tests.support.service import add_service, add_worker
 from tests.support.settings import MakeSettings
 from tests.support.stack import environment
 from tests.support.waiting import wait_until
-from worker.monitoring import receivers, recent
+from worker.monitoring import probes, receivers, recent
 from worker.queue import lock_waits, rq_format
 from worker.queue.producer import DeliveryQueue
 
@@ -66,7 +64,7 @@ class Place(NamedTuple):
         hba.write_text("\n".join([line, *rest]) + "\n")
         before = self._loaded_at()
         self.sql("SELECT pg_reload_conf()")
-        wait_until(lambda: self._loaded_at() != before, 10)
+        wait_until(lambda: self._loaded_at() != before, 20)
 
     def _loaded_at(self) -> object:
         with psycopg.connect(self.postgres.url) as connection:
@@ -123,22 +121,11 @@ def _narrow_redis(place: Place) -> None:
 def _misconfigured(place: Place) -> None:
     url = place.redis_url("--dbfilename", "taken.rdb")
     with Redis.from_url(url) as redis:
-        redis.ping()  # it has loaded, and does not end because of what it finds
-        (place.directory / "taken.rdb").mkdir()
-        redis.config_set("save", "1 1")
-        redis.set("key", 1)
-        redis.bgsave()
-        time.sleep(0.5)
+        refuse_to_save(redis, place.directory)
 
 
 def _busy(place: Place) -> None:
-    def loop(url: str) -> None:
-        with Redis.from_url(url) as redis, suppress(RedisError):
-            redis.eval("while true do end", 0)
-
-    url = place.redis_url("--busy-reply-threshold", "20")
-    threading.Thread(target=loop, args=(url,), daemon=True).start()
-    time.sleep(0.3)
+    keep_busy(place.redis_url("--busy-reply-threshold", "20"))
 
 
 def _postgres(
@@ -318,6 +305,7 @@ def test_status_names_the_cause_of(
     make, words = CASES[fault]
     make(place)
     monkeypatch.setenv("COLUMNS", "500")  # each text in one line
+    monkeypatch.setattr(probes, "LIMIT_S", 20)  # the machine may be busy, and nothing hangs
     for name, value in place.env.items():
         monkeypatch.setenv(name, value)
     began = time.monotonic()

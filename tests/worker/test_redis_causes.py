@@ -4,10 +4,8 @@ import os
 import re
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from redis.exceptions import RedisError
 
 from cli.dev.servers import RedisServer, free_port, port_in_use
 from tests.support.certificates import self_signed
-from tests.support.redis_servers import BINARY, redis_server
+from tests.support.redis_servers import BINARY, keep_busy, redis_server, refuse_to_save
 from tests.support.service_process import ServiceProcess
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.waiting import wait_until
@@ -131,7 +129,7 @@ def test_cluster_mode_is_said_with_its_slots_and_without(
     assert why(f"redis://127.0.0.1:{port}/1").startswith("Redis runs in cluster mode")
     with Redis(port=port) as redis:
         redis.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        wait_until(lambda: b"cluster_state:ok" in redis.execute_command("CLUSTER", "INFO"), 10)
+        wait_until(lambda: b"cluster_state:ok" in redis.execute_command("CLUSTER", "INFO"), 20)
     if command[0] == "EVAL":
         assert why(f"redis://127.0.0.1:{port}", command).startswith("Redis runs in cluster mode")
 
@@ -141,14 +139,9 @@ def test_a_redis_that_is_loading_says_so(serve: Serve, why: Explain) -> None:
         redis.mset({f"key:{i}": "x" * 100 for i in range(1000)})
         redis.save()
         redis.shutdown(nosave=True)
-    slowly = ("--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024")
+    slowly = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
     port = serve(*slowly)
     assert why(f"redis://127.0.0.1:{port}").startswith("Redis is loading its data")
-
-
-def _quietly(port: int, *command: str) -> None:
-    with Redis(port=port) as redis, suppress(RedisError):
-        redis.execute_command(*command)
 
 
 def test_what_keeps_it_from_writing_is_told_apart(serve: Serve, why: Explain) -> None:
@@ -173,12 +166,7 @@ def test_what_keeps_it_from_writing_is_told_apart(serve: Serve, why: Explain) ->
 def test_persistence_that_is_misconfigured_is_said(serve: Serve, why: Explain, tmp_path: Path) -> None:
     port = serve("--dbfilename", "taken.rdb")
     with Redis(port=port) as redis:
-        redis.ping()  # it has loaded, and does not end because of what it finds
-        (tmp_path / "taken.rdb").mkdir()
-        redis.config_set("save", "1 1")
-        redis.set("key", 1)
-        redis.bgsave()
-        wait_until(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err", 10)
+        refuse_to_save(redis, tmp_path)
     assert why(f"redis://127.0.0.1:{port}").startswith("Redis cannot write to its disk")
 
 
@@ -201,10 +189,9 @@ def test_a_redis_that_hangs_or_runs_a_script_says_which(
         assert why(own_redis.url).startswith("Redis did not answer in time")
     finally:
         os.kill(own_redis.pid, signal.SIGCONT)
-    port = serve("--busy-reply-threshold", "20")
-    threading.Thread(target=_quietly, args=(port, "EVAL", "while true do end", "0"), daemon=True).start()
-    time.sleep(0.3)
-    assert why(f"redis://127.0.0.1:{port}").startswith("Redis is busy with a script")
+    busy = f"redis://127.0.0.1:{serve('--busy-reply-threshold', '20')}"
+    keep_busy(busy)
+    assert why(busy).startswith("Redis is busy with a script")
 
 
 def test_the_embedded_redis_says_the_same(own_redis: RedisServer, why: Explain) -> None:
@@ -224,7 +211,7 @@ def test_the_embedded_redis_says_the_same(own_redis: RedisServer, why: Explain) 
 def test_what_is_no_redis_shows_nothing_of_what_it_says(why: Explain, tmp_path: Path) -> None:
     port = free_port()
     with ServiceProcess("http", [sys.executable, "-m", "http.server", str(port)], {}, tmp_path):
-        wait_until(lambda: port_in_use(port), 10)
+        wait_until(lambda: port_in_use(port), 30)
         assert why(f"redis://127.0.0.1:{port}") == "Redis does not answer as expected (InvalidResponse)"
 
 
