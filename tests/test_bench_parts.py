@@ -16,8 +16,8 @@ from svix.webhooks import Webhook
 
 from cli.dev.servers import HOST, free_port
 from tests.bench import table
-from tests.bench.figures import Case, Figures
-from tests.bench.load import Report, Spec, percentile
+from tests.bench.figures import ComparedCase, Figures
+from tests.bench.load import LoadReport, Spec, percentile
 from tests.bench.plan import Setting
 from tests.support.proxy import READY
 from tests.support.settings import SECRET
@@ -37,18 +37,18 @@ class Received(NamedTuple):
     at: float
 
 
-class Receiver:
+class StubReceiver:
     """Answers every delivery after ANSWER_S, and notes it."""
 
     def __init__(self, protocol: str = "HTTP/1.1", status: int = 202) -> None:
         self.received: list[Received] = []
         receiver = self
 
-        class Server(ThreadingHTTPServer):
+        class StubServer(ThreadingHTTPServer):
             request_queue_size = 128
             daemon_threads = True
 
-        class Handler(BaseHTTPRequestHandler):
+        class StubHandler(BaseHTTPRequestHandler):
             protocol_version = protocol
 
             def do_POST(self) -> None:
@@ -64,11 +64,11 @@ class Receiver:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = Server((HOST, 0), Handler)
+        self._server = StubServer((HOST, 0), StubHandler)
         self.port = self._server.server_port
 
     @contextmanager
-    def running(self) -> Iterator["Receiver"]:
+    def running(self) -> Iterator["StubReceiver"]:
         thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -135,11 +135,11 @@ def receive(connection: socket.socket, size: int) -> bytes:
     return received
 
 
-def deliver(port: int, **spec: Any) -> Report:
+def deliver(port: int, **spec: Any) -> LoadReport:
     spec = {"port": port, "secret": SECRET, "seed": 7, "deliveries": 400, "seconds": 5.0, **spec}
     argv = [sys.executable, "-m", "tests.bench.load", json.dumps(Spec(**spec)._asdict())]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    return Report(**json.loads(done.stdout))
+    return LoadReport(**json.loads(done.stdout))
 
 
 def test_the_proxy_adds_its_delay_each_way_and_no_more_than_the_machine_is_late() -> None:
@@ -183,7 +183,7 @@ def test_a_connection_through_the_proxy_ends_when_nobody_listens_behind_it() -> 
 
 
 def test_every_delivery_is_signed_and_has_an_id_of_its_own() -> None:
-    with Receiver().running() as receiver:
+    with StubReceiver().running() as receiver:
         report = deliver(receiver.port, deliveries=40)
     assert (report.answered, report.failed) == (40, 0)
     for request in receiver.received:
@@ -193,7 +193,7 @@ def test_every_delivery_is_signed_and_has_an_id_of_its_own() -> None:
 
 
 def test_a_closed_loop_has_one_delivery_on_each_connection_and_measures_the_answer() -> None:
-    with Receiver().running() as receiver:
+    with StubReceiver().running() as receiver:
         report = deliver(receiver.port, connections=4, seconds=1.2)
     assert report.connected == len({r.client for r in receiver.received}) == 4
     assert report.p50_ms >= ANSWER_S * 1000
@@ -202,7 +202,7 @@ def test_a_closed_loop_has_one_delivery_on_each_connection_and_measures_the_answ
 
 
 def test_an_open_loop_keeps_its_rate_whatever_an_answer_takes() -> None:
-    with Receiver().running() as receiver:
+    with StubReceiver().running() as receiver:
         report = deliver(receiver.port, connections=40, rate=100, seconds=0.5)
     assert (report.answered, report.gave_up) == (50, False)
     arrived = sorted(r.at for r in receiver.received)
@@ -211,7 +211,7 @@ def test_an_open_loop_keeps_its_rate_whatever_an_answer_takes() -> None:
 
 
 def test_an_open_loop_counts_from_when_a_delivery_was_due_and_gives_up_when_it_is_late() -> None:
-    with Receiver().running() as receiver:
+    with StubReceiver().running() as receiver:
         report = deliver(receiver.port, connections=1, rate=200, seconds=2.0, give_up_s=0.5)
     assert report.gave_up
     assert report.answered < 100
@@ -219,13 +219,13 @@ def test_an_open_loop_counts_from_when_a_delivery_was_due_and_gives_up_when_it_i
 
 
 def test_the_client_opens_a_new_connection_when_the_server_has_closed_the_last_one() -> None:
-    with Receiver("HTTP/1.0").running() as receiver:
+    with StubReceiver("HTTP/1.0").running() as receiver:
         report = deliver(receiver.port, connections=2, deliveries=20)
     assert (report.answered, report.failed, report.connected) == (20, 0, 20)
 
 
 def test_what_is_refused_is_counted_as_failed() -> None:
-    with Receiver(status=503).running() as receiver:
+    with StubReceiver(status=503).running() as receiver:
         report = deliver(receiver.port, deliveries=5)
     assert (report.answered, report.failed) == (0, 5)
     assert deliver(free_port(), deliveries=5).failed == 5
@@ -238,7 +238,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 def test_a_ratio_is_the_median_of_the_rounds() -> None:
     figures = Figures()
-    ours, theirs = (Case("drain", subject, Setting.LOCAL) for subject in ("ours", "theirs"))
+    ours, theirs = (ComparedCase("drain", subject, Setting.LOCAL) for subject in ("ours", "theirs"))
     for mine, other in ((300, 100), (50, 10), (400, 100)):
         figures.add(ours, {"events/s": mine})
         figures.add(theirs, {"events/s": other})
@@ -247,7 +247,7 @@ def test_a_ratio_is_the_median_of_the_rounds() -> None:
 
 def test_the_tables_go_between_the_markers_of_a_file_and_nowhere_else(tmp_path: Path) -> None:
     figures = Figures()
-    figures.add(Case("drain", "ours", Setting.LOCAL), {"events/s": 2400.0})
+    figures.add(ComparedCase("drain", "ours", Setting.LOCAL), {"events/s": 2400.0})
     figures.check("ours : theirs", Setting.LOCAL, 3.1, at_least=3)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")

@@ -1,6 +1,7 @@
 """The storeys that import-linter cannot see: `config` is one file, and the environment has one reader."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,13 @@ def test_the_top_level_holds_what_convention_puts_there() -> None:
         "worker",
     }
     assert expected <= {path.name for path in ROOT.iterdir()}
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    paths = (path for folder in (*STOREYS, "tests") for path in (ROOT / folder).rglob("*.py"))
+    trees = (ast.parse(path.read_text()) for path in (*paths, ROOT / "config.py"))
+    names = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def _imported(path: Path) -> set[str]:

@@ -75,7 +75,7 @@ pytestmark = pytest.mark.timeout(300)
 Said = dict[str, str]
 
 
-class Servers(NamedTuple):
+class SecretServers(NamedTuple):
     """A PostgreSQL and a Redis that ask for passwords, and a Clerk that asks for its key."""
 
     settings: config.Settings
@@ -88,7 +88,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def servers(_session_directory: Path) -> Iterator[Servers]:
+def servers(_session_directory: Path) -> Iterator[SecretServers]:
     postgres = PostgresServer(_session_directory / "postgres-with-password", free_port(), durable=False)
     redis = RedisServer(_session_directory / "redis-with-password", free_port(), durable=False)
     postgres.start()
@@ -108,7 +108,7 @@ def servers(_session_directory: Path) -> Iterator[Servers]:
             database = Database(settings)
             migration.upgrade(database)
             database.dispose()
-            yield Servers(settings, redis)
+            yield SecretServers(settings, redis)
     finally:
         redis.kill()
         postgres.stop("immediate")
@@ -242,7 +242,7 @@ def _inflated(part: bytes) -> bytes:
         return b""
 
 
-def test_the_service_shows_no_secret_to_anybody(servers: Servers, directory: Path) -> None:
+def test_the_service_shows_no_secret_to_anybody(servers: SecretServers, directory: Path) -> None:
     settings = servers.settings
     said: Said = {}
     with Stack(settings, directory) as stack, worker_redis(settings) as redis:
@@ -299,7 +299,7 @@ def _get(stack: Stack, path: str, auth: tuple[str, str] | None = None) -> str:
     return f"{answer.status_code} {answer.headers} {answer.text}"
 
 
-def test_wrong_secrets_and_servers_that_are_away_are_told_without_a_secret(servers: Servers) -> None:
+def test_wrong_secrets_and_servers_that_are_away_are_told_without_a_secret(servers: SecretServers) -> None:
     """With the traceback that --debug shows."""
     said = run_all(
         {
@@ -312,7 +312,7 @@ def test_wrong_secrets_and_servers_that_are_away_are_told_without_a_secret(serve
     assert_unmarked(said)
 
 
-def test_processes_that_cannot_work_say_so_without_a_secret(servers: Servers, directory: Path) -> None:
+def test_processes_that_cannot_work_say_so_without_a_secret(servers: SecretServers, directory: Path) -> None:
     """Some wait for a server that does not take them, some end with what a library makes of the URL."""
     variants = wrong(servers.settings)
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -350,7 +350,7 @@ def test_a_malformed_setting_is_named_and_not_quoted(variable: str, value: str, 
     assert_unmarked({"its output": ran.stdout + ran.stderr})
 
 
-def test_no_help_shows_what_is_set(servers: Servers) -> None:
+def test_no_help_shows_what_is_set(servers: SecretServers) -> None:
     groups = [[], ["db"], ["failed"], ["dev"], ["web"], ["worker"], *COMMANDS]
     runner = CliRunner(env=environment(servers.settings))
     said = {}
@@ -361,7 +361,7 @@ def test_no_help_shows_what_is_set(servers: Servers) -> None:
     assert_unmarked(said)
 
 
-def test_objects_that_hold_a_secret_do_not_show_it(servers: Servers) -> None:
+def test_objects_that_hold_a_secret_do_not_show_it(servers: SecretServers) -> None:
     settings = servers.settings
     database = Database(settings)
     worker_client, receiver_client = worker_redis(settings), fail_fast_redis(settings)
@@ -380,7 +380,7 @@ def test_objects_that_hold_a_secret_do_not_show_it(servers: Servers) -> None:
 
 
 def test_nothing_that_dev_starts_has_a_secret_in_its_command_line(
-    servers: Servers, server_directory: Path
+    servers: SecretServers, server_directory: Path
 ) -> None:
     """With servers of its own, whose secrets it keeps in files that only their owner can read."""
     given = _changed(servers.settings, database_url=None, redis_url=None)

@@ -16,7 +16,7 @@ from db.merge.incoming import Outcome, ReceivedChange
 from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
 
 
-class Asked(NamedTuple):
+class PendingReads(NamedTuple):
     """What was asked of the database, its answers still under way."""
 
     concerned: list[str]
@@ -46,7 +46,7 @@ class MembershipWrites(NamedTuple):
     news: list[bool]
 
 
-def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> Asked:
+def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> PendingReads:
     """Lock the organizations concerned, in one order, and ask what is stored of them and of the memberships.
 
     An organization that the batch says something of is locked for itself, one that a user in the batch is a
@@ -56,14 +56,14 @@ def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> Asked:
     changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
     concerned = sorted({change.clerk_id for change in changes if _concerns_organization(change)})
     pipeline.send(statements.lock_organizations(), changed=changed, ids=concerned)
-    return Asked(
+    return PendingReads(
         concerned,
         pipeline.send(statements.read_organizations(), ids=changed),
         pipeline.send(statements.read_memberships(), ids=concerned),
     )
 
 
-def read(asked: Asked) -> StoredMemberships:
+def read(asked: PendingReads) -> StoredMemberships:
     """Return what the database answered."""
     memberships: dict[str, list[Membership]] = {}
     for clerk_id, *row in asked.memberships.fetchall():

@@ -25,10 +25,10 @@ from tests.bench import (
 )
 from tests.bench.figures import Figures
 from tests.bench.harness import Bench
-from tests.bench.plan import FULL, QUICK, Plan
+from tests.bench.plan import FULL, QUICK, BenchPlan
 from tests.support.directories import open_directory
 
-PARTS: dict[str, Callable[[Bench, Plan, Figures], None]] = {
+PARTS: dict[str, Callable[[Bench, BenchPlan, Figures], None]] = {
     "receiver": receiver.measure,
     "drain": drain.measure,
     "table": big_table.measure,

@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from cli.dev.process import Process
 from tests.bench import drain
 from tests.bench.drain import Backlog, Contender
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench, Urls, migrate, with_database
-from tests.bench.plan import Plan, Setting
+from tests.bench.plan import BenchPlan, Setting
 from tests.support import payloads
 from worker.queue.rq_format import QUEUE
 
@@ -27,19 +27,19 @@ ADD_SYNC = """
 """
 
 
-def measure_growth(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure_growth(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Do it with ten million users, which takes minutes and some 10 GB: a part to call by hand."""
     measure(bench, plan._replace(big_table=plan.growth), figures)
 
 
-def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Drain into empty tables and into full ones in turn; every round brings new events."""
     urls = bench.urls(Setting.LOCAL)
     many = Urls(with_database(urls.database, f"many_{plan.big_table}"), urls.redis)
     _make_users(bench, many.database, plan.big_table)
     backlog = Backlog(bench, 1, QUEUE)
     cases = {
-        users: Case(PART, f"clerk-sync worker, {users:,} users", Setting.LOCAL)
+        users: ComparedCase(PART, f"clerk-sync worker, {users:,} users", Setting.LOCAL)
         for users in (0, plan.big_table)
     }
     for _ in range(plan.rounds):

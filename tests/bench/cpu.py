@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench
 from tests.support.processes import family
 
@@ -36,7 +36,7 @@ class CpuClock:
         return {name: sum(map(_spent_s, family(pid))) for name, pid in self._pids.items() if pid}
 
 
-def cores_allow(figures: Figures, case: Case) -> float:
+def cores_allow(figures: Figures, case: ComparedCase) -> float:
     """Return how many events/s there could be with this CPU time per event, were every core always busy."""
     names = [name for name in figures.samples[case] if name.startswith(OWN)]
     return (os.cpu_count() or 1) * 1e6 / sum(figures.median(case, name) for name in names)

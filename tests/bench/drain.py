@@ -19,9 +19,9 @@ from config import load
 from db.times import now_ms
 from tests.bench.cpu import OWN, CpuClock, cores_allow
 from tests.bench.events import traffic
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import ROOT, Bench, Urls
-from tests.bench.plan import Plan, Setting, rounds
+from tests.bench.plan import BenchPlan, Setting, rounds
 from worker.queue.producer import Delivery, delivery_queue
 from worker.queue.rq_format import QUEUE
 
@@ -89,7 +89,7 @@ class Contender(NamedTuple):
     start: Callable[[], AbstractContextManager[Process]]
 
 
-def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Drain the same backlog in every setting, everybody in turn; the slow once where they are slowest."""
     backlogs = _Backlogs(bench, plan)
     for turn in range(plan.rounds):
@@ -97,14 +97,14 @@ def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
             if turn < rounds(plan, setting):
                 _measure_loop(bench, plan, figures, setting)
                 for contender in _contenders(bench, backlogs, setting, is_first=turn == 0):
-                    figures.add(Case(PART, contender.subject, setting), drain(bench, contender))
+                    figures.add(ComparedCase(PART, contender.subject, setting), drain(bench, contender))
     _check(figures)
 
 
 class _Backlogs:
     """The backlogs of everybody."""
 
-    def __init__(self, bench: Bench, plan: Plan) -> None:
+    def __init__(self, bench: Bench, plan: BenchPlan) -> None:
         self.ours = Backlog(bench, 1, QUEUE)
         self.ours.fill(put_deliveries(bench.next_seed()), plan.backlog)
         numbers = count(2)
@@ -210,7 +210,7 @@ def _rq_worker(bench: Bench, urls: Urls, kind: str, *more: str) -> AbstractConte
     return bench.running(argv, urls, ROOT)
 
 
-def _measure_loop(bench: Bench, plan: Plan, figures: Figures, setting: Setting) -> None:
+def _measure_loop(bench: Bench, plan: BenchPlan, figures: Figures, setting: Setting) -> None:
     bench.clear()
     count = plan.loop[setting]
     argv = [sys.executable, "-m", JOB_MODULE, str(bench.next_seed()), str(count)]
@@ -218,12 +218,12 @@ def _measure_loop(bench: Bench, plan: Plan, figures: Figures, setting: Setting) 
     clock = CpuClock(bench, {})
     loop = subprocess.run(argv, env=env, cwd=ROOT, check=True, capture_output=True, text=True)
     rate, cpu_us = map(float, loop.stdout.split())
-    figures.add(Case(PART, LOOP, setting), {RATE: rate, OWN: cpu_us, **clock.per_event(count)})
+    figures.add(ComparedCase(PART, LOOP, setting), {RATE: rate, OWN: cpu_us, **clock.per_event(count)})
 
 
 def _check(figures: Figures) -> None:
-    def case(subject: str, setting: Setting) -> Case:
-        return Case(PART, subject, setting)
+    def case(subject: str, setting: Setting) -> ComparedCase:
+        return ComparedCase(PART, subject, setting)
 
     goals = ((LOOP, 3.0), (SIMPLE, 20.0), (FORKING, 300.0))
     for setting in Setting:

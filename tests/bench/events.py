@@ -10,7 +10,7 @@ from tests.support import payloads
 HOUR_MS = 3_600_000
 
 
-class Event(NamedTuple):
+class SampleEvent(NamedTuple):
     """One delivery's svix-id, body, and the description its job gets."""
 
     svix_id: str
@@ -18,7 +18,7 @@ class Event(NamedTuple):
     description: str
 
 
-def traffic(count: int, *, seed: int, existing: int = 0) -> Iterator[Event]:
+def traffic(count: int, *, seed: int, existing: int = 0) -> Iterator[SampleEvent]:
     """Yield `count` events. Of ten, two are sign-ups, three changes, five sign-ins (two with the user).
 
     They concern users that sign up among them, and the first `existing` users of `bench_id`. The same seed
@@ -40,7 +40,7 @@ def traffic(count: int, *, seed: int, existing: int = 0) -> Iterator[Event]:
             event = payloads.session_event("session.created", session)
         subject = event["data"].get("user_id") or event["data"]["id"]
         body = json.dumps(event, separators=(",", ":"))
-        yield Event(svix_id(seed, i), body, f"{event['type']} {subject}")
+        yield SampleEvent(svix_id(seed, i), body, f"{event['type']} {subject}")
 
 
 def svix_id(seed: int, index: int) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tests.bench.plan import Setting
 
 
-class Case(NamedTuple):
+class ComparedCase(NamedTuple):
     """What was measured, and where."""
 
     part: str
@@ -37,20 +37,20 @@ class Figures:
     """Samples by case and measure ("events/s", "p99 ms", …), and checks. Filled round by round."""
 
     def __init__(self) -> None:
-        self.samples: dict[Case, dict[str, list[float]]] = {}
+        self.samples: dict[ComparedCase, dict[str, list[float]]] = {}
         self.checks: list[Check] = []
 
-    def add(self, case: Case, measures: Mapping[str, float]) -> None:
+    def add(self, case: ComparedCase, measures: Mapping[str, float]) -> None:
         """Add one round's sample of each measure."""
         known = self.samples.setdefault(case, {})
         for measure, value in measures.items():
             known.setdefault(measure, []).append(value)
 
-    def median(self, case: Case, measure: str) -> float:
+    def median(self, case: ComparedCase, measure: str) -> float:
         """Return the median of the rounds."""
         return median(self.samples[case][measure])
 
-    def ratio(self, ours: Case, theirs: Case, measure: str) -> float:
+    def ratio(self, ours: ComparedCase, theirs: ComparedCase, measure: str) -> float:
         """Return how many times theirs ours is.
 
         Where both have as many rounds, the median of each round's ratio: what slowed the machine down in one

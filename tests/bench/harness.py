@@ -28,7 +28,7 @@ from config import load
 from db import migration
 from db.connection.engine import Database
 from db.models import Base
-from tests.bench.load import Report, Spec
+from tests.bench.load import LoadReport, Spec
 from tests.bench.plan import ROUND_TRIP_MS, Setting
 from tests.support.processes import clerk_sync
 from tests.support.service_process import ServiceProcess
@@ -175,7 +175,7 @@ class Bench:
         watch: Callable[[], bool] = lambda: True,
         every_s: float = 0.1,
         **spec: Any,
-    ) -> Report:
+    ) -> LoadReport:
         """Run the load client with a Spec and return its report.
 
         `watch` is called every `every_s`; once it says False, the client stops early.
@@ -199,7 +199,7 @@ class Bench:
                 client.wait()
         if client.returncode:
             raise RuntimeError(f"the load client ended with status {client.returncode}")
-        return Report(**json.loads(output.read_text()))
+        return LoadReport(**json.loads(output.read_text()))
 
     def round_trip_ms(self, setting: Setting) -> float:
         """Return the median time of a PING to Redis there."""

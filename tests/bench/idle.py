@@ -5,9 +5,9 @@ from typing import Any
 
 from redis import Redis
 
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench
-from tests.bench.plan import Plan, Setting
+from tests.bench.plan import BenchPlan, Setting
 
 PART = "idle"
 OURS = "clerk-sync web (two processes) and worker"
@@ -17,7 +17,7 @@ MINUTE_S = 60
 NOT_COUNTED = {"info", "config"}  # those that ask
 
 
-def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Count for one minute, within scripts too."""
     del plan
     bench.clear()
@@ -26,7 +26,7 @@ def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
         bench.redis.config_resetstat()
         time.sleep(MINUTE_S)
         total = sum(commands(bench.redis).values())
-    figures.add(Case(PART, OURS, Setting.LOCAL), {COMMANDS: total})
+    figures.add(ComparedCase(PART, OURS, Setting.LOCAL), {COMMANDS: total})
     figures.check("commands to Redis in an idle minute", Setting.LOCAL, total, "", at_most=60)
 
 

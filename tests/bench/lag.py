@@ -7,10 +7,10 @@ from typing import Any
 import psycopg
 
 from tests.bench.events import svix_id
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench, Endpoint
 from tests.bench.load import percentile
-from tests.bench.plan import Plan, Setting
+from tests.bench.plan import BenchPlan, Setting
 
 PART = "lag from delivery to row"
 P50, P99, MAX = "p50 ms", "p99 ms", "max ms"
@@ -43,14 +43,14 @@ class Watcher:
         return True
 
 
-def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Deliver at steady rates to a receiver and one worker."""
     for setting in Setting:
         with bench.web(setting) as web, bench.workers(bench.urls(setting)), bench.connect() as connection:
             for rate, seconds in plan.lag_s.items():
                 connection.execute("TRUNCATE webhook_events")
                 lags = _lags_ms(bench, web, Watcher(connection), rate, seconds)
-                case = Case(PART, f"at {rate}/s", setting)
+                case = ComparedCase(PART, f"at {rate}/s", setting)
                 figures.add(case, {P50: percentile(lags, 50), P99: percentile(lags, 99), MAX: lags[-1]})
                 goal = 100.0 if (rate, setting) == (50, Setting.LOCAL) else None
                 p99 = figures.median(case, P99)

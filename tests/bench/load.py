@@ -55,7 +55,7 @@ class Spec(NamedTuple):
     keep_alive: bool = True
 
 
-class Report(NamedTuple):
+class LoadReport(NamedTuple):
     """What came of it. `sent_at` (s since the epoch) has one entry per delivery sent, in their order.
 
     `failed` counts the answers that were no 2xx, and deliveries without an answer. `cpu_us` is what the
@@ -176,7 +176,7 @@ class Client:
         self._stopped = False
         self._start = 0.0
 
-    def run(self) -> Report:
+    def run(self) -> LoadReport:
         """Send until the time is over, wait for the last answers, and report."""
         signal.signal(signal.SIGTERM, self._stop)
         gc.freeze()
@@ -234,13 +234,13 @@ class Client:
     def _stop(self, *_: object) -> None:
         self._stopped = True
 
-    def _report(self, cpu_s: float) -> Report:
+    def _report(self, cpu_s: float) -> LoadReport:
         counted_from = self._start + self._spec.warm_up_s
         counted = [(began, latency) for began, latency in self._latencies if began >= counted_from]
         latencies = sorted(latency * 1000 for _, latency in counted)
         end = max((began + latency for began, latency in counted), default=counted_from)
         succeeded = sum(count for status, count in self._statuses.items() if 200 <= status < 300)
-        return Report(
+        return LoadReport(
             rate=len(counted) / (end - counted_from) if counted else 0.0,
             p50_ms=percentile(latencies, 50),
             p99_ms=percentile(latencies, 99),

@@ -5,9 +5,9 @@ import time
 from redis import Redis
 
 from tests.bench.drain import POLL_S, put_deliveries
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench, Endpoint
-from tests.bench.plan import Plan, Setting
+from tests.bench.plan import BenchPlan, Setting
 from tests.bench.receiver import CONNECTIONS
 from tests.support.processes import clerk_sync, family, pss_mb, rss_mb
 from worker.queue.rq_format import QUEUE_KEY
@@ -20,15 +20,15 @@ WARM = 20  # of the events, one in so many come before the first measurement: ca
 LIMIT_S = 300
 
 
-def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Measure starts first, then memory."""
     _measure_starts(bench, plan, figures)
     _measure_memory(bench, plan, figures)
 
 
-def _measure_starts(bench: Bench, plan: Plan, figures: Figures) -> None:
-    receiver = Case(START_PART, "clerk-sync web, until it takes deliveries", Setting.LOCAL)
-    worker = Case(START_PART, "clerk-sync worker, until its first event is applied", Setting.LOCAL)
+def _measure_starts(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
+    receiver = ComparedCase(START_PART, "clerk-sync web, until it takes deliveries", Setting.LOCAL)
+    worker = ComparedCase(START_PART, "clerk-sync worker, until its first event is applied", Setting.LOCAL)
     for _ in range(plan.starts):
         bench.clear()
         began = time.monotonic()
@@ -49,7 +49,7 @@ def _measure_starts(bench: Bench, plan: Plan, figures: Figures) -> None:
     figures.check("start-up of the worker", Setting.LOCAL, figures.median(worker, READY_S), "s")
 
 
-def _measure_memory(bench: Bench, plan: Plan, figures: Figures) -> None:
+def _measure_memory(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     bench.clear()
     warm = plan.memory_events // WARM
     step = (plan.memory_events - warm) // STEPS
@@ -66,7 +66,7 @@ def _measure_memory(bench: Bench, plan: Plan, figures: Figures) -> None:
         pss = sum(map(pss_mb, family(web.process.pid or 0)))
         figures.check("receiver, two processes, PSS", Setting.LOCAL, pss, "MB", at_most=120)
     for subject in processes:
-        case = Case(MEMORY_PART, subject, Setting.LOCAL)
+        case = ComparedCase(MEMORY_PART, subject, Setting.LOCAL)
         growth = figures.median(case, after) / figures.median(case, before)
         figures.check(f"memory of {subject}, after : before", Setting.LOCAL, growth, at_most=1.1)
 
@@ -82,7 +82,7 @@ def _named(web: Endpoint, worker_pid: int | None) -> dict[str, int]:
 
 def _note(figures: Figures, processes: dict[str, int], measure_: str) -> None:
     for subject, pid in processes.items():
-        figures.add(Case(MEMORY_PART, subject, Setting.LOCAL), {measure_: rss_mb(pid)})
+        figures.add(ComparedCase(MEMORY_PART, subject, Setting.LOCAL), {measure_: rss_mb(pid)})
 
 
 def _deliver(bench: Bench, web: Endpoint, count: int) -> None:

@@ -15,7 +15,7 @@ class Setting(StrEnum):
 ROUND_TRIP_MS = 5.0
 
 
-class Plan(NamedTuple):
+class BenchPlan(NamedTuple):
     """Sizes of a run. Times in s; what is slow is measured over fewer events, and as a rate."""
 
     rounds: int
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     starts: int
 
 
-FULL = Plan(
+FULL = BenchPlan(
     rounds=3,
     far_rounds=2,
     load_s=3.5,
@@ -50,7 +50,7 @@ FULL = Plan(
     memory_events=100_000,
     starts=3,
 )
-QUICK = Plan(
+QUICK = BenchPlan(
     rounds=1,
     far_rounds=1,
     load_s=1.5,
@@ -68,6 +68,6 @@ QUICK = Plan(
 )
 
 
-def rounds(plan: Plan, setting: Setting) -> int:
+def rounds(plan: BenchPlan, setting: Setting) -> int:
     """Return how often something is measured there."""
     return plan.rounds if setting is Setting.LOCAL else plan.far_rounds

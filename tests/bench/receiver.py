@@ -1,10 +1,10 @@
 """The receiver: how many deliveries it takes, how soon it answers, and that it does not need PostgreSQL."""
 
 from tests.bench.cpu import CLIENT, OWN, CpuClock
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench, Endpoint
-from tests.bench.load import Report
-from tests.bench.plan import Plan, Setting, rounds
+from tests.bench.load import LoadReport
+from tests.bench.plan import BenchPlan, Setting, rounds
 
 PART = "receiver"
 OURS = "clerk-sync web"
@@ -18,7 +18,7 @@ WARM_UP_S = 0.5
 MOST_PER_S = 5_000  # more requests than anybody here answers are not made
 
 
-def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Closed loops at CONNECTIONS, everybody in turn; no worker runs."""
     _measure_local(bench, plan, figures)
     _measure_far(bench, plan, figures)
@@ -28,7 +28,7 @@ def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
 
 def closed_loop(
     bench: Bench, endpoint: Endpoint, seconds: float, *, keep_alive: bool = True
-) -> tuple[Report, dict[str, float]]:
+) -> tuple[LoadReport, dict[str, float]]:
     """Deliver as fast as the receiver answers, after a warm-up that is not counted in the report.
 
     Returns the CPU time per delivery too.
@@ -46,7 +46,7 @@ def closed_loop(
     return report, {**clock.per_event(report.answered), CLIENT: report.cpu_us}
 
 
-def _measure_local(bench: Bench, plan: Plan, figures: Figures) -> None:
+def _measure_local(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     local = Setting.LOCAL
     with (
         bench.web(local) as ours,
@@ -63,7 +63,7 @@ def _measure_local(bench: Bench, plan: Plan, figures: Figures) -> None:
                 )
 
 
-def _measure_far(bench: Bench, plan: Plan, figures: Figures) -> None:
+def _measure_far(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     for setting in (Setting.POSTGRES, Setting.BOTH):
         with bench.web(setting) as ours, bench.gunicorn("inline_app", setting) as inline:
             for _ in range(rounds(plan, setting)):
@@ -72,7 +72,7 @@ def _measure_far(bench: Bench, plan: Plan, figures: Figures) -> None:
                     _add(figures, subject, setting, *closed_loop(bench, endpoint, plan.load_s))
 
 
-def _measure_without_postgres(bench: Bench, plan: Plan, figures: Figures) -> None:
+def _measure_without_postgres(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     local = Setting.LOCAL
     with bench.web(local) as ours:
         for _ in range(plan.rounds):
@@ -86,14 +86,16 @@ def _measure_without_postgres(bench: Bench, plan: Plan, figures: Figures) -> Non
                 bench.postgres.start()
 
 
-def _add(figures: Figures, subject: str, setting: Setting, report: Report, cpu_us: dict[str, float]) -> None:
+def _add(
+    figures: Figures, subject: str, setting: Setting, report: LoadReport, cpu_us: dict[str, float]
+) -> None:
     sample = {RATE: report.rate, P50: report.p50_ms, P99: report.p99_ms, FAILED: report.failed}
-    figures.add(Case(PART, subject, setting), {**sample, **cpu_us})
+    figures.add(ComparedCase(PART, subject, setting), {**sample, **cpu_us})
 
 
 def _check(figures: Figures) -> None:
-    def case(subject: str, setting: Setting = Setting.LOCAL) -> Case:
-        return Case(PART, subject, setting)
+    def case(subject: str, setting: Setting = Setting.LOCAL) -> ComparedCase:
+        return ComparedCase(PART, subject, setting)
 
     local = Setting.LOCAL
     against_echo = figures.ratio(case(OURS), case(ECHO), RATE)

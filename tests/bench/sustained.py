@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from cli.dev.process import Process
 from tests.bench.cpu import CLIENT, OWN, WORKER, CpuClock, cores_allow
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench, Endpoint
-from tests.bench.load import Report
-from tests.bench.plan import Plan, Setting
+from tests.bench.load import LoadReport
+from tests.bench.plan import BenchPlan, Setting
 from tests.bench.receiver import INLINE, closed_loop
 from worker.queue.rq_format import QUEUE_KEY
 
@@ -25,11 +25,11 @@ POLL_S = 0.01
 KeepsPace = Callable[[float, float], dict[str, float] | None]
 
 
-def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Search with short probes, then confirm over the full time."""
     for setting in Setting:
         bench.clear()
-        ours, inline = Case(PART, OURS, setting), Case(PART, INLINE, setting)
+        ours, inline = ComparedCase(PART, OURS, setting), ComparedCase(PART, INLINE, setting)
         with bench.web(setting) as web, bench.workers(bench.urls(setting)) as worker:
             estimate = _estimate(bench, web, plan)
             figures.add(ours, _search(plan, estimate, _rows_keep_pace(bench, web, worker)))
@@ -45,7 +45,7 @@ def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
             figures.check("sustained, were every core always busy", setting, most, "events/s")
 
 
-def _estimate(bench: Bench, endpoint: Endpoint, plan: Plan) -> float:
+def _estimate(bench: Bench, endpoint: Endpoint, plan: BenchPlan) -> float:
     """Return how many events/s go all the way: taken as fast as possible for a while, then worked off."""
     before = bench.finished()
     report, _ = closed_loop(bench, endpoint, plan.load_s)
@@ -53,7 +53,7 @@ def _estimate(bench: Bench, endpoint: Endpoint, plan: Plan) -> float:
     return report.answered / (time.time() - report.sent_at[0])
 
 
-def _search(plan: Plan, estimate: float, keeps_pace: KeepsPace) -> dict[str, float]:
+def _search(plan: BenchPlan, estimate: float, keeps_pace: KeepsPace) -> dict[str, float]:
     """Return the highest rate found, and the CPU time per event at it."""
     low, high = estimate * LOWEST, estimate * HIGHEST
     while high / low > NEAR:
@@ -104,7 +104,7 @@ def _answers_keep_pace(bench: Bench, endpoint: Endpoint) -> KeepsPace:
 
 def _open_loop(
     bench: Bench, endpoint: Endpoint, rate: float, seconds: float, watch: Callable[[], bool]
-) -> Report:
+) -> LoadReport:
     return bench.load(
         endpoint,
         rate=rate,
@@ -117,7 +117,7 @@ def _open_loop(
     )
 
 
-def _was_in_time(report: Report, behind_s: float) -> bool:
+def _was_in_time(report: LoadReport, behind_s: float) -> bool:
     return not (report.gave_up or report.failed) and report.late_s <= behind_s
 
 

@@ -7,9 +7,9 @@ from functools import partial
 
 from tests.bench import drain
 from tests.bench.drain import Backlog, Contender
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench, Urls
-from tests.bench.plan import Plan, Setting
+from tests.bench.plan import BenchPlan, Setting
 from worker.queue.rq_format import QUEUE
 
 PART = "settings of the worker"
@@ -23,7 +23,7 @@ VALUES = {
 }
 
 
-def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Change one setting at a time, and leave the others as they are by default."""
     backlog = Backlog(bench, 1, QUEUE)
     backlog.fill(drain.put_deliveries(bench.next_seed()), plan.backlog)
@@ -34,7 +34,7 @@ def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
                     subject = f"{delay_ms} ms, {name}={value}"
                     contender = _contender(bench, backlog, urls, subject, {**DEFAULTS, name: value})
                     for _ in range(plan.rounds):
-                        figures.add(Case(PART, subject, Setting.LOCAL), drain.drain(bench, contender))
+                        figures.add(ComparedCase(PART, subject, Setting.LOCAL), drain.drain(bench, contender))
 
 
 def _contender(bench: Bench, backlog: Backlog, urls: Urls, subject: str, values: dict[str, int]) -> Contender:

@@ -3,10 +3,10 @@
 import time
 
 from tests.bench.cpu import CLIENT, OWN, WORKER, CpuClock
-from tests.bench.figures import Case, Figures
+from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench
 from tests.bench.node import is_there, node_handler
-from tests.bench.plan import Plan, Setting, rounds
+from tests.bench.plan import BenchPlan, Setting, rounds
 from tests.bench.receiver import closed_loop
 from tests.bench.sustained import await_finished
 
@@ -18,10 +18,10 @@ LIMIT_S = 120
 GOALS = {Setting.LOCAL: 0.75, Setting.BOTH: 1.4}
 
 
-def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
+def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     """Closed loops of 16 connections, both in turn."""
     for setting in (Setting.LOCAL, Setting.BOTH):
-        ours, node = Case(PART, OURS, setting), Case(PART, NODE, setting)
+        ours, node = ComparedCase(PART, OURS, setting), ComparedCase(PART, NODE, setting)
         for _ in range(rounds(plan, setting)):
             figures.add(ours, _ours(bench, plan, setting))
             if is_there():
@@ -31,7 +31,7 @@ def measure(bench: Bench, plan: Plan, figures: Figures) -> None:
             figures.check("whole way : inline Node handler", setting, ratio, at_least=GOALS[setting])
 
 
-def _ours(bench: Bench, plan: Plan, setting: Setting) -> dict[str, float]:
+def _ours(bench: Bench, plan: BenchPlan, setting: Setting) -> dict[str, float]:
     bench.clear()
     with bench.web(setting) as web, bench.workers(bench.urls(setting)) as worker:
         clock = CpuClock(bench, {OWN: web.process.pid, WORKER: worker.pid})
@@ -42,7 +42,7 @@ def _ours(bench: Bench, plan: Plan, setting: Setting) -> dict[str, float]:
         return {RATE: rate, **clock.per_event(report.answered), CLIENT: report.cpu_us}
 
 
-def _node(bench: Bench, plan: Plan, setting: Setting) -> dict[str, float]:
+def _node(bench: Bench, plan: BenchPlan, setting: Setting) -> dict[str, float]:
     bench.clear()
     with node_handler(bench, setting) as node:
         report, cpu_us = closed_loop(bench, node, plan.load_s)

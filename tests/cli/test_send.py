@@ -26,18 +26,18 @@ NOW = 1_767_261_600_000
 OTHER_SECRET = "whsec_plJ3nmyCDGBKInavdOK15jsl"
 
 
-class Request(NamedTuple):
+class RecordedRequest(NamedTuple):
     path: str
     headers: dict[str, str]
     body: bytes
 
 
-class Receiver(HTTPServer):
+class RecordingServer(HTTPServer):
     """Keeps what is posted to it, and answers as it is set to."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[Request] = []
+        super().__init__(("127.0.0.1", 0), RecordingHandler)
+        self.requests: list[RecordedRequest] = []
         self.answer = (202, b'{"status":"queued"}')
 
     @property
@@ -45,13 +45,13 @@ class Receiver(HTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Receiver
+class RecordingHandler(BaseHTTPRequestHandler):
+    server: RecordingServer
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.requests.append(Request(self.path, headers, body))
+        self.server.requests.append(RecordedRequest(self.path, headers, body))
         status, answer = self.server.answer
         self.send_response(status)
         self.send_header("content-length", str(len(answer)))
@@ -63,8 +63,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
+def receiver() -> Iterator[RecordingServer]:
+    with RecordingServer() as server:
         thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server
@@ -207,7 +207,7 @@ def test_samples_about_one_user_fit_together() -> None:
     assert len({claim.address for claim in claims}) == 1
 
 
-def test_the_delivery_is_signed_as_svix_signs(run: RunCommand, receiver: Receiver) -> None:
+def test_the_delivery_is_signed_as_svix_signs(run: RunCommand, receiver: RecordingServer) -> None:
     assert run("user.created", "--url", f"{receiver.url}/webhooks/clerk", "--svix-id", "msg_1")[0] == 0
     path, headers, body = receiver.requests[0]
     assert path == "/webhooks/clerk"
@@ -220,7 +220,7 @@ def test_the_delivery_is_signed_as_svix_signs(run: RunCommand, receiver: Receive
 
 @pytest.mark.parametrize("content", [b'{ "b" : 1,\r\n\t"a": "\xc3\xa9" }\n', b"\xff\x00 no JSON", b""])
 def test_a_file_is_sent_byte_by_byte(
-    run: RunCommand, receiver: Receiver, tmp_path: Path, content: bytes
+    run: RunCommand, receiver: RecordingServer, tmp_path: Path, content: bytes
 ) -> None:
     file = tmp_path / "payload.json"
     file.write_bytes(content)
@@ -233,7 +233,9 @@ def test_a_file_is_sent_byte_by_byte(
         assert samples.signed_headers(key, id_, sent, content).items() <= request.headers.items()
 
 
-def test_without_a_user_id_each_sample_is_about_somebody_new(run: RunCommand, receiver: Receiver) -> None:
+def test_without_a_user_id_each_sample_is_about_somebody_new(
+    run: RunCommand, receiver: RecordingServer
+) -> None:
     for _ in range(2):
         run("session.created", "--url", receiver.url)
     sessions = [json.loads(request.body)["data"] for request in receiver.requests]
@@ -243,7 +245,7 @@ def test_without_a_user_id_each_sample_is_about_somebody_new(run: RunCommand, re
 
 
 def test_a_sample_comes_from_the_instance_that_is_expected(
-    run: RunCommand, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, receiver: RecordingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLERK_INSTANCE_ID", "ins_mine")
     run("user.created", "--url", receiver.url)
@@ -262,7 +264,7 @@ def test_a_sample_comes_from_the_instance_that_is_expected(
     ],
 )
 def test_the_answer_is_one_line_and_the_exit_status(
-    run: RunCommand, receiver: Receiver, answer: tuple[int, bytes], status: int, word: str
+    run: RunCommand, receiver: RecordingServer, answer: tuple[int, bytes], status: int, word: str
 ) -> None:
     receiver.answer = answer
     code, output, errors = run("user.created", "--url", receiver.url)
@@ -280,7 +282,7 @@ def test_a_receiver_that_is_not_there_is_one_line_without_a_password(run: RunCom
 
 
 def test_a_proxy_that_is_set_is_not_asked(
-    run: RunCommand, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, receiver: RecordingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")

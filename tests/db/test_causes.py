@@ -49,7 +49,7 @@ SETUP = """
 """
 
 
-class Place:
+class FaultyServer:
     """A server with TLS, the URLs that lead to it, and a client's certificate that it does not trust."""
 
     def __init__(self, server: PostgresServer, certificate: Path, stranger: Certificate) -> None:
@@ -71,14 +71,14 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
+def place() -> Iterator[FaultyServer]:
     directory = Path(tempfile.mkdtemp(prefix="clerk-sync-"))
     directory.chmod(0o711)
     if not DEBIAN.exists():
         pytest.skip("the embedded PostgreSQL is built without TLS, and Debian's is not installed")
     server = DebianServer(directory / "postgres", free_port(), durable=False)
     certificate = directory / "root.crt"
-    place = Place(server, certificate, Authority(directory / "another").sign("stranger"))
+    place = FaultyServer(server, certificate, Authority(directory / "another").sign("stranger"))
     server.start()
     make_certificate(server.data)
     certificate.write_bytes((server.data / "server.crt").read_bytes())
@@ -118,7 +118,7 @@ def cause_of(settings: config.Settings) -> Cause:
     return refused.value.cause
 
 
-URLS: dict[Cause, Callable[[Place], str]] = {
+URLS: dict[Cause, Callable[[FaultyServer], str]] = {
     Cause.NOTHING_LISTENS: lambda _: f"postgresql://someone:hunter2@{HOST}:{free_port()}/some_database",
     Cause.HOST_NOT_FOUND: lambda _: "postgresql://someone:hunter2@nohost.invalid/some_database",
     Cause.PASSWORD_REFUSED: lambda place: place.url(user="someone:hunter22"),
@@ -143,7 +143,9 @@ URLS: dict[Cause, Callable[[Place], str]] = {
 
 
 @pytest.mark.parametrize("cause", URLS, ids=lambda cause: cause.name)
-def test_a_connection_that_fails_says_why(cause: Cause, place: Place, make_settings: MakeSettings) -> None:
+def test_a_connection_that_fails_says_why(
+    cause: Cause, place: FaultyServer, make_settings: MakeSettings
+) -> None:
     url = SecretStr(URLS[cause](place))
     assert cause_of(make_settings(redis_url=None, database_url=url, database_url_unpooled=None)) is cause
 
@@ -187,14 +189,14 @@ def test_a_pooler_that_refuses_an_option_is_named(make_settings: MakeSettings, d
     ],
 )
 def test_an_address_that_is_refused_is_not_said_to_lack_tls_alone(
-    mode: str, cause: Cause, place: Place, make_settings: MakeSettings
+    mode: str, cause: Cause, place: FaultyServer, make_settings: MakeSettings
 ) -> None:
     url = SecretStr(place.url("refused", sslmode=mode))
     assert cause_of(make_settings(redis_url=None, database_url=url, database_url_unpooled=None)) is cause
 
 
 def test_a_client_certificate_that_the_server_does_not_trust_is_named(
-    place: Place, make_settings: MakeSettings
+    place: FaultyServer, make_settings: MakeSettings
 ) -> None:
     cert, key = (str(path) for path in place.stranger)
     url = SecretStr(place.url("certified", sslmode="require", sslcert=cert, sslkey=key))
@@ -203,7 +205,7 @@ def test_a_client_certificate_that_the_server_does_not_trust_is_named(
 
 
 def test_a_server_that_waits_for_its_last_sessions_is_stopping(
-    place: Place, make_settings: MakeSettings
+    place: FaultyServer, make_settings: MakeSettings
 ) -> None:
     url = SecretStr(place.url())
     settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)

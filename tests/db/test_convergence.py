@@ -24,7 +24,7 @@ from db.times import maybe_ms, to_ms
 from tests.support.histories import casts_of_members, choices_of_source, histories, plans
 from tests.support.hypothesis_settings import no_deadline
 from tests.support.payloads import body
-from tests.support.reference_model import Choices, Company, Delivery, Row, Stay, Tables, tables
+from tests.support.reference_model import Choices, Company, ExpectedTables, Row, SentEvent, Stay, tables
 from worker.clerk.payloads import FieldSources
 from worker.runner.batch import incoming
 
@@ -41,7 +41,7 @@ class Memory:
         self._known: dict[str, UserChange] = {}
         self._organizations: dict[str, Organization] = {}
 
-    def apply(self, batch: Sequence[Delivery]) -> None:
+    def apply(self, batch: Sequence[SentEvent]) -> None:
         """Merge a batch."""
         received = [
             incoming(it.svix_id, body(it.event).decode(), it.received_at, self._sources) for it in batch
@@ -53,11 +53,11 @@ class Memory:
             for each in received:
                 self._merge_organizations(each)
 
-    def tables(self) -> Tables:
+    def tables(self) -> ExpectedTables:
         """Return what is known, as the model says it."""
         living = {clerk_id: it for clerk_id, it in self._known.items() if it.deleted_at is None}
         rows = self._rows()
-        return Tables(
+        return ExpectedTables(
             rows,
             {clerk_id: it.deleted_at for clerk_id, it in self._known.items() if it.deleted_at is not None},
             {
@@ -103,7 +103,7 @@ class Memory:
             self._organizations[fact.id] = merge_organizations(known, fact)
 
 
-def comparable(found: Tables, choices: Choices) -> Tables:
+def comparable(found: ExpectedTables, choices: Choices) -> ExpectedTables:
     """Return the tables without the column that PostgreSQL computes, and with numbers in one form."""
     follows = choices.organization_source == "membership"
     users = {
@@ -120,7 +120,7 @@ def comparable(found: Tables, choices: Choices) -> Tables:
 def test_shuffled_histories_end_as_the_model_says() -> None:
     @settings(no_deadline, max_examples=HISTORIES, database=None)
     @given(histories(16, casts_of_members), choices_of_source, st.randoms(use_true_random=False))
-    def end_the_same(deliveries: list[Delivery], choices: Choices, random: Random) -> None:
+    def end_the_same(deliveries: list[SentEvent], choices: Choices, random: Random) -> None:
         for plan in islice(plans(deliveries, random, workers=1), 3):
             memory = Memory(choices)
             for batch in plan.batches:

@@ -27,7 +27,7 @@ from tests.support.histories import (
     plans,
 )
 from tests.support.hypothesis_settings import no_deadline
-from tests.support.reference_model import Choices, Delivery, Row, tables
+from tests.support.reference_model import Choices, Row, SentEvent, tables
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 THOROUGH_S = int(os.environ.get("THOROUGH_S", "300"))
@@ -49,7 +49,7 @@ def explore(
 
     @settings(no_deadline, max_examples=max_examples, database=None)
     @given(generated, chosen_among, st.randoms(use_true_random=False))
-    def tables_equal_the_model(deliveries: list[Delivery], chosen: Choices, random: Random) -> None:
+    def tables_equal_the_model(deliveries: list[SentEvent], chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
         for plan in islice(plans(deliveries, random, workers=WORKERS), plans_each):
             trial.deliver(plan, chosen)
@@ -134,7 +134,7 @@ def test_rows_that_the_application_wrote_end_the_same_whatever_the_batches(
 
     @settings(no_deadline, max_examples=8 if dawdling else 40, database=None)
     @given(histories(16), choices, st.randoms(use_true_random=False))
-    def tables_are_equal(deliveries: list[Delivery], chosen: Choices, random: Random) -> None:
+    def tables_are_equal(deliveries: list[SentEvent], chosen: Choices, random: Random) -> None:
         ends = []
         for plan in islice(plans(deliveries, random, workers=WORKERS), 4):
             trial.deliver(plan, chosen, FOREIGN_ROWS)

@@ -25,7 +25,7 @@ from tests.db.test_races import held, wait_until_blocked
 from tests.db.test_stories import anonymous, deleted, deliveries, row, saved, signed_in
 from tests.db.test_users import statements as count_statements
 from tests.support.database_trial import Trial
-from tests.support.histories import Plan
+from tests.support.histories import BatchPlan
 from tests.support.payloads import (
     NOW,
     Json,
@@ -35,7 +35,7 @@ from tests.support.payloads import (
     organization,
     organization_event,
 )
-from tests.support.reference_model import Choices, Delivery, Row, tables
+from tests.support.reference_model import Choices, Row, SentEvent, tables
 from tests.support.round_trips import TripCounter
 
 ANN, BEN, CAT = "user_a", "user_B", "user_b"
@@ -83,7 +83,7 @@ def closed(organization_id: str, at: int = 0) -> Json:
     return organization_event("organization.deleted", dissolved(organization_id), timestamp=NOW + at)
 
 
-class Story(NamedTuple):
+class OrganizationStory(NamedTuple):
     """The events, and the rows it must end in."""
 
     events: list[Json]
@@ -92,35 +92,35 @@ class Story(NamedTuple):
 
 
 STORIES = {
-    "who joins has the organization's name": Story(
+    "who joins has the organization's name": OrganizationStory(
         [saved(ANN, 1), saved(BEN, 1), joined(ANN, acme(), 2)], [row(ANN, organization="Acme"), row(BEN)]
     ),
-    "the organization joined last counts": Story(
+    "the organization joined last counts": OrganizationStory(
         [saved(ANN, 1), joined(ANN, zoo(), 2), joined(ANN, acme(), 3)], [row(ANN, organization="Acme")]
     ),
-    "the newest event of a membership does not tell when it began": Story(
+    "the newest event of a membership does not tell when it began": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(), 2, sent_at=9, verb="updated"), joined(ANN, zoo(), 3)],
         [row(ANN, organization="Zoo")],
     ),
-    "of two joined at once the membership with the greater id counts, by its bytes": Story(
+    "of two joined at once the membership with the greater id counts, by its bytes": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(), 2, "orgmem_a"), joined(ANN, zoo(), 2, "orgmem_B")],
         [row(ANN, organization="Acme")],
     ),
-    "who leaves is in the one joined before": Story(
+    "who leaves is in the one joined before": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(), 1), joined(ANN, zoo(), 0), left(ANN, acme(), 5)],
         [row(ANN, organization="Zoo")],
     ),
-    "who leaves all has none": Story(
+    "who leaves all has none": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(), 1), left(ANN, acme(), 5)], [row(ANN)]
     ),
-    "who joins again is in again": Story(
+    "who joins again is in again": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(), 1), left(ANN, acme(), 5), joined(ANN, acme(), 6, "orgmem_new")],
         [row(ANN, organization="Acme")],
     ),
-    "a membership that has ended stays so, whatever events follow": Story(
+    "a membership that has ended stays so, whatever events follow": OrganizationStory(
         [saved(ANN, 1), left(ANN, acme(), 2), joined(ANN, acme(), 1, sent_at=9, verb="updated")], [row(ANN)]
     ),
-    "an end without a time is an end": Story(
+    "an end without a time is an end": OrganizationStory(
         [
             saved(ANN, 1),
             joined(ANN, acme(), 1),
@@ -128,7 +128,7 @@ STORIES = {
         ],
         [row(ANN)],
     ),
-    "a rename reaches its members and no other user": Story(
+    "a rename reaches its members and no other user": OrganizationStory(
         [
             *(saved(clerk_id, 1) for clerk_id in (ANN, BEN, CAT)),
             joined(ANN, acme(), 2),
@@ -137,45 +137,47 @@ STORIES = {
         ],
         [row(ANN, organization="New"), row(BEN, organization="Zoo"), row(CAT)],
     ),
-    "a name is as old as the organization says": Story(
+    "a name is as old as the organization says": OrganizationStory(
         [saved(ANN, 1), renamed(acme("New", 5)), joined(ANN, acme("Old", 0), 9)],
         [row(ANN, organization="New")],
     ),
-    "of two names with one updated_at the one observed later counts": Story(
+    "of two names with one updated_at the one observed later counts": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme("A", 0), 2), joined(BEN, acme("B", 0), 1)],
         [row(ANN, organization="A")],
     ),
-    "of two names with one version the greater counts, by code point": Story(
+    "of two names with one version the greater counts, by code point": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme("acme", 0), 2), joined(BEN, acme("Zoo", 0), 2)],
         [row(ANN, organization="acme")],
     ),
-    "a deleted organization is no longer anybody's": Story(
+    "a deleted organization is no longer anybody's": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(), 2), joined(ANN, zoo(), 1), closed(ACME, 3)],
         [row(ANN, organization="Zoo")],
     ),
-    "a deleted organization stays so, whatever events follow": Story(
+    "a deleted organization stays so, whatever events follow": OrganizationStory(
         [saved(ANN, 1), closed(ACME), renamed(acme("New", 5)), joined(ANN, acme("New", 5), 9)], [row(ANN)]
     ),
-    "an organization without a name counts once an event names it": Story(
+    "an organization without a name counts once an event names it": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(None), 3), joined(ANN, zoo(), 2), renamed(acme("Acme", 4))],
         [row(ANN, organization="Acme")],
     ),
-    "until then the one before counts": Story(
+    "until then the one before counts": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(""), 3), joined(ANN, zoo(), 2)], [row(ANN, organization="Zoo")]
     ),
-    "a membership without a user waits": Story([joined(ANN, acme(), 2), saved(BEN, 1)], [row(BEN)]),
-    "a user's JSON tells memberships": Story(
+    "a membership without a user waits": OrganizationStory(
+        [joined(ANN, acme(), 2), saved(BEN, 1)], [row(BEN)]
+    ),
+    "a user's JSON tells memberships": OrganizationStory(
         [saved(ANN, 1, organization_memberships=[membership(ANN, acme())])], [row(ANN, organization="Acme")]
     ),
-    "and ends none by leaving it out": Story(
+    "and ends none by leaving it out": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(), 2), saved(ANN, 9, organization_memberships=[])],
         [row(ANN, organization="Acme")],
     ),
-    "a session's user tells memberships": Story(
+    "a session's user tells memberships": OrganizationStory(
         [signed_in(ANN, 4, user=saved(ANN, 1, organization_memberships=[membership(ANN, acme())])["data"])],
         [row(ANN, login_at=4, organization="Acme")],
     ),
-    "metadata says nothing of the organization, and the role as ever": Story(
+    "metadata says nothing of the organization, and the role as ever": OrganizationStory(
         [
             saved(ANN, 1, public_metadata={"role": "admin", "organization": "Meta"}),
             saved(BEN, 1, public_metadata={"organization": "Meta"}),
@@ -183,10 +185,10 @@ STORIES = {
         ],
         [row(ANN, organization="Acme", role="admin"), row(BEN)],
     ),
-    "a deleted user is in none": Story(
+    "a deleted user is in none": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(), 2), deleted(ANN, 3), renamed(acme("New", 5))], []
     ),
-    "an anonymous row has no organization, and gets none": Story(
+    "an anonymous row has no organization, and gets none": OrganizationStory(
         [
             saved(ANN, 1),
             joined(ANN, acme(), 2),
@@ -197,16 +199,16 @@ STORIES = {
         [anonymous(ANN)],
         ANONYMIZE,
     ),
-    "the name of a deleted user's organization is known all the same": Story(
+    "the name of a deleted user's organization is known all the same": OrganizationStory(
         [deleted(ANN), joined(ANN, acme("New", 5), 2), saved(BEN, 1), joined(BEN, acme("Old", 1), 2)],
         [row(BEN, organization="New")],
     ),
-    "where metadata decides memberships say nothing": Story(
+    "where metadata decides memberships say nothing": OrganizationStory(
         [saved(ANN, 1, public_metadata={"organization": "Meta"}), joined(ANN, acme(), 2), closed(ZOO)],
         [row(ANN, organization="Meta")],
         Choices(),
     ),
-    "where the application decides they say nothing either": Story(
+    "where the application decides they say nothing either": OrganizationStory(
         [saved(ANN, 1), joined(ANN, acme(), 2), renamed(acme("New", 5))],
         [row(ANN)],
         Choices(organization_source="none"),
@@ -222,7 +224,7 @@ def trial(make_settings: Callable[..., config.Settings]) -> Iterator[Trial]:
 
 
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())
-def test_the_model_ends_a_story_of_members_as_it_must(story: Story) -> None:
+def test_the_model_ends_a_story_of_members_as_it_must(story: OrganizationStory) -> None:
     found = tables(deliveries(*story.events), story.choices).users
     assert found == {it.clerk_id: it for it in story.rows}
 
@@ -234,7 +236,7 @@ def test_the_tables_end_every_story_of_members_as_they_must_in_many_orders(trial
         orders = list(permutations(sent))
         for order in orders[:: max(1, len(orders) // 10)]:
             for batches in ([[delivery] for delivery in order], [list(order)]):
-                trial.deliver(Plan(batches, workers=1), story.choices)
+                trial.deliver(BatchPlan(batches, workers=1), story.choices)
                 assert trial.tables() == ending, title
 
 
@@ -251,13 +253,13 @@ def test_the_ledger_says_what_was_new(trial: Trial) -> None:
         "applied: a deletion": closed(ACME, 9),
         "stale: a later deletion": closed(ACME, 10),
     }
-    ones = [Delivery(title, event, NOW) for title, event in sent.items()]
+    ones = [SentEvent(title, event, NOW) for title, event in sent.items()]
     expected = [(title, title.partition(":")[0]) for title in sent]
     for batches in ([ones], [[one] for one in ones]):
-        trial.deliver(Plan(batches, workers=1), MEMBERSHIP)
+        trial.deliver(BatchPlan(batches, workers=1), MEMBERSHIP)
         found = trial.connection.execute("SELECT svix_id, outcome FROM webhook_events").fetchall()
         assert sorted(found) == sorted(expected)
-    trial.deliver(Plan([ones], workers=1), Choices())
+    trial.deliver(BatchPlan([ones], workers=1), Choices())
     assert trial.connection.execute("SELECT DISTINCT outcome FROM webhook_events").fetchall() == [
         ("ignored",)
     ]
@@ -314,7 +316,7 @@ def test_what_the_application_wrote_is_overwritten_and_a_removed_row_comes_back_
 # Two at once
 
 
-def race(trial: Trial, hold: str, first: Delivery, second: Delivery, choices: Choices = MEMBERSHIP) -> None:
+def race(trial: Trial, hold: str, first: SentEvent, second: SentEvent, choices: Choices = MEMBERSHIP) -> None:
     """Let `first` come as far as the row of `hold`, then let `second` come, then let go of the row."""
     with ThreadPoolExecutor(2) as threads:
         with held(trial, hold):

@@ -13,9 +13,9 @@ import pytest
 import structlog.testing
 
 from tests.support.database_trial import WORKERS, Trial
-from tests.support.histories import Plan
+from tests.support.histories import BatchPlan
 from tests.support.payloads import NOW, Json, deleted_event, session, session_event, user, user_event
-from tests.support.reference_model import Choices, Delivery, tables
+from tests.support.reference_model import Choices, SentEvent, tables
 
 ANN, BEN, CAT, DAN = "user_a", "user_B", "user_b", "user_d"
 SHARED, OTHER = "shared@example.com", "other@example.com"
@@ -33,8 +33,8 @@ def signed_in(clerk_id: str, at: int) -> Json:
     return session_event(data=session(clerk_id, created_at=NOW + at), timestamp=NOW + at)
 
 
-def deliveries(*events: Json) -> list[Delivery]:
-    return [Delivery(f"msg_{i}", event, NOW) for i, event in enumerate(events)]
+def deliveries(*events: Json) -> list[SentEvent]:
+    return [SentEvent(f"msg_{i}", event, NOW) for i, event in enumerate(events)]
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def wait_until_blocked(trial: Trial, count: int, *, unless: Future[None] | None 
         time.sleep(0.005)
 
 
-def race(trial: Trial, hold: str, first: Sequence[Delivery], second: Sequence[Delivery]) -> None:
+def race(trial: Trial, hold: str, first: Sequence[SentEvent], second: Sequence[SentEvent]) -> None:
     """Let `first` come as far as the row of `hold`, then let `second` come, then let go of the row."""
     with ThreadPoolExecutor(2) as threads:
         with held(trial, hold):
@@ -71,7 +71,7 @@ def race(trial: Trial, hold: str, first: Sequence[Delivery], second: Sequence[De
             future.result(PATIENCE_S)
 
 
-def assert_as_modelled(trial: Trial, sent: Sequence[Delivery]) -> None:
+def assert_as_modelled(trial: Trial, sent: Sequence[SentEvent]) -> None:
     assert trial.tables() == tables(sent, DELETE)
 
 
@@ -180,7 +180,7 @@ def retries(logs: Sequence[MutableMapping[str, Any]]) -> list[MutableMapping[str
     return [entry for entry in logs if entry["event"] == "database retry"]
 
 
-def crowded_plan(random: Random) -> Plan:
+def crowded_plan(random: Random) -> BatchPlan:
     """Return batches that sign all users in, by turns with batches in which some users move addresses."""
     crowd = [f"user_{i}" for i in range(20)]
     batches = [[saved(clerk_id, 0) for clerk_id in crowd]]
@@ -188,7 +188,9 @@ def crowded_plan(random: Random) -> Plan:
         batches.append([signed_in(clerk_id, turn) for clerk_id in random.sample(crowd, len(crowd))])
         batches.append([claim(random, clerk_id, turn) for clerk_id in random.sample(crowd, 8)])
     numbers = count()
-    return Plan([[Delivery(f"msg_{next(numbers)}", event, NOW) for event in b] for b in batches], WORKERS)
+    return BatchPlan(
+        [[SentEvent(f"msg_{next(numbers)}", event, NOW) for event in b] for b in batches], WORKERS
+    )
 
 
 def claim(random: Random, clerk_id: str, turn: int) -> Json:

@@ -29,7 +29,7 @@ from tests.support.debian import DEBIAN, DebianServer
 from tests.support.encodings import encoded_database
 from tests.support.histories import plans
 from tests.support.payloads import NOW
-from tests.support.reference_model import Choices, Delivery, tables
+from tests.support.reference_model import Choices, SentEvent, tables
 from tests.support.settings import MakeSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "database.md"
@@ -98,7 +98,7 @@ def empty_pooled_url(empty_url: str, _pooler_url: str | None) -> str:
     return urlsplit(_pooler_url)._replace(path=urlsplit(empty_url).path).geturl()
 
 
-def history() -> list[Delivery]:
+def history() -> list[SentEvent]:
     """Users who come, move, exchange addresses, sign in and go, with texts of every kind and without."""
     x, y = "x@example.com", "o'brien@example.com"
     firm = {"organization": "Müller & Söhne"}
@@ -114,7 +114,7 @@ def history() -> list[Delivery]:
         deleted("user_b", 9),
         saved("user_b", 10, y),
     ]
-    return [Delivery(f"msg_{i}", event, NOW + i) for i, event in enumerate(events)]
+    return [SentEvent(f"msg_{i}", event, NOW + i) for i, event in enumerate(events)]
 
 
 def test_hostile_defaults_change_nothing(
@@ -248,14 +248,14 @@ def apply_in(settings: config.Settings, encoding: str) -> None:
     assert database.encoding == encoding
     trial = Trial(settings)
     try:
-        trial.apply([Delivery("msg_1", saved("user_a", 1, "x@example.com"), NOW)], Choices())
+        trial.apply([SentEvent("msg_1", saved("user_a", 1, "x@example.com"), NOW)], Choices())
         trial.apply(
-            [Delivery("msg_2", saved("user_a", 2, "x@example.com", first_name="Zoë"), NOW)], Choices()
+            [SentEvent("msg_2", saved("user_a", 2, "x@example.com", first_name="Zoë"), NOW)], Choices()
         )
         found = user_drift.find(database, "user_a")
         assert found is not None
         assert found["name"] == "Zoë"
-        party = [Delivery("msg_3", saved("user_a", 3, "x@example.com", first_name="🎉"), NOW)]
+        party = [SentEvent("msg_3", saved("user_a", 3, "x@example.com", first_name="🎉"), NOW)]
         if encoding == "LATIN1":
             with pytest.raises(ChangeRefused, match="encoding LATIN1 has no such character"):
                 trial.apply(party, Choices())

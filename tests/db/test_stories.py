@@ -10,7 +10,7 @@ import pytest
 
 import config
 from tests.support.database_trial import Trial
-from tests.support.histories import LAST_MS, Plan
+from tests.support.histories import LAST_MS, BatchPlan
 from tests.support.payloads import (
     ABSENT,
     NOW,
@@ -22,7 +22,7 @@ from tests.support.payloads import (
     user,
     user_event,
 )
-from tests.support.reference_model import Choices, Delivery, Row, Tables, tables
+from tests.support.reference_model import Choices, ExpectedTables, Row, SentEvent, tables
 
 ANN, BEN, CAT = "user_a", "user_B", "user_b"  # by their bytes "B" < "a" < "b"
 SHARED, OTHER = "shared@example.com", "other@example.com"
@@ -62,7 +62,7 @@ def anonymous(clerk_id: str) -> Row:
     return row(clerk_id, name="Deleted user")
 
 
-class Story(NamedTuple):
+class UserStory(NamedTuple):
     """The events, and the rows it must end in; `deleted` and `waiting` are ms after NOW."""
 
     events: list[Json]
@@ -73,60 +73,60 @@ class Story(NamedTuple):
 
 
 STORIES = {
-    "created and updated alike make the row": Story(
+    "created and updated alike make the row": UserStory(
         [
             saved(ANN, 1, "a@example.com"),
             user_event("user.created", user(BEN, "b@example.com", first_name=BEN, last_name=None)),
         ],
         [row(ANN, "a@example.com"), row(BEN, "b@example.com")],
     ),
-    "a user without an address has a placeholder": Story([saved(ANN, 1, None)], [row(ANN)]),
-    "a user whose address cannot be stored has a placeholder": Story(
+    "a user without an address has a placeholder": UserStory([saved(ANN, 1, None)], [row(ANN)]),
+    "a user whose address cannot be stored has a placeholder": UserStory(
         [saved(ANN, 1, "no address")], [row(ANN)]
     ),
-    "no user gets another user's placeholder": Story(
+    "no user gets another user's placeholder": UserStory(
         [saved(ANN, 9, f"{BEN}@placeholder.invalid"), saved(BEN, 1)], [row(ANN), row(BEN)]
     ),
-    "of two who claim an address the newer claim has it": Story(
+    "of two who claim an address the newer claim has it": UserStory(
         [saved(ANN, 1, SHARED), saved(BEN, 2, SHARED)], [row(ANN), row(BEN, SHARED)]
     ),
-    "of two claims with one updated_at the later observed has it": Story(
+    "of two claims with one updated_at the later observed has it": UserStory(
         [saved(ANN, 1, SHARED), user_event(data={**saved(BEN, 1, SHARED)["data"]}, timestamp=NOW + 2)],
         [row(ANN), row(BEN, SHARED)],
     ),
-    "of two claims with one version the greater id has it, by its bytes": Story(
+    "of two claims with one version the greater id has it, by its bytes": UserStory(
         [saved(ANN, 1, SHARED), saved(BEN, 1, SHARED)], [row(ANN, SHARED), row(BEN)]
     ),
-    "a verified claim goes before a newer one that is not": Story(
+    "a verified claim goes before a newer one that is not": UserStory(
         [saved(ANN, 1, SHARED), unverified(BEN, 2, SHARED)], [row(ANN, SHARED), row(BEN)]
     ),
-    "of two claims that are not verified the newer has it": Story(
+    "of two claims that are not verified the newer has it": UserStory(
         [unverified(ANN, 1, SHARED), unverified(BEN, 2, SHARED)], [row(ANN), row(BEN, SHARED)]
     ),
-    "who verifies the address takes it": Story(
+    "who verifies the address takes it": UserStory(
         [saved(ANN, 1, SHARED), unverified(BEN, 2, SHARED), saved(BEN, 3, SHARED)],
         [row(ANN), row(BEN, SHARED)],
     ),
-    "what a verified holder lets go, one who is not verified gets": Story(
+    "what a verified holder lets go, one who is not verified gets": UserStory(
         [saved(ANN, 1, SHARED), unverified(BEN, 2, SHARED), saved(ANN, 3, OTHER)],
         [row(ANN, OTHER), row(BEN, SHARED)],
     ),
-    "of claims that wait a verified one is next": Story(
+    "of claims that wait a verified one is next": UserStory(
         [saved(ANN, 1, SHARED), unverified(BEN, 2, SHARED), saved(CAT, 3, SHARED), saved(CAT, 4, OTHER)],
         [row(ANN, SHARED), row(BEN), row(CAT, OTHER)],
     ),
-    "addresses that differ in case are two": Story(
+    "addresses that differ in case are two": UserStory(
         [saved(ANN, 1, SHARED), saved(BEN, 2, SHARED.upper())], [row(ANN, SHARED), row(BEN, SHARED.upper())]
     ),
-    "what the holder lets go, the next claim gets": Story(
+    "what the holder lets go, the next claim gets": UserStory(
         [saved(ANN, 1, SHARED), saved(BEN, 2, SHARED), saved(BEN, 3, OTHER)],
         [row(ANN, SHARED), row(BEN, OTHER)],
     ),
-    "the next claim is the greatest of the others": Story(
+    "the next claim is the greatest of the others": UserStory(
         [saved(ANN, 1, SHARED), saved(CAT, 1, SHARED), saved(BEN, 2, SHARED), saved(BEN, 3, None)],
         [row(ANN), row(CAT, SHARED), row(BEN)],
     ),
-    "of claims that wait with one updated_at the later observed is next": Story(
+    "of claims that wait with one updated_at the later observed is next": UserStory(
         [
             user_event(data=saved(BEN, 1, SHARED)["data"], timestamp=NOW + 3),
             user_event(data=saved(ANN, 1, SHARED)["data"], timestamp=NOW + 2),
@@ -135,27 +135,27 @@ STORIES = {
         ],
         [row(ANN), row(BEN, SHARED), row(CAT)],
     ),
-    "of claims that wait with one version the greater id is next, by its bytes": Story(
+    "of claims that wait with one version the greater id is next, by its bytes": UserStory(
         [saved(ANN, 1, SHARED), saved(BEN, 1, SHARED), saved(CAT, 2, SHARED), saved(CAT, 3)],
         [row(ANN, SHARED), row(BEN), row(CAT)],
     ),
-    "what a deleted holder had, the next claim gets": Story(
+    "what a deleted holder had, the next claim gets": UserStory(
         [saved(ANN, 1, SHARED), saved(BEN, 2, SHARED), deleted(BEN)], [row(ANN, SHARED)], {BEN: 0}
     ),
-    "the same when the deleted one stays as an anonymous row": Story(
+    "the same when the deleted one stays as an anonymous row": UserStory(
         [saved(ANN, 1, SHARED), saved(BEN, 2, SHARED), deleted(BEN)],
         [row(ANN, SHARED), anonymous(BEN)],
         {BEN: 0},
         choices=ANONYMIZE,
     ),
-    "a newer claim of a deleted user counts for nothing": Story(
+    "a newer claim of a deleted user counts for nothing": UserStory(
         [deleted(BEN), saved(ANN, 1, SHARED), saved(BEN, 9, SHARED)], [row(ANN, SHARED)], {BEN: 0}
     ),
-    "two who exchange their addresses have them": Story(
+    "two who exchange their addresses have them": UserStory(
         [saved(ANN, 1, SHARED), saved(BEN, 1, OTHER), saved(ANN, 2, OTHER), saved(BEN, 2, SHARED)],
         [row(ANN, OTHER), row(BEN, SHARED)],
     ),
-    "addresses move on along a chain": Story(
+    "addresses move on along a chain": UserStory(
         [
             saved(ANN, 1, SHARED),
             saved(ANN, 2, OTHER),
@@ -165,7 +165,7 @@ STORIES = {
         ],
         [row(ANN, OTHER), row(BEN), row(CAT, SHARED)],
     ),
-    "a claim that lost keeps waiting through newer profiles that say nothing of the address": Story(
+    "a claim that lost keeps waiting through newer profiles that say nothing of the address": UserStory(
         [
             saved(ANN, 1, SHARED),
             saved(BEN, 2, SHARED),
@@ -174,7 +174,7 @@ STORIES = {
         ],
         [row(ANN, SHARED), row(BEN, OTHER)],
     ),
-    "a claim is as old as its own payload": Story(
+    "a claim is as old as its own payload": UserStory(
         [
             saved(ANN, 1, SHARED),
             saved(ANN, 5, email_addresses=[], primary_email_address_id="idn_unlisted"),
@@ -182,7 +182,7 @@ STORIES = {
         ],
         [row(ANN), row(BEN, SHARED)],
     ),
-    "the first verified address is claimed where there is no primary id": Story(
+    "the first verified address is claimed where there is no primary id": UserStory(
         [
             saved(
                 ANN,
@@ -194,7 +194,7 @@ STORIES = {
         ],
         [row(ANN, SHARED), row(BEN)],
     ),
-    "a deletion stays, whatever comes after": Story(
+    "a deletion stays, whatever comes after": UserStory(
         [
             saved(ANN, 1, SHARED),
             deleted(ANN, 2),
@@ -204,9 +204,9 @@ STORIES = {
         [],
         {ANN: 2},
     ),
-    "a deletion of a user never seen": Story([deleted(ANN, 5), deleted(ANN, 3)], [], {ANN: 3}),
-    "a deletion without a time": Story([deleted_event(ANN, timestamp=ABSENT)], [], {ANN: 90}),
-    "an anonymous row, whichever came first": Story(
+    "a deletion of a user never seen": UserStory([deleted(ANN, 5), deleted(ANN, 3)], [], {ANN: 3}),
+    "a deletion without a time": UserStory([deleted_event(ANN, timestamp=ABSENT)], [], {ANN: 90}),
+    "an anonymous row, whichever came first": UserStory(
         [
             saved(
                 ANN, 1, SHARED, public_metadata={"role": "admin", "organization": "Acme"}, last_sign_in_at=NOW
@@ -218,13 +218,13 @@ STORIES = {
         {ANN: 2},
         choices=ANONYMIZE,
     ),
-    "an anonymous row keeps the newest profile's created_at": Story(
+    "an anonymous row keeps the newest profile's created_at": UserStory(
         [saved(ANN, 1, created_at=NOW + 7), saved(ANN, 2, created_at=NOW + 3), deleted(ANN)],
         [anonymous(ANN)._replace(created_at=NOW + 3)],
         {ANN: 0},
         choices=ANONYMIZE,
     ),
-    "one version with two times of creation, anonymous or not": Story(
+    "one version with two times of creation, anonymous or not": UserStory(
         [
             saved(ANN, 1, created_at=NOW + 7, first_name="A"),
             saved(ANN, 1, created_at=NOW + 3, first_name="Z"),
@@ -234,32 +234,32 @@ STORIES = {
         {ANN: 0},
         choices=ANONYMIZE,
     ),
-    "a deletion of a user without a profile makes no anonymous row": Story(
+    "a deletion of a user without a profile makes no anonymous row": UserStory(
         [signed_in(ANN, 1), deleted(ANN)], [], {ANN: 0}, choices=ANONYMIZE
     ),
-    "a sign-in waits for its user": Story([signed_in(ANN, 4)], [], waiting={ANN: 4}),
-    "the user who comes has the sign-in that waited": Story(
+    "a sign-in waits for its user": UserStory([signed_in(ANN, 4)], [], waiting={ANN: 4}),
+    "the user who comes has the sign-in that waited": UserStory(
         [signed_in(ANN, 4), signed_in(ANN, 2), saved(ANN, 1)], [row(ANN, login_at=4)]
     ),
-    "a sign-in by staff is none": Story(
+    "a sign-in by staff is none": UserStory(
         [signed_in(ANN, 4, actor={"sub": "user_staff"}), signed_in(ANN, 2), saved(ANN, 1)],
         [row(ANN, login_at=2)],
     ),
-    "a session brings its user": Story(
+    "a session brings its user": UserStory(
         [signed_in(ANN, 4, user=saved(ANN, 1, SHARED)["data"])], [row(ANN, SHARED, login_at=4)]
     ),
-    "times at both ends of what can be stored": Story(
+    "times at both ends of what can be stored": UserStory(
         [
             saved(ANN, 1, created_at=0, last_sign_in_at=LAST_MS),
             saved(BEN, 1, created_at=LAST_MS, last_sign_in_at=0),
         ],
         [row(ANN, created_at=0, last_login_at=LAST_MS), row(BEN, created_at=LAST_MS, last_login_at=0)],
     ),
-    "role and organization from metadata": Story(
+    "role and organization from metadata": UserStory(
         [saved(ANN, 1, public_metadata={"role": "admin", "organization": "Acme"})],
         [row(ANN, role="admin", organization="Acme")],
     ),
-    "role and organization left to the application": Story(
+    "role and organization left to the application": UserStory(
         [saved(ANN, 1, public_metadata={"role": "admin", "organization": "Acme"})],
         [row(ANN)],
         choices=Choices(role_source="none", organization_source="none"),
@@ -274,14 +274,14 @@ def trial(make_settings: Callable[..., config.Settings]) -> Iterator[Trial]:
     trial.close()
 
 
-def deliveries(*events: Json) -> list[Delivery]:
+def deliveries(*events: Json) -> list[SentEvent]:
     """Return one delivery for each event, all received 90 ms after NOW."""
-    return [Delivery(f"msg_{i}", event, NOW + 90) for i, event in enumerate(events)]
+    return [SentEvent(f"msg_{i}", event, NOW + 90) for i, event in enumerate(events)]
 
 
-def ending(story: Story) -> Tables:
+def ending(story: UserStory) -> ExpectedTables:
     """Return the tables that `story` must end in."""
-    return Tables(
+    return ExpectedTables(
         {row.clerk_id: row for row in story.rows},
         {clerk_id: NOW + at for clerk_id, at in story.deleted.items()},
         {clerk_id: NOW + at for clerk_id, at in story.waiting.items()},
@@ -289,7 +289,7 @@ def ending(story: Story) -> Tables:
 
 
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())
-def test_the_model_ends_a_story_as_it_must(story: Story) -> None:
+def test_the_model_ends_a_story_as_it_must(story: UserStory) -> None:
     ends = tables(deliveries(*story.events), story.choices)
     assert ends == ending(story)._replace(instances=ends.instances)
 
@@ -307,7 +307,7 @@ def tell_all(trial: Trial) -> None:
     for title, story in STORIES.items():
         for order in islice(permutations(deliveries(*story.events)), 24):
             for batches in ([[delivery] for delivery in order], [list(order)]):
-                trial.deliver(Plan(batches, workers=1), story.choices)
+                trial.deliver(BatchPlan(batches, workers=1), story.choices)
                 ends = tables(order, story.choices)
                 assert trial.tables() == ending(story)._replace(instances=ends.instances), title
 
@@ -413,7 +413,7 @@ def test_the_instance_that_spoke_of_a_user_last_is_kept(trial: Trial, order: tup
     ]
     del events[3]["instance_id"]
     sent = deliveries(*events)
-    trial.deliver(Plan([[sent[i]] for i in order], workers=1), DELETE)
+    trial.deliver(BatchPlan([[sent[i]] for i in order], workers=1), DELETE)
     assert trial.tables().instances == {ANN: (NOW + 2, "ins_two"), BEN: (NOW + 3, "ins_three")}
     seen = trial.connection.execute("SELECT id FROM instance_sync ORDER BY id").fetchall()
     assert seen == [("ins_one",), ("ins_three",), ("ins_two",)]

@@ -22,7 +22,7 @@ ALWAYS = {
 pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
-class Case(NamedTuple):
+class AlertCase(NamedTuple):
     """Series that replace or join ALWAYS (None: not there), and which minute finds what firing."""
 
     series: dict[str, str | None]
@@ -30,35 +30,35 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "all is well": Case({}, {1: set(), 180: set()}),
-    "no target scraped": Case(dict.fromkeys(ALWAYS), {4: set(), 6: {"ClerkSyncNotScraped"}}),
-    "Redis away for less than its patience": Case(
+    "all is well": AlertCase({}, {1: set(), 180: set()}),
+    "no target scraped": AlertCase(dict.fromkeys(ALWAYS), {4: set(), 6: {"ClerkSyncNotScraped"}}),
+    "Redis away for less than its patience": AlertCase(
         {"redis_up": "1x5 0 1x100"}, {minute: set() for minute in range(4, 9)}
     ),
-    "Redis away": Case({"redis_up": "1x5 0x100"}, {6: set(), 7: {"ClerkSyncRedisDown"}}),
-    "Redis takes no writes": Case(
+    "Redis away": AlertCase({"redis_up": "1x5 0x100"}, {6: set(), 7: {"ClerkSyncRedisDown"}}),
+    "Redis takes no writes": AlertCase(
         {"redis_takes_writes": "1x5 0x100"}, {6: set(), 7: {"ClerkSyncRedisRefusesWrites"}}
     ),
-    "no delivery for an hour": Case(
+    "no delivery for an hour": AlertCase(
         {"last_received_timestamp_seconds": "0x200"}, {65: set(), 66: {"ClerkSyncSilence"}}
     ),
-    "no delivery ever": Case(
+    "no delivery ever": AlertCase(
         {"last_received_timestamp_seconds": None}, {65: set(), 66: {"ClerkSyncSilence"}}
     ),
-    "a first delivery after a day": Case(
+    "a first delivery after a day": AlertCase(
         {"watching_since_timestamp_seconds": "-86400x200"}, {10: set(), 100: set()}
     ),
-    "no worker": Case({"workers_alive": "1x5 0x100"}, {7: set(), 8: {"ClerkSyncNoWorker"}}),
-    "workers wait": Case(
+    "no worker": AlertCase({"workers_alive": "1x5 0x100"}, {7: set(), 8: {"ClerkSyncNoWorker"}}),
+    "workers wait": AlertCase(
         {
             'workers_waiting{dependency="database"}': "0x5 2x100",
             'workers_waiting{dependency="Redis"}': "0x200",
         },
         {7: set(), 8: {"ClerkSyncWorkersWait"}},
     ),
-    "lag": Case({"queue_oldest_age_seconds": "0x5 61x100"}, {7: set(), 8: {"ClerkSyncLag"}}),
-    "lag at its limit": Case({"queue_oldest_age_seconds": "60x200"}, {100: set()}),
-    "slow for three minutes": Case(
+    "lag": AlertCase({"queue_oldest_age_seconds": "0x5 61x100"}, {7: set(), 8: {"ClerkSyncLag"}}),
+    "lag at its limit": AlertCase({"queue_oldest_age_seconds": "60x200"}, {100: set()}),
+    "slow for three minutes": AlertCase(
         {
             'delivery_lag_seconds_bucket{le="60"}': "0x200",
             'delivery_lag_seconds_bucket{le="300"}': "0x5 100x195",
@@ -66,61 +66,67 @@ CASES = {
         },
         {8: set(), 12: {"ClerkSyncSlow"}, 20: set()},
     ),
-    "pool time-outs": Case({"pool_timeouts_total": "0x5 3x195"}, {6: {"ClerkSyncPoolExhausted"}, 20: set()}),
-    "refused deliveries": Case(
+    "pool time-outs": AlertCase(
+        {"pool_timeouts_total": "0x5 3x195"}, {6: {"ClerkSyncPoolExhausted"}, 20: set()}
+    ),
+    "refused deliveries": AlertCase(
         {'deliveries_total{type="user.created",answer="unavailable"}': "0x5 1x195"},
         {4: set(), 7: {"ClerkSyncDeliveriesRefused"}, 20: set()},
     ),
-    "few bad signatures": Case(
+    "few bad signatures": AlertCase(
         {'rejected_signatures_total{reason="mismatch"}': "0x5 2x195"}, {7: set(), 10: set()}
     ),
-    "many bad signatures": Case(
+    "many bad signatures": AlertCase(
         {'rejected_signatures_total{reason="mismatch"}': "0x5 9x195"},
         {7: {"ClerkSyncSignaturesRejected"}, 30: set()},
     ),
-    "bad signatures of requests that are not signed": Case(
+    "bad signatures of requests that are not signed": AlertCase(
         {'rejected_signatures_total{reason="missing"}': "0x5 900x195"}, {7: set()}
     ),
-    "bad signatures beside more genuine deliveries": Case(
+    "bad signatures beside more genuine deliveries": AlertCase(
         {
             'rejected_signatures_total{reason="mismatch"}': "0x5 9x195",
             'deliveries_total{type="user.created",answer="queued"}': "0x5 90x195",
         },
         {7: set()},
     ),
-    "no receiver": Case({"receivers_alive": "1x5 0x100"}, {7: set(), 8: {"ClerkSyncNoReceiver"}}),
-    "a batch in hand": Case({"batch_in_hand_seconds": "0x5 31x100"}, {5: set(), 6: {"ClerkSyncBatchStuck"}}),
-    "a locked row": Case({"lock_wait_seconds": "0x5 31x100"}, {5: set(), 6: {"ClerkSyncRowLocked"}}),
-    "another instance": Case(
+    "no receiver": AlertCase({"receivers_alive": "1x5 0x100"}, {7: set(), 8: {"ClerkSyncNoReceiver"}}),
+    "a batch in hand": AlertCase(
+        {"batch_in_hand_seconds": "0x5 31x100"}, {5: set(), 6: {"ClerkSyncBatchStuck"}}
+    ),
+    "a locked row": AlertCase({"lock_wait_seconds": "0x5 31x100"}, {5: set(), 6: {"ClerkSyncRowLocked"}}),
+    "another instance": AlertCase(
         {"foreign_deliveries_total": "0x5 1x195"}, {7: {"ClerkSyncForeignInstance"}, 30: set()}
     ),
-    "Redis without its data": Case(
+    "Redis without its data": AlertCase(
         {'degraded{cause="redis_lost_data"}': "0x5 1x9 0x100"},
         {5: set(), 7: {"ClerkSyncRedisLostData"}, 20: set()},
     ),
-    "two databases": Case(
+    "two databases": AlertCase(
         {'degraded{cause="two_databases"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncTwoDatabases"}}
     ),
-    "a second instance": Case(
+    "a second instance": AlertCase(
         {'degraded{cause="second_instance"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncSecondInstance"}}
     ),
-    "suspended": Case({'degraded{cause="suspended"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncSuspended"}}),
-    "refused again": Case(
+    "suspended": AlertCase(
+        {'degraded{cause="suspended"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncSuspended"}}
+    ),
+    "refused again": AlertCase(
         {'degraded{cause="retries"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncRefusedAgain"}}
     ),
-    "a wrong clock": Case({'degraded{cause="clock"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncClock"}}),
-    "failed jobs": Case({"failed_jobs": "0x5 1x195"}, {6: set(), 7: {"ClerkSyncFailedJobs"}}),
-    "a reconciliation fails": Case(
+    "a wrong clock": AlertCase({'degraded{cause="clock"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncClock"}}),
+    "failed jobs": AlertCase({"failed_jobs": "0x5 1x195"}, {6: set(), 7: {"ClerkSyncFailedJobs"}}),
+    "a reconciliation fails": AlertCase(
         {'reconcile_result{result="failed"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncReconciliationFails"}}
     ),
-    "a reconciliation is overdue": Case(
+    "a reconciliation is overdue": AlertCase(
         {"reconcile_timestamp_seconds": "0x200", "reconcile_interval_seconds": "600x200"},
         {35: set(), 36: {"ClerkSyncReconciliationFails"}},
     ),
-    "a reconciliation is refused": Case(
+    "a reconciliation is refused": AlertCase(
         {'reconcile_result{result="refused"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncDrift"}}
     ),
-    "drift": Case(
+    "drift": AlertCase(
         {'reconcile_drift{kind="missing"}': "0x5 1x195", 'reconcile_drift{kind="ghost"}': "0x200"},
         {10: set(), 11: {"ClerkSyncDrift"}},
     ),
@@ -151,7 +157,7 @@ def test_every_rule_has_its_case(rules: dict[str, str]) -> None:
     assert set().union(*(names for case in CASES.values() for names in case.firing.values())) == rules.keys()
 
 
-def _unit_test(case: Case, rules: dict[str, str]) -> dict[str, object]:
+def _unit_test(case: AlertCase, rules: dict[str, str]) -> dict[str, object]:
     """Return what promtool is to look at; series of counters and gauges are named without their prefix."""
     series = {name: values for name, values in {**ALWAYS, **case.series}.items() if values is not None}
     look_up = [

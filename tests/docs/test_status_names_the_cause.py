@@ -38,7 +38,7 @@ HOST = "127.0.0.1"
 pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
 
 
-class Place(NamedTuple):
+class FaultyService(NamedTuple):
     """Where a fault is made, and the environment that `status` gets."""
 
     env: dict[str, str]
@@ -84,18 +84,18 @@ class Place(NamedTuple):
         return f"redis://{at}/0"
 
 
-Fault = Callable[[Place], None]
+Fault = Callable[[FaultyService], None]
 
 
 def _redis(*arguments: str, scheme: str = "redis", user: str = "", tls: bool = False) -> Fault:
-    def make(place: Place) -> None:
+    def make(place: FaultyService) -> None:
         place.redis_url(*arguments, scheme=scheme, user=user, tls=tls)
 
     return make
 
 
 def _redis_command(*commands: str) -> Fault:
-    def make(place: Place) -> None:
+    def make(place: FaultyService) -> None:
         with Redis.from_url(place.redis_url()) as redis:
             for command in commands:
                 redis.execute_command(*shlex.split(command))
@@ -107,31 +107,31 @@ def _env(**variables: str) -> Fault:
     return lambda place: place.env.update(variables)
 
 
-def _few_connections(place: Place) -> None:
+def _few_connections(place: FaultyService) -> None:
     holding = Redis.from_url(place.redis_url())
     holding.config_set("maxclients", 1)
     place.held.append(holding)
 
 
-def _narrow_redis(place: Place) -> None:
+def _narrow_redis(place: FaultyService) -> None:
     with Redis.from_url(place.redis_url(user="narrow:pw@")) as redis:
         redis.execute_command("ACL", "SETUSER", "narrow", "on", ">pw", "~*", "&*", "+@all", "-set", "-llen")
 
 
-def _misconfigured(place: Place) -> None:
+def _misconfigured(place: FaultyService) -> None:
     url = place.redis_url("--dbfilename", "taken.rdb")
     with Redis.from_url(url) as redis:
         refuse_to_save(redis, place.directory)
 
 
-def _busy(place: Place) -> None:
+def _busy(place: FaultyService) -> None:
     keep_busy(place.redis_url("--busy-reply-threshold", "20"))
 
 
 def _postgres(
     line: str = "", *statements: str, user: str = "narrow:pw", database: str = "postgres", options: str = ""
 ) -> Fault:
-    def make(place: Place) -> None:
+    def make(place: FaultyService) -> None:
         place.sql(*statements)
         place.admit(line)
         place.postgres_url(user, database, options)
@@ -139,14 +139,14 @@ def _postgres(
     return make
 
 
-def _not_migrated(place: Place) -> None:
+def _not_migrated(place: FaultyService) -> None:
     place.env["DATABASE_URL"] = place.postgres.url
 
 
 def _ours(*statements: str) -> Fault:
     """Damage the migrated database."""
 
-    def make(place: Place) -> None:
+    def make(place: FaultyService) -> None:
         with psycopg.connect(place.database, autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement.encode())
@@ -155,13 +155,13 @@ def _ours(*statements: str) -> Fault:
 
 
 def _in_redis(damage: Callable[[Redis], object]) -> Fault:
-    def make(place: Place) -> None:
+    def make(place: FaultyService) -> None:
         damage(place.redis)
 
     return make
 
 
-def _emptied(place: Place) -> None:
+def _emptied(place: FaultyService) -> None:
     _ours(
         "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
         " VALUES ('msg_1', 'user.created', 'user_1', now(), 'applied')"
@@ -286,13 +286,15 @@ def place(
     database_url_unpooled: str,
     postgres: PostgresServer,
     tmp_path: Path,
-) -> Iterator[Place]:
+) -> Iterator[FaultyService]:
     settings = make_settings(
         database_url=database_url_unpooled, database_url_unpooled=None, max_queue_depth=1
     )
     with Redis.from_url(redis_url) as redis, ExitStack() as servers:
         add_service(redis)
-        yield Place(environment(settings), redis, tmp_path, servers, postgres, database_url_unpooled, [])
+        yield FaultyService(
+            environment(settings), redis, tmp_path, servers, postgres, database_url_unpooled, []
+        )
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute("ALTER ROLE narrow CONNECTION LIMIT -1")
         connection.execute("GRANT USAGE ON SCHEMA public TO public")
@@ -300,7 +302,7 @@ def place(
 
 @pytest.mark.parametrize("fault", CASES)
 def test_status_names_the_cause_of(
-    fault: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fault: str, place: FaultyService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make, words = CASES[fault]
     make(place)
@@ -328,7 +330,7 @@ def _said(line: str) -> str:
 
 
 def test_a_server_that_hangs_is_named_in_time(
-    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: FaultyService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _not_migrated(place)
     for name, value in place.env.items():

@@ -144,7 +144,7 @@ def _flood(servers: Servers, seconds: float) -> Flood:
     return seen
 
 
-def _crowd(way: str, servers: Servers, seconds: float) -> crowd.Seen:
+def _crowd(way: str, servers: Servers, seconds: float) -> crowd.SeenBesideCrowd:
     """Hold as many connections as can be held, in this way, and deliver beside them."""
     with _service(servers) as service:
         (receiver,) = service.receivers
@@ -184,7 +184,7 @@ def _applied(servers: Servers) -> int:
     return int(applied)
 
 
-def _summary(reports: Sequence[chaos.Report]) -> str:
+def _summary(reports: Sequence[chaos.ChaosReport]) -> str:
     answers = sum((report.answers for report in reports), Counter[str]())
     return (
         f"{len(reports)} trials, {sum(r.histories for r in reports)} histories, "
@@ -197,7 +197,7 @@ def _summary(reports: Sequence[chaos.Report]) -> str:
     )
 
 
-def _recoveries(reports: Sequence[chaos.Report]) -> str:
+def _recoveries(reports: Sequence[chaos.ChaosReport]) -> str:
     took = [recovery for report in reports for recovery in report.recoveries]
     by_fault: dict[str, list[float]] = {"any": [recovery.took_s for recovery in took]}
     for fault, took_s in sorted(took):

@@ -29,7 +29,7 @@ Connection = psycopg.Connection[Any]
 Trouble = Callable[[Connection], Any]
 
 
-class Seen(NamedTuple):
+class SeenBesideLocks(NamedTuple):
     """After how many s the others were applied, and the rest once the trouble was over."""
 
     trouble: str
@@ -85,7 +85,7 @@ TROUBLES: dict[str, tuple[int, Trouble]] = {
 }
 
 
-def beside(service: Service, connection: Connection, trouble: str, at: int) -> Seen:
+def beside(service: Service, connection: Connection, trouble: str, at: int) -> SeenBesideLocks:
     """Queue an update of each user while there is this trouble; end it, and wait for the rest."""
     kept, begin = TROUBLES[trouble]
     with begin(connection):
@@ -99,7 +99,7 @@ def beside(service: Service, connection: Connection, trouble: str, at: int) -> S
         assert applied() == USERS - kept
     ended = time.monotonic()
     wait_until(lambda: applied() == USERS, 2 * SOON_S, service.logs)
-    return Seen(trouble, USERS - kept, others_s, kept, time.monotonic() - ended)
+    return SeenBesideLocks(trouble, USERS - kept, others_s, kept, time.monotonic() - ended)
 
 
 def fill(service: Service, at: int) -> None:
@@ -118,7 +118,7 @@ def _applied(service: Service, at: int) -> int:
         return int(connection.execute(query, [f"version {at}"]).fetchall()[0][0])
 
 
-def check(seen: Seen) -> None:
+def check(seen: SeenBesideLocks) -> None:
     """Fail unless the others were applied soon, and the rest soon after the trouble."""
     assert seen.others_s < SOON_S, seen
     assert seen.rest_s < SOON_S, seen

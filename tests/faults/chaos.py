@@ -17,14 +17,14 @@ from redis.exceptions import RedisError
 
 import config
 from tests.faults.damage import FAULTS, TRACKS, Scene
-from tests.faults.plan import Step, plan
+from tests.faults.plan import FaultStep, plan
 from tests.faults.random_histories import random_histories
 from tests.faults.servers import Servers
 from tests.faults.service import Service, what_is_left
 from tests.faults.svix import Svix
 from tests.support import reference_model
 from tests.support.database_trial import DAWDLE, Trial, expected_ledger
-from tests.support.reference_model import Choices, Delivery, Tables
+from tests.support.reference_model import Choices, ExpectedTables, SentEvent
 from tests.support.waiting import wait_until
 
 DELIVERIES_PER_S = 40
@@ -51,7 +51,7 @@ class Recovery(NamedTuple):
     took_s: float
 
 
-class Report(NamedTuple):
+class ChaosReport(NamedTuple):
     """What a trial has survived; `answers` counts statuses, and by its name what was no answer."""
 
     seed: int
@@ -64,7 +64,7 @@ class Report(NamedTuple):
     settled_in_s: float
 
 
-def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object]) -> Report:
+def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object]) -> ChaosReport:
     """Go through the trial of that seed. Raises AssertionError for whatever differs in the end."""
     steps = plan(seed, seconds)
     say(f"seed {seed}, {seconds:.0f} s\n" + "\n".join(map(str, steps)))
@@ -97,7 +97,7 @@ def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object
         assert {answer for answer in svix.answers if answer.isdigit()} <= PROPER_ANSWERS, svix.answers
         restarts = sum(process.starts - 1 for process in service.processes)
     compare(settings, deliveries, choices)
-    return Report(
+    return ChaosReport(
         seed,
         len(histories),
         len(deliveries),
@@ -109,7 +109,7 @@ def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object
     )
 
 
-def deliver(svix: Svix, deliveries: Sequence[Delivery], seconds: float, random: Random) -> None:
+def deliver(svix: Svix, deliveries: Sequence[SentEvent], seconds: float, random: Random) -> None:
     """Let half of the deliveries trickle in, and half come in storms."""
     order = random.sample(deliveries, len(deliveries))
     trickle, storms = order[::2], order[1::2]
@@ -119,7 +119,7 @@ def deliver(svix: Svix, deliveries: Sequence[Delivery], seconds: float, random: 
         svix.send(storms[i::number], after_s=i * seconds / number, twice=TWICE)
 
 
-def follow(steps: Sequence[Step], servers: Servers, service: Service) -> list[Broken]:
+def follow(steps: Sequence[FaultStep], servers: Servers, service: Service) -> list[Broken]:
     """Do what the plan says; each track in a thread of its own."""
     began = time.monotonic()
     broken: list[Broken] = []
@@ -159,7 +159,7 @@ def await_settled(service: Service, svix: Svix, within_s: float = SETTLED_WITHIN
     wait_until(lambda: not what_remains(), within_s, lambda: f"{what_remains()}\n{service.logs()}")
 
 
-def compare(settings: config.Settings, deliveries: Sequence[Delivery], choices: Choices = DEFAULT) -> None:
+def compare(settings: config.Settings, deliveries: Sequence[SentEvent], choices: Choices = DEFAULT) -> None:
     """Compare the tables with the model, and the ledger with what was delivered."""
     trial = Trial(settings)
     try:
@@ -171,15 +171,15 @@ def compare(settings: config.Settings, deliveries: Sequence[Delivery], choices: 
         trial.close()
 
 
-def without_times(tables: Tables) -> Tables:
+def without_times(tables: ExpectedTables) -> ExpectedTables:
     """Leave out when each instance was seen: for some events that is the receiver's clock, unknown here."""
     return tables._replace(instances={key: (0, name) for key, (_, name) in tables.instances.items()})
 
 
-def differences(found: Tables, expected: Tables) -> dict[Any, tuple[Any, Any]]:
+def differences(found: ExpectedTables, expected: ExpectedTables) -> dict[Any, tuple[Any, Any]]:
     """Return what is found and what is expected, of each user or other thing where they are not the same."""
     differing: dict[Any, tuple[Any, Any]] = {}
-    for part in Tables._fields:
+    for part in ExpectedTables._fields:
         here, there = getattr(found, part), getattr(expected, part)
         for key in here.keys() | there.keys():
             if here.get(key) != there.get(key):

@@ -133,7 +133,7 @@ async def crowd(port: int, way: str, connections: int, seconds: float) -> None:
     await asyncio.gather(*(one() for _ in range(connections)))
 
 
-class Seen(NamedTuple):
+class SeenBesideCrowd(NamedTuple):
     """What came of deliveries on new connections beside a crowd; memory is the receiver's PSS."""
 
     way: str
@@ -144,7 +144,7 @@ class Seen(NamedTuple):
     growth_mb: float
 
 
-def beside(port: int, pid: int, way: str, seconds: float, connections: int = CONNECTIONS) -> Seen:
+def beside(port: int, pid: int, way: str, seconds: float, connections: int = CONNECTIONS) -> SeenBesideCrowd:
     """Deliver to a receiver beside a crowd for so long; `refused` counts what was not answered 202."""
     idle = most = memory_mb(pid)
     refused = 0
@@ -165,7 +165,7 @@ def beside(port: int, pid: int, way: str, seconds: float, connections: int = CON
         finally:
             client.kill()
     p95_s = quantiles(times, n=20, method="inclusive")[-1] if len(times) > 1 else times[0]
-    return Seen(way, len(times), refused, p95_s, max(times), most - idle)
+    return SeenBesideCrowd(way, len(times), refused, p95_s, max(times), most - idle)
 
 
 def _status(port: int) -> int:
@@ -176,7 +176,7 @@ def _status(port: int) -> int:
     return 0
 
 
-def check(seen: Seen) -> None:
+def check(seen: SeenBesideCrowd) -> None:
     """Fail unless 95 % of the deliveries were answered soon, and little memory was taken."""
     assert seen.p95_s < SOON_S, seen
     assert seen.refused <= seen.sent / 20, seen

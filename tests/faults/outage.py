@@ -16,7 +16,7 @@ from tests.faults.service import Service, takes_deliveries
 from tests.faults.svix import Svix
 from tests.support import http
 from tests.support.queue import RqView
-from tests.support.reference_model import Delivery
+from tests.support.reference_model import SentEvent
 from tests.support.supervised_process import SupervisedProcess
 from tests.support.waiting import wait_until
 from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SUSPENDED_KEY
@@ -53,7 +53,7 @@ class Outage(NamedTuple):
 
 
 def without_postgres(
-    servers: Servers, service: Service, deliveries: Sequence[Delivery], seconds: float
+    servers: Servers, service: Service, deliveries: Sequence[SentEvent], seconds: float
 ) -> Outage:
     """Take PostgreSQL away, deliver steadily for so long, bring it back, and wait until all is applied."""
     memory_before, redis_before = memory_mb(service.processes), redis_mb(service.redis)
@@ -106,7 +106,7 @@ class RedisOutage(NamedTuple):
 
 
 def without_redis(
-    servers: Servers, service: Service, deliveries: Sequence[Delivery], seconds: float
+    servers: Servers, service: Service, deliveries: Sequence[SentEvent], seconds: float
 ) -> RedisOutage:
     """Kill Redis while jobs wait in it, deliver steadily for so long, start it, wait until all is applied."""
     waiting = deliveries[::WAITING_SHARE]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
-from tests.bench.load import Report, Spec
+from tests.bench.load import LoadReport, Spec
 from tests.faults.outage import memory_mb, redis_mb
 from tests.faults.servers import Servers
 from tests.faults.service import ROOT, Service
@@ -64,10 +64,10 @@ class Offer:
         assert time.monotonic() < self._deadline
         return self._client.poll() is None
 
-    def report(self) -> Report:
+    def report(self) -> LoadReport:
         """Return what came of it."""
         self._output.seek(0)
-        return Report(**json.load(self._output))
+        return LoadReport(**json.load(self._output))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tests.faults.damage import FAULTS, TRACKS
 
 
-class Step(NamedTuple):
+class FaultStep(NamedTuple):
     """A fault, from `at_s` after the beginning, for `lasts_s`; `target` says which process of several."""
 
     at_s: float
@@ -18,7 +18,7 @@ class Step(NamedTuple):
         return f"{self.at_s:5.1f} s  {self.fault} ({self.lasts_s:.1f} s, number {self.target + 1})"
 
 
-def plan(seed: int, seconds: float) -> list[Step]:
+def plan(seed: int, seconds: float) -> list[FaultStep]:
     """Return the steps of a trial.
 
     What befalls one server or one kind of process comes one after the other, in a deck's random order, and
@@ -29,14 +29,14 @@ def plan(seed: int, seconds: float) -> list[Step]:
     return sorted(steps)
 
 
-def _track(track: str, seconds: float, random: Random) -> list[Step]:
+def _track(track: str, seconds: float, random: Random) -> list[FaultStep]:
     deck = [name for name, fault in FAULTS.items() if fault.track == track]
     random.shuffle(deck)
-    steps: list[Step] = []
+    steps: list[FaultStep] = []
     at_s = random.uniform(1, 4)
     while at_s < seconds:
         name = deck[len(steps) % len(deck)]
         lasts_s = random.uniform(*FAULTS[name].lasts_s)
-        steps.append(Step(round(at_s, 1), name, round(lasts_s, 1), random.randrange(2)))
+        steps.append(FaultStep(round(at_s, 1), name, round(lasts_s, 1), random.randrange(2)))
         at_s += lasts_s + random.uniform(2, 6)
     return steps

@@ -10,31 +10,31 @@ from hypothesis import strategies as st
 
 from tests.support.histories import CLERK_IDS, START, Cast, World, any_event, happen, happen_to_organizations
 from tests.support.payloads import Json
-from tests.support.reference_model import Delivery
+from tests.support.reference_model import SentEvent
 
 LARGEST = 16
 T = TypeVar("T")
 
 
-def random_histories(seed: int, worlds: int, *, with_organizations: bool = False) -> list[list[Delivery]]:
+def random_histories(seed: int, worlds: int, *, with_organizations: bool = False) -> list[list[SentEvent]]:
     """Return a history for each of that many worlds, which share no user and no address."""
     random = Random(seed)
     return [_history(f"{seed}-{number}", random, with_organizations) for number in range(worlds)]
 
 
-def some_deliveries(seed: int, number: int) -> list[Delivery]:
+def some_deliveries(seed: int, number: int) -> list[SentEvent]:
     """Return that many deliveries of random histories."""
     return list(chain.from_iterable(random_histories(seed, number // 3)))[:number]
 
 
-def _history(world: str, random: Random, with_organizations: bool) -> list[Delivery]:
+def _history(world: str, random: Random, with_organizations: bool) -> list[SentEvent]:
     cast = Cast(
         [f"user_{world}{clerk_id.removeprefix('user')}" for clerk_id in CLERK_IDS],
         [f"{name}.{world}@example.com" for name in ("ann", "Zoe", "o'brien")],
         [f"org_{world}-{name}" for name in "aB-"] if with_organizations else [],
     )
     events = _orderly(cast, random) if random.random() < 0.5 else _wild(cast, random)
-    return [Delivery(f"msg_{world}-{i}", event, START) for i, event in enumerate(events)]
+    return [SentEvent(f"msg_{world}-{i}", event, START) for i, event in enumerate(events)]
 
 
 def _orderly(cast: Cast, random: Random) -> list[Json]:

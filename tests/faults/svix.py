@@ -17,7 +17,7 @@ from cli.dev.servers import HOST
 from cli.samples import signed_headers
 from config import decode_signing_secret
 from tests.support.payloads import body
-from tests.support.reference_model import Delivery
+from tests.support.reference_model import SentEvent
 from tests.support.settings import SECRET
 
 PATH = "/webhooks/clerk"
@@ -33,7 +33,7 @@ class Attempt(NamedTuple):
     due: float
     number: int
     tried: int
-    delivery: Delivery
+    delivery: SentEvent
 
 
 class Svix:
@@ -75,7 +75,7 @@ class Svix:
             thread.join(2 * ANSWER_S)
 
     def send(
-        self, deliveries: Iterable[Delivery], *, after_s: float = 0, over_s: float = 0, twice: float = 0
+        self, deliveries: Iterable[SentEvent], *, after_s: float = 0, over_s: float = 0, twice: float = 0
     ) -> None:
         """Deliver each at a random moment of `over_s` seconds, and that share of them twice."""
         begins = time.monotonic() + after_s
@@ -92,7 +92,7 @@ class Svix:
         with self._changed:
             return self._open
 
-    def _push(self, due: float, tried: int, delivery: Delivery) -> None:
+    def _push(self, due: float, tried: int, delivery: SentEvent) -> None:
         self._count += 1
         self._open += tried == 0
         heapq.heappush(self._heap, Attempt(due, self._count, tried, delivery))

@@ -19,12 +19,11 @@ from tests.faults.servers import Servers
 from tests.faults.service import what_is_left
 from tests.support.payloads import body
 from tests.support.queue import RqView
-from tests.support.reference_model import Delivery
+from tests.support.reference_model import SentEvent
 from tests.support.stack import environment
 from tests.support.supervised_process import SupervisedProcess, has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
-from worker.queue.producer import Delivery as Enqueued
-from worker.queue.producer import delivery_queue
+from worker.queue.producer import Delivery, delivery_queue
 from worker.redis_client import worker_redis
 
 WORLDS = 6
@@ -106,16 +105,16 @@ def looking_away(worker: SupervisedProcess) -> Iterator[None]:
         worker.signal(signal.SIGCONT)
 
 
-def assert_each_was_finished_once(rq: RqView, deliveries: Sequence[Delivery]) -> None:
+def assert_each_was_finished_once(rq: RqView, deliveries: Sequence[SentEvent]) -> None:
     ids = [delivery.svix_id for delivery in deliveries]
     assert [rq.places(id_) for id_ in ids] == [["finished"]] * len(ids)
 
 
-def fill(settings: config.Settings, deliveries: Sequence[Delivery]) -> None:
+def fill(settings: config.Settings, deliveries: Sequence[SentEvent]) -> None:
     """Put deliveries on the queue."""
     receiver = delivery_queue(settings)
     for svix_id, event, received_at in deliveries:
-        receiver.enqueue(Enqueued(svix_id, body(event).decode(), "a delivery", received_at))
+        receiver.enqueue(Delivery(svix_id, body(event).decode(), "a delivery", received_at))
     receiver.close()
 
 

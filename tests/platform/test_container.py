@@ -26,7 +26,7 @@ OF_OTHERS = {"POSTGRES_PASSWORD"}
 SUBSTITUTION = re.compile(r"\$\{([A-Z_]+)(?::([-?])([^}]*))?\}")
 
 
-class Step(NamedTuple):
+class BuildStep(NamedTuple):
     """An instruction of the Dockerfile; `stage` counts from 0."""
 
     stage: int
@@ -34,13 +34,13 @@ class Step(NamedTuple):
     text: str
 
 
-def steps() -> Iterator[Step]:
+def steps() -> Iterator[BuildStep]:
     text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     stage = -1
     for line in filter(None, text.splitlines()):
         name, _, rest = line.partition(" ")
         stage += name == "FROM"
-        yield Step(stage, name, " ".join(rest.split()))
+        yield BuildStep(stage, name, " ".join(rest.split()))
 
 
 def texts(name: str, stage: int) -> list[str]:

@@ -12,15 +12,15 @@ import config
 from db.apply import users
 from db.connection.engine import Database
 from db.merge.policy import Policy
-from tests.support.histories import Plan
+from tests.support.histories import BatchPlan
 from tests.support.payloads import body
 from tests.support.reference_model import (
     Choices,
     Company,
-    Delivery,
+    ExpectedTables,
     Row,
+    SentEvent,
     Stay,
-    Tables,
     as_json,
     cleaned,
     subject,
@@ -119,7 +119,7 @@ class Trial:
         """Empty the tables; TRUNCATE takes a hundred times as long."""
         self.connection.execute(RESET)
 
-    def deliver(self, plan: Plan, choices: Choices, foreign_rows: str | None = None) -> None:
+    def deliver(self, plan: BatchPlan, choices: Choices, foreign_rows: str | None = None) -> None:
         """Bring an empty database through `plan`; what a worker raises is raised here.
 
         `foreign_rows` is a statement that inserts what the application wrote before.
@@ -139,7 +139,7 @@ class Trial:
         self.tried["batches"] += len(plan.batches)
         self.tried["deliveries"] += sum(map(len, plan.batches))
 
-    def apply(self, batch: Sequence[Delivery], choices: Choices) -> None:
+    def apply(self, batch: Sequence[SentEvent], choices: Choices) -> None:
         """Apply one batch as a worker does."""
         settings = self._settings.model_copy(update=choices._asdict())
         keys = FieldSources.of(settings)
@@ -151,7 +151,7 @@ class Trial:
         """Return the rows of `users`."""
         return {row[0]: Row(*row) for row in self.connection.execute(READ_USERS)}
 
-    def tables(self) -> Tables:
+    def tables(self) -> ExpectedTables:
         """Return what the tables hold. Fails when a tombstone keeps anything personal."""
         rows = self.rows()
         deleted, waiting, instances = {}, {}, {}
@@ -163,7 +163,7 @@ class Trial:
                 deleted[clerk_id] = deleted_at
             elif login_at is not None and clerk_id not in rows:
                 waiting[clerk_id] = login_at
-        return Tables(
+        return ExpectedTables(
             rows, deleted, waiting, self._memberships(), self._organizations(), instances, self._profiles()
         )
 
@@ -199,13 +199,13 @@ class Trial:
         assert row is not None
         return int(row[0])
 
-    def _drain(self, waiting: Iterator[Sequence[Delivery]], choices: Choices) -> None:
+    def _drain(self, waiting: Iterator[Sequence[SentEvent]], choices: Choices) -> None:
         # The iterator of a list may be shared by threads: each batch goes to one of them.
         for batch in waiting:
             self.apply(batch, choices)
 
 
-def expected_ledger(deliveries: Sequence[Delivery]) -> set[tuple[str, str, str]]:
+def expected_ledger(deliveries: Sequence[SentEvent]) -> set[tuple[str, str, str]]:
     """Return what `Trial.ledger` must return after `deliveries`."""
     return {(d.svix_id, d.event["type"], subject(d.event)) for d in deliveries}
 

@@ -68,7 +68,7 @@ class Record(NamedTuple):
     body: Callable[[], bytes]
 
 
-class Member(NamedTuple):
+class FakeMember(NamedTuple):
     """A membership, in the order in which a list shows it; `json` makes it, but for the organization."""
 
     created_at: int
@@ -100,7 +100,7 @@ class FakeClerk:
         self._at_once = 0
         self._records: dict[str, Record] = {}
         self._by_creation: list[tuple[int, str]] = []
-        self._members: dict[str, Member] = {}
+        self._members: dict[str, FakeMember] = {}
         self._by_joining: list[tuple[int, str]] = []
         self._members_of: defaultdict[str, list[str]] = defaultdict(list)
         self._organizations: dict[str, Json] = {}
@@ -153,7 +153,9 @@ class FakeClerk:
             for each in memberships:
                 self.put_organization(each["organization"])
                 user_id, of = each["public_user_data"]["user_id"], each["organization"]["id"]
-                self._put_member(Member(each["created_at"], each["id"], user_id, of, partial(deepcopy, each)))
+                self._put_member(
+                    FakeMember(each["created_at"], each["id"], user_id, of, partial(deepcopy, each))
+                )
 
     def put_many_members(self, count: int) -> None:
         """Let as many made-up users be members of ten made-up organizations; each is made anew when shown."""
@@ -165,7 +167,7 @@ class FakeClerk:
                 make = partial(
                     membership, numbered_id(i), NO_ORGANIZATION, id=id_, created_at=at, updated_at=at
                 )
-                self._put_member(Member(at, id_, numbered_id(i), of, make))
+                self._put_member(FakeMember(at, id_, numbered_id(i), of, make))
 
     def remove_members(self, *membership_ids: str) -> None:
         """End memberships."""
@@ -277,7 +279,7 @@ class FakeClerk:
         record = self._records.pop(clerk_id)
         del self._by_creation[bisect_left(self._by_creation, (record.created_at, clerk_id))]
 
-    def _put_member(self, member: Member) -> None:
+    def _put_member(self, member: FakeMember) -> None:
         if member.id in self._members:
             self.remove_members(member.id)
         self._members[member.id] = member
@@ -364,7 +366,7 @@ class FakeClerk:
         shown = listed[: self.lists_members_at_most][offset : offset + limit]
         return answer({"data": [self._member(self._members[id_]) for _, id_ in shown], "total_count": count})
 
-    def _member(self, member: Member) -> Json:
+    def _member(self, member: FakeMember) -> Json:
         return {**member.json(), "organization": self._organizations[member.organization_id]}
 
     def _limit(self, request: Request) -> int:

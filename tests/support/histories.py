@@ -28,7 +28,7 @@ from tests.support.payloads import (
     user,
     user_event,
 )
-from tests.support.reference_model import Choices, Delivery
+from tests.support.reference_model import Choices, SentEvent
 
 # By their bytes "-" < "B" < "_" < "a", which few other collations agree with.
 CLERK_IDS = ("user_a", "user_B", "user_b", "user_-", "user__")
@@ -113,13 +113,13 @@ casts_of_members = st.builds(Cast, clerk_ids, addresses, organization_ids)
 
 
 @st.composite
-def histories(draw: st.DrawFn, max_size: int = 16, casts: st.SearchStrategy[Cast] = casts) -> list[Delivery]:
+def histories(draw: st.DrawFn, max_size: int = 16, casts: st.SearchStrategy[Cast] = casts) -> list[SentEvent]:
     """Draw a wild history."""
     cast = draw(casts)
     events = draw(st.lists(any_event(cast), min_size=1, max_size=max_size))
     received = draw(st.lists(ticks, min_size=len(events), max_size=len(events)))
     return [
-        Delivery(f"msg_{i}", said_by(draw(instances), event), at)
+        SentEvent(f"msg_{i}", said_by(draw(instances), event), at)
         for i, (event, at) in enumerate(zip(events, received, strict=True))
     ]
 
@@ -303,7 +303,7 @@ class Firm:
 
 
 @dataclass
-class Member:
+class WorldMember:
     """A membership as Clerk knows it in an orderly history."""
 
     id: str
@@ -339,7 +339,7 @@ class World:
     now: int = START
     people: dict[str, Person] = field(default_factory=dict)
     firms: list[Firm] = field(default_factory=list)
-    members: list[Member] = field(default_factory=list)
+    members: list[WorldMember] = field(default_factory=list)
     emitted: list[Json] = field(default_factory=list)
 
     def living(self) -> list[Person]:
@@ -393,15 +393,15 @@ class World:
     def join(self, person: Person, firm: Firm) -> None:
         """Let a user join an organization."""
         id_ = f"orgmem_{len(self.members)}-{person.clerk_id}"
-        self.members.append(Member(id_, person.clerk_id, firm, self.now, self.now))
+        self.members.append(WorldMember(id_, person.clerk_id, firm, self.now, self.now))
         self._tell(membership_event(data=self.members[-1].json(), timestamp=self.now))
 
-    def promote(self, member: Member) -> None:
+    def promote(self, member: WorldMember) -> None:
         """Change a member's role."""
         member.role, member.updated_at = "org:admin", self.now
         self._tell(membership_event("organizationMembership.updated", member.json(), timestamp=self.now))
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: WorldMember) -> None:
         """Let a user leave an organization."""
         member.has_left = True
         self._tell(membership_event("organizationMembership.deleted", member.json(), timestamp=self.now))
@@ -416,9 +416,9 @@ class World:
         firm.is_dissolved = True
         self._tell(organization_event("organization.deleted", dissolved(firm.id), timestamp=self.now))
 
-    def deliveries(self) -> list[Delivery]:
+    def deliveries(self) -> list[SentEvent]:
         """Return the events as deliveries, in the order in which they happened."""
-        return [Delivery(f"msg_{i}", event, START + i) for i, event in enumerate(self.emitted)]
+        return [SentEvent(f"msg_{i}", event, START + i) for i, event in enumerate(self.emitted)]
 
     def _tell_session(self, type_: str, data: Json) -> None:
         data["updated_at"] = self.now + 10
@@ -483,22 +483,22 @@ def happen(world: World, cast: Cast, random: Random) -> None:
             world.delete(person)
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """One way to deliver a history: batches in an order, and how many workers apply them."""
 
-    batches: list[list[Delivery]]
+    batches: list[list[SentEvent]]
     workers: int
 
 
-def plans(deliveries: list[Delivery], random: Random, *, workers: int) -> Iterator[Plan]:
+def plans(deliveries: list[SentEvent], random: Random, *, workers: int) -> Iterator[BatchPlan]:
     """Yield ever new ways to deliver the same: another order, repetition and split each time."""
     while True:
         order = [*deliveries, *random.choices(deliveries, k=random.randint(0, len(deliveries)))]
         random.shuffle(order)
-        yield Plan(split(order, random), random.randint(1, workers))
+        yield BatchPlan(split(order, random), random.randint(1, workers))
 
 
-def split(order: list[Delivery], random: Random) -> list[list[Delivery]]:
+def split(order: list[SentEvent], random: Random) -> list[list[SentEvent]]:
     """Split deliveries into batches of random sizes, from one by one to all at once."""
     largest = random.choice([1, 3, len(order)])
     batches = []

@@ -17,7 +17,7 @@ Version = tuple[int, int]
 NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
-class Delivery(NamedTuple):
+class SentEvent(NamedTuple):
     """One delivery: its svix-id, the decoded body, and when it was received."""
 
     svix_id: str
@@ -67,7 +67,7 @@ class Company(NamedTuple):
     image_url: str | None = None
 
 
-class Tables(NamedTuple):
+class ExpectedTables(NamedTuple):
     """The rows of `users`; when each deleted user was deleted; the latest login of users without a row.
 
     And where membership decides: the memberships by user and id, and the organizations. And which instance
@@ -97,7 +97,7 @@ class Snapshot(NamedTuple):
     fields: str | None
 
 
-class Claim(NamedTuple):
+class ModelClaim(NamedTuple):
     """What a user claims, since which version, and whether it is verified."""
 
     version: Version
@@ -105,7 +105,7 @@ class Claim(NamedTuple):
     verified: bool
 
 
-class Seen:
+class ObservedUser:
     """Everything that was seen of one user, in no order."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Heard:
         self.deletions: set[int] = set()
 
 
-def tables(deliveries: Iterable[Delivery], choices: Choices) -> Tables:
+def tables(deliveries: Iterable[SentEvent], choices: Choices) -> ExpectedTables:
     """Return what the tables hold once all of `deliveries` were applied."""
     deliveries = list(deliveries)
     seen = look_at(deliveries, choices)
@@ -158,12 +158,12 @@ def tables(deliveries: Iterable[Delivery], choices: Choices) -> Tables:
     instances = {clerk_id: max(user.instances) for clerk_id, user in seen.items() if user.instances}
     newest = {clerk_id: newest_snapshot(user) for clerk_id, user in living.items() if user.snapshots}
     profiles = {clerk_id: (it.fields, it.version[0]) for clerk_id, it in newest.items() if it.fields}
-    return Tables(users, deleted, waiting, memberships, companies, instances, profiles)
+    return ExpectedTables(users, deleted, waiting, memberships, companies, instances, profiles)
 
 
-def look_at(deliveries: Iterable[Delivery], choices: Choices) -> dict[str, Seen]:
+def look_at(deliveries: Iterable[SentEvent], choices: Choices) -> dict[str, ObservedUser]:
     """Return everything that the deliveries show of each user."""
-    seen: dict[str, Seen] = defaultdict(Seen)
+    seen: dict[str, ObservedUser] = defaultdict(ObservedUser)
     for delivery in deliveries:
         event, data = delivery.event, delivery.event["data"]
         stamp = envelope_time(event)
@@ -196,7 +196,7 @@ def user_in(event: Json) -> Json | None:
     return user if user and user["id"] == data["user_id"] else None
 
 
-def look_at_user(seen: dict[str, Seen], user: Json, observed_at: int, choices: Choices) -> None:
+def look_at_user(seen: dict[str, ObservedUser], user: Json, observed_at: int, choices: Choices) -> None:
     """Add what a user's JSON shows."""
     entry = address_entry(user)
     address = entry["email_address"] if isinstance(entry, dict) else entry
@@ -250,7 +250,7 @@ class Shown(NamedTuple):
     ended_at: int | None
 
 
-def memberships_in(delivery: Delivery) -> list[Shown]:
+def memberships_in(delivery: SentEvent) -> list[Shown]:
     """Return the memberships that a delivery shows."""
     event, data = delivery.event, delivery.event["data"]
     stamp = envelope_time(event)
@@ -282,7 +282,7 @@ def whole(stays: set[Stay]) -> Stay:
     return Stay(organization_id, joined_at, min(ends, default=None), version, role)
 
 
-def listen_to(deliveries: Iterable[Delivery]) -> dict[str, Heard]:
+def listen_to(deliveries: Iterable[SentEvent]) -> dict[str, Heard]:
     """Return everything that the deliveries say of each organization."""
     heard: dict[str, Heard] = defaultdict(Heard)
     for delivery in deliveries:
@@ -311,7 +311,7 @@ def company(heard: Heard) -> Company:
     return Company(name, version, deleted_at, slug[1] if slug[0] else None, image[1] if image[0] else None)
 
 
-def joined_last(user: Seen, companies: Mapping[str, Company], choices: Choices) -> str | None:
+def joined_last(user: ObservedUser, companies: Mapping[str, Company], choices: Choices) -> str | None:
     """Return the value of what a user joined last and is in; an organization without one does not count."""
     entered = [
         (it.joined_at, id_.encode(), value)
@@ -385,7 +385,7 @@ def envelope_time(event: Json) -> int | None:
     return timestamp * 1000 if timestamp is not None and timestamp < 1e11 else timestamp
 
 
-def newest_snapshot(user: Seen) -> Snapshot:
+def newest_snapshot(user: ObservedUser) -> Snapshot:
     """Return the newest; of those with one version the greatest as stored, none being the least."""
     return max(
         user.snapshots,
@@ -401,15 +401,15 @@ def newest_snapshot(user: Seen) -> Snapshot:
     )
 
 
-def newest_claim(user: Seen) -> Claim | None:
+def newest_claim(user: ObservedUser) -> ModelClaim | None:
     """Return the newest word on the user's address, None when there is none."""
-    claims = [Claim(s.version, s.address, s.verified) for s in user.snapshots if s.claims]
+    claims = [ModelClaim(s.version, s.address, s.verified) for s in user.snapshots if s.claims]
     return max(
         claims, key=lambda c: (c.version, c.address is not None, c.address or "", c.verified), default=None
     )
 
 
-def holders_of_addresses(living: dict[str, Seen]) -> dict[str, str]:
+def holders_of_addresses(living: dict[str, ObservedUser]) -> dict[str, str]:
     """Return who has each address: verified claims first, then the greatest version, then the greatest id."""
     claims = [(clerk_id, claim) for clerk_id, user in living.items() if (claim := newest_claim(user))]
     return {
@@ -419,7 +419,7 @@ def holders_of_addresses(living: dict[str, Seen]) -> dict[str, str]:
     }
 
 
-def living_row(clerk_id: str, user: Seen, holders: dict[str, str]) -> Row:
+def living_row(clerk_id: str, user: ObservedUser, holders: dict[str, str]) -> Row:
     """Return the row of a user who was not deleted."""
     newest, claim = newest_snapshot(user), newest_claim(user)
     address = claim.address if claim else None
@@ -434,7 +434,7 @@ def living_row(clerk_id: str, user: Seen, holders: dict[str, str]) -> Row:
     )
 
 
-def anonymous_row(clerk_id: str, user: Seen) -> Row:
+def anonymous_row(clerk_id: str, user: ObservedUser) -> Row:
     """Return the row that stays of a deleted user."""
     created_at = newest_snapshot(user).created_at
     return Row(clerk_id, f"{clerk_id}@placeholder.invalid", "Deleted user", None, "user", created_at, None)

@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     headers: http.client.HTTPMessage
 
 
-class Receiver(ServiceProcess):
+class ReceiverProcess(ServiceProcess):
     """`clerk-sync web` in a process of its own, with short limits; it answers once it is started."""
 
     def __init__(
@@ -114,7 +114,7 @@ class Receiver(ServiceProcess):
         return lines
 
 
-def statuses(receiver: Receiver) -> list[str]:
+def statuses(receiver: ReceiverProcess) -> list[str]:
     """Return what the log says of each delivery."""
     return [str(line["status"]) for line in receiver.deliveries()]
 
@@ -127,25 +127,25 @@ def _read(response: http.client.HTTPResponse) -> Answer:
 @pytest.fixture(scope="module")
 def shared(
     redis_server: RedisServer | GivenServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Receiver]:
+) -> Iterator[ReceiverProcess]:
     """A running receiver for tests that do not end it, on a database of Redis that other tests empty."""
-    with Receiver(redis_server.url, tmp_path_factory.mktemp("web"), free_port()) as receiver:
+    with ReceiverProcess(redis_server.url, tmp_path_factory.mktemp("web"), free_port()) as receiver:
         yield receiver
 
 
 @pytest.fixture
-def start(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., Receiver]]:
+def start(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., ReceiverProcess]]:
     """Start receivers; they are stopped after the test."""
     with ExitStack() as stack:
 
-        def start_one(url: str = redis_url, port: int | None = None) -> Receiver:
-            return stack.enter_context(Receiver(url, tmp_path, port or free_port()))
+        def start_one(url: str = redis_url, port: int | None = None) -> ReceiverProcess:
+            return stack.enter_context(ReceiverProcess(url, tmp_path, port or free_port()))
 
         yield start_one
 
 
 @pytest.fixture
-def receiver(start: Callable[..., Receiver]) -> Receiver:
+def receiver(start: Callable[..., ReceiverProcess]) -> ReceiverProcess:
     """A running receiver of the test's own."""
     return start()
 
@@ -165,7 +165,7 @@ def first_line(connection: socket.socket) -> bytes:
     return connection.recv(65536).split(b"\r\n")[0]
 
 
-def test_deliveries_are_taken_on_one_connection_after_another(shared: Receiver) -> None:
+def test_deliveries_are_taken_on_one_connection_after_another(shared: ReceiverProcess) -> None:
     ids = [svix_id() for _ in range(20)]
     connection = http.client.HTTPConnection(HOST, shared.port, timeout=DEADLINE_S)
     for id_ in ids:
@@ -176,7 +176,7 @@ def test_deliveries_are_taken_on_one_connection_after_another(shared: Receiver) 
     assert {str(shared.deliver(id_=id_).json) for id_ in ids} == {"{'status': 'duplicate'}"}
 
 
-def test_a_chunked_delivery_is_taken(shared: Receiver) -> None:
+def test_a_chunked_delivery_is_taken(shared: ReceiverProcess) -> None:
     content = genuine()
     answer = shared.request("POST", PATH, iter([content[:100], content[100:]]), signed(content))
     assert (answer.status, answer.json) == (202, {"status": "queued"})
@@ -192,7 +192,7 @@ def test_a_chunked_delivery_is_taken(shared: Receiver) -> None:
     ],
 )
 def test_what_headers_alone_show_is_refused_before_the_body_comes(
-    header: str, wrong: bytes, shared: Receiver
+    header: str, wrong: bytes, shared: ReceiverProcess
 ) -> None:
     head, _ = request_of(genuine())
     with shared.connect() as connection:
@@ -202,7 +202,7 @@ def test_what_headers_alone_show_is_refused_before_the_body_comes(
         assert first_line(connection) == b"HTTP/1.1 400 Bad Request"
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_comes(shared: Receiver) -> None:
+def test_a_body_that_is_too_large_is_refused_before_it_comes(shared: ReceiverProcess) -> None:
     head, _ = request_of(genuine(), length=2 * 1024 * 1024)
     with shared.connect() as connection:
         connection.sendall(head)
@@ -210,7 +210,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_comes(shared: Receiver) -
     assert shared.deliver().status == 202
 
 
-def test_a_chunked_body_that_is_too_large_is_refused_before_it_ends(shared: Receiver) -> None:
+def test_a_chunked_body_that_is_too_large_is_refused_before_it_ends(shared: ReceiverProcess) -> None:
     head, _ = request_of(genuine())
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     with shared.connect() as connection:
@@ -220,7 +220,7 @@ def test_a_chunked_body_that_is_too_large_is_refused_before_it_ends(shared: Rece
     assert shared.deliver().status == 202
 
 
-def test_a_client_that_asks_first_is_told_to_go_on(shared: Receiver) -> None:
+def test_a_client_that_asks_first_is_told_to_go_on(shared: ReceiverProcess) -> None:
     head, content = request_of(genuine())
     with shared.connect() as connection:
         connection.sendall(head.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\n\r\n"))
@@ -239,7 +239,9 @@ def test_a_client_that_asks_first_is_told_to_go_on(shared: Receiver) -> None:
     ],
     ids=["50,000 deep", "900 deep", "6,000 digits", "not UTF-8"],
 )
-def test_json_that_is_hard_to_read_ends_no_process(shared: Receiver, content: bytes, status: int) -> None:
+def test_json_that_is_hard_to_read_ends_no_process(
+    shared: ReceiverProcess, content: bytes, status: int
+) -> None:
     before = shared.children()
     assert [shared.deliver(content).status for _ in range(8)] == [status] * 8
     assert shared.children() == before
@@ -290,7 +292,7 @@ ODD_REQUESTS = {
 }
 
 
-def test_odd_requests_are_answered_below_500_and_end_no_process(shared: Receiver) -> None:
+def test_odd_requests_are_answered_below_500_and_end_no_process(shared: ReceiverProcess) -> None:
     before = shared.children()
     statuses = {name: _status(shared, raw) for name, raw in ODD_REQUESTS.items()}
     assert {name: status for name, status in statuses.items() if status >= 500} == {}
@@ -298,7 +300,7 @@ def test_odd_requests_are_answered_below_500_and_end_no_process(shared: Receiver
     assert shared.deliver().status == 202
 
 
-def _status(receiver: Receiver, raw: bytes) -> int:
+def _status(receiver: ReceiverProcess, raw: bytes) -> int:
     """Return the status of the answer; 0 when the connection is closed without one."""
     with receiver.connect() as connection, suppress(ConnectionError):
         connection.sendall(raw)
@@ -307,7 +309,9 @@ def _status(receiver: Receiver, raw: bytes) -> int:
     return 0
 
 
-def test_a_client_that_leaves_half_way_does_no_harm_and_counts_as_no_forger(receiver: Receiver) -> None:
+def test_a_client_that_leaves_half_way_does_no_harm_and_counts_as_no_forger(
+    receiver: ReceiverProcess,
+) -> None:
     head, content = request_of(genuine())
     for raw in (head[:50], head, head + content[:100]):
         with receiver.connect() as connection:
@@ -318,7 +322,7 @@ def test_a_client_that_leaves_half_way_does_no_harm_and_counts_as_no_forger(rece
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
-def test_a_hundred_clients_that_send_a_byte_a_second_block_nobody(shared: Receiver, part: str) -> None:
+def test_a_hundred_clients_that_send_a_byte_a_second_block_nobody(shared: ReceiverProcess, part: str) -> None:
     head, content = request_of(genuine())
     raw, begin = head + content, len(head) if part == "body" else 1
     with slow_clients(shared, raw, begin):
@@ -326,14 +330,16 @@ def test_a_hundred_clients_that_send_a_byte_a_second_block_nobody(shared: Receiv
     assert sorted(times)[14] < 2  # the machine may be late with some
 
 
-def time_of_delivery(receiver: Receiver) -> float:
+def time_of_delivery(receiver: ReceiverProcess) -> float:
     started = time.monotonic()
     assert receiver.deliver().status == 202
     return time.monotonic() - started
 
 
 @only_linux
-def test_a_body_that_does_not_end_is_cut_off_and_one_that_comes_slowly_is_taken(receiver: Receiver) -> None:
+def test_a_body_that_does_not_end_is_cut_off_and_one_that_comes_slowly_is_taken(
+    receiver: ReceiverProcess,
+) -> None:
     whole = b"".join(request_of(genuine()))
     head, content = request_of(genuine())
     chunked = head.replace(b"content-length: ", b"transfer-encoding: chunked\r\nx-length: ")
@@ -350,7 +356,7 @@ def test_a_body_that_does_not_end_is_cut_off_and_one_that_comes_slowly_is_taken(
     assert set(statuses(receiver)) == {"queued", "incomplete"}
 
 
-def send_slowly(receiver: Receiver, *, seconds: float) -> bytes:
+def send_slowly(receiver: ReceiverProcess, *, seconds: float) -> bytes:
     head, content = request_of(genuine())
     with receiver.connect() as connection:
         connection.sendall(head)
@@ -373,7 +379,7 @@ def at_its_end(connection: socket.socket, within_s: float = 0) -> bool:
 @only_linux
 @pytest.mark.parametrize("part", ["head", "body"])
 def test_more_unfinished_requests_than_it_has_connections_hold_it_up_for_seconds_at_most(
-    receiver: Receiver, part: str
+    receiver: ReceiverProcess, part: str
 ) -> None:
     head, content = request_of(genuine())
     begin = len(head) + 1 if part == "body" else 1
@@ -391,7 +397,7 @@ def test_more_unfinished_requests_than_it_has_connections_hold_it_up_for_seconds
 
 
 @only_linux
-def test_a_crowd_that_does_nothing_makes_room_and_a_few_may_idle(receiver: Receiver) -> None:
+def test_a_crowd_that_does_nothing_makes_room_and_a_few_may_idle(receiver: ReceiverProcess) -> None:
     with ExitStack() as stack:
         few = [stack.enter_context(receiver.connect()) for _ in range(10)]
         time.sleep(LIMITS.body_timeout_s + 2)
@@ -403,12 +409,14 @@ def test_a_crowd_that_does_nothing_makes_room_and_a_few_may_idle(receiver: Recei
         )
 
 
-def open_files(receiver: Receiver) -> int:
+def open_files(receiver: ReceiverProcess) -> int:
     return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in receiver.children())
 
 
 @contextmanager
-def slow_clients(receiver: Receiver, raw: bytes, begin: int, number: int = SLOW_CLIENTS) -> Iterator[None]:
+def slow_clients(
+    receiver: ReceiverProcess, raw: bytes, begin: int, number: int = SLOW_CLIENTS
+) -> Iterator[None]:
     stop = threading.Event()
 
     def drip(connections: list[socket.socket]) -> None:
@@ -432,7 +440,7 @@ def slow_clients(receiver: Receiver, raw: bytes, begin: int, number: int = SLOW_
             thread.join(DEADLINE_S)
 
 
-def test_a_redis_that_hangs_holds_nobody_for_long(start: Callable[..., Receiver]) -> None:
+def test_a_redis_that_hangs_holds_nobody_for_long(start: Callable[..., ReceiverProcess]) -> None:
     with socket.create_server((HOST, 0), backlog=200) as silent:
         receiver = start(f"redis://{HOST}:{silent.getsockname()[1]}/0")
         answers: list[tuple[int, float]] = []
@@ -448,7 +456,7 @@ def test_a_redis_that_hangs_holds_nobody_for_long(start: Callable[..., Receiver]
     assert max(seconds for _, seconds in answers) < 5
 
 
-def test_a_process_that_is_killed_is_replaced(receiver: Receiver) -> None:
+def test_a_process_that_is_killed_is_replaced(receiver: ReceiverProcess) -> None:
     before = receiver.children()
     killed = min(before)
     os.kill(killed, signal.SIGKILL)
@@ -457,7 +465,7 @@ def test_a_process_that_is_killed_is_replaced(receiver: Receiver) -> None:
         assert receiver.deliver().status == 202
 
 
-def test_sigterm_finishes_what_is_in_hand(receiver: Receiver, rq: RqView) -> None:
+def test_sigterm_finishes_what_is_in_hand(receiver: ReceiverProcess, rq: RqView) -> None:
     id_ = svix_id()
     head, content = request_of(genuine(), id_)
     with receiver.connect() as connection:
@@ -471,7 +479,7 @@ def test_sigterm_finishes_what_is_in_hand(receiver: Receiver, rq: RqView) -> Non
     assert rq.places(id_) == ["queue"]
 
 
-def test_sigterm_under_load_loses_nothing_that_was_accepted(receiver: Receiver, rq: RqView) -> None:
+def test_sigterm_under_load_loses_nothing_that_was_accepted(receiver: ReceiverProcess, rq: RqView) -> None:
     accepted: list[str] = []
 
     def deliver_until_it_is_gone() -> None:
@@ -490,7 +498,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(receiver: Receiver, 
     assert set(accepted) <= set(rq.queue.get_job_ids())
 
 
-def test_sigterm_does_not_wait_for_clients_that_never_end(receiver: Receiver) -> None:
+def test_sigterm_does_not_wait_for_clients_that_never_end(receiver: ReceiverProcess) -> None:
     head, _ = request_of(genuine())
     with receiver.connect() as in_head, receiver.connect() as in_body, receiver.connect():
         in_head.sendall(head[:50])
@@ -501,7 +509,7 @@ def test_sigterm_does_not_wait_for_clients_that_never_end(receiver: Receiver) ->
         assert time.monotonic() - started < 10
 
 
-def test_processes_whose_parent_was_killed_end(receiver: Receiver) -> None:
+def test_processes_whose_parent_was_killed_end(receiver: ReceiverProcess) -> None:
     children = receiver.children()
     receiver.stop(signal.SIGKILL)
     wait_until(lambda: not any(_alive(pid) for pid in children), DEADLINE_S)
@@ -513,7 +521,7 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_port_that_is_taken_ends_the_command_with_one_line(
-    receiver: Receiver, make_settings: MakeSettings, tmp_path: Path
+    receiver: ReceiverProcess, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = make_settings(
         database_url=UNREACHABLE_DATABASE_URL, database_url_unpooled=None, port=receiver.port
@@ -524,7 +532,7 @@ def test_a_port_that_is_taken_ends_the_command_with_one_line(
     assert receiver.deliver().status == 202
 
 
-def test_the_log_has_a_line_for_each_delivery_and_no_other(receiver: Receiver) -> None:
+def test_the_log_has_a_line_for_each_delivery_and_no_other(receiver: ReceiverProcess) -> None:
     id_ = svix_id()
     receiver.deliver(id_=id_)
     forged = receiver.request("POST", PATH, genuine(), {**signed(), "svix-signature": "v1,q7Zx"})
@@ -538,7 +546,7 @@ def test_the_log_has_a_line_for_each_delivery_and_no_other(receiver: Receiver) -
 
 
 @only_linux
-def test_processes_share_what_is_loaded_with_their_parent(receiver: Receiver) -> None:
+def test_processes_share_what_is_loaded_with_their_parent(receiver: ReceiverProcess) -> None:
     receiver.deliver()
     loaded_mb = memory_mb(receiver.living_pid, "Rss")
     for child in receiver.children():
@@ -556,5 +564,5 @@ def memory_mb(pid: int, kind: str) -> float:
 def test_it_listens_on_the_address_that_host_names(
     host: str, client: str, redis_url: str, tmp_path: Path
 ) -> None:
-    with Receiver(redis_url, tmp_path, free_port(), host=host, client=client) as receiver:
+    with ReceiverProcess(redis_url, tmp_path, free_port(), host=host, client=client) as receiver:
         assert receiver.deliver().status == 202
