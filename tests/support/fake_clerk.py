@@ -107,6 +107,7 @@ class FakeClerk:
         self._canned: deque[tuple[str, Response]] = deque()
         self._recent: deque[float] = deque()
         self._lock = threading.RLock()
+        self._counting = threading.Lock()  # not the same: requests arrive while `before` holds one up
         self._server = _Server(("127.0.0.1", port), self)
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -249,13 +250,13 @@ class FakeClerk:
 
     def entered(self) -> None:
         """Count a request that is being answered."""
-        with self._lock:
+        with self._counting:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
 
     def left(self) -> None:
         """Count it no more."""
-        with self._lock:
+        with self._counting:
             self._at_once -= 1
 
     @property
