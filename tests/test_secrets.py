@@ -70,7 +70,6 @@ COMMANDS = (
     ["send", "user.created"],
 )
 
-pytestmark = pytest.mark.timeout(300)
 
 Said = dict[str, str]
 

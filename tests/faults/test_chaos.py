@@ -1,7 +1,5 @@
 """Everything at once, in the order that a seed says."""
 
-import pytest
-
 from tests.faults import chaos
 from tests.faults.plan import plan
 from tests.faults.servers import Servers
@@ -15,7 +13,6 @@ def test_the_same_seed_is_the_same_plan() -> None:
     assert plan(3, 60) != plan(4, 60)
 
 
-@pytest.mark.timeout(180)
 def test_whatever_breaks_the_tables_end_as_the_model_says_and_no_job_fails(servers: Servers) -> None:
     report = chaos.run(servers, SEED, SECONDS, print)
     assert report.histories > 50

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 import config
 from tests.faults.chaos import compare
@@ -23,7 +24,7 @@ from tests.support.reference_model import SentEvent
 from tests.support.stack import environment
 from tests.support.supervised_process import SupervisedProcess, has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
-from worker.queue.producer import Delivery, delivery_queue
+from worker.queue.producer import Delivery, DeliveryQueue
 from worker.redis_client import worker_redis
 
 WORLDS = 6
@@ -77,7 +78,7 @@ def recover(settings: config.Settings, seed: int, step: str, signal_name: str) -
         wait_until(lambda: has_begun(other), PATIENCE_S, other.text)
         with ExitStack() as stack:
             with looking_away(other):
-                fill(settings, first)
+                fill(redis, first)
                 process = supervised_worker("struck", env, Path(path), CRASHING_WORKER, step, signal_name)
                 struck = stack.enter_context(running(process))
                 wait_until(lambda: is_struck(struck), PATIENCE_S, struck.text)
@@ -87,7 +88,7 @@ def recover(settings: config.Settings, seed: int, step: str, signal_name: str) -
             took_s = time.monotonic() - at
             compare(settings, first)
             struck.signal(signal.SIGCONT)
-            fill(settings, rest)
+            fill(redis, rest)
             wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.text)
         compare(settings, deliveries)
         assert_each_was_finished_once(RqView(redis), deliveries)
@@ -110,12 +111,11 @@ def assert_each_was_finished_once(rq: RqView, deliveries: Sequence[SentEvent]) -
     assert [rq.places(id_) for id_ in ids] == [["finished"]] * len(ids)
 
 
-def fill(settings: config.Settings, deliveries: Sequence[SentEvent]) -> None:
-    """Put deliveries on the queue."""
-    receiver = delivery_queue(settings)
+def fill(redis: Redis, deliveries: Sequence[SentEvent]) -> None:
+    """Put deliveries on the queue. A receiver's own client would give up while all these processes start."""
+    receiver = DeliveryQueue(redis)
     for svix_id, event, received_at in deliveries:
         receiver.enqueue(Delivery(svix_id, body(event).decode(), "a delivery", received_at))
-    receiver.close()
 
 
 def is_struck(process: SupervisedProcess) -> bool:

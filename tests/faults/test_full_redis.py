@@ -51,7 +51,6 @@ def full(client: Redis, room: int = 0) -> Iterator[None]:
         client.config_set("maxmemory", 0)
 
 
-@pytest.mark.timeout(180)
 def test_more_goes_through_a_full_redis_than_it_can_hold_also_by_a_worker_that_starts_then(
     service: Service, directory: Path
 ) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import psycopg
-import pytest
 from psycopg import sql
 from redis import Redis
 from rq import Queue
@@ -60,8 +59,6 @@ for arguments in json.loads(sys.argv[1]):
     with contextlib.suppress(SystemExit):
         main(arguments)
 """
-
-pytestmark = pytest.mark.timeout(240)
 
 
 def marked_user(clerk_id: object, **fields: Any) -> dict[str, Any]:

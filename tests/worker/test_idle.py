@@ -33,7 +33,6 @@ def commands(redis: Redis) -> dict[str, int]:
     return {name: count for name, count in calls.items() if name.partition("|")[0] not in {"info", "config"}}
 
 
-@pytest.mark.timeout(180)
 def test_an_idle_minute_of_web_and_worker_is_at_most_sixty_commands(
     make_settings: MakeSettings, own_redis: RedisServer, tmp_path: Path
 ) -> None:

@@ -156,7 +156,7 @@ def both(
             yield clerk, made
 
 
-@pytest.mark.timeout(60 + 3 * TRIES)
+@pytest.mark.timeout(300 + 5 * TRIES)
 def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk, SyncContext]) -> None:
     clerk, context = both
     for seed in range(TRIES):
@@ -166,7 +166,7 @@ def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk,
         tried.assert_ends_as_at_clerk()
 
 
-@pytest.mark.timeout(60 + 3 * TRIES)
+@pytest.mark.timeout(300 + 5 * TRIES)
 def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
     both: tuple[FakeClerk, SyncContext],
 ) -> None:
@@ -182,7 +182,7 @@ def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
         tried.assert_ends_as_at_clerk()
 
 
-@pytest.mark.timeout(60 + 3 * TRIES)
+@pytest.mark.timeout(300 + 5 * TRIES)
 def test_what_webhooks_lost_is_fetched_by_a_run_since_then_among_webhooks(
     both: tuple[FakeClerk, SyncContext],
 ) -> None:
@@ -202,7 +202,7 @@ def test_what_webhooks_lost_is_fetched_by_a_run_since_then_among_webhooks(
         tried.assert_ends_as_at_clerk()
 
 
-@pytest.mark.timeout(60 + 5 * TRIES)
+@pytest.mark.timeout(300 + 5 * TRIES)
 def test_reconciliations_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
     both: tuple[FakeClerk, SyncContext], redis: Redis
 ) -> None:
@@ -230,7 +230,7 @@ def none(_: Request) -> None:
     """Let nothing happen."""
 
 
-@pytest.mark.timeout(60 + 3 * TRIES)
+@pytest.mark.timeout(300 + 5 * TRIES)
 def test_what_webhooks_lost_is_fixed_among_webhooks(both: tuple[FakeClerk, SyncContext]) -> None:
     clerk, context = both
     for seed in range(TRIES):
