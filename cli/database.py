@@ -1,18 +1,21 @@
-"""`db`: migrations and development data."""
+"""`db`: migrations, development data, and locks on the tables."""
 
 import sys
 from collections.abc import Callable
 
 import click
 
+from cli.output import show_entry, show_json
 from config import Settings, load
-from db import migration, schema
+from db import locks, migration, schema
 from db.connection.engine import Database
 from db.connection.errors import UTF8
 from db.connection.url import hosts
 from db.seed import seed_users
-from worker.monitoring.words import counted
+from worker.monitoring.words import counted, span
 
+PID_WIDTH = 7
+UNSEEN = "state not visible (GRANT pg_read_all_stats to the role)"
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -25,7 +28,7 @@ class NotLocal(Exception):
 @click.group()
 @click.pass_context
 def db(context: click.Context) -> None:
-    """Migrations and development data."""
+    """Migrations, development data, and locks on the tables."""
     context.obj = load("database_url")
 
 
@@ -112,6 +115,52 @@ def seed(settings: Settings, users: int) -> None:
     """Add sample users with addresses at example.com."""
     with Database(settings, unpooled=True) as database:
         click.echo(f"{counted(seed_users(database, users), 'user')} added")
+
+
+@db.command("locks")
+@click.option("--end", "pid", type=int, metavar="PID", help="End this transaction and close its connection.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@click.pass_obj
+def locks_(settings: Settings, pid: int | None, yes: bool, as_json: bool) -> None:
+    """List the transactions that hold locks on the tables, oldest first.
+
+    With --end it ends one of them: the database closes its connection and undoes what it has not committed.
+    """
+    with Database(settings, unpooled=True) as database:
+        found = locks.holders(database)
+        if pid is not None:
+            _end(database, found, pid, yes=yes)
+        elif as_json:
+            show_json([holder._asdict() for holder in found])
+        else:
+            _show_locks(found)
+
+
+def _end(database: Database, found: list[locks.Holder], pid: int, *, yes: bool) -> None:
+    if all(pid not in (holder.pid, *holder.waits_for) for holder in found):
+        raise click.UsageError(f"transaction {pid} holds no locks on the tables: nothing was changed")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("nothing was changed: without a terminal, add --yes to confirm")
+        click.confirm(f"Close the connection of {pid} and undo its transaction?", abort=True, err=True)
+    click.echo(f"transaction {pid} {'is being ended' if locks.end(database, pid) else 'has ended already'}")
+
+
+def _show_locks(found: list[locks.Holder]) -> None:
+    for holder in found:
+        show_entry(str(holder.pid), _lock_entry(holder), PID_WIDTH)
+    if found:
+        click.echo("\nTo end one: clerk-sync db locks --end PID")
+    else:
+        click.echo("no transaction holds locks on the tables")
+
+
+def _lock_entry(holder: locks.Holder) -> str:
+    seen = f"{holder.state}, open for {span(holder.open_s)}" if holder.open_s is not None else UNSEEN
+    waits = f", waits for {', '.join(map(str, holder.waits_for))}" if holder.waits_for else ""
+    what = "locks" if holder.writes else "reads"
+    return f"{holder.program or 'a program without a name'}: {seen}, {what} {', '.join(holder.tables)}{waits}"
 
 
 def _require_local(settings: Settings, force: bool) -> None:

@@ -117,7 +117,7 @@ class Cause(Enum):
     # What the server says to a statement
     POOL_EXHAUSTED = (
         "every connection of the pool is in use",
-        "look for slow or locked statements in pg_stat_activity, or raise DB_POOL_SIZE or DB_MAX_OVERFLOW",
+        "look for locks with clerk-sync db locks, or raise DB_POOL_SIZE or DB_MAX_OVERFLOW",
     )
     SCHEMA_USAGE = ("the role lacks USAGE on the schema", "GRANT USAGE ON SCHEMA to the role")
     TABLE_RIGHTS = (
@@ -133,18 +133,22 @@ class Cause(Enum):
         "row-level security would hide rows from the role",
         "ALTER ROLE … BYPASSRLS, or let the role own the tables",
     )
-    RIGHTS = ("the role lacks a right", "GRANT it (docs/database.md lists all that are needed)")
+    END_RIGHTS = (
+        "the role may not end a transaction of another role",
+        "GRANT pg_signal_backend to the role, or end it in the program that opened it",
+    )
+    RIGHTS = ("the role lacks a right", "GRANT it (docs/neon-setup.md, Rights, lists all that are needed)")
     TABLE_MISSING = ("a table or column is missing", "run clerk-sync db upgrade")
     READ_ONLY = ("the database is read-only", "point the URL to the primary; a replica takes no changes")
     DISK_FULL = ("the server's disk is full", "make room, or raise the storage limit")
     OUT_OF_RESOURCES = ("the server is out of memory or of another resource", "see the server's log")
     LOCKED = (
         "another transaction holds a lock",
-        "end the transaction that pg_stat_activity shows as idle in transaction or waiting",
+        "see which with clerk-sync db locks, which can also end it",
     )
     STATEMENT_TIMEOUT = (
         "a statement took too long and was cancelled",
-        "look for slow triggers, missing indexes or an overloaded server in pg_stat_activity",
+        "look for locks with clerk-sync db locks, for slow triggers, or an overloaded server",
     )
     REFUSED = ("the server refused a statement", "see the server's log of this minute")
 
@@ -210,6 +214,8 @@ _RIGHTS = {
     Cause.DATABASE_RIGHTS: r"permission denied for database",
     Cause.TABLE_RIGHTS: r"permission denied for (table|relation|view)",
     Cause.CREATE_RIGHTS: r"must be (the )?owner|permission denied to create",
+    # PostgreSQL before 16 says what one must be
+    Cause.END_RIGHTS: r"permission denied to terminate|process is being terminated|to terminate superuser",
 }
 
 

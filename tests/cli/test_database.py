@@ -1,6 +1,11 @@
+import json
+import os
 import re
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -14,6 +19,7 @@ from tests.support.encodings import encoded_database
 from tests.support.payloads import ANN
 from tests.support.settings import MakeSettings
 from tests.support.terminal import on_a_terminal
+from tests.support.waiting import wait_until
 
 Run = Callable[..., Result]
 
@@ -314,3 +320,94 @@ def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> No
             "SELECT confrelid::regclass::text FROM pg_constraint WHERE conname = 'orders_user_id_fkey'"
         ).fetchone()
         assert target == ("users",)
+
+
+def test_who_holds_a_lock_is_listed_and_can_be_ended(
+    run: Run, make_settings: MakeSettings, database_url_unpooled: str
+) -> None:
+    settings = make_settings(redis_url=None)
+    run("seed", DATABASE_URL=database_url_unpooled)
+    with (
+        psycopg.connect(database_url_unpooled, application_name="report") as holder,
+        psycopg.connect(database_url_unpooled) as reader,
+    ):
+        holder.execute("UPDATE users SET name = 'x'")
+        reader.execute("SELECT FROM user_sync")
+        pid = holder.info.backend_pid
+        shown = run("locks").output
+        assert re.search(
+            rf"^{pid} +report: idle in transaction, open for .+, locks users$", shown, re.MULTILINE
+        )
+        assert "a program without a name: idle in transaction" in _unwrapped(shown)
+        assert max(map(len, shown.splitlines())) <= 80
+        found = {one["pid"]: one for one in json.loads(run("locks", "--json").output)}
+        assert (found[pid]["tables"], found[pid]["writes"], found[pid]["waits_for"]) == (["users"], True, [])
+        assert not found[reader.info.backend_pid]["writes"]
+        assert run("locks", "--end", str(pid)).exit_code == 2, "nothing confirms it"
+        holder.execute("SELECT 1")
+        with on_a_terminal(settings, "db", "locks", "--end", str(pid)) as terminal:
+            terminal.wait_for("[y/N]")
+            terminal.press(b"y\n")
+            assert terminal.wait() == 0
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            holder.execute("SELECT 1")
+        assert run("locks", "--end", str(reader.info.backend_pid), "--yes").exit_code == 0
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            reader.execute("SELECT 1")
+    assert run("locks").output == "no transaction holds locks on the tables\n"
+    assert run("locks", "--json").output == "[]\n"
+
+
+def test_no_connection_is_ended_that_holds_no_lock_on_the_tables(
+    run: Run, database_url_unpooled: str
+) -> None:
+    with psycopg.connect(database_url_unpooled) as other:
+        other.execute("SELECT 1")
+        ended = run(
+            "locks", "--end", str(other.info.backend_pid), "--yes", DATABASE_URL=database_url_unpooled
+        )
+        assert ended.exit_code == 2
+        other.execute("SELECT 1")
+
+
+def test_who_waits_for_a_transaction_that_holds_no_lock_here_names_it(
+    run: Run, database_url_unpooled: str
+) -> None:
+    with (
+        psycopg.connect(database_url_unpooled, autocommit=True) as first,
+        psycopg.connect(database_url_unpooled) as second,
+    ):
+        first.execute("SELECT pg_advisory_lock(7)")
+        second.execute("LOCK TABLE users")
+        waiting = threading.Thread(target=second.execute, args=("SELECT pg_advisory_lock(7)",), daemon=True)
+        waiting.start()
+        pid = first.info.backend_pid
+        listing = partial(run, "locks", DATABASE_URL=database_url_unpooled)
+        wait_until(lambda: f"waits for {pid}" in _unwrapped(listing().output), 10)
+        assert run("locks", "--end", str(pid), "--yes").output == f"transaction {pid} is being ended\n"
+        waiting.join(10)
+        assert not waiting.is_alive()
+
+
+def test_a_role_without_rights_sees_that_there_is_a_lock(run: Run, database_url_unpooled: str) -> None:
+    """The state is hidden from it, and ending the transaction is refused with the GRANT that is missing."""
+    role = f"narrow_{os.getpid()}"
+    parts = urlsplit(database_url_unpooled)
+    url = parts._replace(netloc=f"{role}:pw@{parts.hostname}:{parts.port}").geturl()
+    with psycopg.connect(database_url_unpooled, autocommit=True) as owner:
+        owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pw'".encode())
+        try:
+            with psycopg.connect(database_url_unpooled, application_name="report") as holder:
+                holder.execute("LOCK TABLE users")
+                shown = run("locks", DATABASE_URL=url).output
+                assert "report: state not visible (GRANT pg_read_all_stats to the role)" in _unwrapped(shown)
+                refused = run("locks", "--end", str(holder.info.backend_pid), "--yes").exception
+                assert isinstance(refused, DatabaseUnavailable)
+                assert refused.cause is Cause.END_RIGHTS
+                holder.execute("SELECT 1")
+        finally:
+            owner.execute(f"DROP ROLE {role}".encode())
+
+
+def _unwrapped(shown: str) -> str:
+    return " ".join(shown.split())
