@@ -73,22 +73,9 @@ CASES = {
         {'deliveries_total{type="user.created",answer="unavailable"}': "0x5 1x195"},
         {4: set(), 7: {"ClerkSyncDeliveriesRefused"}, 20: set()},
     ),
-    "few bad signatures": AlertCase(
-        {'rejected_signatures_total{reason="mismatch"}': "0x5 2x195"}, {7: set(), 10: set()}
-    ),
-    "many bad signatures": AlertCase(
-        {'rejected_signatures_total{reason="mismatch"}': "0x5 9x195"},
-        {7: {"ClerkSyncSignaturesRejected"}, 30: set()},
-    ),
-    "bad signatures of requests that are not signed": AlertCase(
-        {'rejected_signatures_total{reason="missing"}': "0x5 900x195"}, {7: set()}
-    ),
-    "bad signatures beside more genuine deliveries": AlertCase(
-        {
-            'rejected_signatures_total{reason="mismatch"}': "0x5 9x195",
-            'deliveries_total{type="user.created",answer="queued"}': "0x5 90x195",
-        },
-        {7: set()},
+    "signatures": AlertCase(
+        {'degraded{cause="signatures"}': "0x5 1x9 0x100"},
+        {5: set(), 6: {"ClerkSyncSignaturesRejected"}, 20: set()},
     ),
     "no receiver": AlertCase({"receivers_alive": "1x5 0x100"}, {7: set(), 8: {"ClerkSyncNoReceiver"}}),
     "a batch in hand": AlertCase(

@@ -1,3 +1,4 @@
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,12 @@ from tests.support.queue import delivery
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.together import together
 from worker.monitoring import metrics as m
+from worker.monitoring import recent
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.prometheus import MetricsEndpoint
+from worker.monitoring.redis_stats import CAUSES_KEY
 from worker.queue.producer import DeliveryQueue
+from worker.queue.rq_format import SUSPENDED_KEY
 from worker.redis_client import fail_fast_redis
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -246,3 +250,18 @@ def test_the_totals_survive_every_process(settings: config.Settings, redis: Redi
 def test_flushing_nothing_asks_redis_nothing(make_settings: MakeSettings) -> None:
     nowhere = fail_fast_redis(make_settings(redis_url="redis://127.0.0.1:1/0", **NO_DATABASE))
     Metrics().flush(nowhere)
+
+
+def test_what_redis_shows_to_degrade_is_shown_at_once_and_the_rest_as_of_the_last_report(
+    endpoint: MetricsEndpoint, redis: Redis
+) -> None:
+    def degraded(cause: str) -> float | None:
+        return value(endpoint, "clerk_sync_degraded", cause=cause)
+
+    assert (degraded("signatures"), degraded("suspended"), degraded("clock")) == (0, 0, 0)
+    recent.add(redis, {recent.MISMATCH: 9})
+    redis.set(SUSPENDED_KEY, 1)
+    redis.set(CAUSES_KEY, json.dumps(["clock"]))
+    assert (degraded("signatures"), degraded("suspended"), degraded("clock")) == (1, 1, 1)
+    redis.delete(SUSPENDED_KEY, *redis.keys(f"{recent.KEY_PREFIX}*"))
+    assert (degraded("signatures"), degraded("suspended"), degraded("clock")) == (0, 0, 1)

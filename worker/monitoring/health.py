@@ -92,9 +92,10 @@ class Status:
         return {**schema_facts(self.database), **applied_facts(self.redis, self.database)}
 
     def _keep(self, alarms: Mapping[str, list[str]]) -> None:
-        """Keep the causes for /metrics, which does not ask the database."""
+        """Keep the causes that /metrics, which does not ask the database, cannot find."""
+        causes = [cause for cause in warnings.NEED_A_REPORT if cause in alarms]
         with suppress(RedisError):
-            self.redis.set(CAUSES_KEY, json.dumps(list(alarms)), ex=CAUSES_TTL_S)
+            self.redis.set(CAUSES_KEY, json.dumps(causes), ex=CAUSES_TTL_S)
 
     def close(self) -> None:
         """Close the connections."""

@@ -30,7 +30,7 @@ from worker.monitoring.metrics import (
 )
 from worker.monitoring.probes import Facts, Probe, ProbeResult, ask
 from worker.monitoring.redis_stats import DEPENDENCIES, redis_facts
-from worker.monitoring.warnings import ALARMS
+from worker.monitoring.warnings import ALARMS, alarms
 from worker.redis_client import fail_fast_redis
 from worker.sync import last_run
 
@@ -49,7 +49,7 @@ class MetricsEndpoint:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._redis = fail_fast_redis(settings)
         self._metrics = metrics
-        self._reconcile_every_s = settings.reconcile_every
+        self._settings = settings
         self._probe = Probe("metrics", self._facts)
 
     def render(self) -> bytes:
@@ -57,8 +57,8 @@ class MetricsEndpoint:
         answer = ask({"metrics": (self._probe, ())})["metrics"]
         families = [*_families(answer)]
         last = answer.facts.get("reconciliation")
-        if self._reconcile_every_s is not None and last is not None:
-            families += _reconciliation(last, self._reconcile_every_s)
+        if self._settings.reconcile_every is not None and last is not None:
+            families += _reconciliation(last, self._settings.reconcile_every)
         return generate_latest(_Collected(families))
 
     def close(self) -> None:
@@ -68,7 +68,9 @@ class MetricsEndpoint:
     def _facts(self) -> Facts:
         with suppress(ResponseError):  # refused: the counts wait, and what can be read is shown
             self._metrics.flush(self._redis)
-        return {**redis_facts(self._redis), "totals": _totals(self._redis)}
+        facts = redis_facts(self._redis)
+        found = alarms({**facts, "settings": self._settings, "reconciliation_summary": None})
+        return {**facts, "causes": {*facts["causes"], *found}, "totals": _totals(self._redis)}
 
 
 class _Collected:
@@ -153,7 +155,7 @@ def _measured(facts: Facts) -> Iterator[Metric]:
     )
     yield _labelled(
         "clerk_sync_degraded",
-        "Causes for which /health or status was degraded within the last five minutes.",
+        "Why /health is degraded; what only the database shows, for five minutes after /health or status.",
         "cause",
         {cause: cause in facts["causes"] for cause in ALARMS},
     )

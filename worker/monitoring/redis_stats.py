@@ -21,7 +21,7 @@ from worker.redis_causes import CLUSTER_MODE
 from worker.redis_client import QueueUnavailable
 from worker.sync import last_run
 
-CAUSES_KEY = "clerk-sync:causes"  # why the last report said degraded: names, as JSON
+CAUSES_KEY = "clerk-sync:causes"  # why the last report said degraded, where Redis does not show it: JSON
 MAX_REASON = 300  # characters of a worker's reason that are shown
 DEPENDENCIES = ("database", "Redis")  # what a worker may wait for
 

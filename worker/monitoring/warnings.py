@@ -78,8 +78,8 @@ def _stuck(facts: Facts) -> Iterator[str]:
     ages = [worker["in_hand_s"] or 0 for worker in facts.get("workers", {}).get("list", ())]
     if ages and max(ages) > STUCK_AFTER_S:
         yield (
-            f"a worker has been processing the same batch for {max(ages):.0f} s:"
-            " see what it waits for (docs/operations.md, A row is locked)"
+            f"a worker has been processing the same batch for {max(ages):.0f} s: clerk-sync db locks shows"
+            " what it waits for (docs/operations.md, A row is locked)"
         )
 
 
@@ -91,7 +91,8 @@ def _locked(facts: Facts) -> Iterator[str]:
     if age_s > STUCK_AFTER_S:
         yield (
             f"{counted(waits.jobs, 'delivery waits', 'deliveries wait')} for a row that another transaction"
-            f" has locked for {age_s:.0f} s: end that transaction (docs/operations.md, A row is locked)"
+            f" has locked for {age_s:.0f} s: clerk-sync db locks shows it and can end it"
+            " (docs/operations.md, A row is locked)"
         )
 
 
@@ -285,4 +286,6 @@ ALARMS: dict[str, Say] = {
     "clock": _clock,
     "reconciliation": _reconciliation_failed,
 }
+# What Redis alone does not show: /metrics has it from the last report.
+NEED_A_REPORT = ("second_instance", "redis_lost_data", "two_databases", "clock", "reconciliation")
 REMARKS: tuple[Say, ...] = (_forgeries, _migrations_url, _drift, _no_append_only_file, _evicts)
