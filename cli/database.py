@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import click
 
-from cli.output import show_entry, show_json
+from cli.output import show_entry, show_json, wrapped
 from config import Settings, load
 from db import locks, migration, schema
 from db.connection.engine import Database
@@ -173,13 +173,14 @@ def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
     steps = migration.steps_down(database, revision)
     if yes or not steps:
         return
-    click.echo("This removes, with all rows:", err=True)
+    click.echo("This undoes, with the rows of every table that it drops:", err=True)
     for step in steps:
-        click.echo(f"  {step}", err=True)
-    click.echo(f"Rows in users: {schema.count_users(database)}", err=True)
+        click.echo("\n".join(f"  {line}" for line in wrapped(step, 2)), err=True)
+    fate = "all lost" if steps[-1].startswith(schema.FIRST) else "kept"
+    click.echo(f"Rows in users: {schema.count_users(database):,}, {fate}", err=True)
     if not sys.stdin.isatty():
         raise click.UsageError("nothing was changed: without a terminal, add --yes to confirm")
-    click.confirm("Remove them?", abort=True, err=True)
+    click.confirm("Undo it?", abort=True, err=True)
 
 
 def _is_local(host: str) -> bool:

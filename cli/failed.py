@@ -179,7 +179,7 @@ def _report(fates: Iterator[tuple[str, ReplayResult]], total: int, selection: Se
     Raises UnknownJob if a job that was named does not exist.
     """
     if total == 0 and not selection.as_json:
-        click.echo("no failed jobs")
+        click.echo(_none(selection.wanted))
     if total >= MANY and not selection.as_json:
         fates = iter(track(fates, "Working", total, transient=True, console=Console(stderr=True)))
     done: dict[str, ReplayResult] = {}
@@ -209,13 +209,17 @@ def _show_results(done: dict[str, ReplayResult], selection: Selection) -> None:
 def _show_page(jobs: FailedJobs, wanted: FailedJobFilter, limit: int) -> None:
     rows = list(jobs.newest(wanted, limit + 1))
     if not rows:
-        click.echo("no failed jobs")
+        click.echo(_none(wanted))
     else:
         now = datetime.now(UTC)
         for job in rows[:limit]:
             click.echo(_block(job, now))
     if len(rows) > limit:
         click.echo(f"{counted(jobs.count(), 'failed job')} in all; use --limit to show more.")
+
+
+def _none(wanted: FailedJobFilter) -> str:
+    return "no failed jobs" if wanted == FailedJobFilter() else "no failed jobs match the options"
 
 
 def _block(job: FailedJob, now: datetime) -> str:

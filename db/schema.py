@@ -14,6 +14,7 @@ from db.connection.engine import Database, schema_of
 from db.connection.errors import unavailable
 from db.models import VIEWS, Base, OrganizationSync, User
 
+FIRST = "0001"  # the revision that creates `users`
 VERSION_TABLE = "clerk_sync_version"  # an application's `alembic_version` may stand beside it
 
 NAMESPACES = table("pg_namespace", column("oid"), column("nspname"), schema="pg_catalog")

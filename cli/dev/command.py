@@ -152,7 +152,9 @@ def _kept_port(path: Path) -> int:
 
 def _write_psql(data: Path, postgres: PostgresServer) -> None:
     """Write `.data/psql`, which opens the database with the terminal client of the wheel."""
-    command = f'exec {shlex.quote(str(postgres.psql))} {shlex.quote(postgres.url)} "$@"'
+    # Rows that are wider than the terminal are shown column by column, and none waits in a pager.
+    options = "-P pager=off -P expanded=auto"
+    command = f'exec {shlex.quote(str(postgres.psql))} {options} {shlex.quote(postgres.url)} "$@"'
     write_private(data / "psql", f"#!/bin/sh\n{command}\n", mode=0o700)
 
 

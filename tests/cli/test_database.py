@@ -94,13 +94,13 @@ def test_what_is_lost_is_said_and_asked_for(
     run("seed", DATABASE_URL=database_url_unpooled)
     for answer in (b"n\n", b"\n"):
         with on_a_terminal(settings, "db", *command) as terminal:
-            terminal.wait_for("Remove them? [y/N]")
+            terminal.wait_for("Undo it? [y/N]")
             terminal.press(answer)
             assert terminal.wait() == 1
     assert len(users(database_url_unpooled)) == 20
-    assert "Rows in users: 20" in terminal.shown
+    assert "Rows in users: 20, all lost" in terminal.shown
     with on_a_terminal(settings, "db", *command) as terminal:
-        terminal.wait_for("Remove them? [y/N]")
+        terminal.wait_for("Undo it? [y/N]")
         terminal.press(b"y\n")
         assert terminal.wait() == 0
     with psycopg.connect(database_url_unpooled) as connection:
@@ -137,6 +137,7 @@ def test_one_step_down_names_that_step_alone(run: Run, database_url_unpooled: st
     run("downgrade", "0003", "--yes", DATABASE_URL=database_url_unpooled)
     asked = run("downgrade").output
     assert "0003  sync_progress" in asked
+    assert "Rows in users: 0, kept" in asked
     assert "0002" not in asked
 
 

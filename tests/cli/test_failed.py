@@ -58,6 +58,7 @@ def test_the_list_in_json_has_the_documented_fields(run: RunCommand, redis: Redi
 def test_an_empty_list_is_an_empty_array(run: RunCommand) -> None:
     assert run("list", "--json") == (0, "[]\n", "")
     assert run("list") == (0, "no failed jobs\n", "")
+    assert run("list", "--type", "user.deleted") == (0, "no failed jobs match the options\n", "")
 
 
 def test_the_table_has_the_same_and_says_when_there_is_more(run: RunCommand, redis: Redis) -> None:
