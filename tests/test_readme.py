@@ -4,8 +4,6 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
-
 import config
 from cli.main import COMMANDS
 from tests.support.commands import run
@@ -19,8 +17,6 @@ from worker.sync.last_run import KINDS, keep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-LINK = re.compile(r"\]\(([^)#:\s]+)\)")
 
 
 def table(heading: str) -> list[list[str]]:
@@ -85,9 +81,3 @@ def test_every_command_of_the_section_on_filling_and_repairing_works(
         ran = run(settings, *command.split(), *(["--yes"] if "reset" in command else []))
         assert ran.returncode == 0, (command, ran.stdout, ran.stderr)
     assert set(rows(settings)) == set(clerk.ids())
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
-    for target in LINK.findall(page.read_text()):
-        assert (page.parent / target).exists(), target

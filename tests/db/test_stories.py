@@ -1,7 +1,6 @@
 """Short stories and the rows they must end in, written down by hand: for the tables and for the model."""
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from itertools import islice, permutations
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -355,13 +354,6 @@ def test_a_row_that_the_application_removed_is_back_with_the_next_delivery(trial
         assert trial.rows() == {ANN: row(ANN, SHARED)}
 
 
-def test_a_removed_row_stays_away_where_there_is_a_tombstone(trial: Trial) -> None:
-    there, gone, late = deliveries(saved(ANN, 1, SHARED), deleted(ANN), saved(ANN, 9, SHARED))
-    trial.apply([there, gone], DELETE)
-    trial.apply([late], DELETE)
-    assert trial.rows() == {}
-
-
 def test_a_removed_row_claims_nothing(trial: Trial) -> None:
     holder, next_one = deliveries(saved(ANN, 5, SHARED), saved(BEN, 1, SHARED))
     trial.apply([holder], DELETE)
@@ -390,17 +382,6 @@ def test_no_time_that_clerk_can_send_is_too_late_for_a_time_zone(trial: Trial, z
         for delivery in (*sent, *sent):
             trial.apply([delivery], DELETE)
         assert trial.rows().keys() == {ANN, BEN}
-
-
-def test_one_svix_id_is_one_row_of_the_ledger(trial: Trial) -> None:
-    (delivery,) = deliveries(saved(ANN, 1))
-    trial.apply([delivery, delivery], DELETE)
-    trial.apply([delivery], DELETE)
-    assert trial.ledger() == {("msg_0", "user.updated", ANN)}
-    found = trial.connection.execute("SELECT event_at, received_at FROM webhook_events").fetchall()
-    assert found == [
-        (datetime.fromtimestamp((NOW + 1) / 1000, UTC), datetime.fromtimestamp((NOW + 90) / 1000, UTC))
-    ]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])

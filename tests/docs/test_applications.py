@@ -212,7 +212,7 @@ def test_the_signed_in_user_is_found_with_the_rights_of_the_page(
 
 
 @pytest.mark.parametrize("policy", [DELETE, Policy(anonymize=True)], ids=["delete", "anonymize"])
-def test_deleted_users_are_told_from_others(
+def test_deleted_users_are_distinguished_from_others(
     policy: Policy, database: Database, application: Connection
 ) -> None:
     apply(database, saved(ANN, 1), saved(BEN, 1), deleted(ANN, 2), deleted(CAT, 3), policy=policy)

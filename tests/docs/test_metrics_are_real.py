@@ -12,6 +12,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from db.connection.engine import PoolState
+from tests.support.markdown import anchors
 from tests.support.settings import MakeSettings
 from worker.monitoring import metrics as m
 from worker.monitoring.metrics import Metrics
@@ -106,19 +107,14 @@ def test_no_expression_adds_up_what_every_target_shows_alike() -> None:
 
 def test_every_rule_says_what_to_do_and_points_into_the_run_book() -> None:
     operations = (DOCS / "operations.md").read_text()
-    anchors = {_anchor(line) for line in operations.splitlines() if line.startswith("#")}
     for rule in rules():
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["description"]
         assert rule["labels"]["severity"] in {"critical", "warning"}
         path, _, anchor = rule["annotations"]["runbook"].partition("#")
         assert path == "docs/operations.md"
-        assert anchor in anchors, rule["alert"]
-        assert rule["alert"] in operations
-
-
-def _anchor(heading: str) -> str:
-    return re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()).replace(" ", "-")
+        assert anchor in anchors(operations), rule["alert"]
+        assert f"`{rule['alert']}`" in operations
 
 
 def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
