@@ -177,7 +177,7 @@ def test_the_proxy_does_not_narrow_the_line() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_connection_through_the_proxy_ends_when_nobody_listens_behind_it() -> None:
+def test_a_connection_through_the_proxy_ends_when_nothing_listens_behind_it() -> None:
     with far_away(free_port()) as port, connect(port) as connection:
         assert connection.recv(1) == b""
 

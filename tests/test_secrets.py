@@ -298,7 +298,9 @@ def _get(stack: Stack, path: str, auth: tuple[str, str] | None = None) -> str:
     return f"{answer.status_code} {answer.headers} {answer.text}"
 
 
-def test_wrong_secrets_and_servers_that_are_away_are_told_without_a_secret(servers: SecretServers) -> None:
+def test_wrong_secrets_and_servers_that_are_away_are_reported_without_a_secret(
+    servers: SecretServers,
+) -> None:
     """With the traceback that --debug shows."""
     said = run_all(
         {

@@ -26,7 +26,7 @@ def seen(settings: config.Settings) -> int:
     return int(saved[0][0]) if saved else 0
 
 
-def test_every_user_is_brought_and_counted(clerk: FakeClerk, settings: config.Settings) -> None:
+def test_every_user_is_synced_and_counted(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put_many(1200)
     ran = run(settings, "backfill")
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -106,7 +106,7 @@ def test_since_reads_only_what_was_updated_since(clerk: FakeClerk, settings: con
     assert rows(settings).keys() == {ANN}
 
 
-def test_who_is_left_out_is_told(clerk: FakeClerk, settings: config.Settings) -> None:
+def test_who_is_left_out_is_reported(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN), user("user_refused", first_name="Secretname"))
     execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name NOT LIKE 'Secret%')")
     clerk.show_next([user(ANN), user(ABSENT), clerk.user("user_refused")])

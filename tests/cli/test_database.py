@@ -235,7 +235,7 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("statement", IN_THE_WAY.values(), ids=IN_THE_WAY)
-def test_a_table_that_is_there_already_is_left_alone_and_told_in_one_line(
+def test_a_table_that_is_there_already_is_left_alone_and_reported_in_one_line(
     run: Run, empty_url: str, statement: str
 ) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:

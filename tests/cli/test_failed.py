@@ -83,9 +83,7 @@ def test_the_list_is_filtered(run: RunCommand, redis: Redis) -> None:
     assert len(listed(run, "--limit", "1")) == 1
 
 
-def test_jobs_of_which_nobody_can_say_the_type_can_be_chosen(
-    run: RunCommand, redis: Redis, rq: RqView
-) -> None:
+def test_jobs_of_an_unknown_type_can_be_chosen(run: RunCommand, redis: Redis, rq: RqView) -> None:
     good = fail(redis)
     foreign = fail_in_another_worker(redis, raise_personal, MARK)
     unreadable = fail(redis, user_event("unreadable"))
@@ -241,7 +239,7 @@ def test_on_a_terminal_many_show_how_far_it_is(redis: Redis, redis_url: str) -> 
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_what_is_done_is_told_also_when_redis_refuses_the_rest(
+def test_what_is_done_is_reported_also_when_redis_refuses_the_rest(
     run: RunCommand, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, as_json: bool
 ) -> None:
     done = [f"a{i:03}" for i in range(PAGE)]

@@ -128,7 +128,7 @@ def applied(settings: config.Settings) -> int:
     ("source", "members"),
     [pytest.param("metadata", 0, id="users"), pytest.param("membership", USERS, id="users and memberships")],
 )
-def test_they_are_brought_beside_live_deliveries_and_compared(
+def test_they_are_synced_beside_live_deliveries_and_compared(
     make_settings: MakeSettings, tmp_path: Path, source: str, members: int
 ) -> None:
     with fake_clerk("--members", str(members)) as api:

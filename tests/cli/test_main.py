@@ -51,7 +51,7 @@ def test_help_names_every_command_and_is_no_failure(tmp_path: Path) -> None:
     assert listed >= COMMANDS.keys()
 
 
-def test_the_version_is_told(tmp_path: Path) -> None:
+def test_the_version_is_reported(tmp_path: Path) -> None:
     ran = run_process("--version", directory=tmp_path)
     assert ran.returncode == 0
     assert ran.stdout.startswith("clerk-sync, version ")

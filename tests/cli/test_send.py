@@ -233,7 +233,7 @@ def test_a_file_is_sent_byte_by_byte(
         assert samples.signed_headers(key, id_, sent, content).items() <= request.headers.items()
 
 
-def test_without_a_user_id_each_sample_is_about_somebody_new(
+def test_without_a_user_id_each_sample_is_about_a_new_user(
     run: RunCommand, receiver: RecordingServer
 ) -> None:
     for _ in range(2):

@@ -180,7 +180,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert not servers.port_in_use(port)
 
 
-def test_a_record_that_names_a_foreign_process_ends_nobody(server_directory: Path) -> None:
+def test_a_record_that_names_a_foreign_process_ends_no_process(server_directory: Path) -> None:
     record = server_directory / "pid"
     bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with bystander:
@@ -189,7 +189,7 @@ def test_a_record_that_names_a_foreign_process_ends_nobody(server_directory: Pat
         assert bystander.poll() is None
 
 
-def test_a_postmaster_file_whose_number_is_somebody_elses_by_now_does_not_matter(
+def test_a_postmaster_file_whose_number_is_another_process_s_by_now_does_not_matter(
     postgres: PostgresServer,
 ) -> None:
     postgres.start()
@@ -223,7 +223,7 @@ time.sleep(60)
 
 
 @as_root
-def test_under_root_the_servers_run_as_nobody_and_others_cannot_read_their_data(
+def test_under_root_the_servers_run_as_another_account_and_others_cannot_read_their_data(
     postgres: PostgresServer, redis_store: RedisServer
 ) -> None:
     for server in (postgres, redis_store):
@@ -385,5 +385,5 @@ for kind in (PostgresServer, RedisServer):
     assert run.stdout == "True 0o40700\n" * 2, run.stderr
 
 
-def test_no_test_sees_the_settings_of_whoever_runs_it() -> None:
+def test_no_test_sees_the_settings_of_its_environment() -> None:
     assert config.load().database_url is None

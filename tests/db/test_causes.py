@@ -150,7 +150,7 @@ def test_a_connection_that_fails_says_why(
     assert cause_of(make_settings(redis_url=None, database_url=url, database_url_unpooled=None)) is cause
 
 
-def test_a_server_without_tls_a_stranger_and_a_silent_one_are_told_apart(
+def test_a_server_without_tls_a_stranger_and_a_silent_one_are_distinguished(
     make_settings: MakeSettings, database_url_unpooled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 2)

@@ -272,7 +272,7 @@ def test_a_missing_right_to_the_schema_is_said_as_such(
         schema.state(database)
 
 
-def test_a_role_that_may_not_create_is_told_what_to_grant(
+def test_a_role_that_may_not_create_is_answered_with_what_to_grant(
     settings: config.Settings, owner: Connection, empty_url: str, role: str
 ) -> None:
     owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")

@@ -59,7 +59,7 @@ def test_a_worker_killed_at_any_step_leaves_all_right_within_thirty_seconds(
 
 
 @pytest.mark.parametrize(("step", "signal_name"), FROZEN)
-def test_a_worker_frozen_at_any_step_holds_up_nobody_and_wakes_to_do_no_harm(
+def test_a_worker_frozen_at_any_step_holds_up_nothing_and_wakes_to_do_no_harm(
     recoveries: "dict[Fate, Future[float]]", step: str, signal_name: str
 ) -> None:
     assert recoveries[step, signal_name].result(PATIENCE_S * 2) < RIGHT_WITHIN_S

@@ -114,7 +114,7 @@ def test_headers_of_any_size_are_refused_without_being_kept(service: Service) ->
     assert answer_to(service, genuine_request()) == 202
 
 
-def test_two_hundred_connections_that_drip_keep_nobody_waiting(service: Service) -> None:
+def test_two_hundred_connections_that_drip_delay_no_delivery(service: Service) -> None:
     whole = genuine_request()
     cuts = (1, whole.index(b"\r\n\r\n") + 40)
     with ExitStack() as stack:

@@ -31,7 +31,7 @@ def test_a_queue_that_is_too_long_is_answered_503_with_retry_after_and_duplicate
     wait_until(lambda: deliver(service, svix_id()).status == 202, DRAINED_WITHIN_S)
 
 
-def test_ids_without_a_job_are_dropped_and_keep_nobody_waiting_for_redis(service: Service) -> None:
+def test_ids_without_a_job_are_dropped_and_keep_redis_free(service: Service) -> None:
     service.redis.rpush(QUEUE_KEY, *(f"gone-{number}" for number in range(100_000)))
     slowest = 0.0
     while service.redis.llen(QUEUE_KEY):

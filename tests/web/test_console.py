@@ -138,7 +138,7 @@ def test_every_answer_carries_the_headers_that_keep_it_safe(
     assert answer.headers["Referrer-Policy"] == "no-referrer"
 
 
-def test_the_page_has_no_inline_script_or_style_and_asks_nobody_else(
+def test_the_page_has_no_inline_script_or_style_and_loads_nothing_from_elsewhere(
     console: FlaskClient, connection: psycopg.Connection, redis: Redis
 ) -> None:
     record(connection)
@@ -311,7 +311,7 @@ def test_a_token_of_another_password_is_refused(
     assert submit("replay all", page=page, confirmed="1").status_code == 400
 
 
-def test_an_id_that_somebody_else_chose_is_shown_and_treated_like_any(
+def test_an_id_that_another_program_chose_is_shown_and_treated_like_any(
     console: FlaskClient, submit: Submit, make_settings: MakeSettings
 ) -> None:
     odd = '"><b>\x1b \udcff%41&'

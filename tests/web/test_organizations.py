@@ -51,7 +51,7 @@ def test_other_events_of_organizations_are_always_ignored(
     assert rq.places(id_) == []
 
 
-def test_one_that_names_nobody_is_queued_and_nothing_is_lost(make_client: MakeClient, rq: RqView) -> None:
+def test_one_that_names_no_user_is_queued_and_nothing_is_lost(make_client: MakeClient, rq: RqView) -> None:
     client = make_client(organization_source="membership")
     for event in (membership_event(data={}), organization_event(data=["Acme"])):
         id_ = svix_id()

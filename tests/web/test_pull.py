@@ -60,7 +60,7 @@ def test_the_row_is_there_in_one_call(
     }  # fmt: skip
 
 
-def test_whom_clerk_does_not_know_is_not_found(client: FlaskClient, settings: config.Settings) -> None:
+def test_a_user_unknown_to_clerk_is_not_found(client: FlaskClient, settings: config.Settings) -> None:
     answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
     assert (answer.status_code, answer.json) == (404, {"error": "there is no such user"})
     assert not tombstones(settings)
@@ -77,7 +77,7 @@ def test_who_is_gone_in_clerk_is_gone_here(
     assert tombstones(settings) == {ANN}
 
 
-def test_when_clerk_knows_none_of_those_here_nobody_is_deleted(
+def test_when_clerk_knows_none_of_those_here_no_user_is_deleted(
     client: FlaskClient, settings: config.Settings
 ) -> None:
     with open_context(settings) as both:
@@ -161,7 +161,7 @@ def test_trouble_with_the_database_or_redis_is_503(make_settings: MakeSettings, 
         assert "127.0.0.1" not in answer.text
 
 
-def test_a_database_that_hangs_is_told_in_time_and_is_not_asked_by_ever_more(
+def test_a_database_that_hangs_is_answered_in_time_and_is_not_asked_by_ever_more(
     clerk: FakeClerk, make_settings: MakeSettings, server_directory: Path, tmp_path: Path
 ) -> None:
     server = PostgresServer(server_directory / "postgres", free_port(), durable=False)

@@ -220,7 +220,7 @@ def test_a_chunked_body_that_is_too_large_is_refused_before_it_ends(shared: Rece
     assert shared.deliver().status == 202
 
 
-def test_a_client_that_asks_first_is_told_to_go_on(shared: ReceiverProcess) -> None:
+def test_a_client_that_asks_first_is_asked_to_go_on(shared: ReceiverProcess) -> None:
     head, content = request_of(genuine())
     with shared.connect() as connection:
         connection.sendall(head.replace(b"\r\n\r\n", b"\r\nexpect: 100-continue\r\n\r\n"))
@@ -322,7 +322,9 @@ def test_a_client_that_leaves_half_way_does_no_harm_and_counts_as_no_forger(
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
-def test_a_hundred_clients_that_send_a_byte_a_second_block_nobody(shared: ReceiverProcess, part: str) -> None:
+def test_a_hundred_clients_that_send_a_byte_a_second_block_no_delivery(
+    shared: ReceiverProcess, part: str
+) -> None:
     head, content = request_of(genuine())
     raw, begin = head + content, len(head) if part == "body" else 1
     with slow_clients(shared, raw, begin):
@@ -440,7 +442,7 @@ def slow_clients(
             thread.join(DEADLINE_S)
 
 
-def test_a_redis_that_hangs_holds_nobody_for_long(start: Callable[..., ReceiverProcess]) -> None:
+def test_a_redis_that_hangs_holds_no_caller_for_long(start: Callable[..., ReceiverProcess]) -> None:
     with socket.create_server((HOST, 0), backlog=200) as silent:
         receiver = start(f"redis://{HOST}:{silent.getsockname()[1]}/0")
         answers: list[tuple[int, float]] = []

@@ -204,7 +204,7 @@ def test_the_header_names_of_standard_webhooks_are_accepted_too(client: FlaskCli
     ],
     ids=repr,
 )
-def test_genuine_json_that_nobody_understands_is_queued(
+def test_genuine_json_that_is_not_understood_is_queued(
     client: FlaskClient, rq: RqView, event: object
 ) -> None:
     id_ = svix_id()

@@ -118,7 +118,7 @@ def test_a_row_that_the_database_does_not_let_be_changed_is_refused_and_not_upda
     assert (done.updated, done.unchanged, done.refused, adds_up(done)) == (0, 39, 1, True)
 
 
-def test_a_later_login_stays_and_an_earlier_one_is_brought(clerk: FakeClerk, both: SyncContext) -> None:
+def test_a_later_login_stays_and_an_earlier_one_is_stored(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN, last_sign_in_at=NOW), user(BEN, last_sign_in_at=NOW))
     deliver(both, session_event(data=session(ANN, created_at=NOW + 5000)))
     Backfill(both).everything()
@@ -126,7 +126,7 @@ def test_a_later_login_stays_and_an_earlier_one_is_brought(clerk: FakeClerk, bot
     assert rows(both.settings)[BEN].last_login_at == NOW
 
 
-def test_odd_entries_are_left_out_and_told(clerk: FakeClerk, both: SyncContext) -> None:
+def test_odd_entries_are_left_out_and_reported(clerk: FakeClerk, both: SyncContext) -> None:
     odd: list[object] = [user(ANN), None, user(ABSENT), user(BEN)]
     clerk.put(user(ANN), user(BEN))
     clerk.before = partial(show_once, clerk, odd)
@@ -143,7 +143,7 @@ def show_once(clerk: FakeClerk, entries: list[object], request: Request) -> None
         clerk.show_next(entries)
 
 
-def test_a_user_whom_the_database_refuses_stops_nobody_else(clerk: FakeClerk, both: SyncContext) -> None:
+def test_a_user_that_the_database_refuses_stops_no_other(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(40)
     execute(both.settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name NOT LIKE 'Name 17 %')")
     done = Backfill(both).everything()
@@ -267,7 +267,7 @@ def test_only_what_was_updated_since_is_read(clerk: FakeClerk, both: SyncContext
 
 
 @pytest.mark.parametrize("shown", [0, 1])
-def test_a_listing_since_then_that_comes_to_nobody_older_must_be_of_all_users(
+def test_a_listing_since_then_that_comes_to_no_older_user_must_be_of_all_users(
     clerk: FakeClerk, both: SyncContext, shown: int
 ) -> None:
     clerk.put(user(ANN, updated_at=NOW), user(BEN, updated_at=NOW + 1), user(CAT, updated_at=NOW + 2))

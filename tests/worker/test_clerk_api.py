@@ -85,7 +85,7 @@ def test_a_hundred_users_are_asked_for_at_a_time(clerk: FakeClerk, api: ClerkApi
     assert api.users(asked).ids == asked[:98]
 
 
-def test_nobody_is_no_error(clerk: FakeClerk, api: ClerkApi) -> None:
+def test_no_user_is_no_error(clerk: FakeClerk, api: ClerkApi) -> None:
     assert api.user(ANN).entries == []
     assert api.users([ANN]).entries == []
     assert api.page(OLDEST_FIRST).entries == []
@@ -163,7 +163,7 @@ def test_one_odd_entry_stops_no_page(clerk: FakeClerk, api: ClerkApi, odd: Any) 
     assert isinstance(page.entries[1], InvalidEntry)
 
 
-def test_what_nests_too_deeply_for_python_hides_nobody(clerk: FakeClerk, api: ClerkApi) -> None:
+def test_what_nests_too_deeply_for_python_hides_no_user(clerk: FakeClerk, api: ClerkApi) -> None:
     deep = "DEEP"
     users = [user(ANN), user(BEN, unsafe_metadata=deep, public_metadata={"role": "admin"}), user(CAT)]
     text = body(users).replace(b'"DEEP"', b'{"a":' * 4000 + b'["]}",{}]' + b"}" * 4000)
@@ -358,7 +358,7 @@ def test_a_key_of_another_instance_is_refused(clerk: FakeClerk) -> None:
         api.check_instance()
 
 
-def test_a_key_whose_instance_is_not_told_is_taken(clerk: FakeClerk) -> None:
+def test_a_key_whose_instance_is_not_shown_is_taken(clerk: FakeClerk) -> None:
     clerk.answer_next(404, path="/instance")
     with client(api_alone(clerk, clerk_instance_id="ins_other")) as api:
         api.check_instance()

@@ -608,7 +608,7 @@ def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, consumer: 
     ids=["text", "odd", "huge", "far", "past", "mixed", "bytes", "empty"],
 )
 @pytest.mark.parametrize("retryable", [False, True], ids=["for good", "retryable"])
-def test_garbage_in_a_jobs_fields_stops_nobody(
+def test_garbage_in_a_jobs_fields_stops_nothing(
     fields: dict[str, Any], queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, *, retryable: bool
 ) -> None:
     put(rq, zlib.compress(b"{}"), **fields)
@@ -621,7 +621,9 @@ def test_garbage_in_a_jobs_fields_stops_nobody(
     assert rq.places(queued[0]) == ["finished"]
 
 
-def test_any_id_that_somebody_put_on_the_queue_can_be_failed(rq: RqView, consumer: MakeConsumer) -> None:
+def test_any_id_that_another_program_put_on_the_queue_can_be_failed(
+    rq: RqView, consumer: MakeConsumer
+) -> None:
     put(rq, b"data", b"\xff\x00 \xc3")
     reserved = consumer("w")
     (job,) = take(reserved)

@@ -81,7 +81,7 @@ def test_jobs_are_found_by_type_user_and_time(failed: FailedJobs, redis: Redis) 
     assert [job.id for job in failed.newest(FailedJobFilter(type="user.deleted"), limit=1)] == [gone]
 
 
-def test_a_job_whose_subject_nobody_can_tell_is_listed_all_the_same(
+def test_a_job_whose_subject_is_unknown_is_listed_all_the_same(
     failed: FailedJobs, redis: Redis, queue: DeliveryQueue
 ) -> None:
     queue.enqueue(delivery()._replace(svix_id="msg_1", description="unreadable"))
@@ -134,7 +134,7 @@ def test_a_queue_that_rq_has_forgotten_is_known_again(failed: FailedJobs, redis:
     assert [queue.name for queue in type(rq.queue).all(connection=redis, serializer="json")] == ["clerk"]
 
 
-def test_each_job_is_told_what_became_of_it(
+def test_each_job_is_listed_with_what_became_of_it(
     failed: FailedJobs, redis: Redis, rq: RqView, queue: DeliveryQueue
 ) -> None:
     good, expired, again = fail(redis), fail(redis), fail(redis)
@@ -153,9 +153,7 @@ def test_each_job_is_told_what_became_of_it(
     assert rq.queue.get_job_ids() == [again, waiting.svix_id, good]
 
 
-def test_a_job_that_rq_requeue_lost_halfway_is_brought_back(
-    failed: FailedJobs, redis: Redis, rq: RqView
-) -> None:
+def test_a_job_that_rq_requeue_lost_halfway_is_put_back(failed: FailedJobs, redis: Redis, rq: RqView) -> None:
     id_ = fail(redis)
     redis.zrem(rq_format.FAILED_KEY, id_)  # the first of its two steps; then it was killed
     assert rq.places(id_) == []
@@ -219,7 +217,7 @@ def test_what_has_not_failed_cannot_be_shown(
         failed.show(id_)
 
 
-def test_what_another_worker_raised_is_told_by_its_class_alone(failed: FailedJobs, redis: Redis) -> None:
+def test_what_another_worker_raised_is_reported_by_its_class_alone(failed: FailedJobs, redis: Redis) -> None:
     id_ = fail_in_another_worker(redis, raise_personal, MARK)
     [job] = failed.newest()
     details = failed.show(id_)

@@ -80,9 +80,7 @@ def test_silence_is_reported_once_it_has_lasted_too_long(
 
 
 @pytest.mark.usefixtures("worker")
-def test_silence_from_the_beginning_counts_from_when_somebody_first_looked(
-    make_status: MakeStatus, redis: Redis
-) -> None:
+def test_silence_from_the_beginning_counts_from_the_first_look(make_status: MakeStatus, redis: Redis) -> None:
     assert make_status(silence_alarm_minutes=0.05).report()["status"] == "ok"
     redis.set(WATCHING_SINCE_KEY, int((time.time() - 4) * 1000))
     assert make_status(silence_alarm_minutes=0.05).report()["status"] == "degraded"
@@ -158,7 +156,7 @@ def test_workers_that_are_suspended_apply_nothing(make_status: MakeStatus, redis
         (("REPLICAOF", "127.0.0.1", "1"), "REDIS_URL leads to a read-only replica: name the primary"),
     ],
 )
-def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_told(
+def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_reported(
     make_status: MakeStatus, own_redis: RedisServer, damage: tuple[str, ...], trouble: str
 ) -> None:
     with Redis.from_url(own_redis.url) as redis:

@@ -98,7 +98,7 @@ def test_a_reconciliation_that_went_well_is_shown(report: Report, redis: Redis) 
     assert reconciliation["synced"] is None
 
 
-def test_what_a_reconciliation_fetched_is_shown_also_when_nobody_differs(
+def test_what_a_reconciliation_fetched_is_shown_also_when_no_user_differs(
     report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
 ) -> None:
     reconciled(redis, backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30}, merged=20)
@@ -167,7 +167,9 @@ def test_without_an_interval_nothing_is_said_of_reconciliations(
 
 
 @pytest.mark.parametrize("kept", ["", "[]", "{}", '{"finished_at": 3}', '{"drift": 1}', "\0", "nonsense"])
-def test_what_somebody_else_wrote_there_is_no_reconciliation(report: Report, redis: Redis, kept: str) -> None:
+def test_what_another_program_wrote_there_is_no_reconciliation(
+    report: Report, redis: Redis, kept: str
+) -> None:
     redis.set(KEY, kept)
     assert load(redis) is None
     health = report()

@@ -137,7 +137,7 @@ def test_an_entry_without_a_job_only_goes(entry: bytes, maintenance: QueueMainte
     assert redis.llen(rq_format.QUEUE_KEY) == 0
 
 
-def test_an_entry_whose_job_is_no_hash_stops_nobody(
+def test_an_entry_whose_job_is_no_hash_stops_nothing(
     maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
 ) -> None:
     redis.set(f"{rq_format.JOB_PREFIX}text", "no hash")

@@ -134,7 +134,7 @@ def test_a_total_that_a_process_keeps_itself_is_counted_once(endpoint: MetricsEn
     assert value(endpoint, "clerk_sync_pool_timeouts_total") == 6
 
 
-def test_the_latest_moment_is_kept_whoever_tells_last(endpoint: MetricsEndpoint, redis: Redis) -> None:
+def test_the_latest_moment_is_kept_whichever_comes_last(endpoint: MetricsEndpoint, redis: Redis) -> None:
     for at in (1_700_000_000.5, 1_800_000_000.25, 1_750_000_000):
         process = Metrics()
         process.set_latest(m.LAST_APPLIED, at)
@@ -214,7 +214,7 @@ def test_a_redis_that_takes_no_writes_is_still_read(
     endpoint.close()
 
 
-def test_since_when_somebody_looks_is_kept(endpoint: MetricsEndpoint) -> None:
+def test_since_when_health_is_watched_is_kept(endpoint: MetricsEndpoint) -> None:
     assert value(endpoint, "clerk_sync_last_received_timestamp_seconds") is None
     first = value(endpoint, "clerk_sync_watching_since_timestamp_seconds")
     time.sleep(0.02)

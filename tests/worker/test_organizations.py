@@ -291,7 +291,7 @@ def test_whose_they_are_is_said_around_them() -> None:
         assert meaning(user_event(data=ann([entry]))) == ann_says(member(version=IN_USER))
 
 
-def test_of_one_membership_told_twice_the_later_beginning_counts_in_either_order() -> None:
+def test_of_one_membership_shown_twice_the_later_beginning_counts_in_either_order() -> None:
     entries = [membership(), membership(created_at=NOW + 60, of=organization(name="New", updated_at=NOW + 1))]
     for order in permutations(entries):
         found = meaning(user_event(data=ann(list(order))))

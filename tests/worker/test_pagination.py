@@ -90,7 +90,7 @@ def test_pages_shorter_than_they_should_be_end_no_walk(
         assert paginated(api) == everyone(users)
 
 
-def test_nobody_is_a_short_walk(clerk: FakeClerk, api: ClerkApi) -> None:
+def test_no_user_is_a_short_walk(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.remove(*everyone())
     assert paginated(api) == []
     assert paginated(api, Position(100, (numbered_id(1),))) == []
@@ -161,7 +161,7 @@ def test_a_walk_goes_on_though_the_last_users_were_deleted(
 
 @pytest.mark.parametrize("knows_cursor", [True, False])
 @pytest.mark.parametrize("deleted_at_a_time", [1, 15, 60, 400])
-def test_nobody_is_skipped_while_others_are_deleted(
+def test_no_user_is_skipped_while_others_are_deleted(
     clerk: FakeClerk, api: ClerkApi, knows_cursor: bool, deleted_at_a_time: int
 ) -> None:
     clerk.knows_cursor = knows_cursor
@@ -177,7 +177,7 @@ def delete_some(clerk: FakeClerk, to_delete: Iterator[str], number: int, request
 
 
 @pytest.mark.parametrize("knows_cursor", [True, False])
-def test_who_signs_up_meanwhile_is_seen_and_skips_nobody(
+def test_who_signs_up_meanwhile_is_seen_and_skips_no_user(
     clerk: FakeClerk, api: ClerkApi, knows_cursor: bool
 ) -> None:
     clerk.knows_cursor = knows_cursor
@@ -202,7 +202,7 @@ def test_sign_ups_without_end_do_not_make_a_walk_without_end(clerk: FakeClerk, a
     assert len(paginated(api)) < MANY + 100
 
 
-def test_last_updated_first_skips_nobody_while_users_change(clerk: FakeClerk, api: ClerkApi) -> None:
+def test_last_updated_first_skips_no_user_while_users_change(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.before = partial(touch_some, clerk, iter(range(0, MANY, 9)), 30)
     changed = {numbered_id(number) for number in range(0, MANY, 9)}
     assert set(paginated(api, order_by=LAST_UPDATED_FIRST)) >= set(everyone()) - changed

@@ -172,7 +172,7 @@ NOT_JSON: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("raw", NOT_JSON.values(), ids=NOT_JSON.keys())
-def test_a_body_that_is_not_json_is_told_at_once(raw: bytes) -> None:
+def test_a_body_that_is_not_json_is_answered_at_once(raw: bytes) -> None:
     with pytest.raises(NotJson) as caught:
         decode(raw)
     assert_clean(caught.value)

@@ -49,7 +49,7 @@ def open_services() -> Iterator[OpenServices]:
         ]
 
 
-def test_a_user_is_brought_and_the_row_returned(clerk: FakeClerk, both: SyncContext) -> None:
+def test_a_user_is_synced_and_the_row_returned(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN, last_sign_in_at=NOW))
     pulled = pull(both, ANN, confirmed=True)
     assert pulled.outcome is PullOutcome.FOUND
@@ -81,7 +81,7 @@ def test_who_is_gone_in_clerk_is_deleted_here_for_good(
     assert rows(both.settings).keys() == {BEN}
 
 
-def test_who_was_never_seen_gets_a_tombstone_only_from_somebody_who_is_sure(
+def test_who_was_never_seen_gets_a_tombstone_only_from_a_caller_who_is_sure(
     clerk: FakeClerk, both: SyncContext
 ) -> None:
     assert pull(both, ANN, confirmed=False).outcome is PullOutcome.ABSENT
@@ -114,14 +114,14 @@ def test_who_was_deleted_here_stays_deleted(clerk: FakeClerk, both: SyncContext)
     assert count(both.settings) == 0
 
 
-def test_one_not_found_alone_deletes_nobody(clerk: FakeClerk, both: SyncContext) -> None:
+def test_one_not_found_alone_deletes_no_user(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     Backfill(both).everything()
     clerk.answer_next(404, '{"errors":[{"code":"resource_not_found"}]}', path=f"/users/{ANN}")
     assert pull(both, ANN, confirmed=True).outcome is PullOutcome.FOUND
 
 
-def test_a_not_found_that_is_not_clerks_deletes_nobody(clerk: FakeClerk, both: SyncContext) -> None:
+def test_a_not_found_that_is_not_clerks_deletes_no_user(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     Backfill(both).everything()
     clerk.answer_next(404, "<html>no such page</html>", path=f"/users/{ANN}")
@@ -131,7 +131,9 @@ def test_a_not_found_that_is_not_clerks_deletes_nobody(clerk: FakeClerk, both: S
 
 
 @pytest.mark.parametrize("here", [2, 5])
-def test_a_key_that_knows_nobody_here_deletes_nobody(clerk: FakeClerk, both: SyncContext, here: int) -> None:
+def test_a_key_that_knows_no_user_here_deletes_no_user(
+    clerk: FakeClerk, both: SyncContext, here: int
+) -> None:
     clerk.put_many(here)
     Backfill(both).everything()
     clerk.remove(*clerk.ids())
@@ -149,7 +151,7 @@ def test_the_last_of_all_can_be_deleted(both: SyncContext) -> None:
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
-def test_one_other_whom_clerk_knows_is_enough_to_delete(
+def test_one_other_that_clerk_knows_is_enough_to_delete(
     clerk: FakeClerk, both: SyncContext, confirmed: bool
 ) -> None:
     clerk.put_many(40)
@@ -161,7 +163,7 @@ def test_one_other_whom_clerk_knows_is_enough_to_delete(
     assert [request.path for request in clerk.asked[before:]] == [f"/users/{numbered_id(0)}", "/users"]
 
 
-def test_the_service_says_why_nobody_was_deleted(service: PullService, settings: config.Settings) -> None:
+def test_the_service_says_why_no_user_was_deleted(service: PullService, settings: config.Settings) -> None:
     with open_context(settings) as both:
         deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
     answer = service.pull(ANN)
@@ -170,7 +172,7 @@ def test_the_service_says_why_nobody_was_deleted(service: PullService, settings:
     assert rows(settings).keys() == {ANN, BEN}
 
 
-def test_a_key_of_another_instance_deletes_nobody(settings: config.Settings) -> None:
+def test_a_key_of_another_instance_deletes_no_user(settings: config.Settings) -> None:
     other = settings.model_copy(update={"clerk_instance_id": "ins_other"})
     with open_context(other) as both:
         deliver(both, user_event(data=user(ANN)))
@@ -179,7 +181,7 @@ def test_a_key_of_another_instance_deletes_nobody(settings: config.Settings) -> 
         assert count(settings) == 1
 
 
-def test_an_answer_about_somebody_else_is_refused(clerk: FakeClerk, both: SyncContext) -> None:
+def test_an_answer_about_another_user_is_refused(clerk: FakeClerk, both: SyncContext) -> None:
     for entry in (user(BEN), {}, {"id": 5}):
         clerk.answer_next(200, json.dumps(entry))
         with pytest.raises(ClerkApiError):
@@ -289,7 +291,7 @@ def call_on(clerk: FakeClerk, service: PullService, first: int, verdicts: list[P
             time.sleep(0.05)
 
 
-def test_who_gets_no_turn_is_told_at_once_and_clerk_is_not_asked(
+def test_who_gets_no_turn_is_answered_at_once_and_clerk_is_not_asked(
     clerk: FakeClerk,
     make_settings: MakeSettings,
     open_services: OpenServices,
@@ -335,7 +337,9 @@ def test_turns_taken_by_a_clock_that_was_set_back_do_not_count_for_ever(redis: R
         assert 0 < redis.pttl("turns") <= 70_000
 
 
-def test_what_does_not_answer_is_told_within_seconds(clerk: FakeClerk, make_settings: MakeSettings) -> None:
+def test_what_does_not_answer_is_answered_within_seconds(
+    clerk: FakeClerk, make_settings: MakeSettings
+) -> None:
     clerk.put(user(ANN))
     nowhere = free_port()
     for broken in (
@@ -359,7 +363,7 @@ def test_a_429_is_not_waited_for_by_the_service(clerk: FakeClerk, service: PullS
     assert time.monotonic() - began < pull_service.WAIT_S - 1
 
 
-def test_after_a_429_the_next_user_is_told_at_once_how_long_it_lasts(
+def test_after_a_429_the_next_user_is_answered_at_once_with_how_long_it_lasts(
     clerk: FakeClerk, service: PullService, redis: Redis
 ) -> None:
     clerk.put(user(ANN), user(BEN))
@@ -392,7 +396,7 @@ def test_what_is_no_clerk_id_leads_the_desk_nowhere(
     assert clerk.requests == []
 
 
-def test_a_user_whom_the_database_refuses_is_told_without_the_row(
+def test_a_user_that_the_database_refuses_is_reported_without_the_row(
     clerk: FakeClerk, service: PullService, settings: config.Settings
 ) -> None:
     execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name = '')")

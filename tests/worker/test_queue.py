@@ -286,7 +286,7 @@ def test_trouble_uses_up_no_connection(make_settings: MakeSettings, own_redis: R
     receiver.close()
 
 
-def test_behind_a_redis_that_hangs_all_are_told_in_time(
+def test_behind_a_redis_that_hangs_all_are_answered_in_time(
     make_settings: MakeSettings, own_redis: RedisServer
 ) -> None:
     receiver = delivery_queue(own_settings(make_settings, own_redis))

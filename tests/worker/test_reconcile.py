@@ -50,11 +50,11 @@ def test_equal_tables_have_no_drift(clerk: FakeClerk, both: SyncContext) -> None
     assert found.differing == 0
 
 
-def test_nobody_anywhere_is_no_drift(both: SyncContext) -> None:
+def test_no_user_anywhere_is_no_drift(both: SyncContext) -> None:
     assert report(both) == Report(0, 0, 0, [], [], {}, [], [], 0, None)
 
 
-def test_who_is_missing_is_found_and_brought(clerk: FakeClerk, both: SyncContext) -> None:
+def test_who_is_missing_is_found_and_synced(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 700)
     clerk.put(user(ANN), user(BEN))
     assert sorted(report(both).missing) == [ANN, BEN]
@@ -63,7 +63,7 @@ def test_who_is_missing_is_found_and_brought(clerk: FakeClerk, both: SyncContext
     assert count(both.settings) == 702
 
 
-def test_hundreds_who_are_missing_are_brought(clerk: FakeClerk, both: SyncContext) -> None:
+def test_hundreds_who_are_missing_are_synced(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(730)
     assert fix(both) == []
     assert set(rows(both.settings)) == set(clerk.ids())
@@ -211,7 +211,7 @@ def refuse(both: SyncContext, reason: str, allow_deletes: int | None = None) -> 
 
 @pytest.mark.parametrize("allow_deletes", [None, 10_000])
 @pytest.mark.parametrize("listed", [1, 499, 500, 501, 1199])
-def test_a_listing_that_was_cut_short_deletes_nobody(
+def test_a_listing_that_was_cut_short_deletes_no_user(
     clerk: FakeClerk, both: SyncContext, listed: int, allow_deletes: int | None
 ) -> None:
     filled(clerk, both, 1200)
@@ -223,7 +223,7 @@ def test_a_listing_that_was_cut_short_deletes_nobody(
 
 @pytest.mark.parametrize("allow_deletes", [None, 10_000])
 @pytest.mark.parametrize("counts", [None, 0])
-def test_an_empty_listing_deletes_nobody(
+def test_an_empty_listing_deletes_no_user(
     clerk: FakeClerk, both: SyncContext, counts: int | None, allow_deletes: int | None
 ) -> None:
     filled(clerk, both, 5)
@@ -252,7 +252,7 @@ def test_where_no_users_are_listed_the_refusal_names_the_way_on(clerk: FakeClerk
         (30, 29, 100, False),
     ],
 )
-def test_a_listing_that_shrank_too_much_deletes_nobody(
+def test_a_listing_that_shrank_too_much_deletes_no_user(
     clerk: FakeClerk, settings: config.Settings, *, local: int, gone: int, percent: float, is_refused: bool
 ) -> None:
     with open_context(settings.model_copy(update={"reconcile_max_delete": percent})) as both:
@@ -268,7 +268,7 @@ def test_a_listing_that_shrank_too_much_deletes_nobody(
         assert count(settings) == local - gone
 
 
-def test_a_key_that_knows_nobody_here_deletes_nobody(clerk: FakeClerk, both: SyncContext) -> None:
+def test_a_key_that_knows_no_user_here_deletes_no_user(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 6)
     clerk.remove(*clerk.ids())
     clerk.put(user(ANN), user(BEN))
@@ -300,7 +300,7 @@ def test_a_claim_that_clerk_does_not_know_is_found_and_fixed(clerk: FakeClerk, b
     }
 
 
-def test_an_address_that_a_ghost_holds_goes_to_whom_it_belongs(clerk: FakeClerk, both: SyncContext) -> None:
+def test_an_address_that_a_ghost_holds_goes_to_its_user(clerk: FakeClerk, both: SyncContext) -> None:
     deliver(both, user_event(data=user(BEN, "shared@example.com", updated_at=NOW + 500)))
     deliver(both, user_event(data=user(ANN, "shared@example.com", updated_at=NOW + 100)))
     clerk.put(user(ANN, "shared@example.com", updated_at=NOW + 100))
@@ -343,7 +343,7 @@ def test_a_user_of_an_unknown_instance_is_deleted_while_there_is_one_instance(
     assert instances.seen(both.database) == [clerk.instance_id]
 
 
-def test_who_was_deleted_here_and_not_in_clerk_is_told_and_stays_deleted(
+def test_who_was_deleted_here_and_not_in_clerk_is_reported_and_stays_deleted(
     clerk: FakeClerk, both: SyncContext
 ) -> None:
     clerk.put(user(ANN), user(BEN))
@@ -434,7 +434,7 @@ def test_a_delivery_that_is_on_its_way_is_waited_for(clerk: FakeClerk, both: Syn
     assert time.monotonic() - began >= 0.5
 
 
-def test_an_odd_entry_is_counted_and_hides_nobody(clerk: FakeClerk, both: SyncContext) -> None:
+def test_an_odd_entry_is_counted_and_hides_no_user(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 20)
     shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
     shown[7:7] = [None, user(ABSENT)]
@@ -465,7 +465,9 @@ def test_an_entry_that_cannot_be_read_is_counted_as_listed(
     assert found.differing == 0
 
 
-def test_an_unreadable_entry_makes_up_for_nobody_who_was_cut_off(clerk: FakeClerk, both: SyncContext) -> None:
+def test_an_unreadable_entry_makes_up_for_no_user_who_was_cut_off(
+    clerk: FakeClerk, both: SyncContext
+) -> None:
     filled(clerk, both, 20)
     shown: list[object] = [clerk.user(clerk_id) for clerk_id in clerk.ids()]
     shown[17:] = [None]

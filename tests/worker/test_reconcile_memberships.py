@@ -143,7 +143,7 @@ def test_a_lost_end_of_an_organization_is_found_and_fixed(clerk: FakeClerk, few:
     assert organizations(few) == {ANN: "Zoo", BEN: None, CAT: None}
 
 
-def test_an_end_of_an_organization_that_was_told_is_no_drift(clerk: FakeClerk, few: SyncContext) -> None:
+def test_an_end_of_an_organization_that_was_delivered_is_no_drift(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_organization(ACME)
     deliver(few, organization_event("organization.deleted", dissolved(ACME), timestamp=NOW + 200))
     clerk.requests.clear()
@@ -243,7 +243,7 @@ def test_a_listing_that_was_cut_short_ends_nothing(
     refuse(both, "cut short", allow_deletes)
 
 
-def test_an_empty_listing_ends_nothing_until_somebody_says_so(clerk: FakeClerk, few: SyncContext) -> None:
+def test_an_empty_listing_ends_nothing_until_an_operator_says_so(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members(IN_ACME, IN_ZOO, "orgmem_c")
     refuse(few, "lists no memberships")
     refuse(few, "--allow-deletes 3", allow_deletes=2)
@@ -380,7 +380,7 @@ def test_a_user_in_more_organizations_than_one_page_holds(clerk: FakeClerk, both
     assert query(both.settings, "SELECT count(*) FROM membership_sync WHERE ended_at IS NULL") == [(618,)]
 
 
-def test_odd_entries_are_left_out_and_told(clerk: FakeClerk, both: SyncContext) -> None:
+def test_odd_entries_are_left_out_and_reported(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     clerk.put_members(membership(ANN))
     shown = f'{{"data": [null, {{"id": "orgmem_x"}}, {membership_text()}], "total_count": 3}}'
@@ -397,7 +397,9 @@ def membership_text() -> str:
     )  # fmt: skip
 
 
-def test_an_instance_without_organizations_is_told_in_one_line(clerk: FakeClerk, both: SyncContext) -> None:
+def test_an_instance_without_organizations_is_reported_in_one_line(
+    clerk: FakeClerk, both: SyncContext
+) -> None:
     clerk.put(user(ANN))
     clerk.answer_next(
         403,

@@ -79,7 +79,7 @@ def test_where_nothing_listens_or_no_host_is_that_is_said(why: Explain, tmp_path
     assert why(f"unix://{tmp_path}/none.sock").startswith("a file that REDIS_URL or REDIS_SSL_CA_CERTS names")
 
 
-def test_a_password_that_is_missing_or_wrong_is_told_apart(serve: Serve, why: Explain) -> None:
+def test_a_password_that_is_missing_or_wrong_is_distinguished(serve: Serve, why: Explain) -> None:
     port = serve("--requirepass", "right")
     assert why(f"redis://127.0.0.1:{port}").startswith("Redis requires a password")
     assert why(f"redis://:wrong@127.0.0.1:{port}").startswith("Redis refused the user or password")
@@ -90,7 +90,7 @@ def test_a_database_that_is_not_there_is_said(serve: Serve, why: Explain) -> Non
     assert why(f"redis://127.0.0.1:{serve()}/99").startswith("Redis has no database of that number")
 
 
-def test_tls_that_is_required_or_not_offered_is_told_apart(
+def test_tls_that_is_required_or_not_offered_is_distinguished(
     serve: Serve, why: Explain, tmp_path: Path
 ) -> None:
     certificate = self_signed(tmp_path)
@@ -144,7 +144,7 @@ def test_a_redis_that_is_loading_says_so(serve: Serve, why: Explain) -> None:
     assert why(f"redis://127.0.0.1:{port}").startswith("Redis is loading its data")
 
 
-def test_what_keeps_it_from_writing_is_told_apart(serve: Serve, why: Explain) -> None:
+def test_what_keeps_it_from_writing_is_distinguished(serve: Serve, why: Explain) -> None:
     port = serve()
     url = f"redis://127.0.0.1:{port}"
     in_script = ("EVAL", "return redis.call('SET', KEYS[1], 1)", 1, "rq:key")

@@ -194,7 +194,7 @@ def test_a_reconciliation_merges_what_differs_and_only_tells_who_is_gone(
     assert rows(settings) == before
 
 
-def test_what_a_reconciliation_fetched_is_shown_when_nobody_differs_any_more(
+def test_what_a_reconciliation_fetched_is_shown_when_no_user_differs_any_more(
     clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(50)
@@ -379,7 +379,7 @@ def test_after_a_worker_was_killed_in_a_reconciliation_another_one_goes_on_soon(
     assert result_of(redis)["error"] is None
 
 
-def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
+def test_a_worker_that_slept_through_the_loss_of_the_lock_does_nothing_more(
     clerk: FakeClerk,
     reconciliation: ScheduledReconciliation,
     redis: Redis,
@@ -404,7 +404,7 @@ def test_whoever_slept_through_the_loss_of_the_lock_does_nothing_more(
 
 
 @pytest.mark.parametrize("path", ["/users", "/users/count"])
-def test_whoever_lost_the_lock_leaves_the_rest_to_others(
+def test_a_worker_that_lost_the_lock_leaves_the_rest_to_others(
     clerk: FakeClerk,
     reconciliation: ScheduledReconciliation,
     redis: Redis,
@@ -424,7 +424,7 @@ def test_whoever_lost_the_lock_leaves_the_rest_to_others(
     assert redis.get(LOCK_KEY) == b"another"
 
 
-def test_a_failure_is_told_in_one_line_and_tried_again_soon(
+def test_a_failure_is_reported_in_one_line_and_tried_again_soon(
     clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
 ) -> None:
     settings = api_settings(make_settings, clerk, clerk_secret_key="sk_live_wrong", reconcile_every="1s")
@@ -439,7 +439,7 @@ def test_a_failure_is_told_in_one_line_and_tried_again_soon(
     assert result_of(redis)["started_at"] > first["started_at"]
 
 
-def test_a_listing_that_was_cut_short_is_told(
+def test_a_listing_that_was_cut_short_is_reported(
     clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
 ) -> None:
     clerk.put_many(600)

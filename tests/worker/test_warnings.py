@@ -315,7 +315,7 @@ def test_a_heartbeat_needs_no_memory(report: Report, own_redis: RedisServer) -> 
     assert full["receivers"]["alive"] == 1
 
 
-def test_a_redis_that_was_emptied_is_told_by_the_ledger(
+def test_a_redis_that_was_emptied_is_reported_by_the_ledger(
     report: Report, redis: Redis, database_url_unpooled: str
 ) -> None:
     queue = DeliveryQueue(redis)
