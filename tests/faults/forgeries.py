@@ -17,9 +17,10 @@ CONNECTIONS = 64
 MOST_PER_S = 8000  # more than two processes can refuse
 REFUSED = "clerk_sync_rejected_signatures_total"
 COUNTED_WITHIN_S = 30
-MANY_PER_S = 300  # on a machine that others use too
-GENUINE_PER_S = 2
-SLOW_S = 2.5  # the same
+# on a machine that others use too
+MANY_PER_S = 100
+GENUINE_PER_S = 1
+SLOW_S = 5
 
 
 class Flood(NamedTuple):

@@ -24,7 +24,7 @@ from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SUSPENDED_KEY
 SETTLED_WITHIN_S = 120
 READY_WITHIN_S = 30
 ANSWER_S = 5
-BACK_S = 20
+BACK_S = 30
 GROWTH_MB = 20
 WAITING_SHARE = 10  # one in so many deliveries is on the queue when Redis goes
 PAUSES_S = (1.0, 2.0, 5.0)  # all that is refused in two minutes is tried again some hundred times a second

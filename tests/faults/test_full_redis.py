@@ -28,8 +28,8 @@ from worker.runner.batch_worker import IDLE_BEAT_EVERY_S
 from worker.shutdown import StopSignal
 
 ROOM_BYTES = 700_000  # for some two hundred deliveries
-SOON_S = 20
-SETTLED_WITHIN_S = 60
+SOON_S = 40
+SETTLED_WITHIN_S = 120
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from worker.clerk.payloads import handled_types
 
 EXAMPLES = 60
 MOST_AT_ONCE = 25
-SETTLED_WITHIN_S = 20
+SETTLED_WITHIN_S = 60
 ANSWER_S = 5.0
 IGNORED, QUEUED, REFUSED = 200, 202, 400
 
