@@ -176,8 +176,8 @@ def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
     click.echo("This undoes, with the rows of every table that it drops:", err=True)
     for step in steps:
         click.echo("\n".join(f"  {line}" for line in wrapped(step, 2)), err=True)
-    fate = "all lost" if steps[-1].startswith(schema.FIRST) else "kept"
-    click.echo(f"Rows in users: {schema.count_users(database):,}, {fate}", err=True)
+    result = "all lost" if steps[-1].startswith(schema.FIRST) else "kept"
+    click.echo(f"Rows in users: {schema.count_users(database):,}, {result}", err=True)
     if not sys.stdin.isatty():
         raise click.UsageError("nothing was changed: without a terminal, add --yes to confirm")
     click.confirm("Undo it?", abort=True, err=True)

@@ -173,37 +173,39 @@ def _chosen(jobs: FailedJobs, selection: Selection, what: str) -> Sequence[str]:
     raise click.exceptions.Exit(0)
 
 
-def _report(fates: Iterator[tuple[str, ReplayResult]], total: int, selection: Selection) -> None:
-    """Print what became of each job, also of those before one at which `fates` raises an error.
+def _report(results: Iterator[tuple[str, ReplayResult]], total: int, selection: Selection) -> None:
+    """Print what became of each job, also of those before one at which `results` raises an error.
 
     Raises UnknownJob if a job that was named does not exist.
     """
     if total == 0 and not selection.as_json:
         click.echo(_none(selection.wanted))
     if total >= MANY and not selection.as_json:
-        fates = iter(track(fates, "Working", total, transient=True, console=Console(stderr=True)))
+        results = iter(track(results, "Working", total, transient=True, console=Console(stderr=True)))
     done: dict[str, ReplayResult] = {}
     try:
-        done.update(fates)  # which keeps what came before an error
+        done.update(results)  # which keeps what came before an error
     finally:
         _show_results(done, selection)
-    unknown = [printable(id_) for id_, fate in done.items() if fate is ReplayResult.GONE]
+    unknown = [printable(id_) for id_, result in done.items() if result is ReplayResult.GONE]
     if unknown and not selection.every:
         raise UnknownJob(f"no failed job {', '.join(unknown)}")
 
 
 def _show_results(done: dict[str, ReplayResult], selection: Selection) -> None:
     if selection.as_json:
-        show_json([{"id": id_, "outcome": fate} for id_, fate in done.items()])
+        show_json([{"id": id_, "outcome": result} for id_, result in done.items()])
         return
-    listed = [(id_, fate) for id_, fate in done.items() if selection.every or fate is not ReplayResult.GONE]
-    for id_, fate in listed[:SHOWN]:
-        click.echo(f"{printable(id_)}: {fate}")
+    listed = [
+        (id_, result) for id_, result in done.items() if selection.every or result is not ReplayResult.GONE
+    ]
+    for id_, result in listed[:SHOWN]:
+        click.echo(f"{printable(id_)}: {result}")
     if len(listed) > SHOWN:
         click.echo(f"… and {len(listed) - SHOWN:,} more")
     if selection.every and done:
         counts = Counter(done.values())
-        click.echo(", ".join(f"{counts[fate]} {fate}" for fate in ReplayResult if fate in counts))
+        click.echo(", ".join(f"{counts[result]} {result}" for result in ReplayResult if result in counts))
 
 
 def _show_page(jobs: FailedJobs, wanted: FailedJobFilter, limit: int) -> None:

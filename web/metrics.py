@@ -10,11 +10,11 @@ from worker.monitoring.prometheus import MetricsEndpoint
 
 def blueprint(settings: Settings, metrics: Metrics) -> Blueprint:
     """Return the route. Whichever process answers, the figures are those of the whole installation."""
-    exposition = MetricsEndpoint(settings, metrics)
+    endpoint = MetricsEndpoint(settings, metrics)
     routes = Blueprint("metrics", __name__)
 
     @routes.get("/metrics")
     def show() -> Response:
-        return Response(exposition.render(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(endpoint.render(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return routes

@@ -41,13 +41,13 @@ def blueprint(service: PullService, token: str) -> Blueprint:
         _log.info(
             "pull",
             clerk_id=clerk_id,
-            verdict=answer.verdict.value,
+            status=answer.status.value,
             ms=round((time.perf_counter() - began) * 1000, 1),
         )
         if answer.user is not None:
             return answer.user
-        status = STATUS[answer.verdict]
-        if answer.verdict is PullStatus.ABSENT:
+        status = STATUS[answer.status]
+        if answer.status is PullStatus.ABSENT:
             return {"error": answer.reason}, status
         retry_after_s = max(RETRY_AFTER_S, math.ceil(answer.retry_after_s or 0))
         return {"error": answer.reason}, status, {"Retry-After": str(retry_after_s)}

@@ -29,7 +29,7 @@ TAG_LETTERS = string.ascii_lowercase + string.digits
 LEDGER_LIMIT = 500
 LINE_WIDTH = 40
 USER_COLUMNS = ("email", "name", "role", "organization", "last_login_at")
-STRANGERS_KEY = b"a key that Clerk does not have"
+FORGED_KEY = b"a key that Clerk does not have"
 T = TypeVar("T")
 
 
@@ -71,12 +71,12 @@ def _new_story(settings: Settings) -> Story:
 def _deliver(story: Story, url: str, key: bytes, database: Database) -> tuple[list[Played], float | None]:
     """Return every delivery with its answer, and the time until the first had become a row, in ms."""
     first, *others = story.steps()
-    with Sender(url, key) as clerk, Sender(url, STRANGERS_KEY) as stranger:
+    with Sender(url, key) as clerk, Sender(url, FORGED_KEY) as forger:
         began = time.perf_counter()
         played = [_played(clerk, first)]
         is_there = _poll(lambda: _users(database, story), bool)
         first_row_ms = (time.perf_counter() - began) * 1000 if is_there else None
-        played += [_played(stranger if step.is_forged else clerk, step) for step in others]
+        played += [_played(forger if step.is_forged else clerk, step) for step in others]
     return played, first_row_ms
 
 

@@ -39,10 +39,10 @@ def report(make_settings: MakeSettings, redis: Redis) -> Report:
 def shown(make_settings: MakeSettings) -> Iterator[Callable[[], dict[str, float]]]:
     """Return what `/metrics` says of reconciliations."""
     settings = make_settings(clerk_secret_key="sk_live_key", reconcile_every="1h")
-    exposition = MetricsEndpoint(settings, Metrics())
+    endpoint = MetricsEndpoint(settings, Metrics())
 
     def ask() -> dict[str, float]:
-        families = text_string_to_metric_families(exposition.render().decode())
+        families = text_string_to_metric_families(endpoint.render().decode())
         return {
             " ".join(
                 [sample.name.removeprefix("clerk_sync_reconcile_"), *sample.labels.values()]
@@ -53,7 +53,7 @@ def shown(make_settings: MakeSettings) -> Iterator[Callable[[], dict[str, float]
         }
 
     yield ask
-    exposition.close()
+    endpoint.close()
 
 
 def reconciled(
@@ -161,9 +161,9 @@ def test_without_an_interval_nothing_is_said_of_reconciliations(
     health = report(reconcile_every=None)
     assert health["status"] == "ok"
     assert "reconciliation" not in health
-    exposition = MetricsEndpoint(make_settings(), Metrics())
-    assert b"clerk_sync_reconcile" not in exposition.render()
-    exposition.close()
+    endpoint = MetricsEndpoint(make_settings(), Metrics())
+    assert b"clerk_sync_reconcile" not in endpoint.render()
+    endpoint.close()
 
 
 @pytest.mark.parametrize("kept", ["", "[]", "{}", '{"finished_at": 3}', '{"drift": 1}', "\0", "nonsense"])

@@ -167,7 +167,7 @@ def test_the_service_says_why_no_user_was_deleted(service: PullService, settings
     with open_context(settings) as both:
         deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
     answer = service.pull(ANN)
-    assert answer.verdict is PullStatus.ABSENT
+    assert answer.status is PullStatus.ABSENT
     assert "nothing was changed: check CLERK_SECRET_KEY" in str(answer.reason)
     assert rows(settings).keys() == {ANN, BEN}
 
@@ -195,7 +195,7 @@ def test_the_desk_answers_with_the_row(
     clerk.put(user(ANN, public_metadata={"organization": "Fjord"}))
     answer = service.pull(ANN)
     row = rows(settings)[ANN]
-    assert answer.verdict is PullStatus.FOUND
+    assert answer.status is PullStatus.FOUND
     assert answer.user is not None
     assert len(answer.user.pop("id")) == 36
     assert answer.user == {
@@ -218,7 +218,7 @@ def test_many_calls_for_one_user_find_the_same_row(
     answers: list[PullResult] = []
     together(partial(ask, service, answers) for service in services * 8)
     assert len(clerk.asked) == 24
-    assert {answer.verdict for answer in answers} == {PullStatus.FOUND}
+    assert {answer.status for answer in answers} == {PullStatus.FOUND}
     assert len({str(answer.user) for answer in answers}) == 1
 
 
@@ -237,8 +237,8 @@ def test_closing_waits_for_the_call_under_way(clerk: FakeClerk, settings: config
         call.start()
         assert asked.wait(10)
     call.join(10)
-    assert [answer.verdict for answer in answers] == [PullStatus.FOUND]
-    assert service.pull(ANN).verdict is PullStatus.BUSY
+    assert [answer.status for answer in answers] == [PullStatus.FOUND]
+    assert service.pull(ANN).status is PullStatus.BUSY
 
 
 def ask(service: PullService, answers: list[PullResult]) -> None:
@@ -272,22 +272,22 @@ def test_calls_together_leave_half_of_clerks_limit_to_the_application(
     clerk.answer_next(503, times=10)
     clerk.requests.clear()
     services = open_services(settings, 6)
-    verdicts: list[PullStatus] = []
-    calls = (partial(call_on, clerk, service, i, verdicts) for i, service in enumerate(services))
+    statuses: list[PullStatus] = []
+    calls = (partial(call_on, clerk, service, i, statuses) for i, service in enumerate(services))
     together(calls, 60)
-    assert set(verdicts) == {PullStatus.FOUND, PullStatus.ABSENT, PullStatus.BUSY}
+    assert set(statuses) == {PullStatus.FOUND, PullStatus.ABSENT, PullStatus.BUSY}
     assert clerk.most_within(10) <= 50
     assert "/users" in {request.path for request in clerk.requests}
 
 
-def call_on(clerk: FakeClerk, service: PullService, first: int, verdicts: list[PullStatus]) -> None:
+def call_on(clerk: FakeClerk, service: PullService, first: int, statuses: list[PullStatus]) -> None:
     """Call until there have been no turns, and then turns again."""
     for number in itertools.count(first, 6):
-        if PullStatus.BUSY in verdicts and len(clerk.requests) > 75:
+        if PullStatus.BUSY in statuses and len(clerk.requests) > 75:
             return
-        verdicts.append(service.pull(numbered_id(number % 60)).verdict)
-        verdicts.append(service.pull(numbered_id(0)).verdict)  # all of them this one as well
-        if verdicts[-1] is PullStatus.BUSY:
+        statuses.append(service.pull(numbered_id(number % 60)).status)
+        statuses.append(service.pull(numbered_id(0)).status)  # all of them this one as well
+        if statuses[-1] is PullStatus.BUSY:
             time.sleep(0.05)
 
 
@@ -351,7 +351,7 @@ def test_what_does_not_answer_is_answered_within_seconds(
             began = time.monotonic()
             answer = service.pull(ANN)
             assert time.monotonic() - began < pull_service.WAIT_S + 2
-        assert answer.verdict is PullStatus.UNAVAILABLE
+        assert answer.status is PullStatus.UNAVAILABLE
         assert answer.user is None
         assert str(nowhere) not in str(answer.reason)
 
@@ -359,7 +359,7 @@ def test_what_does_not_answer_is_answered_within_seconds(
 def test_a_429_is_not_waited_for_by_the_service(clerk: FakeClerk, service: PullService) -> None:
     clerk.answer_next(429, headers={"Retry-After": "30"})
     began = time.monotonic()
-    assert service.pull(ANN).verdict is PullStatus.UNAVAILABLE
+    assert service.pull(ANN).status is PullStatus.UNAVAILABLE
     assert time.monotonic() - began < pull_service.WAIT_S - 1
 
 
@@ -369,23 +369,23 @@ def test_after_a_429_the_next_user_is_answered_at_once_with_how_long_it_lasts(
     clerk.put(user(ANN), user(BEN))
     clerk.answer_next(429, headers={"Retry-After": "10"})
     first = service.pull(ANN)
-    assert (first.verdict, first.retry_after_s) == (PullStatus.UNAVAILABLE, 10)
+    assert (first.status, first.retry_after_s) == (PullStatus.UNAVAILABLE, 10)
     second = service.pull(BEN)
-    assert second.verdict is PullStatus.UNAVAILABLE
+    assert second.status is PullStatus.UNAVAILABLE
     assert second.retry_after_s is not None
     assert 10 - pull_service.API_PATIENCE_S < second.retry_after_s <= 10, "it was not waited for"
     seconds = math.ceil(second.retry_after_s)
     assert second.reason == f"Clerk's rate limit is exhausted: try again in {seconds} s"
     assert len(clerk.asked) == 1
     assert redis.zcard("clerk-sync:pull:turns") == 1, "no turn is spent on what is not asked"
-    wait_until(lambda: service.pull(BEN).verdict is PullStatus.FOUND, 40)
+    wait_until(lambda: service.pull(BEN).status is PullStatus.FOUND, 40)
 
 
 def test_a_turn_that_is_not_far_away_is_waited_for(clerk: FakeClerk, service: PullService) -> None:
     clerk.put(user(BEN))
     clerk.answer_next(429, headers={"Retry-After": "2"})
     service.pull(ANN)
-    assert service.pull(BEN).verdict is PullStatus.FOUND
+    assert service.pull(BEN).status is PullStatus.FOUND
 
 
 @pytest.mark.parametrize("clerk_id", ["", "..", f"{ANN}/../{BEN}", f"{ANN}?limit=1", "x" * 201])
@@ -402,6 +402,6 @@ def test_a_user_that_the_database_refuses_is_reported_without_the_row(
     execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name = '')")
     clerk.put(user(ANN, first_name="Secretname"))
     answer = service.pull(ANN)
-    assert answer.verdict is PullStatus.UNAVAILABLE
+    assert answer.status is PullStatus.UNAVAILABLE
     assert "no_name" in str(answer.reason)
     assert "Secretname" not in str(answer)

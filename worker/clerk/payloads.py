@@ -238,7 +238,7 @@ def _fields(data: dict[str, Any], names: Sequence[str]) -> str:
     return canonical({name: data[name] for name in names if name in data})
 
 
-def _user_saved(_type: str, data: dict[str, Any], keys: FieldSources) -> Fact:
+def _user_upserted(_type: str, data: dict[str, Any], keys: FieldSources) -> Fact:
     return UserUpserted(parse_user(data, keys))
 
 
@@ -246,7 +246,7 @@ def _user_deleted(_type: str, data: dict[str, Any], _keys: FieldSources) -> Fact
     return UserDeleted(_clerk_id(data, "id"))
 
 
-def _session_seen(_type: str, data: dict[str, Any], keys: FieldSources) -> Fact:
+def _session_changed(_type: str, data: dict[str, Any], keys: FieldSources) -> Fact:
     user_id = _clerk_id(data, "user_id")
     user = data.get("user")
     if not isinstance(user, dict) or user.get("id") != user_id:
@@ -260,11 +260,11 @@ def _session_seen(_type: str, data: dict[str, Any], keys: FieldSources) -> Fact:
     )
 
 
-def _membership_seen(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
+def _membership_changed(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
     return MembershipChanged(*parse_member(data), type_ == "organizationMembership.deleted")
 
 
-def _organization_seen(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
+def _organization_changed(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
     return OrganizationChanged(_organization(data, "data"), type_ == "organization.deleted")
 
 
@@ -295,19 +295,19 @@ def _organization(data: dict[str, Any], place: str) -> ClerkOrganization:
 
 
 _PARSERS: dict[str, Callable[[str, dict[str, Any], FieldSources], Fact]] = {
-    "user.created": _user_saved,
-    "user.updated": _user_saved,
+    "user.created": _user_upserted,
+    "user.updated": _user_upserted,
     "user.deleted": _user_deleted,
-    "session.created": _session_seen,
-    "session.pending": _session_seen,
-    "session.ended": _session_seen,
-    "session.removed": _session_seen,
-    "session.revoked": _session_seen,
-    "organizationMembership.created": _membership_seen,
-    "organizationMembership.updated": _membership_seen,
-    "organizationMembership.deleted": _membership_seen,
-    "organization.updated": _organization_seen,
-    "organization.deleted": _organization_seen,
+    "session.created": _session_changed,
+    "session.pending": _session_changed,
+    "session.ended": _session_changed,
+    "session.removed": _session_changed,
+    "session.revoked": _session_changed,
+    "organizationMembership.created": _membership_changed,
+    "organizationMembership.updated": _membership_changed,
+    "organizationMembership.deleted": _membership_changed,
+    "organization.updated": _organization_changed,
+    "organization.deleted": _organization_changed,
 }
 
 HANDLED_TYPES = tuple(type_ for type_ in _PARSERS if not type_.startswith("organization"))

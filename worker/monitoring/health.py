@@ -1,4 +1,4 @@
-"""What `/health` and `status` show: the probes' answers, and the verdict on them."""
+"""What `/health` and `status` show: the probes' answers, and what they add up to."""
 
 import json
 import time
@@ -71,7 +71,7 @@ class Status:
         if answers["redis"].error is None:
             self._keep(alarms)
         report = {
-            "status": _verdict(answers, alarms),
+            "status": _overall(answers, alarms),
             "warnings": [*chain(*alarms.values()), *warnings.remarks(facts)],
             "checks": {
                 name: {"ok": answer.error is None, "ms": answer.ms, "error": answer.error}
@@ -152,7 +152,7 @@ def has_two_urls(settings: Settings) -> bool:
     return settings.database_url_unpooled not in {None, settings.database_url}
 
 
-def _verdict(answers: Mapping[str, ProbeResult], alarms: Mapping[str, list[str]]) -> str:
+def _overall(answers: Mapping[str, ProbeResult], alarms: Mapping[str, list[str]]) -> str:
     if any(answer.error for answer in answers.values()):
         return "failing"
     return "degraded" if alarms else "ok"

@@ -2,6 +2,7 @@
 
 import uuid
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from redis import Redis
@@ -31,9 +32,9 @@ class ReceiverTasks:
         self._metrics = metrics
         self._name = uuid.uuid4().hex
         self._runner = PeriodicRunner(
-            PeriodicTask("heartbeat", BEAT_EVERY_S, self._beat),
-            PeriodicTask("registration", REGISTER_EVERY_S, self._register),
-            PeriodicTask("flush metrics", FLUSH_EVERY_S, self._flush),
+            PeriodicTask("heartbeat", BEAT_EVERY_S, partial(beat, self._redis, self._name)),
+            PeriodicTask("registration", REGISTER_EVERY_S, partial(register, self._redis, self._name)),
+            PeriodicTask("flush metrics", FLUSH_EVERY_S, partial(metrics.flush, self._redis)),
         )
 
     def start(self) -> None:
@@ -44,18 +45,9 @@ class ReceiverTasks:
         """Add up what is left, deregister, and end."""
         self._runner.stop(FLUSH_EVERY_S)
         with suppress(RedisError):
-            self._flush()
+            self._metrics.flush(self._redis)
             deregister(self._redis, self._name)
         self._redis.connection_pool.disconnect()
-
-    def _beat(self) -> None:
-        beat(self._redis, self._name)
-
-    def _register(self) -> None:
-        register(self._redis, self._name)
-
-    def _flush(self) -> None:
-        self._metrics.flush(self._redis)
 
 
 def beat(redis: Redis, name: str) -> None:

@@ -188,13 +188,13 @@ class FailedJobs:
     def _each(
         self, ids: Iterable[str], done: ReplayResult, send: Callable[[Any, str], object]
     ) -> Iterator[tuple[str, ReplayResult]]:
-        fates = (ReplayResult.GONE, ReplayResult.NOT_FAILED, done)
+        results = (ReplayResult.GONE, ReplayResult.NOT_FAILED, done)
         for page in chunks(ids, PAGE):
             with _explained(), self._redis.pipeline(transaction=False) as pipeline:
                 for id_ in page:
                     send(pipeline, id_)
                 answers = pipeline.execute()
-            yield from ((id_, fates[answer]) for id_, answer in zip(page, answers, strict=True))
+            yield from ((id_, results[answer]) for id_, answer in zip(page, answers, strict=True))
 
 
 def failed_jobs(settings: Settings) -> FailedJobs:

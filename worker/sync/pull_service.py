@@ -53,7 +53,7 @@ class PullResult(NamedTuple):
     `retry_after_s` is how long Clerk asks to be left alone, where it does.
     """
 
-    verdict: PullStatus
+    status: PullStatus
     user: dict[str, Any] | None = None
     reason: str | None = None
     retry_after_s: float | None = None

@@ -9,7 +9,7 @@
    deliveries have had the time to come. A user is gone only when Clerk, asked for that user alone, says
    "not found".
 4. Where memberships decide on `organization`, they are compared too (`worker.sync.reconcile_memberships`).
-5. Mending reads each user once more and merges; who is gone becomes a tombstone, which is final. Hence the
+5. Fixing reads each user once more and merges; who is gone becomes a tombstone, which is final. Hence the
    refusals: see `Report.refusal`.
 """
 
@@ -36,7 +36,7 @@ from worker.sync.reconcile_memberships import MemberDrift, MemberReport
 from worker.sync.seen_ids import IdSet
 from worker.threads import chunks
 
-STRANGERS = 3  # that many rows, and none of them in Clerk: the key may be another instance's
+ALL_UNKNOWN_FROM = 3  # that many rows, and none of them in Clerk: the key may be another instance's
 SETTLE_S = 3.0  # a delivery of what has just happened at Clerk may still be on its way
 
 log = structlog.get_logger("worker.sync.reconcile")
@@ -320,7 +320,7 @@ class Reconcile:
         override = f"If they are gone indeed: --allow-deletes {ghosts}"
         allowed = self._allow_deletes
         if allowed is None:
-            if local == ghosts >= STRANGERS:
+            if local == ghosts >= ALL_UNKNOWN_FROM:
                 return f"Clerk knows none of the {local} users here: check CLERK_SECRET_KEY. {override}"
             allowed = self._context.deletions_allowed(local)
         if ghosts > allowed:
