@@ -24,6 +24,8 @@ from tests.support.fake_clerk import FakeClerk
 from tests.support.pooler import start_pgbouncer
 from tests.support.settings import SECRET, GivenServer, MakeSettings
 from tests.support.sync import api_settings
+from worker import redis_client
+from worker.queue import producer
 
 
 def pytest_configure() -> None:
@@ -236,6 +238,15 @@ def clerk() -> Iterator[FakeClerk]:
 def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     """Settings that lead to the fake of Clerk's API, and to the test's database and Redis."""
     return api_settings(make_settings, clerk)
+
+
+@pytest.fixture
+def patient_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no receiver in this process give Redis up because the machine is busy with all its threads."""
+    for module in (redis_client, producer):
+        monkeypatch.setattr(module, "FAIL_FAST_TIMEOUT_S", 20)
+    for limit in ("socket_timeout", "socket_connect_timeout"):
+        monkeypatch.setitem(redis_client.FAIL_FAST, limit, 20)
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ def test_a_small_plan_takes_every_delivery_of_a_burst_and_answers_afterwards(
             wait_until(lambda: _clients(port) <= SMALL_PLAN / 2, 4 * IDLE_S)
 
 
+@pytest.mark.usefixtures("patient_receiver")
 def test_too_many_connections_of_ours_cost_no_delivery(make_settings: MakeSettings, tmp_path: Path) -> None:
     """More connections are allowed here than Redis gives: deliveries wait for one that is open."""
     with redis_server(tmp_path, "--maxclients", "5") as port:
@@ -62,6 +63,7 @@ def test_too_many_connections_of_ours_cost_no_delivery(make_settings: MakeSettin
         queue.close()
 
 
+@pytest.mark.usefixtures("patient_receiver")
 def test_a_process_opens_no_more_connections_than_it_may(make_settings: MakeSettings, tmp_path: Path) -> None:
     with redis_server(tmp_path) as port:
         settings = make_settings(**NO_DATABASE, redis_url=f"redis://{HOST}:{port}", redis_max_connections=6)

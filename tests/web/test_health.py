@@ -81,6 +81,7 @@ def frozen_wholly(postgres: PostgresServer) -> Iterator[None]:
                     os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.usefixtures("patient_receiver")
 def test_a_flood_of_readiness_asks_redis_once_at_a_time_and_takes_no_delivery_its_connection(
     make_client: MakeClient, own_redis: RedisServer
 ) -> None:

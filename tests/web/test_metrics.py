@@ -110,7 +110,7 @@ def test_a_worker_that_stops_leaves_its_last_counts(make_settings: MakeSettings,
         time.sleep(FLUSH_EVERY_S / 2)
         content = body(user_event())
         http.post(stack.url, content=content, headers=signed(content))
-        wait_until(lambda: '"applied"' in stack.logs() or "applied" in stack.logs(), 10, stack.logs)
+        wait_until(lambda: '"applied"' in stack.logs() or "applied" in stack.logs(), 30, stack.logs)
         stack.workers[0].end()
         assert _sum(_scrape(stack), "clerk_sync_events_applied_total") == 1
 

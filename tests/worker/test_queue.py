@@ -46,6 +46,7 @@ def test_a_new_delivery_is_queued_once(queue: DeliveryQueue, rq: RqView) -> None
     assert rq.places(given.svix_id) == ["queue"]
 
 
+@pytest.mark.usefixtures("patient_receiver")
 def test_eight_receivers_with_one_delivery_queue_it_once(make_settings: MakeSettings, rq: RqView) -> None:
     given = [delivery() for _ in range(10)]
     receivers = [delivery_queue(make_settings(**NO_DATABASE)) for _ in range(8)]
@@ -104,6 +105,7 @@ def test_what_failed_before_is_remembered_when_it_is_queued_anew(
     assert rq.job(failed).meta["first_failed_at"] == first
 
 
+@pytest.mark.usefixtures("patient_receiver")
 def test_eight_receivers_queue_a_failed_delivery_anew_once(
     make_settings: MakeSettings, queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
 ) -> None:
@@ -214,6 +216,7 @@ def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own
     receiver.close()
 
 
+@pytest.mark.usefixtures("patient_receiver")
 def test_a_receiver_opens_few_connections_and_the_others_wait_their_turn(
     make_settings: MakeSettings, own_redis: RedisServer
 ) -> None:
@@ -309,6 +312,7 @@ def test_behind_a_redis_that_hangs_all_are_answered_in_time(
     receiver.close()
 
 
+@pytest.mark.usefixtures("patient_receiver")
 def test_what_comes_while_another_is_under_way_goes_out_together(
     make_settings: MakeSettings, redis_url: str
 ) -> None:
@@ -316,13 +320,14 @@ def test_what_comes_while_another_is_under_way_goes_out_together(
         receiver = delivery_queue(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
         list(threads.map(lambda _: receiver.enqueue(delivery()), range(50)))
         with counter.counting() as trips, Redis.from_url(redis_url) as other:
-            other.client_pause(300)
+            other.client_pause(1500)
             answers = list(threads.map(lambda _: receiver.enqueue(delivery()), range(50)))
         assert answers == [EnqueueResult.QUEUED] * 50
         assert trips.count <= 2 * CONNECTIONS
         receiver.close()
 
 
+@pytest.mark.usefixtures("patient_receiver")
 def test_each_of_those_that_go_out_together_gets_its_own_answer(
     make_settings: MakeSettings, own_redis: RedisServer
 ) -> None:
