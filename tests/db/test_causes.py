@@ -212,9 +212,9 @@ def test_a_server_that_waits_for_its_last_sessions_is_stopping(
     with psycopg.connect(place.server.url):
         assert place.server.pid
         os.kill(place.server.pid, signal.SIGTERM)
-        wait_until(lambda: "stopping" in (place.server.data / "postmaster.pid").read_text(), 10)
+        wait_until(lambda: "stopping" in (place.server.data / "postmaster.pid").read_text(), 30)
         assert cause_of(settings) is Cause.STOPPING
-    wait_until(lambda: not place.server.running, 10)
+    wait_until(lambda: not place.server.running, 30)
     assert cause_of(settings) is Cause.NOTHING_LISTENS
     place.server.start()
     place.admit()

@@ -525,5 +525,5 @@ def test_workers_with_nothing_in_common_do_not_wait_for_one_another(
     with psycopg.connect(database_url, prepare_threshold=None) as other:
         other.execute("SELECT 1 FROM user_sync WHERE clerk_id = %s FOR UPDATE", [ANN])
         with ThreadPoolExecutor(1) as thread:
-            assert thread.submit(apply, database, saved(BEN, 2, OTHER)).result(5) == [Outcome.APPLIED]
-            assert thread.submit(apply, database, saved(CAT, 2, "c@example.com")).result(5) == ["applied"]
+            assert thread.submit(apply, database, saved(BEN, 2, OTHER)).result(20) == [Outcome.APPLIED]
+            assert thread.submit(apply, database, saved(CAT, 2, "c@example.com")).result(20) == ["applied"]

@@ -1,7 +1,7 @@
 """A real database to deliver histories to, again and again, and the count of what was tried."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -208,6 +208,3 @@ class Trial:
 def expected_ledger(deliveries: Sequence[SentEvent]) -> set[tuple[str, str, str]]:
     """Return what `Trial.ledger` must return after `deliveries`."""
     return {(d.svix_id, d.event["type"], subject(d.event)) for d in deliveries}
-
-
-MakeTrial = Callable[..., Trial]
