@@ -22,7 +22,8 @@ from db.connection.engine import Database
 from tests.support.directories import memory, open_directory
 from tests.support.fake_clerk import FakeClerk
 from tests.support.pooler import start_pgbouncer
-from tests.support.settings import SECRET, GivenServer, MakeSettings
+from tests.support.queue import RqView
+from tests.support.settings import NO_DATABASE, SECRET, GivenServer, MakeSettings
 from tests.support.sync import api_settings
 from worker import redis_client
 from worker.queue import producer
@@ -225,6 +226,20 @@ def database(make_settings: MakeSettings) -> Iterator[Database]:
     made = Database(make_settings(redis_url=None))
     yield made
     made.dispose()
+
+
+@pytest.fixture(name="redis")
+def redis_of_a_worker(make_settings: MakeSettings) -> Iterator[redis.Redis]:
+    """The test's Redis as a worker has it."""
+    client = redis_client.worker_redis(make_settings(**NO_DATABASE))
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def rq(redis: redis.Redis) -> RqView:
+    """RQ's view of the queue."""
+    return RqView(redis)
 
 
 @pytest.fixture

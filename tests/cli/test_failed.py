@@ -1,7 +1,6 @@
 import json
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
 from redis import Redis
@@ -14,21 +13,9 @@ from tests.support.queue import RqView, delivery
 from tests.support.terminal import on_a_terminal
 from worker.queue.failed_jobs import PAGE
 from worker.queue.producer import DeliveryQueue
-from worker.redis_client import worker_redis
 
 MARK = "ann.marked@example.com"
 COLUMNS = {"id", "type", "clerk_id", "reason", "attempts", "first_failed_at", "failed_at"}
-
-
-@pytest.fixture
-def redis(redis_url: str) -> Iterator[Redis]:
-    with worker_redis(load(_env_file=None, redis_url=redis_url)) as connection:
-        yield connection
-
-
-@pytest.fixture
-def rq(redis: Redis) -> RqView:
-    return RqView(redis)
 
 
 @pytest.fixture

@@ -91,12 +91,6 @@ def test_exact_times_are_in_utc_unless_local_time_is_asked_for(
     assert f"({moment} {zone})" in shown
 
 
-@pytest.fixture
-def redis(redis_url: str) -> Any:
-    with Redis.from_url(redis_url) as client:
-        yield client
-
-
 def about(clerk_id: str) -> dict[str, Any]:
     return user_event(data=user(clerk_id))
 

@@ -1,15 +1,12 @@
 """The canonical form of profile fields: the same before PostgreSQL stored them and after."""
 
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import config
 from db.merge.fields import canonical, stored_fields
 from tests.support.hypothesis_settings import no_deadline
 
@@ -25,14 +22,6 @@ values = st.recursive(
     st.none() | st.booleans() | numbers | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
 )
-
-
-@pytest.fixture
-def connection(make_settings: Callable[..., config.Settings]) -> Iterator[psycopg.Connection[Any]]:
-    url = make_settings().database_url
-    assert url
-    with psycopg.connect(url.get_secret_value(), autocommit=True, prepare_threshold=None) as connection:
-        yield connection
 
 
 def test_what_postgresql_stores_has_the_same_canonical_form(connection: psycopg.Connection[Any]) -> None:

@@ -525,3 +525,15 @@ def show_without_id(clerk: FakeClerk, without_id: set[str], request: Request) ->
         start = clerk.ids().index(cursor) + 1 if cursor else offset
         shown = clerk.ids()[start : start + 500]
         clerk.show_next([None if clerk_id in without_id else clerk.user(clerk_id) for clerk_id in shown])
+
+
+def show_first(clerk: FakeClerk, entries: list[object], request: Request) -> None:
+    """Show these entries at a request for the beginning of the list of users."""
+    if request.path == "/users" and not request.parameter("starting_after"):
+        clerk.show_next(entries)
+
+
+def happen_at(clerk: FakeClerk, happen: Callable[[], None], after: int, _: Request) -> None:
+    """Let something happen before the answer to the request that follows `after` others."""
+    if len(clerk.requests) == after + 1:
+        happen()

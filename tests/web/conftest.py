@@ -1,13 +1,9 @@
 """The application with a real Redis behind it, and no database: deliveries never need one."""
 
-from collections.abc import Iterator
-
 import pytest
 from flask.testing import FlaskClient
-from redis import Redis
 
 from tests.support.deliveries import MakeClient
-from tests.support.queue import RqView
 from tests.support.settings import UNREACHABLE_DATABASE_URL, MakeSettings
 from web.app import create_app
 
@@ -28,16 +24,3 @@ def make_client(make_settings: MakeSettings) -> MakeClient:
 def client(make_client: MakeClient) -> FlaskClient:
     """A client of an application with the usual settings."""
     return make_client()
-
-
-@pytest.fixture
-def redis(redis_url: str) -> Iterator[Redis]:
-    """The test's Redis."""
-    with Redis.from_url(redis_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-def rq(redis: Redis) -> RqView:
-    """What RQ sees on the queue."""
-    return RqView(redis)

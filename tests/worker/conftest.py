@@ -6,21 +6,11 @@ import pytest
 from redis import Redis
 
 import config
-from tests.support.queue import RqView
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.sync import open_context
 from worker.queue.consumer import ReservedJobs
 from worker.queue.producer import DeliveryQueue, delivery_queue
-from worker.redis_client import worker_redis
 from worker.sync.context import SyncContext
-
-
-@pytest.fixture
-def redis(make_settings: MakeSettings) -> Iterator[Redis]:
-    """A worker's client of the test's Redis."""
-    client = worker_redis(make_settings(**NO_DATABASE))
-    yield client
-    client.close()
 
 
 @pytest.fixture
@@ -29,12 +19,6 @@ def queue(make_settings: MakeSettings) -> Iterator[DeliveryQueue]:
     receiver = delivery_queue(make_settings(**NO_DATABASE))
     yield receiver
     receiver.close()
-
-
-@pytest.fixture
-def rq(redis: Redis) -> RqView:
-    """RQ's view of the queue."""
-    return RqView(redis)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 import config
 from db.times import now_ms
-from tests.support.fake_clerk import FakeClerk, Request, numbered_id, show_without_id
+from tests.support.fake_clerk import FakeClerk, Request, numbered_id, show_first, show_without_id
 from tests.support.payloads import (
     ABSENT,
     ANN,
@@ -129,18 +129,13 @@ def test_a_later_login_stays_and_an_earlier_one_is_stored(clerk: FakeClerk, both
 def test_odd_entries_are_left_out_and_reported(clerk: FakeClerk, both: SyncContext) -> None:
     odd: list[object] = [user(ANN), None, user(ABSENT), user(BEN)]
     clerk.put(user(ANN), user(BEN))
-    clerk.before = partial(show_once, clerk, odd)
+    clerk.before = partial(show_first, clerk, odd)
     done = Backfill(both).everything()
     assert (done.created, done.invalid, adds_up(done)) == (2, 2, True)
     assert done.troubles == (
         "entry 2 was left out: it is no JSON object",
         "entry 3 was left out: it has no Clerk id",
     )
-
-
-def show_once(clerk: FakeClerk, entries: list[object], request: Request) -> None:
-    if request.path == "/users" and not request.parameter("starting_after"):
-        clerk.show_next(entries)
 
 
 def test_a_user_that_the_database_refuses_stops_no_other(clerk: FakeClerk, both: SyncContext) -> None:

@@ -31,9 +31,14 @@ from tests.support.payloads import (
     user,
     user_event,
 )
-from tests.support.storable import assert_storable, assert_storable_organization
 from tests.worker.test_changes import ODD, ODD_TIMES, RECEIVED, said
-from tests.worker.test_payloads import BAD_IDS, MARK, anything, assert_clean, mutate
+from tests.worker.test_payloads import (
+    BAD_IDS,
+    MARK,
+    anything,
+    assert_clean,
+    assert_understood_or_unreadable,
+)
 from worker.clerk.changes import change_of
 from worker.clerk.errors import Unreadable
 from worker.clerk.payloads import (
@@ -453,42 +458,10 @@ def test_what_several_say_of_one_user_merges() -> None:
         assert essence(said(*order, keys=KEYS)) == member(ended_at=NOW + 700, version=(NOW, NOW + 900))
 
 
-def assert_understood(text: str) -> None:
-    """Fail unless `text` ends as what can be stored, or as Unreadable with a clean reason."""
-    try:
-        change = change_of(parse(text, KEYS), RECEIVED)
-        if isinstance(change, Organization):
-            assert_storable_organization(change)
-        else:
-            assert_storable(change)
-    except Unreadable as error:
-        assert_clean(error)
-
-
-genuine = st.sampled_from(ORGANIZATION_TYPES).map(lambda type_: payload(f"organizations/{type_}"))
-
-
-@no_deadline
-@given(genuine, st.data())
-def test_any_mutation_of_an_event_is_understood_or_unreadable(event: Json, data: st.DataObject) -> None:
-    for _ in range(data.draw(st.integers(1, 5))):
-        mutate(event, data)
-    summarize(event, ORGANIZATION_TYPES)
-    assert_understood(body(event).decode())
-
-
-@no_deadline
-@given(anything, st.sampled_from(ORGANIZATION_TYPES), anything)
-def test_any_data_of_an_organization_is_understood_or_unreadable(
-    data: object, type_: str, timestamp: object
-) -> None:
-    assert_understood(body({"type": type_, "data": data, "timestamp": timestamp}).decode())
-
-
 @no_deadline
 @given(st.lists(anything, max_size=4))
 def test_any_memberships_of_a_user_are_understood(entries: list[object]) -> None:
-    assert_understood(body(user_event(data=ann([*entries, membership()]))).decode())
+    assert_understood_or_unreadable(body(user_event(data=ann([*entries, membership()]))).decode())
 
 
 def test_facts_of_members_carry_their_user() -> None:

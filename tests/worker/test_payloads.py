@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.merge.change import UserChange
+from db.merge.change import Organization, UserChange
 from tests.support.hypothesis_settings import no_deadline
 from tests.support.payloads import (
     ABSENT,
@@ -26,11 +26,12 @@ from tests.support.payloads import (
     user,
     user_event,
 )
-from tests.support.storable import assert_storable, assert_text
+from tests.support.storable import assert_storable, assert_storable_organization, assert_text
 from worker.clerk.changes import change_of, storable_text
 from worker.clerk.decoding import decode
 from worker.clerk.errors import EventError, NotJson, Unreadable
 from worker.clerk.payloads import (
+    ALL_TYPES,
     HANDLED_TYPES,
     FieldSources,
     SessionChanged,
@@ -41,6 +42,7 @@ from worker.clerk.payloads import (
 )
 
 KEYS = FieldSources()
+WITH_MEMBERSHIPS = FieldSources(organization=None, memberships=True)
 MARK = "q7Zx"  # stands for whatever is personal: no reason may hold it
 MARKED = {"first_name": MARK, "last_name": MARK, "username": MARK, "email": f"{MARK}@example.com"}
 DIGITS = "9" * 6000
@@ -302,7 +304,7 @@ anything = st.recursive(
     scalar,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(odd_text | st.text(), inner, max_size=4),
 )
-genuine = st.sampled_from(sorted(path.stem for path in PAYLOADS.glob("*.json"))).map(payload)
+genuine = st.sampled_from(sorted(PAYLOADS.rglob("*.json"))).map(lambda path: json.loads(path.read_text()))
 damage = st.text(max_size=5) | st.sampled_from(
     ["\\ud800", "\\u0000", DIGITS, f"{DIGITS},", "[" * DEEP, "NaN"]
 )
@@ -316,22 +318,23 @@ def assert_clean(error: EventError) -> None:
     assert re.fullmatch(r"[\w ',.-]{1,100}", str(error))
 
 
-def understood(text: str) -> UserChange | Unreadable:
+def understood(text: str) -> UserChange | Organization | Unreadable:
     try:
-        change = change_of(parse(text, KEYS), NOW)
+        return change_of(parse(text, WITH_MEMBERSHIPS), NOW)
     except Unreadable as error:
         return error
-    assert isinstance(change, UserChange)
-    return change
 
 
 def assert_understood_or_unreadable(text: str) -> None:
     """Fail unless `text` ends as a change that can be stored, or as Unreadable with a clean reason."""
     found = understood(text)
-    if isinstance(found, Unreadable):
-        assert_clean(found)
-    else:
-        assert_storable(found)
+    match found:
+        case Unreadable():
+            assert_clean(found)
+        case Organization():
+            assert_storable_organization(found)
+        case UserChange():
+            assert_storable(found)
 
 
 def mutate(event: Json, data: st.DataObject) -> None:
@@ -362,7 +365,7 @@ def test_any_json_is_understood_or_unreadable(value: object) -> None:
 
 
 @no_deadline
-@given(anything, st.sampled_from(HANDLED_TYPES), anything)
+@given(anything, st.sampled_from(ALL_TYPES), anything)
 def test_any_data_is_understood_or_unreadable(data: object, type_: str, timestamp: object) -> None:
     assert_understood_or_unreadable(as_text({"type": type_, "data": data, "timestamp": timestamp}))
 
@@ -374,7 +377,7 @@ def test_any_mutation_of_a_genuine_event_is_understood_or_unreadable(
 ) -> None:
     for _ in range(data.draw(st.integers(1, 5))):
         mutate(event, data)
-    summarize(event)
+    summarize(event, ALL_TYPES)
     assert_understood_or_unreadable(as_text(event))
 
 

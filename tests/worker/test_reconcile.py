@@ -11,7 +11,7 @@ import pytest
 import config
 from db import instances
 from db.times import now_ms
-from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.fake_clerk import FakeClerk, Request, happen_at, numbered_id, show_first
 from tests.support.payloads import (
     ABSENT,
     ACME,
@@ -414,11 +414,6 @@ def test_a_deletion_and_a_sign_up_around_the_end_of_the_listing_do_not_cut_it_sh
     assert (found.listed, found.counted, found.refusal, found.differing) == (1200, 1200, None, 0)
 
 
-def happen_at(clerk: FakeClerk, happen: Callable[[], None], after: int, _: Request) -> None:
-    if len(clerk.requests) == after + 1:
-        happen()
-
-
 def test_a_delivery_that_is_on_its_way_is_waited_for(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 20)
     shown = user(ANN, created_at=now_ms(), updated_at=now_ms())
@@ -483,11 +478,6 @@ def test_of_a_user_the_id_is_enough_to_be_no_ghost(clerk: FakeClerk, both: SyncC
     clerk.before = partial(show_first, clerk, shown)
     found = report(both)
     assert (found.listed, found.invalid, found.ghost, found.refusal) == (20, 0, {}, None)
-
-
-def show_first(clerk: FakeClerk, entries: list[object], request: Request) -> None:
-    if request.path == "/users" and not request.parameter("starting_after"):
-        clerk.show_next(entries)
 
 
 def test_the_rows_that_example_deliveries_leave_are_removed_as_the_manual_says(

@@ -9,7 +9,7 @@ import pytest
 
 import config
 from db.times import now_ms
-from tests.support.fake_clerk import FakeClerk, Request, numbered_id
+from tests.support.fake_clerk import FakeClerk, Request, happen_at, numbered_id
 from tests.support.payloads import (
     ACME,
     ANN,
@@ -507,11 +507,6 @@ def test_what_happens_while_they_are_compared_is_no_drift(
 ) -> None:
     clerk.before = partial(happen_at, clerk, partial(happen, clerk, few), after)
     assert report(few).differing == 0
-
-
-def happen_at(clerk: FakeClerk, happen: Callable[[], None], after: int, _: Request) -> None:
-    if len(clerk.requests) == after + 1:
-        happen()
 
 
 @pytest.mark.parametrize("after", range(0, 9, 2))

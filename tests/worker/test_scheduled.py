@@ -40,20 +40,6 @@ def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
 
 
 @pytest.fixture
-def redis(settings: config.Settings) -> Iterator[Redis]:
-    client = worker_redis(settings)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def database(settings: config.Settings) -> Iterator[Database]:
-    made = Database(settings)
-    yield made
-    made.dispose()
-
-
-@pytest.fixture
 def reconciliation(settings: config.Settings, redis: Redis, database: Database) -> ScheduledReconciliation:
     return ScheduledReconciliation(settings, redis, database, StopSignal())
 
