@@ -138,7 +138,10 @@ class Cause(Enum):
         "GRANT pg_signal_backend to the role, or end it in the program that opened it",
     )
     RIGHTS = ("the role lacks a right", "GRANT it (docs/neon-setup.md, Rights, lists all that are needed)")
-    TABLE_MISSING = ("a table or column is missing", "run clerk-sync db upgrade")
+    TABLE_MISSING = (
+        "a table or column is missing",
+        "run clerk-sync db upgrade; if that changes nothing, undo what changed the tables",
+    )
     READ_ONLY = ("the database is read-only", "point the URL to the primary; a replica takes no changes")
     DISK_FULL = ("the server's disk is full", "make room, or raise the storage limit")
     OUT_OF_RESOURCES = ("the server is out of memory or of another resource", "see the server's log")
