@@ -78,6 +78,8 @@ def _entries(report: UserReport, in_clerk: dict[str, Any] | None, now: datetime)
     deleted_at = sync.get("deleted_at")
     yield "Deleted", f"{ago(deleted_at, now)} ({exact(deleted_at)})" if deleted_at else "no"
     yield "Jobs", _jobs(report)
+    if report.bodies_until > now:
+        yield "In Redis", f"bodies of applied deliveries, until {exact(report.bodies_until)}"
     if in_clerk is not None:
         yield "Clerk", _clerk(in_clerk, now)
 

@@ -149,6 +149,17 @@ def test_a_deletion_and_an_unknown_user_are_shown(run: RunCli) -> None:
     assert run("no id!")[0] == 2
 
 
+def test_until_when_redis_keeps_the_bodies_of_applied_deliveries_is_shown(
+    run: RunCli, connection: psycopg.Connection
+) -> None:
+    """An erasure asks whether anything is left."""
+    assert "In Redis       bodies of applied deliveries, until 20" in run("user_one")[1]
+    assert json.loads(run("user_one", "--json")[1])["bodies_until"] is not None
+    connection.execute("UPDATE webhook_events SET applied_at = now() - interval '61 minutes'")
+    assert "In Redis" not in run("user_one")[1]
+    assert json.loads(run("user_gone", "--json")[1])["bodies_until"] is None
+
+
 def test_with_clerk_the_api_is_asked(run: RunCli, clerk: FakeClerk) -> None:
     clerk.put(user("user_one"))
     assert "has this user, updated" in run("user_one", "--clerk")[1]

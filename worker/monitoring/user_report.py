@@ -1,5 +1,6 @@
 """Everything stored about one user: tables, ledger and jobs; for support, and before an erasure."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from redis import Redis
@@ -10,11 +11,13 @@ from db.connection.engine import Database
 from db.ledger import LedgerFilter, LedgerRow
 from db.merge.change import PLACEHOLDER_DOMAIN
 from db.user_record import UserRecord, user_record
+from worker.queue.rq_format import RESULT_TTL_S
 from worker.queue.user_jobs import UserJobs, user_jobs
 from worker.redis_causes import explain
 from worker.redis_client import QueueUnavailable
 
 EVENTS_SHOWN = 20
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class UserReport(NamedTuple):
@@ -44,6 +47,12 @@ class UserReport(NamedTuple):
             return "a placeholder: another user has the address that this one claims"
         return "a placeholder: the user claims no address"
 
+    @property
+    def bodies_until(self) -> datetime:
+        """When Redis has deleted the body of every delivery that was applied: of a finished job."""
+        kept = timedelta(seconds=RESULT_TTL_S)
+        return max((row.applied_at + kept for row in self.events), default=LONG_AGO)
+
     def as_json(self) -> dict[str, Any]:
         """Return the report for JSON, `clerk_id` first."""
         return {
@@ -51,6 +60,7 @@ class UserReport(NamedTuple):
             "events": [row._asdict() for row in self.events],
             "jobs": None if self.jobs is None else [job._asdict() for job in self.jobs.jobs],
             "jobs_complete": self.jobs is not None and self.jobs.is_complete,
+            "bodies_until": self.bodies_until if self.events else None,
         }
 
 
