@@ -22,7 +22,7 @@ from db.merge.change import EmailClaim, Membership, Organization, Profile, UserC
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from tests.db.test_races import held, wait_until_blocked
-from tests.db.test_stories import anonymous, deleted, deliveries, row, saved, signed_in
+from tests.db.test_stories import ANN, BEN, CAT, anonymous, deleted, deliveries, row, saved, signed_in
 from tests.db.test_users import statements as count_statements
 from tests.support.database_trial import Trial
 from tests.support.histories import BatchPlan
@@ -38,7 +38,6 @@ from tests.support.payloads import (
 from tests.support.reference_model import Choices, Row, SentEvent, tables
 from tests.support.round_trips import TripCounter
 
-ANN, BEN, CAT = "user_a", "user_B", "user_b"
 ACME, ZOO = "org_a", "org_B"
 MEMBERSHIP = Choices(organization_source="membership")
 ANONYMIZE = Choices("anonymize", organization_source="membership")
@@ -214,13 +213,6 @@ STORIES = {
         Choices(organization_source="none"),
     ),
 }
-
-
-@pytest.fixture
-def trial(make_settings: Callable[..., config.Settings]) -> Iterator[Trial]:
-    trial = Trial(make_settings(db_pool_size=3))
-    yield trial
-    trial.close()
 
 
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())

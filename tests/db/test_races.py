@@ -12,29 +12,24 @@ import psycopg
 import pytest
 import structlog.testing
 
+from tests.db.test_stories import (
+    ANN,
+    BEN,
+    CAT,
+    DELETE,
+    OTHER,
+    SHARED,
+    deliveries,
+    saved,
+    signed_in,
+)
 from tests.support.database_trial import WORKERS, Trial
 from tests.support.histories import BatchPlan
-from tests.support.payloads import NOW, Json, deleted_event, session, session_event, user, user_event
+from tests.support.payloads import NOW, Json, deleted_event
 from tests.support.reference_model import Choices, SentEvent, tables
 
-ANN, BEN, CAT, DAN = "user_a", "user_B", "user_b", "user_d"
-SHARED, OTHER = "shared@example.com", "other@example.com"
-DELETE = Choices()
+DAN = "user_d"
 PATIENCE_S = 20
-
-
-def saved(clerk_id: str, at: int, email: str | None = None, **fields: Any) -> Json:
-    """Return user.updated with that version (ms after NOW)."""
-    data = user(clerk_id, email, created_at=NOW, updated_at=NOW + at, **fields)
-    return user_event("user.updated", data, timestamp=NOW + at)
-
-
-def signed_in(clerk_id: str, at: int) -> Json:
-    return session_event(data=session(clerk_id, created_at=NOW + at), timestamp=NOW + at)
-
-
-def deliveries(*events: Json) -> list[SentEvent]:
-    return [SentEvent(f"msg_{i}", event, NOW) for i, event in enumerate(events)]
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """Short stories and the rows they must end in, written down by hand: for the tables and for the model."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice, permutations
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 
-import config
 from tests.support.database_trial import Trial
 from tests.support.histories import LAST_MS, BatchPlan
 from tests.support.payloads import (
@@ -264,13 +263,6 @@ STORIES = {
         choices=Choices(role_source="none", organization_source="none"),
     ),
 }
-
-
-@pytest.fixture
-def trial(make_settings: Callable[..., config.Settings]) -> Iterator[Trial]:
-    trial = Trial(make_settings(db_pool_size=2))
-    yield trial
-    trial.close()
 
 
 def deliveries(*events: Json) -> list[SentEvent]:
