@@ -23,7 +23,7 @@ from worker.redis_client import worker_redis
 from worker.runner.consumer_loop import ConsumerThread, Process, SharedState
 from worker.shutdown import StopSignal
 
-SOON_S = 20.0
+SOON_S, START_S = 20.0, 30.0
 BATCH = 2
 
 
@@ -186,13 +186,19 @@ def test_when_both_servers_go_it_ends_not_and_gives_back_in_the_end(
         if len(tried) > 1:
             return finish(jobs)
         own_redis.stop()
-        threading.Timer(0.5, own_redis.start).start()
+        threading.Timer(0.5, come_back).start()
         raise DatabaseUnavailable("away")
+
+    is_back = threading.Event()
+
+    def come_back() -> None:
+        own_redis.start()
+        is_back.set()
 
     fill(redis, BATCH)
     with helping(settings, redis, process) as helper:
         helper.backlog.set()
-        wait_until(lambda: len(tried) == 1 and own_redis.running, SOON_S)
+        assert is_back.wait(START_S)
         wait_until(lambda: RqView(redis).queue.count == BATCH or finished(redis) == BATCH, SOON_S)
 
         def all_finished() -> bool:
