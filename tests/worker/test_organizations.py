@@ -467,7 +467,7 @@ def test_any_memberships_of_a_user_are_understood(entries: list[object]) -> None
 def test_facts_of_members_carry_their_user() -> None:
     fact = parse(body(membership_event(DELETED, membership(BEN))).decode(), KEYS).fact
     assert isinstance(fact, MembershipChanged)
-    assert (fact.user_id, fact.ended, fact.membership.organization.name) == (BEN, True, "Acme")
+    assert (fact.member.user_id, fact.ended, fact.member.membership.organization.name) == (BEN, True, "Acme")
 
 
 def test_a_role_has_the_version_of_its_membership() -> None:

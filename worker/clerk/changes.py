@@ -58,11 +58,7 @@ def change_of(event: Event, received_at: int) -> UserChange | Organization:
         case SessionChanged():
             return _session_change(fact, happened_at)
         case MembershipChanged():
-            return UserChange(
-                fact.user_id,
-                memberships=(_membership(fact.membership, happened_at, ended_at if fact.ended else None),),
-                organizations=(_organization(fact.membership.organization, happened_at),),
-            )
+            return member_change(fact.member, happened_at, ended_at if fact.ended else None)
         case OrganizationChanged():
             organization = _organization(fact.organization, happened_at)
             return organization._replace(deleted_at=ended_at if fact.deleted else None)
@@ -94,11 +90,11 @@ def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
     )
 
 
-def member_change(member: ClerkMember, observed_at: int) -> UserChange:
-    """Return what a membership that a listing showed at `observed_at` (ms) says of its user."""
+def member_change(member: ClerkMember, observed_at: int | None, ended_at: int | None = None) -> UserChange:
+    """Return what a membership seen at `observed_at` (ms), and ended at `ended_at`, says of its user."""
     return UserChange(
         member.user_id,
-        memberships=(_membership(member.membership, observed_at, None),),
+        memberships=(_membership(member.membership, observed_at, ended_at),),
         organizations=(_organization(member.membership.organization, observed_at),),
     )
 

@@ -39,7 +39,7 @@ class ClerkMembership(NamedTuple):
 
 
 class ClerkMember(NamedTuple):
-    """A membership in a listing, with the id of the user whose it is."""
+    """A membership, with the id of the user who has it."""
 
     user_id: str
     membership: ClerkMembership
@@ -102,8 +102,7 @@ class SessionChanged(NamedTuple):
 class MembershipChanged(NamedTuple):
     """A user joined an organization, is a member of it, or, when `ended`, no longer is."""
 
-    user_id: str
-    membership: ClerkMembership
+    member: ClerkMember
     ended: bool
 
 
@@ -261,7 +260,7 @@ def _session_changed(_type: str, data: dict[str, Any], keys: FieldSources) -> Fa
 
 
 def _membership_changed(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
-    return MembershipChanged(*parse_member(data), type_ == "organizationMembership.deleted")
+    return MembershipChanged(parse_member(data), type_ == "organizationMembership.deleted")
 
 
 def _organization_changed(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
