@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ import pytest
 from cli.dev.process import try_lock
 from cli.dev.servers import free_port
 from tests.support import http
+from tests.support.commands import run_with
+from tests.support.directories import open_directory
 from tests.support.processes import clerk_sync
 from tests.support.service_process import ServiceProcess
 from tests.support.settings import SECRET
@@ -25,6 +28,15 @@ from tests.support.waiting import wait_until
 START_S = 60
 END_S = 45
 RECORDS = ("postgres/pid", "redis/pid", "web.pid", "worker.pid")
+ADDRESSES = (
+    "DATABASE_URL",
+    "DATABASE_URL_UNPOOLED",
+    "REDIS_URL",
+    "CLERK_WEBHOOK_SIGNING_SECRET",
+    "PORT",
+    "HOST",
+)
+EXAMPLE = Path(__file__).parents[2] / ".env.example"
 
 
 class Dev(ServiceProcess):
@@ -79,11 +91,68 @@ def start(server_directory: Path) -> Iterator[Callable[..., Dev]]:
         one.end(patience=END_S)
 
 
-def test_it_serves_until_ctrl_c_and_the_data_survives(start: Callable[..., Dev]) -> None:
-    first = start().await_ready()
-    url = httpx.URL(first.announced("Webhook URL"))
+@pytest.fixture(scope="module")
+def running() -> Iterator[Dev]:
+    """One with the example of the settings and a real secret, for what a test may look at but not end."""
+    with open_directory() as directory:
+        (directory / ".env").write_text(EXAMPLE.read_text().replace("whsec_replace_me", SECRET))
+        dev = Dev("dev", directory, {"PORT": "0"}, ())
+        try:
+            yield dev.start().await_ready()
+        finally:
+            dev.end(patience=END_S)
+        assert dev.exit_status == 0, dev.text()
+
+
+def test_the_example_of_the_settings_with_a_real_secret_is_enough(running: Dev) -> None:
+    assert running.announced("Signing secret") == SECRET
+    url = httpx.URL(running.announced("Webhook URL"))
     assert url.path == "/webhooks/clerk"
     assert http.get(url.copy_with(path="/health/ready")).status_code == 200
+
+
+def test_the_logs_go_to_files(running: Dev) -> None:
+    assert "receiver started" not in running.text()
+    assert "receiver started" in (running.data / "web.log").read_text()
+    worker_log = running.data / "worker.log"
+    wait_until(lambda: "worker started" in worker_log.read_text(), START_S, worker_log.read_text)
+
+
+def test_dev_listens_on_the_loopback_address_alone(running: Dev) -> None:
+    assert running.variable("HOST") == "127.0.0.1"
+    if sys.platform == "linux":  # elsewhere the loopback network has a single address
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", int(running.variable("PORT"))), timeout=5)
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        url = urlsplit(running.variable(name))
+        assert url.hostname == "127.0.0.1"
+        assert len(url.password or "") >= 43
+    assert oct(running.data.stat().st_mode)[-2:] == ("11" if os.geteuid() == 0 else "00"), (
+        "others may not list it"
+    )
+    for path in running.data.rglob("*"):
+        parts = path.relative_to(running.data).parts
+        if path.is_file() and "data" not in parts and path.name != "pg_hba.conf":
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_second_one_is_refused(running: Dev) -> None:
+    said = refused(running.data.parent)
+    assert said == "clerk-sync: clerk-sync dev already runs in this directory: stop it first\n"
+    assert http.get(f"http://127.0.0.1:{running.variable('PORT')}/health/ready").status_code == 200
+
+
+def refused(directory: Path, **environment: str) -> str:
+    """Return what one says that does not start in that directory."""
+    ran = run_with({"PATH": os.environ["PATH"], "PORT": "0", **environment}, "dev", directory=directory)
+    assert ran.returncode == 1
+    return ran.stdout + ran.stderr
+
+
+def test_the_data_survives_ctrl_c_also_with_the_settings_of_that_run_in_the_environment(
+    start: Callable[..., Dev],
+) -> None:
+    first = start().await_ready()
     database = first.variable("DATABASE_URL")
     with psycopg.connect(database) as connection:
         connection.execute(
@@ -95,143 +164,65 @@ def test_it_serves_until_ctrl_c_and_the_data_survives(start: Callable[..., Dev])
     assert first.text().splitlines()[-1] == "Everything has stopped."
     assert first.left_over() == []
 
-    second = start().await_ready()
+    environment = {name: first.variable(name).strip("'") for name in ADDRESSES}
+    second = start("--verbose", **environment).await_ready()
     assert second.announced("Signing secret") == secret
     assert second.variable("DATABASE_URL") == database
-    with psycopg.connect(database) as connection:
-        assert connection.execute("SELECT name FROM users").fetchall() == [("Ann",)]
+    query = subprocess.run(
+        [second.data / "psql", "-Atc", "SELECT name FROM users"], capture_output=True, text=True, check=False
+    )
+    assert query.stdout == "Ann\n", query.stderr
+    assert "receiver started" in second.text()
+    assert "worker.log" not in second.text()
     assert second.stop(signal.SIGTERM, END_S) == 0, second.text()
     assert second.left_over() == []
 
 
-def test_a_second_one_is_refused_and_one_after_a_kill_takes_over(start: Callable[..., Dev]) -> None:
+def test_one_after_a_kill_takes_over_and_a_dead_child_is_one_line_and_ends_the_others(
+    start: Callable[..., Dev],
+) -> None:
     port = str(free_port())
     first = start(PORT=port).await_ready()
-    second = start()
-    assert second.await_end(START_S) == 1
-    assert second.text() == "clerk-sync: clerk-sync dev already runs in this directory: stop it first\n"
-    assert http.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
-
-    first.stop(signal.SIGKILL, END_S)
+    assert first.stop(signal.SIGKILL, END_S) == -signal.SIGKILL
     before = [first.child_pid(record) for record in RECORDS]
     assert set(first.left_over()) == set(RECORDS)
-    third = start(PORT=port).await_ready()
-    assert not set(before) & {third.child_pid(record) for record in RECORDS}
-    assert third.stop(signal.SIGINT, END_S) == 0, third.text()
-    assert third.left_over() == []
+    second = start(PORT=port).await_ready()
+    assert not set(before) & {second.child_pid(record) for record in RECORDS}
+    assert_ends_with(second, "worker.pid", "worker")
+
+    kept = [second.data / name for name in ("postgres.port", "redis.port")]
+    old_ports = {int(path.read_text()) for path in kept}
+    with ExitStack() as stack:
+        for number in old_ports:
+            stack.enter_context(socket.create_server(("127.0.0.1", number)))
+        third = start().await_ready()
+        assert not old_ports & {int(path.read_text()) for path in kept}
+        assert_ends_with(third, "redis/pid", "Redis")
 
 
-@pytest.mark.parametrize(("record", "name"), [("worker.pid", "worker"), ("redis/pid", "Redis")])
-def test_a_dead_child_is_one_line_and_ends_the_others(
-    record: str, name: str, start: Callable[..., Dev]
-) -> None:
-    dev = start().await_ready()
+def assert_ends_with(dev: Dev, record: str, name: str) -> None:
+    """Kill a child: the others end with it."""
     os.kill(dev.child_pid(record), signal.SIGKILL)
     assert dev.await_end(END_S) == 1
     assert dev.text().splitlines()[-1] == f"clerk-sync: {name} ended unexpectedly (signal 9)"
     assert dev.left_over() == []
 
 
-def test_dev_listens_on_the_loopback_address_alone(start: Callable[..., Dev]) -> None:
-    dev = start().await_ready()
-    assert dev.variable("HOST") == "127.0.0.1"
-    if sys.platform == "linux":  # elsewhere the loopback network has a single address
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.2", int(dev.variable("PORT"))), timeout=5)
-    for name in ("DATABASE_URL", "REDIS_URL"):
-        url = urlsplit(dev.variable(name))
-        assert url.hostname == "127.0.0.1"
-        assert len(url.password or "") >= 43
-    assert oct(dev.data.stat().st_mode)[-2:] == ("11" if os.geteuid() == 0 else "00"), (
-        "others may not list it"
-    )
-    for path in dev.data.rglob("*"):
-        if path.is_file() and "data" not in path.relative_to(dev.data).parts and path.name != "pg_hba.conf":
-            assert path.stat().st_mode & 0o077 == 0, path
-
-
-def test_a_data_directory_that_is_a_link_is_refused(
-    start: Callable[..., Dev], server_directory: Path
-) -> None:
-    target = server_directory / "target"
+def test_a_data_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / ".data"
     target.mkdir(mode=0o750)
-    (server_directory / ".data").symlink_to(target)
-    dev = start()
-    assert dev.await_end(START_S) == 1
-    link = server_directory / ".data"
-    assert dev.text() == f"clerk-sync: {link} is a symbolic link, which is not followed: delete it\n"
+    link.symlink_to(target)
+    said = refused(tmp_path)
+    assert said == f"clerk-sync: {link} is a symbolic link, which is not followed: delete it\n"
     assert target.stat().st_mode & 0o777 == 0o750
 
 
-def test_with_the_settings_of_an_earlier_run_in_the_environment_it_starts_its_own_servers_again(
-    start: Callable[..., Dev],
-) -> None:
-    first = start().await_ready()
-    names = (
-        "DATABASE_URL",
-        "DATABASE_URL_UNPOOLED",
-        "REDIS_URL",
-        "CLERK_WEBHOOK_SIGNING_SECRET",
-        "PORT",
-        "HOST",
-    )
-    environment = {name: first.variable(name).strip("'") for name in names}
-    assert first.stop(signal.SIGINT, END_S) == 0, first.text()
-    second = start(**environment).await_ready()
-    assert second.announced("Signing secret") == first.announced("Signing secret")
-    query = subprocess.run(
-        [second.data / "psql", "-Atc", "SELECT count(*) FROM users"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert query.stdout == "0\n", query.stderr
-
-
-def test_the_logs_go_to_files_or_here(start: Callable[..., Dev]) -> None:
-    quiet = start().await_ready()
-    assert "receiver started" not in quiet.text()
-    assert "receiver started" in (quiet.data / "web.log").read_text()
-    worker_log = quiet.data / "worker.log"
-    wait_until(lambda: "worker started" in worker_log.read_text(), 60, worker_log.read_text)
-    assert quiet.stop(signal.SIGINT, END_S) == 0
-    loud = start("--verbose").await_ready()
-    assert "receiver started" in loud.text()
-    assert "worker.log" not in loud.text()
-
-
-def test_the_example_of_the_settings_with_a_real_secret_is_enough(
-    start: Callable[..., Dev], server_directory: Path
-) -> None:
-    example = (Path(__file__).parents[2] / ".env.example").read_text()
-    (server_directory / ".env").write_text(example.replace("whsec_replace_me", SECRET))
-    dev = start().await_ready()
-    assert dev.announced("Signing secret") == SECRET
-    assert dev.stop(signal.SIGINT, END_S) == 0, dev.text()
-
-
-def test_a_port_in_use_is_one_line_before_anything_starts(start: Callable[..., Dev]) -> None:
+def test_a_port_in_use_is_one_line_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        dev = start(PORT=str(port))
-        assert dev.await_end(START_S) == 1
-    assert dev.text() == (
-        f"clerk-sync: port {port} is in use: stop that process, or set PORT to another one\n"
-    )
-    assert not (dev.data / "postgres").exists()
-
-
-def test_servers_whose_old_ports_are_taken_move(start: Callable[..., Dev], server_directory: Path) -> None:
-    data = server_directory / ".data"
-    data.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        taken = {server.getsockname()[1] for server in (one, other)}
-        (data / "postgres.port").write_text(str(one.getsockname()[1]))
-        (data / "redis.port").write_text(str(other.getsockname()[1]))
-        dev = start().await_ready()
-        kept = {int((data / name).read_text()) for name in ("postgres.port", "redis.port")}
-        assert not kept & taken
-        assert dev.stop(signal.SIGINT, END_S) == 0, dev.text()
+        said = refused(tmp_path, PORT=str(port))
+    assert said == f"clerk-sync: port {port} is in use: stop that process, or set PORT to another one\n"
+    assert not (tmp_path / ".data" / "postgres").exists()
 
 
 def test_servers_that_the_environment_names_are_used_and_left_alone(
@@ -254,8 +245,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing_behind(seconds: float, start: Cal
     assert dev.left_over() == []
 
 
-def test_a_setting_that_is_wrong_ends_it_at_once(start: Callable[..., Dev]) -> None:
-    dev = start(CLERK_WEBHOOK_SIGNING_SECRET="whsec_replace_me")
-    assert dev.await_end(START_S) == 1
-    assert dev.text().startswith("clerk-sync: CLERK_WEBHOOK_SIGNING_SECRET is a placeholder")
-    assert not dev.data.exists()
+def test_a_setting_that_is_wrong_ends_it_at_once(tmp_path: Path) -> None:
+    said = refused(tmp_path, CLERK_WEBHOOK_SIGNING_SECRET="whsec_replace_me")
+    assert said.startswith("clerk-sync: CLERK_WEBHOOK_SIGNING_SECRET is a placeholder")
+    assert not (tmp_path / ".data").exists()
