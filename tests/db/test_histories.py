@@ -103,11 +103,11 @@ def at_clerk(world: World, chosen: Choices) -> dict[str, Row]:
 
 
 def test_any_history_delivered_in_any_way_ends_as_the_model_says(trial: Trial) -> None:
-    explore(trial, max_size=16, max_examples=60, plans_each=4)
+    explore(trial, max_size=16, max_examples=30, plans_each=4)
 
 
 def test_what_clerk_tells_delivered_in_any_way_ends_as_it_is_at_clerk(trial: Trial) -> None:
-    explore_orderly(trial, max_examples=40, plans_each=3)
+    explore_orderly(trial, max_examples=20, plans_each=3)
 
 
 def test_workers_that_meet_in_the_same_users_and_addresses_do_no_harm(trial: Trial) -> None:
@@ -118,11 +118,11 @@ def test_workers_that_meet_in_the_same_users_and_addresses_do_no_harm(trial: Tri
 
 
 def test_any_history_of_members_delivered_in_any_way_ends_as_the_model_says(trial: Trial) -> None:
-    explore(trial, max_size=16, max_examples=40, plans_each=4, with_organizations=True)
+    explore(trial, max_size=16, max_examples=20, plans_each=4, with_organizations=True)
 
 
 def test_what_clerk_tells_of_members_delivered_in_any_way_ends_as_it_is_at_clerk(trial: Trial) -> None:
-    explore_orderly(trial, max_examples=40, plans_each=3, with_organizations=True)
+    explore_orderly(trial, max_examples=20, plans_each=3, with_organizations=True)
 
 
 @pytest.mark.parametrize("dawdling", [False, True], ids=["fast", "dawdling"])
@@ -132,7 +132,7 @@ def test_rows_that_the_application_wrote_end_the_same_whatever_the_batches(
     if dawdling:
         trial.dawdle()
 
-    @settings(no_deadline, max_examples=8 if dawdling else 40, database=None)
+    @settings(no_deadline, max_examples=8 if dawdling else 20, database=None)
     @given(histories(16), choices, st.randoms(use_true_random=False))
     def tables_are_equal(deliveries: list[SentEvent], chosen: Choices, random: Random) -> None:
         ends = []
@@ -155,7 +155,7 @@ def test_workers_that_meet_in_the_same_organizations_do_no_harm(trial: Trial) ->
 def test_the_language_that_the_database_sorts_by_decides_nothing(trial: Trial) -> None:
     trial.collate()
     for told_of_members in (False, True):
-        explore(trial, max_size=12, max_examples=40, plans_each=3, with_organizations=told_of_members)
+        explore(trial, max_size=12, max_examples=20, plans_each=3, with_organizations=told_of_members)
 
 
 @pytest.mark.skipif(not THOROUGH, reason="HYPOTHESIS_PROFILE=thorough runs it")

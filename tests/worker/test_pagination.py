@@ -15,7 +15,7 @@ from worker.clerk.pagination import OVERLAP, PageStep, Position, paginate
 from worker.shutdown import Stopped, StopSignal
 from worker.threads import AHEAD
 
-MANY = 2250
+MANY = 1250
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_entries_without_an_id_are_shown_once_wherever_they_stand(
 @pytest.mark.parametrize("knows_cursor", [True, False])
 def test_a_walk_goes_on_from_any_page(clerk: FakeClerk, api: ClerkApi, knows_cursor: bool) -> None:
     clerk.knows_cursor = knows_cursor
-    for stop_after in range(1, 5):
+    for stop_after in range(1, 4):
         position = position_after(api, stop_after)
         assert paginated(api, position) == everyone()[position.seen :]
 
@@ -165,7 +165,7 @@ def test_no_user_is_skipped_while_others_are_deleted(
     clerk: FakeClerk, api: ClerkApi, knows_cursor: bool, deleted_at_a_time: int
 ) -> None:
     clerk.knows_cursor = knows_cursor
-    to_delete = iter(everyone()[:1600])
+    to_delete = iter(everyone()[:900])
     clerk.before = partial(delete_some, clerk, to_delete, deleted_at_a_time)
     seen = paginated(api)
     assert set(seen) >= set(clerk.ids())
