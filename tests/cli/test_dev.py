@@ -20,7 +20,7 @@ from cli.dev.servers import free_port
 from tests.support import http
 from tests.support.commands import run_with
 from tests.support.directories import open_directory
-from tests.support.processes import clerk_sync
+from tests.support.processes import clerk_sync, command_lines
 from tests.support.service_process import ServiceProcess
 from tests.support.settings import SECRET
 from tests.support.waiting import wait_until
@@ -36,6 +36,11 @@ ADDRESSES = (
     "PORT",
     "HOST",
 )
+MORE_SECRETS = {
+    "CLERK_SECRET_KEY": "sk_test_a1b2c3d4",
+    "CONSOLE_PASSWORD": "console-password",
+    "PULL_TOKEN": "token-of-the-application",
+}
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 
 
@@ -149,7 +154,7 @@ def refused(directory: Path, **environment: str) -> str:
     return ran.stdout + ran.stderr
 
 
-def test_the_data_survives_ctrl_c_also_with_the_settings_of_that_run_in_the_environment(
+def test_the_data_survives_ctrl_c_and_no_secret_is_in_a_command_line(
     start: Callable[..., Dev],
 ) -> None:
     first = start().await_ready()
@@ -165,7 +170,7 @@ def test_the_data_survives_ctrl_c_also_with_the_settings_of_that_run_in_the_envi
     assert first.left_over() == []
 
     environment = {name: first.variable(name).strip("'") for name in ADDRESSES}
-    second = start("--verbose", **environment).await_ready()
+    second = start("--verbose", **environment, **MORE_SECRETS).await_ready()
     assert second.announced("Signing secret") == secret
     assert second.variable("DATABASE_URL") == database
     query = subprocess.run(
@@ -174,6 +179,10 @@ def test_the_data_survives_ctrl_c_also_with_the_settings_of_that_run_in_the_envi
     assert query.stdout == "Ann\n", query.stderr
     assert "receiver started" in second.text()
     assert "worker.log" not in second.text()
+    lines = command_lines(second.living_pid)
+    assert len(lines.splitlines()) >= 5
+    passwords = [urlsplit(environment[name]).password or "" for name in ("DATABASE_URL", "REDIS_URL")]
+    assert [it for it in (secret, *passwords, *MORE_SECRETS.values()) if it in lines] == []
     assert second.stop(signal.SIGTERM, END_S) == 0, second.text()
     assert second.left_over() == []
 

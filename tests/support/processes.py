@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -36,6 +36,16 @@ def family(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
         return []
     return [pid, *(member for child in children for member in family(int(child)))]
+
+
+def command_lines(pid: int) -> str:
+    """Return the command lines of a process and of all that it started. Source: proc(5)."""
+    found = []
+    for member in family(pid):
+        with suppress(FileNotFoundError):  # it has ended since
+            found.append(Path(f"/proc/{member}/cmdline").read_bytes().replace(b"\0", b" ").decode())
+    assert found
+    return "\n".join(found)
 
 
 @contextmanager
