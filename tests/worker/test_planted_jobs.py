@@ -134,10 +134,14 @@ def call(
 
 
 def bomb(megabytes: int) -> bytes:
-    """Return zlib data that becomes so many MB of zeros."""
-    packer = zlib.compressobj(9)
-    zeros = bytes(MB)
-    return b"".join([*(packer.compress(zeros) for _ in range(megabytes)), packer.flush()])
+    """Return zlib data that becomes so many MB of zeros: what one of them is packed into, again and again.
+
+    Source of the two bytes of the head and of the checksum at the end: RFC 1950.
+    """
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    one = packer.compress(bytes(MB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    checksum = megabytes * MB % 65521 << 16 | 1
+    return b"\x78\xda" + one * megabytes + packer.flush() + checksum.to_bytes(4, "big")
 
 
 def in_the_queue(redis: Redis, lure: Lure) -> dict[str, str]:
@@ -272,6 +276,10 @@ def test_no_command_over_redis_does_more_than_stop_a_worker(
 def test_the_largest_body_that_is_received_can_be_read_again(text: str) -> None:
     assert len(text.encode()) == MAX_BODY_BYTES
     assert decode_call(zlib.compress(encode_call(text), 1)) == text
+
+
+def test_the_bomb_can_be_inflated() -> None:
+    assert zlib.decompress(bomb(3)) == bytes(3 * MB)
 
 
 @pytest.mark.parametrize("shape", ["zeros", "text", "lists"])
