@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ FLAGS = [
     "--no-first-run",
 ]
 PATIENCE_MS = 60_000
+DESK, PHONE = 1280, 360  # px
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
@@ -126,59 +128,64 @@ def test_a_page_that_gets_no_answer_says_so(visit: Visit, stack: Stack) -> None:
     page.wait_for_selector("body.stale")
 
 
-@pytest.mark.parametrize("with_javascript", [True, False], ids=["javascript", "no javascript"])
-def test_jobs_are_replayed_and_discarded_by_hand(
-    browser: Browser, stack: Stack, redis_url: str, *, with_javascript: bool
+def test_jobs_are_replayed_and_discarded_by_hand_with_and_without_javascript(
+    browser: Browser, stack: Stack, redis_url: str
 ) -> None:
-    deliver(stack, *range(5))
-    await_failed(redis_url, 5)
-    with _context(browser, java_script_enabled=with_javascript) as context:
-        visit = Visit(context, stack)
-        page = visit.open()
-        assert page.locator("#failed tbody tr").count() == 5
-        page.locator("#failed tbody tr").nth(0).get_by_role("button", name="Replay").click()
-        page.get_by_text("1 replayed").wait_for()
-        await_failed(redis_url, 5)  # it cannot be understood, so it comes back
-
-        page = visit.open()
-        for row in (0, 1):
-            page.locator("#failed input[type=checkbox]").nth(row).check()
-        page.get_by_role("button", name="Discard selected").click()
-        page.get_by_role("heading", name="Discard 2 failed jobs?").wait_for()
-        page.get_by_role("link", name="Cancel").click()
+    for with_javascript in (True, False):
+        deliver(stack, *range(5))
         await_failed(redis_url, 5)
-        page.locator("#failed tbody tr").nth(0).get_by_role("button", name="Discard").click()
-        page.get_by_role("button", name="Discard 1 failed job").click()
-        page.get_by_text("1 discarded").wait_for()
-        await_failed(redis_url, 4)
-
-        page.get_by_role("button", name="Discard all").click()
-        page.get_by_role("button", name="Discard 4 failed jobs").click()
-        page.get_by_text("4 discarded").wait_for()
-        await_failed(redis_url, 0)
-        visit.assert_harmless()
+        with _context(browser, java_script_enabled=with_javascript) as context:
+            replay_and_discard(Visit(context, stack), redis_url)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360], ids=["desk", "phone"])
-def test_the_page_can_be_read_in_each_theme_and_width(
-    browser: Browser, stack: Stack, redis_url: str, scheme: str, width: int
-) -> None:
+def replay_and_discard(visit: Visit, redis_url: str) -> None:
+    """Try each button; no job is left."""
+    page = visit.open()
+    assert page.locator("#failed tbody tr").count() == 5
+    page.locator("#failed tbody tr").nth(0).get_by_role("button", name="Replay").click()
+    page.get_by_text("1 replayed").wait_for()
+    await_failed(redis_url, 5)  # it cannot be understood, so it comes back
+
+    page = visit.open()
+    for row in (0, 1):
+        page.locator("#failed input[type=checkbox]").nth(row).check()
+    page.get_by_role("button", name="Discard selected").click()
+    page.get_by_role("heading", name="Discard 2 failed jobs?").wait_for()
+    page.get_by_role("link", name="Cancel").click()
+    await_failed(redis_url, 5)
+    page.locator("#failed tbody tr").nth(0).get_by_role("button", name="Discard").click()
+    page.get_by_role("button", name="Discard 1 failed job").click()
+    page.get_by_text("1 discarded").wait_for()
+    await_failed(redis_url, 4)
+
+    page.get_by_role("button", name="Discard all").click()
+    page.get_by_role("button", name="Discard 4 failed jobs").click()
+    page.get_by_text("4 discarded").wait_for()
+    await_failed(redis_url, 0)
+    visit.assert_harmless()
+
+
+def test_the_page_can_be_read_in_each_theme_and_width(browser: Browser, stack: Stack, redis_url: str) -> None:
     deliver(stack, "user_" + "x" * 195, 1)
     await_failed(redis_url, 1)
-    with _context(browser, color_scheme=scheme, viewport={"width": width, "height": 800}) as context:
-        visit = Visit(context, stack)
-        page = visit.open("/console?user=user_" + "x" * 195)
-        page.wait_for_selector("#newest >> text=user_xxx")
-        visit.assert_fits()
-        assert page.evaluate(DARK) is (scheme == "dark")
-        assert page.evaluate(PALE) == []
-        page.get_by_role("button", name="Discard all").click()
-        page.get_by_role("button", name="Discard 1 failed job").wait_for()
-        page.wait_for_load_state()  # the button may be there before the style sheet is
-        visit.assert_fits()
-        assert page.evaluate(PALE) == []
-        visit.assert_harmless()
+    for scheme, width in product(("light", "dark"), (DESK, PHONE)):
+        with _context(browser, color_scheme=scheme, viewport={"width": width, "height": 800}) as context:
+            read(Visit(context, stack), is_dark=scheme == "dark")
+
+
+def read(visit: Visit, *, is_dark: bool) -> None:
+    """Look at the page, and at the one that asks for confirmation."""
+    page = visit.open("/console?user=user_" + "x" * 195)
+    page.wait_for_selector("#newest >> text=user_xxx")
+    visit.assert_fits()
+    assert page.evaluate(DARK) is is_dark
+    assert page.evaluate(PALE) == []
+    page.get_by_role("button", name="Discard all").click()
+    page.get_by_role("button", name="Discard 1 failed job").wait_for()
+    page.wait_for_load_state()  # the button may be there before the style sheet is
+    visit.assert_fits()
+    assert page.evaluate(PALE) == []
+    visit.assert_harmless()
 
 
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
