@@ -384,9 +384,9 @@ def test_who_waits_for_a_transaction_that_holds_no_lock_here_names_it(
         waiting.start()
         pid = first.info.backend_pid
         listing = partial(run, "locks", DATABASE_URL=database_url_unpooled)
-        wait_until(lambda: f"waits for {pid}" in _unwrapped(listing().output), 10)
+        wait_until(lambda: f"waits for {pid}" in _unwrapped(listing().output), 30)
         assert run("locks", "--end", str(pid), "--yes").output == f"transaction {pid} is being ended\n"
-        waiting.join(10)
+        waiting.join(30)
         assert not waiting.is_alive()
 
 

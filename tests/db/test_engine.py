@@ -161,7 +161,7 @@ def test_the_idle_siblings_of_a_dead_connection_are_not_tried_one_by_one(
     everyone = threading.Barrier(4)
 
     def meet(connection: Connection) -> int:
-        everyone.wait(10)
+        everyone.wait(30)
         return pid(connection)
 
     with ThreadPoolExecutor(4) as threads:
@@ -207,7 +207,7 @@ def test_a_deadlock_is_tried_again(database: Database, admin: psycopg.Connection
             connection.execute(append, {"id": first})
             if not met.is_set():
                 met.set()
-                both_hold_one.wait(10)
+                both_hold_one.wait(30)
             connection.execute(append, {"id": second})
 
         return lock_both

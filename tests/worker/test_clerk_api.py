@@ -236,7 +236,7 @@ def test_a_429_holds_back_every_thread(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.answer_next(429, headers={"Retry-After": "2"})
     threads = [threading.Thread(target=api.count) for _ in range(5)]
     threads[0].start()
-    wait_until(lambda: clerk.requests, 10)
+    wait_until(lambda: clerk.requests, 30)
     time.sleep(0.5)
     for thread in threads[1:]:
         thread.start()
@@ -269,7 +269,7 @@ def test_nor_does_waiting_for_the_429_of_another_thread(clerk: FakeClerk) -> Non
     with client(api_alone(clerk), patience_s=3) as api:
         counting = threading.Thread(target=api.count)
         counting.start()
-        wait_until(lambda: clerk.requests, 10)
+        wait_until(lambda: clerk.requests, 30)
         time.sleep(0.3)
         assert api.page(OLDEST_FIRST).entries == []
         counting.join(20)

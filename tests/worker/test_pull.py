@@ -235,8 +235,8 @@ def test_closing_waits_for_the_call_under_way(clerk: FakeClerk, settings: config
     with closing(PullService(settings)) as service:
         call = threading.Thread(target=ask, args=(service, answers))
         call.start()
-        assert asked.wait(10)
-    call.join(10)
+        assert asked.wait(30)
+    call.join(30)
     assert [answer.status for answer in answers] == [PullStatus.FOUND]
     assert service.pull(ANN).status is PullStatus.BUSY
 

@@ -53,7 +53,7 @@ def test_eight_receivers_with_one_delivery_queue_it_once(make_settings: MakeSett
     start = threading.Barrier(8)
 
     def receive(receiver: DeliveryQueue) -> list[EnqueueResult]:
-        start.wait(10)
+        start.wait(30)
         return [receiver.enqueue(one) for one in given]
 
     with ThreadPoolExecutor(8) as threads:

@@ -278,7 +278,7 @@ def test_a_lock_that_a_dead_worker_left_expires(
     reconciliation.run_if_due()
     assert load(redis) is None
     redis.pexpire(LOCK_KEY, 1)
-    wait_until(lambda: not lock_is_held(redis), 5)
+    wait_until(lambda: not lock_is_held(redis), 20)
     reconciliation.run_if_due()
     assert result_of(redis)["error"] is None
 
@@ -343,7 +343,7 @@ def other(settings: config.Settings) -> Iterator[BaseProcess]:
     process.start()
     yield process
     process.kill()
-    process.join(10)
+    process.join(30)
 
 
 def lock_is_held(redis: Redis) -> bool:
