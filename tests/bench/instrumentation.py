@@ -56,7 +56,8 @@ def _ms(work: Callable[[], object]) -> float:
     for handler in logging.getLogger().handlers:
         assert isinstance(handler, logging.StreamHandler)
         handler.setStream(io.StringIO())
-    return min(_mean(work) for _ in range(5))
+    with redirect_stdout(io.StringIO()):
+        return min(_mean(work) for _ in range(5))
 
 
 def _mean(work: Callable[[], object]) -> float:

@@ -29,7 +29,7 @@ class BatchInstrumentation:
     ) -> None:
         """Count and log a transaction that applied a batch; of one that failed, without outcomes, the time.
 
-        It is one line for many events, with the ids of each: a line for each costs ten times as much
+        It is one line for many events, with the ids of each: a line for each takes more than twice the time
         (tests/bench/instrumentation.py).
         """
         self._metrics.observe(m.APPLY_SECONDS, seconds)
