@@ -1,5 +1,6 @@
 """Real servers for every test: started here, or given by TEST_DATABASE_URL and TEST_REDIS_URL."""
 
+import gc
 import itertools
 import logging
 import os
@@ -17,6 +18,7 @@ from psycopg import sql
 
 import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
+from cli.main import GC_THRESHOLD
 from db import migration
 from db.connection.engine import Database
 from tests.support.directories import memory, open_directory
@@ -32,8 +34,10 @@ from worker.queue import producer
 def pytest_configure() -> None:
     """Heed SIGINT, as a terminal's commands do: a script that runs the tests in the background ignores it.
 
-    What the tests start would inherit that.
+    What the tests start would inherit that. Garbage is looked for as often as in a command: with Python's own
+    number a fifth of the tests' time looks for it among thousands of collected tests.
     """
+    gc.set_threshold(GC_THRESHOLD)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
