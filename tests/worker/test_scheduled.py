@@ -283,7 +283,7 @@ def test_a_lock_that_a_dead_worker_left_expires(
     assert result_of(redis)["error"] is None
 
 
-LOCK_S = 2.0
+LOCK_S = 3.0
 
 
 def watched(redis: Redis, run_if_due: Callable[[], None]) -> list[int]:
@@ -323,7 +323,7 @@ def test_the_lock_lives_while_ghosts_are_asked_for_one_by_one(
     reconciliation.run_if_due()
     clerk.remove(*(numbered_id(i) for i in range(10)))
     make_due(redis)
-    clerk.before = lambda request: time.sleep(0.3 if request.path.startswith("/users/user_") else 0)
+    clerk.before = lambda request: time.sleep(0.4 if request.path.startswith("/users/user_") else 0)
     assert min(watched(redis, reconciliation.run_if_due)) > 0
     assert result_of(redis)["drift"]["ghost"] == 10
 
@@ -354,12 +354,12 @@ def test_after_a_worker_was_killed_in_a_reconciliation_another_one_goes_on_soon(
     clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, other: BaseProcess
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "30"})
-    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
+    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 60, lambda: "no request")
     time.sleep(2 * LOCK_S)
     reconciliation.run_if_due()
     assert load(redis) is None
     other.kill()
-    other.join(20)
+    other.join(60)
     assert redis.pttl(LOCK_KEY) <= LOCK_S * 1000
     wait_until(lambda: not lock_is_held(redis), 20, lambda: "the lock stays")
     reconciliation.run_if_due()
@@ -374,7 +374,7 @@ def test_a_worker_that_slept_through_the_loss_of_the_lock_does_nothing_more(
     other: BaseProcess,
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "5"})
-    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 20, lambda: "no request")
+    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 60, lambda: "no request")
     assert other.pid is not None
     os.kill(other.pid, signal.SIGSTOP)
     wait_until(lambda: not lock_is_held(redis), 20, lambda: "the lock stays")
@@ -383,7 +383,7 @@ def test_a_worker_that_slept_through_the_loss_of_the_lock_does_nothing_more(
     done = result_of(redis)
     asked = len(clerk.requests)
     os.kill(other.pid, signal.SIGCONT)
-    other.join(20)
+    other.join(60)
     assert other.exitcode == 0
     assert result_of(redis) == done
     assert len(clerk.requests) == asked
