@@ -176,11 +176,11 @@ def _status(port: int) -> int:
     return 0
 
 
-def check(seen: SeenBesideCrowd, soon_s: float = SOON_S, growth_mb: float = GROWTH_MB) -> None:
+def check(seen: SeenBesideCrowd, soon_s: float = SOON_S) -> None:
     """Fail unless 95 % of the deliveries were answered soon, and little memory was taken."""
     assert seen.p95_s < soon_s, seen
     assert seen.refused <= min(seen.sent / 4, max(1, seen.sent / 20)), seen  # one of few
-    assert seen.growth_mb < growth_mb, seen
+    assert seen.growth_mb < GROWTH_MB, seen
 
 
 def memory_mb(pid: int) -> float:
