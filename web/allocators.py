@@ -17,7 +17,7 @@ LARGE_BYTES = 128 * 1024
 def bound_thread_memory() -> None:
     """Set both for this process and its forks. Call it before granian is imported.
 
-    With 1,200 connections in any of 18 ways the receiver grows by 50 MB at most instead of 210, and its rate
+    With 1,200 connections in any of 18 ways the receiver grows by 70 MB at most instead of 210, and its rate
     is the same: docs/security.md.
     """
     os.putenv(GRANIAN_OPTIONS, NO_THREAD_CACHE)
