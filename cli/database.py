@@ -141,9 +141,7 @@ def _end(database: Database, found: list[locks.Holder], pid: int, *, yes: bool) 
     if all(pid not in (holder.pid, *holder.waits_for) for holder in found):
         raise click.UsageError(f"transaction {pid} holds no locks on the tables: nothing was changed")
     if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("nothing was changed: without a terminal, add --yes to confirm")
-        click.confirm(f"Close the connection of {pid} and undo its transaction?", abort=True, err=True)
+        _confirm(f"Close the connection of {pid} and undo its transaction?")
     click.echo(f"transaction {pid} {'is being ended' if locks.end(database, pid) else 'has ended already'}")
 
 
@@ -178,9 +176,14 @@ def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
         click.echo("\n".join(f"  {line}" for line in wrapped(step, 2)), err=True)
     result = "all lost" if steps[-1].startswith(schema.FIRST) else "kept"
     click.echo(f"Rows in users: {schema.count_users(database):,}, {result}", err=True)
+    _confirm("Undo it?")
+
+
+def _confirm(question: str) -> None:
+    """Ask on the terminal. Raises click.UsageError without one, and click.Abort if the answer is no."""
     if not sys.stdin.isatty():
         raise click.UsageError("nothing was changed: without a terminal, add --yes to confirm")
-    click.confirm("Undo it?", abort=True, err=True)
+    click.confirm(question, abort=True, err=True)
 
 
 def _is_local(host: str) -> bool:
