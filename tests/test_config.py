@@ -169,7 +169,7 @@ def test_nothing_set_is_nothing_wrong_and_every_default_stands() -> None:
     settings = load()
     assert settings.signing_keys == ()
     assert settings.database_url is settings.redis_url is settings.clerk_secret_key is None
-    assert (settings.port, settings.batch_size, settings.event_retention_days) == (8000, 100, 30)
+    assert (settings.port, settings.batch_size, settings.event_retention_days) == (8000, 400, 30)
     assert (settings.user_deletion, settings.role_source, settings.log_format) == ("delete", "metadata", None)
 
 
@@ -187,7 +187,7 @@ def test_what_a_command_needs_is_named_all_at_once(monkeypatch: pytest.MonkeyPat
 def test_an_empty_value_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "")
     monkeypatch.setenv("BATCH_SIZE", "")
-    assert load().batch_size == 100
+    assert load().batch_size == 400
     with pytest.raises(SettingsError, match=r"^REDIS_URL is not set$"):
         load("redis_url")
 

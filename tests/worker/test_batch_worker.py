@@ -487,6 +487,23 @@ def test_a_database_that_goes_and_comes_back_fails_no_job_and_burns_no_retry(
     assert worker.stop() == 0
 
 
+def test_locks_that_run_out_make_batches_smaller_and_fail_no_job(
+    queue: DeliveryQueue, rq: RqView, own_database: SecretStr, launch: Launch
+) -> None:
+    """The locks of all sessions share one table, whose size is the application's or platform's choice."""
+    ids = fill(queue, range(400))
+    lock = "SELECT {}(1, number) FROM generate_series(1, {}) AS number"
+    with psycopg.connect(own_database.get_secret_value(), autocommit=True) as others:
+        with pytest.raises(psycopg.errors.OutOfMemory):
+            others.execute(lock.format("pg_advisory_lock", 1_000_000))
+        others.execute(lock.format("pg_advisory_unlock", 120))
+        worker = launch(database_url=own_database, database_url_unpooled=None).ready()
+        await_status(rq, ids, "finished")
+    assert "(SQLSTATE 53200)" in worker.lines("waiting")[0]["reason"]
+    assert max(line["of"] for line in worker.lines("batch")) < 120
+    assert {rq.job(id_).retries_left for id_ in ids} == {len(RETRY_INTERVALS_S)}
+
+
 def test_a_worker_starts_before_anything_is_there_and_says_what_it_waits_for(
     server: PostgresServer,
     own_database: SecretStr,

@@ -1,6 +1,7 @@
 """The second consumer thread works during a backlog, and never goes idle with jobs reserved."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -13,13 +14,15 @@ import config
 from cli.dev.servers import RedisServer, free_port
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
+from tests.support.payloads import Json, user, user_event
 from tests.support.queue import RqView, delivery
 from tests.support.settings import MakeSettings
 from tests.support.waiting import wait_until
-from worker.queue.consumer import Finished, ReservedJobs, Settled, TakenJob
+from worker.queue.consumer import MAX_BATCH_BYTES, Finished, ReservedJobs, Settled, TakenJob
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import SUSPENDED_KEY
 from worker.redis_client import worker_redis
+from worker.runner import consumer_loop
 from worker.runner.consumer_loop import ConsumerThread, Process, SharedState
 from worker.shutdown import StopSignal
 
@@ -51,11 +54,13 @@ def redis(settings: config.Settings) -> Iterator[Redis]:
 
 
 @contextmanager
-def helping(settings: config.Settings, redis: Redis, process: Process) -> Iterator[Helper]:
+def helping(
+    settings: config.Settings, redis: Redis, process: Process, batch_size: int = BATCH
+) -> Iterator[Helper]:
     database = Database(settings)
     stopping, backlog = StopSignal(), threading.Event()
     consumer = ConsumerThread(
-        ReservedJobs(redis, "w", ".2"), SharedState(process, BATCH, database, stopping, backlog)
+        ReservedJobs(redis, "w", ".2"), SharedState(process, batch_size, database, stopping, backlog)
     )
     thread = threading.Thread(target=consumer.run_helper, daemon=True)
     thread.start()
@@ -73,10 +78,10 @@ def finish(jobs: list[TakenJob]) -> list[Settled]:
     return [Finished(job, "applied") for job in jobs]
 
 
-def fill(redis: Redis, count: int) -> None:
+def fill(redis: Redis, count: int, event: Json | None = None) -> None:
     queue = DeliveryQueue(redis)
     for _ in range(count):
-        queue.enqueue(delivery())
+        queue.enqueue(delivery(event))
     queue.close()
 
 
@@ -115,6 +120,35 @@ def test_it_settles_although_another_says_that_the_crowd_is_gone(
     with helping(settings, redis, process) as helper:
         helper.backlog.set()
         wait_until(lambda: finished(redis) == BATCH, SOON_S)
+
+
+def test_a_batch_that_is_full_by_its_bytes_is_no_end_of_the_backlog(
+    settings: config.Settings, redis: Redis
+) -> None:
+    large = user_event(data=user(public_metadata={"text": "x" * (MAX_BATCH_BYTES // 2)}))
+    fill(redis, 5, large)
+    with helping(settings, redis, finish, batch_size=100) as helper:
+        helper.backlog.set()
+        wait_until(lambda: finished(redis) == 5, SOON_S)
+
+
+def test_after_a_slow_batch_the_next_are_smaller_until_they_are_fast(
+    settings: config.Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_loop, "SLOW_BATCH_S", 0.3)
+    sizes: list[int] = []
+
+    def process(jobs: list[TakenJob]) -> list[Settled]:
+        sizes.append(len(jobs))
+        if len(sizes) <= 2:
+            time.sleep(0.4)
+        return finish(jobs)
+
+    fill(redis, 8 + 4 + 2 + 4 + 8 + 8)
+    with helping(settings, redis, process, batch_size=8) as helper:
+        helper.backlog.set()
+        wait_until(lambda: sum(sizes) == 34, SOON_S)
+    assert sizes == [8, 4, 2, 4, 8, 8]
 
 
 def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(

@@ -76,6 +76,11 @@ class Deferred(NamedTuple):
 Settled = Finished | Failed | Deferred
 
 
+def is_full(jobs: Sequence[TakenJob], limit: int) -> bool:
+    """Say whether a take of up to `limit` jobs has probably left some in the queue."""
+    return len(jobs) >= limit or sum(len(job.data) for job in jobs) >= MAX_BATCH_BYTES
+
+
 class ReservedJobs:
     """The jobs that one consumer has reserved; its id is the worker's name, and a `part` for each more.
 

@@ -6,6 +6,10 @@ until a batch was full, so an idle worker needs one connection to each server.
 
 The first delivery after a pause is taken at once. Under load the next take comes PACE_S after the last at the
 earliest, so that batches fill: a transaction of two events costs little more than one of one.
+
+A large batch costs less for each event, and holds its locks longer. So BATCH_SIZE is large, and the next
+batch is half as large after one that took longer than SLOW_BATCH_S, as with a slow trigger, or that the
+server refused.
 """
 
 import threading
@@ -19,7 +23,7 @@ from redis.exceptions import RedisError
 from db import schema
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError, DatabaseUnavailable
-from worker.queue.consumer import ReservedJobs, Settled, TakenJob
+from worker.queue.consumer import ReservedJobs, Settled, TakenJob, is_full
 from worker.redis_causes import explain
 from worker.shutdown import SLICE_S, StopSignal
 
@@ -31,6 +35,7 @@ SUSPENDED_PAUSE_S = 1
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 10.0
 ISOLATION_BATCH = 20
+SLOW_BATCH_S = 1.0  # far below the limits of a transaction in db.connection.session
 
 Process = Callable[[list[TakenJob]], list[Settled]]
 
@@ -49,13 +54,6 @@ class SharedState(NamedTuple):
     backlog: threading.Event
 
 
-class LastTake(NamedTuple):
-    """When jobs were last taken, on the monotonic clock, and how many."""
-
-    at_s: float
-    size: int
-
-
 class ConsumerThread:
     """Takes jobs under a consumer id of its own, has them processed, and settles them with its next take."""
 
@@ -68,8 +66,9 @@ class ConsumerThread:
         self._is_idle = True
         self._process, self._batch_size, self._database, self._stopping, self._backlog = shared
         self._unsettled: list[Settled] = []
-        self._last_take = LastTake(0.0, 0)
         self._limit = self._batch_size
+        self._was_full = False
+        self._next_take_s = 0.0  # on the monotonic clock
         self._pause_s = FIRST_PAUSE_S
 
     def run_primary(self) -> None:
@@ -84,9 +83,9 @@ class ConsumerThread:
                     self._await_job()
             except DatabaseUnavailable as error:
                 self._release()
-                if error.may_concern_one_row:
-                    # One job alone does not show whether it or the deployment is at fault: take others along.
-                    self._limit = max(self._batch_size, ISOLATION_BATCH)
+                # One job alone does not show whether it or the deployment is at fault: take others along.
+                enough = self._batch_size if error.may_concern_one_row else self._limit // 2
+                self._limit = max(enough, ISOLATION_BATCH)
                 self.pause("database", str(error))
                 self._await_database()
             except RedisError as error:
@@ -100,7 +99,7 @@ class ConsumerThread:
             self._is_idle = False
             try:
                 taken = self._take_and_process()
-                if taken is None or taken < self._batch_size:
+                if taken is None or not self._was_full:
                     self._settle()
                     # Suspended, it may have jobs reserved all the same: an earlier answer was lost.
                     if taken is not None or self._release():
@@ -135,28 +134,28 @@ class ConsumerThread:
 
     def _take_and_process(self) -> int | None:
         """Settle the last batch, take the next and process it; return its size, None while suspended."""
-        self._pace()
+        time.sleep(max(0.0, self._next_take_s - time.monotonic()))
         jobs = self.reserved.settle_and_take(self._unsettled, self._limit)
         self._unsettled = []
-        self._last_take = LastTake(time.monotonic(), len(jobs or ()))
+        self._was_full = jobs is not None and is_full(jobs, self._limit)
+        self._next_take_s = time.monotonic() + PACE_S if jobs and not self._was_full else 0.0
         self.waiting_for = self.reason = None
         if jobs:
             self.is_busy = True
-            if len(jobs) >= self._batch_size:
+            if self._was_full:
                 self._backlog.set()
-            self._took_at = time.monotonic()
+            began = self._took_at = time.monotonic()
             try:
                 self._unsettled = self._process(jobs)
             finally:
                 self._took_at = None
-            self._limit = self._batch_size
+            self._limit = self._next_limit(time.monotonic() - began)
         self._pause_s = FIRST_PAUSE_S
         return None if jobs is None else len(jobs)
 
-    def _pace(self) -> None:
-        """Let jobs gather after a batch that was not full; a full one has left some behind."""
-        if 0 < self._last_take.size < self._batch_size:
-            time.sleep(max(0.0, self._last_take.at_s + PACE_S - time.monotonic()))
+    def _next_limit(self, took_s: float) -> int:
+        """Return how many jobs to take after a batch that took `took_s`: half as many, or twice."""
+        return max(1, self._limit // 2) if took_s > SLOW_BATCH_S else min(2 * self._limit, self._batch_size)
 
     def _await_job(self) -> None:
         self.is_busy = False
