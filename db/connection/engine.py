@@ -27,6 +27,7 @@ RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, and its connec
 CONNECT_TIMEOUT_S = 5
 ATTEMPTS = 6
 RACE_ATTEMPTS = 3  # each sees what won before
+RETRIES_FOR_S = 60.0  # what takes longer does not heal within seconds
 MAX_PAUSE_S = 1.0
 
 T = TypeVar("T")
@@ -130,7 +131,8 @@ class Database:
     def _is_last(self, state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
         is_race = error is not None and sqlstate(error) in RACES
-        return state.attempt_number >= min(self._attempts, RACE_ATTEMPTS if is_race else self._attempts)
+        attempts = min(self._attempts, RACE_ATTEMPTS if is_race else self._attempts)
+        return state.attempt_number >= attempts or (state.seconds_since_start or 0) > RETRIES_FOR_S
 
     def _retried(self, attempt: Callable[[W], T], work: W) -> T:
         retrying = tenacity.Retrying(

@@ -546,6 +546,16 @@ def test_a_transaction_that_gets_no_answer_is_tried_on_a_fresh_connection(
     assert far.pool_state().in_use == 0
 
 
+def test_what_takes_long_is_not_tried_many_times(
+    through_proxy: tuple[Database, FaultyProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "RETRIES_FOR_S", 1.5)
+    far, _ = through_proxy
+    with structlog.testing.capture_logs() as logs, pytest.raises(DatabaseUnavailable):
+        run_statement(far, text("SELECT pg_sleep(1.2)"))
+    assert [line["attempt"] for line in logs if line["event"] == "database retry"] == [1]
+
+
 def run_statement(database: Database, statement: TextClause) -> None:
     database.run(lambda connection: connection.execute(statement))
 

@@ -195,6 +195,23 @@ def test_what_a_trigger_refuses_fails_alone_and_may_be_retried(
     assert len(failed(process([sixty[7]]))) == 1, "alone as well"
 
 
+@pytest.mark.parametrize("meta", [{}, {"waiting_since": 1}])
+def test_a_trigger_that_refuses_every_statement_fails_jobs_and_ends_no_worker(
+    meta: dict[str, object], process: Process, connection: Admin, sixty: list[TakenJob]
+) -> None:
+    connection.execute("""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT OR UPDATE OR DELETE ON users
+        FOR EACH STATEMENT EXECUTE FUNCTION refuse()
+    """)
+    with transaction(connection) as application:
+        application.execute("SELECT FROM users WHERE clerk_id = 'user_1' FOR UPDATE")
+        done = process([one._replace(meta=meta) for one in sixty[:3]])
+    assert {item.retryable for item in failed(done)} == {True}
+    assert len(failed(done)) + len(done["Deferred"]) == 3
+    assert len(failed(done)) >= 2
+
+
 def failed(done: dict[str, list[Settled]]) -> list[Failed]:
     return [item for item in done["Failed"] if isinstance(item, Failed)]
 
@@ -214,6 +231,16 @@ def test_a_broken_trigger_of_one_row_fails_that_row_alone(
     assert (one.job, one.retryable) == (sixty[7], True)
     assert f"SQLSTATE {state}" in one.reason
     assert "audit" not in one.reason + one.traceback
+
+
+def test_a_broken_trigger_fails_a_job_that_has_waited_for_a_lock_and_no_other(
+    process: Process, connection: Admin, sixty: list[TakenJob]
+) -> None:
+    interfere(connection, "user_7", MISSING_TABLE)
+    sixty[7] = sixty[7]._replace(meta={"waiting_since": 1})
+    done = process(sixty)
+    assert [item.job for item in failed(done)] == [sixty[7]]
+    assert len(done["Finished"]) == 59
 
 
 def test_one_job_alone_is_not_blamed_unless_it_was_before(

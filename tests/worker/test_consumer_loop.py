@@ -55,14 +55,18 @@ def redis(settings: config.Settings) -> Iterator[Redis]:
 
 @contextmanager
 def helping(
-    settings: config.Settings, redis: Redis, process: Process, batch_size: int = BATCH
+    settings: config.Settings,
+    redis: Redis,
+    process: Process,
+    batch_size: int = BATCH,
+    run: Callable[[ConsumerThread], None] = ConsumerThread.run_helper,
 ) -> Iterator[Helper]:
     database = Database(settings)
     stopping, backlog = StopSignal(), threading.Event()
     consumer = ConsumerThread(
         ReservedJobs(redis, "w", ".2"), SharedState(process, batch_size, database, stopping, backlog)
     )
-    thread = threading.Thread(target=consumer.run_helper, daemon=True)
+    thread = threading.Thread(target=run, args=(consumer,), daemon=True)
     thread.start()
     try:
         yield Helper(backlog, stopping, thread)
@@ -149,6 +153,22 @@ def test_after_a_slow_batch_the_next_are_smaller_until_they_are_fast(
         helper.backlog.set()
         wait_until(lambda: sum(sizes) == 34, SOON_S)
     assert sizes == [8, 4, 2, 4, 8, 8]
+
+
+def test_batches_become_smaller_until_the_server_takes_them(settings: config.Settings, redis: Redis) -> None:
+    """As when the transaction lasts longer than PostgreSQL lets it: that looks like a lost connection."""
+    sizes: list[int] = []
+
+    def process(jobs: list[TakenJob]) -> list[Settled]:
+        sizes.append(len(jobs))
+        if len(jobs) > 1:
+            raise DatabaseUnavailable("lost")
+        return finish(jobs)
+
+    fill(redis, 4)
+    with helping(settings, redis, process, batch_size=4, run=ConsumerThread.run_primary):
+        wait_until(lambda: finished(redis) == 4, SOON_S)
+    assert sizes[:3] == [4, 2, 1]
 
 
 def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(

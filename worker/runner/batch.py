@@ -37,11 +37,14 @@ def process(jobs: Sequence[TakenJob], keys: FieldSources, isolation: Isolation) 
     parsed = [_parse(job, keys) for job in jobs]
     failed = [item for item in parsed if isinstance(item, Failed)]
     understood = [item for item in parsed if isinstance(item, Parsed)]
-    return [
-        *failed,
-        *_apply([item for item in understood if not item.job.has_waited], isolation),
-        *_apply([item for item in understood if item.job.has_waited], isolation, have_waited=True),
-    ]
+    fresh = [item for item in understood if not item.job.has_waited]
+    waited = [item for item in understood if item.job.has_waited]
+    results = [*_apply(fresh, isolation), *_apply(waited, isolation, have_waited=True)]
+    trouble = _unexplained([*fresh, *waited], results)
+    if trouble is not None:
+        raise trouble
+    settled = zip([*fresh, *waited], results, strict=True)
+    return [*failed, *(_settled(item.job, result) for item, result in settled)]
 
 
 def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:
@@ -61,14 +64,10 @@ def incoming(svix_id: str | None, body: str, received_ms: int, keys: FieldSource
     return ReceivedChange(change, svix_id, event.type, event.happened_at, received_ms, event.instance_id)
 
 
-def _apply(parsed: Sequence[Parsed], isolation: Isolation, *, have_waited: bool = False) -> list[Settled]:
+def _apply(parsed: Sequence[Parsed], isolation: Isolation, *, have_waited: bool = False) -> list[Result]:
     if not parsed:
         return []
-    results = isolation.apply([item.incoming for item in parsed], have_waited=have_waited)
-    trouble = _unexplained(parsed, results)
-    if trouble is not None:
-        raise trouble
-    return [_settled(item.job, result) for item, result in zip(parsed, results, strict=True)]
+    return isolation.apply([item.incoming for item in parsed], have_waited=have_waited)
 
 
 def _unexplained(parsed: Sequence[Parsed], results: Sequence[Result]) -> DatabaseUnavailable | None:

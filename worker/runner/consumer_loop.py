@@ -83,9 +83,11 @@ class ConsumerThread:
                     self._await_job()
             except DatabaseUnavailable as error:
                 self._release()
-                # One job alone does not show whether it or the deployment is at fault: take others along.
-                enough = self._batch_size if error.may_concern_one_row else self._limit // 2
-                self._limit = max(enough, ISOLATION_BATCH)
+                if error.may_concern_one_row:
+                    # One job alone does not show whether it or the deployment is at fault: take others along.
+                    self._limit = max(self._batch_size, ISOLATION_BATCH)
+                else:
+                    self._limit = self._half_limit()
                 self.pause("database", str(error))
                 self._await_database()
             except RedisError as error:
@@ -155,7 +157,10 @@ class ConsumerThread:
 
     def _next_limit(self, took_s: float) -> int:
         """Return how many jobs to take after a batch that took `took_s`: half as many, or twice."""
-        return max(1, self._limit // 2) if took_s > SLOW_BATCH_S else min(2 * self._limit, self._batch_size)
+        return self._half_limit() if took_s > SLOW_BATCH_S else min(2 * self._limit, self._batch_size)
+
+    def _half_limit(self) -> int:
+        return max(1, self._limit // 2)
 
     def _await_job(self) -> None:
         self.is_busy = False
