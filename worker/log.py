@@ -13,7 +13,8 @@ from structlog.typing import EventDict, Processor
 from config import Settings
 
 _JSON = json.JSONEncoder(default=repr)
-CHATTY = ("rq.worker", "rq.scheduler", "alembic", "httpx")
+CHATTY = ("rq.worker", "rq.scheduler", "alembic")
+REVEALING = {"psycopg": logging.ERROR, "httpx": logging.WARNING, "httpcore": logging.WARNING}
 
 
 def configure(settings: Settings) -> None:
@@ -40,8 +41,8 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level)
-    # What they say of a connection tells its host, database and user.
-    logging.getLogger("psycopg").setLevel(logging.ERROR)
+    for name, level in REVEALING.items():  # hosts, databases, users, URLs
+        logging.getLogger(name).setLevel(level)
     pool = "db.connection.pool"  # SQLAlchemy's, by the name of its class
     logging.getLogger(pool).setLevel(logging.CRITICAL)
     if settings.log_level != "DEBUG":

@@ -32,6 +32,8 @@ logging.getLogger("rq.queue").info("Pushed job %s into %s", "msg_2", "clerk")
 logging.getLogger("rq.worker").info("Worker %s: *** Listening", "w")
 logging.getLogger("rq.worker").warning("Worker %s: trouble", "w")
 logging.getLogger("another_library").debug("a detail of theirs")
+logging.getLogger("httpx").info("HTTP Request: GET https://api.example.com/v1/users")
+logging.getLogger("httpcore.connection").debug("connect_tcp.started host='api.example.com'")
 for speaker in (structlog.get_logger("worker"), logging.getLogger("rq.worker")):
     try:
         raise ValueError("{MARK}@example.com")

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 import zlib
 from base64 import b64encode
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,19 +14,29 @@ from db.apply.isolation import Isolation
 from tests.support.applied import Applied
 from tests.support.payloads import body, user_event
 from tests.support.queue import RqView, beat, delivery
+from tests.support.settings import NO_DATABASE, MakeSettings
 from worker.clerk.payloads import FieldSources
-from worker.queue.consumer import ReservedJobs
+from worker.monitoring.metrics import TOTALS_KEY, Metrics
+from worker.monitoring.prometheus import MetricsEndpoint
+from worker.monitoring.receivers import NAMES_KEY
+from worker.monitoring.redis_stats import CAUSES_KEY, redis_facts
+from worker.queue import lock_waits
+from worker.queue.consumer import CONSUMERS_KEY, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
-from worker.queue.producer import DeliveryQueue
+from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, DeliveryQueue
 from worker.queue.rq_format import (
     FAILED_KEY,
     JOB_PREFIX,
     QUEUE_KEY,
     RESULT_PREFIX,
     SCHEDULED_KEY,
+    WORKER_PREFIX,
+    WORKER_REPORT,
+    WORKERS_KEY,
     encode_call,
 )
 from worker.runner import batch
+from worker.sync import last_run
 
 MB = 1024 * 1024
 LONG_AGO = 1
@@ -177,6 +188,25 @@ def test_keys_that_are_no_job_among_the_failed_are_passed_over_and_go(redis: Red
     failed = FailedJobs(redis)
     assert [job.id for job in failed.newest()] == ["odd"]
     assert [fate.name for _, fate in failed.replay(["text", "odd"])] == ["GONE", "REPLAYED"]
+
+
+def test_odd_values_in_our_own_keys_hide_no_figures(redis: Redis, make_settings: MakeSettings) -> None:
+    odd = b"\xff"
+    for key in (LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, CAUSES_KEY, last_run.KEY):
+        redis.set(key, odd)
+    redis.zadd(CONSUMERS_KEY, {odd: 1e300})
+    redis.sadd(WORKERS_KEY, WORKER_PREFIX.encode() + odd)
+    redis.hset(
+        WORKER_PREFIX.encode() + odd, mapping={"state": odd, "last_heartbeat": odd, WORKER_REPORT: "["}
+    )
+    redis.sadd(NAMES_KEY, odd)
+    redis.hset(TOTALS_KEY, mapping={odd: 1, "[1]": odd, "[[]]": 1})
+    redis.zadd(lock_waits.KEY, {odd: 1e300})
+    DeliveryQueue(redis).enqueue(delivery())
+    facts = redis_facts(redis)
+    assert (facts["queue"]["depth"], facts["last_received_at"] is not None) == (1, True)
+    with closing(MetricsEndpoint(make_settings(**NO_DATABASE), Metrics())) as endpoint:
+        assert b"clerk_sync_redis_up 1.0" in endpoint.render()
 
 
 def test_a_bomb_in_a_traceback_is_not_inflated(redis: Redis) -> None:

@@ -172,13 +172,15 @@ def test_the_service_says_why_no_user_was_deleted(service: PullService, settings
     assert rows(settings).keys() == {ANN, BEN}
 
 
-def test_a_key_of_another_instance_deletes_no_user(settings: config.Settings) -> None:
+def test_a_key_of_another_instance_changes_no_user(clerk: FakeClerk, settings: config.Settings) -> None:
+    clerk.put(user(BEN))
     other = settings.model_copy(update={"clerk_instance_id": "ins_other"})
     with open_context(other) as both:
         deliver(both, user_event(data=user(ANN)))
-        with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
-            pull(both, ANN, confirmed=True)
-        assert count(settings) == 1
+        for clerk_id in (ANN, BEN):
+            with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
+                pull(both, clerk_id, confirmed=True)
+        assert rows(settings).keys() == {ANN}
 
 
 def test_an_answer_about_another_user_is_refused(clerk: FakeClerk, both: SyncContext) -> None:

@@ -77,7 +77,11 @@ class MetricsEndpoint:
 
 def _totals(redis: Redis) -> Totals:
     raw: Any = redis.hgetall(TOTALS_KEY)
-    return {tuple(json.loads(field)): float(value) for field, value in raw.items()}
+    totals: dict[Field, float] = {}
+    for field, value in raw.items():
+        with suppress(ValueError, TypeError):  # not ours
+            totals[tuple(json.loads(field))] = float(value)
+    return totals
 
 
 def _families(answer: ProbeResult) -> Iterator[Metric]:

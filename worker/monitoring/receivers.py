@@ -14,7 +14,7 @@ from worker.monitoring.metrics import FLUSH_EVERY_S, Metrics
 from worker.monitoring.words import iso_of
 from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.queue.producer import WATCHING_SINCE_KEY
-from worker.redis_client import heartbeat_redis
+from worker.redis_client import ENCODING_ERRORS, heartbeat_redis
 
 NAMES_KEY = "clerk-sync:receiver-names"
 KEY_PREFIX = "clerk-sync:receiver:"  # each heartbeat renews its expiry, on Redis's clock: others differ
@@ -79,7 +79,7 @@ def count(redis: Redis, now_s: int) -> dict[str, Any]:
 
     Raises RedisError.
     """
-    names = [name.decode() for name in cast("set[bytes]", redis.smembers(NAMES_KEY))]
+    names = [name.decode(errors=ENCODING_ERRORS) for name in cast("set[bytes]", redis.smembers(NAMES_KEY))]
     with redis.pipeline(transaction=False) as pipeline:
         for name in names:
             pipeline.ttl(KEY_PREFIX + name)

@@ -1,6 +1,5 @@
 """What Redis knows of the service: the queue, the workers, the last delivery and reconciliation."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -60,7 +59,7 @@ def redis_facts(redis: Redis) -> Facts:
             "failed": failed,
         },
         "workers": {
-            **_workers(redis, workers, {name.decode(): at for name, at in seen}, now[0]),
+            **_workers(redis, workers, {_text(name): at for name, at in seen}, now[0]),
             "last_seen_at": iso_of(seen[0][1] if seen else None),
         },
         "receivers": receivers.count(redis, now[0]),
@@ -69,7 +68,7 @@ def redis_facts(redis: Redis) -> Facts:
         "last_received_at": _moment(received),
         "watching_since": _moment(since) or iso(datetime.now(UTC)),
         "suspended": bool(suspended),
-        "causes": json.loads(causes or b"[]"),
+        "causes": rq.read_json(causes or b"[]", list),
         **_durability(info),
         "reconciliation": last_run.parse(reconciliation),
         "lock_waits": lock_waits(redis),
@@ -112,7 +111,7 @@ def _reserved(redis: Redis, consumers: Sequence[bytes]) -> int:
     """Return how many jobs workers hold, suspended ones too."""
     with redis.pipeline(transaction=False) as pipeline:
         for consumer in consumers:
-            pipeline.llen(RESERVED_PREFIX + consumer.decode())
+            pipeline.llen(RESERVED_PREFIX.encode() + consumer)
         return sum(pipeline.execute())
 
 
@@ -120,7 +119,7 @@ def _oldest_age_s(redis: Redis, waiting: bytes | None, consumers: Sequence[bytes
     """Return the age of the oldest delivery that waits or is reserved."""
     with redis.pipeline(transaction=False) as pipeline:
         for consumer in consumers:
-            pipeline.lindex(RESERVED_PREFIX + consumer.decode(), 0)
+            pipeline.lindex(RESERVED_PREFIX.encode() + consumer, 0)
         heads = [waiting, *pipeline.execute()]
     return max((age for head in heads if (age := _age_s(redis, head)) is not None), default=None)
 
@@ -140,7 +139,7 @@ def _age_s(redis: Redis, job_id: bytes | None) -> float | None:
 def _workers(redis: Redis, keys: set[bytes], beats: Mapping[str, float], now_s: int) -> dict[str, Any]:
     """Return the workers that RQ knows, less those without a heartbeat: RQ itself forgets them much later."""
     gone = {name for name, at in beats.items() if at < now_s - DEAD_AFTER_S}
-    names = sorted({key.decode().removeprefix(rq.WORKER_PREFIX) for key in keys} - gone)
+    names = sorted({_text(key).removeprefix(rq.WORKER_PREFIX) for key in keys} - gone)
     with redis.pipeline(transaction=False) as pipeline:
         for name in names:
             pipeline.hgetall(rq.WORKER_PREFIX + name)
@@ -152,14 +151,14 @@ def _workers(redis: Redis, keys: set[bytes], beats: Mapping[str, float], now_s: 
 
 
 def _worker(name: str, fields: Mapping[bytes, bytes], beat_s: float | None) -> dict[str, Any]:
-    report = json.loads(fields.get(rq.WORKER_REPORT.encode(), b"{}"))
+    report: Facts = rq.read_json(fields.get(rq.WORKER_REPORT.encode(), b"{}"), dict)
     dependency, reason, in_hand_s = (report.get(key) for key in ("waiting_for", "reason", "in_hand_s"))
     is_waiting = dependency in DEPENDENCIES  # any program that reaches Redis may have written there
     return {
         "name": name,
-        "state": fields.get(b"state", b"").decode(),
+        "state": _text(fields.get(b"state", b"")),
         # a worker of ours that idles writes its hash less often than its heartbeat
-        "last_seen_at": iso_of(beat_s) or fields.get(b"last_heartbeat", b"").decode(),
+        "last_seen_at": iso_of(beat_s) or _text(fields.get(b"last_heartbeat", b"")),
         "waiting_for": dependency if is_waiting else None,
         "reason": reason[:MAX_REASON] if is_waiting and isinstance(reason, str) else None,
         "in_hand_s": in_hand_s if isinstance(in_hand_s, int | float) else None,
@@ -167,5 +166,9 @@ def _worker(name: str, fields: Mapping[bytes, bytes], beat_s: float | None) -> d
     }
 
 
+def _text(found: bytes) -> str:
+    return found.decode(errors="replace")
+
+
 def _moment(ms: bytes | None) -> str | None:
-    return iso_of(int(ms) / 1000 if ms else None)
+    return iso_of(int(ms) / 1000 if ms and ms.isdigit() else None)

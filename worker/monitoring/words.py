@@ -11,8 +11,11 @@ def iso(moment: datetime) -> str:
 
 
 def iso_of(seconds: float | None) -> str | None:
-    """Return the moment so many seconds after the epoch likewise, None for none."""
-    return None if seconds is None else iso(datetime.fromtimestamp(seconds, UTC))
+    """Return the moment so many seconds after the epoch likewise, None for none that a calendar has."""
+    try:
+        return None if seconds is None else iso(datetime.fromtimestamp(seconds, UTC))
+    except (ValueError, OverflowError):
+        return None
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -40,10 +40,10 @@ def pull(context: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
     not show them yet), nor any user while Clerk knows none of the other users here. Raises ClerkApiError,
     DatabaseError, Stopped, and what the limiter of `context.api` raises.
     """
+    context.api.check_instance()
     page = context.api.user(clerk_id)
     if page.entries:
         return _store(context, clerk_id, page)
-    context.api.check_instance()
     if not confirmed and not _is_settled(context, clerk_id):
         return Pulled(PullOutcome.ABSENT)
     if not context.own([clerk_id]):
