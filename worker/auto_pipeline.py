@@ -7,6 +7,7 @@ receiver's CPU time per delivery that saves an eighth, of Redis's a quarter (16 
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 from threading import Lock
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 from redis import ConnectionError as RedisConnectionError
 from redis import ConnectionPool
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from worker.redis_client import close_regularly, packed
+from worker.redis_client import FAIL_FAST_TIMEOUT_S, close_regularly, packed
+from worker.threads import in_background
 
 MOST_AT_ONCE = 100  # commands, so that the first is not kept waiting for the last
 REFUSED_PAUSE_S = 0.05
+OPENING_S = 1.2 * FAIL_FAST_TIMEOUT_S  # so that what one step waits for in vain is named
 READ_ONLY = "READONLY"
 _NONE_YET = object()
 
@@ -109,18 +113,35 @@ class AutoPipeline:
 
     def _ask_on_one(self, together: "Sequence[Asked]") -> None:
         connection = self._take()
-        was_open = connection.is_connected
         try:
-            try:
+            if connection.is_connected:
+                with suppress(RedisConnectionError):
+                    _exchange(connection, together)
+            if not connection.is_connected:  # not yet, or Redis had closed it since, or leads no more
+                self._open(connection)
                 _exchange(connection, together)
-            except RedisConnectionError:
-                if not was_open or connection.is_connected:
-                    raise
-            if was_open and not connection.is_connected:
-                _exchange(connection, together)  # Redis had closed it since, or leads no more
-        finally:
-            # one that could not be opened is the last to be tried again
-            self._idle.insert(len(self._idle) if connection.is_connected else 0, connection)
+        except _StillOpening:
+            raise
+        except BaseException:
+            self._keep(connection)
+            raise
+        self._keep(connection)
+
+    def _open(self, connection: Any) -> None:
+        """Open it within OPENING_S.
+
+        The name, each address, TLS and each command have time-outs of their own. What takes longer goes on,
+        and serves the deliveries to come.
+        """
+        opening = in_background(connection.connect)
+        if not wait([opening], OPENING_S).done:
+            opening.add_done_callback(lambda _: self._keep(connection))
+            raise _StillOpening("Timeout connecting to server")  # in redis-py's words
+        opening.result()
+
+    def _keep(self, connection: Any) -> None:
+        # one that could not be opened is the last to be tried again
+        self._idle.insert(len(self._idle) if connection.is_connected else 0, connection)
 
     def _take(self) -> Any:
         try:
@@ -147,6 +168,10 @@ class AutoPipeline:
         """Close the connections that are not in use."""
         for connection in self._idle:
             connection.disconnect()
+
+
+class _StillOpening(RedisTimeoutError):
+    """A connection is not open yet."""
 
 
 class Asked:

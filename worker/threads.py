@@ -28,7 +28,7 @@ def in_background(work: Callable[..., T], *arguments: Any) -> "Future[T]":
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="clerk-api", daemon=True).start()
+    threading.Thread(target=run, name="background", daemon=True).start()
     return future
 
 

@@ -1,8 +1,10 @@
 import gc
+import socket
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -309,6 +311,32 @@ def test_behind_a_redis_that_hangs_all_are_answered_in_time(
         "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs",
     }
     assert {receiver.enqueue(one) for one in given} <= {EnqueueResult.QUEUED, EnqueueResult.DUPLICATE}
+    receiver.close()
+
+
+def test_while_the_name_of_redis_is_looked_up_for_long_all_are_answered_in_time(
+    make_settings: MakeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look-up has no time-out, and each address that it finds has one of its own."""
+    found, look_up = threading.Event(), socket.getaddrinfo
+
+    def look_up_late(*arguments: Any, **options: Any) -> Any:
+        found.wait(20)
+        return look_up(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_late)
+    receiver = delivery_queue(make_settings(**NO_DATABASE, redis_url=SecretStr(redis_url)))
+
+    def answer_s(_: int) -> float:
+        began = time.monotonic()
+        with pytest.raises(QueueUnavailable, match=r"connecting to Redis timed out|are in use here"):
+            receiver.enqueue(delivery())
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(10) as threads:
+        assert max(threads.map(answer_s, range(10))) < 5
+    found.set()
+    wait_until(lambda: receiver.enqueue(delivery()) == EnqueueResult.QUEUED, 20)
     receiver.close()
 
 
