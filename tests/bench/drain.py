@@ -225,7 +225,7 @@ def _check(figures: Figures) -> None:
     def case(subject: str, setting: Setting) -> ComparedCase:
         return ComparedCase(PART, subject, setting)
 
-    goals = ((LOOP, 3.0), (SIMPLE, 20.0), (FORKING, 300.0))
+    goals = ((LOOP, 4.5), (SIMPLE, 20.0), (FORKING, 300.0))
     for setting in Setting:
         ours, is_local = case(OURS, setting), setting is Setting.LOCAL
         for subject, goal in goals:
