@@ -87,6 +87,7 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
     Two round trips, whatever the size of the batch. Killed anywhere, nothing or everything is done. Raises
     DatabaseUnavailable or ChangeRefused.
     """
+    batch = [incoming.of_instance(policy.instance_id) for incoming in batch]
     joined: frozenset[str] = frozenset()
     are_free = False
     while batch:

@@ -29,6 +29,15 @@ class ReceivedChange(NamedTuple):
     instance_id: str | None = None
     is_repeated: bool = False
 
+    def of_instance(self, instance_id: str | None) -> "ReceivedChange":
+        """Return the change; one that says nothing if another instance than that one says it."""
+        if instance_id is None or self.instance_id in (None, instance_id):
+            return self
+        nothing = (
+            Organization(self.subject) if isinstance(self.change, Organization) else UserChange(self.subject)
+        )
+        return self._replace(change=nothing, instance_id=None)
+
     @property
     def subject(self) -> str:
         """The Clerk id that the change is about."""

@@ -10,6 +10,7 @@ class Policy(NamedTuple):
 
     `owns_organization` is about the profile; with `follows_memberships` the column is written from those, as
     the name, id or slug that `organization_value` says. `keeps_fields`: `user_profiles` is written.
+    `instance_id` is the Clerk instance whose changes count; None for any.
     """
 
     anonymize: bool = False
@@ -18,10 +19,11 @@ class Policy(NamedTuple):
     follows_memberships: bool = False
     organization_value: str = "name"
     keeps_fields: bool = False
+    instance_id: str | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> "Policy":
-        """Return the policy that USER_DELETION, ROLE_SOURCE and ORGANIZATION_SOURCE state."""
+        """Return the policy that the settings state."""
         return cls(
             anonymize=settings.user_deletion == "anonymize",
             owns_role=settings.role_source != "none",
@@ -29,4 +31,5 @@ class Policy(NamedTuple):
             follows_memberships=settings.organization_source == "membership",
             organization_value=settings.organization_value,
             keeps_fields=bool(settings.profile_fields),
+            instance_id=settings.clerk_instance_id,
         )

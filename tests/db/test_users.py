@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused, DatabaseUnavailable
-from db.merge.change import EmailClaim, Profile, UserChange, Version, placeholder_address
+from db.merge.change import EmailClaim, Organization, Profile, UserChange, Version, placeholder_address
 from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
 from db.times import to_datetime
@@ -54,7 +54,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Row]]:
         yield connection
 
 
-def received(change: UserChange, svix_id: str | None = "new") -> ReceivedChange:
+def received(change: UserChange | Organization, svix_id: str | None = "new") -> ReceivedChange:
     """Return the change as a delivery brings it, with a svix-id of its own."""
     if svix_id == "new":
         svix_id = f"msg_{next(_numbers):06}"
@@ -89,6 +89,22 @@ def sync_row(connection: psycopg.Connection[Row], clerk_id: str) -> Row:
 def emails(connection: psycopg.Connection[Row]) -> dict[str, str]:
     rows = connection.execute("SELECT clerk_id, email FROM users").fetchall()
     return {found["clerk_id"]: found["email"] for found in rows}
+
+
+def test_changes_of_another_instance_change_nothing(
+    database: Database, connection: psycopg.Connection[Row]
+) -> None:
+    """They may have been queued before CLERK_INSTANCE_ID was set."""
+    own = Policy(instance_id="ins_own", follows_memberships=True)
+    organization = Organization("org_a", Version(NOW, NOW), "Acme")
+    foreign = [
+        one._replace(instance_id="ins_other") for one in (saved(ANN, 1, SHARED), received(organization))
+    ]
+    mine = [saved(BEN, 1, SHARED)._replace(instance_id="ins_own"), saved("user_c", 1)]
+    assert apply(database, *foreign, *mine, policy=own) == [*[Outcome.IGNORED] * 2, *[Outcome.APPLIED] * 2]
+    assert emails(connection) == {BEN: SHARED, "user_c": placeholder_address("user_c")}
+    assert connection.execute("SELECT id FROM instance_sync").fetchall() == [{"id": "ins_own"}]
+    assert connection.execute("SELECT id FROM organization_sync").fetchall() == []
 
 
 def existing(connection: psycopg.Connection[Row], clerk_id: str, email: str, **columns: Any) -> Row:
