@@ -46,18 +46,19 @@ def kill_a_run_that_got_beyond(users: int, settings: config.Settings) -> int:
 
 
 def test_killed_three_times_it_goes_on_where_it_was(clerk: FakeClerk, settings: config.Settings) -> None:
-    clerk.put_many(6000)
+    clerk.put_many(3000)
+    clerk.shortens_pages_to = 250
     clerk.before = slowly
     reached = 0
     for _ in range(3):
-        reached = kill_a_run_that_got_beyond(reached + 1000, settings)
-        assert reached < 6000
+        reached = kill_a_run_that_got_beyond(reached + 500, settings)
+        assert reached < 3000
     clerk.before = lambda _: None
     clerk.requests.clear()
     ran = run(settings, "backfill")
     assert ran.returncode == 0, ran.stderr
     assert f"Resuming after {reached:,} users" in ran.stderr
-    assert ran.stdout.startswith("6,000 users: ")
+    assert ran.stdout.startswith("3,000 users: ")
     pages = [request for request in clerk.requests if request.path == "/users"]
     assert pages[0].parameter("starting_after") == numbered_id(reached - 1)
     assert set(rows(settings)) == set(clerk.ids())
@@ -68,10 +69,11 @@ def test_killed_three_times_it_goes_on_where_it_was(clerk: FakeClerk, settings: 
 def test_a_signal_stops_it_and_says_what_comes_next(
     clerk: FakeClerk, settings: config.Settings, signum: signal.Signals
 ) -> None:
-    clerk.put_many(6000)
+    clerk.put_many(3000)
+    clerk.shortens_pages_to = 250
     clerk.before = lambda _: time.sleep(0.15 if len(clerk.requests) < 6 else 1)
     running = start(settings, "backfill")
-    wait_until(lambda: seen(settings) >= 1000, PATIENCE_S)
+    wait_until(lambda: seen(settings) >= 500, PATIENCE_S)
     running.send_signal(signum)
     began = time.monotonic()
     out, err = running.communicate(timeout=PATIENCE_S)
@@ -82,7 +84,7 @@ def test_a_signal_stops_it_and_says_what_comes_next(
     assert "the next backfill resumes there" in err
     clerk.before = lambda _: None
     assert run(settings, "backfill").returncode == 0
-    assert count(settings) == 6000
+    assert count(settings) == 3000
 
 
 def test_restart_begins_anew(clerk: FakeClerk, settings: config.Settings) -> None:

@@ -20,16 +20,17 @@ from tests.support.sync import api_settings, count
 from tests.support.terminal import SOON_S, Terminal, on_a_terminal
 from worker.redis_client import worker_redis
 
-USERS = 6000
+USERS, PAGE = 3000, 250
 CTRL_C = b"\x03"
 CUT_AT = (4, 8, 12)
 HALF_ANSWERED_AT = 10
-BAR = re.compile(r"Users +\S.*? (\d+)/6000 +([\d,]+)/s +(\d:\d\d:\d\d)")
+BAR = re.compile(r"Users +\S.*? (\d+)/3000 +([\d,]+)/s +(\d:\d\d:\d\d)")
 
 
 @pytest.fixture
 def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     clerk.put_many(USERS)
+    clerk.shortens_pages_to = PAGE
     clerk.before = slowly
     return api_settings(make_settings, clerk)
 
@@ -57,7 +58,7 @@ def test_a_bar_shows_how_many_how_fast_and_how_long_yet_and_leaves_one_line(
     assert numbers == sorted(numbers)
     assert len(set(numbers)) > 3
     assert any(0 < number < USERS for number in numbers)
-    assert terminal.left == "6,000 users: 6,000 created, 0 updated, 0 unchanged\n"
+    assert terminal.left == "3,000 users: 3,000 created, 0 updated, 0 unchanged\n"
 
 
 def test_ctrl_c_ends_it_within_seconds_with_one_line_that_says_how_to_go_on(
@@ -65,7 +66,7 @@ def test_ctrl_c_ends_it_within_seconds_with_one_line_that_says_how_to_go_on(
 ) -> None:
     clerk.before = lambda _: time.sleep(0.15 if len(clerk.requests) < 6 else 1)
     with on_a_terminal(settings, "backfill") as terminal:
-        next(bar for bar in bars(terminal) if int(bar[1]) >= 1000)
+        next(bar for bar in bars(terminal) if int(bar[1]) >= 500)
         terminal.press(CTRL_C)
         began = time.monotonic()
         assert terminal.wait() == 1
@@ -103,7 +104,7 @@ def test_connections_that_are_cut_in_the_middle_do_not_fail_the_run(
             assert terminal.wait() == 0, terminal.shown
     finally:
         proxy.stop()
-    assert terminal.left == "6,000 users: 6,000 created, 0 updated, 0 unchanged\n"
+    assert terminal.left == "3,000 users: 3,000 created, 0 updated, 0 unchanged\n"
     assert count(settings) == USERS
     asked = Counter((request.path, str(request.parameters)) for request in clerk.requests)
     assert asked.total() - len(asked) > len(CUT_AT), "what was cut off was asked for again"

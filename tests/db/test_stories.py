@@ -1,7 +1,7 @@
 """Short stories and the rows they must end in, written down by hand: for the tables and for the model."""
 
 from collections.abc import Mapping
-from itertools import islice, permutations
+from itertools import permutations
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -294,9 +294,13 @@ def test_every_story_ends_the_same_where_the_database_sorts_by_a_language(trial:
     tell_all(trial)
 
 
+ORDERS = 12  # of a story's, at most
+
+
 def tell_all(trial: Trial) -> None:
     for title, story in STORIES.items():
-        for order in islice(permutations(deliveries(*story.events)), 24):
+        orders = list(permutations(deliveries(*story.events)))
+        for order in orders[:: -(-len(orders) // ORDERS)]:  # evenly: those beside each other begin alike
             for batches in ([[delivery] for delivery in order], [list(order)]):
                 trial.deliver(BatchPlan(batches, workers=1), story.choices)
                 ends = tables(order, story.choices)

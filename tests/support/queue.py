@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
+from click.testing import CliRunner
 from redis import Redis
 from rq import Queue, Worker
+from rq.cli.cli import main as rq_cli
 from rq.job import Job
 from rq.registry import (
     BaseRegistry,
@@ -87,8 +89,15 @@ class RqView:
 
 
 def rq_command(redis_url: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
-    """Run RQ's own command, `rq <arguments>`, and return what it prints."""
+    """Run RQ's own command, `rq <arguments>`, and return what it prints.
+
+    In this process; with an `environment` in one of its own, which has only that.
+    """
     command, *rest = arguments
+    if environment is None:
+        result = CliRunner().invoke(rq_cli, [command, "--url", redis_url, *rest])
+        assert result.exit_code == 0, result.output
+        return result.output
     ran = subprocess.run(
         [sys.executable, "-m", "rq.cli", command, "--url", redis_url, *rest],
         capture_output=True,

@@ -35,7 +35,7 @@ from worker.sync.context import SyncContext
 from worker.sync.reconcile import Reconcile
 from worker.sync.scheduled import ScheduledReconciliation, Timing
 
-TRIES = int(os.environ.get("INTERLEAVINGS", "8"))
+TRIES = int(os.environ.get("INTERLEAVINGS", "5"))
 CAST = Cast(
     [*CLERK_IDS, *(f"user_{i}" for i in range(8))],
     [*ADDRESSES, *(f"{letter}@example.com" for letter in "abcd")],
