@@ -458,13 +458,13 @@ def test_a_redis_that_hangs_holds_no_caller_for_long(start: Callable[..., Receiv
     assert max(seconds for _, seconds in answers) < 5
 
 
-def test_a_process_that_is_killed_is_replaced(receiver: ReceiverProcess) -> None:
-    before = receiver.children()
+def test_a_process_that_is_killed_is_replaced(shared: ReceiverProcess) -> None:
+    before = shared.children()
     killed = min(before)
     os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: len(receiver.children() - {killed}) == 2, DEADLINE_S)
+    wait_until(lambda: len(shared.children() - {killed}) == 2, DEADLINE_S)
     for _ in range(20):
-        assert receiver.deliver().status == 202
+        assert shared.deliver().status == 202
 
 
 def test_sigterm_finishes_what_is_in_hand(receiver: ReceiverProcess, rq: RqView) -> None:
@@ -523,15 +523,15 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_port_that_is_taken_ends_the_command_with_one_line(
-    receiver: ReceiverProcess, make_settings: MakeSettings, tmp_path: Path
+    shared: ReceiverProcess, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     settings = make_settings(
-        database_url=UNREACHABLE_DATABASE_URL, database_url_unpooled=None, port=receiver.port
+        database_url=UNREACHABLE_DATABASE_URL, database_url_unpooled=None, port=shared.port
     )
     second = ServiceProcess("second", clerk_sync("web"), environment(settings), tmp_path).start()
     assert second.await_end(DEADLINE_S) == 1
-    assert second.text() == f"clerk-sync: cannot listen on port {receiver.port}: Address already in use\n"
-    assert receiver.deliver().status == 202
+    assert second.text() == f"clerk-sync: cannot listen on port {shared.port}: Address already in use\n"
+    assert shared.deliver().status == 202
 
 
 def test_the_log_has_a_line_for_each_delivery_and_no_other(receiver: ReceiverProcess) -> None:
