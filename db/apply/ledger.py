@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from db.apply import statements
-from db.connection.pipeline import Pipeline, columns
+from db.connection.pipeline import Pipeline
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import to_datetime
 
@@ -22,5 +22,4 @@ def record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Sequen
         for incoming, outcome in zip(batch, outcomes, strict=True)
         if incoming.svix_id is not None
     ]
-    if rows:
-        statements.send_rows(pipeline, statements.record_events(), columns(rows, 6))
+    statements.send_rows(pipeline, statements.record_events(), rows)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from db.apply import statements
-from db.connection.pipeline import Pipeline, columns
+from db.connection.pipeline import Pipeline
 from db.merge.change import Membership, Organization, UserChange, Version, merge_organizations
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
@@ -101,20 +101,17 @@ def decide(
 
 def write(pipeline: Pipeline, writes: MembershipWrites, value: str) -> None:
     """Send the writes, then the new value of the column for all users concerned: ORGANIZATION_VALUE's."""
-    if writes.organizations:
-        rows = [_organization_row(it) for it in writes.organizations]
-        statements.send_rows(pipeline, statements.write_organizations(), columns(rows, 7))
-    if writes.memberships:
-        rows = [_membership_row(*it) for it in writes.memberships]
-        statements.send_rows(pipeline, statements.write_memberships(), columns(rows, 8))
+    organizations = [_organization_row(it) for it in writes.organizations]
+    statements.send_rows(pipeline, statements.write_organizations(), organizations)
+    memberships = [_membership_row(*it) for it in writes.memberships]
+    statements.send_rows(pipeline, statements.write_memberships(), memberships)
     if writes.concerned or writes.renamed:
         pipeline.send(statements.set_organizations(value), ids=writes.concerned, changed=writes.renamed)
 
 
 def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
     """Delete the memberships of users who were deleted; whatever the source is now, it may have been this."""
-    if clerk_ids:
-        pipeline.send(statements.delete_memberships(), ids=clerk_ids)
+    statements.send_ids(pipeline, statements.delete_memberships(), clerk_ids)
 
 
 def outcomes(writes: MembershipWrites, of_users: Sequence[Outcome]) -> list[Outcome]:

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 
 from db.apply import statements
-from db.connection.pipeline import Pipeline, columns
+from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange
 from db.merge.fields import stored_fields
 from db.merge.rows import ProfileRow, profile_row
@@ -31,13 +31,10 @@ def write(pipeline: Pipeline, known: Mapping[str, UserChange], stored: Mapping[s
     """Send the rows that differ from what is stored; delete those of users who are to have none."""
     wanted = {clerk_id: row for clerk_id, change in known.items() if (row := profile_row(change))}
     changed = [row for row in wanted.values() if row != stored.get(row.clerk_id)]
-    if changed:
-        rows = columns(changed, len(ProfileRow._fields))
-        statements.send_rows(pipeline, statements.write_profiles(), rows)
+    statements.send_rows(pipeline, statements.write_profiles(), changed)
     forget(pipeline, sorted(stored.keys() - wanted.keys()))
 
 
 def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
     """Delete the rows of those users."""
-    if clerk_ids:
-        pipeline.send(statements.delete_profiles(), ids=clerk_ids)
+    statements.send_ids(pipeline, statements.delete_profiles(), clerk_ids)

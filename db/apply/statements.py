@@ -70,9 +70,18 @@ USER_COLUMNS = _types(User, UserRow._fields)
 EVENT_COLUMNS = _types(WebhookEvent, ("svix_id", "type", "clerk_id", "event_at", "received_at", "outcome"))
 
 
-def send_rows(pipeline: Pipeline, statement: Executable, rows_by_column: Sequence[Sequence[object]]) -> None:
-    """Send a statement that reads its rows from arrays called c0, c1 and so on."""
-    pipeline.send(statement, **{f"c{i}": list(values) for i, values in enumerate(rows_by_column)})
+def send_rows(pipeline: Pipeline, statement: Executable, rows: Sequence[tuple[object, ...]]) -> None:
+    """Send a statement that reads its rows from arrays called c0, c1 and so on, unless there are none."""
+    if rows:
+        pipeline.send(
+            statement, **{f"c{i}": list(column) for i, column in enumerate(zip(*rows, strict=True))}
+        )
+
+
+def send_ids(pipeline: Pipeline, statement: Executable, ids: Sequence[str]) -> None:
+    """Send a statement that concerns `ids`, unless there are none."""
+    if ids:
+        pipeline.send(statement, ids=ids)
 
 
 @cache

@@ -12,7 +12,7 @@ from db.apply.ledger import record
 from db.apply.memberships import MembershipWrites, StoredMemberships
 from db.connection.engine import Database
 from db.connection.errors import UNIQUE_VIOLATION, ChangeRefused
-from db.connection.pipeline import Pipeline, columns
+from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange, Version, placeholder_address
 from db.merge.claims import ClaimRank, CompetingClaim, resolve
 from db.merge.incoming import Outcome, ReceivedChange
@@ -199,17 +199,16 @@ def _lock_users(pipeline: Pipeline, writes: Writes, member_writes: MembershipWri
     if member_writes:
         ids = sorted(writes.touched.union(member_writes.concerned))
         pipeline.send(statements.lock_users_and_members(), ids=ids, changed=member_writes.renamed)
-    elif writes.touched:
-        pipeline.send(statements.lock_users(), ids=sorted(writes.touched))
+    else:
+        statements.send_ids(pipeline, statements.lock_users(), sorted(writes.touched))
 
 
 def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> None:
-    if writes.gone:
-        pipeline.send(statements.delete_users(), ids=writes.gone)
-    _set_emails(pipeline, writes.vacated)
+    statements.send_ids(pipeline, statements.delete_users(), writes.gone)
+    statements.send_rows(pipeline, statements.set_emails(), writes.vacated)
     for step in writes.changed:
         _write_rows(pipeline, step, stored.users)
-    _set_emails(pipeline, writes.assigned)
+    statements.send_rows(pipeline, statements.set_emails(), writes.assigned)
 
 
 def _targets(
@@ -274,24 +273,16 @@ def _assigned(competing: Sequence[CompetingClaim], holder_of: dict[str, str]) ->
     ]
 
 
-def _set_emails(pipeline: Pipeline, emails: list[tuple[str, str]]) -> None:
-    if emails:
-        statements.send_rows(pipeline, statements.set_emails(), columns(emails, 2))
-
-
 def _write_rows(pipeline: Pipeline, targets: list[TargetRow], stored: dict[str, UserRow]) -> None:
     old = [(*t.row, *t[1:]) for t in targets if t.row.clerk_id in stored]
     new = [t.row for t in targets if t.row.clerk_id not in stored]
-    if old:
-        statements.send_rows(pipeline, statements.update_users(), columns(old, len(UserRow._fields) + 3))
-    if new:
-        statements.send_rows(pipeline, statements.insert_users(), columns(new, len(UserRow._fields)))
+    statements.send_rows(pipeline, statements.update_users(), old)
+    statements.send_rows(pipeline, statements.insert_users(), new)
 
 
 def _write_instances(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> None:
     ids = sorted({incoming.instance_id for incoming in batch if incoming.instance_id is not None})
-    if ids:
-        pipeline.send(statements.add_instances(), ids=ids)
+    statements.send_ids(pipeline, statements.add_instances(), ids)
 
 
 def _newly_deleted(before: dict[str, UserChange], known: dict[str, UserChange]) -> list[str]:
@@ -305,6 +296,5 @@ def _newly_deleted(before: dict[str, UserChange], known: dict[str, UserChange]) 
 def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> list[str]:
     """Send the rows that differ; return whose they are."""
     rows = [row for change in known.values() if (row := sync_row(change)) != stored[row.clerk_id]]
-    if rows:
-        statements.send_rows(pipeline, statements.update_sync_rows(), columns(rows, len(SyncRow._fields)))
+    statements.send_rows(pipeline, statements.update_sync_rows(), rows)
     return [row.clerk_id for row in rows]

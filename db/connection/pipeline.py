@@ -101,8 +101,3 @@ def _joined(values: Sequence[object]) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
-
-
-def columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:
-    """Turn rows into the lists that `unnest` takes, one per column; `width` columns also without any row."""
-    return [[row[i] for row in rows] for i in range(width)]
