@@ -174,9 +174,9 @@ def test_the_service_says_why_no_user_was_deleted(service: PullService, settings
 
 def test_a_key_of_another_instance_changes_no_user(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(BEN))
-    other = settings.model_copy(update={"clerk_instance_id": "ins_other"})
-    with open_context(other) as both:
+    with open_context(settings) as both:
         deliver(both, user_event(data=user(ANN)))
+    with open_context(settings.model_copy(update={"clerk_instance_id": "ins_other"})) as both:
         for clerk_id in (ANN, BEN):
             with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
                 pull(both, clerk_id, confirmed=True)
