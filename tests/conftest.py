@@ -47,18 +47,15 @@ def pytest_configure() -> None:
 # Modules that take longest, as they start many processes or wait: the longest first.
 LONGEST = (
     "test_batch_worker",
-    "test_scheduled",
-    "test_idle",
     "test_dev",
-    "test_application",
-    "test_alerts_fire",
+    "test_interleavings",
+    "test_histories",
     "test_console_browser",
-    "test_server",
-    "test_reconcile",
+    "test_alerts_fire",
+    "test_idle",
+    "test_application",
     "test_redis_as_sold",
     "test_personal_data",
-    "test_histories",
-    "test_interleavings",
     "test_planted_jobs",
     "test_wheel",
 )
