@@ -21,7 +21,6 @@ from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import GC_THRESHOLD
 from db import migration
 from db.connection.engine import Database
-from tests.support import hypothesis_settings
 from tests.support.directories import memory, open_directory
 from tests.support.fake_clerk import FakeClerk
 from tests.support.pooler import start_pgbouncer
@@ -39,7 +38,6 @@ def pytest_configure() -> None:
     number a fifth of the tests' time looks for it among thousands of collected tests.
     """
     gc.set_threshold(GC_THRESHOLD)
-    hypothesis_settings.use()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

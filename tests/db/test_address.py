@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from db.merge.address import storable_address
+from tests.support.hypothesis_settings import no_deadline
 
 # What the check accepted before it learned of other addresses; all of that stays accepted.
 PLAIN = r"\A[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Z|a-z]{2,}\Z"
@@ -84,6 +85,7 @@ def test_what_is_no_address_is_not_stored(text: str) -> None:
     assert storable_address(text) is None
 
 
+@no_deadline
 @given(
     st.from_regex(PLAIN).filter(lambda a: len(a) <= 255 and not a.lower().endswith("@placeholder.invalid"))
 )
@@ -91,6 +93,7 @@ def test_what_the_plain_pattern_accepts_is_stored(address: str) -> None:
     assert storable_address(address) == address
 
 
+@no_deadline
 @given(st.from_regex(re.compile(PLAIN, re.IGNORECASE)).filter(lambda address: len(address) <= 255))
 def test_case_makes_no_difference(address: str) -> None:
     stored = {bool(storable_address(form)) for form in (address, address.swapcase()) if form.isascii()}
@@ -126,7 +129,7 @@ pieces = st.sampled_from(
 
 
 def test_parser_and_column_agree_on_odd_texts(database_url: str) -> None:
-    @settings(max_examples=20)
+    @settings(no_deadline, max_examples=20)
     @given(st.lists(st.lists(pieces, max_size=9).map("".join), min_size=50, max_size=200))
     def agree(texts: list[str]) -> None:
         assert accepted_by_column(database_url, texts) == [bool(storable_address(text)) for text in texts]

@@ -22,6 +22,7 @@ from db.merge.policy import Policy
 from db.merge.rows import apply_batch, profile_row, target
 from db.times import maybe_ms, to_ms
 from tests.support.histories import casts_of_members, choices_of_source, histories, plans
+from tests.support.hypothesis_settings import no_deadline
 from tests.support.payloads import body
 from tests.support.reference_model import Choices, Company, ExpectedTables, Row, SentEvent, Stay, tables
 from worker.clerk.payloads import FieldSources
@@ -117,7 +118,7 @@ def comparable(found: ExpectedTables, choices: Choices) -> ExpectedTables:
 
 @pytest.mark.timeout(3600)
 def test_shuffled_histories_end_as_the_model_says() -> None:
-    @settings(max_examples=HISTORIES)
+    @settings(no_deadline, max_examples=HISTORIES, database=None)
     @given(histories(16, casts_of_members), choices_of_source, st.randoms(use_true_random=False))
     def end_the_same(deliveries: list[SentEvent], choices: Choices, random: Random) -> None:
         for plan in islice(plans(deliveries, random, workers=1), 3):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db.merge.fields import canonical, stored_fields
+from tests.support.hypothesis_settings import no_deadline
 
 text = st.text(st.sampled_from(["a", "é", "\0", "\ud800", "😀", '"', "\\", "\n"]), max_size=4)
 numbers = (
@@ -24,6 +25,7 @@ values = st.recursive(
 
 
 def test_what_postgresql_stores_has_the_same_canonical_form(connection: psycopg.Connection[Any]) -> None:
+    @no_deadline
     @given(st.dictionaries(st.sampled_from(["a", "b"]), values))
     def comes_back(fields: dict[str, Any]) -> None:
         sent = canonical(fields)

@@ -26,6 +26,7 @@ from tests.support.histories import (
     orderly_histories,
     plans,
 )
+from tests.support.hypothesis_settings import no_deadline
 from tests.support.reference_model import Choices, Row, SentEvent, tables
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
@@ -46,7 +47,7 @@ def explore(
     generated = histories(max_size, casts_of_members if with_organizations else casts)
     chosen_among = choices_of_source if with_organizations else choices
 
-    @settings(max_examples=max_examples)
+    @settings(no_deadline, max_examples=max_examples, database=None)
     @given(generated, chosen_among, st.randoms(use_true_random=False))
     def tables_equal_the_model(deliveries: list[SentEvent], chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
@@ -65,7 +66,7 @@ def explore_orderly(
     generated = orderly_histories(24, casts_of_members) if with_organizations else orderly_histories()
     chosen_among = choices_of_source if with_organizations else choices
 
-    @settings(max_examples=max_examples)
+    @settings(no_deadline, max_examples=max_examples, database=None)
     @given(generated, chosen_among, st.randoms(use_true_random=False))
     def tables_equal_clerk(world: World, chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
@@ -131,7 +132,7 @@ def test_rows_that_the_application_wrote_end_the_same_whatever_the_batches(
     if dawdling:
         trial.dawdle()
 
-    @settings(max_examples=8 if dawdling else 20)
+    @settings(no_deadline, max_examples=8 if dawdling else 20, database=None)
     @given(histories(16), choices, st.randoms(use_true_random=False))
     def tables_are_equal(deliveries: list[SentEvent], chosen: Choices, random: Random) -> None:
         ends = []

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db.merge.change import EmailClaim, Membership, Organization, Profile, UserChange, Version, merge
+from tests.support.hypothesis_settings import no_deadline
 
 few_times = st.integers(0, 2)
 versions = st.builds(Version, few_times, few_times)
@@ -50,16 +51,19 @@ changes = st.builds(
 OLD, NEW = Version(1, 9), Version(2, 0)
 
 
+@no_deadline
 @given(changes, changes, changes)
 def test_merge_is_associative(a: UserChange, b: UserChange, c: UserChange) -> None:
     assert merge(merge(a, b), c) == merge(a, merge(b, c))
 
 
+@no_deadline
 @given(changes, changes)
 def test_merge_is_commutative(a: UserChange, b: UserChange) -> None:
     assert merge(a, b) == merge(b, a)
 
 
+@no_deadline
 @given(changes, changes)
 def test_merge_is_idempotent(a: UserChange, b: UserChange) -> None:
     merged = merge(a, b)
@@ -67,11 +71,13 @@ def test_merge_is_idempotent(a: UserChange, b: UserChange) -> None:
     assert merge(merged, a) == merge(merged, b) == merge(merged, merged) == merged
 
 
+@no_deadline
 @given(changes)
 def test_a_change_that_says_nothing_changes_nothing(a: UserChange) -> None:
     assert merge(a, UserChange("user_a")) == a
 
 
+@no_deadline
 @given(st.lists(changes, min_size=1, max_size=6), st.randoms(use_true_random=False), st.data())
 def test_changes_merge_to_the_same_in_any_order_repetition_and_grouping(
     said: list[UserChange], random: Random, data: st.DataObject
@@ -83,6 +89,7 @@ def test_changes_merge_to_the_same_in_any_order_repetition_and_grouping(
     assert reduce(merge, [reduce(merge, group) for group in groups]) == reduce(merge, said)
 
 
+@no_deadline
 @given(changes, changes)
 def test_each_part_is_taken_whole_from_one_of_the_two(a: UserChange, b: UserChange) -> None:
     merged = merge(a, b)
@@ -91,6 +98,7 @@ def test_each_part_is_taken_whole_from_one_of_the_two(a: UserChange, b: UserChan
         assert getattr(merged, part) in said or (getattr(merged, part) is None and not said)
 
 
+@no_deadline
 @given(changes, changes)
 def test_the_greater_version_wins_whatever_it_says(a: UserChange, b: UserChange) -> None:
     merged = merge(a, b)
@@ -100,6 +108,7 @@ def test_the_greater_version_wins_whatever_it_says(a: UserChange, b: UserChange)
             assert getattr(merged, part).version == max(value.version for value in said)
 
 
+@no_deadline
 @given(changes, changes)
 def test_the_later_login_and_the_earlier_deletion_stay(a: UserChange, b: UserChange) -> None:
     merged = merge(a, b)

@@ -13,6 +13,7 @@ from cli.samples import signed_headers
 from tests.faults.corpus import bodies, corpus
 from tests.faults.service import Service
 from tests.faults.svix import KEY, PATH
+from tests.support.hypothesis_settings import no_deadline
 from tests.support.payloads import body, svix_id
 from tests.support.queue import RqView
 from tests.support.waiting import wait_until
@@ -48,7 +49,7 @@ def test_every_known_shape_is_taken_and_applied_and_only_one_without_an_id_fails
 
 
 def test_nothing_that_is_signed_ends_a_process_or_is_lost_or_answered_late(each_service: Service) -> None:
-    @settings(max_examples=EXAMPLES)
+    @settings(no_deadline, max_examples=EXAMPLES)
     @given(st.lists(bodies(), min_size=1, max_size=MOST_AT_ONCE))
     def look(contents: list[bytes]) -> None:
         statuses = deliver(each_service, {svix_id(): content for content in contents})

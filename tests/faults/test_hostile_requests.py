@@ -11,6 +11,7 @@ from tests.faults.forgeries import check, flood
 from tests.faults.raw_requests import ANSWER_S, answer_to, connect, genuine_request, taken_in
 from tests.faults.service import Service
 from tests.faults.svix import KEY, PATH
+from tests.support.hypothesis_settings import no_deadline
 from tests.support.payloads import body, svix_id, user_event
 
 EXAMPLES = 300
@@ -90,7 +91,7 @@ def test_no_request_is_answered_5xx_late_or_ends_a_process(service: Service) -> 
     (receiver,) = service.receivers
     processes = receiver.family()
 
-    @settings(max_examples=EXAMPLES)
+    @settings(no_deadline, max_examples=EXAMPLES)
     @given(requests())
     def look(raw: bytes) -> None:
         began = time.monotonic()

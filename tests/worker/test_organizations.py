@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import config
 from db.merge.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
+from tests.support.hypothesis_settings import no_deadline
 from tests.support.payloads import (
     ABSENT,
     ACME,
@@ -457,6 +458,7 @@ def test_what_several_say_of_one_user_merges() -> None:
         assert essence(said(*order, keys=KEYS)) == member(ended_at=NOW + 700, version=(NOW, NOW + 900))
 
 
+@no_deadline
 @given(st.lists(anything, max_size=4))
 def test_any_memberships_of_a_user_are_understood(entries: list[object]) -> None:
     assert_understood_or_unreadable(body(user_event(data=ann([*entries, membership()]))).decode())

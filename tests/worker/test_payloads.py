@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db.merge.change import Organization, UserChange
+from tests.support.hypothesis_settings import no_deadline
 from tests.support.payloads import (
     ABSENT,
     ANN,
@@ -357,16 +358,19 @@ def holders(value: Any) -> Iterator[Any]:
             yield from holders(inner)
 
 
+@no_deadline
 @given(anything)
 def test_any_json_is_understood_or_unreadable(value: object) -> None:
     assert_understood_or_unreadable(as_text(value))
 
 
+@no_deadline
 @given(anything, st.sampled_from(ALL_TYPES), anything)
 def test_any_data_is_understood_or_unreadable(data: object, type_: str, timestamp: object) -> None:
     assert_understood_or_unreadable(as_text({"type": type_, "data": data, "timestamp": timestamp}))
 
 
+@no_deadline
 @given(genuine, st.data())
 def test_any_mutation_of_a_genuine_event_is_understood_or_unreadable(
     event: Json, data: st.DataObject
@@ -377,6 +381,7 @@ def test_any_mutation_of_a_genuine_event_is_understood_or_unreadable(
     assert_understood_or_unreadable(as_text(event))
 
 
+@no_deadline
 @given(genuine, st.data())
 def test_any_damage_to_a_genuine_event_is_understood_or_unreadable(event: Json, data: st.DataObject) -> None:
     text = as_text(event)
@@ -385,6 +390,7 @@ def test_any_damage_to_a_genuine_event_is_understood_or_unreadable(event: Json, 
     assert_understood_or_unreadable(text[:start] + data.draw(damage) + text[end:])
 
 
+@no_deadline
 @given(st.binary() | st.tuples(genuine.map(body), st.binary(max_size=3), st.binary(max_size=3)).map(b"".join))
 def test_any_bytes_are_json_or_not_json(raw: bytes) -> None:
     try:
@@ -397,11 +403,13 @@ def test_any_bytes_are_json_or_not_json(raw: bytes) -> None:
         assert_clean(reason)
 
 
+@no_deadline
 @given(anything)
 def test_any_json_can_be_summarized(value: object) -> None:
     assert not summarize(decode(body(value))).is_ignored or isinstance(value, dict)
 
 
+@no_deadline
 @given(st.text(st.characters() | st.sampled_from("\0\ud800\udfff"), max_size=400))
 def test_stored_text_can_be_stored_and_stays_what_it_is(text: str) -> None:
     stored = storable_text(text)
