@@ -83,11 +83,6 @@ class ConsumerThread:
                     self._await_job()
             except DatabaseUnavailable as error:
                 self._release()
-                if error.may_concern_one_row:
-                    # One job alone does not show whether it or the deployment is at fault: take others along.
-                    self._limit = max(self._batch_size, ISOLATION_BATCH)
-                else:
-                    self._limit = self._half_limit()
                 self.pause("database", str(error))
                 self._await_database()
             except RedisError as error:
@@ -101,7 +96,7 @@ class ConsumerThread:
             self._is_idle = False
             try:
                 taken = self._take_and_process()
-                if taken is None or not self._was_full:
+                if not self._was_full:
                     self._settle()
                     # Suspended, it may have jobs reserved all the same: an earlier answer was lost.
                     if taken is not None or self._release():
@@ -149,6 +144,9 @@ class ConsumerThread:
             began = self._took_at = time.monotonic()
             try:
                 self._unsettled = self._process(jobs)
+            except DatabaseUnavailable as error:
+                self._limit = self._limit_after(error)
+                raise
             finally:
                 self._took_at = None
             self._limit = self._next_limit(time.monotonic() - began)
@@ -158,6 +156,13 @@ class ConsumerThread:
     def _next_limit(self, took_s: float) -> int:
         """Return how many jobs to take after a batch that took `took_s`: half as many, or twice."""
         return self._half_limit() if took_s > SLOW_BATCH_S else min(2 * self._limit, self._batch_size)
+
+    def _limit_after(self, error: DatabaseUnavailable) -> int:
+        """Return how many jobs to take after a batch that failed.
+
+        One job alone does not show whether it or the deployment is at fault: then others are taken along.
+        """
+        return max(self._batch_size, ISOLATION_BATCH) if error.may_concern_one_row else self._half_limit()
 
     def _half_limit(self) -> int:
         return max(1, self._limit // 2)
