@@ -42,7 +42,7 @@ def configure(settings: Settings) -> None:
     root.handlers = [handler]
     root.setLevel(settings.log_level)
     for name, level in REVEALING.items():  # hosts, databases, users, URLs
-        logging.getLogger(name).setLevel(level)
+        logging.getLogger(name).setLevel(max(level, root.level))
     pool = "db.connection.pool"  # SQLAlchemy's, by the name of its class
     logging.getLogger(pool).setLevel(logging.CRITICAL)
     if settings.log_level != "DEBUG":

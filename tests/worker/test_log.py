@@ -74,6 +74,21 @@ def test_no_line_tells_where_the_database_is(level: str, database_url: str, tmp_
     assert speak(tmp_path, CONNECT, DATABASE_URL=database_url, LOG_LEVEL=level) == []
 
 
+WARN = """
+import logging
+import config
+from worker import log
+
+log.configure(config.load())
+for name in log.REVEALING:
+    logging.getLogger(name).warning("a warning of a library")
+"""
+
+
+def test_a_library_says_no_more_than_the_level_allows(tmp_path: Path) -> None:
+    assert speak(tmp_path, WARN, LOG_LEVEL="ERROR") == []
+
+
 def test_in_json_every_line_is_an_object_ours_and_rqs_alike(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [json.loads(line) for line in speak(tmp_path, LOG_FORMAT="json")]
     assert [(line["logger"], line["level"], line["event"]) for line in lines] == [
