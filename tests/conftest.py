@@ -42,8 +42,10 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Modules that take longest, as they start many processes or wait: the longest first.
+# Modules that take longest, as they start many processes or wait: the longest first. A module further back
+# may be divided: each part of `test_every_step` would start all its workers.
 LONGEST = (
+    "test_every_step",
     "test_batch_worker",
     "test_dev",
     "test_interleavings",
