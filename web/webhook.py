@@ -15,7 +15,7 @@ import structlog
 from flask import Blueprint, Response, request
 
 from config import Settings
-from db.merge.change import CLERK_ID
+from db.merge.change import CLERK_ID, is_foreign
 from web.body import BodyReader, Incomplete, NoRoom, TooLarge
 from web.line_limit import LineLimit
 from web.signature import Forged, Verifier, read_headers
@@ -148,7 +148,7 @@ class Receiver:
                 return DeliveryAnswer(self._queue.enqueue(delivery).value)
 
     def _is_foreign(self, summary: Summary, line: _Line) -> bool:
-        if self._instance_id is None or summary.instance_id in (None, self._instance_id):
+        if not is_foreign(summary.instance_id, self._instance_id):
             return False
         line.facts["foreign_instance"] = _if_shaped(CLERK_ID, summary.instance_id)
         return True

@@ -49,7 +49,7 @@ class Isolation:
     ) -> list[Result]:
         try:
             locked = self._tables.locked(sorted({change.subject for change in batch}))
-        except ChangeRefused:  # by a trigger for each statement, which fires without any row as well
+        except ChangeRefused:  # the attempts to apply them say so of each
             locked = frozenset()
         if error is not None and not locked:
             return self._halve(batch, error, _deadline())

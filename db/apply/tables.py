@@ -42,7 +42,8 @@ class Tables:
         """Return which of these users have a row that another transaction has locked.
 
         Before, every write runs on no rows: a missing table or right, a read-only database or a locked table
-        fails it. One round trip; changes nothing. Raises DatabaseUnavailable when no change can be applied.
+        fails it. One round trip; changes nothing. Raises DatabaseUnavailable when no change can be applied,
+        ChangeRefused when a trigger for each statement refuses them, as it fires without any row as well.
         """
 
         def look(pipeline: Pipeline) -> frozenset[str]:

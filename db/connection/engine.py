@@ -132,7 +132,7 @@ class Database:
         error = state.outcome.exception() if state.outcome else None
         is_race = error is not None and sqlstate(error) in RACES
         attempts = min(self._attempts, RACE_ATTEMPTS if is_race else self._attempts)
-        return state.attempt_number >= attempts or (state.seconds_since_start or 0) > RETRIES_FOR_S
+        return state.attempt_number >= attempts or tenacity.stop_after_delay(RETRIES_FOR_S)(state)
 
     def _retried(self, attempt: Callable[[W], T], work: W) -> T:
         retrying = tenacity.Retrying(

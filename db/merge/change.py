@@ -79,6 +79,11 @@ class Source(NamedTuple):
     instance_id: str
 
 
+def is_foreign(instance_id: str | None, own: str | None) -> bool:
+    """Say whether a Clerk instance, None if unknown, is another than `own`, which is None for any."""
+    return None not in (instance_id, own) and instance_id != own
+
+
 class UserChange(NamedTuple):
     """What one or more deliveries say about one user; None where they say nothing.
 

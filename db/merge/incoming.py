@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import NamedTuple
 
-from db.merge.change import Organization, Source, UserChange
+from db.merge.change import Organization, Source, UserChange, is_foreign
 
 
 class Outcome(StrEnum):
@@ -31,7 +31,7 @@ class ReceivedChange(NamedTuple):
 
     def of_instance(self, instance_id: str | None) -> "ReceivedChange":
         """Return the change; one that says nothing if another instance than that one says it."""
-        if instance_id is None or self.instance_id in (None, instance_id):
+        if not is_foreign(self.instance_id, instance_id):
             return self
         nothing = (
             Organization(self.subject) if isinstance(self.change, Organization) else UserChange(self.subject)

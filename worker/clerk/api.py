@@ -33,7 +33,7 @@ import httpx
 import tenacity
 
 from config import Settings, SettingsError
-from db.merge.change import CLERK_ID
+from db.merge.change import CLERK_ID, is_foreign
 from db.times import now_ms
 from worker.clerk.decoding import decode
 from worker.clerk.errors import NotJson, Unreadable
@@ -262,7 +262,7 @@ class ClerkApi:
     def check_instance(self) -> None:
         """Raise ClerkRefused when CLERK_INSTANCE_ID is set and the key belongs to another instance."""
         expected = self._expected_instance_id
-        if expected is not None and self.instance_id not in (None, expected):
+        if expected is not None and is_foreign(self.instance_id, expected):
             raise ClerkRefused("CLERK_SECRET_KEY belongs to another instance than CLERK_INSTANCE_ID names")
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from db.apply.isolation import Isolation, Result, blame, is_delay
@@ -36,15 +37,21 @@ def process(jobs: Sequence[TakenJob], keys: FieldSources, isolation: Isolation) 
     """
     parsed = [_parse(job, keys) for job in jobs]
     failed = [item for item in parsed if isinstance(item, Failed)]
-    understood = [item for item in parsed if isinstance(item, Parsed)]
-    fresh = [item for item in understood if not item.job.has_waited]
-    waited = [item for item in understood if item.job.has_waited]
-    results = [*_apply(fresh, isolation), *_apply(waited, isolation, have_waited=True)]
-    trouble = _unexplained([*fresh, *waited], results)
+    understood = sorted((item for item in parsed if isinstance(item, Parsed)), key=_has_waited)
+    results = [
+        result
+        for has_waited, group in groupby(understood, _has_waited)
+        for result in isolation.apply([item.incoming for item in group], have_waited=has_waited)
+    ]
+    trouble = _unexplained(understood, results)
     if trouble is not None:
         raise trouble
-    settled = zip([*fresh, *waited], results, strict=True)
+    settled = zip(understood, results, strict=True)
     return [*failed, *(_settled(item.job, result) for item, result in settled)]
+
+
+def _has_waited(item: Parsed) -> bool:
+    return item.job.has_waited
 
 
 def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:
@@ -62,12 +69,6 @@ def incoming(svix_id: str | None, body: str, received_ms: int, keys: FieldSource
     event = parse(body, keys)
     change = change_of(event, received_ms)
     return ReceivedChange(change, svix_id, event.type, event.happened_at, received_ms, event.instance_id)
-
-
-def _apply(parsed: Sequence[Parsed], isolation: Isolation, *, have_waited: bool = False) -> list[Result]:
-    if not parsed:
-        return []
-    return isolation.apply([item.incoming for item in parsed], have_waited=have_waited)
 
 
 def _unexplained(parsed: Sequence[Parsed], results: Sequence[Result]) -> DatabaseUnavailable | None:

@@ -15,6 +15,7 @@ from worker.clerk.payloads import summarize
 from worker.monitoring import metrics as m
 from worker.queue.consumer import Deferred, Failed, TakenJob
 from worker.queue.rq_format import ForeignJobError, decode_call
+from worker.threads import chunks
 
 log = structlog.get_logger("worker")
 
@@ -40,8 +41,7 @@ class BatchInstrumentation:
         if not outcomes:
             return
         facts = {"of": len(batch), "ms": round(seconds * 1000, 1)}
-        for start in range(0, len(batch), EVENTS_A_LINE):
-            events = _ids(batch[start : start + EVENTS_A_LINE], outcomes[start : start + EVENTS_A_LINE])
+        for events in chunks(_ids(batch, outcomes), EVENTS_A_LINE):
             sums = Counter(event["outcome"] for event in events)
             log.info("batch", jobs=len(events), **facts, **sums, events=events)
         self._count(batch, outcomes)
