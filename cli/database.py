@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import click
 
@@ -26,15 +28,23 @@ class NotLocal(Exception):
 
 
 @click.group()
-@click.pass_context
-def db(context: click.Context) -> None:
+def db() -> None:
     """Migrations, development data, and locks on the tables."""
-    context.obj = load("database_url")
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Load the settings when the command runs: `--help` works without them."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        command(load("database_url"), *arguments, **options)
+
+    return run
 
 
 @db.command()
 @click.argument("revision", default="head")
-@click.pass_obj
+@_with_settings
 def upgrade(settings: Settings, revision: str) -> None:
     """Create the tables, or run the migrations that have not run yet."""
     with Database(settings, unpooled=True) as database:
@@ -71,7 +81,7 @@ def _destroys(command: Callable[..., None]) -> Callable[..., None]:
 @db.command()
 @click.argument("revision", default="-1")
 @_destroys
-@click.pass_obj
+@_with_settings
 def downgrade(settings: Settings, revision: str, yes: bool, force: bool) -> None:
     """Undo the last migration, or all after REVISION.
 
@@ -86,7 +96,7 @@ def downgrade(settings: Settings, revision: str, yes: bool, force: bool) -> None
 
 
 @db.command()
-@click.pass_obj
+@_with_settings
 def current(settings: Settings) -> None:
     """Show the revision of the schema, and whether it is the newest."""
     with Database(settings, unpooled=True) as database:
@@ -95,7 +105,7 @@ def current(settings: Settings) -> None:
 
 @db.command()
 @_destroys
-@click.pass_obj
+@_with_settings
 def reset(settings: Settings, yes: bool, force: bool) -> None:
     """Drop the tables with all rows, and create them again."""
     _require_local(settings, force)
@@ -110,7 +120,7 @@ def reset(settings: Settings, yes: bool, force: bool) -> None:
 @click.option(
     "--users", default=20, show_default=True, type=click.IntRange(1, 100_000), help="Number of users."
 )
-@click.pass_obj
+@_with_settings
 def seed(settings: Settings, users: int) -> None:
     """Add sample users with addresses at example.com."""
     with Database(settings, unpooled=True) as database:
@@ -121,7 +131,7 @@ def seed(settings: Settings, users: int) -> None:
 @click.option("--end", "pid", type=int, metavar="PID", help="End this transaction and close its connection.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-@click.pass_obj
+@_with_settings
 def locks_(settings: Settings, pid: int | None, yes: bool, as_json: bool) -> None:
     """List the transactions that hold locks on the tables, oldest first.
 

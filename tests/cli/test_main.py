@@ -4,13 +4,15 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import httpx
 import pytest
 
 from cli.dev.servers import free_port
-from cli.main import COMMANDS, describe
+from cli.main import COMMANDS, cli, describe
 from config import SettingsError
 from db.connection.errors import DatabaseUnavailable
 from tests.support import http
@@ -161,9 +163,18 @@ def test_only_errors_of_our_own_are_shown_with_their_words() -> None:
 
 
 def test_no_command_needs_settings_to_explain_itself(tmp_path: Path) -> None:
-    ran = run("worker", "--help", directory=tmp_path)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.startswith("Usage: clerk-sync worker ")
+    for words in _all_commands():
+        ran = run(*words, "--help", directory=tmp_path)
+        assert (ran.returncode, ran.stderr) == (0, ""), words
+        assert ran.stdout.startswith(f"Usage: clerk-sync {' '.join(words)} ")
+
+
+def _all_commands() -> Iterator[tuple[str, ...]]:
+    for name in COMMANDS:
+        yield (name,)
+        command = cli.get_command(click.Context(cli), name)
+        if isinstance(command, click.Group):
+            yield from ((name, part) for part in command.commands)
 
 
 WRONG = {"PORT": "x", "BATCH_SIZE": "0", "LOG_LEVEL": "loud", "DB_POOL_TIMEOUT": "soon"}
