@@ -173,6 +173,13 @@ def test_the_page_can_be_read_in_each_theme_and_width(browser: Browser, stack: S
             read(Visit(context, stack), is_dark=scheme == "dark")
 
 
+def test_a_long_time_stays_within_its_tile(browser: Browser, stack: Stack) -> None:
+    for width in (DESK, 1000, PHONE):
+        with _context(browser, viewport={"width": width, "height": 800}) as context:
+            page = Visit(context, stack).open()
+            assert page.evaluate(OVERFLOWING_TILES, "59 min ago") == []
+
+
 def read(visit: Visit, *, is_dark: bool) -> None:
     """Look at the page, and at the one that asks for confirmation."""
     page = visit.open("/console?user=user_" + "x" * 195)
@@ -191,6 +198,10 @@ def read(visit: Visit, *, is_dark: bool) -> None:
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
     .filter((e) => e.getBoundingClientRect().right > window.innerWidth + 0.5)
     .map((e) => `${e.tagName} ${e.className} ${e.textContent.trim().slice(0, 40)}`)"""
+OVERFLOWING_TILES = """(text) => [...document.querySelectorAll(".tile .value")]
+    .map((value) => { value.textContent = text; return value; })
+    .filter((value) => value.scrollWidth > value.clientWidth)
+    .map((value) => value.parentElement.textContent.trim())"""
 LUMINANCE = """
     const parse = (color) => color.match(/[\\d.]+/g).map(Number);
     const luminance = (rgb) => rgb.slice(0, 3)
