@@ -55,11 +55,11 @@ def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> Pending
     changed = sorted({organization.id for incoming in batch for organization in _facts(incoming)})
     changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
     concerned = sorted({change.clerk_id for change in changes if _concerns_organization(change)})
-    pipeline.send(statements.lock_organizations(), changed=changed, ids=concerned)
+    pipeline.send(statements.LOCK_ORGANIZATIONS, changed=changed, ids=concerned)
     return PendingReads(
         concerned,
-        pipeline.send(statements.read_organizations(), ids=changed),
-        pipeline.send(statements.read_memberships(), ids=concerned),
+        pipeline.send(statements.READ_ORGANIZATIONS, ids=changed),
+        pipeline.send(statements.READ_MEMBERSHIPS, ids=concerned),
     )
 
 
@@ -102,16 +102,16 @@ def decide(
 def write(pipeline: Pipeline, writes: MembershipWrites, value: str) -> None:
     """Send the writes, then the new value of the column for all users concerned: ORGANIZATION_VALUE's."""
     organizations = [_organization_row(it) for it in writes.organizations]
-    statements.send_rows(pipeline, statements.write_organizations(), organizations)
+    statements.send_rows(pipeline, statements.WRITE_ORGANIZATIONS, organizations)
     memberships = [_membership_row(*it) for it in writes.memberships]
-    statements.send_rows(pipeline, statements.write_memberships(), memberships)
+    statements.send_rows(pipeline, statements.WRITE_MEMBERSHIPS, memberships)
     if writes.concerned or writes.renamed:
-        pipeline.send(statements.set_organizations(value), ids=writes.concerned, changed=writes.renamed)
+        pipeline.send(statements.SET_ORGANIZATIONS[value], ids=writes.concerned, changed=writes.renamed)
 
 
 def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
     """Delete the memberships of users who were deleted; whatever the source is now, it may have been this."""
-    statements.send_ids(pipeline, statements.delete_memberships(), clerk_ids)
+    statements.send_ids(pipeline, statements.DELETE_MEMBERSHIPS, clerk_ids)
 
 
 def outcomes(writes: MembershipWrites, of_users: Sequence[Outcome]) -> list[Outcome]:

@@ -14,7 +14,7 @@ from db.merge.rows import ProfileRow, profile_row
 
 def ask(pipeline: Pipeline, clerk_ids: Sequence[str]) -> psycopg.Cursor[Any]:
     """Ask for the rows of those users."""
-    return pipeline.send(statements.read_profiles(), ids=clerk_ids)
+    return pipeline.send(statements.READ_PROFILES, ids=clerk_ids)
 
 
 def read(asked: psycopg.Cursor[Any]) -> dict[str, ProfileRow]:
@@ -31,10 +31,10 @@ def write(pipeline: Pipeline, known: Mapping[str, UserChange], stored: Mapping[s
     """Send the rows that differ from what is stored; delete those of users who are to have none."""
     wanted = {clerk_id: row for clerk_id, change in known.items() if (row := profile_row(change))}
     changed = [row for row in wanted.values() if row != stored.get(row.clerk_id)]
-    statements.send_rows(pipeline, statements.write_profiles(), changed)
+    statements.send_rows(pipeline, statements.WRITE_PROFILES, changed)
     forget(pipeline, sorted(stored.keys() - wanted.keys()))
 
 
 def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
     """Delete the rows of those users."""
-    statements.send_ids(pipeline, statements.delete_profiles(), clerk_ids)
+    statements.send_ids(pipeline, statements.DELETE_PROFILES, clerk_ids)

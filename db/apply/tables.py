@@ -49,8 +49,8 @@ class Tables:
         def look(pipeline: Pipeline) -> frozenset[str]:
             for write in statements.writes(self._policy):
                 pipeline.send_no_rows(write)
-            rows = [pipeline.send(one, ids=ids) for one in statements.stored_ids()]
-            unlocked = [pipeline.send(one, ids=ids) for one in statements.unlocked_ids()]
+            rows = [pipeline.send(one, ids=ids) for one in statements.STORED_IDS]
+            unlocked = [pipeline.send(one, ids=ids) for one in statements.UNLOCKED_IDS]
             pipeline.wait()
             pairs = zip(rows, unlocked, strict=True)
             return frozenset().union(*(_ids(stored) - _ids(free) for stored, free in pairs))

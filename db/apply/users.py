@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from db.apply import memberships, placeholders, profiles, statements
-from db.apply.ledger import record
 from db.apply.memberships import MembershipWrites, StoredMemberships
 from db.connection.engine import Database
 from db.connection.errors import UNIQUE_VIOLATION, ChangeRefused
@@ -28,6 +27,7 @@ from db.merge.rows import (
     sync_row,
     target,
 )
+from db.times import maybe_datetime, to_datetime
 
 
 class StoredState(NamedTuple):
@@ -118,7 +118,7 @@ def _apply(
     synced = _write_sync(pipeline, known, stored.sync)
     if writes.touched or synced:
         ids = sorted(writes.touched.difference(writes.gone))
-        pipeline.send(statements.require_written(), ids=ids, sync_ids=synced, gone=writes.gone)
+        pipeline.send(statements.REQUIRE_WRITTEN, ids=ids, sync_ids=synced, gone=writes.gone)
     deleted = _newly_deleted(before, known)
     memberships.forget(pipeline, deleted)
     profiles.forget(pipeline, deleted)  # whether or not they are kept now, they may have been
@@ -128,7 +128,7 @@ def _apply(
         outcomes = memberships.outcomes(member_writes, outcomes)
         memberships.write(pipeline, member_writes, policy.organization_value)
     _write_instances(pipeline, batch)
-    record(pipeline, batch, outcomes)
+    _record(pipeline, batch, outcomes)
     return outcomes
 
 
@@ -141,20 +141,18 @@ def _lock_and_read(
     concerned = sorted({change.clerk_id for change in moving})
     addresses = sorted({change.email.address for change in moving if change.email and change.email.address})
 
-    pipeline.send(statements.add_sync_rows(), ids=ids)
-    sync = pipeline.send(statements.lock_sync_rows(), ids=ids)
+    pipeline.send(statements.ADD_SYNC_ROWS, ids=ids)
+    sync = pipeline.send(statements.LOCK_SYNC_ROWS, ids=ids)
     if concerned:
-        pipeline.send(statements.lock_addresses(), ids=concerned, addresses=addresses)
+        pipeline.send(statements.LOCK_ADDRESSES, ids=concerned, addresses=addresses)
     asked = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
-    users = pipeline.send(statements.read_users(), ids=ids)
+    users = pipeline.send(statements.READ_USERS, ids=ids)
     fields = profiles.ask(pipeline, ids) if policy.keeps_fields else None
     competing: Any = ()
     holders: Any = ()
     if concerned:
-        competing = pipeline.send(
-            statements.read_competing(), ids=concerned, addresses=addresses, all_ids=ids
-        )
-        holders = pipeline.send(statements.read_holders(), ids=concerned, addresses=addresses)
+        competing = pipeline.send(statements.READ_COMPETING, ids=concerned, addresses=addresses, all_ids=ids)
+        holders = pipeline.send(statements.READ_HOLDERS, ids=concerned, addresses=addresses)
     pipeline.wait()
 
     sync_rows = {row[0]: SyncRow(*row) for row in sync.fetchall()}
@@ -198,17 +196,17 @@ def _decide(known: dict[str, UserChange], stored: StoredState, policy: Policy) -
 def _lock_users(pipeline: Pipeline, writes: Writes, member_writes: MembershipWrites | None) -> None:
     if member_writes:
         ids = sorted(writes.touched.union(member_writes.concerned))
-        pipeline.send(statements.lock_users_and_members(), ids=ids, changed=member_writes.renamed)
+        pipeline.send(statements.LOCK_USERS_AND_MEMBERS, ids=ids, changed=member_writes.renamed)
     else:
-        statements.send_ids(pipeline, statements.lock_users(), sorted(writes.touched))
+        statements.send_ids(pipeline, statements.LOCK_USERS, sorted(writes.touched))
 
 
 def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> None:
-    statements.send_ids(pipeline, statements.delete_users(), writes.gone)
-    statements.send_rows(pipeline, statements.set_emails(), writes.vacated)
+    statements.send_ids(pipeline, statements.DELETE_USERS, writes.gone)
+    statements.send_rows(pipeline, statements.SET_EMAILS, writes.vacated)
     for step in writes.changed:
         _write_rows(pipeline, step, stored.users)
-    statements.send_rows(pipeline, statements.set_emails(), writes.assigned)
+    statements.send_rows(pipeline, statements.SET_EMAILS, writes.assigned)
 
 
 def _targets(
@@ -276,13 +274,30 @@ def _assigned(competing: Sequence[CompetingClaim], holder_of: dict[str, str]) ->
 def _write_rows(pipeline: Pipeline, targets: list[TargetRow], stored: dict[str, UserRow]) -> None:
     old = [(*t.row, *t[1:]) for t in targets if t.row.clerk_id in stored]
     new = [t.row for t in targets if t.row.clerk_id not in stored]
-    statements.send_rows(pipeline, statements.update_users(), old)
-    statements.send_rows(pipeline, statements.insert_users(), new)
+    statements.send_rows(pipeline, statements.UPDATE_USERS, old)
+    statements.send_rows(pipeline, statements.INSERT_USERS, new)
 
 
 def _write_instances(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> None:
     ids = sorted({incoming.instance_id for incoming in batch if incoming.instance_id is not None})
-    statements.send_ids(pipeline, statements.add_instances(), ids)
+    statements.send_ids(pipeline, statements.ADD_INSTANCES, ids)
+
+
+def _record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> None:
+    """Send the ledger's rows, one for each delivery; a svix-id that is there keeps its row."""
+    rows = [
+        (
+            incoming.svix_id,
+            incoming.type,
+            incoming.subject,
+            maybe_datetime(incoming.event_at),
+            to_datetime(incoming.received_at),
+            outcome.value,
+        )
+        for incoming, outcome in zip(batch, outcomes, strict=True)
+        if incoming.svix_id is not None
+    ]
+    statements.send_rows(pipeline, statements.RECORD_EVENTS, rows)
 
 
 def _newly_deleted(before: dict[str, UserChange], known: dict[str, UserChange]) -> list[str]:
@@ -296,5 +311,5 @@ def _newly_deleted(before: dict[str, UserChange], known: dict[str, UserChange]) 
 def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> list[str]:
     """Send the rows that differ; return whose they are."""
     rows = [row for change in known.values() if (row := sync_row(change)) != stored[row.clerk_id]]
-    statements.send_rows(pipeline, statements.update_sync_rows(), rows)
+    statements.send_rows(pipeline, statements.UPDATE_SYNC_ROWS, rows)
     return [row.clerk_id for row in rows]

@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, String, any_, literal, select, true, tuple_
 from db.apply import statements
 from db.apply.memberships import stored_membership, stored_organization
 from db.connection.engine import Database
-from db.drift.users import IDS_AT_A_TIME, has_tombstone
+from db.drift.users import HAS_TOMBSTONE, IDS_AT_A_TIME
 from db.merge.change import Membership, Organization, UserChange, Version
 from db.models import MembershipSync, OrganizationSync, User
 from db.times import to_ms
@@ -35,7 +35,7 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsB
         .select_from(User)
         .outerjoin(MembershipSync, MembershipSync.clerk_id == User.clerk_id)
         .outerjoin(OrganizationSync, OrganizationSync.id == MembershipSync.organization_id)
-        .where(User.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))), ~has_tombstone())
+        .where(User.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))), ~HAS_TOMBSTONE)
     )
     found: dict[str, dict[str, HeldMembership]] = {}
     for clerk_id, *row in database.run(lambda connection: connection.execute(query).all()):
@@ -88,7 +88,7 @@ def wrong_organization(database: Database, clerk_ids: Sequence[str], value: str)
         .outerjoin(joined_last, true())
         .where(
             User.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))),
-            ~has_tombstone(),
+            ~HAS_TOMBSTONE,
             User.organization.is_distinct_from(joined_last.c.value),
         )
     )
@@ -124,7 +124,7 @@ def _current(database: Database, after: tuple[str, str]) -> list[Any]:
             tuple_(MembershipSync.clerk_id, MembershipSync.id) > tuple_(*map(literal, after)),
             MembershipSync.ended_at.is_(None),
             OrganizationSync.deleted_at.is_(None),
-            ~has_tombstone(),
+            ~HAS_TOMBSTONE,
         )
         .order_by(MembershipSync.clerk_id, MembershipSync.id)
         .limit(IDS_AT_A_TIME)

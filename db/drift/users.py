@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
-from sqlalchemy import ARRAY, Executable, String, Text, bindparam, cast, func, select
+from sqlalchemy import ARRAY, String, Text, bindparam, cast, exists, func, select
 
 from db.apply.profiles import stored_profile
 from db.connection.engine import Database
@@ -18,6 +17,22 @@ from db.models import User, UserProfile, UserSync
 from db.times import to_ms
 
 IDS_AT_A_TIME = 5000
+
+HAS_TOMBSTONE = exists().where(UserSync.clerk_id == User.clerk_id, UserSync.deleted_at.is_not(None))
+_living = select(User.clerk_id).where(~HAS_TOMBSTONE)
+_ids = func.unnest(bindparam("ids", type_=ARRAY(String())))
+_wanted = _ids.table_valued("clerk_id").render_derived()
+# The rows of each of `ids` in `user_sync`, `users` and `user_profiles`, or nulls.
+_all_rows = select(
+    _wanted.c.clerk_id,
+    *UserSync.__table__.columns,
+    *(User.__table__.c[name] for name in UserRow._fields),
+    *(UserProfile.clerk_id, cast(UserProfile.profile, Text), UserProfile.updated_at),
+).select_from(
+    _wanted.outerjoin(UserSync, UserSync.clerk_id == _wanted.c.clerk_id)
+    .outerjoin(User, User.clerk_id == _wanted.c.clerk_id)
+    .outerjoin(UserProfile, UserProfile.clerk_id == _wanted.c.clerk_id)
+)
 
 T = TypeVar("T")
 
@@ -43,7 +58,7 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, StoredUser]:
     """Return what is stored of each of those users, all of it as it was at one moment."""
 
     def rows(pipeline: Pipeline) -> list[Any]:
-        return pipeline.send(_all_rows(), ids=list(clerk_ids)).fetchall()
+        return pipeline.send(_all_rows, ids=list(clerk_ids)).fetchall()
 
     width = len(SyncRow._fields)
     return {
@@ -96,7 +111,7 @@ def some_ids(database: Database, count: int) -> list[str]:
     Clerk's ids begin with the time, so these are the oldest and the newest.
     """
     first, last = (
-        _living().order_by(order).limit(count // 2) for order in (User.clerk_id.asc(), User.clerk_id.desc())
+        _living.order_by(order).limit(count // 2) for order in (User.clerk_id.asc(), User.clerk_id.desc())
     )
     found = database.run(
         lambda connection: [*connection.scalars(first).all(), *connection.scalars(last).all()]
@@ -107,7 +122,7 @@ def some_ids(database: Database, count: int) -> list[str]:
 def find(database: Database, clerk_id: str) -> dict[str, Any] | None:
     """Return the row of a user who was not deleted, by column; None when there is none."""
     columns = (cast(User.id, String).label("id"), *(User.__table__.c[name] for name in UserRow._fields))
-    query = select(*columns).where(User.clerk_id == clerk_id, ~has_tombstone())
+    query = select(*columns).where(User.clerk_id == clerk_id, ~HAS_TOMBSTONE)
     row = database.run(lambda connection: connection.execute(query).mappings().one_or_none())
     return None if row is None else dict(row)
 
@@ -148,34 +163,8 @@ def _fields(change: UserChange, stored: StoredUser) -> list[str]:
 
 
 def _living_ids(database: Database, after: str) -> list[str]:
-    query = _living().where(User.clerk_id > after).order_by(User.clerk_id).limit(IDS_AT_A_TIME)
+    query = _living.where(User.clerk_id > after).order_by(User.clerk_id).limit(IDS_AT_A_TIME)
     return database.run(lambda connection: list(connection.scalars(query)))
-
-
-def _living() -> Any:
-    return select(User.clerk_id).where(~has_tombstone())
-
-
-def has_tombstone() -> Any:
-    """Return the condition that the user of a row of `users` was deleted."""
-    tombstone = select(UserSync.clerk_id).where(
-        UserSync.clerk_id == User.clerk_id, UserSync.deleted_at.is_not(None)
-    )
-    return tombstone.exists()
-
-
-@cache
-def _all_rows() -> Executable:
-    """Return the rows of each of `ids` in `user_sync`, `users` and `user_profiles`, or nulls."""
-    ids = func.unnest(bindparam("ids", type_=ARRAY(String())))
-    wanted = ids.table_valued("clerk_id", name="wanted").render_derived()
-    users = (User.__table__.c[name] for name in UserRow._fields)
-    profile = (UserProfile.clerk_id, cast(UserProfile.profile, Text), UserProfile.updated_at)
-    return select(wanted.c.clerk_id, *UserSync.__table__.columns, *users, *profile).select_from(
-        wanted.outerjoin(UserSync, UserSync.clerk_id == wanted.c.clerk_id)
-        .outerjoin(User, User.clerk_id == wanted.c.clerk_id)
-        .outerjoin(UserProfile, UserProfile.clerk_id == wanted.c.clerk_id)
-    )
 
 
 def _row(kind: Callable[..., T], values: Sequence[Any]) -> T | None:
