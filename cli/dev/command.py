@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import click
 import httpx
@@ -26,7 +26,7 @@ READY_TIMEOUT = 60.0  # s
 WATCH_INTERVAL = 0.25  # s
 SHUTDOWN_MARGIN = 10.0  # s, beyond what a command itself may take to stop
 SECRET_BYTES = 24  # as many as Svix draws
-SAMPLE_USER = "sample-user"  # the Makefile knows by this file that the samples were played
+SAMPLE_USER = "sample-user"  # a Clerk id; the Makefile knows by this file that the samples were played
 
 Overrides = dict[str, str]
 
@@ -58,9 +58,13 @@ def dev(demo: bool, verbose: bool) -> None:
         url = f"http://{_reachable(settings.host)}:{settings.port}"
         _await_ready(f"{url}/health/ready", started)
         if demo:
-            _play(settings, url + PATH, data)
+            from cli.dev.demo import play  # noqa: PLC0415 - only the demo needs what it loads
+
+            write_private(data / SAMPLE_USER, play(settings, url + PATH))
         _announce(settings, url + PATH, data, verbose=verbose)
-        _watch(started)
+        while True:
+            started.check()
+            time.sleep(WATCH_INTERVAL)
     click.echo("Everything has stopped.")
 
 
@@ -82,29 +86,26 @@ class _Command(Process):
         self.end(patience=self._patience)
 
 
-class _Started:
-    """The running children, in the order of their start. At the end of its block the last stops first."""
+class _Started(ExitStack):
+    """The running children. At the end of its block the one that was started last stops first."""
 
     def __init__(self) -> None:
-        self.children: list[Server | _Command] = []
-        self._stops = ExitStack()
+        super().__init__()
+        self._children: list[Server | _Command] = []
 
     def start(self, child: Server | _Command) -> None:
         """Start a child that will be stopped, whatever comes, before those that are running already."""
-        self.children.append(child)
-        self._stops.callback(child.stop)
+        self._children.append(child)
+        self.callback(child.stop)
         child.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> bool | None:
         ignore_signals()
-        self._stops.close()
+        return super().__exit__(*error)
 
     def check(self) -> None:
         """Raise DevError when a child has ended by itself."""
-        for child in self.children:
+        for child in self._children:
             if child.exit_status is not None:
                 raise DevError(f"{child.name} ended unexpectedly {child.last_words()}")
 
@@ -187,25 +188,13 @@ def _reachable(host: str) -> str:
 def _await_ready(url: str, started: _Started) -> None:
     deadline = time.monotonic() + READY_TIMEOUT
     with httpx.Client(trust_env=False, timeout=5) as client:
-        while not _is_ready(client, url):
+        while time.monotonic() < deadline:
             started.check()
-            if time.monotonic() > deadline:
-                raise DevError(f"the receiver is not ready after {READY_TIMEOUT:.0f} s")
+            with suppress(httpx.HTTPError):
+                if client.get(url).is_success:
+                    return
             time.sleep(0.05)
-
-
-def _is_ready(client: httpx.Client, url: str) -> bool:
-    try:
-        return client.get(url).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
-
-
-def _play(settings: config.Settings, url: str, data: Path) -> None:
-    """Play the demo, and keep the Clerk id of one of its users."""
-    from cli.dev.demo import play  # noqa: PLC0415 - only the demo needs what it loads
-
-    write_private(data / SAMPLE_USER, play(settings, url))
+    raise DevError(f"the receiver is not ready after {READY_TIMEOUT:.0f} s")
 
 
 def _announce(settings: config.Settings, url: str, data: Path, *, verbose: bool) -> None:
@@ -234,9 +223,3 @@ def _command() -> str:
     if shutil.which("clerk-sync"):
         return "clerk-sync"
     return os.path.relpath(Path(sys.executable).with_name("clerk-sync"))
-
-
-def _watch(started: _Started) -> None:
-    while True:
-        started.check()
-        time.sleep(WATCH_INTERVAL)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli.dev.process import DevError, exclusive_lock, open_own
+from cli.dev.process import DevError, open_own, try_lock
 
 DATA = Path(".data")
 PASSABLE = stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH
@@ -19,25 +19,23 @@ def data_directory() -> Iterator[Path]:
     Only its owner may list it. Under root the servers, which run as another account, may pass through.
     """
     data = Path.cwd() / DATA
-    _make(data)
-    with exclusive_lock(data / "lock", "clerk-sync dev already runs in this directory: stop it first"):
-        yield data
-
-
-def _make(data: Path) -> None:
-    try:
-        data.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DevError(f"{data} cannot be made: {error.strerror}") from None
-    with open_directory(data) as directory:
+    with own_directory(data) as directory:
         if os.fstat(directory).st_uid != os.geteuid():
             raise DevError(f"{data} belongs to another user: run as that user, or delete it")
         os.fchmod(directory, stat.S_IRWXU if os.geteuid() else PASSABLE)
+    with open(open_own(data / "lock", os.O_RDWR | os.O_CREAT)) as lock:
+        if not try_lock(lock.fileno()):
+            raise DevError("clerk-sync dev already runs in this directory: stop it first")
+        yield data
 
 
 @contextmanager
-def open_directory(path: Path) -> Iterator[int]:
-    """Open a directory that must not be reached by a symbolic link. Raises DevError."""
+def own_directory(path: Path) -> Iterator[int]:
+    """Open a directory, which is made if need be, and is no symbolic link. Raises DevError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DevError(f"{error.filename or path} cannot be made: {error.strerror}") from None
     file = open_own(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield file

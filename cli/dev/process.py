@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.02  # s
@@ -119,30 +119,28 @@ class Process:
         """
         if self.running:
             raise DevError(f"{self.name} already runs (process {self.pid})")
-        lock = self._take_lock()
-        try:
+        # with a capability setpriv is what changes the user
+        changed = None if account is None or account.capability else account
+        with self._locked_record() as lock, self._output(log) as output, _input(text) as source:
             os.ftruncate(lock, 0)
-            with self._output(log) as output, _input(text) as source, _signals_deferred():
-                # with a capability setpriv is what changes the user
-                changed = None if account is None or account.capability else account
-                self._child = subprocess.Popen(  # noqa: S603 - a list, no shell
-                    account.command(argv) if account else argv,
-                    stdin=source,
-                    stdout=output,
-                    stderr=output,
-                    cwd=cwd,
-                    env=env,
-                    start_new_session=True,
-                    pass_fds=[lock],
-                    user=changed.uid if changed else None,
-                    group=changed.gid if changed else None,
-                    extra_groups=[] if changed else None,
-                )
-                os.pwrite(lock, f"{self._child.pid}\n".encode(), 0)
-        except OSError as error:
-            raise DevError(f"{self.name} could not be started: {error.strerror}") from None
-        finally:
-            os.close(lock)
+            try:
+                with _signals_deferred():
+                    self._child = subprocess.Popen(  # noqa: S603 - a list, no shell
+                        account.command(argv) if account else argv,
+                        stdin=source,
+                        stdout=output,
+                        stderr=output,
+                        cwd=cwd,
+                        env=env,
+                        start_new_session=True,
+                        pass_fds=[lock],
+                        user=changed.uid if changed else None,
+                        group=changed.gid if changed else None,
+                        extra_groups=[] if changed else None,
+                    )
+                    os.pwrite(lock, f"{self._child.pid}\n".encode(), 0)
+            except OSError as error:
+                raise DevError(f"{self.name} could not be started: {error.strerror}") from None
         return self._child
 
     def finish(self, child: "subprocess.Popen[bytes]") -> int:
@@ -190,33 +188,29 @@ class Process:
 
     def end_left_over(self, signum: int | None = None) -> None:
         """End the child of an earlier run that was itself killed, if there is one. Raises DevError."""
-        os.close(self._take_lock(signum))
+        with self._locked_record(signum):
+            pass
 
     @contextmanager
-    def _output(self, log: Path | None) -> Iterator[int | None]:
+    def _output(self, log: Path | None) -> Iterator[IO[bytes] | None]:
         self._log = log
         if log is None:
             yield None
             return
-        file = open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            self._log_start = os.fstat(file).st_size
+        with open(open_own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
+            self._log_start = file.tell()
             yield file
-        finally:
-            os.close(file)
 
-    def _take_lock(self, signum: int | None = None) -> int:
-        """Return the open and locked record; the recorded child has ended by then."""
-        lock = open_own(self.record, os.O_RDWR | os.O_CREAT)
-        if not try_lock(lock):
-            try:
-                self._end_recorded(lock, signum or self.stop_signal)
-            except BaseException:
-                os.close(lock)
-                raise
-        return lock
+    @contextmanager
+    def _locked_record(self, signum: int | None = None) -> Iterator[int]:
+        """Yield the open and locked record; the recorded child has ended by then."""
+        with open(open_own(self.record, os.O_RDWR | os.O_CREAT)) as record:
+            self._end_recorded(record.fileno(), signum or self.stop_signal)
+            yield record.fileno()
 
     def _end_recorded(self, lock: int, signum: int) -> None:
+        if try_lock(lock):
+            return
         pid = self.recorded_pid
         for attempt in (signum, signal.SIGKILL):
             try:
@@ -225,8 +219,11 @@ class Process:
                         os.kill(pid, attempt)
             except PermissionError:
                 raise DevError(f"{self.name} already runs here as another user (process {pid})") from None
-            if _wait_for_lock(lock):
-                return
+            deadline = time.monotonic() + PATIENCE
+            while time.monotonic() < deadline:
+                if try_lock(lock):
+                    return
+                time.sleep(POLL)
         raise DevError(f"{self.name} of an earlier run does not end: stop process {pid or 'unknown'}")
 
 
@@ -236,15 +233,6 @@ def try_lock(file: int) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def _wait_for_lock(file: int) -> bool:
-    deadline = time.monotonic() + PATIENCE
-    while not try_lock(file):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL)
     return True
 
 
@@ -267,12 +255,8 @@ def _signals_deferred() -> Iterator[None]:
         yield  # Python runs its signal handlers in the main thread alone
         return
     came: list[int] = []
-
-    def note(signum: int, _frame: FrameType | None) -> None:
-        came.append(signum)
-
     try:
-        with _handled_by(note, STOP_SIGNALS):
+        with _handled_by(lambda signum, _frame: came.append(signum), STOP_SIGNALS):
             yield
     finally:
         for number in came:
@@ -287,7 +271,8 @@ def interrupted_by_signals() -> Iterator[None]:
         ignore_signals()
         raise KeyboardInterrupt
 
-    with _handled_by(interrupt, [signum for signum in STOP_SIGNALS if not _is_nohup(signum)]):
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    with _handled_by(interrupt, [it for it in STOP_SIGNALS if not (is_nohup and it == signal.SIGHUP)]):
         yield
 
 
@@ -301,24 +286,8 @@ def _handled_by(handler: Handler, signals: Sequence[signal.Signals]) -> Iterator
             signal.signal(signum, earlier)
 
 
-def _is_nohup(signum: signal.Signals) -> bool:
-    return signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN
-
-
 def ignore_signals() -> None:
     """From here on nothing interrupts: what is being stopped is stopped to its end."""
     for signum in STOP_SIGNALS:
         # a handler and not SIG_IGN, which a child would inherit
         signal.signal(signum, lambda _signum, _frame: None)
-
-
-@contextmanager
-def exclusive_lock(path: Path, otherwise: str) -> Iterator[None]:
-    """Hold the lock on `path` for the length of the block; raises DevError(otherwise) when another does."""
-    file = open_own(path, os.O_RDWR | os.O_CREAT)
-    try:
-        if not try_lock(file):
-            raise DevError(otherwise)
-        yield
-    finally:
-        os.close(file)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cli.dev.data_directory import kept, open_directory, write_private
+from cli.dev.data_directory import kept, own_directory, write_private
 from cli.dev.process import POLL, Account, DevError, Process
 
 HOST = "127.0.0.1"
@@ -33,6 +33,7 @@ ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # and no secret 
 StopMode = Literal["fast", "immediate"]
 # What lets a server pass through a closed directory: to read, else, as in a container, whatever it wants
 CAPABILITIES = ("dac_read_search", "dac_override")
+RUNNABLE = stat.S_IROTH | stat.S_IXOTH
 FREE_PORTS = range(16_384, 32_768)
 
 
@@ -316,11 +317,7 @@ def _private_directory(path: Path, account: Account | None = None) -> Account | 
 
     Under root it goes to `account`, else it stays with its owner or goes to `nobody`. Raises DevError.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DevError(f"{error.filename or path} cannot be made: {error.strerror}") from None
-    with open_directory(path) as directory:
+    with own_directory(path) as directory:
         account = account or unprivileged_account(directory)
         os.fchmod(directory, stat.S_IRWXU)  # Redis holds whole payloads
         if account:
@@ -349,10 +346,9 @@ def _able_to_reach(account: Account, directory: Path, binary: Path) -> Account:
     Modes outside the server's directory are not ours to change. Raises DevError where no capability is to be
     had, as without setpriv(1) or outside Linux.
     """
-    closed = next(
-        (it for it in (*directory.parents, *binary.parents) if not _may(it, account, stat.S_IXOTH)), None
-    )
-    if closed is None and _may(binary, account, stat.S_IROTH | stat.S_IXOTH):
+    parents = (*directory.parents, *binary.parents)
+    closed = next((it for it in parents if not it.stat().st_mode & stat.S_IXOTH), None)
+    if closed is None and binary.stat().st_mode & RUNNABLE == RUNNABLE:
         return account
     for capability in CAPABILITIES:
         able = account._replace(capability=capability)
@@ -376,10 +372,3 @@ def _can_run(account: Account, binary: Path) -> bool:
     except OSError:
         return False
     return tried.returncode == 0
-
-
-def _may(path: Path, account: Account, wanted: int) -> bool:
-    """Whether the bits `wanted`, those of others, or the account's own ones in their place, are set."""
-    status = path.stat()
-    shift = 6 if status.st_uid == account.uid else 3 if status.st_gid == account.gid else 0
-    return (status.st_mode >> shift) & wanted == wanted
