@@ -1,9 +1,6 @@
 import json
-import pickle
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import psycopg
 import pytest
@@ -26,7 +23,6 @@ from tests.support.payloads import (
     user,
     user_event,
 )
-from tests.support.settings import MakeSettings
 from worker.clerk.payloads import FieldSources
 from worker.queue import lock_waits
 from worker.queue.consumer import Failed, Finished, Settled, TakenJob
@@ -137,44 +133,6 @@ def test_a_reason_holds_nothing_of_the_payload() -> None:
     assert MARK not in failed.traceback
 
 
-@pytest.fixture
-def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is there once the module `trap` has been imported or run `trap`."""
-    mark = tmp_path / "sprung"
-    leave = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
-    (tmp_path / "trap.py").write_text(f"{leave}\ndef spring(*_):\n    {leave.splitlines()[1]}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    return mark
-
-
-class Trap:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return __import__, ("trap",)
-
-
-FOREIGN: dict[str, bytes] = {
-    "another function": json.dumps(["trap.spring", None, ["{}"], {}]).encode(),
-    "a method": json.dumps(["spring", "trap", ["{}"], {}]).encode(),
-    "a pickle": pickle.dumps(("trap.spring", None, ("{}",), {})),
-    "a pickle that runs code": pickle.dumps(Trap()),
-    "garbage": b"\x00\xff",
-}
-
-
-@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN.keys())
-def test_a_foreign_job_fails_for_good_and_is_never_imported(data: bytes, trap: Path) -> None:
-    for packed in (data, zlib.compress(data)):
-        failed = the_failed(process([job(data=packed), person(1)], KEYS, Applied()))
-        assert failed.reason.startswith("ForeignJobError: ")
-        assert failed.retryable is False
-        assert not trap.exists()
-
-
-def test_the_trap_works(trap: Path) -> None:
-    pickle.loads(FOREIGN["a pickle that runs code"])
-    assert trap.exists()
-
-
 def test_a_body_that_is_no_json_fails_for_good() -> None:
     data = json.dumps([JOB_FUNCTION, None, [f"{{{MARK}"], {}]).encode()
     failed = the_failed(process([job(data=data)], KEYS, Applied()))
@@ -224,13 +182,6 @@ def test_a_fault_of_our_own_fails_alone_is_tried_again_and_quotes_nothing() -> N
 # Against the real database
 
 
-@pytest.fixture
-def database(make_settings: MakeSettings) -> Iterator[Database]:
-    database = Database(make_settings(redis_url=None), attempts=1)
-    yield database
-    database.dispose()
-
-
 def test_what_the_database_refuses_fails_alone_with_sqlstate_and_constraint(
     database: Database, database_url: str
 ) -> None:
@@ -251,21 +202,3 @@ def test_what_the_database_refuses_fails_alone_with_sqlstate_and_constraint(
         assert sorted(names) == sorted((f"name {i}",) for i in range(30) if i != 17)
         ids = connection.execute("SELECT svix_id FROM webhook_events").fetchall()
         assert sorted(ids) == sorted((one.id,) for one in jobs if one != jobs[17])
-
-
-def test_a_name_that_a_narrower_column_cannot_hold_is_refused_without_showing_it(
-    database: Database, database_url: str
-) -> None:
-    with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
-        connection.execute("ALTER TABLE users ALTER name TYPE varchar(10)")
-    long = job(user_event(data=user(ANN, first_name=MARK, last_name=MARK)))
-    failed = the_failed(process([long], KEYS, Tables(database, Policy())))
-    assert "StringDataRightTruncation (SQLSTATE 22001" in failed.reason
-    assert MARK not in failed.reason + failed.traceback
-
-
-def test_a_table_that_is_missing_is_the_deployments_trouble(database: Database, database_url: str) -> None:
-    with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
-        connection.execute("DROP TABLE webhook_events")
-    with pytest.raises(DatabaseUnavailable, match="UndefinedTable"):
-        process([person(1)], KEYS, Tables(database, Policy()))

@@ -208,7 +208,9 @@ def test_taking_and_settling_is_one_round_trip_however_many_jobs(
         client.close()
 
 
-def test_rq_sees_a_finished_job_as_finished(queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer) -> None:
+def test_rq_sees_a_finished_job_as_finished_for_an_hour(
+    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
+) -> None:
     (id_,) = fill(queue, 1)
     reserved = consumer("w")
     register(rq, "w")
@@ -222,27 +224,22 @@ def test_rq_sees_a_finished_job_as_finished(queue: DeliveryQueue, rq: RqView, co
     assert job.started_at <= job.ended_at
     (worker,) = rq.workers()
     assert (worker.successful_job_count, worker.failed_job_count) == (1, 0)
-
-
-def test_a_finished_job_expires_after_an_hour(
-    queue: DeliveryQueue, consumer: MakeConsumer, redis: Redis
-) -> None:
-    (id_,) = fill(queue, 1)
-    reserved = consumer("w")
-    settle(reserved, *(Finished(job, "applied") for job in take(reserved)))
     assert RESULT_TTL_S - 5 <= float(str(redis.ttl(Job.key_for(id_)))) <= RESULT_TTL_S
     assert redis.exists(Result.get_key(id_)) == 0
     (expires,) = scores(redis, rq_format.FINISHED_KEY).values()
     assert abs(expires - time.time() - RESULT_TTL_S) < 5
 
 
-def test_rq_sees_a_failed_job_as_failed(queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer) -> None:
+def test_what_no_waiting_heals_fails_at_once_and_rq_shows_it_for_ninety_days(
+    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
+) -> None:
     reserved = consumer("w")
     register(rq, "w")
     id_ = fail_for_good(reserved, queue)
     job = rq.job(id_)
     assert rq.places(id_) == ["failed"]
     assert (job.get_status(), job.is_failed) == ("failed", True)
+    assert job.retries_left == len(RETRY_INTERVALS_S)
     result = job.latest_result()
     assert result is not None
     assert (result.type, result.exc_string) == (Result.Type.FAILED, "Traceback\nUnreadable")
@@ -250,21 +247,10 @@ def test_rq_sees_a_failed_job_as_failed(queue: DeliveryQueue, rq: RqView, consum
     assert job.ended_at is not None
     (worker,) = rq.workers()
     assert (worker.successful_job_count, worker.failed_job_count) == (0, 1)
-
-
-def test_a_failed_job_says_why_how_often_and_since_when(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
-) -> None:
-    meta = rq.job(fail_for_good(consumer("w"), queue)).meta
+    meta = job.meta
     assert (meta["reason"], meta["attempts"]) == ("Unreadable: the event is not a JSON object", 1)
     assert meta["first_failed_at"] == meta["failed_at"]
     assert abs(rq_format.parse_timestamp(meta["failed_at"]) - datetime.now(UTC)) < timedelta(seconds=10)
-
-
-def test_a_failed_job_is_kept_for_ninety_days(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
-) -> None:
-    id_ = fail_for_good(consumer("w"), queue)
     assert FAILURE_TTL_S >= 90 * 24 * 3600
     for key in (Job.key_for(id_), Result.get_key(id_)):
         assert FAILURE_TTL_S - 5 <= float(str(redis.ttl(key))) <= FAILURE_TTL_S
@@ -303,14 +289,6 @@ def make_due(rq: RqView) -> None:
     scheduler.enqueue_scheduled_jobs()
     scheduler.release_locks()
     scheduler.connection.close()
-
-
-def test_what_no_waiting_heals_fails_at_once_with_all_its_retries_left(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
-) -> None:
-    id_ = fail_for_good(consumer("w"), queue)
-    assert rq.job(id_).retries_left == len(RETRY_INTERVALS_S)
-    assert rq.ids("scheduled") == []
 
 
 # Who holds what
@@ -547,6 +525,8 @@ def test_rq_requeue_brings_failed_jobs_back(
 ) -> None:
     reserved = consumer("w")
     failed = [fail_for_good(reserved, queue) for _ in range(3)]
+    rq_command(redis_url, "requeue", "--queue", "clerk", *serializer, failed[1])
+    assert rq.queue.get_job_ids() == [failed[1]]
     rq_command(redis_url, "requeue", "--queue", "clerk", *serializer, "--all")
     assert sorted(rq.queue.get_job_ids()) == sorted(failed)
     jobs = take(reserved)

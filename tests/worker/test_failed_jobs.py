@@ -11,7 +11,7 @@ from rq.job_lifecycle import record_job_failure
 
 from tests.support.failed_jobs import REASON, fail, fail_in_another_worker, forget, raise_personal
 from tests.support.payloads import ANN, BEN, NOW, deleted_event, session, session_event, user, user_event
-from tests.support.queue import RqView, delivery, rq_command
+from tests.support.queue import RqView, delivery
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.together import together
 from worker.queue import rq_format
@@ -289,19 +289,6 @@ def test_whatever_is_in_redis_is_listed_without_an_error(
     job = _failed_job(record)
     assert job.attempts >= 1
     json.dumps(job._asdict())
-
-
-def test_rq_requeue_puts_a_job_back_by_the_documented_command(
-    failed: FailedJobs, redis: Redis, rq: RqView, redis_url: str
-) -> None:
-    one, two = fail(redis), fail(redis)
-    rq_command(redis_url, "requeue", "--queue", "clerk", "--serializer", "json", one)
-    assert (rq.places(one), rq.places(two)) == (["queue"], ["failed"])
-    rq_command(redis_url, "requeue", "--queue", "clerk", "--serializer", "json", "--all")
-    assert rq.places(two) == ["queue"]
-    assert failed.count() == 0
-    taken = ReservedJobs(redis, "w").settle_and_take([], 10)
-    assert {job.id for job in taken or []} == {one, two}
 
 
 @pytest.mark.parametrize(
