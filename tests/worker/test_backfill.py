@@ -214,7 +214,18 @@ def refuse_after(clerk: FakeClerk, cursor: str, request: Request) -> None:
         clerk.answer_next(403, "{}")
 
 
-@pytest.mark.parametrize("reason", ["restart", "another key", "a day ago", "another database"])
+OTHER_SETTINGS: dict[str, object] = {
+    "profile_fields": ("image_url",),
+    "organization_source": "membership",
+    "organization_value": "slug",
+    "organization_metadata_key": "company",
+    "role_source": "none",
+}
+
+
+@pytest.mark.parametrize(
+    "reason", ["restart", "another key", "a day ago", "another database", *OTHER_SETTINGS]
+)
 def test_a_run_begins_anew_where_going_on_would_leave_something_out(
     clerk: FakeClerk, settings: config.Settings, reason: str
 ) -> None:
@@ -225,6 +236,8 @@ def test_a_run_begins_anew_where_going_on_would_leave_something_out(
     if reason == "another key":
         clerk.key = "sk_live_another"
         settings = settings.model_copy(update={"clerk_secret_key": SecretStr(clerk.key)})
+    if reason in OTHER_SETTINGS:
+        settings = settings.model_copy(update={reason: OTHER_SETTINGS[reason]})
     if reason == "a day ago":
         execute(settings, "UPDATE sync_progress SET saved_at = saved_at - interval '25 hours'")
     if reason == "another database":

@@ -27,7 +27,7 @@ from db.times import now_ms
 from worker.clerk.api import LAST_UPDATED_FIRST, Entry, InvalidEntry, Page
 from worker.clerk.changes import user_change
 from worker.clerk.pagination import PageStep, Position, paginate, paginate_members
-from worker.clerk.payloads import ClerkUser
+from worker.clerk.payloads import ClerkUser, FieldSources
 from worker.sync.context import SyncContext
 from worker.sync.reconcile_memberships import changes_in
 from worker.sync.writer import RejectedUser
@@ -308,9 +308,10 @@ def _is_recent(entry: Entry, since_ms: int) -> bool:
 
 
 def fingerprint(settings: Settings) -> str:
-    """Return what tells one instance's key from another's, and nothing of the key."""
+    """Return what changes with the key and with what is read of each user; it reveals nothing of the key."""
     key = settings.clerk_secret_key.get_secret_value() if settings.clerk_secret_key else ""
-    return hashlib.blake2b(f"{settings.clerk_api_url} {key}".encode(), digest_size=8).hexdigest()
+    parts = settings.clerk_api_url, key, FieldSources.of(settings), settings.organization_value
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
 def _position(state: dict[str, Any]) -> Position:
