@@ -48,3 +48,9 @@ class StopSignal:
         deadline = time.monotonic() + seconds
         while not self.requested and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, SLICE_S))
+
+    def pause(self, seconds: float) -> None:
+        """Sleep for `seconds`. Raises Stopped once a stop is requested."""
+        self.wait(seconds)
+        if self.requested:
+            raise Stopped("stopped")

@@ -1,8 +1,10 @@
 """Every user into the table: the first time, again, interrupted, and beside live deliveries."""
 
+import threading
 import time
 from functools import partial
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -23,6 +25,8 @@ from tests.support.payloads import (
 )
 from tests.support.sync import backfill_until, count, deliver, execute, open_context, query, rows, tombstones
 from worker.clerk.api import ClerkRefused, ClerkUnavailable
+from worker.clerk.changes import user_change
+from worker.clerk.payloads import FieldSources, parse_user
 from worker.shutdown import Stopped, StopSignal
 from worker.sync.backfill import OVERLAP_MS, Backfill, BackfillStats
 from worker.sync.context import SyncContext
@@ -146,6 +150,20 @@ def test_a_user_that_the_database_refuses_stops_no_other(clerk: FakeClerk, both:
     assert numbered_id(17) in done.troubles[0]
     assert "no_name" in done.troubles[0]
     assert "Name" not in done.troubles[0]
+
+
+def test_who_is_locked_when_the_run_is_stopped_is_not_refused(settings: config.Settings) -> None:
+    """A refused user counts as read: the run would go on behind them."""
+    stopping = StopSignal()
+    url = settings.database_url
+    assert isinstance(url, SecretStr)
+    with open_context(settings, stopping) as both, psycopg.connect(url.get_secret_value()) as application:
+        deliver(both, user_event(data=user(ANN)))
+        application.execute("SELECT FROM users FOR UPDATE")
+        change = user_change(parse_user(user(ANN, first_name="New"), FieldSources()), now_ms())
+        threading.Timer(1, stopping.request).start()
+        with pytest.raises(Stopped):
+            both.store.write([change], now_ms())
 
 
 def is_first(request: Request) -> bool:

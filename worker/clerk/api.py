@@ -302,7 +302,7 @@ class ClerkApi:
             retry=tenacity.retry_if_exception_type(ClerkUnavailable),
             wait=_pause,
             stop=patience.is_over,
-            sleep=self._wait,
+            sleep=self._stopping.pause,
             reraise=True,
         )
         answer: ApiResponse = retrying(self._attempt, path, parameters, patience)
@@ -313,7 +313,7 @@ class ClerkApi:
         with self._limiter():
             turn_in_s = self._rate.delay(patience.left_s)  # long after a 429, whichever thread it came to
             patience.check(turn_in_s)
-            self._wait(turn_in_s)
+            self._stopping.pause(turn_in_s)
             patience.waited(turn_in_s)
             with self._counted():
                 observed_at = now_ms()
@@ -364,12 +364,6 @@ class ClerkApi:
         raise ClerkRefused(
             f"Clerk's API refuses the request ({_said(response)}): check CLERK_API_URL", status, code
         )
-
-    def _wait(self, seconds: float) -> None:
-        if seconds > 0:
-            self._stopping.wait(seconds)
-        if self._stopping.requested:
-            raise Stopped("stopped")
 
 
 class _Patience:

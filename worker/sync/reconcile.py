@@ -30,7 +30,6 @@ from worker.clerk.api import Page
 from worker.clerk.changes import user_change
 from worker.clerk.lookup import confirm_by_id, look_up
 from worker.clerk.pagination import Position, paginate
-from worker.shutdown import Stopped
 from worker.sync.context import RECENT_MS, ROWS_AT_A_TIME, SyncContext
 from worker.sync.reconcile_memberships import MemberDrift, MemberReport
 from worker.sync.seen_ids import IdSet
@@ -142,7 +141,7 @@ class Reconcile:
             refusal = members.first_look()
         ghost: dict[str, int] = {}
         if refusal is None and (found.suspects or unlisted or (members and members.is_doubtful)):
-            self._pause()
+            self._context.stopping.pause(self._settle_s)
             suspects = self._look_at_suspects(found)
             refusal, ghost = self._ghosts(found, [*suspects, *unlisted], local)
             if members and refusal is None:
@@ -326,11 +325,6 @@ class Reconcile:
         if ghosts > allowed:
             return f"{ghosts} of {local} users are gone in Clerk, more than {allowed} at a time. {override}"
         return None
-
-    def _pause(self) -> None:
-        self._context.stopping.wait(self._settle_s)
-        if self._context.stopping.requested:
-            raise Stopped("stopped")
 
 
 class _Found:

@@ -48,15 +48,15 @@ class ChangeWriter:
             retry=tenacity.retry_if_exception_type(DatabaseUnavailable)
             | tenacity.retry_if_result(_is_any_delayed),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=MAX_PAUSE_S),
-            stop=lambda state: stopping.requested or (state.seconds_since_start or 0.0) > patience_s,
-            sleep=stopping.wait,
+            stop=lambda state: (state.seconds_since_start or 0.0) > patience_s,
+            sleep=stopping.pause,
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
 
     def write(self, changes: Sequence[UserChange], observed_at: int) -> list[RejectedUser]:
         """Apply changes seen at `observed_at` (ms); return those that the database does not take.
 
-        Raises DatabaseUnavailable, ClerkApiError.
+        Raises DatabaseUnavailable, ClerkApiError, and Stopped rather than wait for longer.
         """
         if not changes:
             return []
