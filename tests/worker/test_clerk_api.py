@@ -224,7 +224,17 @@ def test_a_429_waits_as_long_as_it_says(clerk: FakeClerk, api: ClerkApi) -> None
     assert 2 <= time.monotonic() - began < 9
 
 
-@pytest.mark.parametrize("said", ["soon", "", "-1", "nan", "inf", "Wed, 21 Oct 2026 07:28:00 GMT"])
+@pytest.mark.parametrize("said", ["0", "0.2"])
+def test_a_429_that_asks_for_no_wait_does_not_flood_clerk(clerk: FakeClerk, said: str) -> None:
+    clerk.answer_next(429, headers={"Retry-After": said}, times=1000)
+    with client(api_alone(clerk), limited_patience_s=3) as api, pytest.raises(ClerkUnavailable):
+        api.count()
+    assert len(clerk.requests) <= 4
+
+
+@pytest.mark.parametrize(
+    "said", ["soon", "", "-1", "nan", "inf", "3601", str(NOW // 1000), "Wed, 21 Oct 2026 07:28:00 GMT"]
+)
 def test_a_429_that_does_not_say_how_long_is_waited_for_a_whole_period(clerk: FakeClerk, said: str) -> None:
     clerk.answer_next(429, headers={"Retry-After": said})
     with client(api_alone(clerk), limited_patience_s=0) as api, pytest.raises(ClerkUnavailable) as raised:

@@ -58,6 +58,8 @@ READ_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 2.0
 PATIENCE_S = 60.0
 LIMITED_PATIENCE_S = 600.0
+MIN_RETRY_AFTER_S = 1.0
+MAX_RETRY_AFTER_S = 3600.0  # more is no wait but a mistake, such as a time of day in s
 FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 10.0
 NOT_FOUND = "resource_not_found"
@@ -467,12 +469,12 @@ def _error_body(response: httpx.Response) -> dict[str, Any]:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Return the seconds that the answer asks to wait; the limit's whole period when it does not say."""
+    """Return the seconds to wait: what the answer asks for, but never none, or the limit's whole period."""
     try:
         seconds = float(response.headers.get("retry-after", ""))
     except ValueError:
         return PERIOD_S
-    return seconds if 0 <= seconds < float("inf") else PERIOD_S
+    return max(seconds, MIN_RETRY_AFTER_S) if 0 <= seconds <= MAX_RETRY_AFTER_S else PERIOD_S
 
 
 @cache
