@@ -180,7 +180,7 @@ LOCK_SYNC_ROWS = (
     select(*UserSync.__table__.columns)
     .where(UserSync.clerk_id == _any_id)
     .order_by(UserSync.clerk_id.collate("C"))
-    .with_for_update()
+    .with_for_update(key_share=True)
 )
 
 # Lock the addresses in `addresses` and those that the users in `ids` claim, always in one order.

@@ -110,8 +110,10 @@ def test_rows_that_refer_to_a_user_keep_no_one_waiting(
     process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
     connection.execute(CHILDREN)
+    connection.execute("CREATE TABLE welcomed (clerk_id varchar PRIMARY KEY REFERENCES user_sync)")
     with transaction(connection) as application, within(10):
         application.execute("INSERT INTO children (user_id) SELECT id FROM users WHERE clerk_id = 'user_7'")
+        application.execute("INSERT INTO welcomed VALUES ('user_8')")
         assert len(process(sixty)["Finished"]) == 60
     assert set(names(connection).values()) == {f"name {LATER}"}
 
