@@ -10,6 +10,7 @@ import pytest
 
 from cli.dev.servers import free_port
 from cli.main import cli
+from db import schema
 from db.connection.causes import Cause
 from tests.support import http
 from tests.support.commands import run as run_command
@@ -121,6 +122,11 @@ ALERTS = {
     "clock": "Clock",
     "reconciliation": "ReconciliationFails",
 }
+
+
+@pytest.mark.parametrize("title", ["Backup and restore", "What is stored where, and for how long"])
+def test_every_table_is_backed_up_and_listed_with_what_it_stores(title: str) -> None:
+    assert [table for table in schema.tables() if f"`{table}`" not in section(title)] == []
 
 
 def test_every_warning_that_degrades_has_an_alert() -> None:
