@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, any_, delete, desc, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Float, Select, any_, cast, delete, desc, exists, func, select, tuple_
 
 from db.connection.engine import Database
 from db.models import WebhookEvent
@@ -75,7 +74,7 @@ def recent(
 def activity(database: Database, since: datetime) -> Activity:
     """Return how much was applied since then, and how fast."""
     minute = func.date_trunc("minute", WebhookEvent.applied_at)
-    lag = func.extract("epoch", WebhookEvent.applied_at - WebhookEvent.received_at)
+    lag = cast(func.extract("epoch", WebhookEvent.applied_at - WebhookEvent.received_at), Float)
     query = (
         select(
             minute,
@@ -88,13 +87,9 @@ def activity(database: Database, since: datetime) -> Activity:
         .order_by(minute)
     )
     rows = database.run(lambda connection: connection.execute(query).all())
-    minutes = [Minute(start, events, float(lag_s)) for start, events, _, lag_s in rows if start is not None]
+    minutes = [Minute(start, events, lag_s) for start, events, _, lag_s in rows if start is not None]
     _, events, median, most = next(row for row in rows if row[0] is None)
-    return Activity(minutes, events, _float(median), _float(most))
-
-
-def _float(number: Decimal | float | None) -> float | None:
-    return None if number is None else float(number)
+    return Activity(minutes, events, median, most)
 
 
 def _conditions(wanted: LedgerFilter) -> Iterator[ColumnElement[bool]]:

@@ -1,7 +1,6 @@
 """Runs the migrations, up and down, and says what stands in their way."""
 
 from collections.abc import Callable
-from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -13,8 +12,7 @@ from sqlalchemy.schema import CreateSchema
 
 from db.connection.engine import Database, schema_of
 from db.connection.errors import DatabaseUnavailable
-from db.models import Base
-from db.schema import VERSION_TABLE, current_revision, relations, tables
+from db.schema import current_revision, relations, tables
 
 DEPENDENT_OBJECTS = "2BP01"
 # Of a statement that waits to change a table: whatever wants to read the table waits behind it.
@@ -59,20 +57,12 @@ def steps_down(database: Database, revision: str) -> list[str]:
     Raises MigrationError when there is no such way down.
     """
     found = current_revision(database)
+    script = ScriptDirectory.from_config(_config())
     try:
-        steps = _script().iterate_revisions(found, revision, select_for_downgrade=True)
+        steps = script.iterate_revisions(found, revision, select_for_downgrade=True)
         return [f"{step.revision}  {step.doc}" for step in steps]
     except RevisionError:
         raise MigrationError(f"no migration leads from {found or 'base'} down to {revision}") from None
-
-
-def migration_options(connection: Connection) -> dict[str, Any]:
-    """Return what Alembic is configured with, by the migrations and by whatever compares with the models."""
-    return {
-        "target_metadata": Base.metadata,
-        "version_table": VERSION_TABLE,
-        "version_table_schema": schema_of(connection),
-    }
 
 
 def prepare(connection: Connection) -> None:
@@ -110,10 +100,6 @@ def enter(connection: Connection) -> None:
     if schema is not None:
         quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
         connection.execute(select(func.set_config("search_path", quoted, True)))
-
-
-def _script() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config())
 
 
 def _config(connection: Connection | None = None) -> Config:

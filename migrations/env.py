@@ -10,7 +10,9 @@ from sqlalchemy import Connection, func, select
 
 from config import load
 from db import migration
-from db.connection.engine import Database
+from db.connection.engine import Database, schema_of
+from db.models import Base
+from db.schema import VERSION_TABLE
 
 # Held for the whole upgrade: of two processes that upgrade at once, the second waits and finds nothing to do.
 MIGRATION_LOCK = 0x6D696772
@@ -18,7 +20,12 @@ MIGRATION_LOCK = 0x6D696772
 
 def migrate(connection: Connection) -> None:
     """Run the migrations on `connection`, in one transaction behind a lock."""
-    context.configure(connection=connection, **migration.migration_options(connection))
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        version_table=VERSION_TABLE,
+        version_table_schema=schema_of(connection),
+    )
     with context.begin_transaction():
         connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         if context.get_context().get_current_revision() is None:

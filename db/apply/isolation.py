@@ -42,7 +42,7 @@ class Isolation:
                 raise
             return self._leave_out_locked(batch, error)
         except Exception as error:
-            return self._halve(batch, error, _deadline())
+            return self._halve(batch, error)
 
     def _leave_out_locked(
         self, batch: Sequence[ReceivedChange], error: Exception | None = None
@@ -52,9 +52,10 @@ class Isolation:
         except ChangeRefused:  # the attempts to apply them say so of each
             locked = frozenset()
         if error is not None and not locked:
-            return self._halve(batch, error, _deadline())
+            return self._halve(batch, error)
+        row_is_locked = unavailable("the user's row is locked", Cause.LOCKED, LOCK_NOT_AVAILABLE)
         results = iter(self._divide([it for it in batch if it.subject not in locked]))
-        return [_row_is_locked() if it.subject in locked else next(results) for it in batch]
+        return [row_is_locked if it.subject in locked else next(results) for it in batch]
 
     def _divide(self, batch: Sequence[ReceivedChange], deadline: float | None = None) -> list[Result]:
         if not batch:
@@ -64,9 +65,12 @@ class Isolation:
         except Exception as error:
             if isinstance(error, DatabaseUnavailable) and not error.may_concern_one_row:
                 raise
-            return self._halve(batch, error, deadline or _deadline())
+            return self._halve(batch, error, deadline)
 
-    def _halve(self, batch: Sequence[ReceivedChange], error: Exception, deadline: float) -> list[Result]:
+    def _halve(
+        self, batch: Sequence[ReceivedChange], error: Exception, deadline: float | None = None
+    ) -> list[Result]:
+        deadline = deadline or time.monotonic() + DIVIDES_FOR_S
         if len(batch) == 1 or (is_delay(error) and time.monotonic() > deadline):
             return [error] * len(batch)
         middle = len(batch) // 2
@@ -85,11 +89,3 @@ def blame(error: DatabaseUnavailable) -> ChangeRefused:
         " look at the triggers, rules and policies on the tables",
         retryable=True,
     )
-
-
-def _deadline() -> float:
-    return time.monotonic() + DIVIDES_FOR_S
-
-
-def _row_is_locked() -> DatabaseUnavailable:
-    return unavailable("the user's row is locked", Cause.LOCKED, LOCK_NOT_AVAILABLE)

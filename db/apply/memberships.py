@@ -109,11 +109,6 @@ def write(pipeline: Pipeline, writes: MembershipWrites, value: str) -> None:
         pipeline.send(statements.SET_ORGANIZATIONS[value], ids=writes.concerned, changed=writes.renamed)
 
 
-def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
-    """Delete the memberships of users who were deleted; whatever the source is now, it may have been this."""
-    statements.send_ids(pipeline, statements.DELETE_MEMBERSHIPS, clerk_ids)
-
-
 def outcomes(writes: MembershipWrites, of_users: Sequence[Outcome]) -> list[Outcome]:
     """Return what each change did, given what it did to its user."""
     return [

@@ -1,25 +1,13 @@
 """PROFILE_FIELDS: the rows of `user_profiles`, a part of the one transaction of `db.apply.users`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import psycopg
 
 from db.apply import statements
 from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange
 from db.merge.fields import stored_fields
 from db.merge.rows import ProfileRow, profile_row
-
-
-def ask(pipeline: Pipeline, clerk_ids: Sequence[str]) -> psycopg.Cursor[Any]:
-    """Ask for the rows of those users."""
-    return pipeline.send(statements.READ_PROFILES, ids=clerk_ids)
-
-
-def read(asked: psycopg.Cursor[Any]) -> dict[str, ProfileRow]:
-    """Return what the database answered."""
-    return {row[0]: stored_profile(*row) for row in asked.fetchall()}
 
 
 def stored_profile(clerk_id: str, text: str, updated_at: Any) -> ProfileRow:
@@ -32,9 +20,4 @@ def write(pipeline: Pipeline, known: Mapping[str, UserChange], stored: Mapping[s
     wanted = {clerk_id: row for clerk_id, change in known.items() if (row := profile_row(change))}
     changed = [row for row in wanted.values() if row != stored.get(row.clerk_id)]
     statements.send_rows(pipeline, statements.WRITE_PROFILES, changed)
-    forget(pipeline, sorted(stored.keys() - wanted.keys()))
-
-
-def forget(pipeline: Pipeline, clerk_ids: Sequence[str]) -> None:
-    """Delete the rows of those users."""
-    statements.send_ids(pipeline, statements.DELETE_PROFILES, clerk_ids)
+    statements.send_ids(pipeline, statements.DELETE_PROFILES, sorted(stored.keys() - wanted.keys()))

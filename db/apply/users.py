@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from db.apply import memberships, placeholders, profiles, statements
 from db.apply.memberships import MembershipWrites, StoredMemberships
+from db.apply.profiles import stored_profile
 from db.connection.engine import Database
 from db.connection.errors import UNIQUE_VIOLATION, ChangeRefused
 from db.connection.pipeline import Pipeline
@@ -119,15 +120,20 @@ def _apply(
     if writes.touched or synced:
         ids = sorted(writes.touched.difference(writes.gone))
         pipeline.send(statements.REQUIRE_WRITTEN, ids=ids, sync_ids=synced, gone=writes.gone)
-    deleted = _newly_deleted(before, known)
-    memberships.forget(pipeline, deleted)
-    profiles.forget(pipeline, deleted)  # whether or not they are kept now, they may have been
+    deleted = [
+        clerk_id
+        for clerk_id, change in known.items()
+        if change.deleted_at is not None and before[clerk_id].deleted_at is None
+    ]
+    for delete in (statements.DELETE_MEMBERSHIPS, statements.DELETE_PROFILES):
+        statements.send_ids(pipeline, delete, deleted)  # whether or not they are kept now, they may have been
     if policy.keeps_fields:
         profiles.write(pipeline, known, stored.profiles)
     if member_writes:
         outcomes = memberships.outcomes(member_writes, outcomes)
         memberships.write(pipeline, member_writes, policy.organization_value)
-    _write_instances(pipeline, batch)
+    instances = {incoming.instance_id for incoming in batch if incoming.instance_id is not None}
+    statements.send_ids(pipeline, statements.ADD_INSTANCES, sorted(instances))
     _record(pipeline, batch, outcomes)
     return outcomes
 
@@ -147,7 +153,7 @@ def _lock_and_read(
         pipeline.send(statements.LOCK_ADDRESSES, ids=concerned, addresses=addresses)
     asked = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
     users = pipeline.send(statements.READ_USERS, ids=ids)
-    fields = profiles.ask(pipeline, ids) if policy.keeps_fields else None
+    fields = pipeline.send(statements.READ_PROFILES, ids=ids) if policy.keeps_fields else None
     competing: Any = ()
     holders: Any = ()
     if concerned:
@@ -166,7 +172,7 @@ def _lock_and_read(
         [row for row, _ in held],
         frozenset(row.clerk_id for row, is_new in held if is_new and row.clerk_id not in sync_rows),
         memberships.read(asked) if asked else None,
-        profiles.read(fields) if fields else {},
+        {row[0]: stored_profile(*row) for row in fields} if fields else {},
     )
 
 
@@ -205,7 +211,10 @@ def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> Non
     statements.send_ids(pipeline, statements.DELETE_USERS, writes.gone)
     statements.send_rows(pipeline, statements.SET_EMAILS, writes.vacated)
     for step in writes.changed:
-        _write_rows(pipeline, step, stored.users)
+        old = [(*t.row, *t[1:]) for t in step if t.row.clerk_id in stored.users]
+        new = [t.row for t in step if t.row.clerk_id not in stored.users]
+        statements.send_rows(pipeline, statements.UPDATE_USERS, old)
+        statements.send_rows(pipeline, statements.INSERT_USERS, new)
     statements.send_rows(pipeline, statements.SET_EMAILS, writes.assigned)
 
 
@@ -271,18 +280,6 @@ def _assigned(competing: Sequence[CompetingClaim], holder_of: dict[str, str]) ->
     ]
 
 
-def _write_rows(pipeline: Pipeline, targets: list[TargetRow], stored: dict[str, UserRow]) -> None:
-    old = [(*t.row, *t[1:]) for t in targets if t.row.clerk_id in stored]
-    new = [t.row for t in targets if t.row.clerk_id not in stored]
-    statements.send_rows(pipeline, statements.UPDATE_USERS, old)
-    statements.send_rows(pipeline, statements.INSERT_USERS, new)
-
-
-def _write_instances(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> None:
-    ids = sorted({incoming.instance_id for incoming in batch if incoming.instance_id is not None})
-    statements.send_ids(pipeline, statements.ADD_INSTANCES, ids)
-
-
 def _record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> None:
     """Send the ledger's rows, one for each delivery; a svix-id that is there keeps its row."""
     rows = [
@@ -298,14 +295,6 @@ def _record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Seque
         if incoming.svix_id is not None
     ]
     statements.send_rows(pipeline, statements.RECORD_EVENTS, rows)
-
-
-def _newly_deleted(before: dict[str, UserChange], known: dict[str, UserChange]) -> list[str]:
-    return [
-        clerk_id
-        for clerk_id, change in known.items()
-        if change.deleted_at is not None and before[clerk_id].deleted_at is None
-    ]
 
 
 def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> list[str]:

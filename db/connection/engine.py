@@ -44,7 +44,6 @@ class PoolState(NamedTuple):
     checkouts: int
     timeouts: int
     invalidated: int
-    overflows: int
 
 
 class Database:
@@ -64,6 +63,13 @@ class Database:
         event.listen(self.engine, "connect", self._learn_encoding)
         self._variable = variable(settings, unpooled=unpooled)
         self._attempts = attempts
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=MAX_PAUSE_S),
+            stop=self._is_last,
+            before_sleep=_log_retry,
+            reraise=True,
+        )
         self._counts: Counter[str] = Counter()
         _watch_pool(self.engine, self._counts)
         self._renewing = Lock()
@@ -103,7 +109,6 @@ class Database:
             checkouts=self._counts["checkouts"],
             timeouts=self._counts["timeouts"],
             invalidated=self._counts["invalidated"],
-            overflows=self._counts["overflows"],
         )
 
     def dispose(self) -> None:
@@ -132,18 +137,11 @@ class Database:
         error = state.outcome.exception() if state.outcome else None
         is_race = error is not None and sqlstate(error) in RACES
         attempts = min(self._attempts, RACE_ATTEMPTS if is_race else self._attempts)
-        return state.attempt_number >= attempts or tenacity.stop_after_delay(RETRIES_FOR_S)(state)
+        return state.attempt_number >= attempts or (state.seconds_since_start or 0) >= RETRIES_FOR_S
 
     def _retried(self, attempt: Callable[[W], T], work: W) -> T:
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=MAX_PAUSE_S),
-            stop=self._is_last,
-            before_sleep=_log_retry,
-            reraise=True,
-        )
         with self._translating():
-            return cast("T", retrying(self._attempt, attempt, work))
+            return cast("T", self._retrying(self._attempt, attempt, work))
 
     def _attempt(self, attempt: Callable[[W], T], work: W) -> T:
         pool = self.engine.pool
@@ -258,7 +256,6 @@ def _watch_pool(engine: Engine, counts: "Counter[str]") -> None:
     def connected(*_: object) -> None:
         pool = cast("ReplaceablePool", engine.pool)
         if pool.overflow() > 0:
-            counts["overflows"] += 1
             log.info("pool overflows", size=pool.size(), overflow=pool.overflow())
 
 

@@ -1,7 +1,5 @@
 """Where the database is: the URLs of the settings, read by libpq's own parser."""
 
-import re
-
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
@@ -21,6 +19,7 @@ PARTS = {
     "percent-encoded": "is not percent-encoded: write % as %25, also in the password",
     "IPv6": "has an IPv6 address that is not closed with ]",
     "host": "has a host or port that cannot be read",
+    "": "cannot be read as a URL",
 }
 
 
@@ -41,7 +40,8 @@ def postgres_url(settings: Settings, *, unpooled: bool = False) -> dict[str, str
     try:
         given = conninfo_to_dict(secret.get_secret_value())
     except psycopg.ProgrammingError as error:
-        raise SettingsError(f"{name} {_part(str(error))}") from None
+        wrong = next(words for said, words in PARTS.items() if said in str(error))
+        raise SettingsError(f"{name} {wrong}") from None
     parameters = {key: str(value) for key, value in given.items()}
     if not all(_is_port(port) for port in parameters.get("port", "").split(",")):
         raise SettingsError(f"{name} has a port that is not a number from 1 to 65535")
@@ -49,12 +49,6 @@ def postgres_url(settings: Settings, *, unpooled: bool = False) -> dict[str, str
         if parameters.get(option, next(iter(known))) not in known:
             raise SettingsError(f"{name} has a value of {option} that libpq does not know")
     return parameters
-
-
-def _part(message: str) -> str:
-    return next(
-        (words for said, words in PARTS.items() if re.search(said, message)), "cannot be read as a URL"
-    )
 
 
 def _is_port(text: str) -> bool:

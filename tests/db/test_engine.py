@@ -640,7 +640,6 @@ def test_a_pool_without_a_free_connection_says_which_settings_to_raise(
             "checkouts": 0,
             "timeouts": 0,
             "invalidated": 0,
-            "overflows": 1,
         }
         with structlog.testing.capture_logs() as logs, pytest.raises(DatabaseUnavailable) as refused:
             database.run(execute("SELECT 1"))
