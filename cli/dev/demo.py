@@ -51,37 +51,31 @@ def play(settings: Settings, url: str) -> str:
     Waits until the workers have treated all of it, TIMEOUT_S at most. Every run has users of its own. Raises
     NotDelivered, DatabaseUnavailable or QueueUnavailable.
     """
-    story = _new_story(settings)
+    tag = secrets.choice(string.digits) + "".join(secrets.choice(TAG_LETTERS) for _ in range(3))
+    story = Story(tag, now_ms(), settings.clerk_instance_id or samples.INSTANCE)
     with Database(settings) as database, closing(failed_jobs(settings)) as failed:
         database.ping()  # a connection is there then, and does not count as the service's time
         played, first_row_ms = _deliver(story, url, settings.signing_keys[0], database)
         outcomes = _await_outcomes(database, failed, played)
         _show_answers(played, outcomes)
-        _show_users(_users(database, story))
+        click.echo("\nThe rows of users that they became (times are UTC)\n")
+        _show(USER_COLUMNS, _users(database, story))
         click.echo("\nstale: a newer event of the user was known already. ignored: it changes nothing.")
         click.echo(_timing(first_row_ms, sum(item.is_awaited for item in played) - len(outcomes)))
     return story.clerk_id("ann")
 
 
-def _new_story(settings: Settings) -> Story:
-    tag = secrets.choice(string.digits) + "".join(secrets.choice(TAG_LETTERS) for _ in range(3))
-    return Story(tag, now_ms(), settings.clerk_instance_id or samples.INSTANCE)
-
-
 def _deliver(story: Story, url: str, key: bytes, database: Database) -> tuple[list[Played], float | None]:
     """Return every delivery with its answer, and the time until the first had become a row, in ms."""
-    first, *others = story.steps()
+    played, first_row_ms = [], None
     with Sender(url, key) as clerk, Sender(url, FORGED_KEY) as forger:
         began = time.perf_counter()
-        played = [_played(clerk, first)]
-        is_there = _poll(lambda: _users(database, story), bool)
-        first_row_ms = (time.perf_counter() - began) * 1000 if is_there else None
-        played += [_played(forger if step.is_forged else clerk, step) for step in others]
+        for step in story.steps():
+            sender = forger if step.is_forged else clerk
+            played.append(Played(step, sender.deliver(step.svix_id, step.body, age_s=step.age_s)))
+            if len(played) == 1 and _poll(lambda: _users(database, story), bool):
+                first_row_ms = (time.perf_counter() - began) * 1000
     return played, first_row_ms
-
-
-def _played(sender: Sender, step: StoryStep) -> Played:
-    return Played(step, sender.deliver(step.svix_id, step.body, age_s=step.age_s))
 
 
 def _await_outcomes(database: Database, failed: FailedJobs, played: Sequence[Played]) -> dict[str, str]:
@@ -123,11 +117,6 @@ def _show_answers(played: Sequence[Played], outcomes: Mapping[str, str]) -> None
 def _result(item: Played, outcomes: Mapping[str, str]) -> str:
     outcome = outcomes.get(item.step.svix_id) if item.is_awaited else None
     return f"{item.answer} → {outcome}" if outcome else str(item.answer)
-
-
-def _show_users(rows: Iterable[Sequence[object]]) -> None:
-    click.echo("\nThe rows of users that they became (times are UTC)\n")
-    _show(USER_COLUMNS, rows)
 
 
 def _show(headings: Sequence[str] | None, rows: Iterable[Sequence[object]], first_width: int = 0) -> None:
