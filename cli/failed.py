@@ -3,10 +3,9 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from functools import wraps
 from typing import Any, NamedTuple
 
 import click
@@ -32,6 +31,27 @@ from worker.queue.rq_format import ForeignJobError
 SHOWN = 100
 MANY = 500  # from here on a progress bar shows that something happens
 
+# The options that become a FailedJobFilter
+FILTERS = (
+    click.Option(
+        ["--type"],
+        type=click.Choice([*ALL_TYPES, UNKNOWN]),
+        metavar="TYPE",
+        help=f"Only jobs of this event type ({UNKNOWN}: the type cannot be read).",
+    ),
+    click.Option(["--since"], type=TimeParam(), help=f"Only jobs that failed since then: {WHEN}."),
+    click.Option(["--user", "clerk_id"], help="Only jobs about this Clerk user id."),
+)
+# Those that become a Selection
+SELECTION = (
+    click.Argument(["ids"], nargs=-1, metavar="[ID]..."),
+    click.Option(["--all", "every"], is_flag=True, help="All failed jobs that match the options."),
+    click.Option(["--dry-run"], is_flag=True, help="List them; change nothing."),
+    click.Option(["--yes"], is_flag=True, help="Do not ask for confirmation."),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print a JSON array of id and outcome."),
+    *FILTERS,
+)
+
 
 class Selection(NamedTuple):
     """The jobs that a command acts on: those with these ids, or all that match `wanted`."""
@@ -44,53 +64,16 @@ class Selection(NamedTuple):
     as_json: bool
 
 
-def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that become its `wanted`."""
-
-    @wraps(command)
-    def collected(type_: str | None, clerk_id: str | None, since: datetime | None, **rest: Any) -> None:
-        command(wanted=FailedJobFilter(type_, clerk_id, since), **rest)
-
-    options = (
-        click.option(
-            "--type",
-            "type_",
-            type=click.Choice([*ALL_TYPES, UNKNOWN]),
-            metavar="TYPE",
-            help=f"Only jobs of this event type ({UNKNOWN}: the type cannot be read).",
-        ),
-        click.option("--since", type=TimeParam(), help=f"Only jobs that failed since then: {WHEN}."),
-        click.option("--user", "clerk_id", help="Only jobs about this Clerk user id."),
-    )
-    return _with_options(collected, options)
-
-
-def _selection(command: Callable[[Selection], None]) -> Callable[..., None]:
-    """Give a command the argument and the options that become its selection."""
-
-    @_filters
-    @wraps(command)
-    def collected(ids: tuple[str, ...], every: bool, wanted: FailedJobFilter, **flags: bool) -> None:
-        if bool(ids) == every:
-            raise click.UsageError("give the ids of failed jobs, or --all")
-        if ids and wanted != FailedJobFilter():
-            raise click.UsageError("--type, --since and --user require --all")
-        command(Selection(tuple(dict.fromkeys(ids)), every, wanted, **flags))
-
-    options = (
-        click.argument("ids", nargs=-1, metavar="[ID]..."),
-        click.option("--all", "every", is_flag=True, help="All failed jobs that match the options."),
-        click.option("--dry-run", is_flag=True, help="List them; change nothing."),
-        click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
-        click.option("--json", "as_json", is_flag=True, help="Print a JSON array of id and outcome."),
-    )
-    return _with_options(collected, options)
-
-
-def _with_options(command: Callable[..., None], options: Iterable[Callable[..., Any]]) -> Callable[..., None]:
-    for option in reversed(tuple(options)):
-        command = option(command)
-    return command
+def _selection(
+    *, ids: tuple[str, ...], every: bool, dry_run: bool, yes: bool, as_json: bool, **filters: Any
+) -> Selection:
+    """Return what the options of SELECTION say. Raises click.UsageError if they exclude each other."""
+    wanted = FailedJobFilter(**filters)
+    if bool(ids) == every:
+        raise click.UsageError("give the ids of failed jobs, or --all")
+    if ids and wanted != FailedJobFilter():
+        raise click.UsageError("--type, --since and --user require --all")
+    return Selection(tuple(dict.fromkeys(ids)), every, wanted, dry_run, yes, as_json)
 
 
 @click.group()
@@ -98,14 +81,14 @@ def failed() -> None:
     """Show, replay or discard the jobs that failed."""
 
 
-@failed.command("list")
-@_filters
+@failed.command("list", params=[*FILTERS])
 @click.option(
     "--limit", type=click.IntRange(1), help=f"Maximum number of jobs.  [default: {SHOWN}; with --json: all]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-def list_(wanted: FailedJobFilter, limit: int | None, as_json: bool) -> None:
+def list_(limit: int | None, as_json: bool, **filters: Any) -> None:
     """List the failed jobs, newest failure first."""
+    wanted = FailedJobFilter(**filters)
     with closing(failed_jobs(load("redis_url"))) as jobs:
         if as_json:
             _stream_json(job._asdict() for job in jobs.newest(wanted, limit))
@@ -134,10 +117,10 @@ def show(id_: str, payload: bool, as_json: bool) -> None:
         click.echo(_next_step(details.job))
 
 
-@failed.command()
-@_selection
-def replay(selection: Selection) -> None:
+@failed.command(params=[*SELECTION])
+def replay(**options: Any) -> None:
     """Queue failed jobs again, each with its full number of retries."""
+    selection = _selection(**options)
     with closing(failed_jobs(load("redis_url"))) as jobs:
         chosen = _chosen(jobs, selection, "would be replayed")
         if chosen and selection.every and not selection.yes and sys.stdin.isatty():
@@ -145,10 +128,10 @@ def replay(selection: Selection) -> None:
         _report(jobs.replay(chosen), len(chosen), selection)
 
 
-@failed.command()
-@_selection
-def discard(selection: Selection) -> None:
+@failed.command(params=[*SELECTION])
+def discard(**options: Any) -> None:
     """Delete failed jobs permanently, each with its delivery."""
+    selection = _selection(**options)
     with closing(failed_jobs(load("redis_url"))) as jobs:
         chosen = _chosen(jobs, selection, "would be discarded")
         if chosen and selection.every and not selection.yes:
