@@ -34,7 +34,10 @@ def backfill(since: datetime | None, restart: bool) -> None:
             if since is not None:
                 done = task.since(to_ms(since))
             else:
-                _announce(None if restart else task.resumable())
+                if not restart and (before := task.resumable()):
+                    click.echo(
+                        f"Resuming after {counted(before.seen, 'user')} (--restart starts over)", err=True
+                    )
                 done = task.everything(restart=restart)
         except Stopped:
             raise Interrupted(_after_stop(since, task.resumable())) from None
@@ -47,11 +50,6 @@ def _progress(bar: UserBar, done: BackfillStats) -> None:
         bar.show(done.memberships, done.memberships_expected, "Memberships")
     else:
         bar.show(done.seen, done.expected)
-
-
-def _announce(done: BackfillStats | None) -> None:
-    if done is not None:
-        click.echo(f"Resuming after {counted(done.seen, 'user')} (--restart starts over)", err=True)
 
 
 def _after_stop(since: datetime | None, done: BackfillStats | None) -> str:

@@ -38,12 +38,11 @@ def context_from_environment() -> Iterator[SyncContext]:
             yield context
 
 
-class UserBar:
+class UserBar(Progress):
     """A progress bar with the rate and the time left; without a terminal it prints nothing."""
 
     def __init__(self, title: str) -> None:
-        self._title = title
-        self._progress = Progress(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -53,23 +52,12 @@ class UserBar:
             transient=True,
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._progress.add_task(title, total=None)
-
-    def __enter__(self) -> "UserBar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._task = self.add_task(title, total=None)
 
     def show(self, seen: int, expected: int, title: str | None = None) -> None:
-        """Show how many of `expected` (0: unknown) were seen; `title` names them unless they are users."""
-        self._progress.update(
-            self._task,
-            description=title or self._title,
-            completed=seen,
-            total=max(seen, expected) if expected else None,
-        )
+        """Show how many of `expected` (0: unknown) were seen, from now on with `title` if there is one."""
+        total = max(seen, expected) if expected else None
+        self.update(self._task, description=title, completed=seen, total=total)
 
 
 class _Rate(ProgressColumn):

@@ -18,6 +18,13 @@ from worker.monitoring.words import counted, span
 
 PID_WIDTH = 7
 UNSEEN = "state not visible (GRANT pg_read_all_stats to the role)"
+BAD_ENCODING = (
+    "warning: the database's encoding is {}, not UTF8: deliveries with characters outside it will fail"
+)
+VIEW_MISSING = (
+    "warning: the view {} was not created, because the application has a table or view of that name:"
+    " set DATABASE_SCHEMA to a schema of its own"
+)
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -49,28 +56,12 @@ def upgrade(settings: Settings, revision: str) -> None:
     """Create the tables, or run the migrations that have not run yet."""
     with Database(settings, unpooled=True) as database:
         migration.upgrade(database, revision)
-        _warn_of_encoding(database.encoding)
+        if database.encoding != UTF8:
+            click.echo(BAD_ENCODING.format(database.encoding), err=True)
         if settings.organization_source == "membership":
-            _warn_of_missing_views(schema.missing_views(database))
+            for name in schema.missing_views(database):
+                click.echo(VIEW_MISSING.format(name), err=True)
         click.echo(f"schema at {schema.current_revision(database)}")
-
-
-def _warn_of_encoding(encoding: str) -> None:
-    if encoding != UTF8:
-        click.echo(
-            f"warning: the database's encoding is {encoding}, not UTF8: deliveries with characters outside it"
-            " will fail",
-            err=True,
-        )
-
-
-def _warn_of_missing_views(names: list[str]) -> None:
-    for name in names:
-        click.echo(
-            f"warning: the view {name} was not created, because the application has a table or view of that"
-            " name: set DATABASE_SCHEMA to a schema of its own",
-            err=True,
-        )
 
 
 def _destroys(command: Callable[..., None]) -> Callable[..., None]:
@@ -172,7 +163,8 @@ def _lock_entry(holder: locks.Holder) -> str:
 
 
 def _require_local(settings: Settings, force: bool) -> None:
-    if not (force or all(_is_local(host) for host in hosts(settings, unpooled=True))):
+    elsewhere = {host for host in hosts(settings, unpooled=True) if not host.startswith("/")} - LOCAL_HOSTS
+    if elsewhere and not force:
         raise NotLocal("the database is not on this machine: nothing was changed; add --force to allow it")
 
 
@@ -194,7 +186,3 @@ def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("nothing was changed: without a terminal, add --yes to confirm")
     click.confirm(question, abort=True, err=True)
-
-
-def _is_local(host: str) -> bool:
-    return host in LOCAL_HOSTS or host.startswith("/")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Any
 
 import click
 
@@ -34,7 +35,6 @@ FAR_EVERY = 10  # looks
 @click.option("--user", "clerk_id", help="Only deliveries about this Clerk user id.")
 @click.option(
     "--type",
-    "type_",
     type=click.Choice(ALL_TYPES),
     metavar="TYPE",
     help="Only this event type, such as user.updated.",
@@ -55,23 +55,14 @@ FAR_EVERY = 10  # looks
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON array; with --follow one JSON object per line."
 )
-def events(  # noqa: PLR0913, PLR0917 - click hands over every option by its name
-    clerk_id: str | None,
-    type_: str | None,
-    outcome: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    limit: int,
-    follow: bool,
-    as_json: bool,
-) -> None:
+def events(limit: int, follow: bool, as_json: bool, **filters: Any) -> None:
     """Show the deliveries that workers have applied.
 
     The newest comes first. Its outcome is `applied` (it changed something), `stale` (it was known, or
     something newer was) or `ignored` (it says nothing about the user).
     """
-    wanted = LedgerFilter(clerk_id, type_, outcome, since, until)
-    if follow and until:
+    wanted = LedgerFilter(**filters)
+    if follow and wanted.until:
         raise click.UsageError("--follow and --until exclude each other")
     with Database(load("database_url")) as database:
         if not follow:
@@ -79,7 +70,7 @@ def events(  # noqa: PLR0913, PLR0917 - click hands over every option by its nam
             return
         with suppress(KeyboardInterrupt):
             for row in following(database, wanted, limit):
-                click.echo(_line(row, as_json))
+                click.echo(json.dumps(row._asdict(), default=plain) if as_json else event_at(row))
 
 
 def _show(rows: list[LedgerRow], as_json: bool) -> None:
@@ -124,7 +115,3 @@ def _back(wanted: LedgerFilter, last: datetime, by: timedelta) -> LedgerFilter:
     """Return the filter limited to rows applied since `by` before `last`."""
     since = last - by
     return wanted._replace(since=max(since, wanted.since) if wanted.since else since)
-
-
-def _line(row: LedgerRow, as_json: bool) -> str:
-    return json.dumps(row._asdict(), default=plain) if as_json else event_at(row)

@@ -16,19 +16,19 @@ from worker import log
 # Objects made between two looks for garbage. With Python's own number an eighth of a start looks in vain
 GC_THRESHOLD = 10_000
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-COMMANDS = {
-    "backfill": ("cli.backfill", "backfill"),
-    "db": ("cli.database", "db"),
-    "dev": ("cli.dev.command", "dev"),
-    "events": ("cli.events", "events"),
-    "failed": ("cli.failed", "failed"),
-    "pull": ("cli.pull", "pull"),
-    "reconcile": ("cli.reconcile", "reconcile"),
-    "send": ("cli.send", "send"),
-    "status": ("cli.status", "status"),
-    "user": ("cli.user", "user"),
-    "web": ("cli.serve", "web"),
-    "worker": ("cli.serve", "worker"),
+COMMANDS = {  # and the module of each
+    "backfill": "cli.backfill",
+    "db": "cli.database",
+    "dev": "cli.dev.command",
+    "events": "cli.events",
+    "failed": "cli.failed",
+    "pull": "cli.pull",
+    "reconcile": "cli.reconcile",
+    "send": "cli.send",
+    "status": "cli.status",
+    "user": "cli.user",
+    "web": "cli.serve",
+    "worker": "cli.serve",
 }
 
 
@@ -41,11 +41,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Return the command of that name, or None."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
+        return getattr(import_module(COMMANDS[cmd_name]), cmd_name) if cmd_name in COMMANDS else None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

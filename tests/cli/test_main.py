@@ -198,7 +198,7 @@ import os, sys
 from importlib import import_module
 from cli.main import COMMANDS, main
 
-for module, _ in COMMANDS.values():
+for module in COMMANDS.values():
     import_module(module)
 for command in sys.argv[1:]:
     if os.fork() == 0:
