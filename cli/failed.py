@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import track
 
 from cli.options import WHEN, TimeParam
-from cli.output import exact, printable, show_json, wrapped
+from cli.output import exact, show_json, wrapped
 from config import load
 from worker.clerk.payloads import ALL_TYPES
-from worker.monitoring.words import ago, counted
+from worker.monitoring.words import ago, counted, printable
 from worker.queue.failed_jobs import (
     UNKNOWN,
     FailedJob,

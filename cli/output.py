@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from db.ledger import LedgerRow
-from worker.monitoring.words import ago, span
+from worker.monitoring.words import ago, printable, span
 
 LABEL_WIDTH = 13
 
@@ -55,15 +55,6 @@ def exact(moment: datetime) -> str:
     """Return a moment with its time zone: UTC, or with --local-time that of this machine or of TZ."""
     is_local = click.get_current_context().find_root().params.get("local_time")
     return moment.astimezone(None if is_local else UTC).strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def printable(text: str) -> str:
-    """Return text that came from elsewhere so that it cannot steer the terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
 
 
 def plain(value: Any) -> str:

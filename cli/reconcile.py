@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from cli.clerk import UserBar, context_from_environment
-from cli.output import printable, show_entry, show_json
-from worker.monitoring.words import counted
+from cli.output import show_entry, show_json
+from worker.monitoring.words import counted, printable
 from worker.sync.reconcile import Reconcile, Report
 from worker.sync.reconcile_memberships import MemberReport
 
@@ -52,13 +52,8 @@ def reconcile(fix: bool, allow_deletes: int | None, as_json: bool) -> None:
         show_json(_to_json(report, left if is_fixed else None))
     else:
         _show(report, left, is_fixed=is_fixed)
-    sys.exit(_status(report, left, is_fixed=is_fixed))
-
-
-def _status(report: Report, left: list[str], *, is_fixed: bool) -> int:
-    if report.refusal is not None:
-        return 1
-    return 1 if (left if is_fixed else report.differing) else 0
+    differs = left if is_fixed else report.differing
+    sys.exit(1 if differs or report.refusal is not None else 0)
 
 
 def _to_json(report: Report, left: list[str] | None) -> dict[str, Any]:

@@ -27,11 +27,6 @@ class DeliveryResponse(NamedTuple):
     http_status: int
     word: str
 
-    @property
-    def is_success(self) -> bool:
-        """Whether Svix would count it as delivered; if not, it delivers again."""
-        return httpx.codes.is_success(self.http_status)
-
     def __str__(self) -> str:
         return f"{self.http_status} {self.word}"
 
@@ -74,7 +69,7 @@ class Sender:
         try:
             response = self._client.post(self._url, content=body, headers=headers)
         except httpx.TransportError as error:
-            raise NotDelivered(_explain(error, _place(self._url))) from None
+            raise NotDelivered(_explain(error, httpx.URL(self._url))) from None
         return DeliveryResponse(response.status_code, _word(response))
 
 
@@ -106,35 +101,26 @@ def send(
     It is signed with the first secret in CLERK_WEBHOOK_SIGNING_SECRET. The exit status is 0 if the receiver
     answers 2xx, else 1.
     """
-    _check_usage(type_, file, clerk_id)
-    settings = load("clerk_webhook_signing_secret")
-    now = now_ms()
-    if file:
-        what, body = file.name, file.read()
-    else:
-        what, body = _sample(str(type_), clerk_id, now, settings.clerk_instance_id)
-    svix_id = svix_id or samples.new_id("msg")
-    with Sender(url or f"http://127.0.0.1:{settings.port}{PATH}", settings.signing_keys[0]) as sender:
-        answer = sender.deliver(svix_id, body)
-    click.echo(f"{answer}: {what}, delivery {svix_id}")
-    return 0 if answer.is_success else 1
-
-
-def _check_usage(type_: str | None, file: BinaryIO | None, clerk_id: str | None) -> None:
     if file and clerk_id:
         raise click.UsageError("--user-id and --file exclude each other: a file is sent unchanged")
     if not file and type_ not in ALL_TYPES:
         raise click.BadParameter(f"choose one of {', '.join(ALL_TYPES)}", param_hint="TYPE")
+    settings = load("clerk_webhook_signing_secret")
+    if file:
+        what, body = file.name, file.read()
+    else:
+        clerk_id = clerk_id or samples.new_id("user")
+        event = samples.sample(str(type_), clerk_id, now_ms(), settings.clerk_instance_id or samples.INSTANCE)
+        what, body = f"{type_} of {clerk_id}", samples.encode(event)
+    svix_id = svix_id or samples.new_id("msg")
+    with Sender(url or f"http://127.0.0.1:{settings.port}{PATH}", settings.signing_keys[0]) as sender:
+        answer = sender.deliver(svix_id, body)
+    click.echo(f"{answer}: {what}, delivery {svix_id}")
+    return 0 if httpx.codes.is_success(answer.http_status) else 1
 
 
-def _sample(type_: str, clerk_id: str | None, now: int, instance_id: str | None) -> tuple[str, bytes]:
-    """Return what is sent, in words and in bytes."""
-    clerk_id = clerk_id or samples.new_id("user")
-    event = samples.sample(type_, clerk_id, now, instance_id or samples.INSTANCE)
-    return f"{type_} of {clerk_id}", samples.encode(event)
-
-
-def _explain(error: httpx.TransportError, place: str) -> str:
+def _explain(error: httpx.TransportError, url: httpx.URL) -> str:
+    place = f"{url.scheme}://{url.netloc.decode()}"  # the rest of a URL may hold a password
     match error:
         case httpx.ConnectError():
             return f"nothing answers at {place}: start clerk-sync dev or clerk-sync web"
@@ -142,12 +128,6 @@ def _explain(error: httpx.TransportError, place: str) -> str:
             return f"{place} did not answer within {TIMEOUT_S} s"
         case _:
             return f"{place} did not answer ({type(error).__name__})"
-
-
-def _place(url: str) -> str:
-    """Return scheme, host and port: the rest of a URL may hold a password."""
-    parsed = httpx.URL(url)
-    return f"{parsed.scheme}://{parsed.netloc.decode()}"
 
 
 def _word(response: httpx.Response) -> str:

@@ -21,7 +21,7 @@ from web.console_auth import TOKEN_FIELD, ConsoleAuth, harden
 from worker.monitoring.health import Status
 from worker.monitoring.login_throttle import LoginThrottle
 from worker.monitoring.overview import ConsoleData
-from worker.monitoring.words import ago, span
+from worker.monitoring.words import ago, printable, span
 from worker.queue.failed_jobs import FailedJobFilter, FailedJobs, ReplayResult
 from worker.redis_client import ENCODING_ERRORS, QueueUnavailable
 
@@ -99,10 +99,10 @@ def blueprint(settings: Settings, password: SecretStr, status: Status) -> Bluepr
 
     console.before_request(auth.refusal)
     console.after_request(harden)
-    console.add_app_template_filter(ago, "ago")
+    console.add_app_template_filter(ago)
     console.add_app_template_filter(span, "seconds")
     console.add_app_template_filter(to_datetime, "moment")
-    console.add_app_template_filter(_printable, "printable")
+    console.add_app_template_filter(printable)
     console.add_app_template_filter(_as_value, "as_value")
     return console
 
@@ -151,11 +151,6 @@ def _notice() -> str | None:
             return ", ".join(f"{count} {result}" for result, count in counts if count)
         case _:
             return None
-
-
-def _printable(value: object) -> str:
-    """Return a value that came from elsewhere as text that can be sent and seen."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
 
 
 def _as_value(id_: str) -> str:

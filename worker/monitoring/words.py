@@ -1,4 +1,4 @@
-"""How numbers and times are written for people: "2 jobs", "3 min ago"."""
+"""How numbers, times and text from elsewhere are written for people: "2 jobs", "3 min ago"."""
 
 from datetime import UTC, datetime
 
@@ -44,3 +44,8 @@ def ago(moment: str | datetime | None, now: datetime) -> str:
     if seconds < 0:
         return f"in {span(-seconds)}" if seconds < -1 else "now"
     return f"{span(seconds)} ago" if seconds >= 1 else "now"
+
+
+def printable(text: str) -> str:
+    """Return text that came from elsewhere so that it can be sent and seen, and cannot steer a terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
