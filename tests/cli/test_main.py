@@ -48,14 +48,14 @@ def _environment(variables: dict[str, str]) -> dict[str, str]:
 
 
 def test_help_names_every_command_and_is_no_failure(tmp_path: Path) -> None:
-    ran = run_process("--help", directory=tmp_path)
+    ran = run("--help", directory=tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
     listed = {line.split()[0] for line in ran.stdout.partition("Commands:")[2].splitlines() if line.strip()}
     assert listed >= COMMANDS.keys()
 
 
 def test_the_version_is_reported(tmp_path: Path) -> None:
-    ran = run_process("--version", directory=tmp_path)
+    ran = run("--version", directory=tmp_path)
     assert ran.returncode == 0
     assert ran.stdout.startswith("clerk-sync, version ")
 
@@ -198,7 +198,7 @@ import os, sys
 from importlib import import_module
 from cli.main import COMMANDS, main
 
-for module in COMMANDS.values():
+for module in {COMMANDS[command.split()[0]] for command in sys.argv[1:-1]}:
     import_module(module)
 for command in sys.argv[1:]:
     if os.fork() == 0:

@@ -120,9 +120,10 @@ def test_a_question_is_seen_also_when_the_output_goes_to_a_file(
     settings, output = make_settings(), tmp_path / "output"
     with worker_redis(settings) as redis:
         fail(redis)
-    with on_a_terminal(settings, *command.split(), output=output) as terminal:
-        terminal.wait_for("? [y/N]: ")
-        terminal.press(b"y\n")
-        assert terminal.wait() == 0, terminal.shown
+        with on_a_terminal(settings, *command.split(), output=output) as terminal:
+            terminal.wait_for("? [y/N]: ")
+            terminal.press(b"y\n")
+            assert terminal.wait() == 0, terminal.shown
+        assert redis.zcard("rq:failed:clerk") == (begins != "[")
     assert output.read_text().startswith(begins)
     assert begins != "[" or len(json.loads(output.read_text())) == 1

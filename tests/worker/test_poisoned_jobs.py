@@ -39,6 +39,7 @@ from worker.runner import batch
 from worker.sync import last_run
 
 MB = 1024 * 1024
+BOMB = zlib.compress(bytes(32 * MB))
 LONG_AGO = 1
 FAR = 9e9
 FOREIGN = zlib.compress(json.dumps(("os.system", None, ("true",), {})).encode())
@@ -111,8 +112,8 @@ SCHEDULED: dict[str, dict[str, str | bytes]] = {
     "callback": {"success_callback_timeout": "x", "failure_callback_name": b"\xff"},
     "worker": {"worker_name": b"\xff"},
     "place": {"enqueue_at_front": "perhaps"},
-    "traceback": {"exc_info": zlib.compress(bytes(64 * MB))},
-    "bomb": {"data": zlib.compress(bytes(64 * MB))},
+    "traceback": {"exc_info": BOMB},
+    "bomb": {"data": BOMB},
 }
 
 
@@ -211,7 +212,7 @@ def test_odd_values_in_our_own_keys_hide_no_figures(redis: Redis, make_settings:
 
 def test_a_bomb_in_a_traceback_is_not_inflated(redis: Redis) -> None:
     poison(redis, b"odd", status="failed")
-    redis.xadd(f"{RESULT_PREFIX}odd", {"exc_string": b64encode(zlib.compress(bytes(256 * MB)))})
+    redis.xadd(f"{RESULT_PREFIX}odd", {"exc_string": b64encode(BOMB)})
     redis.zadd(FAILED_KEY, {"odd": FAR})
     tracemalloc.start()
     assert len(list(FailedJobs(redis).newest())) == 1
