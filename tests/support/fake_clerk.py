@@ -51,12 +51,16 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """An answer. With `cut` the connection is closed after that many bytes of the body."""
+    """An answer. With `cut` the connection is closed after that many bytes of the body.
+
+    With `pause_s` each byte of the body comes so much later than the one before.
+    """
 
     status: int
     body: bytes
     headers: dict[str, str] = {}  # noqa: RUF012 - never changed
     cut: int | None = None
+    pause_s: float = 0
 
 
 class Record(NamedTuple):
@@ -222,12 +226,13 @@ class FakeClerk:
         times: int = 1,
         headers: dict[str, str] | None = None,
         cut: int | None = None,
+        pause_s: float = 0,
     ) -> None:
         """Answer the next requests so, those for `path` where it is given; 429 with Clerk's body for it."""
         if status == 429 and not text:
             text = TOO_MANY.body
         encoded = text.encode() if isinstance(text, str) else text
-        canned = Response(status, encoded, headers or {"Content-Type": "application/json"}, cut)
+        canned = Response(status, encoded, headers or {"Content-Type": "application/json"}, cut, pause_s)
         with self._lock:
             self._canned.extend([(path, canned)] * times)
 
@@ -439,6 +444,12 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {**response.headers, "Content-Length": str(len(response.body))}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"HTTP/1.1 {response.status} {self.responses.get(response.status, ('?',))[0]}\r\n{lines}\r\n"
+        if response.pause_s:
+            self.wfile.write(head.encode())
+            for byte in response.body:
+                time.sleep(response.pause_s)
+                self.wfile.write(bytes([byte]))
+            return
         self.wfile.write(head.encode() + response.body[: response.cut])
 
 

@@ -217,6 +217,27 @@ def test_a_server_that_does_not_answer_is_one_line(clerk: FakeClerk) -> None:
     assert_one_line(raised.value, clerk)
 
 
+def test_an_answer_that_comes_too_slowly_is_one_line(clerk: FakeClerk) -> None:
+    clerk.answer_next(200, '{"total_count":0}' + " " * 1000, pause_s=0.1)
+    with client(api_alone(clerk), patience_s=0, read_timeout_s=0.5) as api:
+        began = time.monotonic()
+        with pytest.raises(ClerkUnavailable, match="ReadTimeout") as raised:
+            api.count()
+    assert time.monotonic() - began < 20
+    assert_one_line(raised.value, clerk)
+
+
+def test_a_stop_ends_the_wait_for_an_answer_that_comes_slowly(clerk: FakeClerk) -> None:
+    stopping = StopSignal()
+    clerk.answer_next(200, '{"total_count":0}' + " " * 1000, pause_s=0.1)
+    with client(api_alone(clerk), stopping=stopping) as api:
+        threading.Timer(0.5, stopping.request).start()
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            api.count()
+    assert time.monotonic() - began < 20
+
+
 def test_a_429_waits_as_long_as_it_says(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.answer_next(429, headers={"Retry-After": "2"})
     began = time.monotonic()

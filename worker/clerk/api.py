@@ -54,7 +54,8 @@ LIMIT = 1000
 DEVELOPMENT_LIMIT = 100
 DEVELOPMENT_PREFIX = "sk_test_"
 CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 20.0
+READ_TIMEOUT_S = 20.0  # for each piece of an answer
+ANSWER_TIMEOUTS = 3  # so many times that for all of it
 CLOSE_TIMEOUT_S = 2.0
 PATIENCE_S = 60.0
 LIMITED_PATIENCE_S = 600.0
@@ -190,6 +191,7 @@ class ClerkApi:
         self._stopping = stopping or StopSignal()
         self._patience_s = patience_s
         self._limited_patience_s = limited_patience_s
+        self._read_timeout_s = read_timeout_s
         self._rate = RateLimit(rate_limit(settings), PERIOD_S)
         self._idle = threading.Condition()
         self._in_flight = 0
@@ -326,11 +328,22 @@ class ClerkApi:
 
     def _response(self, path: str, parameters: dict[str, Any] | None) -> httpx.Response:
         try:
-            return self._http.get(path, params=parameters)
+            with self._http.stream("GET", path, params=parameters) as response:
+                content = b"".join(self._in_time(response.iter_raw()))
+            return httpx.Response(response.status_code, headers=response.headers, content=content)
         except httpx.RequestError as error:
             raise ClerkUnavailable(
                 f"Clerk's API does not answer ({type(error).__name__}): check CLERK_API_URL and the network"
             ) from None
+
+    def _in_time(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the pieces of an answer. Raises ReadTimeout when they take too long together, and Stopped."""
+        ends_at = time.monotonic() + ANSWER_TIMEOUTS * self._read_timeout_s
+        for piece in pieces:
+            self._stopping.pause(0)
+            if time.monotonic() > ends_at:
+                raise httpx.ReadTimeout("the answer takes too long")
+            yield piece
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
