@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from tests.support.waiting import wait_until
 from worker.clerk.api import READ_TIMEOUT_S
 from worker.redis_client import worker_redis
 from worker.shutdown import StopSignal
+from worker.sync import scheduled
 from worker.sync.backfill import OVERLAP_MS
 from worker.sync.last_run import KEY, keep, load, summary, synced
 from worker.sync.lock import LOCK_KEY
@@ -254,6 +256,34 @@ def test_a_reconciliation_merges_memberships_and_only_tells_which_ended(
 
 
 def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, reconciliation: ScheduledReconciliation) -> None:
+    reconciliation.run_if_due()
+    requests = len(clerk.requests)
+    reconciliation.run_if_due()
+    assert len(clerk.requests) == requests
+
+
+def test_one_that_ended_in_the_future_holds_back_no_other(
+    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis
+) -> None:
+    """A machine can start with a clock that is years ahead, and correct it later."""
+    reconciliation.run_if_due()
+    keep(redis, {**result_of(redis), "finished_at": "2099-01-01T00:00:00+00:00"})
+    reconciliation.run_if_due()
+    assert result_of(redis)["finished_at"] < "2099"
+    requests = len(clerk.requests)
+    reconciliation.run_if_due()
+    assert len(clerk.requests) == requests
+
+
+@pytest.mark.parametrize("wrong_by_s", [-18_000, 18_000])
+def test_a_worker_whose_clock_is_wrong_keeps_the_interval(
+    clerk: FakeClerk,
+    reconciliation: ScheduledReconciliation,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong_by_s: float,
+) -> None:
+    clock = SimpleNamespace(time=lambda: time.time() + wrong_by_s, monotonic=time.monotonic)
+    monkeypatch.setattr(scheduled, "time", clock)
     reconciliation.run_if_due()
     requests = len(clerk.requests)
     reconciliation.run_if_due()

@@ -85,7 +85,15 @@ class ScheduledReconciliation:
             return True
         every_s = self._settings.reconcile_every or 0.0
         pause_s = min(every_s, RETRY_S) if last["error"] else every_s
-        return datetime.fromisoformat(last["finished_at"]).timestamp() + pause_s <= time.time()
+        finished_at = datetime.fromisoformat(last["finished_at"]).timestamp()
+        if 0 <= time.time() - finished_at < pause_s:
+            return False
+        return not 0 <= self._now().timestamp() - finished_at < pause_s  # this machine's clock may be wrong
+
+    def _now(self) -> datetime:
+        """Return the time by Redis's clock, which all workers share."""
+        seconds, microseconds = self._redis.time()
+        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
 
     def _run(self, lock: ReconciliationLock) -> None:
         try:
@@ -98,7 +106,7 @@ class ScheduledReconciliation:
 
     def _result(self, lock: ReconciliationLock) -> dict[str, Any]:
         """Reconcile; return what is to be kept of it. Raises Stopped, RedisError."""
-        started_at = datetime.now(UTC)
+        started_at = self._now()
         result: dict[str, Any] = {"error": None, "backfill": None, "drift": None}
         try:
             with sync_context(self._settings, self._database, lock.stopping) as context:
@@ -106,7 +114,7 @@ class ScheduledReconciliation:
                 result["drift"] = _refreshed(Reconcile(context, settle_s=self._timing.settle_s))
         except (ClerkApiError, DatabaseError) as error:
             result["error"] = str(error)
-        moments = {"started_at": started_at, "finished_at": datetime.now(UTC)}
+        moments = {"started_at": started_at, "finished_at": self._now()}
         return result | {name: moment.isoformat() for name, moment in moments.items()}
 
     def _fetch(self, context: SyncContext, lock: ReconciliationLock) -> BackfillStats:
