@@ -20,6 +20,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Self
@@ -98,6 +99,7 @@ class FakeClerk:
         self.counts_members: int | None = None  # what a list of them says of their number
         self.hidden_members: set[str] = set()  # left out of the list of all, but in that of their user
         self.shortens_pages_to: int | None = None
+        self.ahead_s: float | None = None  # its clock, in the header Date; None: no such header
         self.before: Callable[[Request], None] = lambda _: None  # called before every answer
         self.requests: list[Request] = []
         self.most_at_once = 0
@@ -442,6 +444,8 @@ class _Handler(BaseHTTPRequestHandler):
         # In one piece: two would wait for each other on the way (Nagle and delayed acknowledgements).
         self.close_connection = response.cut is not None
         headers = {**response.headers, "Content-Length": str(len(response.body))}
+        if (ahead_s := self.server.clerk.ahead_s) is not None:
+            headers.setdefault("Date", formatdate(time.time() + ahead_s, usegmt=True))
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"HTTP/1.1 {response.status} {self.responses.get(response.status, ('?',))[0]}\r\n{lines}\r\n"
         if response.pause_s:

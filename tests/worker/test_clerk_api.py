@@ -63,6 +63,29 @@ def test_what_is_read_was_observed_when_the_request_was_sent(clerk: FakeClerk, a
         assert profile.version == (NOW + 20, page.observed_at)
 
 
+@pytest.mark.parametrize("ahead_s", [-10_800, -30, 0, 30, 10_800])
+def test_where_the_clocks_are_far_apart_clerks_counts(
+    clerk: FakeClerk, api: ClerkApi, ahead_s: float
+) -> None:
+    clerk.put(user(ANN))
+    clerk.ahead_s = ahead_s
+    asked = now_ms()
+    observed_at = api.user(ANN).observed_at
+    if abs(ahead_s) < 60:
+        assert asked <= observed_at <= now_ms()
+    else:  # the header says whole seconds
+        assert asked - 1000 <= observed_at - ahead_s * 1000 <= now_ms()
+
+
+@pytest.mark.parametrize(
+    "date", ["", "soon", "Sat, 32 Jan 2026 00:00:00 GMT", "1 Jan 2026 0:0 +99999999999999"]
+)
+def test_a_date_that_cannot_be_read_is_no_clock(clerk: FakeClerk, api: ClerkApi, date: str) -> None:
+    asked = now_ms()
+    clerk.answer_next(200, body(user(ANN)), headers={"Date": date})
+    assert asked <= api.user(ANN).observed_at <= now_ms()
+
+
 def test_a_retried_request_was_observed_when_it_was_sent_again(clerk: FakeClerk, api: ClerkApi) -> None:
     clerk.put(user(ANN))
     clerk.answer_next(429, headers={"Retry-After": "1"})

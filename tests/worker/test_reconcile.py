@@ -542,6 +542,21 @@ def test_fixing_writes_the_value_of_organizations_that_the_settings_name(
     assert rows(settings)[ANN].organization == shown
 
 
+def test_changed_settings_are_applied_though_this_machines_clock_is_behind(
+    clerk: FakeClerk, settings: config.Settings
+) -> None:
+    clerk.ahead_s = 3 * 3600
+    clerks_now = now_ms() + 3 * 3600 * 1000
+    shown = user(ANN, updated_at=clerks_now - 60_000, public_metadata={"company": "Fjord"})
+    clerk.put(shown)
+    with open_context(settings) as both:
+        deliver(both, user_event(data=shown, timestamp=clerks_now - 60_000))
+    changed = {"organization_metadata_key": "company", "profile_fields": ("image_url",)}
+    with open_context(settings.model_copy(update=changed)) as both:
+        assert fix(both) == []
+    assert rows(settings)[ANN].organization == "Fjord"
+
+
 def test_a_role_that_differs_is_found_and_fixed(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN))
     clerk.put_members(membership(ANN, role="org:member"))

@@ -26,6 +26,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from functools import cache, cached_property
 from typing import Any, NamedTuple, NoReturn
 
@@ -34,7 +36,7 @@ import tenacity
 
 from config import Settings, SettingsError
 from db.merge.change import CLERK_ID, is_foreign
-from db.times import now_ms
+from db.times import now_ms, to_ms
 from worker.clerk.decoding import decode
 from worker.clerk.errors import NotJson, Unreadable
 from worker.clerk.payloads import (
@@ -59,6 +61,7 @@ ANSWER_TIMEOUTS = 3  # so many times that for all of it
 CLOSE_TIMEOUT_S = 2.0
 PATIENCE_S = 60.0
 LIMITED_PATIENCE_S = 600.0
+CLOCKS_AGREE_MS = 60_000  # within that; the header Date is in whole seconds, and on its way for a while
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 3600.0  # more is no wait but a mistake, such as a time of day in s
 FIRST_PAUSE_S = 0.5
@@ -147,7 +150,7 @@ class Page(NamedTuple):
 
 
 class ApiResponse(NamedTuple):
-    """A decoded body, and when its request was sent (ms)."""
+    """A decoded body, and when its request was sent (ms): by Clerk's clock, where this machine's is wrong."""
 
     body: Any
     observed_at: int
@@ -324,7 +327,7 @@ class ClerkApi:
                 response = self._response(path, parameters)
         if not response.is_success:
             self._refuse(response)
-        return ApiResponse(_decoded(response), observed_at)
+        return ApiResponse(_decoded(response), observed_at - _ahead_ms(response))
 
     def _response(self, path: str, parameters: dict[str, Any] | None) -> httpx.Response:
         try:
@@ -453,6 +456,16 @@ def _decoded(response: httpx.Response) -> Any:
         kind = response.headers.get("content-type", "").partition(";")[0]
         what = "cut-off JSON" if kind == "application/json" else "something else than JSON"
         raise ClerkUnavailable(f"Clerk's API answered with {what}: check CLERK_API_URL") from None
+
+
+def _ahead_ms(response: httpx.Response) -> int:
+    """Return by how much this machine's clock is ahead of Clerk's; 0 where they agree well enough."""
+    try:
+        date = parsedate_to_datetime(response.headers.get("date", ""))
+    except (ValueError, OverflowError):
+        return 0
+    ahead_ms = now_ms() - to_ms(date.replace(tzinfo=UTC))
+    return ahead_ms if abs(ahead_ms) > CLOCKS_AGREE_MS else 0
 
 
 def _said(response: httpx.Response) -> str:
