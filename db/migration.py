@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateSchema
 
 from db.connection.engine import Database, schema_of
 from db.connection.errors import DatabaseUnavailable
-from db.schema import current_revision, relations, tables
+from db.schema import SchemaState, current_revision, relations, state, tables
 
 DEPENDENT_OBJECTS = "2BP01"
 # Of a statement that waits to change a table: whatever wants to read the table waits behind it.
@@ -42,7 +42,7 @@ def _migrate(database: Database, move: Callable[[Config, str], None], revision: 
     try:
         database.run(lambda connection: move(_config(connection), revision))
     except CommandError as error:
-        raise MigrationError(str(error)) from None
+        raise _no_way(database, str(error)) from None
     except DatabaseUnavailable as error:
         if error.state != DEPENDENT_OBJECTS:
             raise
@@ -62,7 +62,13 @@ def steps_down(database: Database, revision: str) -> list[str]:
         steps = script.iterate_revisions(found, revision, select_for_downgrade=True)
         return [f"{step.revision}  {step.doc}" for step in steps]
     except RevisionError:
-        raise MigrationError(f"no migration leads from {found or 'base'} down to {revision}") from None
+        raise _no_way(database, f"no migration leads from {found or 'base'} down to {revision}") from None
+
+
+def _no_way(database: Database, else_: str) -> MigrationError:
+    """Return why there is no way: a newer version made the schema, or what `else_` says."""
+    found = state(database)
+    return MigrationError(str(found.trouble) if found is SchemaState.NEWER else else_)
 
 
 def prepare(connection: Connection) -> None:

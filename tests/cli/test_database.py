@@ -207,6 +207,19 @@ def test_a_revision_that_is_none_is_said(run: Run, database_url_unpooled: str) -
         assert str(ran.exception) == message
 
 
+@pytest.mark.parametrize("command", ["upgrade", "downgrade", "reset"])
+def test_a_schema_that_a_newer_version_made_is_named_as_status_names_it(
+    command: str, run: Run, empty_url: str
+) -> None:
+    run("upgrade", DATABASE_URL=empty_url)
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("UPDATE clerk_sync_version SET version_num = '9999'")
+    arguments = [] if command == "upgrade" else ["--yes"]
+    ran = run(command, *arguments, DATABASE_URL=empty_url)
+    assert isinstance(ran.exception, migration.MigrationError)
+    assert str(ran.exception) == schema.SchemaState.NEWER.trouble
+
+
 def test_there_is_no_way_down_from_the_bottom(run: Run, empty_url: str) -> None:
     assert isinstance(run("downgrade", DATABASE_URL=empty_url).exception, migration.MigrationError)
 
