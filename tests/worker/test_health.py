@@ -207,6 +207,18 @@ def test_a_connection_that_was_forgotten_on_its_way_is_trouble_for_seconds_only(
         status.close()
 
 
+@pytest.mark.usefixtures("worker")
+def test_the_warning_about_the_url_of_the_migrations_ends_with_its_cause(
+    make_status: MakeStatus, database_url_unpooled: str
+) -> None:
+    with proxy_to(database_url_unpooled) as (proxy, url):
+        status = make_status(database_url=database_url_unpooled, database_url_unpooled=url)
+        with proxy.starting_up():
+            assert "migrations cannot run" in str(status.report()["warnings"])
+        assert status.report()["warnings"] == []
+        status.close()
+
+
 @pytest.mark.parametrize("append_only", [True, False])
 def test_redis_without_an_append_only_file_is_a_warning_and_no_more(
     make_status: MakeStatus, own_redis: RedisServer, append_only: bool

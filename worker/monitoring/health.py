@@ -119,7 +119,7 @@ def _lock_waits(facts: Facts) -> dict[str, Any]:
 
 
 class MigrationsUrl:
-    """Whether DATABASE_URL_UNPOOLED leads to the tables of DATABASE_URL; checked again after RECHECK_S."""
+    """Whether DATABASE_URL_UNPOOLED leads to the tables of DATABASE_URL; if so, kept for RECHECK_S."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._database = database
@@ -131,7 +131,8 @@ class MigrationsUrl:
         """Return `same_tables`, or why it is not known as `migrations_error`."""
         if time.monotonic() >= self._checked_at + RECHECK_S:
             self._facts = self._check()
-            self._checked_at = time.monotonic()
+            if self._facts.get("same_tables"):
+                self._checked_at = time.monotonic()
         return self._facts
 
     def _check(self) -> Facts:
