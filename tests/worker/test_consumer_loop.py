@@ -222,6 +222,33 @@ def test_it_says_no_more_what_it_waited_for_although_nothing_comes(
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize(("before", "meanwhile"), [("database", "database"), ("Redis", None)])
+def test_it_waits_for_the_database_until_a_batch_has_passed_and_for_redis_until_it_has_one(
+    settings: config.Settings, redis: Redis, before: str, meanwhile: str | None
+) -> None:
+    """An attempt may take seconds, as with a locked table, and is no end of what it waits for."""
+    said: list[str | None] = []
+
+    def process(jobs: list[TakenJob]) -> list[Settled]:
+        said.append(consumer.waiting_for)
+        return finish(jobs)
+
+    database, stopping = Database(settings), StopSignal()
+    consumer = ConsumerThread(
+        ReservedJobs(redis, "w"), SharedState(process, BATCH, database, stopping, threading.Event())
+    )
+    consumer.waiting_for = before
+    fill(redis, 1)
+    thread = threading.Thread(target=consumer.run_primary, daemon=True)
+    thread.start()
+    wait_until(lambda: finished(redis) == 1, SOON_S)
+    stopping.request()
+    thread.join(SOON_S)
+    database.dispose()
+    assert said == [meanwhile]
+    assert consumer.waiting_for is None
+
+
 def test_a_redis_that_has_become_a_replica_is_left(
     settings: config.Settings, redis: Redis, own_redis: RedisServer
 ) -> None:

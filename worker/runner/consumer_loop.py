@@ -136,7 +136,8 @@ class ConsumerThread:
         self._unsettled = []
         self._was_full = jobs is not None and is_full(jobs, self._limit)
         self._next_take_s = time.monotonic() + PACE_S if jobs and not self._was_full else 0.0
-        self.waiting_for = self.reason = None
+        if self.waiting_for == "Redis":
+            self.waiting_for = self.reason = None
         if jobs:
             self.is_busy = True
             if self._was_full:
@@ -150,6 +151,7 @@ class ConsumerThread:
             finally:
                 self._took_at = None
             self._limit = self._next_limit(time.monotonic() - began)
+        self.waiting_for = self.reason = None
         self._pause_s = FIRST_PAUSE_S
         return None if jobs is None else len(jobs)
 
