@@ -1,7 +1,7 @@
 """The settings: one frozen object, and the only reader of the environment.
 
 A value that is missing or wrong ends the command at its start, with one line that names the variable and
-never shows what it holds.
+never shows the value.
 """
 
 import base64
@@ -25,22 +25,22 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# Words of which none comes up in a random secret once in a million.
+# Each of these words occurs in fewer than one of a million random secrets.
 PLACEHOLDER_WORDS = re.compile(
     "placeholder|replace|changeme|example|dummy|yoursecret|yourclerk|yourwebhook|webhooksecret|signingsecret",
     re.IGNORECASE,
 )
 HEADER_TEXT = re.compile("[!-~]+")
-HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]*)(:[0-9]{0,5})?")  # libpq takes several, by comma
+HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]*)(:[0-9]{0,5})?")  # libpq accepts several, by comma
 SCHEMA_NAME = re.compile("(?!pg_)[A-Za-z_][A-Za-z0-9_-]{0,62}")
 DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 FIELD_NAME = re.compile("[a-z][a-z0-9_]{0,99}")
-MIN_SECRET_BYTES = 16  # Svix draws 24 and accepts 24 to 64; its own published test vector has 18.
+MIN_SECRET_BYTES = 16  # Svix generates 24 and accepts 24 to 64; its published test vector has 18.
 
 
 class SettingsError(Exception):
-    """The environment cannot be used; the message is one line per variable and holds no value."""
+    """The environment cannot be used; the message is one line that names each variable and shows no value."""
 
     retryable = False
 
@@ -118,7 +118,7 @@ def _check_postgres_url(value: SecretStr) -> SecretStr:
 
 
 def _check_header_text(value: SecretStr) -> SecretStr:
-    # What does not fit into a header would be quoted by the error that says so.
+    # An HTTP client's error about an invalid header would quote the value.
     if not HEADER_TEXT.fullmatch(value.get_secret_value()):
         raise ValueError("must be printable ASCII without spaces: copy all of it")
     return value
@@ -188,7 +188,7 @@ LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidat
 
 
 class Settings(BaseSettings):
-    """Everything the environment decides. Each field is the variable of the same name in upper case."""
+    """The settings. Each field is the environment variable of the same name in upper case."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -249,7 +249,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _strip(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Strip the white space around every value; one that is nothing else counts as not set."""
+        """Strip the white space around every value; a value of white space alone counts as not set."""
         stripped = {key: value.strip() if isinstance(value, str) else value for key, value in values.items()}
         return {key: value for key, value in stripped.items() if value != ""}
 
@@ -262,8 +262,8 @@ class Settings(BaseSettings):
 def load(*required: str, **overrides: Any) -> Settings:
     """Read the settings from the environment and, in development, from `.env`.
 
-    `required` names the fields that the command cannot do without; `overrides` replace what the environment
-    says. Raises SettingsError naming every variable that is missing or wrong.
+    `required` names the fields that the command needs; `overrides` replace the values of the environment.
+    Raises SettingsError naming every variable that is missing or wrong.
     """
     try:
         settings = Settings(**overrides)

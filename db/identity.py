@@ -1,4 +1,4 @@
-"""Which database a URL leads to: its clock, and whether two URLs lead to the same tables."""
+"""The database that a URL leads to: its clock, and whether two URLs lead to the same tables."""
 
 import secrets
 from datetime import datetime
@@ -12,7 +12,7 @@ KEY_BITS = 62
 
 
 def clock(database: Database) -> datetime:
-    """Return the database's time. Raises DatabaseError."""
+    """Return the database's current time. Raises DatabaseError."""
     query = select(func.clock_timestamp(type_=TIMESTAMPTZ))
     return database.run(lambda connection: connection.execute(query).scalar_one())
 
@@ -20,9 +20,9 @@ def clock(database: Database) -> datetime:
 def leads_to_same_tables(database: Database, other: Database) -> bool:
     """Say whether both lead to the same table in the same database. Raises DatabaseError.
 
-    A transaction of the one takes an advisory lock that the other then cannot get: true of the very same
-    database alone, through a pooler too, and needs no right. Copies of a database, such as Neon's branches,
-    have the same names and numbers.
+    A transaction on the first takes an advisory lock. If the second cannot get that lock, both are the same
+    database. This works through a pooler and needs no rights. Names and ids would not do: a copy of a
+    database, such as a branch of Neon, has the same ones.
     """
     key = cast(literal(secrets.randbits(KEY_BITS)), BigInteger)
 

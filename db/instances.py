@@ -1,4 +1,4 @@
-"""Which Clerk instances have written to these tables, and which users may be deleted by absence from one."""
+"""The Clerk instances that have written to these tables, and the users whose deletion one can prove."""
 
 from collections.abc import Sequence
 
@@ -11,19 +11,19 @@ MANY = 10
 
 
 def seen(database: Database) -> list[str]:
-    """Return the ids of the instances that have ever written, the first ones first, MANY at most.
+    """Return the ids of the instances that have ever written, oldest first, at most MANY.
 
-    Two are one too many: two instances in one database belong into two schemas.
+    There should be one: use a separate schema for each instance.
     """
     query = select(InstanceSync.id).order_by(InstanceSync.first_seen_at, InstanceSync.id).limit(MANY)
     return database.run(lambda connection: list(connection.scalars(query)))
 
 
 def of_instance(database: Database, clerk_ids: Sequence[str], instance_id: str | None) -> set[str]:
-    """Return those of the users whose absence at `instance_id` proves that they were deleted.
+    """Return those of the users whose absence from `instance_id` proves that they were deleted.
 
-    These are the users that it spoke of last. A user of an unknown instance counts as one of them only while
-    no second instance has ever been seen.
+    These are the users whom this instance reported last. A user of an unknown instance counts as one of them
+    only while no second instance has ever been seen.
     """
     query = select(UserSync.clerk_id, UserSync.instance_id).where(
         UserSync.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))),

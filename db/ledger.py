@@ -1,4 +1,4 @@
-"""The ledger of deliveries: what came, when, and what became of it. No payload, no personal data."""
+"""The ledger of applied deliveries, with times and outcomes. It has no payload and no personal data."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -10,7 +10,7 @@ from db.connection.engine import Database
 from db.models import WebhookEvent
 
 PRUNED_AT_ONCE = 5_000
-RECENT = 50  # one that was replayed came long before others that were applied earlier
+RECENT = 50  # a replayed delivery was received long before others that were applied earlier
 
 
 class LedgerRow(NamedTuple):
@@ -26,7 +26,7 @@ class LedgerRow(NamedTuple):
 
 
 class LedgerFilter(NamedTuple):
-    """Which rows: those of this user, type and outcome, applied from `since` on and before `until`."""
+    """Selects rows of this user, type and outcome, applied from `since` on and before `until`."""
 
     clerk_id: str | None = None
     type: str | None = None
@@ -39,7 +39,7 @@ MATCH_ALL = LedgerFilter()
 
 
 class Minute(NamedTuple):
-    """The deliveries applied in one minute, and the lag in s from receipt that 95 of 100 stayed below."""
+    """The deliveries applied in one minute, and the 95th percentile of their lag from receipt, in s."""
 
     start: datetime
     events: int
@@ -47,9 +47,9 @@ class Minute(NamedTuple):
 
 
 class Activity(NamedTuple):
-    """What was applied since a moment: minute by minute (those without any are left out), and in all.
+    """What was applied since a given time: by minute (empty minutes are left out), and in all.
 
-    The lags, in s from receipt, are None when nothing was applied: of half, and of 95 of 100 deliveries.
+    The lags (median and 95th percentile, in s from receipt) are None if nothing was applied.
     """
 
     minutes: list[Minute]
@@ -61,7 +61,7 @@ class Activity(NamedTuple):
 def recent(
     database: Database, wanted: LedgerFilter = MATCH_ALL, *, limit: int | None = 50
 ) -> list[LedgerRow]:
-    """Return the newest `limit` rows of those wanted, newest first."""
+    """Return the newest `limit` rows that match, newest first."""
     query: Select[tuple[object, ...]] = (
         select(*(WebhookEvent.__table__.c[name] for name in LedgerRow._fields))
         .where(*_conditions(wanted))
@@ -72,7 +72,7 @@ def recent(
 
 
 def activity(database: Database, since: datetime) -> Activity:
-    """Return how much was applied since then, and how fast."""
+    """Return the number of deliveries applied since then, and their lags."""
     minute = func.date_trunc("minute", WebhookEvent.applied_at)
     lag = cast(func.extract("epoch", WebhookEvent.applied_at - WebhookEvent.received_at), Float)
     query = (
@@ -106,13 +106,13 @@ def _conditions(wanted: LedgerFilter) -> Iterator[ColumnElement[bool]]:
 
 
 def last_applied_at(database: Database) -> datetime | None:
-    """Return when the newest delivery was applied; None when there is none."""
+    """Return when the newest delivery was applied; None if there is none."""
     query = select(func.max(WebhookEvent.applied_at))
     return database.run(lambda connection: connection.scalar(query))
 
 
 def ends(database: Database) -> tuple[datetime | None, datetime | None, datetime | None]:
-    """Return when a delivery was last applied, the latest receipt of RECENT newest ones, and the oldest's.
+    """Return when the last row was applied, the latest receipt of RECENT newest rows, and the oldest receipt.
 
     All are None in an empty ledger.
     """
@@ -129,7 +129,7 @@ def ends(database: Database) -> tuple[datetime | None, datetime | None, datetime
 
 
 def has(database: Database, svix_id: str) -> bool:
-    """Say whether a delivery was applied, and is not pruned yet."""
+    """Say whether the ledger has a row for the delivery."""
     query = select(exists().where(WebhookEvent.svix_id == svix_id))
     return bool(database.run(lambda connection: connection.scalar(query)))
 

@@ -1,4 +1,4 @@
-"""Which transactions hold locks on the tables of this service, and how one is ended."""
+"""Lists the transactions that hold locks on the tables of this service, and ends one."""
 
 from typing import NamedTuple
 
@@ -23,8 +23,8 @@ READS = "AccessShareLock"  # the lock of a SELECT
 class Holder(NamedTuple):
     """A transaction that holds locks on `tables`; it only reads them unless `writes`.
 
-    `program` is what it calls itself, "" without a name. `state` and `open_s` are None if the role may not
-    see them. `waits_for` are the pids of the transactions that it waits for itself.
+    `program` is its application_name, "" without one. `state` and `open_s` are None if the role may not see
+    them. `waits_for` are the pids of the transactions that it waits for.
     """
 
     pid: int
@@ -37,7 +37,7 @@ class Holder(NamedTuple):
 
 
 def holders(database: Database) -> list[Holder]:
-    """Return the transactions that hold locks on our tables, the oldest first. Raises DatabaseError."""
+    """Return the transactions that hold locks on these tables, the oldest first. Raises DatabaseError."""
     age = sa.cast(sa.extract("epoch", sa.func.clock_timestamp() - ACTIVITY.c.xact_start), sa.Float)
     name = sa.cast(RELATIONS.c.relname, sa.String)
 

@@ -1,4 +1,4 @@
-"""Runs the migrations, up and down, and says what stands in their way."""
+"""Runs the migrations, up and down, and reports what prevents them."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from db.connection.errors import DatabaseUnavailable
 from db.schema import SchemaState, current_revision, relations, state, tables
 
 DEPENDENT_OBJECTS = "2BP01"
-# Of a statement that waits to change a table: whatever wants to read the table waits behind it.
+# For a statement that waits to change a table: meanwhile every reader of the table waits too.
 LOCK_TIMEOUT = "10s"
 
 
@@ -26,7 +26,7 @@ class MigrationError(Exception):
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Run every migration up to `revision`. Of two at once the second waits and then does nothing.
+    """Run every migration up to `revision`. If two run at once, the second waits and then does nothing.
 
     Raises MigrationError, also when another owner's table has the name of one of ours.
     """
@@ -52,9 +52,9 @@ def _migrate(database: Database, move: Callable[[Config, str], None], revision: 
 
 
 def steps_down(database: Database, revision: str) -> list[str]:
-    """Return what a downgrade to `revision` takes back, newest first: each migration's number and subject.
+    """Return the migrations that a downgrade to `revision` undoes, newest first: number and subject.
 
-    Raises MigrationError when there is no such way down.
+    Raises MigrationError if the schema cannot be downgraded to it.
     """
     found = current_revision(database)
     script = ScriptDirectory.from_config(_config())
@@ -72,12 +72,12 @@ def _no_way(database: Database, else_: str) -> MigrationError:
 
 
 def prepare(connection: Connection) -> None:
-    """Create the schema for the first migration, unless it is there.
+    """Create the schema for the first migration, unless it exists.
 
     Raises MigrationError when the role may not create the tables there, or one of that name exists.
     """
     schema = schema_of(connection)
-    # CREATE SCHEMA IF NOT EXISTS wants the right to create one even where it exists.
+    # CREATE SCHEMA IF NOT EXISTS requires the right to create schemas even if the schema exists.
     if schema is not None and not inspect(connection).has_schema(schema):
         if not connection.scalar(select(func.has_database_privilege(func.current_database(), "CREATE"))):
             raise MigrationError(

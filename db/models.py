@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from db.merge.address import EMAIL_PATTERN
 
 TIMESTAMPTZ = DateTime(timezone=True)
-FILLFACTOR = 85  # of a page in the tables whose rows are updated: the rest is room to do it in place
+FILLFACTOR = 85  # percent of a page, in tables whose rows are updated: the rest is for updates in place
 VIEWS = ("organizations", "organization_members")  # what applications read of them; made by revision 0005
 
 
@@ -55,14 +55,14 @@ class User(Base):
 
 
 class UserSync(Base):
-    """The sync's memory of one Clerk id, kept for good: newest versions, and whether the user was deleted.
+    """The sync's state for one Clerk id, kept for good: newest versions, and whether the user was deleted.
 
     A version is two columns in ms. Once `deleted_at` is set, the row holds no personal data.
     """
 
     __tablename__ = "user_sync"
     __table_args__ = (
-        # The address alone: an entry with a claim's version would move with every profile, and keep
+        # Only the address: with the claim's version the entry would change with every profile, and keep
         # PostgreSQL from updating the row in place. Few users ever claim one address.
         Index("idx_user_sync_claim", "claimed_email", postgresql_where=text("claimed_email IS NOT NULL")),
         {"postgresql_with": {"fillfactor": FILLFACTOR}},
@@ -101,7 +101,7 @@ class UserProfile(Base):
 
 
 class OrganizationSync(Base):
-    """The sync's memory of one organization, with ORGANIZATION_SOURCE=membership."""
+    """The sync's state for one organization, with ORGANIZATION_SOURCE=membership."""
 
     __tablename__ = "organization_sync"
 
@@ -115,10 +115,10 @@ class OrganizationSync(Base):
 
 
 class MembershipSync(Base):
-    """The sync's memory of one membership; deleted with its user.
+    """The sync's state for one membership; deleted with its user.
 
-    The user is a part of the key: only the transaction that has locked the user's row in `user_sync` writes
-    it.
+    The user is a part of the key, because a transaction writes the row only after it has locked the user's
+    row in `user_sync`.
     """
 
     __tablename__ = "membership_sync"
@@ -155,7 +155,8 @@ class WebhookEvent(Base):
 class SyncProgress(Base):
     """The progress of a long task that reads all of Clerk's users: ids and counts, no personal data.
 
-    It is in the database that the task writes to, so that both are emptied and restored together.
+    It is in the same database as the rows that the task writes, so that both are emptied and restored
+    together.
     """
 
     __tablename__ = "sync_progress"

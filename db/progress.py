@@ -1,4 +1,4 @@
-"""How far a long task is: one small JSON object for each."""
+"""The progress of long tasks: one small JSON object for each."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from db.models import SyncProgress
 
 
 def load(database: Database, task: str, younger_than: timedelta | None = None) -> dict[str, Any] | None:
-    """Return what was saved for `task`; None when there is nothing, or nothing that young."""
+    """Return the state saved for `task`; None if there is none, or it is too old."""
     query = select(SyncProgress.state).where(SyncProgress.task == task)
     if younger_than is not None:
         query = query.where(SyncProgress.saved_at > func.now() - younger_than)
@@ -19,7 +19,7 @@ def load(database: Database, task: str, younger_than: timedelta | None = None) -
 
 
 def save(database: Database, task: str, state: dict[str, Any]) -> None:
-    """Save `state` for `task` in place of what was there."""
+    """Save `state` for `task` in place of an earlier one."""
     values = {"state": state, "saved_at": func.now()}
     statement = insert(SyncProgress).values(task=task, **values)
     statement = statement.on_conflict_do_update(index_elements=["task"], set_=values)
@@ -27,5 +27,5 @@ def save(database: Database, task: str, state: dict[str, Any]) -> None:
 
 
 def clear(database: Database, task: str) -> None:
-    """Forget what was saved for `task`."""
+    """Delete the state saved for `task`."""
     database.run(lambda connection: connection.execute(delete(SyncProgress).where(SyncProgress.task == task)))

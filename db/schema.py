@@ -1,7 +1,7 @@
 """The schema of the database: its revision, compared with this code's.
 
-`db.migration` changes it. Receivers and workers only read it, so they do without Alembic and its 3 MB of
-memory in each process.
+`db.migration` changes it. Receivers and workers only read it, so they need not import Alembic, which takes 3
+MB in each process.
 """
 
 from enum import StrEnum
@@ -31,7 +31,7 @@ class SchemaState(StrEnum):
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong and what to do, None when nothing is."""
+        """What is wrong and what to do, None if nothing is."""
         if self is SchemaState.NEWER:
             return "the schema is newer than this version: deploy the version that made it"
         if self is SchemaState.CURRENT:
@@ -47,9 +47,9 @@ def count_users(database: Database) -> int:
 
 
 def current_revision(database: Database) -> str | None:
-    """Return the revision that the database is at; None when no migration has run.
+    """Return the revision of the database; None if no migration has run.
 
-    Raises DatabaseUnavailable when the role may not look into the schema.
+    Raises DatabaseUnavailable if the role has no USAGE on the schema.
     """
     return database.run(_revision)
 
@@ -64,7 +64,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _require_usage(connection: Connection) -> None:
-    """Without the right, PostgreSQL shows the tables of the search_path as if they were not there."""
+    """Raise DatabaseUnavailable without USAGE: PostgreSQL would report the tables as missing."""
     schema = schema_of(connection)
     path = func.string_to_array(func.translate(func.current_setting("search_path"), '" ', ""), ",")
     is_one = NAMESPACES.c.nspname == (any_(path) if schema is None else schema)
@@ -79,7 +79,7 @@ def head() -> str:
 
 
 def revisions() -> list[str]:
-    """Return the revisions that this code knows, oldest first: their files begin with them."""
+    """Return the revisions that this code knows, oldest first: the migrations' file names begin with them."""
     names = (file.name for file in files("migrations.versions").iterdir())
     return sorted(name[:4] for name in names if name[:4].isdigit())
 
@@ -100,13 +100,13 @@ def state(database: Database) -> SchemaState:
 
 
 def missing_views(database: Database) -> list[str]:
-    """Return which of VIEWS the migrations left out, as the application has a table or view of that name."""
+    """Return the VIEWS that were not created because the application has a table or view of that name."""
     found = database.run(relations)
     return [name for name in VIEWS if OrganizationSync.__tablename__ not in found.get(name, "")]
 
 
 def relations(connection: Connection) -> dict[str, str]:
-    """Return what has the name of one of our tables and views: a view's definition, "" for anything else."""
+    """Return the relations named like one of these tables and views: a view's definition, else ""."""
     definition = func.coalesce(func.pg_get_viewdef(RELATIONS.c.oid), "").label("definition")
     found = (
         select(RELATIONS.c.relname, definition)

@@ -11,12 +11,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def now_ms() -> int:
-    """Return this moment."""
+    """Return the current time in ms since the epoch."""
     return time.time_ns() // 1_000_000
 
 
 def to_datetime(ms: int) -> datetime:
-    """Return the moment `ms` milliseconds after the epoch, exactly (a float would round it)."""
+    """Return the datetime `ms` milliseconds after the epoch, exactly (a float would round it)."""
     return _EPOCH + timedelta(milliseconds=ms)
 
 
@@ -26,10 +26,10 @@ def to_ms(moment: datetime) -> int:
 
 
 def maybe_datetime(ms: int | None) -> datetime | None:
-    """Return the moment, or None for none."""
+    """Return the datetime, None for None."""
     return None if ms is None else to_datetime(ms)
 
 
 def maybe_ms(moment: datetime | None) -> int | None:
-    """Return the milliseconds, or None for none."""
+    """Return the milliseconds, None for None."""
     return None if moment is None else to_ms(moment)

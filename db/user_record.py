@@ -1,4 +1,4 @@
-"""All that the tables hold of one user, whatever the columns. Reads only."""
+"""Everything that the tables contain about one user, whatever the columns. Reads only."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 class UserRecord(NamedTuple):
-    """One user's rows as they are, by column; None or empty where there is none.
+    """One user's stored rows, by column; None or empty if there is none.
 
     `claims` are the other users' rows of `user_sync` that claim the same address, without it.
     """
@@ -25,7 +25,7 @@ class UserRecord(NamedTuple):
 
 
 def user_record(database: Database, clerk_id: str) -> UserRecord:
-    """Return what the tables hold. Raises DatabaseError."""
+    """Return the rows of one user. Raises DatabaseError."""
     return database.run(lambda connection: _read(connection, clerk_id))
 
 

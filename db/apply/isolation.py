@@ -1,10 +1,10 @@
-"""Applies a batch so that one change's trouble delays or fails that change alone.
+"""Applies a batch so that a problem of one change delays or fails that change alone.
 
-1. Apply the batch together. As a rule that is all.
-2. The server refuses it: run every write on no rows. If that fails too, the trouble is the deployment's.
-   The same look finds the rows that other transactions have locked: their changes are left out.
-3. What is refused even then is halved, down to the change at fault. Where each attempt takes long, one pass
-   halves once or twice, and the passes to come go on.
+1. Apply the batch together. Usually this succeeds.
+2. If the server refuses the batch, run every write on no rows. If that fails too, the deployment is at fault.
+   The same check finds the rows that other transactions have locked: their changes are left out.
+3. If the server still refuses the batch, halve it, down to the change at fault. If each attempt takes long,
+   one pass halves once or twice, and later passes continue.
 """
 
 import time
@@ -15,7 +15,7 @@ from db.connection.causes import Cause
 from db.connection.errors import LOCK_NOT_AVAILABLE, ChangeRefused, DatabaseUnavailable, unavailable
 from db.merge.incoming import Outcome, ReceivedChange
 
-# What only a lock or a slow statement keeps after that time is delayed undivided: others wait behind it.
+# After this time, changes that a lock or a slow statement delays are not divided further: other jobs wait.
 DIVIDES_FOR_S = 15.0
 
 Result = Outcome | Exception
@@ -30,7 +30,7 @@ class Isolation:
     def apply(self, batch: Sequence[ReceivedChange], *, have_waited: bool = False) -> list[Result]:
         """Return for each change, in order, its outcome or the error that concerns it alone.
 
-        With `have_waited` locked rows are looked for before anything waits for them. Raises
+        With `have_waited`, locked rows are looked for first, so that no statement waits for them. Raises
         DatabaseUnavailable when no change can be applied now.
         """
         if have_waited:
@@ -49,7 +49,7 @@ class Isolation:
     ) -> list[Result]:
         try:
             locked = self._tables.locked(sorted({change.subject for change in batch}))
-        except ChangeRefused:  # the attempts to apply them say so of each
+        except ChangeRefused:  # the attempts to apply them show which change is refused
             locked = frozenset()
         if error is not None and not locked:
             return self._halve(batch, error)
@@ -78,12 +78,12 @@ class Isolation:
 
 
 def is_delay(result: Result) -> bool:
-    """Say whether a lock or a slow statement keeps the change from being applied, which passes."""
+    """Say whether the change is only delayed, by a lock or a slow statement."""
     return isinstance(result, DatabaseUnavailable) and result.is_delay
 
 
 def blame(error: DatabaseUnavailable) -> ChangeRefused:
-    """Return the refusal of a change that the server does not take while it takes others."""
+    """Return the error of a change that the server refuses while it accepts others."""
     return ChangeRefused(
         f"the server takes other changes, but not this one (SQLSTATE {error.state}: {error.cause.sentence});"
         " look at the triggers, rules and policies on the tables",

@@ -1,4 +1,4 @@
-"""What the tables still hold from settings that have changed since: found, and removed."""
+"""Finds and removes rows that changed settings have left behind."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from db.models import MembershipSync, OrganizationSync, User, UserProfile, UserS
 
 
 class Leftovers(NamedTuple):
-    """What the settings keep no longer: rows of deleted users (their ids), of `user_profiles`, of members."""
+    """Rows that the settings no longer keep: of deleted users (their ids), `user_profiles`, members."""
 
     users: tuple[str, ...] = ()
     profiles: int = 0
@@ -18,12 +18,12 @@ class Leftovers(NamedTuple):
 
     @property
     def total(self) -> int:
-        """How many rows these are."""
+        """The number of these rows."""
         return len(self.users) + self.profiles + self.memberships
 
 
 def find(database: Database, policy: Policy) -> Leftovers:
-    """Return what is left of other settings. Raises DatabaseError."""
+    """Return the rows that other settings have left behind. Raises DatabaseError."""
     return Leftovers(
         () if policy.anonymize else _deleted_users(database),
         0 if policy.keeps_fields else _count(database, UserProfile),
@@ -32,7 +32,7 @@ def find(database: Database, policy: Policy) -> Leftovers:
 
 
 def remove(database: Database, policy: Policy) -> None:
-    """Empty the tables that the settings keep no longer; `users` is the merge's. Raises DatabaseError."""
+    """Empty the tables that the settings no longer use; the merge treats `users`. Raises DatabaseError."""
     models: list[Any] = [] if policy.keeps_fields else [UserProfile]
     models += [] if policy.follows_memberships else [MembershipSync, OrganizationSync]
     database.run(lambda connection: [connection.execute(delete(model)) for model in models])

@@ -1,7 +1,7 @@
 """ORGANIZATION_SOURCE=membership: `users.organization` is the organization that a user joined last and is in.
 
-A part of the one transaction of `db.apply.users`. The column is computed by PostgreSQL from what is stored of
-memberships and organizations, as one renamed organization concerns any number of users outside the batch.
+A part of the one transaction of `db.apply.users`. PostgreSQL computes the column from the stored memberships
+and organizations, because one renamed organization can concern any number of users outside the batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
 
 
 class PendingReads(NamedTuple):
-    """What was asked of the database, its answers still under way."""
+    """Queries that were sent and whose answers were not read yet."""
 
     concerned: list[str]
     organizations: psycopg.Cursor[Any]
@@ -25,7 +25,7 @@ class PendingReads(NamedTuple):
 
 
 class StoredMemberships(NamedTuple):
-    """What is stored of the organizations in a batch, and of its users' memberships."""
+    """The stored organizations of a batch, and the stored memberships of its users."""
 
     concerned: list[str]
     organizations: dict[str, Organization]
@@ -33,10 +33,10 @@ class StoredMemberships(NamedTuple):
 
 
 class MembershipWrites(NamedTuple):
-    """What is to be written, and whose column may change by it: users, and the members of organizations.
+    """The rows to write, and the users and organizations whose members' column may change.
 
-    `renamed` are the organizations whose name or end is new; the others were only seen again. `news` tells of
-    each change in the batch whether it said something new of an organization.
+    `renamed` are the organizations whose name or deletion is new. `news` says for each change of the batch
+    whether it contained anything new about an organization.
     """
 
     concerned: list[str]
@@ -47,10 +47,10 @@ class MembershipWrites(NamedTuple):
 
 
 def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> PendingReads:
-    """Lock the organizations concerned, in one order, and ask what is stored of them and of the memberships.
+    """Lock the organizations of the batch, in one order, and send the queries for them and the memberships.
 
-    An organization that the batch says something of is locked for itself, one that a user in the batch is a
-    member of is shared: a rename waits for users who are just being given the old name.
+    An organization that the batch changes gets an exclusive lock; one that a user in the batch is a member of
+    gets a shared lock. So a rename waits for batches that are writing the old name.
     """
     changed = sorted({organization.id for incoming in batch for organization in _facts(incoming)})
     changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
@@ -64,7 +64,7 @@ def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> Pending
 
 
 def read(asked: PendingReads) -> StoredMemberships:
-    """Return what the database answered."""
+    """Return the answers of the database."""
     memberships: dict[str, list[Membership]] = {}
     for clerk_id, *row in asked.memberships.fetchall():
         memberships.setdefault(clerk_id, []).append(stored_membership(row))
@@ -79,7 +79,7 @@ def read(asked: PendingReads) -> StoredMemberships:
 def decide(
     stored: StoredMemberships, known: dict[str, UserChange], batch: Sequence[ReceivedChange]
 ) -> MembershipWrites:
-    """Merge what the batch says into what is stored; return what differs."""
+    """Merge the batch into the stored state; return what differs."""
     merged = dict(stored.organizations)
     news = []
     for incoming in batch:
@@ -100,7 +100,7 @@ def decide(
 
 
 def write(pipeline: Pipeline, writes: MembershipWrites, value: str) -> None:
-    """Send the writes, then the new value of the column for all users concerned: ORGANIZATION_VALUE's."""
+    """Send the writes, then set the column to ORGANIZATION_VALUE for all users that may be affected."""
     organizations = [_organization_row(it) for it in writes.organizations]
     statements.send_rows(pipeline, statements.WRITE_ORGANIZATIONS, organizations)
     memberships = [_membership_row(*it) for it in writes.memberships]
@@ -110,7 +110,7 @@ def write(pipeline: Pipeline, writes: MembershipWrites, value: str) -> None:
 
 
 def outcomes(writes: MembershipWrites, of_users: Sequence[Outcome]) -> list[Outcome]:
-    """Return what each change did, given what it did to its user."""
+    """Return the outcome of each change, given its outcome for the user alone."""
     return [
         Outcome.APPLIED if is_new else outcome for outcome, is_new in zip(of_users, writes.news, strict=True)
     ]
@@ -126,7 +126,7 @@ def _stored(organizations: Mapping[str, Organization], id_: str) -> Organization
 
 
 def _shows(organization: Organization) -> tuple[object, ...]:
-    """Return what may stand in the column `organization` of its members."""
+    """Return the values that the column `organization` of its members can have."""
     return organization.name, organization.slug, organization.deleted_at is not None
 
 
@@ -141,14 +141,14 @@ def _concerns_organization(change: UserChange) -> bool:
 
 
 def stored_organization(row: Sequence[Any]) -> Organization:
-    """Return what a row of `organization_sync` says."""
+    """Return the organization in a row of `organization_sync`."""
     id_, name, updated_at, observed_at, deleted_at, slug, image_url = row
     version = None if name is None else Version(updated_at, observed_at)
     return Organization(id_, version, name, maybe_ms(deleted_at), slug, image_url)
 
 
 def stored_membership(row: Sequence[Any]) -> Membership:
-    """Return what a row of `membership_sync` says, without its first column, the user."""
+    """Return the membership in a row of `membership_sync`, given without its first column, the user."""
     id_, organization_id, joined_at, ended_at, role, updated_at, observed_at = row
     version = None if role is None else Version(updated_at, observed_at)
     return Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at), version, role)

@@ -1,4 +1,4 @@
-"""Keeps placeholder addresses to the users whose they are: the application may have written one elsewhere."""
+"""Gives placeholder addresses back to their users: the application may have written one into another row."""
 
 from sqlalchemy import Connection, bindparam, func, select, update
 
@@ -8,7 +8,7 @@ from db.models import User
 
 
 def free(database: Database) -> bool:
-    """Give each row that holds another row's placeholder its own; return whether there was one."""
+    """Give each row that holds another user's placeholder its own; return whether there was such a row."""
     return database.run(_free)
 
 
@@ -24,7 +24,7 @@ def _free(connection: Connection) -> bool:
         row.clerk_id for row in connection.execute(found) if row.email != placeholder_address(row.clerk_id)
     ]
     if wrong:
-        # One may hold another's: first all let go of theirs.
+        # Two rows may hold each other's placeholders, so first all of them give theirs up.
         parked = func.concat(func.gen_random_uuid(), at_domain)
         connection.execute(update(User).where(User.clerk_id.in_(wrong)).values(email=parked))
         own = [{"whose": clerk_id, "address": placeholder_address(clerk_id)} for clerk_id in wrong]

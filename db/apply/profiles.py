@@ -16,7 +16,7 @@ def stored_profile(clerk_id: str, text: str, updated_at: Any) -> ProfileRow:
 
 
 def write(pipeline: Pipeline, known: Mapping[str, UserChange], stored: Mapping[str, ProfileRow]) -> None:
-    """Send the rows that differ from what is stored; delete those of users who are to have none."""
+    """Send the rows that differ from the stored ones; delete those of users who must have none."""
     wanted = {clerk_id: row for clerk_id, change in known.items() if (row := profile_row(change))}
     changed = [row for row in wanted.values() if row != stored.get(row.clerk_id)]
     statements.send_rows(pipeline, statements.WRITE_PROFILES, changed)

@@ -51,7 +51,7 @@ from db.models import (
     WebhookEvent,
 )
 
-# Any two integers do, as long as no other code in the database locks by the same first one.
+# Any two integers work, as long as no other code in the database uses the same first key for advisory locks.
 ADDRESS_LOCK = 0x636C6572
 ORGANIZATION_LOCK = 0x636C656F
 
@@ -81,10 +81,10 @@ def writes(policy: Policy) -> tuple[Executable, ...]:
 
 
 def organization_joined_last(clerk_id: ColumnElement[str], value: str) -> LateralFromClause:
-    """Return the name, id or slug of the organization that a user joined last and is in; no row for none.
+    """Return name, id or slug of the organization that a user joined last and is still in; no row if none.
 
-    The user's few memberships are to be read first. PostgreSQL, while its statistics are not of late, would
-    rather go through all members of each organization, for every user: OFFSET 0 keeps it from that.
+    OFFSET 0 makes PostgreSQL read the user's few memberships first. With outdated statistics it would
+    otherwise read all members of each organization, for every user.
     """
     found: ColumnElement[str | None] = OrganizationSync.__table__.c[value]
     named = (

@@ -1,4 +1,4 @@
-"""The tables as a batch meets them: it is applied, or looked at for what keeps it from being applied."""
+"""Applies a batch to the tables, or finds what prevents that."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ Observe = Callable[[Sequence[ReceivedChange], Sequence[Outcome], float], None]
 class Tables:
     """The tables of `database`, written under `policy`.
 
-    `observe` is called after every attempt to apply: with the batch, its outcomes, none if it failed, and the
-    seconds.
+    `observe` is called after every attempt to apply, with the batch, its outcomes (none if the attempt
+    failed), and the seconds that it took.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class Tables:
     def locked(self, clerk_ids: Sequence[str]) -> frozenset[str]:
         """Return which of these users have a row that another transaction has locked.
 
-        Before, every write runs on no rows: a missing table or right, a read-only database or a locked table
-        fails it. One round trip; changes nothing. Raises DatabaseUnavailable when no change can be applied,
-        ChangeRefused when a trigger for each statement refuses them, as it fires without any row as well.
+        First, every write runs on no rows, which fails if a table or right is missing, the database is
+        read-only, or a table is locked. One round trip; changes nothing. Raises DatabaseUnavailable when no
+        change can be applied, ChangeRefused when a statement-level trigger refuses the writes: it fires
+        without any row too.
         """
 
         def look(pipeline: Pipeline) -> frozenset[str]:

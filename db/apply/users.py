@@ -1,6 +1,6 @@
 """The one function that writes users: a batch of changes becomes rows, in one transaction.
 
-What is stored is read as a change, merged with what came by the same merge as everywhere, and written back.
+The stored state is read as a change, merged with the batch by `db.merge.change.merge`, and written back.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from db.times import maybe_datetime, to_datetime
 
 
 class StoredState(NamedTuple):
-    """What the tables hold of a batch's users, and of other users that its addresses concern."""
+    """The stored rows of a batch's users, and of other users who hold or claim their addresses."""
 
     sync: dict[str, SyncRow]
     users: dict[str, UserRow]
@@ -51,7 +51,7 @@ class StoredState(NamedTuple):
 
 
 class UnrecordedClaims(Exception):
-    """Rows that the application wrote lose their address to the batch, and their claims are unrecorded."""
+    """The batch takes addresses from rows that the application wrote, whose claims are not recorded yet."""
 
     def __init__(self, clerk_ids: frozenset[str]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class UnrecordedClaims(Exception):
 
 
 class Writes(NamedTuple):
-    """What is to be written to `users`: rows that go or change, addresses let go and handed over."""
+    """The writes to `users`: rows to delete or change, addresses to release and to assign."""
 
     gone: list[str]
     changed: tuple[list[TargetRow], list[TargetRow]]
@@ -68,7 +68,7 @@ class Writes(NamedTuple):
 
     @property
     def touched(self) -> set[str]:
-        """Return the users whose rows go or change."""
+        """Return the users whose rows are deleted or changed."""
         changed = (t.row.clerk_id for step in self.changed for t in step)
         return {*self.gone, *changed, *(clerk_id for clerk_id, _ in (*self.vacated, *self.assigned))}
 
@@ -82,8 +82,8 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
     3. Merge, and decide who has each address.
     4. Lock the rows of `users` to be written, in one order, and write.
 
-    A row without history that loses its address takes part in the batch, so that its claim is recorded: then
-    all of it is done once more. So it is after a row that holds another's placeholder has lost it.
+    If a row without history loses its address, it is added to the batch, so that its claim is recorded, and
+    all steps run again. They also run again after a row has given up another user's placeholder.
 
     Two round trips, whatever the size of the batch. Killed anywhere, nothing or everything is done. Raises
     DatabaseUnavailable or ChangeRefused.
@@ -232,10 +232,10 @@ def _targets(
 
 
 def _email(change: UserChange, emails: dict[str, str], stored: StoredState) -> str | None:
-    """Return the address that a user is to have, None when it stays.
+    """Return the address that the user gets, None if it stays as it is.
 
-    It stays where nothing in the batch concerns it: its lock is not held then, and another transaction may
-    be giving it away or handing it over right now.
+    It stays if the batch does not concern it: then its lock is not held, and another transaction may be
+    releasing or assigning it right now.
     """
     claimed = change.email.address if change.email and change.deleted_at is None else None
     if claimed is not None and claimed not in stored.contested:
@@ -244,7 +244,7 @@ def _email(change: UserChange, emails: dict[str, str], stored: StoredState) -> s
 
 
 def _vacated(stored: StoredState, holder_of: dict[str, str]) -> list[str]:
-    """Return the users outside the batch who hold an address that is another's now."""
+    """Return the users outside the batch who hold an address that now belongs to another user."""
     return [
         row.clerk_id
         for row in stored.holders
@@ -255,10 +255,10 @@ def _vacated(stored: StoredState, holder_of: dict[str, str]) -> list[str]:
 def _steps(
     changed: list[TargetRow], stored: dict[str, UserRow]
 ) -> tuple[list[TargetRow], list[TargetRow], list[str]]:
-    """Return the rows to write first, those whose address only they let go, and who lets go before both.
+    """Return the rows to write first, those to write second, and the users who get a placeholder before.
 
     PostgreSQL checks uniqueness row by row. A row is written once, so that a trigger sees each change once;
-    only in a ring or a longer chain an address stands at the placeholder in between.
+    only in a cycle or a longer chain does a row have the placeholder in between.
     """
     holders = {row.email: row.clerk_id for t in changed if (row := stored.get(t.row.clerk_id))}
     first: list[TargetRow] = []
@@ -272,7 +272,7 @@ def _steps(
 
 
 def _assigned(competing: Sequence[CompetingClaim], holder_of: dict[str, str]) -> list[tuple[str, str]]:
-    """Return who outside the batch gets an address that was let go."""
+    """Return the users outside the batch who get an address that was released."""
     return [
         (claim.clerk_id, claim.address)
         for claim in competing
@@ -298,7 +298,7 @@ def _record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Seque
 
 
 def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> list[str]:
-    """Send the rows that differ; return whose they are."""
+    """Send the rows that differ; return their Clerk ids."""
     rows = [row for change in known.values() if (row := sync_row(change)) != stored[row.clerk_id]]
     statements.send_rows(pipeline, statements.UPDATE_SYNC_ROWS, rows)
     return [row.clerk_id for row in rows]

@@ -1,4 +1,4 @@
-"""psycopg's connection, made to wait for no answer for ever."""
+"""A psycopg connection with a limit on the wait for an answer."""
 
 import time
 from typing import Any, TypeVar
@@ -6,25 +6,25 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 
-# PostgreSQL's own limits (TRANSACTION_LIMITS) come before it, where PostgreSQL can still speak.
+# PostgreSQL's own limits (TRANSACTION_LIMITS) are shorter, and end the wait while PostgreSQL is reachable.
 ANSWER_LIMIT_S = 45.0
-LOOK_EVERY_S = 0.1  # as psycopg has it: Ctrl-C is seen after that long
+LOOK_EVERY_S = 0.1  # as in psycopg: how long Ctrl-C may go unnoticed
 
 T = TypeVar("T")
 
 
 class TimeoutConnection(psycopg.Connection[Any]):
-    """A connection that is closed when an answer has not come within `answer_limit_s`; None waits for ever.
+    """A connection that is closed if an answer takes longer than `answer_limit_s`; None: no limit.
 
-    What is between may have forgotten the connection and still acknowledge each packet, and then neither
-    keepalives nor tcp_user_timeout end the wait: a pooler that hangs, a load balancer, a suspended machine.
+    A pooler that hangs, a load balancer or a suspended machine may still acknowledge each packet of a
+    connection that it no longer serves. Then neither keepalives nor tcp_user_timeout end the wait.
     """
 
     answer_limit_s: float | None = ANSWER_LIMIT_S
 
-    # Every wait of psycopg's goes through this method, as in 3.3.
+    # Every wait in psycopg 3.3 calls this method.
     def wait(self, gen: PQGen[T], interval: float = LOOK_EVERY_S, timeout: float | None = None) -> T:
-        """Do as psycopg does. Raises OperationalError, and is closed, when it takes too long."""
+        """Wait as psycopg does. After `answer_limit_s` close the connection and raise OperationalError."""
         limit_s = self.answer_limit_s if timeout is None else timeout
         began = time.monotonic()
         try:

@@ -1,7 +1,7 @@
-"""Why the database cannot be used, in safe words: one table from what libpq and PostgreSQL say to a `Cause`.
+"""Why the database cannot be used: maps errors of libpq and PostgreSQL to a `Cause`, which is safe to show.
 
-An error of the server carries a SQLSTATE. An error of the connection carries only a text of libpq, the server
-or a pooler, which names hosts, users and databases: it is matched against the patterns here, never shown.
+An error of the server has a SQLSTATE. An error of the connection has only a text of libpq, the server or a
+pooler, which names hosts, users and databases: it is matched against the patterns here, never shown.
 Sources: PostgreSQL 18, appendix A "PostgreSQL Error Codes"; the texts of libpq 18, PostgreSQL 13 to 18 and
 PgBouncer 1.18 to 1.24. A server whose `lc_messages` is not English yields NO_CONNECTION where only its text
 tells causes apart.
@@ -26,7 +26,7 @@ class Cause(Enum):
         self.sentence = sentence
         self.next_step = next_step
 
-    # The way to the server
+    # Reaching the server
     NOTHING_LISTENS = (
         "nothing listens at its host and port",
         "start PostgreSQL, or correct host and port in the URL",
@@ -73,7 +73,7 @@ class Cause(Enum):
         "correct sslcert and sslkey in the URL",
     )
     TLS_FAILED = ("TLS could not be agreed on", "compare the TLS versions of server and client")
-    # Who connects
+    # Role, password, database
     CHANNEL_BINDING = (
         "channel binding is required, and was not possible",
         "remove channel_binding from the URL, or use TLS and SCRAM passwords at the server",
@@ -114,7 +114,7 @@ class Cause(Enum):
         "the server refused the connection for a reason that is not known here",
         "see the server's log of this minute",
     )
-    # What the server says to a statement
+    # Errors of statements
     POOL_EXHAUSTED = (
         "every connection of the pool is in use",
         "look for locks with clerk-sync db locks, or raise DB_POOL_SIZE or DB_MAX_OVERFLOW",
@@ -156,13 +156,13 @@ class Cause(Enum):
     REFUSED = ("the server refused a statement", "see the server's log of this minute")
 
 
-# The first match wins: what a server or pooler answered comes before what happened to other addresses.
+# The first match counts: answers of a server or pooler precede failures to reach other addresses.
 _TEXTS = {
     Cause.STARTUP_OPTION: r"unsupported startup parameter",
     Cause.CHANNEL_BINDING: r"channel[_ ]binding",
     Cause.TLS_REQUIRED: r"ssl (is )?required|connection is insecure",
-    # The text is the same for `hostnossl … reject` and `host … reject`. With sslmode=prefer libpq asks twice:
-    # if the encrypted way is refused as well, TLS is not what is missing.
+    # The text is the same for `hostnossl … reject` and `host … reject`. With sslmode=prefer libpq tries
+    # twice: if the encrypted attempt is refused as well, missing TLS is not the cause.
     Cause.TLS_REQUIRED_OR_NOT_ALLOWED: r"^(?![\s\S]*SSL encryption)[\s\S]*pg_hba\.conf.*no encryption",
     Cause.CLIENT_CERTIFICATE: r"valid client certificate|alert (certificate required|unknown ca)",
     Cause.TLS_NOT_OFFERED: r"does not support SSL",
@@ -190,7 +190,7 @@ _TEXTS = {
     Cause.NO_ANSWER: r"closed the connection|connection (is |has been )?(closed|lost|reset)",
 }
 
-# The longest prefix that fits decides.
+# The longest matching prefix counts.
 _STATES: dict[str, Cause] = {
     "08": Cause.NO_ANSWER,
     "25006": Cause.READ_ONLY,
@@ -217,7 +217,7 @@ _RIGHTS = {
     Cause.DATABASE_RIGHTS: r"permission denied for database",
     Cause.TABLE_RIGHTS: r"permission denied for (table|relation|view)",
     Cause.CREATE_RIGHTS: r"must be (the )?owner|permission denied to create",
-    # PostgreSQL before 16 says what one must be
+    # PostgreSQL before 16 names the role that is required
     Cause.END_RIGHTS: r"permission denied to terminate|process is being terminated|to terminate superuser",
 }
 

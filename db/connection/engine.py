@@ -1,4 +1,4 @@
-"""The way to PostgreSQL: a pool of connections, and transactions that are retried."""
+"""Access to PostgreSQL: a pool of connections, and transactions that are retried."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +23,11 @@ from db.connection.session import LIMITS, NO_LIMITS, begin_sql
 from db.connection.timestamps import BoundedTimestamptzLoader
 from db.connection.url import postgres_url, variable
 
-RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, and its connections die with it.
+RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, which breaks its connections.
 CONNECT_TIMEOUT_S = 5
 ATTEMPTS = 6
-RACE_ATTEMPTS = 3  # each sees what won before
-RETRIES_FOR_S = 60.0  # what takes longer does not heal within seconds
+RACE_ATTEMPTS = 3  # each attempt sees what the winner wrote
+RETRIES_FOR_S = 60.0  # a problem that lasts longer is not temporary
 MAX_PAUSE_S = 1.0
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ log = structlog.get_logger("db")
 
 
 class PoolState(NamedTuple):
-    """The pool now, and what has happened to it since the process began."""
+    """The pool's current numbers, and its totals since the process started."""
 
     size: int
     in_use: int
@@ -47,7 +47,7 @@ class PoolState(NamedTuple):
 
 
 class Database:
-    """A pool of connections, and the one way to run a transaction on it; as a context it is disposed of."""
+    """A pool of connections that runs transactions. As a context manager it is disposed of at the end."""
 
     def __init__(
         self,
@@ -77,19 +77,19 @@ class Database:
     def run(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` returns, having committed it in one transaction.
 
-        `work` is run again, on a fresh connection, when the error may heal within seconds; it must be
+        If the error may be gone within seconds, `work` is run again on a new connection, so it must be
         repeatable. Raises DatabaseUnavailable or ChangeRefused.
         """
         return self._retried(self._in_transaction, work)
 
     def run_pipeline(self, work: Callable[[Pipeline], T]) -> T:
-        """Do as `run` does, with a `work` that sends its statements through a Pipeline."""
+        """Do the same as `run` for a `work` that sends its statements through a Pipeline."""
         return self._retried(self._in_pipeline, work)
 
     def ping(self) -> None:
-        """Raise DatabaseUnavailable unless the database answers. No retry, but on a fresh connection.
+        """Raise DatabaseUnavailable unless the database answers. Uses a new connection, without retries.
 
-        One from the pool may have died with a server that is back by now.
+        A connection of the pool may be broken although the server is available again.
         """
         with self._translating():
             try:
@@ -112,7 +112,7 @@ class Database:
         )
 
     def dispose(self) -> None:
-        """Close every idle connection, and each in use once it is given back."""
+        """Close every idle connection, and each one in use once it is returned."""
         with self._renewing:
             self.engine.dispose()
 
@@ -170,9 +170,9 @@ class Database:
         self.encoding = (driver.pgconn.parameter_status(b"server_encoding") or b"").decode() or UTF8
 
     def _renew(self, pool: Pool) -> None:
-        """Close the idle connections of `pool`: what killed one has most likely killed its siblings."""
+        """Close the idle connections of `pool`: whatever broke one has most likely broken the others."""
         with self._renewing:
-            if self.engine.pool is pool:  # and what came to another thread has not done so already
+            if self.engine.pool is pool:  # unless another thread has replaced it already
                 self.engine.dispose()
 
 
@@ -198,17 +198,17 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         max_overflow=settings.db_max_overflow,
         pool_timeout=settings.db_pool_timeout,
         pool_recycle=RECYCLE_S,
-        pool_use_lifo=True,  # a quiet pool lets its surplus connections grow old and be recycled
+        pool_use_lifo=True,  # with little traffic the surplus connections become old and are recycled
         hide_parameters=True,
         execution_options={"schema_translate_map": schema_map(settings.database_schema)},
         use_native_hstore=False,  # would cost a round trip for every new connection
         connect_args={
             **postgres_url(settings, unpooled=unpooled),
             "autocommit": True,  # each transaction begins with a BEGIN of our own
-            "prepare_threshold": None,  # PgBouncer in transaction mode hands each transaction another server
+            "prepare_threshold": None,  # PgBouncer may run each transaction on another server connection
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "clerk-sync",
-            "client_encoding": "utf8",  # goes before PGCLIENTENCODING, and poolers take it
+            "client_encoding": "utf8",  # overrides PGCLIENTENCODING, and poolers accept it
             "keepalives_idle": 30,
             "keepalives_interval": 10,
             "keepalives_count": 3,
@@ -224,7 +224,8 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         connection.answer_limit_s = answer_limit_s
         connection.adapters.register_loader("timestamptz", BoundedTimestamptzLoader)
         if getattr(dialect, "server_version_info", None) is None:
-            # SQLAlchemy asks the server for its version now, on one of them. No default may cancel that.
+            # SQLAlchemy queries the server's version now, on one of them. No default time-out may cancel
+            # that.
             connection.execute(begin_sql(connection.info.server_version, LIMITS).encode())
         return connection
 
@@ -236,7 +237,7 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
     def begin(connection: Connection) -> None:
         driver = _driver(connection)
         limits = NO_LIMITS if unpooled else LIMITS
-        # One round trip for all: without parameters psycopg sends them as one simple query.
+        # One round trip: without parameters psycopg sends all statements as one simple query.
         connection.exec_driver_sql(begin_sql(driver.info.server_version, limits))
 
     return engine

@@ -1,11 +1,11 @@
-"""What PostgreSQL can answer instead of doing the work, and whether waiting helps.
+"""The errors of PostgreSQL, and whether waiting helps.
 
     DatabaseError
-    ├── DatabaseUnavailable   the deployment's trouble: no connection, no table, no space, read-only, …
-    └── ChangeRefused         the change's own fault, or the application's trigger, rule or policy refuses it
+    ├── DatabaseUnavailable   a problem of the deployment: no connection, table or space, read-only, …
+    └── ChangeRefused         the change is at fault, or the application's trigger, rule or policy refuses it
 
-A message is built from the SQLSTATE, the cause and the constraint's name alone: PostgreSQL's own text prints
-the values of the row (its DETAIL line), and SQLAlchemy's the parameters.
+A message consists only of the SQLSTATE, the cause and the constraint's name: PostgreSQL's own text contains
+the values of the row (DETAIL line), and SQLAlchemy's contains the parameters.
 """
 
 import psycopg
@@ -15,21 +15,21 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from db.connection.causes import Cause, cause_of
 
 DATA_CLASSES = ("22", "23")
-# Raised by PL/pgSQL, triggers, foreign routines and check options: code of the application.
+# Raised by code of the application: PL/pgSQL, triggers, foreign routines and check options.
 APPLICATION_CLASSES = ("P0", "09", "27", "38", "39", "44")
 UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
 # PostgreSQL raises it for a negative LIMIT alone, which `db.apply.statements.REQUIRE_WRITTEN` computes when
 # rows are missing.
 ROWS_MISSING = "2201W"
-# What looks like a lost race: the next attempt sees what the other transaction wrote.
+# Possibly a lost race: the next attempt sees what the other transaction wrote.
 RACES = (UNIQUE_VIOLATION, ROWS_MISSING)
 # Connection exceptions, transaction rollbacks, too many connections, shut down:
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT = ("08", "25P03", "25P04", "40", "53300", "57P01", "57P02", "57P03", "57P05", *RACES)
-# Another transaction or a slow trigger is in the way, perhaps of one row only: it passes.
+# Another transaction or a slow trigger delays the statement, perhaps for one row only.
 DELAYS = ("40", LOCK_NOT_AVAILABLE, "57014")
-# Never the fault of one row: no connection, read-only, out of resources, shut down.
+# Never caused by one row: no connection, read-only, out of resources, shut down.
 DEPLOYMENT_CLASSES = ("08", "25", "28", "3D", "53", "57P", "58")
 UNREPRESENTABLE = ("22021", "22P05")
 UTF8 = "UTF8"
@@ -53,17 +53,17 @@ class DatabaseUnavailable(DatabaseError):
 
     @property
     def is_delay(self) -> bool:
-        """Whether a lock or a slow statement is in the way, which passes."""
+        """Whether a lock or a slow statement is the cause, so that it ends by itself."""
         return self.state is not None and self.state.startswith(DELAYS)
 
     @property
     def may_concern_one_row(self) -> bool:
-        """Whether the server sent it, the connection lives, and other changes may still pass."""
+        """Whether the server sent the error, the connection is intact, and other changes may succeed."""
         return self.state is not None and not self.state.startswith(DEPLOYMENT_CLASSES)
 
 
 class ChangeRefused(DatabaseError):
-    """The database does not take this change. Retries may help against a race or a trigger's refusal.
+    """The database refuses this change. Retries may help against a race or a trigger's refusal.
 
     `state` is the SQLSTATE, None without one.
     """
@@ -81,7 +81,7 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Say whether the same work may well succeed on a fresh connection within seconds.
+    """Say whether the same work may succeed on a new connection within seconds.
 
     A race counts: the next attempt sees the winner's row.
     """
@@ -92,7 +92,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def loses_connection(error: BaseException) -> bool:
-    """Say whether the connection that raised `error` is gone, and most likely its siblings in the pool."""
+    """Say whether the connection that raised `error` is lost, and most likely the others of the pool too."""
     state = sqlstate(error)
     return is_transient(error) if state is None else state.startswith(("08", "25P03", "25P04", "57P0"))
 
@@ -100,15 +100,15 @@ def loses_connection(error: BaseException) -> bool:
 def translate(
     error: psycopg.Error | SQLAlchemyError, variable: str = "DATABASE_URL", encoding: str = UTF8
 ) -> DatabaseError:
-    """Return our error for one of the driver's, without the values that the driver's text holds.
+    """Return a DatabaseError for an error of the driver, without the values in the driver's text.
 
-    `variable` names where the database is, `encoding` is the database's.
+    `variable` is the environment variable with the URL, `encoding` the database's encoding.
     """
     if isinstance(error, PoolTimeout):
         return unavailable("no connection is free", Cause.POOL_EXHAUSTED)
     state, cause = sqlstate(error), _driver_error(error)
     if state is None and isinstance(cause, psycopg.DataError):
-        # The driver's own: a NUL in a text, or a stored date beyond the year 9999.
+        # Raised by the driver itself: a NUL in a text, or a stored date beyond the year 9999.
         return ChangeRefused("the change holds or meets a value that cannot be represented", retryable=False)
     found = cause_of(cause or error)
     if state is None:
@@ -120,7 +120,7 @@ def translate(
 
 
 def unavailable(what: str, cause: Cause, state: str | None = None) -> DatabaseUnavailable:
-    """Return the error of a cause: `what` happened, the cause's sentence and its next step."""
+    """Return the error for a cause; its text is `what` happened, the cause's sentence and its next step."""
     return DatabaseUnavailable(f"{what}: {cause.sentence}; {cause.next_step}", cause, state)
 
 

@@ -1,4 +1,4 @@
-"""SQLAlchemy's pool, made to lose no connection when it is replaced while some are in use."""
+"""A pool that leaves no connection open when it is replaced while some are in use."""
 
 from threading import Lock
 from typing import Any
@@ -19,12 +19,12 @@ class ReplaceablePool(QueuePool):
         self._disposed = False
 
     def dispose(self) -> None:
-        """Close every idle connection, and from now on each that comes back."""
+        """Close every idle connection, and from now on each one that is returned."""
         with self._lock:
             self._disposed = True
         super().dispose()
 
-    # A method of SQLAlchemy's own, as in 2.1 (tests/test_private_names.py has all of these).
+    # A private method of SQLAlchemy 2.1 (tests/test_private_names.py lists all such names).
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         with self._lock:
             if not self._disposed:

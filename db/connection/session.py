@@ -1,9 +1,9 @@
-"""What every transaction sets for itself, so that no default decides what is stored, read or locked.
+"""The settings of every transaction, so that no default affects what is stored, read or locked.
 
 A default may come from the server, the database, the role, the URL (`options=`) or the environment (`PG*`).
-Everything is set inside the transaction and ends with it: PgBouncer in transaction mode refuses connection
-options and hands each transaction another session. `docs/database.md` lists every client setting with the
-decision for it.
+Everything is set inside the transaction and ends with it, because PgBouncer in transaction mode refuses
+connection options and may run each transaction in another session. `docs/database.md` lists every client
+setting and how it is treated.
 """
 
 from functools import cache
@@ -23,17 +23,17 @@ SETTINGS = {
     "standard_conforming_strings": "on",
     "array_nulls": "on",
     "extra_float_digits": "1",
-    "row_security": "off",  # an error instead of rows that are silently left out
+    "row_security": "off",  # raises an error instead of leaving out rows silently
     "exit_on_error": "off",
 }
-# In a transaction that applies a batch. What a frozen process holds must be free again while it sleeps:
-# others wait for its locks, and must be done with them within 30 s.
+# For a transaction that applies a batch. The locks of a frozen process must be released while it is frozen:
+# other transactions wait for them, at most 30 s.
 BATCH_LIMITS = {
     "lock_timeout": "2s",
     "statement_timeout": "15s",  # before transaction_timeout, which ends the connection
     "idle_in_transaction_session_timeout": "10s",
-    "transaction_timeout": "20s",  # counts also while more statements are to be sent
-    # A batch finds its few rows by index. By the default costs PostgreSQL would rather read all of a table of
+    "transaction_timeout": "20s",  # also counts the time between statements
+    # A batch finds its few rows by index. By the default costs PostgreSQL would read the whole table of
     # some ten thousand rows, for every batch.
     "enable_seqscan": "off",
 }
@@ -48,12 +48,12 @@ TRANSACTION_TIMEOUT_SINCE = 170_000  # https://www.postgresql.org/docs/17/releas
 
 
 def begin_sql(server_version: int, limits: dict[str, str]) -> str:
-    """Return the statements that begin a transaction with all of it, to be sent as one simple query."""
+    """Return the statements that begin a transaction with all settings, to be sent as one simple query."""
     return f"{BEGIN}; {NO_JIT}; {settings_sql(server_version, limits)}"
 
 
 def settings_sql(server_version: int, limits: dict[str, str]) -> str:
-    """Return the statement that sets all of it for the transaction; it takes no parameters."""
+    """Return the statement that makes all settings for the transaction; it has no parameters."""
     known = server_version >= TRANSACTION_TIMEOUT_SINCE
     return _settings_sql(
         tuple((name, value) for name, value in limits.items() if known or name != "transaction_timeout")
@@ -69,6 +69,6 @@ def _settings_sql(limits: tuple[tuple[str, str], ...]) -> str:
 
 
 def _synchronous_commit() -> ColumnElement[str]:
-    """Wait for the disk before a job counts as finished. What waits for a standby as well may stay."""
+    """Return `on`, which waits for the disk; `remote_apply`, which also waits for a standby, is kept."""
     now = func.current_setting("synchronous_commit")
     return case((now == "remote_apply", "remote_apply"), else_="on")

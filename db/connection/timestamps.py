@@ -1,4 +1,4 @@
-"""How timestamps are read, those too that Python's calendar does not have."""
+"""Reads timestamps, also those outside the range of Python's datetime."""
 
 from datetime import datetime
 
@@ -13,9 +13,9 @@ BEFORE_PYTHON = ("-infinity", "0000")
 class BoundedTimestamptzLoader(Loader):
     """Reads ISO timestamps in UTC, as each transaction sets them (see `session`), whatever the default is.
 
-    psycopg's own loader asks for the DateStyle that the server reported last, and a server reports what a
-    pipeline sets only at its end. `infinity`, BC and years from 10000 on are read as the latest or earliest
-    moment: an application may have written them, and one such row must not stop the others.
+    psycopg's own loader uses the DateStyle that the server reported last, and during a pipeline the server
+    reports a new value only at the end. `infinity`, BC and years from 10000 on are read as the latest or
+    earliest moment: an application may have written them, and one such row must not block the others.
     """
 
     def load(self, data: Buffer) -> datetime:

@@ -1,4 +1,4 @@
-"""Where the database is: the URLs of the settings, read by libpq's own parser."""
+"""The database URLs in the settings, read by libpq's own parser."""
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -6,13 +6,13 @@ from psycopg.pq import Conninfo
 
 from config import Settings, SettingsError
 
-# libpq looks at them only when it connects. https://www.postgresql.org/docs/current/libpq-connect.html
+# libpq checks these only when it connects. https://www.postgresql.org/docs/current/libpq-connect.html
 VALUES = {
     "sslmode": {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
     "channel_binding": {"disable", "prefer", "require"},
     "target_session_attrs": {"any", "read-write", "read-only", "primary", "standby", "prefer-standby"},
 }
-# What libpq says of a URL that it cannot read, which quotes parts of it, and what to say instead.
+# libpq's messages about a malformed URL, which quote parts of it, and the messages that replace them.
 PARTS = {
     "invalid URI query parameter": "has an option that libpq does not know: remove it",
     "separator": "has an option (after the ?) without a value",
@@ -56,11 +56,11 @@ def _is_port(text: str) -> bool:
 
 
 def hosts(settings: Settings, *, unpooled: bool = False) -> set[str]:
-    """Return every host and address that the URL leads to; none, or a directory, is a socket on this machine.
+    """Return every host and address in the URL. An empty one, or a directory, means a socket on this machine.
 
-    They may stand in the URL's query too, and what it leaves open libpq takes from PGHOST and the like
-    (https://www.postgresql.org/docs/current/libpq-envars.html). A service's name counts as a host: where it
-    leads, only libpq knows.
+    They may be in the URL's query too. If the URL names none, libpq uses PGHOST and similar variables
+    (https://www.postgresql.org/docs/current/libpq-envars.html). A service's name counts as a host, because
+    only libpq can resolve it.
     """
     given = postgres_url(settings, unpooled=unpooled)
     default = {option.keyword.decode(): (option.val or b"").decode() for option in Conninfo.get_defaults()}

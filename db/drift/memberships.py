@@ -1,6 +1,6 @@
-"""What the tables hold of memberships, beside what Clerk's API says of them. Reads only.
+"""Compares the stored memberships with Clerk's API. Reads only.
 
-For ORGANIZATION_SOURCE=membership, and of users who have a row and no tombstone.
+Used with ORGANIZATION_SOURCE=membership, for users who have a row and no tombstone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,18 +18,18 @@ from db.times import to_ms
 
 
 class HeldMembership(NamedTuple):
-    """A membership, and the organization that it is of, as they are stored."""
+    """A stored membership and its organization."""
 
     membership: Membership
     organization: Organization
 
 
-# The memberships of one user by their ids, those that have ended too.
+# The memberships of one user by id, ended ones included.
 MembershipsByUser = Mapping[str, HeldMembership]
 
 
 def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsByUser]:
-    """Return what is stored of the memberships of those users; who has no row is left out."""
+    """Return the stored memberships of those users; users without a row are left out."""
     query = (
         select(User.clerk_id, *MembershipSync.__table__.columns[1:], *OrganizationSync.__table__.columns[1:])
         .select_from(User)
@@ -46,7 +46,7 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsB
 
 
 def differs(shown: UserChange, local: MembershipsByUser) -> bool:
-    """Say whether what Clerk shows of a user's memberships is not what is stored of them. Pure."""
+    """Say whether a user's memberships in Clerk differ from the stored ones. Pure."""
     organizations = {it.id: it for it in shown.organizations}
     return any(
         _differs(membership, local.get(membership.id), organizations[membership.organization_id])
@@ -55,7 +55,7 @@ def differs(shown: UserChange, local: MembershipsByUser) -> bool:
 
 
 def may_have_moved(shown: UserChange, local: MembershipsByUser, recent_ms: int) -> bool:
-    """Say whether a difference may be none by now: something moved lately, or what is here is the newer."""
+    """Say whether a difference may be outdated: one side changed recently, or the stored side is newer."""
     versions = {it.id: it.version or Version(0, 0) for it in shown.organizations}
     return any(
         membership.joined_at >= recent_ms
@@ -67,7 +67,7 @@ def may_have_moved(shown: UserChange, local: MembershipsByUser, recent_ms: int) 
 
 
 def current(database: Database) -> Iterator[list[tuple[str, Membership]]]:
-    """Yield all memberships that have not ended, each with its user, some thousand at a time.
+    """Yield all memberships that have not ended, each with its user, thousands at a time.
 
     Those of an organization that was deleted have ended with it.
     """
@@ -78,7 +78,7 @@ def current(database: Database) -> Iterator[list[tuple[str, Membership]]]:
 
 
 def wrong_organization(database: Database, clerk_ids: Sequence[str], value: str) -> list[str]:
-    """Return those users whose `users.organization` is not what is stored of memberships says.
+    """Return the users whose `users.organization` differs from their stored memberships.
 
     `value` is ORGANIZATION_VALUE: name, id or slug.
     """

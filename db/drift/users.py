@@ -1,4 +1,4 @@
-"""What the tables hold of users, beside what Clerk's API says of them. Reads only."""
+"""Compares the stored users with Clerk's API. Reads only."""
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
@@ -38,16 +38,16 @@ T = TypeVar("T")
 
 
 class Kind(StrEnum):
-    """How a user here can differ from the one in Clerk."""
+    """How a stored user can differ from the user in Clerk."""
 
     MISSING = "missing"  # no row
     STALE = "stale"  # other columns
     CLAIM = "claim"  # the address claimed here is the same, but another user has it
-    TOMBSTONE = "tombstone"  # deleted here, not there
+    TOMBSTONE = "tombstone"  # deleted here, but not in Clerk
 
 
 class Difference(NamedTuple):
-    """A user who differs; `columns` where that is known by them."""
+    """A user who differs; `columns` are the columns that differ, if known."""
 
     kind: Kind
     clerk_id: str
@@ -55,7 +55,7 @@ class Difference(NamedTuple):
 
 
 def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, StoredUser]:
-    """Return what is stored of each of those users, all of it as it was at one moment."""
+    """Return the stored state of each of those users, read in one statement."""
 
     def rows(pipeline: Pipeline) -> list[Any]:
         return pipeline.send(_all_rows, ids=list(clerk_ids)).fetchall()
@@ -72,7 +72,7 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, StoredUser]:
 def compare(change: UserChange, stored: StoredUser, policy: Policy) -> list[Difference]:
     """Return how a user that Clerk shows as `change` differs from what is stored. Pure.
 
-    A later login here is no difference: not every login that is known here counts for Clerk.
+    A later login here is no difference: Clerk does not count every login that is recorded here.
     """
     if stored.is_deleted:
         return [Difference(Kind.TOMBSTONE, change.clerk_id)]
@@ -83,7 +83,7 @@ def compare(change: UserChange, stored: StoredUser, policy: Policy) -> list[Diff
         *_columns(change, stored.user, policy, compares_email=not is_kept_from),
         *_fields(change, stored),
     )
-    # An unverified claim may rightly lose; if the holder's is out of date, the holder differs itself.
+    # An unverified claim may lose rightly; if the holder's claim is out of date, the holder differs too.
     is_verified = change.email is not None and change.email.verified
     return [
         *([Difference(Kind.STALE, change.clerk_id, columns)] if columns else []),
@@ -92,13 +92,13 @@ def compare(change: UserChange, stored: StoredUser, policy: Policy) -> list[Diff
 
 
 def holder(database: Database, address: str | None) -> str | None:
-    """Return which user has that address here, None when none has."""
+    """Return the user who has that address here, None if there is none."""
     query = select(User.clerk_id).where(User.email == address)
     return database.run(lambda connection: connection.scalar(query)) if address else None
 
 
 def living_ids(database: Database) -> Iterator[list[str]]:
-    """Yield the ids of all users who have a row and no tombstone, some thousand at a time."""
+    """Yield the ids of all users who have a row and no tombstone, thousands at a time."""
     after = ""
     while ids := _living_ids(database, after):
         yield ids
@@ -106,9 +106,9 @@ def living_ids(database: Database) -> Iterator[list[str]]:
 
 
 def some_ids(database: Database, count: int) -> list[str]:
-    """Return the ids of up to `count` users who have a row and no tombstone: half the first, half the last.
+    """Return up to `count` ids of users with a row and no tombstone: half the smallest, half the greatest.
 
-    Clerk's ids begin with the time, so these are the oldest and the newest.
+    Clerk's ids begin with the time, so these are the oldest and the newest users.
     """
     first, last = (
         _living.order_by(order).limit(count // 2) for order in (User.clerk_id.asc(), User.clerk_id.desc())
@@ -120,7 +120,7 @@ def some_ids(database: Database, count: int) -> list[str]:
 
 
 def find(database: Database, clerk_id: str) -> dict[str, Any] | None:
-    """Return the row of a user who was not deleted, by column; None when there is none."""
+    """Return the row of a user, by column; None if there is none, or the user was deleted."""
     columns = (cast(User.id, String).label("id"), *(User.__table__.c[name] for name in UserRow._fields))
     query = select(*columns).where(User.clerk_id == clerk_id, ~HAS_TOMBSTONE)
     row = database.run(lambda connection: connection.execute(query).mappings().one_or_none())
@@ -152,7 +152,7 @@ def _columns(change: UserChange, user: UserRow, policy: Policy, *, compares_emai
 
 
 def _fields(change: UserChange, stored: StoredUser) -> list[str]:
-    """Return which fields of the profile differ."""
+    """Return the fields of the profile that differ."""
     if change.profile is None or change.profile.fields is None:
         return []
     shown = orjson.loads(change.profile.fields)

@@ -1,1 +1,1 @@
-"""What is known of a user and how it merges. Pure: no I/O, no framework."""
+"""The merge: user changes, claims on addresses, and rows. Pure: no I/O, no framework."""

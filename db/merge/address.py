@@ -1,7 +1,7 @@
-"""Which e-mail addresses can be stored: one pattern, for the check on the column and for the parser.
+"""The e-mail addresses that can be stored: one pattern for the check on the column and for the parser.
 
-It accepts what Clerk accepts, which is more than the plain `name@example.com`: the other characters that RFC
-5322 allows before the @, letters of every script (RFC 6531), and encoded top-level domains.
+The pattern accepts what Clerk accepts: also the other characters that RFC 5322 allows before the @, letters
+of every script (RFC 6531), and encoded top-level domains.
 """
 
 import re
@@ -10,8 +10,8 @@ from db.merge.change import PLACEHOLDER_DOMAIN
 
 MAX_LENGTH = 255
 
-# Written with \uXXXX escapes and without \s, \w or case folding: those depend on locale in PostgreSQL and on
-# Unicode tables in Python, and both have to accept exactly the same addresses.
+# Written with \uXXXX escapes and without \s, \w or case folding: those depend on the locale in PostgreSQL and
+# on Unicode tables in Python, and both must accept exactly the same addresses.
 _NOT_TEXT = r"\u0080-\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff9-\uffff"
 _LOCAL = rf'[^\u0001-\u0020"(),:;<>@\[\\\]\u007f{_NOT_TEXT}]+'
 _WIDE = rf"[^\u0001-\u007f{_NOT_TEXT}]"
@@ -21,13 +21,13 @@ _TOP_LEVEL = rf"(([A-Za-z|]|{_WIDE}){{2,}}|[Xx][Nn]--[A-Za-z0-9-]+)"
 EMAIL_PATTERN = rf"^{_LOCAL}@{_DOMAIN}\.{_TOP_LEVEL}$"
 
 _email = re.compile(EMAIL_PATTERN)
-_NEVER_TEXT = re.compile("[\0\ud800-\udfff]")  # PostgreSQL holds no such text
+_NEVER_TEXT = re.compile("[\0\ud800-\udfff]")  # PostgreSQL cannot store such text
 
 
 def storable_address(address: str) -> str | None:
-    """Return `address` when `users.email` can hold it, else None.
+    """Return `address` if `users.email` can hold it, else None.
 
-    No user can claim an address at the placeholders' own domain.
+    An address in the domain of the placeholders cannot be claimed.
     """
     if len(address) > MAX_LENGTH or _NEVER_TEXT.search(address) or not _email.fullmatch(address):
         return None

@@ -1,7 +1,7 @@
-"""What is known of a user, and how two such pieces of knowledge merge. Pure: no I/O, no framework.
+"""Changes of a user, and how two of them merge. Pure: no I/O, no framework.
 
-A change is never executed, it is merged: whatever the order, the repetition and the batching, the result is
-a function of the set of changes. All times are whole milliseconds since the epoch.
+A change is never executed, it is merged. So the result depends only on the set of changes, whatever their
+order, repetition and batching. All times are whole milliseconds since the epoch.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ CLERK_ID = re.compile("[A-Za-z0-9_-]{1,200}")
 
 
 class Version(NamedTuple):
-    """Orders two observations of one user: Clerk's `updated_at`, then when it was observed (both ms)."""
+    """Orders observations of one user: by Clerk's `updated_at`, then by the time of observation (both ms)."""
 
     updated_at: int
     observed_at: int
@@ -25,7 +25,7 @@ class Version(NamedTuple):
 class Profile(NamedTuple):
     """The columns of a user that travel together, and PROFILE_FIELDS in canonical JSON.
 
-    Where the application owns `role` or `organization`, every profile holds the default there.
+    If the application owns `role` or `organization`, every profile has the default there.
     """
 
     version: Version
@@ -37,7 +37,7 @@ class Profile(NamedTuple):
 
 
 class EmailClaim(NamedTuple):
-    """The address that a user claims, or None for a user without one; `verified` is Clerk's word for it."""
+    """The address that a user claims, None for a user without one; `verified` as Clerk says."""
 
     version: Version
     address: str | None
@@ -45,9 +45,9 @@ class EmailClaim(NamedTuple):
 
 
 class Organization(NamedTuple):
-    """What is said of an organization; deleted at `deleted_at`, which is final.
+    """What one or more deliveries say about an organization. A deletion is final.
 
-    Name, slug and image travel together, in the newest version that names the organization.
+    Name, slug and image are taken together from the newest version that has a name.
     """
 
     id: str
@@ -59,9 +59,9 @@ class Organization(NamedTuple):
 
 
 class Membership(NamedTuple):
-    """A user's membership of an organization. Once ended it stays so: a user who joins again gets a new id.
+    """A user's membership of an organization. Its end is final: a user who joins again gets a new id.
 
-    The role has a version of its own.
+    The role has its own version.
     """
 
     id: str
@@ -73,14 +73,14 @@ class Membership(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The Clerk instance that spoke of a user, and when (ms)."""
+    """The Clerk instance that reported a user, and when (ms)."""
 
     seen_at: int
     instance_id: str
 
 
 def is_foreign(instance_id: str | None, own: str | None) -> bool:
-    """Say whether a Clerk instance, None if unknown, is another than `own`, which is None for any."""
+    """Say whether a Clerk instance (None: unknown) differs from `own` (None: every instance is accepted)."""
     return None not in (instance_id, own) and instance_id != own
 
 
@@ -88,7 +88,7 @@ class UserChange(NamedTuple):
     """What one or more deliveries say about one user; None where they say nothing.
 
     `login_at` is the latest sign-in and `deleted_at` the earliest deletion, both ms. `memberships` and the
-    `organizations` that they name are ordered by id. `source` is the instance that spoke of the user last.
+    `organizations` that they name are ordered by id. `source` is the instance that reported the user last.
     """
 
     clerk_id: str
@@ -106,9 +106,9 @@ _Said = TypeVar("_Said", Profile, EmailClaim)
 
 
 def merge(a: UserChange, b: UserChange) -> UserChange:
-    """Return what both say together. Associative, commutative and idempotent.
+    """Merge two changes. Associative, commutative and idempotent.
 
-    Raises ValueError when the two are about different users.
+    Raises ValueError if they are about different users.
     """
     if a.clerk_id != b.clerk_id:
         raise ValueError("changes of two users cannot be merged")
@@ -125,12 +125,12 @@ def merge(a: UserChange, b: UserChange) -> UserChange:
 
 
 def latest_source(a: Source | None, b: Source | None) -> Source | None:
-    """Return which of the two spoke last."""
+    """Return the later of the two."""
     return max((source for source in (a, b) if source), default=None)
 
 
 def merge_organizations(a: Organization, b: Organization) -> Organization:
-    """Return what both say of one organization together, as `merge` does for users."""
+    """Merge two states of one organization, as `merge` does for users."""
     newest = max(a, b, key=_organization_rank)
     return newest._replace(deleted_at=_present(min, a.deleted_at, b.deleted_at))
 
@@ -141,7 +141,7 @@ def _organization_rank(it: Organization) -> tuple[object, ...]:
 
 
 def merge_memberships(a: Membership, b: Membership) -> Membership:
-    """Return what both say of one membership together, as `merge` does for users."""
+    """Merge two states of one membership, as `merge` does for users."""
     joined = max(a, b, key=lambda it: (it.joined_at, it.organization_id))
     given = max(
         a, b, key=lambda it: (it.role_version is not None, it.role_version or (), _none_first(it.role))
@@ -154,7 +154,7 @@ def merge_memberships(a: Membership, b: Membership) -> Membership:
 def merge_by_id(
     merge_two: Callable[[_Known, _Known], _Known], a: Collection[_Known], b: Collection[_Known]
 ) -> tuple[_Known, ...]:
-    """Return both collections as one, ordered by id; what has the same id in both is merged."""
+    """Return both collections as one, ordered by id; items with the same id are merged."""
     if not a and not b:
         return ()
     found = {item.id: item for item in a}
@@ -164,10 +164,10 @@ def merge_by_id(
 
 
 def placeholder_address(clerk_id: str) -> str:
-    """Return the address of a user who has none that can be stored (RFC 2606: it goes nowhere).
+    """Return the address for a user without one that can be stored. Its domain receives no mail (RFC 2606).
 
-    A row that the application wrote may have an id that fits into no address: a hash then stands for it,
-    behind a sign that no Clerk id contains.
+    A row that the application wrote may have an id that fits into no address. Then a hash replaces the id,
+    behind a character that no Clerk id contains.
     """
     fits = CLERK_ID.fullmatch(clerk_id)
     local = clerk_id if fits else f"row+{hashlib.sha256(clerk_id.encode()).hexdigest()}"
@@ -181,8 +181,8 @@ def _newer(rank: Callable[[_Said], Any], a: _Said | None, b: _Said | None) -> _S
 
 
 def _profile_rank(profile: Profile) -> tuple[object, ...]:
-    # created_at stands before the text: it is all that is left to compare once a user is anonymised, and the
-    # same profile has to win before and after.
+    # created_at is compared before the text: an anonymised user has nothing else left to compare, and the
+    # same profile must win before and after the anonymisation.
     version, created_at, name, organization, role, fields = profile
     return version, created_at, name, _none_first(organization), role, _none_first(fields)
 

@@ -1,4 +1,4 @@
-"""Who has an address that several users claim. Pure: no I/O."""
+"""Decides which user has an address that several claim. Pure: no I/O."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from db.merge.change import UserChange, Version
 
 
 class ClaimRank(NamedTuple):
-    """Orders the claims on one address; Clerk ids are ASCII, so Python orders them as their bytes."""
+    """Orders the claims on one address. Clerk ids are ASCII, so Python orders them by their bytes."""
 
     verified: bool
     version: Version
@@ -15,7 +15,7 @@ class ClaimRank(NamedTuple):
 
 
 class CompetingClaim(NamedTuple):
-    """The greatest claim on `address` by a user outside the batch, whose row shows `current` now."""
+    """The greatest claim on `address` by a user outside the batch, whose row has the address `current`."""
 
     address: str
     rank: ClaimRank
@@ -23,16 +23,16 @@ class CompetingClaim(NamedTuple):
 
     @property
     def clerk_id(self) -> str:
-        """The user who claims."""
+        """The id of the user who claims the address."""
         return self.rank.clerk_id
 
 
 def resolve(
     known: Iterable[UserChange], competing: Iterable[CompetingClaim], contested: frozenset[str]
 ) -> dict[str, str]:
-    """Return the Clerk id that has each contested address: that of the greatest claim.
+    """Return the Clerk id that gets each contested address: that of the greatest claim.
 
-    A user without a row, or deleted, has none.
+    Users who are deleted or have no row get none.
     """
     best: dict[str, ClaimRank] = {}
     for address, rank in (*_claims(known), *((claim.address, claim.rank) for claim in competing)):

@@ -6,15 +6,15 @@ from typing import Any
 
 import orjson
 
-MAX_DEPTH = 32  # deeper values are null, as deep in a listing as in a delivery
-LEAST, TOO_GREAT = -(2**63), 2**64  # between them the JSON library reads and writes whole numbers
+MAX_DEPTH = 32  # deeper values become null, at the same depth in a listing and in a delivery
+LEAST, TOO_GREAT = -(2**63), 2**64  # whole numbers between them are exact in the JSON library
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def canonical(fields: dict[str, Any]) -> str:
     """Return `fields` as JSON that is the same for equal values, before PostgreSQL has stored them and after.
 
-    Keys are sorted; numbers have one form, and are null where no double holds them.
+    Keys are sorted; numbers have one form, and become null beyond the range of a double.
     """
     return orjson.dumps(_cleaned(fields, MAX_DEPTH), option=orjson.OPT_SORT_KEYS).decode()
 
@@ -25,7 +25,7 @@ def stored_fields(text: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Return `text` as PostgreSQL holds it: without NUL, lone surrogates as U+FFFD."""
+    """Return `text` as PostgreSQL can store it: without NUL, with lone surrogates replaced by U+FFFD."""
     if text.isascii():
         return text.replace("\0", "")
     return LONE_SURROGATE.sub("\ufffd", text.replace("\0", ""))

@@ -1,4 +1,4 @@
-"""A change as it comes to the tables, and what applying it did. Pure: no I/O."""
+"""A received change, and the outcome of applying it. Pure: no I/O."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -7,18 +7,18 @@ from db.merge.change import Organization, Source, UserChange, is_foreign
 
 
 class Outcome(StrEnum):
-    """What applying a change did."""
+    """The outcome of applying a change."""
 
-    APPLIED = "applied"  # it said something new
+    APPLIED = "applied"  # it contained something new
     STALE = "stale"  # it was known, or something newer was
-    IGNORED = "ignored"  # it says nothing of the user, like a sign-in by staff
+    IGNORED = "ignored"  # it says nothing about the user, such as a sign-in by staff
 
 
 class ReceivedChange(NamedTuple):
-    """A change and the delivery that carried it; `svix_id` is None when no delivery did. Times in ms.
+    """A change and its delivery; `svix_id` is None if it came from no delivery. Times in ms.
 
-    `instance_id` is the Clerk instance that says it, None when unknown. `is_repeated` says that the delivery
-    was tried before: most of its lag is the time until now.
+    `instance_id` is the Clerk instance that reported it, None if unknown. `is_repeated`: the delivery was
+    tried before, so its lag is not counted.
     """
 
     change: UserChange | Organization
@@ -30,7 +30,7 @@ class ReceivedChange(NamedTuple):
     is_repeated: bool = False
 
     def of_instance(self, instance_id: str | None) -> "ReceivedChange":
-        """Return the change; one that says nothing if another instance than that one says it."""
+        """Return the change; an empty one if another instance than `instance_id` reported it."""
         if not is_foreign(self.instance_id, instance_id):
             return self
         nothing = (
@@ -45,7 +45,7 @@ class ReceivedChange(NamedTuple):
 
     @property
     def source(self) -> Source | None:
-        """Which instance said it, and when."""
+        """The instance that reported it, and when."""
         if self.instance_id is None:
             return None
         return Source(self.received_at if self.event_at is None else self.event_at, self.instance_id)

@@ -1,4 +1,4 @@
-"""What the deployment decided about the columns of `users`."""
+"""The settings that decide what is written to `users`."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What is stored of the users of a batch, and what is to be stored of them. Conversions only: no I/O."""
+"""Converts between the stored rows of a batch's users and changes. Pure: no I/O."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,7 +23,7 @@ from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
 from db.times import LATEST, maybe_datetime, maybe_ms, to_datetime, to_ms
 
-# A row that this sync has not written, as in a table older than the sync, is older than every event.
+# The version of a row that the application wrote: older than every event.
 UNVERSIONED = Version(-1, -1)
 
 
@@ -56,7 +56,7 @@ class UserRow(NamedTuple):
 
 
 class TargetRow(NamedTuple):
-    """The row that a user is to have. A column that is kept stays as it is when the row is written."""
+    """The row that a user must have. A column that is kept is not changed when the row is written."""
 
     row: UserRow
     keeps_email: bool
@@ -88,7 +88,7 @@ class StoredUser(NamedTuple):
 def stored_change(
     clerk_id: str, stored: StoredUser, memberships: tuple[Membership, ...], policy: Policy
 ) -> UserChange:
-    """Return what a user's rows say; a missing row of `users` counts as no profile."""
+    """Return a user's stored state as a change; a missing row of `users` counts as no profile."""
     sync, user = stored.sync or SyncRow(clerk_id), stored.user
     moments = (sync.last_login_at, user and user.last_login_at)
     logins = [moment for moment in moments if moment and moment < LATEST]
@@ -106,10 +106,10 @@ def stored_change(
 def apply_batch(
     known: dict[str, UserChange], batch: Sequence[ReceivedChange], policy: Policy
 ) -> tuple[dict[str, UserChange], list[Outcome]]:
-    """Merge the batch into what is known; return what is known then, and what each change did.
+    """Merge the batch into the known state; return the new state, and the outcome of each change.
 
-    What a change says of organizations is merged elsewhere, where it may turn out to be new. Which instance
-    says it is kept, and is no news of the user.
+    Organizations are merged elsewhere (`db.apply.memberships`), which may change the outcome. A new instance
+    is stored, but does not make the outcome `applied`.
     """
     known = {clerk_id: redact_deleted(change, policy) for clerk_id, change in known.items()}
     outcomes = []
@@ -136,7 +136,7 @@ def _own_part(change: UserChange, policy: Policy) -> UserChange:
 
 
 def redact_deleted(change: UserChange, policy: Policy) -> UserChange:
-    """Return what may be kept of a user: all of it, or after a deletion nothing personal."""
+    """Return the state that may be kept of a user: after a deletion, nothing personal."""
     if change.deleted_at is None:
         return change
     profile = change.profile if policy.anonymize else None
@@ -146,7 +146,7 @@ def redact_deleted(change: UserChange, policy: Policy) -> UserChange:
 
 
 def sync_row(change: UserChange) -> SyncRow:
-    """Return the row of `user_sync` for what is known."""
+    """Return the row of `user_sync` for the known state."""
     profile = change.profile.version if change.profile else None
     claim = change.email.version if change.email else None
     return SyncRow(
@@ -165,9 +165,9 @@ def sync_row(change: UserChange) -> SyncRow:
 
 
 def target(change: UserChange, stored: UserRow | None, email: str | None, policy: Policy) -> TargetRow | None:
-    """Return the row that `users` is to hold for what is known; None for none.
+    """Return the row of `users` for the known state; None if there must be none.
 
-    `email` is the address that the user has, None when it stays as it is stored.
+    `email` is the address that the user gets, None if the stored one stays.
     """
     profile = change.profile
     if profile is None:
@@ -188,7 +188,7 @@ def target(change: UserChange, stored: UserRow | None, email: str | None, policy
 
 
 def profile_row(change: UserChange) -> ProfileRow | None:
-    """Return the row of `user_profiles` for what is known; None for none."""
+    """Return the row of `user_profiles` for the known state; None if there must be none."""
     profile = change.profile
     if profile is None or profile.fields is None:
         return None
@@ -210,7 +210,7 @@ def _stored_claim(sync: SyncRow, user: UserRow | None) -> EmailClaim | None:
     if sync.claim_updated_at is not None:
         version = _version(sync.claim_updated_at, sync.claim_observed_at)
         return EmailClaim(version, sync.claimed_email, sync.claim_verified)
-    if user is not None and storable_address(user.email):  # a placeholder is no claim, whose ever it is
+    if user is not None and storable_address(user.email):  # a placeholder, even another user's, is no claim
         return EmailClaim(UNVERSIONED, user.email)
     return None
 
