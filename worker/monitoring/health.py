@@ -28,6 +28,7 @@ ANSWER_LIMIT_S = 10.0  # of PostgreSQL: an answer later than probes.LIMIT_S is s
 RECHECK_S = 20.0
 CAUSES_TTL_S = 300
 
+CHECKS = ("redis", "database", "schema")  # those that decide whether the service is failing
 _UNKNOWN_QUEUE = dict.fromkeys(("depth", "oldest_age_s", "reserved", "started", "scheduled", "failed"))
 _UNKNOWN_WORKERS: Facts = {"alive": None, "last_seen_at": None, "list": []}
 
@@ -41,18 +42,15 @@ class Status:
         self.redis = fail_fast_redis(settings)
         # Of its connections some may have died since, or been forgotten on their way.
         self.database = Database(settings, attempts=2, answer_limit_s=ANSWER_LIMIT_S)
-        self._probes = (
+        probes = [
             Probe("redis", lambda: _writable(redis_facts(self.redis))),
             Probe("database", lambda: database_facts(self.database)),
             Probe("schema", self._schema_facts),
-        )
-        self._migrations = MigrationsUrl(settings, self.database) if has_two_urls(settings) else None
-        self._extra = (Probe("migrations", self._migrations.facts),) if self._migrations else ()
-
-    @property
-    def probes(self) -> Probes:
-        """What has to be asked for a report; other probes can be asked at the same time."""
-        return {probe.name: (probe, ()) for probe in (*self._probes, *self._extra)}
+        ]
+        if settings.database_url_unpooled not in {None, settings.database_url}:
+            probes.append(Probe("migrations", MigrationsUrl(settings, self.database).facts))
+        # What has to be asked for a report; other probes can be asked at the same time.
+        self.probes: Probes = {probe.name: (probe, ()) for probe in probes}
 
     def report(self, answers: Mapping[str, ProbeResult] | None = None) -> dict[str, Any]:
         """Return what is known now, ready for JSON, or what `answers` to the probes say.
@@ -61,22 +59,26 @@ class Status:
         received or applied (`warnings` names it), else "ok". `warnings` also holds what does not degrade.
         `reconciliation` is there when RECONCILE_EVERY is set.
         """
-        given = ask(self.probes) if answers is None else answers
-        answers = {probe.name: given[probe.name] for probe in self._probes}
-        facts = {key: value for answer in given.values() for key, value in answer.facts.items()}
+        answers = ask(self.probes) if answers is None else answers
+        facts = {key: value for answer in answers.values() for key, value in answer.facts.items()}
+        checks = {
+            name: {"ok": answers[name].error is None, "ms": answers[name].ms, "error": answers[name].error}
+            for name in CHECKS
+        }
         pool = self.database.pool_state()
         last = self._reconciliation(facts)
         facts |= {"settings": self._settings, "reconciliation_summary": last}
         alarms = warnings.alarms(facts)
         if answers["redis"].error is None:
             self._keep(alarms)
+        if not all(check["ok"] for check in checks.values()):
+            status = "failing"
+        else:
+            status = "degraded" if alarms else "ok"
         report = {
-            "status": _overall(answers, alarms),
+            "status": status,
             "warnings": [*chain(*alarms.values()), *warnings.remarks(facts)],
-            "checks": {
-                name: {"ok": answer.error is None, "ms": answer.ms, "error": answer.error}
-                for name, answer in answers.items()
-            },
+            "checks": checks,
             "schema": facts.get("schema"),
             "pool": {"size": pool.size, "in_use": pool.in_use, "overflow": pool.overflow},
             "queue": facts.get("queue", _UNKNOWN_QUEUE),
@@ -146,17 +148,6 @@ class MigrationsUrl:
             return {}
         finally:
             self._unpooled.dispose()  # a connection that idles would be one of few
-
-
-def has_two_urls(settings: Settings) -> bool:
-    """Say whether migrations have a URL of their own."""
-    return settings.database_url_unpooled not in {None, settings.database_url}
-
-
-def _overall(answers: Mapping[str, ProbeResult], alarms: Mapping[str, list[str]]) -> str:
-    if any(answer.error for answer in answers.values()):
-        return "failing"
-    return "degraded" if alarms else "ok"
 
 
 def _writable(facts: Facts) -> Facts:

@@ -47,13 +47,14 @@ def redis_facts(redis: Redis) -> Facts:
         pipeline.get(CAUSES_KEY)
         depth, oldest, started, scheduled, failed, received, workers, *rest = pipeline.execute()
     seen, now, reconciliation, since, suspended, causes = rest
-    consumers = [name for name, _ in seen]
+    reserved, heads = _reserved(redis, [name for name, _ in seen])
+    ages = (_age_s(redis, id_) for id_ in (oldest, *heads))
     info = _info(redis)
     return {
         "queue": {
             "depth": depth,
-            "oldest_age_s": _oldest_age_s(redis, oldest, consumers),
-            "reserved": _reserved(redis, consumers),
+            "oldest_age_s": max((age for age in ages if age is not None), default=None),
+            "reserved": reserved,
             "started": started,
             "scheduled": scheduled,
             "failed": failed,
@@ -107,21 +108,14 @@ def _durability(info: Mapping[str, Any]) -> Facts:
     }
 
 
-def _reserved(redis: Redis, consumers: Sequence[bytes]) -> int:
-    """Return how many jobs workers hold, suspended ones too."""
+def _reserved(redis: Redis, consumers: Sequence[bytes]) -> tuple[int, list[bytes | None]]:
+    """Return how many jobs workers hold, suspended ones too, and the first job of each consumer."""
     with redis.pipeline(transaction=False) as pipeline:
         for consumer in consumers:
             pipeline.llen(RESERVED_PREFIX.encode() + consumer)
-        return sum(pipeline.execute())
-
-
-def _oldest_age_s(redis: Redis, waiting: bytes | None, consumers: Sequence[bytes]) -> float | None:
-    """Return the age of the oldest delivery that waits or is reserved."""
-    with redis.pipeline(transaction=False) as pipeline:
-        for consumer in consumers:
             pipeline.lindex(RESERVED_PREFIX.encode() + consumer, 0)
-        heads = [waiting, *pipeline.execute()]
-    return max((age for head in heads if (age := _age_s(redis, head)) is not None), default=None)
+        answers = pipeline.execute()
+    return sum(answers[::2]), answers[1::2]
 
 
 def _age_s(redis: Redis, job_id: bytes | None) -> float | None:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -180,13 +180,14 @@ class ReservedJobs:
     def _send_failed(self, pipeline: Any, failed: Failed) -> None:
         job = failed.job
         exc_info, exc_string = rq.encode_exception(failed.traceback)
-        due = _retry_due(job) if failed.has_retry else None
-        registry = rq.FAILED_KEY if due is None else rq.SCHEDULED_KEY
+        registry, due_s = rq.FAILED_KEY, ""
+        if failed.has_retry:
+            interval_s = job.retry_intervals[max(len(job.retry_intervals) - job.retries_left, 0)]
+            registry, due_s = rq.SCHEDULED_KEY, str(int(time.time()) + interval_s)
         keys = [self._reserved_key, rq.STARTED_KEY, registry, self._worker_key]
         keys += [rq.RESULT_PREFIX + job.id, rq.JOB_PREFIX + job.id]
         meta = _dumped(failure_meta(job.meta, failed.reason), failure_meta({}, failed.reason))
-        score = "" if due is None else int(due.timestamp())
-        args = [job.id, self.worker, self.consumer_id, _now(), rq.FAILURE_TTL_S, score, meta]
+        args = [job.id, self.worker, self.consumer_id, _now(), rq.FAILURE_TTL_S, due_s, meta]
         _send(pipeline, self._fail, keys, [*args, exc_info, exc_string])
 
     def _send_deferred(self, pipeline: Any, deferred: Deferred) -> None:
@@ -239,16 +240,8 @@ def _taken_job(fields: Sequence[bytes]) -> TakenJob:
 @lru_cache(maxsize=16)
 def _intervals(text: bytes) -> tuple[int, ...]:
     # Nearly every job has the same: parsed once, not once a job.
-    return tuple(interval for interval in rq.read_json(text, list) if _is_interval(interval))
-
-
-def _is_interval(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value <= rq.FAILURE_TTL_S
-
-
-def _retry_due(job: TakenJob) -> datetime:
-    index = max(len(job.retry_intervals) - job.retries_left, 0)
-    return datetime.now(UTC) + timedelta(seconds=job.retry_intervals[index])
+    found = rq.read_json(text, list)
+    return tuple(it for it in found if isinstance(it, int) and 0 <= it <= rq.FAILURE_TTL_S)
 
 
 def _now() -> str:

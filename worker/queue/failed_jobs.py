@@ -143,7 +143,10 @@ class FailedJobs:
         record = self._read([id_])[0]
         if not is_failed or record is None:
             raise UnknownJob(f"no failed job {id_}")
-        return Details(_failed_job(record), _traceback(record), _body(record.data), record.raised)
+        body = None
+        with suppress(rq.ForeignJobError):
+            body = rq.decode_call(record.data)
+        return Details(_failed_job(record), _traceback(record), body, record.raised)
 
     def replay(self, ids: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
         """Put jobs back into the queue with all their retries, and yield what became of each.
@@ -234,14 +237,10 @@ def _record(
         raised = _inflated(entry.get(b"exc_string", b""))
         with suppress(OverflowError):
             failed_at = rq.timestamp(to_datetime(int(at.partition(b"-")[0])))
+    # how often RQ has tried, judging by the retries that are left
+    attempts = len(rq.read_json(intervals or b"", list)) - rq.read_count(retries_left or b"") + 1
     return _Record(
-        id_,
-        data,
-        description,
-        rq.read_json(meta or b"", dict),
-        _attempts(retries_left, intervals),
-        raised,
-        failed_at,
+        id_, data, description, rq.read_json(meta or b"", dict), max(1, attempts), raised, failed_at
     )
 
 
@@ -249,7 +248,8 @@ def _failed_job(record: _Record) -> FailedJob:
     type_, clerk_id = subject(record.description)
     meta = record.meta
     first, last = _moment(meta.get("first_failed_at")), _moment(meta.get("failed_at"))
-    attempts = _number(meta.get("attempts"))
+    attempts = meta.get("attempts")
+    attempts = attempts if isinstance(attempts, int) else 0
     reason = _own_reason(record)
     if reason is None:
         reason = f"{_error_class(record.raised)}: failed by another RQ worker, whose message is not shown"
@@ -283,28 +283,12 @@ def _error_class(raised: str) -> str:
     return found[0].rpartition(".")[2] if found else "unknown error"
 
 
-def _attempts(retries_left: bytes | None, intervals: bytes | None) -> int:
-    """Return how often RQ has tried, judging by the retries that are left."""
-    return max(1, len(rq.read_json(intervals or b"", list)) - rq.read_count(retries_left or b"") + 1)
-
-
-def _body(data: bytes) -> str | None:
-    try:
-        return rq.decode_call(data)
-    except rq.ForeignJobError:
-        return None
-
-
 def _inflated(packed: bytes) -> str:
     try:
         plain = zlib.decompressobj().decompress(b64decode(packed), MAX_TRACEBACK_BYTES)
     except (zlib.error, ValueError):
         return ""
     return plain.decode(errors="replace")
-
-
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
 
 
 def _moment(value: object) -> str | None:

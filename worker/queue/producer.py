@@ -1,7 +1,7 @@
 """The receiver's side of the queue in Redis: a verified delivery becomes a job, once."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import cache
 from hashlib import sha1
@@ -31,6 +31,9 @@ class EnqueueResult(StrEnum):
     REQUEUED = "requeued"
 
 
+RESULTS = (EnqueueResult.DUPLICATE, EnqueueResult.QUEUED, EnqueueResult.REQUEUED)  # as the script counts them
+
+
 class Delivery(NamedTuple):
     """A verified delivery; `description` is its type and Clerk id only, `received_at` is in ms."""
 
@@ -49,7 +52,8 @@ class DeliveryQueue:
         self._deliveries = AutoPipeline(pool, max(1, pool.max_connections - 1), FAIL_FAST_TIMEOUT_S)
         self._probes = AutoPipeline(pool, 1, FAIL_FAST_TIMEOUT_S)
         self._max_depth = max_depth
-        self._script = _enqueue_script(rq.COMMON_FIELDS)
+        common = ", ".join(f"'{part}'" for field in rq.COMMON_FIELDS.items() for part in field)
+        self._script = scripts.load("enqueue").replace("$common", common)
 
     def enqueue(self, delivery: Delivery) -> EnqueueResult:
         """Store the delivery and return what it was, once Redis has confirmed it. One round trip.
@@ -73,7 +77,7 @@ class DeliveryQueue:
             raise QueueUnavailable(explain(error)) from None
         if answer == QUEUE_FULL:
             raise QueueUnavailable("the queue is full (MAX_QUEUE_DEPTH)")
-        return _ANSWERS[cast("int", answer)]
+        return RESULTS[cast("int", answer)]
 
     def ping(self) -> None:
         """Raise QueueUnavailable unless Redis would take a delivery."""
@@ -83,15 +87,6 @@ class DeliveryQueue:
         """Close the connections. They are opened again when they are needed."""
         self._deliveries.close()
         self._probes.close()
-
-
-def _enqueue_script(common: Mapping[str, str | int]) -> str:
-    """Return the receiver's script, for jobs with these fields in common."""
-    parts = [f"'{part}'" for field in common.items() for part in field]
-    return scripts.load("enqueue").replace("$common", ", ".join(parts))
-
-
-_ANSWERS = {0: EnqueueResult.DUPLICATE, 1: EnqueueResult.QUEUED, 2: EnqueueResult.REQUEUED}
 
 
 def probe(ask: Callable[..., object]) -> None:

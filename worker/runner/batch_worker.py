@@ -17,12 +17,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from redis import Redis
@@ -37,7 +35,7 @@ from db.apply.tables import Tables
 from db.connection.engine import Database
 from db.merge.policy import Policy
 from worker.clerk.payloads import FieldSources
-from worker.monitoring.metrics import FLUSH_EVERY_S, Metrics
+from worker.monitoring.metrics import BATCH_SIZE, FLUSH_EVERY_S, Metrics
 from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.queue.consumer import DEAD_AFTER_S, Deferred, Failed, ReservedJobs, Settled, TakenJob
 from worker.queue.heartbeat import Heartbeat
@@ -64,18 +62,6 @@ PRUNE_EVERY_S = 3600
 OVERDUE_LOOK_S = 0.5
 
 
-class BeatTimes(NamedTuple):
-    """When the last heartbeat was, the next is due, and the worker's hash was written, with which fields.
-
-    In s on the monotonic clock.
-    """
-
-    at_s: float = 0.0
-    next_s: float = 0.0
-    hash_at_s: float = 0.0
-    fields: Mapping[str, str] = MappingProxyType({})
-
-
 class BatchWorker(SimpleWorker):
     """RQ's worker with a loop of our own: see this module."""
 
@@ -100,7 +86,8 @@ class BatchWorker(SimpleWorker):
         self._threads = (self._primary, *self._helpers)
         ids = [consumer.reserved.consumer_id for consumer in self._threads]
         self._heartbeat = Heartbeat(redis, self.name, ids)
-        self._beats = BeatTimes()
+        self._last_beat_s = self._next_beat_s = self._hash_at_s = 0.0  # on the monotonic clock
+        self._hash_fields: dict[str, str] = {}  # as they were written then
         self._is_registered = False
         self._has_worked = False
         self._has_unpruned = True  # an earlier worker may have left old rows
@@ -150,7 +137,7 @@ class BatchWorker(SimpleWorker):
                 return
 
     def _process(self, jobs: list[TakenJob]) -> list[Settled]:
-        self._instrumentation.record_batch_size(len(jobs))
+        self._metrics.observe(BATCH_SIZE, len(jobs))
         done = batch.process(jobs, self._keys, self._isolation)
         for item in done:
             if isinstance(item, Failed):
@@ -185,21 +172,22 @@ class BatchWorker(SimpleWorker):
 
     def _beat_if_due(self) -> None:
         """Beat often while there is work or news, and seldom else: an idle worker costs few commands."""
-        now, last = time.monotonic(), self._beats
-        has_news = self._has_worked or self._fields() != last.fields
-        if now >= last.next_s or (has_news and now >= last.at_s + BEAT_EVERY_S):
+        now = time.monotonic()
+        has_news = self._has_worked or self._fields() != self._hash_fields
+        if now >= self._next_beat_s or (has_news and now >= self._last_beat_s + BEAT_EVERY_S):
             self._beat()
 
     def _beat(self) -> None:
-        now, fields, last = time.monotonic(), self._fields(), self._beats
-        has_news = self._has_worked or fields != last.fields
+        now, fields = time.monotonic(), self._fields()
+        has_news = self._has_worked or fields != self._hash_fields
         self._has_worked = False
-        writes_hash = has_news or now >= last.hash_at_s + WORKER_HASH_EVERY_S
+        writes_hash = has_news or now >= self._hash_at_s + WORKER_HASH_EVERY_S
         self.last_heartbeat = datetime.now(UTC)
         written = {**fields, "last_heartbeat": timestamp(self.last_heartbeat)} if writes_hash else {}
         beat = self._heartbeat.beat(written)
-        next_s = now + min(IDLE_BEAT_EVERY_S, beat.wait_s)
-        self._beats = BeatTimes(now, next_s, now if writes_hash else last.hash_at_s, fields)
+        self._last_beat_s, self._next_beat_s = now, now + min(IDLE_BEAT_EVERY_S, beat.wait_s)
+        if writes_hash:
+            self._hash_at_s, self._hash_fields = now, fields
         if beat.released:
             log.warning("released jobs of a dead worker", jobs=beat.released, dead_after_s=DEAD_AFTER_S)
         # not known: just begun, or forgotten while it was frozen, or Redis lost its data

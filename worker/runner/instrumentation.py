@@ -41,15 +41,22 @@ class BatchInstrumentation:
         if not outcomes:
             return
         facts = {"of": len(batch), "ms": round(seconds * 1000, 1)}
-        for events in chunks(_ids(batch, outcomes), EVENTS_A_LINE):
+        ids: list[dict[str, Any]] = [
+            {"svix_id": i.svix_id, "type": i.type, "clerk_id": i.subject, "outcome": outcome.value}
+            for i, outcome in zip(batch, outcomes, strict=True)
+        ]
+        for events in chunks(ids, EVENTS_A_LINE):
             sums = Counter(event["outcome"] for event in events)
             log.info("batch", jobs=len(events), **facts, **sums, events=events)
-        self._count(batch, outcomes)
-        self._observe_lag([i for i in batch if not i.is_repeated])
-
-    def record_batch_size(self, jobs: int) -> None:
-        """Count the size of a batch."""
-        self._metrics.observe(m.BATCH_SIZE, jobs)
+        for (type_, outcome), count in Counter(zip((i.type for i in batch), outcomes, strict=True)).items():
+            self._metrics.count(m.EVENTS, type_, outcome.value, by=count)
+        now = now_ms()
+        self._metrics.set_latest(m.LAST_APPLIED, now / 1000)
+        first = [i for i in batch if not i.is_repeated]
+        self._metrics.observe(m.DELIVERY_LAG, *(_lag_s(now, i.received_at) for i in first))
+        self._metrics.observe(
+            m.EVENT_LAG, *(_lag_s(now, i.event_at) for i in first if i.event_at is not None)
+        )
 
     def failed(self, failed: Failed) -> None:
         """Leave a line about a job that failed, and count it."""
@@ -73,25 +80,6 @@ class BatchInstrumentation:
         """Count what has happened to the pool since last time."""
         self._metrics.count_up_to(m.POOL_TIMEOUTS, pool.timeouts)
         self._metrics.count_up_to(m.CONNECTIONS_LOST, pool.invalidated)
-
-    def _count(self, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> None:
-        for (type_, outcome), count in Counter(zip((i.type for i in batch), outcomes, strict=True)).items():
-            self._metrics.count(m.EVENTS, type_, outcome.value, by=count)
-        self._metrics.set_latest(m.LAST_APPLIED, now_ms() / 1000)
-
-    def _observe_lag(self, batch: Sequence[ReceivedChange]) -> None:
-        now = now_ms()
-        self._metrics.observe(m.DELIVERY_LAG, *(_lag_s(now, i.received_at) for i in batch))
-        self._metrics.observe(
-            m.EVENT_LAG, *(_lag_s(now, i.event_at) for i in batch if i.event_at is not None)
-        )
-
-
-def _ids(batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    return [
-        {"svix_id": i.svix_id, "type": i.type, "clerk_id": i.subject, "outcome": outcome.value}
-        for i, outcome in zip(batch, outcomes, strict=True)
-    ]
 
 
 def _subject(job: TakenJob) -> tuple[str | None, str | None]:
