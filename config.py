@@ -161,10 +161,6 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
-def _read_percent(value: object) -> object:
-    return value.strip().removesuffix("%") if isinstance(value, str) else value
-
-
 def _check_schema(value: str) -> str:
     if not SCHEMA_NAME.fullmatch(value) or value == "information_schema":
         raise ValueError("must be up to 63 letters, digits, _ or -, and not begin with a digit, - or pg_")
@@ -181,9 +177,6 @@ Host = Annotated[str, AfterValidator(_check_host)]
 ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
 Duration = Annotated[float, BeforeValidator(_read_duration)]
 CertificateFile = Annotated[str, AfterValidator(_check_certificates)]
-Percent = Annotated[float, BeforeValidator(_read_percent)]
-
-
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
 
 
@@ -232,7 +225,7 @@ class Settings(BaseSettings):
     event_retention_days: int = Field(30, ge=1)
     silence_alarm_minutes: float | None = Field(None, gt=0)
     reconcile_every: Duration | None = Field(None, ge=1, description="s")
-    reconcile_max_delete: Percent = Field(5, ge=0, le=100, description="%")
+    reconcile_max_delete: float = Field(5, ge=0, le=100, description="%")
 
     log_level: LogLevel = "INFO"
     log_format: Literal["console", "json"] | None = None

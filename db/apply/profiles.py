@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from db.apply import statements
 from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange
-from db.merge.fields import stored_fields
+from db.merge.fields import canonical
 from db.merge.rows import ProfileRow, profile_row
 
 
 def stored_profile(clerk_id: str, text: str, updated_at: Any) -> ProfileRow:
     """Return a row, its profile in canonical form."""
-    return ProfileRow(clerk_id, stored_fields(text), updated_at)
+    return ProfileRow(clerk_id, canonical(orjson.loads(text)), updated_at)
 
 
 def write(pipeline: Pipeline, known: Mapping[str, UserChange], stored: Mapping[str, ProfileRow]) -> None:

@@ -60,7 +60,6 @@ class Database:
         # A migration may take its time.
         self.engine = _engine(settings, unpooled, answer_limit_s=None if unpooled else answer_limit_s)
         self.encoding = UTF8
-        event.listen(self.engine, "connect", self._learn_encoding)
         self._variable = variable(settings, unpooled=unpooled)
         self._attempts = attempts
         self._retrying = tenacity.Retrying(
@@ -71,7 +70,9 @@ class Database:
             reraise=True,
         )
         self._counts: Counter[str] = Counter()
-        _watch_pool(self.engine, self._counts)
+        event.listen(self.engine, "connect", self._connected)
+        event.listen(self.engine, "checkout", self._checked_out)
+        event.listen(self.engine, "invalidate", self._invalidated)
         self._renewing = Lock()
 
     def run(self, work: Callable[[Connection], T]) -> T:
@@ -166,8 +167,19 @@ class Database:
                 if driver.closed:
                     connection.invalidate()
 
-    def _learn_encoding(self, driver: psycopg.Connection[Any], _record: object) -> None:
+    def _connected(self, driver: psycopg.Connection[Any], _record: object) -> None:
+        driver.rollback()  # what SQLAlchemy's question for the version began
         self.encoding = (driver.pgconn.parameter_status(b"server_encoding") or b"").decode() or UTF8
+        pool = cast("ReplaceablePool", self.engine.pool)
+        if pool.overflow() > 0:
+            log.info("pool overflows", size=pool.size(), overflow=pool.overflow())
+
+    def _checked_out(self, *_: object) -> None:
+        self._counts["checkouts"] += 1
+
+    def _invalidated(self, *_: object) -> None:
+        self._counts["invalidated"] += 1
+        log.info("connection invalidated")
 
     def _renew(self, pool: Pool) -> None:
         """Close the idle connections of `pool`: whatever broke one has most likely broken the others."""
@@ -229,10 +241,6 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
             connection.execute(begin_sql(connection.info.server_version, LIMITS).encode())
         return connection
 
-    @event.listens_for(engine, "connect")
-    def connected(connection: psycopg.Connection[Any], _entry: object) -> None:
-        connection.rollback()
-
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         driver = _driver(connection)
@@ -241,23 +249,6 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         connection.exec_driver_sql(begin_sql(driver.info.server_version, limits))
 
     return engine
-
-
-def _watch_pool(engine: Engine, counts: "Counter[str]") -> None:
-    @event.listens_for(engine, "checkout")
-    def checked_out(*_: object) -> None:
-        counts["checkouts"] += 1
-
-    @event.listens_for(engine, "invalidate")
-    def invalidated(*_: object) -> None:
-        counts["invalidated"] += 1
-        log.info("connection invalidated")
-
-    @event.listens_for(engine, "connect")
-    def connected(*_: object) -> None:
-        pool = cast("ReplaceablePool", engine.pool)
-        if pool.overflow() > 0:
-            log.info("pool overflows", size=pool.size(), overflow=pool.overflow())
 
 
 def _log_retry(state: tenacity.RetryCallState) -> None:

@@ -19,11 +19,6 @@ def canonical(fields: dict[str, Any]) -> str:
     return orjson.dumps(_cleaned(fields, MAX_DEPTH), option=orjson.OPT_SORT_KEYS).decode()
 
 
-def stored_fields(text: str) -> str:
-    """Return the canonical form of a stored profile."""
-    return canonical(orjson.loads(text))
-
-
 def clean_text(text: str) -> str:
     """Return `text` as PostgreSQL can store it: without NUL, with lone surrogates replaced by U+FFFD."""
     if text.isascii():

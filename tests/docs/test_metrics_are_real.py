@@ -65,7 +65,6 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     for family in text_string_to_metric_families(endpoint.render().decode()):
         for sample in family.samples:
             found.setdefault(sample.name, []).append(sample.labels)
-    endpoint.close()
     redis.close()
     return found
 

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,10 +26,8 @@ def counts() -> Metrics:
 
 
 @pytest.fixture
-def endpoint(settings: config.Settings, counts: Metrics) -> Iterator[MetricsEndpoint]:
-    made = MetricsEndpoint(settings, counts)
-    yield made
-    made.close()
+def endpoint(settings: config.Settings, counts: Metrics) -> MetricsEndpoint:
+    return MetricsEndpoint(settings, counts)
 
 
 def test_a_job_that_had_failed_before_counts_as_applied_and_in_no_lag(

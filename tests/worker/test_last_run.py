@@ -1,6 +1,6 @@
 """The last reconciliation as health, metrics and the terminal show it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,7 +36,7 @@ def report(make_settings: MakeSettings, redis: Redis) -> Report:
 
 
 @pytest.fixture
-def shown(make_settings: MakeSettings) -> Iterator[Callable[[], dict[str, float]]]:
+def shown(make_settings: MakeSettings) -> Callable[[], dict[str, float]]:
     """Return what `/metrics` says of reconciliations."""
     settings = make_settings(clerk_secret_key="sk_live_key", reconcile_every="1h")
     endpoint = MetricsEndpoint(settings, Metrics())
@@ -52,8 +52,7 @@ def shown(make_settings: MakeSettings) -> Iterator[Callable[[], dict[str, float]
             if sample.name.startswith("clerk_sync_reconcile_")
         }
 
-    yield ask
-    endpoint.close()
+    return ask
 
 
 def reconciled(
@@ -163,7 +162,6 @@ def test_without_an_interval_nothing_is_said_of_reconciliations(
     assert "reconciliation" not in health
     endpoint = MetricsEndpoint(make_settings(), Metrics())
     assert b"clerk_sync_reconcile" not in endpoint.render()
-    endpoint.close()
 
 
 @pytest.mark.parametrize("kept", ["", "[]", "{}", '{"finished_at": 3}', '{"drift": 1}', "\0", "nonsense"])

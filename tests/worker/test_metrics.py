@@ -1,6 +1,5 @@
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,10 +31,8 @@ def settings(make_settings: MakeSettings) -> config.Settings:
 
 
 @pytest.fixture
-def endpoint(settings: config.Settings) -> Iterator[MetricsEndpoint]:
-    made = MetricsEndpoint(settings, Metrics())
-    yield made
-    made.close()
+def endpoint(settings: config.Settings) -> MetricsEndpoint:
+    return MetricsEndpoint(settings, Metrics())
 
 
 def samples(endpoint: MetricsEndpoint) -> Samples:
@@ -188,7 +185,6 @@ def test_counts_wait_for_a_redis_that_is_away(make_settings: MakeSettings, serve
         assert value(endpoint, "clerk_sync_redis_up") == 1
         assert value(endpoint, "clerk_sync_retries_total", type="user.created") == 5
     finally:
-        endpoint.close()
         server.stop()
 
 
@@ -211,7 +207,6 @@ def test_a_redis_that_takes_no_writes_is_still_read(
         redis.execute_command("REPLICAOF", "NO", "ONE")
         assert value(endpoint, "clerk_sync_redis_takes_writes") == 1
         assert value(endpoint, "clerk_sync_retries_total", type="user.created") == 1, "the count has waited"
-    endpoint.close()
 
 
 def test_since_when_health_is_watched_is_kept(endpoint: MetricsEndpoint) -> None:
@@ -244,7 +239,6 @@ def test_the_totals_survive_every_process(settings: config.Settings, redis: Redi
     for _ in range(2):
         later = MetricsEndpoint(settings, Metrics())
         assert value(later, "clerk_sync_jobs_failed_total", type="user.created") == 1
-        later.close()
 
 
 def test_flushing_nothing_asks_redis_nothing(make_settings: MakeSettings) -> None:

@@ -4,7 +4,6 @@ import json
 import tracemalloc
 import zlib
 from base64 import b64encode
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -206,8 +205,8 @@ def test_odd_values_in_our_own_keys_hide_no_figures(redis: Redis, make_settings:
     DeliveryQueue(redis).enqueue(delivery())
     facts = redis_facts(redis)
     assert (facts["queue"]["depth"], facts["last_received_at"] is not None) == (1, True)
-    with closing(MetricsEndpoint(make_settings(**NO_DATABASE), Metrics())) as endpoint:
-        assert b"clerk_sync_redis_up 1.0" in endpoint.render()
+    endpoint = MetricsEndpoint(make_settings(**NO_DATABASE), Metrics())
+    assert b"clerk_sync_redis_up 1.0" in endpoint.render()
 
 
 def test_a_bomb_in_a_traceback_is_not_inflated(redis: Redis) -> None:

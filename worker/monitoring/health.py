@@ -45,7 +45,9 @@ class Status:
         probes = [
             Probe("redis", lambda: _writable(redis_facts(self.redis))),
             Probe("database", lambda: database_facts(self.database)),
-            Probe("schema", self._schema_facts),
+            Probe(
+                "schema", lambda: {**schema_facts(self.database), **applied_facts(self.redis, self.database)}
+            ),
         ]
         if settings.database_url_unpooled not in {None, settings.database_url}:
             probes.append(Probe("migrations", MigrationsUrl(settings, self.database).facts))
@@ -65,7 +67,7 @@ class Status:
             name: {"ok": answers[name].error is None, "ms": answers[name].ms, "error": answers[name].error}
             for name in CHECKS
         }
-        pool = self.database.pool_state()
+        pool, waits = self.database.pool_state(), facts.get("lock_waits")
         last = self._reconciliation(facts)
         facts |= {"settings": self._settings, "reconciliation_summary": last}
         alarms = warnings.alarms(facts)
@@ -82,16 +84,16 @@ class Status:
             "schema": facts.get("schema"),
             "pool": {"size": pool.size, "in_use": pool.in_use, "overflow": pool.overflow},
             "queue": facts.get("queue", _UNKNOWN_QUEUE),
-            "lock_waits": _lock_waits(facts),
+            "lock_waits": {
+                "jobs": waits.jobs if waits else None,
+                "since": iso(waits.since) if waits and waits.since else None,
+            },
             "receivers": facts.get("receivers", {"alive": None, "last_seen_at": None}),
             "workers": facts.get("workers", _UNKNOWN_WORKERS),
             "last_received_at": facts.get("last_received_at"),
             "last_applied_at": facts.get("last_applied_at"),
         }
         return report if self._settings.reconcile_every is None else report | {"reconciliation": last}
-
-    def _schema_facts(self) -> Facts:
-        return {**schema_facts(self.database), **applied_facts(self.redis, self.database)}
 
     def _keep(self, alarms: Mapping[str, list[str]]) -> None:
         """Keep the causes that /metrics, which does not ask the database, cannot find."""
@@ -110,14 +112,6 @@ class Status:
         if every_s is None or "reconciliation" not in facts:
             return None
         return last_run.summary(facts["reconciliation"], every_s, self._began)
-
-
-def _lock_waits(facts: Facts) -> dict[str, Any]:
-    """Return how many deliveries wait for a lock on their rows, and since when the first does."""
-    if "lock_waits" not in facts:
-        return {"jobs": None, "since": None}
-    waits = facts["lock_waits"]
-    return {"jobs": waits.jobs, "since": iso(waits.since) if waits.since else None}
 
 
 class MigrationsUrl:

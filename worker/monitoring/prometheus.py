@@ -63,10 +63,6 @@ class MetricsEndpoint:
         registry: Any = SimpleNamespace(collect=lambda: families)  # all that generate_latest uses of one
         return generate_latest(registry)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
-
     def _facts(self) -> Facts:
         with suppress(ResponseError):  # refused: the counts wait, and what can be read is shown
             self._metrics.flush(self._redis)

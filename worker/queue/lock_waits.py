@@ -1,6 +1,5 @@
 """Which deliveries wait for a lock that another transaction holds on their rows, and since when."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -30,17 +29,12 @@ def lock_waits(redis: Redis) -> LockWaits:
     found: Any = redis.zrange(KEY, 0, LOOK_AT - 1, withscores=True)
     if not found:
         return LockWaits(0, None)
-    open_ = _open(redis, [id_ for id_, _ in found])
-    past = [id_ for id_, _ in found if id_ not in open_]
-    if past:
-        redis.zrem(KEY, *past)
-    since = [at for id_, at in found if id_ in open_]
-    return LockWaits(len(since), datetime.fromtimestamp(since[0], UTC) if since else None)
-
-
-def _open(redis: Redis, ids: Sequence[bytes]) -> set[bytes]:
     with redis.pipeline(transaction=False) as pipeline:
-        for id_ in ids:
+        for id_, _ in found:
             pipeline.hget(rq.JOB_PREFIX.encode() + id_, "status")
         statuses = pipeline.execute(raise_on_error=False)
-    return {id_ for id_, status in zip(ids, statuses, strict=True) if status in OPEN}
+    past = [id_ for (id_, _), status in zip(found, statuses, strict=True) if status not in OPEN]
+    if past:
+        redis.zrem(KEY, *past)
+    since = [at for id_, at in found if id_ not in past]
+    return LockWaits(len(since), datetime.fromtimestamp(since[0], UTC) if since else None)

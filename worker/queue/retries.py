@@ -1,6 +1,5 @@
 """Which deliveries were refused more than once and wait for another attempt, and why."""
 
-import json
 from typing import Any, NamedTuple
 
 from redis import Redis
@@ -32,11 +31,8 @@ def retries(redis: Redis) -> Retries:
 
 def _reason(description: bytes | None, meta: bytes | None) -> str | None:
     """Return why a job of ours was refused; another program's reason may quote anything."""
-    try:
-        found = json.loads(meta or b"{}")
-        attempts, reason = found.get("attempts"), found.get("reason")
-    except (ValueError, AttributeError):
-        return None
+    found = rq.read_json(meta or b"", dict)
+    attempts, reason = found.get("attempts"), found.get("reason")
     if subject(description)[0] is None:
         return None
     return reason if isinstance(reason, str) and isinstance(attempts, int) and attempts >= AT_LEAST else None

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 from db.apply.isolation import Isolation, Result, blame, is_delay
@@ -37,21 +38,18 @@ def process(jobs: Sequence[TakenJob], keys: FieldSources, isolation: Isolation) 
     """
     parsed = [_parse(job, keys) for job in jobs]
     failed = [item for item in parsed if isinstance(item, Failed)]
-    understood = sorted((item for item in parsed if isinstance(item, Parsed)), key=_has_waited)
+    has_waited = attrgetter("job.has_waited")
+    understood = sorted((item for item in parsed if isinstance(item, Parsed)), key=has_waited)
     results = [
         result
-        for has_waited, group in groupby(understood, _has_waited)
-        for result in isolation.apply([item.incoming for item in group], have_waited=has_waited)
+        for have_waited, group in groupby(understood, has_waited)
+        for result in isolation.apply([item.incoming for item in group], have_waited=have_waited)
     ]
     trouble = _unexplained(understood, results)
     if trouble is not None:
         raise trouble
     settled = zip(understood, results, strict=True)
     return [*failed, *(_settled(item.job, result) for item, result in settled)]
-
-
-def _has_waited(item: Parsed) -> bool:
-    return item.job.has_waited
 
 
 def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:

@@ -143,31 +143,21 @@ class ConsumerThread:
             if self._was_full:
                 self._backlog.set()
             began = self._took_at = time.monotonic()
+            fewer = max(1, self._limit // 2)
             try:
                 self._unsettled = self._process(jobs)
             except DatabaseUnavailable as error:
-                self._limit = self._limit_after(error)
+                # One job alone does not show whether it or the deployment is at fault: more are taken along.
+                more = max(self._batch_size, ISOLATION_BATCH)
+                self._limit = more if error.may_concern_one_row else fewer
                 raise
             finally:
                 self._took_at = None
-            self._limit = self._next_limit(time.monotonic() - began)
+            is_slow = time.monotonic() - began > SLOW_BATCH_S
+            self._limit = fewer if is_slow else min(2 * self._limit, self._batch_size)
         self.waiting_for = self.reason = None
         self._pause_s = FIRST_PAUSE_S
         return None if jobs is None else len(jobs)
-
-    def _next_limit(self, took_s: float) -> int:
-        """Return how many jobs to take after a batch that took `took_s`: half as many, or twice."""
-        return self._half_limit() if took_s > SLOW_BATCH_S else min(2 * self._limit, self._batch_size)
-
-    def _limit_after(self, error: DatabaseUnavailable) -> int:
-        """Return how many jobs to take after a batch that failed.
-
-        One job alone does not show whether it or the deployment is at fault: then others are taken along.
-        """
-        return max(self._batch_size, ISOLATION_BATCH) if error.may_concern_one_row else self._half_limit()
-
-    def _half_limit(self) -> int:
-        return max(1, self._limit // 2)
 
     def _await_job(self) -> None:
         self.is_busy = False
