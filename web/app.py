@@ -5,14 +5,16 @@ from multiprocessing.util import Finalize
 import structlog
 from flask import Flask, json
 from flask.typing import ResponseReturnValue
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 from config import Settings
-from web import console, health, metrics, webhook
+from web import console, health, webhook
 from worker import log
 from worker.monitoring.health import Status
 from worker.monitoring.metrics import Metrics
+from worker.monitoring.prometheus import MetricsEndpoint
 from worker.monitoring.receivers import ReceiverTasks
 from worker.queue.producer import delivery_queue
 
@@ -39,25 +41,29 @@ def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
     app.url_map.merge_slashes = False  # A redirect would tell Clerk that the delivery failed.
     queue = delivery_queue(settings)
     status = Status(settings)
-    app.register_blueprint(webhook.blueprint(settings, queue, counts))
+    receiver = webhook.Receiver(settings, queue, counts)
+    app.add_url_rule(
+        webhook.PATH, view_func=receiver.receive, methods=["POST"], provide_automatic_options=False
+    )
     app.register_blueprint(health.blueprint(queue, status))
-    app.register_blueprint(metrics.blueprint(settings, counts))
+    totals = MetricsEndpoint(settings, counts)  # of the whole installation, whichever process answers
+    app.add_url_rule(
+        "/metrics",
+        "metrics",
+        lambda: app.response_class(totals.render(), content_type=CONTENT_TYPE_PLAIN_0_0_4),
+    )
     if settings.pull_token:
-        _register_pull(app, settings, settings.pull_token.get_secret_value())
+        # Loaded here, as it brings an HTTP client, which the receiver does without.
+        from web import pull  # noqa: PLC0415 - see above
+        from worker.sync.pull_service import PullService  # noqa: PLC0415 - see above
+
+        service = app.extensions["pull_service"] = PullService(settings)
+        app.register_blueprint(pull.blueprint(service, settings.pull_token.get_secret_value()))
     if settings.console_password:
         app.register_blueprint(console.blueprint(settings, settings.console_password, status))
     app.register_error_handler(HTTPException, _say_in_json)
     app.register_error_handler(Exception, _ask_to_come_again)
     return app
-
-
-def _register_pull(app: Flask, settings: Settings, token: str) -> None:
-    # Loaded here, as it brings an HTTP client, which the receiver does without.
-    from web import pull  # noqa: PLC0415 - see above
-    from worker.sync.pull_service import PullService  # noqa: PLC0415 - see above
-
-    service = app.extensions["pull_service"] = PullService(settings)
-    app.register_blueprint(pull.blueprint(service, token))
 
 
 def _say_in_json(error: HTTPException) -> Response:

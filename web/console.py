@@ -4,7 +4,8 @@ What it shows comes from `worker.monitoring.overview`, what its buttons do from 
 """
 
 from collections import Counter
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlencode
 
@@ -14,9 +15,9 @@ from flask.typing import ResponseReturnValue
 from pydantic import SecretStr
 
 from config import Settings
+from db.ledger import Minute
 from db.merge.change import CLERK_ID
 from db.times import to_datetime
-from web.chart import chart
 from web.console_auth import TOKEN_FIELD, ConsoleAuth, harden
 from worker.monitoring.health import Status
 from worker.monitoring.login_throttle import LoginThrottle
@@ -74,7 +75,7 @@ def blueprint(settings: Settings, password: SecretStr, status: Status) -> Bluepr
             overview=overview,
             health=overview.health,
             activity=activity,
-            chart=chart(activity.minutes, now) if activity else None,
+            minutes=_last_hour(activity.minutes, now) if activity else None,
             now=now,
             asked=asked,
             clerk_id=clerk_id,
@@ -105,6 +106,14 @@ def blueprint(settings: Settings, password: SecretStr, status: Status) -> Bluepr
     console.add_app_template_filter(printable)
     console.add_app_template_filter(_as_value, "as_value")
     return console
+
+
+def _last_hour(minutes: Sequence[Minute], now: datetime) -> list[Minute]:
+    """Return the 60 minutes up to `now`, also those without events; the last of them is not over."""
+    by_start = {minute.start: minute for minute in minutes}
+    last = now.replace(second=0, microsecond=0)
+    starts = (last - timedelta(minutes=ago) for ago in reversed(range(60)))
+    return [by_start.get(start, Minute(start, 0, 0)) for start in starts]
 
 
 def _requested_action() -> JobAction | None:

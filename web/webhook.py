@@ -9,10 +9,9 @@ import re
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from wsgiref.types import WSGIEnvironment
 
 import structlog
-from flask import Blueprint, Response, request
+from flask import Response, request
 
 from config import Settings
 from db.merge.change import CLERK_ID, is_foreign
@@ -22,7 +21,7 @@ from web.signature import Forged, Verifier, read_headers
 from worker import log
 from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson
-from worker.clerk.payloads import Summary, handled_types, summarize
+from worker.clerk.payloads import handled_types, summarize
 from worker.monitoring.metrics import (
     DELIVERIES,
     ENQUEUE_SECONDS,
@@ -39,6 +38,7 @@ PATH = "/webhooks/clerk"
 RETRY_AFTER_S = 5  # Svix's own first interval.
 EVENT_TYPE = re.compile(r"[A-Za-z0-9_.]{1,64}")
 
+Facts = dict[str, Any]  # what is known of a delivery, for its line in the log and for the counters
 _log = structlog.get_logger("web.webhook")
 
 
@@ -82,31 +82,8 @@ REFUSALS: Mapping[type[Exception], DeliveryAnswer] = {
 }
 
 
-def blueprint(settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> Blueprint:
-    """Return the receiver, which puts genuine deliveries on `queue`."""
-    receiver = Receiver(settings, queue, metrics)
-    routes = Blueprint("webhook", __name__)
-
-    @routes.post(PATH, provide_automatic_options=False)
-    def receive() -> Response:
-        """Verify a delivery, put it on the queue, and answer once it is safe there."""
-        return receiver.receive(request.environ)
-
-    return routes
-
-
-class _Line:
-    """What is known of a delivery, for its line in the log and for the counters."""
-
-    __slots__ = ("began", "facts")
-
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
-        self.facts: dict[str, Any] = {}
-
-
 class Receiver:
-    """Takes deliveries, in many threads."""
+    """Takes deliveries, in many threads: puts genuine ones on `queue`."""
 
     def __init__(self, settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> None:
         self._verifier = Verifier(s.get_secret_value() for s in settings.clerk_webhook_signing_secret)
@@ -118,43 +95,41 @@ class Receiver:
         self._unverified_lines = LineLimit()
         self._responses = {answer: _response(answer) for answer in DeliveryAnswer}
 
-    def receive(self, environ: WSGIEnvironment) -> Response:
-        """Take a delivery, or refuse it; count it, write its line, and return the answer."""
-        line = _Line()
+    def receive(self) -> Response:
+        """Take the delivery, or refuse it; count it, write its line, and answer once it is safe."""
+        began = time.perf_counter()
+        facts: Facts = {}
         try:
-            answer = self._take(environ, line)
+            answer = self._take(facts)
         except tuple(REFUSALS) as refusal:
             answer = next(REFUSALS[kind] for kind in type(refusal).__mro__ if kind in REFUSALS)
-            line.facts["reason"] = str(refusal)
+            facts["reason"] = str(refusal)
         except Exception as error:
             answer = DeliveryAnswer.ERROR
-            _log.error("unexpected error", error=log.fault(error), svix_id=line.facts.get("svix_id"))
-        self._record(answer, line)
+            _log.error("unexpected error", error=log.fault(error), svix_id=facts.get("svix_id"))
+        self._record(answer, facts, began)
         return self._responses[answer]
 
-    def _take(self, environ: WSGIEnvironment, line: _Line) -> DeliveryAnswer:
+    def _take(self, facts: Facts) -> DeliveryAnswer:
         received_s = time.time()
+        environ = request.environ
         headers = read_headers(environ, received_s)
         with self._bodies.body(environ) as body:
             text = self._verifier.verify(headers, body)
-            line.facts["svix_id"] = headers.svix_id
+            facts["svix_id"] = headers.svix_id
             summary = summarize(decode_text(text), self._types)
-            line.facts["type"] = _if_shaped(EVENT_TYPE, summary.type)
-            line.facts["clerk_id"] = summary.clerk_id
-            if summary.is_ignored or self._is_foreign(summary, line):
+            facts["type"] = _if_shaped(EVENT_TYPE, summary.type)
+            facts["clerk_id"] = summary.clerk_id
+            if summary.is_ignored:
+                return DeliveryAnswer.IGNORED
+            if is_foreign(summary.instance_id, self._instance_id):
+                facts["foreign_instance"] = _if_shaped(CLERK_ID, summary.instance_id)
                 return DeliveryAnswer.IGNORED
             delivery = Delivery(headers.svix_id, text, describe(summary), int(received_s * 1000))
             with self._metrics.timed(ENQUEUE_SECONDS):
                 return DeliveryAnswer(self._queue.enqueue(delivery).value)
 
-    def _is_foreign(self, summary: Summary, line: _Line) -> bool:
-        if not is_foreign(summary.instance_id, self._instance_id):
-            return False
-        line.facts["foreign_instance"] = _if_shaped(CLERK_ID, summary.instance_id)
-        return True
-
-    def _record(self, answer: DeliveryAnswer, line: _Line) -> None:
-        facts = line.facts
+    def _record(self, answer: DeliveryAnswer, facts: Facts, began: float) -> None:
         self._metrics.count(DELIVERIES, facts.get("type"), answer.value)
         if answer is DeliveryAnswer.FORGED:
             self._metrics.count(REJECTED_SIGNATURES, facts["reason"])
@@ -163,7 +138,7 @@ class Receiver:
         if "svix_id" not in facts and not self._unverified_lines.allows():
             return
         level = "warning" if "foreign_instance" in facts else REPLIES[answer].level
-        ms = round((time.perf_counter() - line.began) * 1000, 2)
+        ms = round((time.perf_counter() - began) * 1000, 2)
         getattr(_log, level)("delivery", status=answer.value, **facts, ms=ms)
 
 
