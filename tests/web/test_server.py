@@ -562,9 +562,7 @@ def memory_mb(pid: int, kind: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
 
 
-@pytest.mark.parametrize(("host", "client"), [("::1", "::1"), ("::", "::1"), ("127.0.0.1", "127.0.0.1")])
-def test_it_listens_on_the_address_that_host_names(
-    host: str, client: str, redis_url: str, tmp_path: Path
-) -> None:
-    with ReceiverProcess(redis_url, tmp_path, free_port(), host=host, client=client) as receiver:
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_it_listens_on_the_address_that_host_names(host: str, redis_url: str, tmp_path: Path) -> None:
+    with ReceiverProcess(redis_url, tmp_path, free_port(), host=host, client="::1") as receiver:
         assert receiver.deliver().status == 202

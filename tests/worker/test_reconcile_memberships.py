@@ -510,10 +510,10 @@ def test_what_happens_while_they_are_compared_is_no_drift(
 
 @pytest.mark.parametrize("after", range(0, 9, 2))
 def test_no_membership_is_skipped_while_others_end(clerk: FakeClerk, both: SyncContext, after: int) -> None:
-    filled(clerk, both, 600, 600)
-    clerk.shortens_pages_to = 200
+    filled(clerk, both, 300, 300)
+    clerk.shortens_pages_to = 100
     random = Random(after)
-    gone = iter(random.sample(range(600), 60))
+    gone = iter(random.sample(range(300), 60))
 
     def end_some(request: Request) -> None:
         if request.path == "/organization_memberships" and len(clerk.requests) > after:
@@ -526,7 +526,7 @@ def test_no_membership_is_skipped_while_others_end(clerk: FakeClerk, both: SyncC
     assert found.refusal is None
     clerk.before = lambda _: None
     assert fix(both, allow_deletes=1000) == []
-    assert len(clerk.member_ids()) < 600
+    assert len(clerk.member_ids()) < 300
     assert sum(map(bool, organizations(both).values())) == len(clerk.member_ids())
 
 
