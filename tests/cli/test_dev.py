@@ -16,7 +16,6 @@ import psycopg
 import pytest
 
 from cli.dev.process import try_lock
-from cli.dev.servers import free_port
 from tests.support import http
 from tests.support.commands import run_with
 from tests.support.directories import open_directory
@@ -154,9 +153,10 @@ def refused(directory: Path, **environment: str) -> str:
     return ran.stdout + ran.stderr
 
 
-def test_the_data_survives_ctrl_c_and_no_secret_is_in_a_command_line(
+def test_the_data_survives_ctrl_c_and_a_kill_and_a_dead_child_ends_the_others(
     start: Callable[..., Dev],
 ) -> None:
+    """And no secret is in a command line."""
     first = start().await_ready()
     database = first.variable("DATABASE_URL")
     with psycopg.connect(database) as connection:
@@ -183,30 +183,22 @@ def test_the_data_survives_ctrl_c_and_no_secret_is_in_a_command_line(
     assert len(lines.splitlines()) >= 5
     passwords = [urlsplit(environment[name]).password or "" for name in ("DATABASE_URL", "REDIS_URL")]
     assert [it for it in (secret, *passwords, *MORE_SECRETS.values()) if it in lines] == []
-    assert second.stop(signal.SIGTERM, END_S) == 0, second.text()
-    assert second.left_over() == []
+    assert second.stop(signal.SIGKILL, END_S) == -signal.SIGKILL
 
+    before = [second.child_pid(record) for record in RECORDS]
+    assert set(second.left_over()) == set(RECORDS)
+    third = start(PORT=environment["PORT"]).await_ready()
+    assert not set(before) & {third.child_pid(record) for record in RECORDS}
+    assert_ends_with(third, "worker.pid", "worker")
 
-def test_one_after_a_kill_takes_over_and_a_dead_child_is_one_line_and_ends_the_others(
-    start: Callable[..., Dev],
-) -> None:
-    port = str(free_port())
-    first = start(PORT=port).await_ready()
-    assert first.stop(signal.SIGKILL, END_S) == -signal.SIGKILL
-    before = [first.child_pid(record) for record in RECORDS]
-    assert set(first.left_over()) == set(RECORDS)
-    second = start(PORT=port).await_ready()
-    assert not set(before) & {second.child_pid(record) for record in RECORDS}
-    assert_ends_with(second, "worker.pid", "worker")
-
-    kept = [second.data / name for name in ("postgres.port", "redis.port")]
+    kept = [third.data / name for name in ("postgres.port", "redis.port")]
     old_ports = {int(path.read_text()) for path in kept}
     with ExitStack() as stack:
         for number in old_ports:
             stack.enter_context(socket.create_server(("127.0.0.1", number)))
-        third = start().await_ready()
+        fourth = start().await_ready()
         assert not old_ports & {int(path.read_text()) for path in kept}
-        assert_ends_with(third, "redis/pid", "Redis")
+        assert_ends_with(fourth, "redis/pid", "Redis")
 
 
 def assert_ends_with(dev: Dev, record: str, name: str) -> None:

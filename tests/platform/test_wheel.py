@@ -9,6 +9,7 @@ import sysconfig
 import venv
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of commands of an environment with the wheel; the packages it needs are lent from here."""
     home = tmp_path_factory.mktemp("installed")
-    venv.create(home, with_pip=True)
+    python, lent = home / "bin" / "python", find_spec("pip") is not None  # which uv gives no environment
+    venv.create(home, with_pip=not lent)
     packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(home)}))
     # Names in a .pth file are looked up after the environment's own, and the .pth files there do not count:
     # the project, which is installed here to be edited, is not found that way.
     (packages / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel))
-    subprocess.run([home / "bin" / "python", *install], check=True, cwd=home)
+    pip = [sys.executable, "-m", "pip", "--python", python] if lent else [python, "-m", "pip"]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True, cwd=home)
     return home / "bin"
 
 
