@@ -4,6 +4,7 @@ Each takes a whole batch as arrays, one per column, so that their number does no
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -72,12 +73,14 @@ def send_ids(pipeline: Pipeline, statement: Executable, ids: Sequence[str]) -> N
 
 def writes(policy: Policy) -> tuple[Executable, ...]:
     """Return every statement that an apply may write with."""
-    always = (ADD_SYNC_ROWS, SET_EMAILS, UPDATE_USERS, INSERT_USERS, UPDATE_SYNC_ROWS, DELETE_MEMBERSHIPS)
+    always = (ADD_SYNC_ROWS, SET_EMAILS, UPDATE_SYNC_ROWS, DELETE_MEMBERSHIPS)
     deleting = () if policy.anonymize else (DELETE_USERS,)
     column = SET_ORGANIZATIONS[policy.organization_value]
     following = (WRITE_ORGANIZATIONS, WRITE_MEMBERSHIPS, column) if policy.follows_memberships else ()
     keeping = (WRITE_PROFILES,) if policy.keeps_fields else ()
-    return (*always, *deleting, *following, *keeping, DELETE_PROFILES, ADD_INSTANCES, RECORD_EVENTS)
+    targets = {policy.left_alone, *([()] if policy.anonymize else [])}
+    users = (write(left_alone) for left_alone in targets for write in (update_users, insert_users))
+    return (*always, *users, *deleting, *following, *keeping, DELETE_PROFILES, ADD_INSTANCES, RECORD_EVENTS)
 
 
 def organization_joined_last(clerk_id: ColumnElement[str], value: str) -> LateralFromClause:
@@ -149,6 +152,27 @@ def _set_organizations(value: str) -> Executable:
         .where(User.clerk_id == found.c.clerk_id, User.organization.is_distinct_from(found.c.value))
         .values(organization=found.c.value)
     )
+
+
+@cache
+def insert_users(left_alone: tuple[str, ...]) -> Executable:
+    """Insert rows of USER_COLUMNS; the columns `left_alone` get their defaults."""
+    source = _rows(USER_COLUMNS)
+    names = [name for name in USER_COLUMNS if name not in left_alone]
+    return insert(User).from_select(names, select(*(source.c[name] for name in names)))
+
+
+@cache
+def update_users(left_alone: tuple[str, ...]) -> Executable:
+    """Update all USER_COLUMNS but those `left_alone`; the last value of a row: whether the e-mail is kept.
+
+    To set a column to itself would fire the application's triggers `UPDATE OF` it, and needs the right to.
+    """
+    source = _rows({**USER_COLUMNS, "keeps_email": Boolean()})
+    names = [name for name in USER_COLUMNS if name not in ("clerk_id", *left_alone)]
+    values: dict[str, ColumnElement[Any]] = {name: source.c[name] for name in names}
+    values["email"] = case((source.c.keeps_email, User.email), else_=source.c.email)
+    return update(User).where(User.clerk_id == source.c.clerk_id).values(values)
 
 
 def _written(table: Any, ids: str) -> ColumnElement[int]:
@@ -298,26 +322,6 @@ SET_ORGANIZATIONS = {value: _set_organizations(value) for value in ("name", "id"
 # Set c1, the address, for the users in c0.
 _held = _rows({"clerk_id": String(), "email": String()})
 SET_EMAILS = update(User).where(User.clerk_id == _held.c.clerk_id).values(email=_held.c.email)
-
-# Insert rows of USER_COLUMNS.
-INSERT_USERS = insert(User).from_select(list(USER_COLUMNS), select(_rows(USER_COLUMNS)))
-
-# Update rows of USER_COLUMNS, then whether e-mail, role and organization are kept.
-_user = _rows(
-    {**USER_COLUMNS, **dict.fromkeys(("keeps_email", "keeps_role", "keeps_organization"), Boolean())}
-)
-UPDATE_USERS = (
-    update(User)
-    .where(User.clerk_id == _user.c.clerk_id)
-    .values(
-        email=case((_user.c.keeps_email, User.email), else_=_user.c.email),
-        name=_user.c.name,
-        organization=case((_user.c.keeps_organization, User.organization), else_=_user.c.organization),
-        role=case((_user.c.keeps_role, User.role), else_=_user.c.role),
-        created_at=_user.c.created_at,
-        last_login_at=_user.c.last_login_at,
-    )
-)
 
 # Update rows of SYNC_COLUMNS.
 _sync = _rows(SYNC_COLUMNS)

@@ -211,10 +211,12 @@ def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> Non
     statements.send_ids(pipeline, statements.DELETE_USERS, writes.gone)
     statements.send_rows(pipeline, statements.SET_EMAILS, writes.vacated)
     for step in writes.changed:
-        old = [(*t.row, *t[1:]) for t in step if t.row.clerk_id in stored.users]
-        new = [t.row for t in step if t.row.clerk_id not in stored.users]
-        statements.send_rows(pipeline, statements.UPDATE_USERS, old)
-        statements.send_rows(pipeline, statements.INSERT_USERS, new)
+        for left_alone in sorted({t.left_alone for t in step}):
+            alike = [t for t in step if t.left_alone == left_alone]
+            old = [(*t.row, t.keeps_email) for t in alike if t.row.clerk_id in stored.users]
+            new = [t.row for t in alike if t.row.clerk_id not in stored.users]
+            statements.send_rows(pipeline, statements.update_users(left_alone), old)
+            statements.send_rows(pipeline, statements.insert_users(left_alone), new)
     statements.send_rows(pipeline, statements.SET_EMAILS, writes.assigned)
 
 

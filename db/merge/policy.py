@@ -21,6 +21,12 @@ class Policy(NamedTuple):
     keeps_fields: bool = False
     instance_id: str | None = None
 
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """The columns of `users` that a profile does not write."""
+        owns = {"role": self.owns_role, "organization": self.owns_organization}
+        return tuple(name for name, is_own in owns.items() if not is_own)
+
     @classmethod
     def of(cls, settings: Settings) -> "Policy":
         """Return the policy that the settings state."""

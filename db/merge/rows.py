@@ -56,12 +56,11 @@ class UserRow(NamedTuple):
 
 
 class TargetRow(NamedTuple):
-    """The row that a user must have. A column that is kept is not changed when the row is written."""
+    """The row that a user must have. The columns `left_alone`, and a kept e-mail, are not changed."""
 
     row: UserRow
     keeps_email: bool
-    keeps_role: bool
-    keeps_organization: bool
+    left_alone: tuple[str, ...]
 
 
 class ProfileRow(NamedTuple):
@@ -172,19 +171,17 @@ def target(change: UserChange, stored: UserRow | None, email: str | None, policy
     profile = change.profile
     if profile is None:
         return None
-    is_deleted = change.deleted_at is not None
-    keeps_role = not policy.owns_role and not is_deleted
-    keeps_organization = not policy.owns_organization and not is_deleted
+    left_alone = policy.left_alone if change.deleted_at is None else ()
     row = UserRow(
         change.clerk_id,
         email or (stored.email if stored else placeholder_address(change.clerk_id)),
         profile.name,
-        stored.organization if stored and keeps_organization else profile.organization,
-        stored.role if stored and keeps_role else profile.role,
+        stored.organization if stored and "organization" in left_alone else profile.organization,
+        stored.role if stored and "role" in left_alone else profile.role,
         to_datetime(profile.created_at),
         maybe_datetime(change.login_at),
     )
-    return TargetRow(row, email is None, keeps_role, keeps_organization)
+    return TargetRow(row, email is None, left_alone)
 
 
 def profile_row(change: UserChange) -> ProfileRow | None:

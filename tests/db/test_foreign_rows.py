@@ -220,6 +220,23 @@ def written(connection: Connection) -> list[Any]:
     return [entry["what"] for entry in connection.execute("DELETE FROM seen RETURNING what")]
 
 
+@pytest.mark.parametrize("column", ["role", "organization"])
+def test_a_column_that_the_application_owns_is_in_no_statement(
+    column: str, database: Database, connection: Connection
+) -> None:
+    connection.execute(f"""
+        ALTER TABLE users ALTER {column} SET DEFAULT 'admin', ALTER {column} SET NOT NULL;
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'ours'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE OF {column} ON users FOR EACH ROW EXECUTE FUNCTION refuse();
+    """)
+    owned = Policy(owns_role=column != "role", owns_organization=column != "organization")
+    for batch in ([saved(ANN, 1, SHARED)], [saved(ANN, 2, OTHER), signed_in(ANN, 3)]):
+        users.apply(database, batch, owned)
+    found = row(connection, ANN)
+    assert found is not None
+    assert (found[column], found["email"]) == ("admin", OTHER)
+
+
 # What the application wrote into the sync's columns
 
 
