@@ -48,7 +48,7 @@ class Isolation:
         self, batch: Sequence[ReceivedChange], error: Exception | None = None
     ) -> list[Result]:
         try:
-            locked = self._tables.locked(sorted({change.subject for change in batch}))
+            locked = self._tables.locked(batch)
         except ChangeRefused:  # the attempts to apply them show which change is refused
             locked = frozenset()
         if error is not None and not locked:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     BindParameter,
     Boolean,
     ColumnElement,
@@ -353,7 +354,24 @@ _all_written = _written(User.__table__, "ids") + _written(UserSync.__table__, "s
 _left = select(func.count()).where(User.clerk_id == any_(_array("gone"))).scalar_subquery()
 REQUIRE_WRITTEN = select(literal(1)).limit(case((and_(_all_written, _left == 0), 1), else_=-1))
 
-# Find which of `ids` have a row, for each table that is locked; then without the rows that another
-# transaction has locked.
-STORED_IDS = tuple(select(it.clerk_id).where(it.clerk_id == _any_id) for it in (UserSync, User))
-UNLOCKED_IDS = tuple(each.with_for_update(key_share=True, skip_locked=True) for each in STORED_IDS)
+# Find whose address (c0) is not c1 yet, unless the stored claim is the same or newer than c2.
+_move = _rows({"clerk_id": String(), "address": String(), "updated_at": BigInteger()})
+_moving = (
+    select(User.clerk_id)
+    .join(_move, User.clerk_id == _move.c.clerk_id)
+    .outerjoin(UserSync, UserSync.clerk_id == User.clerk_id)
+    .where(
+        User.email != _move.c.address,
+        UserSync.claimed_email.is_distinct_from(_move.c.address),
+        func.coalesce(UserSync.claim_updated_at, -1) <= _move.c.updated_at,
+    )
+)
+
+# Find which of `ids` have a row, for each table that is locked, and who of `_moving` has; then the same
+# without the rows that another transaction has locked against what is to be done to them.
+_stored = tuple(select(it.clerk_id).where(it.clerk_id == _any_id) for it in (UserSync, User))
+STORED_IDS = (*_stored, _moving)
+UNLOCKED_IDS = (
+    *(each.with_for_update(key_share=True, skip_locked=True) for each in _stored),
+    _moving.with_for_update(skip_locked=True, of=User),
+)

@@ -8,8 +8,10 @@ import psycopg
 from db.apply import statements, users
 from db.connection.engine import Database
 from db.connection.pipeline import Pipeline
+from db.merge.change import Organization, placeholder_address
 from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
+from db.times import LATEST, to_ms
 
 Observe = Callable[[Sequence[ReceivedChange], Sequence[Outcome], float], None]
 
@@ -38,26 +40,43 @@ class Tables:
             self._observe(batch, outcomes, time.perf_counter() - began)
         return outcomes
 
-    def locked(self, clerk_ids: Sequence[str]) -> frozenset[str]:
-        """Return which of these users have a row that another transaction has locked.
+    def locked(self, batch: Sequence[ReceivedChange]) -> frozenset[str]:
+        """Return whose rows another transaction has locked against what `batch` is to do to them.
 
-        First, every write runs on no rows, which fails if a table or right is missing, the database is
-        read-only, or a table is locked. One round trip; changes nothing. Raises DatabaseUnavailable when no
-        change can be applied, ChangeRefused when a statement-level trigger refuses the writes: it fires
-        without any row too.
+        A foreign key to a user locks the row only against a deletion and another address. First, every write
+        runs on no rows, which fails if a table or right is missing, the database is read-only, or a table is
+        locked. One round trip; changes nothing. Raises DatabaseUnavailable when no change can be applied,
+        ChangeRefused when a statement-level trigger refuses the writes: it fires without any row too.
         """
 
         def look(pipeline: Pipeline) -> frozenset[str]:
             for write in statements.writes(self._policy):
                 pipeline.send_no_rows(write)
-            rows = [pipeline.send(one, ids=ids) for one in statements.STORED_IDS]
-            unlocked = [pipeline.send(one, ids=ids) for one in statements.UNLOCKED_IDS]
+            rows = [pipeline.send(one, ids=ids, **moves) for one in statements.STORED_IDS]
+            unlocked = [pipeline.send(one, ids=ids, **moves) for one in statements.UNLOCKED_IDS]
             pipeline.wait()
             pairs = zip(rows, unlocked, strict=True)
             return frozenset().union(*(_ids(stored) - _ids(free) for stored, free in pairs))
 
-        ids = list(clerk_ids)
+        ids = sorted({change.subject for change in batch})
+        moves = _moves(batch, self._policy)
         return self._database.run_pipeline(look)
+
+
+def _moves(batch: Sequence[ReceivedChange], policy: Policy) -> dict[str, list[object]]:
+    """Return who is to lose the row, or to have an address: which one ("" for none), since which version."""
+    found: list[tuple[object, ...]] = []
+    for incoming in batch:
+        change = incoming.of_instance(policy.instance_id).change
+        if isinstance(change, Organization):
+            continue
+        clerk_id, email = change.clerk_id, change.email
+        placeholder = placeholder_address(clerk_id)
+        if change.deleted_at is not None:
+            found.append((clerk_id, placeholder if policy.anonymize else "", to_ms(LATEST)))
+        elif email is not None:
+            found.append((clerk_id, email.address or placeholder, email.version.updated_at))
+    return {f"c{i}": [row[i] for row in found] for i in range(3)}
 
 
 def _ids(answer: psycopg.Cursor[tuple[str]]) -> frozenset[str]:

@@ -7,6 +7,8 @@ import pytest
 from db.apply.tables import Tables
 from db.connection.engine import Database
 from db.merge.policy import Policy
+from tests.db.test_users import SHARED, deleted, saved
+from tests.support.payloads import ANN, BEN
 from tests.support.settings import MakeSettings
 
 POLICIES = [
@@ -20,5 +22,5 @@ POLICIES = [
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_every_write_of_a_policy_runs_on_no_rows(make_settings: MakeSettings, policy: Policy) -> None:
     database = Database(make_settings(redis_url=None))
-    assert Tables(database, policy).locked(["user_1"]) == frozenset()
+    assert Tables(database, policy).locked([saved(ANN, 1, SHARED), deleted(BEN, 2)]) == frozenset()
     database.dispose()

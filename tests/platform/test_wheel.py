@@ -59,7 +59,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Names in a .pth file are looked up after the environment's own, and the .pth files there do not count:
     # the project, which is installed here to be edited, is not found that way.
     (packages / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", python] if lent else [python, "-m", "pip"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)] if lent else [str(python), "-m", "pip"]
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True, cwd=home)
     return home / "bin"
 

@@ -26,6 +26,6 @@ class Applied(Tables):
             raise self._refusal
         return [Outcome.STALE if i % 2 else Outcome.APPLIED for i, _ in enumerate(batch)]
 
-    def locked(self, clerk_ids: Sequence[str]) -> frozenset[str]:  # noqa: ARG002 - none is
+    def locked(self, batch: Sequence[ReceivedChange]) -> frozenset[str]:  # noqa: ARG002 - none is
         """Return that none is."""
         return frozenset()

@@ -146,6 +146,22 @@ def test_many_locked_rows_delay_the_others_no_longer_than_one(
     assert (len(done["Finished"]), len(done["Deferred"])) == (54, 6)
 
 
+@pytest.mark.parametrize("anonymize", [False, True])
+def test_open_references_to_many_users_delay_only_those_who_go_or_get_another_address(
+    anonymize: bool, database: Database, connection: Admin, sixty: list[TakenJob]
+) -> None:
+    connection.execute(CHILDREN)
+    leaving = [job(deleted_event(f"user_{i}")) for i in range(4)]
+    moving = [job(saved(i, email=f"another_{i}@example.com")) for i in range(4, 8)]
+    old = [job(saved(i, NOW - 1, email=f"former_{i}@example.com")) for i in range(8, 12)]
+    with transaction(connection) as application:
+        application.execute("INSERT INTO children (user_id) SELECT id FROM users")
+        with within(10):
+            done = process_with(database, [*leaving, *moving, *old, *sixty[12:]], Policy(anonymize))
+        assert {item.job.id for item in done["Deferred"]} == {one.id for one in (*leaving, *moving)}
+        assert len(done["Finished"]) == 52
+
+
 def test_a_locked_row_that_holds_an_address_delays_the_delivery_that_claims_it(
     process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
