@@ -11,7 +11,6 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     BindParameter,
-    Boolean,
     ColumnElement,
     Executable,
     Integer,
@@ -165,14 +164,13 @@ def insert_users(left_alone: tuple[str, ...]) -> Executable:
 
 @cache
 def update_users(left_alone: tuple[str, ...]) -> Executable:
-    """Update all USER_COLUMNS but those `left_alone`; the last value of a row: whether the e-mail is kept.
+    """Update rows of USER_COLUMNS, but for the columns `left_alone`.
 
-    To set a column to itself would fire the application's triggers `UPDATE OF` it, and needs the right to.
+    To set a column to itself would fire the application's triggers `UPDATE OF` it, and needs the right to. An
+    e-mail that is set locks the row against foreign keys where a trigger runs before each update.
     """
-    source = _rows({**USER_COLUMNS, "keeps_email": Boolean()})
-    names = [name for name in USER_COLUMNS if name not in ("clerk_id", *left_alone)]
-    values: dict[str, ColumnElement[Any]] = {name: source.c[name] for name in names}
-    values["email"] = case((source.c.keeps_email, User.email), else_=source.c.email)
+    source = _rows(USER_COLUMNS)
+    values = {name: source.c[name] for name in USER_COLUMNS if name not in ("clerk_id", *left_alone)}
     return update(User).where(User.clerk_id == source.c.clerk_id).values(values)
 
 

@@ -213,7 +213,7 @@ def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> Non
     for step in writes.changed:
         for left_alone in sorted({t.left_alone for t in step}):
             alike = [t for t in step if t.left_alone == left_alone]
-            old = [(*t.row, t.keeps_email) for t in alike if t.row.clerk_id in stored.users]
+            old = [t.row for t in alike if t.row.clerk_id in stored.users]
             new = [t.row for t in alike if t.row.clerk_id not in stored.users]
             statements.send_rows(pipeline, statements.update_users(left_alone), old)
             statements.send_rows(pipeline, statements.insert_users(left_alone), new)

@@ -56,10 +56,9 @@ class UserRow(NamedTuple):
 
 
 class TargetRow(NamedTuple):
-    """The row that a user must have. The columns `left_alone`, and a kept e-mail, are not changed."""
+    """The row that a user must have. The columns `left_alone` are not written."""
 
     row: UserRow
-    keeps_email: bool
     left_alone: tuple[str, ...]
 
 
@@ -181,7 +180,8 @@ def target(change: UserChange, stored: UserRow | None, email: str | None, policy
         to_datetime(profile.created_at),
         maybe_datetime(change.login_at),
     )
-    return TargetRow(row, email is None, left_alone)
+    keeps_email = stored is not None and row.email == stored.email
+    return TargetRow(row, (*left_alone, "email") if keeps_email else left_alone)
 
 
 def profile_row(change: UserChange) -> ProfileRow | None:

@@ -118,6 +118,17 @@ def test_rows_that_refer_to_a_user_keep_no_one_waiting(
     assert set(names(connection).values()) == {f"name {LATER}"}
 
 
+def test_a_trigger_before_each_update_makes_no_reference_keep_anyone_waiting(
+    process: Process, connection: Admin, sixty: list[TakenJob]
+) -> None:
+    connection.execute(CHILDREN)
+    interfere(connection, "user_%", "NEW.name := NEW.name")
+    with transaction(connection) as application, within(10):
+        application.execute("INSERT INTO children (user_id) SELECT id FROM users")
+        assert len(process(sixty)["Finished"]) == 60
+    assert set(names(connection).values()) == {f"name {LATER}"}
+
+
 def test_a_row_that_is_locked_delays_its_delivery_alone(
     process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
