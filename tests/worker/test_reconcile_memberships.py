@@ -379,6 +379,28 @@ def test_a_user_in_more_organizations_than_one_page_holds(clerk: FakeClerk, both
     assert query(both.settings, "SELECT count(*) FROM membership_sync WHERE ended_at IS NULL") == [(618,)]
 
 
+@pytest.mark.parametrize("counts", [0, 1, 500, 501])
+def test_a_count_that_is_too_low_ends_no_list_and_no_membership(
+    clerk: FakeClerk, both: SyncContext, counts: int
+) -> None:
+    clerk.put_many(1100)
+    clerk.put_many_members(1100)
+    clerk.put(user(ANN))
+    clerk.put_members(
+        *(
+            membership(ANN, organization(f"org_{i}", f"Firm {i}"), id=f"orgmem_{i:04}", created_at=NOW + i)
+            for i in range(620)
+        )
+    )
+    clerk.counts_members = counts
+    assert Backfill(both).everything().memberships == 1720
+    pull(both, ANN, confirmed=True)
+    assert report(both).differing == 0
+    clerk.hidden_members = {"orgmem_0000"}
+    assert report(both).differing == 0
+    assert query(both.settings, "SELECT count(*) FROM membership_sync WHERE ended_at IS NULL") == [(1720,)]
+
+
 def test_odd_entries_are_left_out_and_reported(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     clerk.put_members(membership(ANN))

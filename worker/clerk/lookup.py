@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from worker.clerk.api import MAX_IDS, ClerkApi, ClerkUnavailable, Entry, Page
+from worker.clerk.api import MAX_IDS, MAX_PAGE, ClerkApi, ClerkUnavailable, Entry, Page
 from worker.clerk.pagination import Position, paginate_members
 from worker.shutdown import StopSignal
 from worker.threads import chunks, results
@@ -64,7 +64,7 @@ def _all_of(api: ClerkApi, clerk_id: str, stopping: StopSignal) -> Page | None:
     page = api.members_of(clerk_id, 0)
     if page.total is None:
         return None
-    if len(page.entries) < page.total:
+    if len(page.entries) < page.total or len(page.entries) >= MAX_PAGE:
         pages = [step.page for step in paginate_members(api, stopping, Position(), clerk_id)]
         page = page._replace(entries=[entry for each in pages for entry in each.entries])
         if len(page.entries) < min(each.total or 0 for each in (page, *pages)):

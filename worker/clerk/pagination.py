@@ -140,10 +140,11 @@ def _by_offset(
             _is_last(page, fresh)
             return
         position = _moved(position._replace(seen=offset + len(page.entries) - len(fresh.entries)), fresh)
-        if len(page.entries) < MAX_PAGE:
+        is_short = len(page.entries) < MAX_PAGE  # else there may be more, whatever the total says
+        if is_short:
             pages.go_to(max(0, position.seen - OVERLAP))
         yield PageStep(fresh, position)
-        if page.total is not None and position.seen >= page.total:
+        if is_short and page.total is not None and position.seen >= page.total:
             return
         if _is_last(page, fresh) or (catches_up and _has_caught_up(page, latest_ms)):
             return
