@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from worker.monitoring.probes import Facts
 from worker.monitoring.receivers import SILENT_AFTER_S
 from worker.monitoring.recent import MINUTE_S, MISMATCH, STALE, WINDOW_MINUTES, Recent
-from worker.monitoring.words import ago, counted
+from worker.monitoring.words import ago, counted, span
 from worker.sync.last_run import Result
 
 STUCK_AFTER_S = 30
@@ -117,23 +117,26 @@ def _failed(facts: Facts) -> Iterator[str]:
 def _signatures(facts: Facts) -> Iterator[str]:
     """Warn of refused deliveries. If most deliveries are genuine, the refused ones count as forged.
 
+    When the last genuine one came tells a wrong secret or clock from forgeries beside genuine ones.
     Of two reasons, one that is over is left out.
     """
     recent = facts.get("recent")
     if recent is None or not _is_refusing(recent):
         return
-    meanwhile = f"({counted(recent.genuine, 'genuine one')} came meanwhile)"
+    age_s = recent.genuine_age_s
+    last = "" if age_s is None else f", the last {span(max(1, age_s))} ago"
+    genuine = f"({counted(recent.genuine, 'genuine one')} came{last})"
     is_going_on = any(recent.since_genuine.values())
     if recent.mismatch > A_FEW and (recent.since_genuine[MISMATCH] or not is_going_on):
         yield (
             f"{counted(recent.mismatch, 'delivery', 'deliveries')} refused in the last"
-            f" {WINDOW_MINUTES} minutes because the signature does not match {meanwhile}: compare"
+            f" {WINDOW_MINUTES} minutes because the signature does not match {genuine}: compare"
             " CLERK_WEBHOOK_SIGNING_SECRET with the endpoint's Signing Secret"
         )
     if recent.stale > A_FEW and (recent.since_genuine[STALE] or not is_going_on):
         yield (
             f"{counted(recent.stale, 'delivery', 'deliveries')} refused in the last {WINDOW_MINUTES} minutes"
-            f" because the signature is too old {meanwhile}: set the clock of the receiver's machine"
+            f" because the signature is too old {genuine}: set the clock of the receiver's machine"
         )
 
 
