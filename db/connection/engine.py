@@ -66,7 +66,7 @@ class Database:
             retry=tenacity.retry_if_exception(is_transient),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=MAX_PAUSE_S),
             stop=self._is_last,
-            before_sleep=_log_retry,
+            before_sleep=self._log_retry,
             reraise=True,
         )
         self._counts: Counter[str] = Counter()
@@ -139,6 +139,15 @@ class Database:
         is_race = error is not None and sqlstate(error) in RACES
         attempts = min(self._attempts, RACE_ATTEMPTS if is_race else self._attempts)
         return state.attempt_number >= attempts or (state.seconds_since_start or 0) >= RETRIES_FOR_S
+
+    def _log_retry(self, state: tenacity.RetryCallState) -> None:
+        error = cast("psycopg.Error | SQLAlchemyError", state.outcome and state.outcome.exception())
+        log.warning(
+            "database retry",
+            attempt=state.attempt_number,
+            reason=str(translate(error, self._variable, self.encoding)),
+            pause_ms=round(state.upcoming_sleep * 1000),
+        )
 
     def _retried(self, attempt: Callable[[W], T], work: W) -> T:
         with self._translating():
@@ -249,13 +258,3 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         connection.exec_driver_sql(begin_sql(driver.info.server_version, limits))
 
     return engine
-
-
-def _log_retry(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    log.warning(
-        "database retry",
-        attempt=state.attempt_number,
-        sqlstate=sqlstate(error) if error else None,
-        pause_ms=round(state.upcoming_sleep * 1000),
-    )
