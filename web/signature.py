@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from svix.webhooks import Webhook
@@ -47,18 +47,11 @@ class Forged(Exception):
         self.reason = reason
 
 
-class SignedHeaders(NamedTuple):
-    """The three headers of a delivery, in the shapes that the svix library can read."""
+def read_headers(environ: Mapping[str, Any], now_s: float) -> dict[str, str]:
+    """Return the headers of a delivery that may be genuine, as the svix library wants them.
 
-    svix_id: str
-    timestamp: str
-    signatures: str
-
-
-def read_headers(environ: Mapping[str, Any], now_s: float) -> SignedHeaders:
-    """Return the headers of a delivery that may be genuine: all checks that need no body.
-
-    `environ` is WSGI's, `now_s` the Unix time. Raises Forged when a header is missing, malformed or stale.
+    These are all checks that need no body. `environ` is WSGI's, `now_s` the Unix time. Raises Forged when a
+    header is missing, malformed or stale.
     """
     svix_id, timestamp, signature = (
         environ.get(name) or environ.get(other)
@@ -71,7 +64,7 @@ def read_headers(environ: Mapping[str, Any], now_s: float) -> SignedHeaders:
         raise Forged(Reason.MALFORMED)
     if abs(now_s - int(timestamp)) > TOLERANCE_S:
         raise Forged(Reason.STALE)
-    return SignedHeaders(svix_id, timestamp, " ".join(entries))
+    return {"svix-id": svix_id, "svix-timestamp": timestamp, "svix-signature": " ".join(entries)}
 
 
 @cache
@@ -96,18 +89,13 @@ class Verifier:
         webhook = svix_webhook()
         self._webhooks = [webhook(secret) for secret in secrets]
 
-    def verify(self, headers: SignedHeaders, body: bytes) -> str:
+    def verify(self, headers: dict[str, str], body: bytes) -> str:
         """Return the body's text if a secret has signed it. Raises Forged."""
         try:
             text = body.decode()
         except UnicodeDecodeError:  # Svix signs text
             raise Forged(Reason.MALFORMED) from None
-        svix_headers = {
-            "svix-id": headers.svix_id,
-            "svix-timestamp": headers.timestamp,
-            "svix-signature": headers.signatures,
-        }
-        if not any(_is_signed(webhook, text, svix_headers) for webhook in self._webhooks):
+        if not any(_is_signed(webhook, text, headers) for webhook in self._webhooks):
             raise Forged(Reason.MISMATCH)
         return text
 

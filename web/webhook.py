@@ -116,7 +116,7 @@ class Receiver:
         headers = read_headers(environ, received_s)
         with self._bodies.body(environ) as body:
             text = self._verifier.verify(headers, body)
-            facts["svix_id"] = headers.svix_id
+            svix_id = facts["svix_id"] = headers["svix-id"]
             summary = summarize(decode_text(text), self._types)
             facts["type"] = _if_shaped(EVENT_TYPE, summary.type)
             facts["clerk_id"] = summary.clerk_id
@@ -125,7 +125,7 @@ class Receiver:
             if is_foreign(summary.instance_id, self._instance_id):
                 facts["foreign_instance"] = _if_shaped(CLERK_ID, summary.instance_id)
                 return DeliveryAnswer.IGNORED
-            delivery = Delivery(headers.svix_id, text, describe(summary), int(received_s * 1000))
+            delivery = Delivery(svix_id, text, describe(summary), int(received_s * 1000))
             with self._metrics.timed(ENQUEUE_SECONDS):
                 return DeliveryAnswer(self._queue.enqueue(delivery).value)
 

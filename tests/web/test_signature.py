@@ -63,7 +63,7 @@ def verify(
     else:
         with svix_clock(now_s):
             assert Verifier(secrets).verify(signed, body) == body.decode()
-    return signed.svix_id
+    return signed["svix-id"]
 
 
 def reason(environ: dict[str, str], *, now_s: float = SENT, body: bytes = BODY) -> Reason:
