@@ -16,14 +16,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from statistics import quantiles
 from typing import NamedTuple
 
 from cli.dev.servers import HOST
 from tests.faults.raw_requests import genuine_request
 from tests.faults.service import ROOT
-from tests.support.processes import family
+from tests.support.processes import family, pss_mb
 
 CONNECTIONS = 1200
 LARGE = 1024 * 1024
@@ -185,16 +184,7 @@ def check(seen: SeenBesideCrowd, soon_s: float = SOON_S) -> None:
 
 def memory_mb(pid: int) -> float:
     """Return what a process and its children have in memory, with the pages that they share counted once."""
-    return sum(_pss_mb(process) for process in family(pid))
-
-
-def _pss_mb(pid: int) -> float:
-    """Source: proc(5), smaps_rollup."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
+    return sum(map(pss_mb, family(pid)))
 
 
 def main(port: str, way: str, connections: str, seconds: str) -> None:

@@ -24,8 +24,6 @@ from worker.queue.consumer import RESERVED_PREFIX
 ROOT = Path(__file__).parents[2]
 READY_S = 60
 LOOK_EVERY_S = 0.1
-PAUSE_S = 1.0
-EXCUSED_S = 20.0  # after a signal: a receiver whose port is not free yet ends once more
 
 
 class Service:

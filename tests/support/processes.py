@@ -23,9 +23,10 @@ def rss_mb(pid: int) -> float:
 
 def pss_mb(pid: int) -> float:
     """Return the memory of one process in MB, with its share of what several map (PSS). Source: proc(5)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
+    with suppress(OSError):  # it has ended meanwhile
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
     return 0.0
 
 

@@ -22,7 +22,6 @@ class SupervisedProcess(ServiceProcess):
 
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], directory: Path) -> None:
         super().__init__(name, argv, env, directory)
-        self.is_kept = True
         self.starts = 0
         self.ends: list[int | None] = []
         self._excused_until = 0.0
@@ -51,7 +50,7 @@ class SupervisedProcess(ServiceProcess):
 
     def look(self) -> None:
         """Do what a platform does: start it again some time after it has ended."""
-        if self.running or not self.is_kept:
+        if self.running:
             return
         now = time.monotonic()
         if self._seen_ended_at is None:
