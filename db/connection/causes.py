@@ -229,14 +229,19 @@ def cause_of(error: BaseException) -> Cause:
         return _first(_TEXTS, str(error)) or (Cause.NO_CONNECTION if state is None else Cause.NO_ANSWER)
     if state == "42501":
         return _missing_right(error)
+    if state == "0A000" and _raised_by(error) == "call_bool_check_hook":  # READ WRITE on a replica
+        return Cause.READ_ONLY
     fitting = (state[:length] for length in range(len(state), 1, -1))
     return next((_STATES[prefix] for prefix in fitting if prefix in _STATES), Cause.REFUSED)
 
 
+def _raised_by(error: BaseException) -> str | None:
+    """Return the name of the function in PostgreSQL's source, which is not translated, unlike the text."""
+    return error.diag.source_function if isinstance(error, psycopg.Error) else None
+
+
 def _missing_right(error: BaseException) -> Cause:
-    # The name of the function in PostgreSQL's source is not translated, unlike the text.
-    function = error.diag.source_function if isinstance(error, psycopg.Error) else None
-    if function == "check_enable_rls":
+    if _raised_by(error) == "check_enable_rls":
         return Cause.ROW_SECURITY
     return _first(_RIGHTS, str(error)) or Cause.RIGHTS
 

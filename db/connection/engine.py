@@ -247,7 +247,11 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         if getattr(dialect, "server_version_info", None) is None:
             # SQLAlchemy queries the server's version now, on one of them. No default time-out may cancel
             # that.
-            connection.execute(begin_sql(connection.info.server_version, LIMITS).encode())
+            try:
+                connection.execute(begin_sql(connection.info.server_version, LIMITS).encode())
+            except psycopg.Error:
+                connection.close()
+                raise
         return connection
 
     @event.listens_for(engine, "begin")

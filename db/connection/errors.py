@@ -92,9 +92,14 @@ def is_transient(error: BaseException) -> bool:
 
 
 def loses_connection(error: BaseException) -> bool:
-    """Say whether the connection that raised `error` is lost, and most likely the others of the pool too."""
-    state = sqlstate(error)
-    return is_transient(error) if state is None else state.startswith(("08", "25P03", "25P04", "57P0"))
+    """Say whether the connection that raised `error` is lost or useless, and most likely the others of the pool.
+
+    No connection to a replica is kept: the same host may lead to the new primary by now.
+    """
+    state, cause = sqlstate(error), _driver_error(error)
+    if state is None or cause is None:
+        return is_transient(error)
+    return state.startswith(("08", "25P03", "25P04", "57P0")) or cause_of(cause) is Cause.READ_ONLY
 
 
 def translate(

@@ -283,6 +283,27 @@ def refusing(words: str) -> Iterator[int]:
         thread.join()
 
 
+def test_a_replica_is_named_and_no_connection_to_it_is_kept(
+    own_postgres: PostgresServer, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(redis_url=None, database_url=own_postgres.url, database_url_unpooled=None)
+    connections = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'clerk-sync'"
+    with Database(settings, attempts=1) as database, Database(settings, attempts=1) as started_later:
+        database.ping()
+        own_postgres.stop()
+        (own_postgres.data / "standby.signal").touch()
+        own_postgres.start()
+        with psycopg.connect(own_postgres.url, autocommit=True) as admin:
+            for asked in (database, started_later):
+                with pytest.raises(DatabaseUnavailable) as refused:
+                    asked.ping()
+                assert refused.value.cause is Cause.READ_ONLY
+                wait_until(lambda: admin.execute(connections).fetchone() == (0,), 10)
+            admin.execute("SELECT pg_promote()")
+        database.ping()
+        started_later.ping()
+
+
 RAISED = "DO $$ BEGIN RAISE 'hunter2' USING ERRCODE = '{}'; END $$"
 STATEMENTS: dict[str, tuple[Cause, list[str]]] = {
     "a table": (Cause.TABLE_RIGHTS, ["SET LOCAL ROLE pg_monitor", "SELECT FROM users"]),
