@@ -121,7 +121,6 @@ def worker_redis(settings: Settings) -> Redis:
             timeout=PATIENCE_S,
             socket_timeout=PATIENCE_S,
             socket_connect_timeout=5,
-            socket_keepalive=True,
             health_check_interval=30,
             retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # for each of connecting and asking
         )

@@ -91,6 +91,12 @@ def test_connections_that_are_not_used_are_closed(
         assert queue.enqueue(delivery()) == EnqueueResult.QUEUED
 
 
+def test_a_socket_on_the_same_machine_is_taken(make_settings: MakeSettings, tmp_path: Path) -> None:
+    path = tmp_path / "redis.sock"
+    with redis_server(tmp_path, "--unixsocket", str(path)):
+        _assert_served(make_settings(**NO_DATABASE, redis_url=f"unix://{path}"))
+
+
 def test_a_certificate_of_its_own_authority_is_taken_with_the_authoritys_file(
     make_settings: MakeSettings, authority: Authority, tmp_path: Path
 ) -> None:
