@@ -31,7 +31,8 @@ PLACEHOLDER_WORDS = re.compile(
     re.IGNORECASE,
 )
 HEADER_TEXT = re.compile("[!-~]+")
-HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]*)(:[0-9]{0,5})?")  # libpq accepts several, by comma
+USER_INFO = re.compile("^[^@/]*@")
+HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^:@\[\]]*)(:[0-9]{0,5})?")  # libpq accepts several, by comma
 SCHEMA_NAME = re.compile("(?!pg_)[A-Za-z_][A-Za-z0-9_-]{0,62}")
 DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -109,8 +110,9 @@ def _check_postgres_url(value: SecretStr) -> SecretStr:
     scheme, _, rest = value.get_secret_value().partition("://")
     if scheme not in {"postgres", "postgresql"}:
         raise ValueError("must begin with postgres:// or postgresql://")
-    hosts = re.split("[/?]", rest, maxsplit=1)[0].rpartition("@")[2].split(",")
-    if not all(HOST_AND_PORT.fullmatch(host) for host in hosts):
+    # For libpq the first @ ends user and password: it would look up "word@host" in the DNS.
+    hosts = re.split("[/?]", USER_INFO.sub("", rest), maxsplit=1)[0]
+    if not all(HOST_AND_PORT.fullmatch(host) for host in hosts.split(",")):
         raise ValueError(
             "has a host or port that cannot be read: percent-encode special characters of the password"
         )
@@ -276,5 +278,5 @@ def _problems(error: ValidationError) -> Iterable[str]:
         message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         if problem["type"] in {"int_parsing", "float_parsing"}:
             message = "must be a number"
-        separator = " " if message.startswith(("is ", "must ")) else ": "
+        separator = " " if message.startswith(("is ", "must ", "has ")) else ": "
         yield f"{variable}{separator}{message}"
