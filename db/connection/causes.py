@@ -45,6 +45,10 @@ class Cause(Enum):
         "the connection was lost, or no answer came in time",
         "wait: the worker reconnects; if it lasts, look at the server's log and at the pooler",
     )
+    URL_OPTION = (
+        "an option of the URL is refused",
+        "correct what follows the ? in the URL (and PGOPTIONS); sslrootcert=system needs sslmode=verify-full",
+    )
     NOT_POSTGRESQL = ("what answers there is not PostgreSQL", "correct host and port in the URL")
     # TLS
     TLS_REQUIRED = ("the server requires TLS", "add sslmode=require to the URL")
@@ -66,7 +70,7 @@ class Cause(Enum):
     )
     ROOT_CERTIFICATE_MISSING = (
         "the file with the trusted certificates is missing",
-        "correct sslrootcert in the URL, or use sslrootcert=system",
+        "correct sslrootcert in the URL, or use sslmode=verify-full&sslrootcert=system",
     )
     CLIENT_CERTIFICATE = (
         "the server requires a client certificate that it trusts",
@@ -159,6 +163,10 @@ class Cause(Enum):
 # The first match counts: answers of a server or pooler precede failures to reach other addresses.
 _TEXTS = {
     Cause.STARTUP_OPTION: r"unsupported startup parameter",
+    Cause.URL_OPTION: (
+        r"invalid (\w+|\"\w+\") value|weak sslmode|definition of service|requires a value"
+        r"|unrecognized configuration parameter|invalid (value for parameter|command-line argument)"
+    ),
     Cause.CHANNEL_BINDING: r"channel[_ ]binding",
     Cause.TLS_REQUIRED: r"ssl (is )?required|connection is insecure",
     # The text is the same for `hostnossl … reject` and `host … reject`. With sslmode=prefer libpq tries

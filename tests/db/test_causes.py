@@ -173,6 +173,28 @@ def answer(listener: socket.socket) -> None:
         client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
+REFUSED_OPTIONS = [
+    "sslmode=verify-ca&sslrootcert=system",
+    "ssl_min_protocol_version=hunter2",
+    "load_balance_hosts=hunter2",
+    "keepalives=hunter2",
+    "service=hunter2",
+    "options=-c%20hunter2%3D1",
+    "options=-c%20work_mem%3Dhunter2",
+    "options=--hunter2",
+]
+
+
+@pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") == "1", reason="a pooler refuses others")
+@pytest.mark.parametrize("options", REFUSED_OPTIONS)
+def test_an_option_of_the_url_that_libpq_or_the_server_refuses_is_said(
+    options: str, make_settings: MakeSettings, database_url: str
+) -> None:
+    url = SecretStr(f"{database_url}?{options}")
+    settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
+    assert cause_of(settings) is Cause.URL_OPTION
+
+
 @pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") != "1", reason="TEST_PGBOUNCER=1 starts the pooler")
 def test_a_pooler_that_refuses_an_option_is_named(make_settings: MakeSettings, database_url: str) -> None:
     url = SecretStr(f"{database_url}?options=-c%20work_mem%3D1MB")
