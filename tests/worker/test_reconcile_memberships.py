@@ -1,6 +1,7 @@
 """Memberships, where they decide: fetched, compared, fixed, and never from a list that proves nothing."""
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from random import Random
 from typing import Any
@@ -33,6 +34,7 @@ from worker.shutdown import Stopped, StopSignal
 from worker.sync.backfill import Backfill, BackfillStats
 from worker.sync.context import SyncContext
 from worker.sync.pull import PullOutcome, pull
+from worker.sync.pull_service import PullService
 from worker.sync.reconcile import Reconcile, Stale
 
 ZOO = "org_zoo"
@@ -361,14 +363,16 @@ def test_a_membership_that_ended_here_and_is_at_clerk_is_drift_that_stays(few: S
     assert fix(few) == [BEN]
 
 
+def join_many(clerk: FakeClerk, count: int) -> None:
+    """Let Ann join so many organizations."""
+    for i in range(count):
+        of = organization(f"org_{i}", f"Firm {i}")
+        clerk.put_members(membership(ANN, of, id=f"orgmem_{i:04}", created_at=NOW + i))
+
+
 def test_a_user_in_more_organizations_than_one_page_holds(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
-    clerk.put_members(
-        *(
-            membership(ANN, organization(f"org_{i}", f"Firm {i}"), id=f"orgmem_{i:04}", created_at=NOW + i)
-            for i in range(620)
-        )
-    )
+    join_many(clerk, 620)
     Backfill(both).everything()
     assert organizations(both) == {ANN: "Firm 619"}
     clerk.remove_members("orgmem_0619")
@@ -379,6 +383,17 @@ def test_a_user_in_more_organizations_than_one_page_holds(clerk: FakeClerk, both
     assert query(both.settings, "SELECT count(*) FROM membership_sync WHERE ended_at IS NULL") == [(618,)]
 
 
+def test_a_user_in_thousands_of_organizations_is_pulled_in_time(
+    clerk: FakeClerk, settings: config.Settings
+) -> None:
+    clerk.put(user(ANN))
+    join_many(clerk, 7000)
+    with closing(PullService(settings)) as service:
+        pulled = service.pull(ANN)
+    assert pulled.user is not None, pulled
+    assert pulled.user["organization"] == "Firm 6999"
+
+
 @pytest.mark.parametrize("counts", [0, 1, 500, 501])
 def test_a_count_that_is_too_low_ends_no_list_and_no_membership(
     clerk: FakeClerk, both: SyncContext, counts: int
@@ -386,12 +401,7 @@ def test_a_count_that_is_too_low_ends_no_list_and_no_membership(
     clerk.put_many(1100)
     clerk.put_many_members(1100)
     clerk.put(user(ANN))
-    clerk.put_members(
-        *(
-            membership(ANN, organization(f"org_{i}", f"Firm {i}"), id=f"orgmem_{i:04}", created_at=NOW + i)
-            for i in range(620)
-        )
-    )
+    join_many(clerk, 620)
     clerk.counts_members = counts
     assert Backfill(both).everything().memberships == 1720
     pull(both, ANN, confirmed=True)

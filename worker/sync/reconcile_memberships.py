@@ -8,6 +8,7 @@
 3. The end of a membership is final. Hence the refusals, as for users who are gone.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import NamedTuple
@@ -15,7 +16,14 @@ from typing import NamedTuple
 from db.drift import memberships as membership_drift
 from db.drift import users as user_drift
 from db.drift.memberships import MembershipsByUser
-from db.merge.change import Membership, UserChange, merge, merge_by_id, merge_memberships
+from db.merge.change import (
+    Membership,
+    UserChange,
+    merge,
+    merge_by_id,
+    merge_memberships,
+    merge_organizations,
+)
 from db.times import now_ms
 from worker.clerk.api import MAX_PAGE, Page
 from worker.clerk.changes import member_change
@@ -199,12 +207,19 @@ class MemberDrift:
 
 def changes_in(page: Page) -> list[UserChange]:
     """Return what a page of memberships says, one change for each user."""
-    found: dict[str, UserChange] = {}
+    found: defaultdict[str, list[UserChange]] = defaultdict(list)
     for member in page.members:
-        change = member_change(member, page.observed_at)
-        known = found.get(change.clerk_id)
-        found[change.clerk_id] = change if known is None else merge(known, change)
-    return list(found.values())
+        found[member.user_id].append(member_change(member, page.observed_at))
+    return [
+        UserChange(  # at once: merging one by one takes the square of the time
+            clerk_id,
+            memberships=merge_by_id(merge_memberships, (), [it for each in them for it in each.memberships]),
+            organizations=merge_by_id(
+                merge_organizations, (), [it for each in them for it in each.organizations]
+            ),
+        )
+        for clerk_id, them in found.items()
+    ]
 
 
 def memberships_now(context: SyncContext, clerk_id: str) -> UserChange:
