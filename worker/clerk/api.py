@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple, NoReturn
 
 import httpx
@@ -289,19 +289,14 @@ class ClerkApi:
         answer = self._get(path, {"limit": MAX_PAGE, "offset": offset, **parameters})
         match answer.body:
             case {"data": list(entries), "total_count": int(total)}:
-                return Page([_read_member(entry) for entry in entries], answer.observed_at, total)
+                missing = "it lacks the id of the membership, of its user or of its organization"
+                read = [_read(entry, parse_member, missing) for entry in entries]
+                return Page(read, answer.observed_at, total)
         raise unexpected("memberships")
 
     def _page(self, entries: list[Any], observed_at: int) -> Page:
-        return Page([self._read(entry) for entry in entries], observed_at)
-
-    def _read(self, entry: Any) -> Entry:
-        if not isinstance(entry, dict):
-            return InvalidEntry("it is no JSON object")
-        try:
-            return parse_user(entry, self._keys)
-        except Unreadable:
-            return InvalidEntry("it has no Clerk id")
+        parse = partial(parse_user, keys=self._keys)
+        return Page([_read(entry, parse, "it has no Clerk id") for entry in entries], observed_at)
 
     def _get(self, path: str, parameters: dict[str, Any] | None = None) -> ApiResponse:
         patience = _Patience(self._patience_s, self._limited_patience_s)
@@ -421,14 +416,13 @@ def _limited(retry_after_s: float) -> ClerkUnavailable:
     return ClerkUnavailable(f"Clerk's rate limit is exhausted: try again in {seconds} s", retry_after_s)
 
 
-def _read_member(entry: Any) -> Entry:
+def _read(entry: Any, parse: Callable[[dict[str, Any]], Entry], missing: str) -> Entry:
     if not isinstance(entry, dict):
         return InvalidEntry("it is no JSON object")
     try:
-        return parse_member(entry)
+        return parse(entry)
     except Unreadable:
-        reason = "it lacks the id of the membership, of its user or of its organization"
-        return InvalidEntry(reason, _clerk_id(entry.get("id")))
+        return InvalidEntry(missing, _clerk_id(entry.get("id")))
 
 
 def _clerk_id(value: Any) -> str | None:

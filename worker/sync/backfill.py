@@ -250,9 +250,12 @@ class Backfill:
         state = progress.load(self._context.database, TASK, GOES_ON_WITHIN)
         if state is None or state.get("source") != self._source:
             return None
-        members = _position(state["members"]) if "members" in state else Position()
-        reach = SyncCursor(**state.get("reach", {"began_at": 0}))
-        return Checkpoint(_position(state["position"]), _done(state["done"]), reach, members)
+        return Checkpoint(
+            _position(state["position"]),
+            _done(state["done"]),
+            SyncCursor(**state["reach"]),
+            _position(state["members"]),
+        )
 
 
 def _left_out(what: str, step: PageStep, refused: list[RejectedUser]) -> BackfillStats:
