@@ -20,6 +20,7 @@ from tests.support.payloads import ANN, body, user, user_event
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
+from web.webhook import REPLIES
 from worker.monitoring import warnings
 from worker.monitoring.warnings import ALARMS
 
@@ -133,6 +134,13 @@ def test_every_warning_that_degrades_has_an_alert() -> None:
     rules = re.findall(r"alert: ClerkSync(\w+)", (DOCS / "alerts.yml").read_text())
     assert list(ALARMS) == list(ALERTS)
     assert set(ALERTS.values()) <= set(rules)
+
+
+def test_every_answer_503_counts_for_its_alert() -> None:
+    rules = re.search(r'clerk_sync_deliveries_total{answer=~"([a-z_|]+)"}', (DOCS / "alerts.yml").read_text())
+    assert rules
+    unavailable = {str(answer) for answer, reply in REPLIES.items() if reply.status == 503}
+    assert set(rules[1].split("|")) == unavailable
 
 
 def test_every_section_that_a_warning_names_is_there() -> None:
