@@ -92,7 +92,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def loses_connection(error: BaseException) -> bool:
-    """Say whether the connection that raised `error` is lost or useless, and most likely the others of the pool.
+    """Say whether the connection that raised `error` is of no use now, and most likely the rest of the pool.
 
     No connection to a replica is kept: the same host may lead to the new primary by now.
     """

@@ -192,8 +192,9 @@ def test_keys_that_are_no_job_among_the_failed_are_passed_over_and_go(redis: Red
 
 def test_odd_values_in_our_own_keys_hide_no_figures(redis: Redis, make_settings: MakeSettings) -> None:
     odd = b"\xff"
-    for key in (LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, CAUSES_KEY, last_run.KEY):
+    for key in (LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, last_run.KEY):
         redis.set(key, odd)
+    redis.set(CAUSES_KEY, "[[]]")
     redis.zadd(CONSUMERS_KEY, {odd: 1e300})
     redis.sadd(WORKERS_KEY, WORKER_PREFIX.encode() + odd)
     redis.hset(

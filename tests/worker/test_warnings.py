@@ -1,5 +1,6 @@
 """What makes the service degraded, each on real servers; each ends by itself when its cause does."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from worker.monitoring import probes, receivers, recent
 from worker.monitoring.health import Status
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.receivers import ReceiverTasks
+from worker.monitoring.redis_stats import CAUSES_KEY
 from worker.queue import lock_waits
 from worker.queue.consumer import Failed, Finished, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
@@ -360,6 +362,22 @@ def test_a_redis_that_was_emptied_under_traffic_is_said_for_an_hour(
     assert _warning(report(), "without its data 4 min ago")
     redis.set(WATCHING_SINCE_KEY, int((time.time() - 3601) * 1000))
     assert _is_well(report())
+
+
+def test_what_only_the_database_shows_stays_in_the_metrics_while_it_is_away(
+    report: Report, redis: Redis
+) -> None:
+    """Otherwise the alert ends and fires again with each short outage of the database."""
+    redis.set(CAUSES_KEY, json.dumps(["redis_lost_data"]))
+    away = report(database_url="postgresql://x@127.0.0.1:1/x", database_url_unpooled=None)
+    assert away["status"] == "failing"
+    assert _kept(redis) == ["redis_lost_data"]
+    assert _is_well(report())
+    assert _kept(redis) == []
+
+
+def _kept(redis: Redis) -> Any:
+    return json.loads(cast("bytes", redis.get(CAUSES_KEY)))
 
 
 def test_two_urls_that_lead_to_different_tables_are_said(

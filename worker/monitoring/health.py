@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain
@@ -72,7 +72,8 @@ class Status:
         facts |= {"settings": self._settings, "reconciliation_summary": last}
         alarms = warnings.alarms(facts)
         if answers["redis"].error is None:
-            self._keep(alarms)
+            is_known = all(answer.error is None for answer in answers.values())
+            self._keep(alarms if is_known else [*alarms, *facts["causes"]])
         if not all(check["ok"] for check in checks.values()):
             status = "failing"
         else:
@@ -95,9 +96,9 @@ class Status:
         }
         return report if self._settings.reconcile_every is None else report | {"reconciliation": last}
 
-    def _keep(self, alarms: Mapping[str, list[str]]) -> None:
+    def _keep(self, found: Collection[str]) -> None:
         """Keep the causes that /metrics, which does not ask the database, cannot find."""
-        causes = [cause for cause in warnings.NEED_A_REPORT if cause in alarms]
+        causes = [cause for cause in warnings.NEED_A_REPORT if cause in found]
         with suppress(RedisError):
             self.redis.set(CAUSES_KEY, json.dumps(causes), ex=CAUSES_TTL_S)
 

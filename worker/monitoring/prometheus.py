@@ -68,7 +68,7 @@ class MetricsEndpoint:
             self._metrics.flush(self._redis)
         facts = redis_facts(self._redis)
         found = alarms({**facts, "settings": self._settings, "reconciliation_summary": None})
-        return {**facts, "causes": {*facts["causes"], *found}, "totals": _totals(self._redis)}
+        return {**facts, "causes": [*facts["causes"], *found], "totals": _totals(self._redis)}
 
 
 def _totals(redis: Redis) -> Totals:
