@@ -5,7 +5,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from db.connection.engine import Database, schema_of
-from db.schema import NAMESPACES, RELATIONS, tables
+from db.schema import NAMESPACES, RELATIONS, TABLES
 
 LOCKS = sa.table(
     "pg_locks",
@@ -59,7 +59,7 @@ def holders(database: Database) -> list[Holder]:
                 LOCKS.c.granted,
                 LOCKS.c.database == ACTIVITY.c.datid,
                 NAMESPACES.c.nspname == (schema_of(connection) or sa.func.current_schema()),
-                RELATIONS.c.relname.in_(tables()),
+                RELATIONS.c.relname.in_(TABLES),
                 ACTIVITY.c.pid != sa.func.pg_backend_pid(),
             )
             .group_by(*(ACTIVITY.c[name] for name in ("pid", "application_name", "state", "xact_start")))

@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateSchema
 
 from db.connection.engine import Database, schema_of
 from db.connection.errors import DatabaseUnavailable
-from db.schema import SchemaState, current_revision, relations, state, tables
+from db.schema import TABLES, SchemaState, current_revision, relations, state
 
 DEPENDENT_OBJECTS = "2BP01"
 # For a statement that waits to change a table: meanwhile every reader of the table waits too.
@@ -91,7 +91,7 @@ def prepare(connection: Connection) -> None:
             " DATABASE_SCHEMA to a schema of its own (docs/neon-setup.md)"
         )
     there = relations(connection)
-    conflicting = [name for name in tables() if name in there]
+    conflicting = [name for name in TABLES if name in there]
     if conflicting:
         raise MigrationError(
             f"a table {conflicting[0]} already exists and is not this service's: set DATABASE_SCHEMA to a"

@@ -15,6 +15,7 @@ from db.connection.errors import unavailable
 from db.models import VIEWS, Base, OrganizationSync, User
 
 FIRST = "0001"  # the revision that creates `users`
+TABLES = list(Base.metadata.tables)  # that the migrations create
 VERSION_TABLE = "clerk_sync_version"  # an application's `alembic_version` may stand beside it
 
 NAMESPACES = table("pg_namespace", column("oid"), column("nspname"), schema="pg_catalog")
@@ -84,11 +85,6 @@ def revisions() -> list[str]:
     return sorted(name[:4] for name in names if name[:4].isdigit())
 
 
-def tables() -> list[str]:
-    """Return the names of the tables that the migrations create."""
-    return list(Base.metadata.tables)
-
-
 def state(database: Database) -> SchemaState:
     """Return whether the database's revision is the one of this code."""
     found = current_revision(database)
@@ -113,7 +109,7 @@ def relations(connection: Connection) -> dict[str, str]:
         .join(NAMESPACES, NAMESPACES.c.oid == RELATIONS.c.relnamespace)
         .where(
             NAMESPACES.c.nspname == (schema_of(connection) or func.current_schema()),
-            RELATIONS.c.relname.in_([*tables(), *VIEWS]),
+            RELATIONS.c.relname.in_([*TABLES, *VIEWS]),
         )
     )
     return {row.relname: row.definition for row in connection.execute(found)}

@@ -13,7 +13,7 @@ from sqlalchemy.pool import QueuePool
 
 USED: dict[str, tuple[Callable[..., Any], str]] = {
     "db.connection.pool": (QueuePool._do_return_conn, "self, record"),
-    "db.connection.answer_timeout": (psycopg.Connection.wait, "self, gen, interval, timeout"),
+    "db.connection.driver": (psycopg.Connection.wait, "self, gen, interval, timeout"),
     "worker.redis_client, a connection of a pool": (BlockingConnectionPool.make_connection, "self"),
     "worker.redis_client, a question": (Connection.send_command, "self, args, kwargs"),
     "worker.queue.consumer, a wait": (Connection.can_read, "self, timeout"),

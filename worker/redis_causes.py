@@ -92,12 +92,13 @@ COMMAND = re.compile(r"(?:run the|unknown command) [`'\"]([A-Za-z|]{2,40})")
 
 def explain(error: RedisError) -> str:
     """Return why Redis did not do its work, and what to do."""
+    text = "\n".join(str(cause) for cause in _chain(error))
     answer = f"{getattr(error, 'status_code', None) or ''} {error}".strip()
     code = next((code for code in BY_CODE if re.search(rf"\b{code}\b", answer)), None)
     return (
         (BY_CODE[code] if code else None)
         or _about_a_command(answer)
-        or next((words for text, words in BY_TEXT.items() if text in _all_text(error)), None)
+        or next((words for said, words in BY_TEXT.items() if said in text), None)
         or _about_the_connection(error)
         or f"Redis does not answer as expected ({type(error).__name__})"
     )
@@ -121,10 +122,6 @@ def _about_the_connection(error: RedisError) -> str | None:
     return next(
         (words for class_, words in BY_CLASS if any(isinstance(cause, class_) for cause in causes)), None
     )
-
-
-def _all_text(error: RedisError) -> str:
-    return "\n".join(str(cause) for cause in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,12 +15,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import Pool
 
 from config import Settings
-from db.connection.answer_timeout import ANSWER_LIMIT_S, TimeoutConnection
+from db.connection.driver import ANSWER_LIMIT_S, BoundedTimestamptzLoader, TimeoutConnection
 from db.connection.errors import RACES, UTF8, is_transient, loses_connection, sqlstate, translate
 from db.connection.pipeline import Pipeline, schema_map, transaction
 from db.connection.pool import ReplaceablePool
 from db.connection.session import LIMITS, NO_LIMITS, begin_sql
-from db.connection.timestamps import BoundedTimestamptzLoader
 from db.connection.url import postgres_url, variable
 
 RECYCLE_S = 240  # Neon suspends an idle compute after 5 minutes, which breaks its connections.

@@ -20,8 +20,8 @@ from sqlalchemy.exc import DBAPIError
 
 from cli.dev.servers import HOST, free_port
 from db.connection import engine, session
-from db.connection.answer_timeout import ANSWER_LIMIT_S
 from db.connection.causes import Cause
+from db.connection.driver import ANSWER_LIMIT_S
 from db.connection.engine import ATTEMPTS, Database
 from db.connection.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
 from db.connection.pipeline import Pipeline

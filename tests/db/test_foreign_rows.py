@@ -10,8 +10,8 @@ from psycopg.rows import dict_row
 
 from db import migration
 from db.apply import users
+from db.connection.driver import BoundedTimestamptzLoader
 from db.connection.engine import Database
-from db.connection.timestamps import BoundedTimestamptzLoader
 from db.drift import users as drift
 from db.merge.change import UserChange, placeholder_address
 from db.merge.incoming import ReceivedChange

@@ -49,6 +49,7 @@ def redis_facts(redis: Redis) -> Facts:
     seen, now, reconciliation, since, suspended, causes = rest
     reserved, heads = _reserved(redis, [name for name, _ in seen])
     ages = (_age_s(redis, id_) for id_ in (oldest, *heads))
+    newest = next(FailedJobs(redis).newest(limit=1), None) if failed else None
     info = _info(redis)
     return {
         "queue": {
@@ -65,7 +66,7 @@ def redis_facts(redis: Redis) -> Facts:
         },
         "receivers": receivers.count(redis, now[0]),
         "recent": recent.read(redis, now[0]),
-        "newest_failure": _newest_failure(redis) if failed else None,
+        "newest_failure": newest.reason[:MAX_REASON] if newest else None,
         "last_received_at": _moment(received),
         "watching_since": _moment(since) or iso(datetime.now(UTC)),
         "suspended": bool(suspended),
@@ -77,11 +78,6 @@ def redis_facts(redis: Redis) -> Facts:
         # Asked last: a Redis that is away raises before, and is not said to refuse writes.
         "refusal": CLUSTER_MODE if info.get("cluster_enabled") else _refusal(redis),
     }
-
-
-def _newest_failure(redis: Redis) -> str | None:
-    job = next(FailedJobs(redis).newest(limit=1), None)
-    return job.reason[:MAX_REASON] if job else None
 
 
 def _refusal(redis: Redis) -> str | None:

@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
@@ -47,6 +48,7 @@ from worker.runner import batch
 from worker.runner.consumer_loop import FIRST_PAUSE_S, MAX_PAUSE_S, ConsumerThread, SharedState
 from worker.runner.instrumentation import BatchInstrumentation
 from worker.shutdown import StopSignal
+from worker.threads import in_background
 
 log = structlog.get_logger("worker")
 
@@ -77,7 +79,6 @@ class BatchWorker(SimpleWorker):
         tables = Tables(database, Policy.of(settings), self._instrumentation.record_transaction)
         self._isolation = Isolation(tables)
         self._keys = FieldSources.of(settings)
-        self._fault: BaseException | None = None
         shared = SharedState(self._process, settings.batch_size, database, stopping, Event())
         self._primary = ConsumerThread(ReservedJobs(redis, self.name), shared)
         self._helpers = [
@@ -99,30 +100,20 @@ class BatchWorker(SimpleWorker):
         for runner in runners:
             runner.start()
         log.info("worker started", worker=self.name, batch_size=self.settings.batch_size)
-        helpers = [
-            Thread(target=self._run_helper, args=(consumer,), daemon=True) for consumer in self._helpers
-        ]
-        for helper in helpers:
-            helper.start()
+        helpers = [in_background(consumer.run_helper) for consumer in self._helpers]
+        for helper in helpers:  # a fault in one ends the worker, as one in the main thread does
+            helper.add_done_callback(lambda _: self.stopping.request())
         try:
             self._primary.run_primary()
         finally:
             self.stopping.request()
-            for helper in helpers:
-                helper.join()
+            wait(helpers)
             for runner in runners:
                 runner.stop()
             self._leave()
-        if self._fault is not None:
-            raise self._fault
+        for helper in helpers:
+            helper.result()
         return True
-
-    def _run_helper(self, consumer: ConsumerThread) -> None:
-        try:
-            consumer.run_helper()
-        except BaseException as fault:  # it ends the worker, as one in the main thread does
-            self._fault = fault
-            self.stopping.request()
 
     def _introduce(self) -> None:
         """Register and listen for commands, in a way that may be tried again: RQ's own may not."""
@@ -144,8 +135,7 @@ class BatchWorker(SimpleWorker):
                 self._instrumentation.failed(item)
             elif isinstance(item, Deferred):
                 self._instrumentation.deferred(item)
-        self._has_worked = True
-        self._has_unpruned = True
+        self._has_worked = self._has_unpruned = True
         return done
 
     def _leave(self) -> None:

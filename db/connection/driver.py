@@ -1,14 +1,19 @@
-"""A psycopg connection with a limit on the wait for an answer."""
+"""psycopg, changed in two places: it limits the wait for an answer, and reads every timestamp."""
 
 import time
+from datetime import datetime
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.abc import PQGen
+from psycopg.abc import Buffer, PQGen
+from psycopg.adapt import Loader
 
-# PostgreSQL's own limits (TRANSACTION_LIMITS) are shorter, and end the wait while PostgreSQL is reachable.
+from db.times import EARLIEST, LATEST
+
+# PostgreSQL's own limits (see `session`) are shorter, and end the wait while PostgreSQL is reachable.
 ANSWER_LIMIT_S = 45.0
 LOOK_EVERY_S = 0.1  # as in psycopg: how long Ctrl-C may go unnoticed
+BEFORE_PYTHON = ("-infinity", "0000")
 
 T = TypeVar("T")
 
@@ -33,3 +38,20 @@ class TimeoutConnection(psycopg.Connection[Any]):
             if limit_s is not None and time.monotonic() - began >= limit_s:
                 self.close()
             raise
+
+
+class BoundedTimestamptzLoader(Loader):
+    """Reads ISO timestamps in UTC, as each transaction sets them (see `session`), whatever the default is.
+
+    psycopg's own loader asks for the DateStyle that the server reported last, and a server reports what a
+    pipeline sets only at its end. `infinity`, BC and years from 10000 on are read as the latest or earliest
+    moment: an application may have written them, and one such row must not stop the others.
+    """
+
+    def load(self, data: Buffer) -> datetime:
+        """Return the moment."""
+        text = bytes(data).decode()
+        try:
+            return datetime.fromisoformat(text)
+        except ValueError:
+            return EARLIEST if text.startswith(BEFORE_PYTHON) or text.endswith("BC") else LATEST
