@@ -32,6 +32,7 @@ BY_CODE = {
     ),
 }
 CLUSTER_MODE = BY_CODE["CROSSSLOT"]
+OUT_OF_MEMORY = BY_CODE["OOM"]
 KEY_REFUSED = "REDIS_URL's user may not use a key: allow ~rq:* and ~clerk-sync:* (ACL SETUSER)"
 NO_ANSWER = "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs"
 IN_USE = "all connections to Redis are in use here: raise REDIS_MAX_CONNECTIONS"

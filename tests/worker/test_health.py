@@ -169,6 +169,27 @@ def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_reported(
     assert (report["queue"]["depth"], report["workers"]["alive"]) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("damage", "alive"),
+    [(("CONFIG", "SET", "maxmemory", "1"), 0), (("REPLICAOF", "127.0.0.1", "1"), None)],
+    ids=["full", "replica"],
+)
+def test_where_redis_takes_no_heartbeat_nobody_is_said_to_be_dead(
+    make_status: MakeStatus, own_redis: RedisServer, damage: tuple[str, ...], alive: int | None
+) -> None:
+    """A full Redis takes heartbeats: there a missing worker may be why it is full."""
+    with Redis.from_url(own_redis.url) as redis:
+        add_service(redis)
+        redis.zadd(CONSUMERS_KEY, {"one": time.time() - DEAD_AFTER_S - 2})
+        redis.expire(
+            f"{receivers.KEY_PREFIX}receiver", receivers.FORGET_AFTER_S - receivers.SILENT_AFTER_S - 2
+        )
+        redis.execute_command(*damage)
+    report = make_status(redis_url=own_redis.url).report()
+    assert (report["workers"]["alive"], report["receivers"]["alive"]) == (alive, alive)
+    assert len([it for it in report["warnings"] if "is alive" in it]) == (0 if alive is None else 2)
+
+
 def test_without_a_worker_the_service_is_degraded(make_status: MakeStatus, redis: Redis) -> None:
     beat(redis, "gone")
     report = make_status().report()

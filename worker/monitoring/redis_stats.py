@@ -16,7 +16,7 @@ from worker.queue.failed_jobs import FailedJobs
 from worker.queue.lock_waits import lock_waits
 from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, probe
 from worker.queue.retries import Retries, retries
-from worker.redis_causes import CLUSTER_MODE
+from worker.redis_causes import CLUSTER_MODE, OUT_OF_MEMORY
 from worker.redis_client import QueueUnavailable
 from worker.sync import last_run
 
@@ -28,9 +28,10 @@ DEPENDENCIES = ("database", "Redis")  # what a worker may wait for
 def redis_facts(redis: Redis) -> Facts:
     """Return the queue's numbers, workers, last delivery and last reconciliation. Raises RedisError.
 
-    `refusal` says why Redis takes no writes, None when it does. `watching_since` is the time of the first
-    probe. `append_only` says whether Redis has an append-only file, `evicts` whether it may evict keys when
-    it is full; None when Redis does not say. `recent` is a Recent; `newest_failure` a failed job's reason.
+    `refusal` says why Redis takes no writes, None when it does; `alive` is None, not 0, where it takes no
+    heartbeats either. `watching_since` is the time of the first probe. `append_only` says whether Redis has
+    an append-only file, `evicts` whether it may evict keys when it is full; None when Redis does not say.
+    `recent` is a Recent; `newest_failure` a failed job's reason.
     """
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.llen(rq.QUEUE_KEY)
@@ -51,7 +52,7 @@ def redis_facts(redis: Redis) -> Facts:
     ages = (_age_s(redis, id_) for id_ in (oldest, *heads))
     newest = next(FailedJobs(redis).newest(limit=1), None) if failed else None
     info = _info(redis)
-    return {
+    facts: dict[str, Any] = {
         "queue": {
             "depth": depth,
             "oldest_age_s": max((age for age in ages if age is not None), default=None),
@@ -75,9 +76,13 @@ def redis_facts(redis: Redis) -> Facts:
         "reconciliation": last_run.parse(reconciliation),
         "lock_waits": lock_waits(redis),
         "retries": retries(redis) if scheduled else Retries(0, None),
-        # Asked last: a Redis that is away raises before, and is not said to refuse writes.
-        "refusal": CLUSTER_MODE if info.get("cluster_enabled") else _refusal(redis),
     }
+    # Asked last: a Redis that is away raises before, and is not said to refuse writes.
+    refusal = CLUSTER_MODE if info.get("cluster_enabled") else _refusal(redis)
+    if refusal not in {None, OUT_OF_MEMORY}:  # a full one takes heartbeats
+        for found in (facts["workers"], facts["receivers"]):
+            found["alive"] = found["alive"] or None
+    return {**facts, "refusal": refusal}
 
 
 def _refusal(redis: Redis) -> str | None:
