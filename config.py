@@ -94,15 +94,10 @@ def _split_url(url: str) -> SplitResult:
     return parts
 
 
-def _check_url(*schemes: str) -> AfterValidator:
-    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
-
-    def check(value: SecretStr) -> SecretStr:
-        if _split_url(value.get_secret_value()).scheme not in schemes:
-            raise ValueError(f"must begin with {wanted}")
-        return value
-
-    return AfterValidator(check)
+def _check_redis_url(value: SecretStr) -> SecretStr:
+    if _split_url(value.get_secret_value()).scheme not in {"redis", "rediss", "unix"}:
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return value
 
 
 def _check_postgres_url(value: SecretStr) -> SecretStr:
@@ -171,7 +166,7 @@ def _check_schema(value: str) -> str:
 
 FieldNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_names)]
 PostgresUrl = Annotated[SecretStr, AfterValidator(_check_postgres_url)]
-RedisUrl = Annotated[SecretStr, _check_url("redis", "rediss", "unix")]
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_text)]
 SchemaName = Annotated[str, AfterValidator(_check_schema)]

@@ -24,7 +24,10 @@ def configure(settings: Settings) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    text: list[Processor] = [_without_traceback, _renderer(settings.log_format)]
+    is_terminal = sys.stdout.isatty()
+    is_json = settings.log_format == "json" or (settings.log_format is None and not is_terminal)
+    render = _render_json if is_json else structlog.dev.ConsoleRenderer(colors=is_terminal)
+    text: list[Processor] = [_without_traceback, render]
     structlog.configure(
         processors=[*fields, *text],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
@@ -100,10 +103,3 @@ def _render_json(_logger: object, _name: str, event: EventDict) -> str:
         return orjson.dumps(event, default=repr).decode()
     except TypeError:  # what orjson refuses: lone surrogates, very large numbers, keys that are no text
         return _JSON.encode(event)
-
-
-def _renderer(log_format: str | None) -> Processor:
-    """Return what writes a line; without LOG_FORMAT a terminal gets lines for people."""
-    if log_format == "json" or (log_format is None and not sys.stdout.isatty()):
-        return _render_json
-    return structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())

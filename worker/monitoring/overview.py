@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from db import ledger
 from worker.monitoring.health import Status
-from worker.monitoring.probes import Asked, Facts, Probe, ask
+from worker.monitoring.probes import Asked, Probe, ask
 from worker.monitoring.user_report import user_report
 from worker.queue.failed_jobs import FailedJobs
 
@@ -47,7 +47,10 @@ class ConsoleData:
             Probe("newest", lambda: {"value": ledger.recent(database, limit=EVENTS_SHOWN)}),
             Probe("failed", lambda: {"value": list(self.failed_jobs.newest(limit=FAILED_SHOWN))}),
         )
-        self._history = Probe("history", self._ask_history)
+        self._history = Probe(
+            "history",
+            lambda of: {"value": user_report(database, status.redis, of, events=HISTORY_SHOWN)},
+        )
 
     def look(self, clerk_id: str | None = None) -> Overview:
         """Return what is known now, and the history of one user if named."""
@@ -63,7 +66,3 @@ class ConsoleData:
             parts["failed"],
             parts.get("history"),
         )
-
-    def _ask_history(self, clerk_id: str) -> Facts:
-        report = user_report(self._status.database, self._status.redis, clerk_id, events=HISTORY_SHOWN)
-        return {"value": report}

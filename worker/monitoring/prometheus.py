@@ -57,9 +57,9 @@ class MetricsEndpoint:
         """Return the metrics in Prometheus's text format; without Redis they say only that it is away."""
         answer = ask({"metrics": (self._probe, ())})["metrics"]
         families = [*_families(answer)]
-        last = answer.facts.get("reconciliation")
-        if self._settings.reconcile_every is not None and last is not None:
-            families += _reconciliation(last, self._settings.reconcile_every)
+        last, every_s = answer.facts.get("reconciliation"), self._settings.reconcile_every
+        if last is not None and every_s is not None:
+            families += _reconciliation(last_run.summary(last, every_s, datetime.now(UTC)))
         registry: Any = SimpleNamespace(collect=lambda: families)  # all that generate_latest uses of one
         return generate_latest(registry)
 
@@ -178,31 +178,26 @@ def _timestamp(moment: str | None) -> float | None:
     return datetime.fromisoformat(moment).timestamp() if moment else None
 
 
-def _reconciliation(last: Mapping[str, Any], every_s: float) -> Iterator[Metric]:
+def _reconciliation(last: Mapping[str, Any]) -> Iterator[Metric]:
     yield _gauge(
         "clerk_sync_reconcile_interval_seconds",
         "Interval of the scheduled reconciliation: RECONCILE_EVERY.",
-        every_s,
+        last["every_s"],
     )
     yield _gauge(
         "clerk_sync_reconcile_timestamp_seconds",
         "When the last reconciliation ended.",
-        datetime.fromisoformat(last["finished_at"]).timestamp(),
+        _timestamp(last["finished_at"]),
     )
-    yield _gauge(
-        "clerk_sync_reconcile_seconds", "Duration of the last reconciliation.", last_run.seconds(last)
-    )
-    ended = last_run.result(last)
-    results = {result.value: result is ended for result in last_run.Result}
+    yield _gauge("clerk_sync_reconcile_seconds", "Duration of the last reconciliation.", last["seconds"])
+    results = {result.value: result is last["result"] for result in last_run.Result}
     yield _labelled("clerk_sync_reconcile_result", "How the last reconciliation ended.", "result", results)
-    synced = last_run.synced(last)
-    if synced is not None:
+    if last["synced"] is not None:
         help_ = "Users that the last reconciliation synced, by how."
-        yield _labelled("clerk_sync_reconcile_synced", help_, "how", synced)
+        yield _labelled("clerk_sync_reconcile_synced", help_, "how", last["synced"])
     if last["drift"] is not None:
-        drift = {kind: last["drift"][kind] for kind in last_run.KINDS}
         help_ = "Users who still differ after the last reconciliation, by kind."
-        yield _labelled("clerk_sync_reconcile_drift", help_, "kind", drift)
+        yield _labelled("clerk_sync_reconcile_drift", help_, "kind", last["drift"])
 
 
 def _gauge(name: str, help_: str, value: float | None) -> Metric:
