@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Protocol
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from typing import Any
+from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from werkzeug.exceptions import RequestTimeout
 
@@ -59,16 +59,12 @@ class BodyTimeout:
                     self._connections.close_silent(late, self._limits.body_timeout_s - AFTER_CONTINUE_S)
 
 
-class _Readable(Protocol):
-    def read(self, size: int | None = None, /) -> bytes: ...
-
-
 class _Body:
     """What werkzeug needs of `wsgi.input`; it is in `awaited` while a thread waits for more of it."""
 
     __slots__ = ("_awaited", "_began", "_stream", "_timeout_s", "address")
 
-    def __init__(self, stream: _Readable, address: str, timeout_s: float, awaited: "set[_Body]") -> None:
+    def __init__(self, stream: InputStream, address: str, timeout_s: float, awaited: "set[_Body]") -> None:
         self._stream = stream
         self._awaited = awaited
         self._began = time.monotonic()
@@ -78,10 +74,10 @@ class _Body:
     def is_late(self) -> bool:
         return time.monotonic() - self._began > self._timeout_s
 
-    def read(self, size: int | None = None) -> bytes:
+    def read(self, *size: int) -> bytes:
         self._awaited.add(self)
         try:
-            data = self._stream.read(size)
+            data = self._stream.read(*size)
         finally:
             self._awaited.discard(self)
         if self.is_late():

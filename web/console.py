@@ -18,7 +18,7 @@ from config import Settings
 from db.ledger import Minute
 from db.merge.change import CLERK_ID
 from db.times import to_datetime
-from web.console_auth import TOKEN_FIELD, ConsoleAuth, harden
+from web.console_auth import ConsoleAuth, harden
 from worker.monitoring.health import Status
 from worker.monitoring.login_throttle import LoginThrottle
 from worker.monitoring.overview import ConsoleData
@@ -42,11 +42,6 @@ class JobAction(NamedTuple):
     every: bool
     until: datetime
     is_confirmed: bool
-
-    @property
-    def needs_confirmation(self) -> bool:
-        """Whether it touches all jobs, or deletes some, and is not confirmed yet."""
-        return (self.every or self.verb == "discard") and not self.is_confirmed
 
 
 def blueprint(settings: Settings, password: SecretStr, status: Status) -> Blueprint:
@@ -96,7 +91,7 @@ def blueprint(settings: Settings, password: SecretStr, status: Status) -> Bluepr
 
     @console.context_processor
     def form_token() -> dict[str, object]:
-        return {"token_field": TOKEN_FIELD, "token": auth.token(), "link": _link}
+        return {"token": auth.token(), "link": _link}
 
     console.before_request(auth.refusal)
     console.after_request(harden)
@@ -134,7 +129,7 @@ def _apply(jobs: FailedJobs, action: JobAction) -> ResponseReturnValue:
     ids = jobs.ids(FailedJobFilter(until=action.until)) if action.every else action.ids
     if not ids:
         return redirect(_link(notice="none"), 303)
-    if action.needs_confirmation:
+    if (action.every or action.verb == "discard") and not action.is_confirmed:
         return render_template("console/confirm.html", action=action, ids=ids, listed=LISTED)
     results = Counter(result for _, result in getattr(jobs, action.verb)(ids))
     counts: dict[str, Any] = {result.name.lower(): count for result, count in results.items()}

@@ -8,7 +8,6 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from worker.monitoring.login_throttle import WINDOW_S, LoginThrottle
 
-TOKEN_FIELD = "token"  # noqa: S105 - the name of a form's field
 TOKEN_AGE_S = 12 * 3600
 HEADERS = {
     "Content-Security-Policy": (
@@ -38,7 +37,8 @@ class ConsoleAuth:
         if given is None or given.type != "basic" or given.password is None:
             return _ask()
         if not self._throttle.may_try(request.remote_addr):
-            return _put_off()
+            headers = {"Retry-After": str(WINDOW_S)}
+            return Response("Too many attempts.\n", 429, headers, mimetype="text/plain")
         if not hmac.compare_digest(_digest(given.password), self._password):
             return _ask()
         self._throttle.succeeded(request.remote_addr)
@@ -51,7 +51,7 @@ class ConsoleAuth:
     def has_token(self) -> bool:
         """Say whether the form that was sent came from this console, at most TOKEN_AGE_S ago."""
         try:
-            self._tokens.loads(request.form.get(TOKEN_FIELD, ""), max_age=TOKEN_AGE_S)
+            self._tokens.loads(request.form.get("token", ""), max_age=TOKEN_AGE_S)
         except BadSignature:
             return False
         return True
@@ -60,10 +60,6 @@ class ConsoleAuth:
 def _ask() -> Response:
     challenge = {"WWW-Authenticate": 'Basic realm="clerk-sync", charset="UTF-8"'}
     return Response("A password is required.\n", 401, challenge, mimetype="text/plain")
-
-
-def _put_off() -> Response:
-    return Response("Too many attempts.\n", 429, {"Retry-After": str(WINDOW_S)}, mimetype="text/plain")
 
 
 def _digest(password: str) -> bytes:

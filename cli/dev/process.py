@@ -188,8 +188,9 @@ class Process:
 
     def end_left_over(self, signum: int | None = None) -> None:
         """End the child of an earlier run that was itself killed, if there is one. Raises DevError."""
-        with self._locked_record(signum):
-            pass
+        if self.record.exists():
+            with self._locked_record(signum):
+                pass
 
     @contextmanager
     def _output(self, log: Path | None) -> Iterator[IO[bytes] | None]:

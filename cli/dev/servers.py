@@ -122,16 +122,16 @@ class Server(Process, ABC):
             account=account,
             text=self._configuration(),
         )
-        self._await_ready()
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._is_ready():
+            if not self.running or time.monotonic() > deadline:
+                self.kill()
+                raise DevError(f"{self.name} did not start: {self.reason()}")
+            time.sleep(POLL)
 
     def stop(self) -> None:
         """Stop the server and wait for its end; what it holds is on the disk then."""
         self.end()
-
-    def end_left_over(self, signum: int | None = None) -> None:
-        """Stop the server that an earlier run, itself killed, left in the directory. Raises DevError."""
-        if self.directory.exists():
-            super().end_left_over(signum)
 
     @abstractmethod
     def _binary(self) -> Path: ...
@@ -150,14 +150,6 @@ class Server(Process, ABC):
 
     @abstractmethod
     def _is_ready(self) -> bool: ...
-
-    def _await_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
-        while not self._is_ready():
-            if not self.running or time.monotonic() > deadline:
-                self.kill()
-                raise DevError(f"{self.name} did not start: {self.reason()}")
-            time.sleep(POLL)
 
 
 class PostgresServer(Server):
