@@ -1,6 +1,7 @@
 """`send`: signs a delivery and posts it, as Clerk would."""
 
 import time
+from contextlib import suppress
 from typing import BinaryIO, NamedTuple, Self
 
 import click
@@ -32,15 +33,10 @@ class DeliveryResponse(NamedTuple):
 
 
 def _check_url(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
-    if url is None:
-        return None
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        raise click.BadParameter("is not a URL") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise click.BadParameter("must begin with http:// or https:// and name a host")
-    return url
+    with suppress(httpx.InvalidURL):
+        if url is None or (httpx.URL(url).host and httpx.URL(url).scheme in ("http", "https")):
+            return url
+    raise click.BadParameter("must be a URL that begins with http:// or https:// and names a host")
 
 
 def _check_svix_id(_context: click.Context, _parameter: click.Parameter, svix_id: str | None) -> str | None:

@@ -112,19 +112,18 @@ class _Started(ExitStack):
 
 def _start_servers(settings: config.Settings, data: Path, started: _Started) -> Overrides:
     """Start what the environment does not name; return the settings that lead there."""
-    postgres = PostgresServer(data / "postgres", _kept_port(data / "postgres.port"))
-    redis = RedisServer(data / "redis", _kept_port(data / "redis.port"))
+    postgres, redis = PostgresServer(data / "postgres", port=0), RedisServer(data / "redis", port=0)
     for left_over in (_Command(data, "web", settings), _Command(data, "worker", settings), redis, postgres):
         left_over.end_left_over()
     overrides = _address(settings)
     click.echo("Starting PostgreSQL, Redis, the receiver and a worker.")
     if not settings.database_url or postgres.is_at(settings.database_url.get_secret_value()):
-        _avoid_clash(postgres, data / "postgres.port")
+        postgres.port = _port(data / "postgres.port")
         started.start(postgres)
         overrides |= {"database_url": postgres.url, "database_url_unpooled": postgres.url}
         _write_psql(data, postgres)
     if not settings.redis_url or redis.is_at(settings.redis_url.get_secret_value()):
-        _avoid_clash(redis, data / "redis.port")
+        redis.port = _port(data / "redis.port")
         started.start(redis)
         overrides["redis_url"] = redis.url
     if not settings.clerk_webhook_signing_secret:
@@ -140,15 +139,13 @@ def _address(settings: config.Settings) -> Overrides:
     return {"host": host, "port": str(port)}
 
 
-def _avoid_clash(server: Server, kept_port: Path) -> None:
-    """Move a server whose port another process has taken since the last run."""
-    if port_in_use(server.port):
-        kept_port.unlink()
-        server.port = _kept_port(kept_port)
-
-
-def _kept_port(path: Path) -> int:
-    return int(kept(path, lambda: str(free_port())))
+def _port(path: Path) -> int:
+    """Return the port of the last run, or a new one if another process has taken that."""
+    port = int(kept(path, lambda: str(free_port())))
+    if port_in_use(port):
+        path.unlink()
+        return _port(path)
+    return port
 
 
 def _write_psql(data: Path, postgres: PostgresServer) -> None:
