@@ -19,11 +19,11 @@ from rq import Queue
 import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import cli
-from db import migration
 from db.connection.engine import Database
 from tests.support import commands, http
 from tests.support.deliveries import signed
 from tests.support.fake_clerk import FakeClerk
+from tests.support.migrations import migrate
 from tests.support.payloads import ANN, body, svix_id, user, user_event
 from tests.support.processes import clerk_sync, command_lines
 from tests.support.queue import RqView
@@ -104,9 +104,7 @@ def servers(_session_directory: Path) -> Iterator[SecretServers]:
                     clerk_api_url=clerk.url,
                 ),
             )
-            database = Database(settings)
-            migration.upgrade(database)
-            database.dispose()
+            migrate(settings)
             yield SecretServers(settings, redis)
     finally:
         redis.kill()

@@ -25,11 +25,10 @@ from redis import Redis
 
 from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port, port_in_use
 from config import load
-from db import migration
-from db.connection.engine import Database
 from db.models import Base
 from tests.bench.load import LoadReport, Spec
 from tests.bench.plan import ROUND_TRIP_MS, Setting
+from tests.support import migrations
 from tests.support.processes import clerk_sync
 from tests.support.service_process import ServiceProcess
 from tests.support.waiting import wait_until
@@ -248,11 +247,7 @@ class Bench:
 
 def migrate(database_url: str) -> None:
     """Make the tables."""
-    database = Database(load(_env_file=None, database_url=database_url))
-    try:
-        migration.upgrade(database)
-    finally:
-        database.dispose()
+    migrations.migrate(load(_env_file=None, database_url=database_url))
 
 
 def with_database(url: str, name: str) -> str:

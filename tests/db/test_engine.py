@@ -646,10 +646,13 @@ def test_a_pool_without_a_free_connection_says_which_settings_to_raise(
         }
         with structlog.testing.capture_logs() as logs, pytest.raises(DatabaseUnavailable) as refused:
             database.run(execute("SELECT 1"))
+        assert database.pool_state().timeouts == 1, "it is not tried again"
+        with pytest.raises(DatabaseUnavailable, match="DB_POOL_SIZE"):
+            database.ping()
     assert isinstance(refused.value, DatabaseUnavailable)
     assert refused.value.cause is Cause.POOL_EXHAUSTED
     assert "DB_POOL_SIZE or DB_MAX_OVERFLOW" in str(refused.value)
-    assert database.pool_state().timeouts == 1, "it is not tried again"
+    assert database.pool_state().timeouts == 2
     assert [(entry["event"], entry["in_use"]) for entry in logs] == [("pool exhausted", 2)]
     database.run(execute("SELECT 1"))
     assert database.pool_state().in_use == 0

@@ -20,7 +20,7 @@ from db.connection.engine import Database
 from db.merge.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
-from tests.db.test_races import held, wait_until_blocked
+from tests.db.test_races import held, race, wait_until_blocked
 from tests.db.test_stories import ANN, BEN, CAT, anonymous, deleted, deliveries, row, saved, signed_in
 from tests.db.test_users import statements as count_statements
 from tests.support.database_trial import Trial
@@ -307,18 +307,6 @@ def test_what_the_application_wrote_is_overwritten_and_a_removed_row_comes_back_
 # Two at once
 
 
-def race(trial: Trial, hold: str, first: SentEvent, second: SentEvent, choices: Choices = MEMBERSHIP) -> None:
-    """Let `first` come as far as the row of `hold`, then let `second` come, then let go of the row."""
-    with ThreadPoolExecutor(2) as threads:
-        with held(trial, hold):
-            one = threads.submit(trial.apply, [first], choices)
-            wait_until_blocked(trial, 1)
-            two = threads.submit(trial.apply, [second], choices)
-            wait_until_blocked(trial, 2, unless=two)
-        for future in (one, two):
-            future.result(PATIENCE_S)
-
-
 class Meeting(NamedTuple):
     """Two events that meet: each comes as far as the row of the user beside it, and the other then comes."""
 
@@ -371,7 +359,7 @@ def test_nothing_is_lost_when_two_meet(trial: Trial, choices: Choices) -> None:
                 sent = deliveries(*before, first, second)
                 trial.reset()
                 trial.apply(sent[:-2], choices)
-                race(trial, hold, sent[-2], sent[-1], choices)
+                race(trial, hold, sent[-2:-1], sent[-1:], choices)
                 assert trial.tables() == tables(sent, choices), title
     assert logs == [], "nothing had to be tried again"
 
@@ -379,7 +367,7 @@ def test_nothing_is_lost_when_two_meet(trial: Trial, choices: Choices) -> None:
 def test_a_row_that_appears_while_its_organization_is_renamed_has_the_new_name(trial: Trial) -> None:
     *before, rename, appears = deliveries(*THERE, joined(CAT, acme(), 2), NEW_NAME[0], saved(CAT, 1))
     trial.apply(before, MEMBERSHIP)
-    race(trial, ANN, rename, appears)
+    race(trial, ANN, [rename], [appears], MEMBERSHIP)
     assert trial.tables() == tables([*before, rename, appears], MEMBERSHIP)
 
 

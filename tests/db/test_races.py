@@ -54,13 +54,19 @@ def wait_until_blocked(trial: Trial, count: int, *, unless: Future[None] | None 
         time.sleep(0.005)
 
 
-def race(trial: Trial, hold: str, first: Sequence[SentEvent], second: Sequence[SentEvent]) -> None:
+def race(
+    trial: Trial,
+    hold: str,
+    first: Sequence[SentEvent],
+    second: Sequence[SentEvent],
+    choices: Choices = DELETE,
+) -> None:
     """Let `first` come as far as the row of `hold`, then let `second` come, then let go of the row."""
     with ThreadPoolExecutor(2) as threads:
         with held(trial, hold):
-            one = threads.submit(trial.apply, first, DELETE)
+            one = threads.submit(trial.apply, first, choices)
             wait_until_blocked(trial, 1)
-            two = threads.submit(trial.apply, second, DELETE)
+            two = threads.submit(trial.apply, second, choices)
             wait_until_blocked(trial, 2, unless=two)
         for future in (one, two):
             future.result(PATIENCE_S)

@@ -11,9 +11,8 @@ from playwright.sync_api import sync_playwright
 import config
 from cli.dev import demo
 from cli.dev.servers import PostgresServer, RedisServer, free_port
-from db import migration
-from db.connection.engine import Database
 from tests.support.directories import open_directory
+from tests.support.migrations import migrate
 from tests.support.settings import SECRET
 from tests.support.stack import Stack
 
@@ -38,9 +37,7 @@ def main() -> None:
                 console_password=PASSWORD,
                 port=free_port(),
             )
-            database = Database(settings)
-            migration.upgrade(database)
-            database.dispose()
+            migrate(settings)
             with Stack(settings, directory) as stack:
                 demo.play(settings, stack.url)
                 _photograph(f"{stack.base_url}/console")

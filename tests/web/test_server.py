@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import pytest
+from werkzeug.test import Client
 
 from cli.dev.servers import HOST, RedisServer, free_port
 from tests.support.deliveries import FORGERY, PATH, genuine, signed
@@ -28,6 +29,10 @@ from tests.support.settings import SECRET, UNREACHABLE_DATABASE_URL, GivenServer
 from tests.support.stack import environment
 from tests.support.together import together
 from tests.support.waiting import wait_until
+from web import body_timeout
+from web.app import create_app
+from web.body_timeout import BodyTimeout
+from web.connections import Limits
 
 ROOT = Path(__file__).parents[2]
 SLOW_CLIENTS = 100
@@ -566,3 +571,14 @@ def memory_mb(pid: int, kind: str) -> float:
 def test_it_listens_on_the_address_that_host_names(host: str, redis_url: str, tmp_path: Path) -> None:
     with ReceiverProcess(redis_url, tmp_path, free_port(), host=host, client="::1") as receiver:
         assert receiver.deliver().status == 202
+
+
+def test_a_system_that_cannot_look_at_connections_serves_and_closes_none(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_timeout, "SUPPORTED", False)
+    app = BodyTimeout(create_app(make_settings()), 8000, Limits())
+    app.watch()
+    assert "connections" not in {thread.name for thread in threading.enumerate()}
+    with Client(app).post(PATH, data=b"{}", environ_overrides={"REMOTE_ADDR": HOST}) as answer:
+        assert answer.status_code == 400

@@ -2,13 +2,18 @@ import json
 import time
 from pathlib import Path
 
+import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from structlog.testing import capture_logs
 
 import config
 from cli.dev.servers import RedisServer, free_port
+from db.merge.change import UserChange
+from db.merge.incoming import Outcome, ReceivedChange
+from db.times import now_ms
 from tests.support.failed_jobs import fail
 from tests.support.queue import delivery
 from tests.support.settings import NO_DATABASE, MakeSettings
@@ -21,6 +26,9 @@ from worker.monitoring.redis_stats import CAUSES_KEY
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import SUSPENDED_KEY
 from worker.redis_client import fail_fast_redis
+from worker.runner.instrumentation import EVENTS_A_LINE, BatchInstrumentation
+
+HOUR_MS = 3_600_000
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -259,3 +267,38 @@ def test_what_redis_shows_to_degrade_is_shown_at_once_and_the_rest_as_of_the_las
     assert (degraded("signatures"), degraded("suspended"), degraded("clock")) == (1, 1, 1)
     redis.delete(SUSPENDED_KEY, *redis.keys(f"{recent.KEY_PREFIX}*"))
     assert (degraded("signatures"), degraded("suspended"), degraded("clock")) == (0, 0, 1)
+
+
+# What a batch leaves
+
+
+def test_a_job_that_had_failed_before_counts_as_applied_and_in_no_lag(
+    settings: config.Settings,
+) -> None:
+    counts, now = Metrics(), now_ms()
+    batch = [_incoming("fresh", now - 50), _incoming("replayed", now - 5 * HOUR_MS, is_repeated=True)]
+    BatchInstrumentation(counts).record_transaction(batch, [Outcome.APPLIED] * 2, 0.01)
+    with closing(MetricsEndpoint(settings, counts)) as endpoint:
+        assert value(endpoint, "clerk_sync_events_applied_total", type="user.updated", outcome="applied") == 2
+        for lag in ("clerk_sync_delivery_lag_seconds", "clerk_sync_event_lag_seconds"):
+            assert value(endpoint, f"{lag}_count") == 1
+            assert (value(endpoint, f"{lag}_sum") or 60) < 60
+
+
+@pytest.mark.parametrize("count", [1, EVENTS_A_LINE, 400])
+def test_no_line_of_a_batch_is_longer_than_platforms_take(count: int) -> None:
+    ids = [f"msg_{i:027}" for i in range(count)]
+    batch = [_incoming(id_, now_ms()) for id_ in ids]
+    outcomes = [Outcome.STALE, *[Outcome.APPLIED] * (count - 1)]
+    with capture_logs() as lines:
+        BatchInstrumentation(Metrics()).record_transaction(batch, outcomes, 0.01)
+    assert [event["svix_id"] for line in lines for event in line["events"]] == ids
+    assert [line["jobs"] for line in lines] == [len(line["events"]) for line in lines]
+    assert {line["of"] for line in lines} == {count}
+    assert sum(line.get("applied", 0) for line in lines) == count - 1
+    assert sum(line.get("stale", 0) for line in lines) == 1
+    assert max(len(orjson.dumps(line)) for line in lines) < 9_000, "Heroku cuts lines of over 10,000 bytes"
+
+
+def _incoming(id_: str, at: int, *, is_repeated: bool = False) -> ReceivedChange:
+    return ReceivedChange(UserChange(f"user_{1:027}"), id_, "user.updated", at, at, is_repeated=is_repeated)
