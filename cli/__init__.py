@@ -1,1 +1,1 @@
-"""The `clerk-sync` command: thin faces of what the storeys below do."""
+"""The `clerk-sync` command. Its modules only call the packages below."""

@@ -15,7 +15,7 @@ from worker.sync.backfill import Backfill, BackfillStats
 
 
 class Interrupted(Exception):
-    """The command was stopped; the message says where the next one resumes."""
+    """The command was stopped; the message says where the next run resumes."""
 
     retryable = True
 

@@ -1,4 +1,4 @@
-"""What the commands that read Clerk's API share: the connection, and a progress bar."""
+"""Shared by the commands that read Clerk's API: the context of a sync, and a progress bar."""
 
 import sys
 from collections.abc import Iterator
@@ -25,9 +25,9 @@ from worker.sync.context import SyncContext, sync_context
 
 @contextmanager
 def context_from_environment() -> Iterator[SyncContext]:
-    """Yield the context of a sync from Clerk's API, which Ctrl-C and SIGTERM stop.
+    """Yield the context of a sync from Clerk's API, which stops on Ctrl-C and SIGTERM.
 
-    Raises SettingsError, and ProbeFailed when migrations are missing.
+    Raises SettingsError, and ProbeFailed if migrations are missing.
     """
     settings = load("clerk_secret_key", "database_url")
     stopping = StopSignal()

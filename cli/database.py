@@ -169,7 +169,7 @@ def _require_local(settings: Settings, force: bool) -> None:
 
 
 def _confirm_loss(database: Database, revision: str, yes: bool) -> None:
-    """Print what a downgrade to `revision` removes, and require a confirmation."""
+    """Print what a downgrade to `revision` removes, and ask for a confirmation."""
     steps = migration.steps_down(database, revision)
     if yes or not steps:
         return

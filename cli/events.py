@@ -23,12 +23,12 @@ from worker.clerk.payloads import ALL_TYPES
 
 LOOK_EVERY_S = 1.0
 # A row has the time at which its transaction began, and becomes visible when the transaction ends. So each
-# look overlaps the one before: usually by as long as a transaction takes, now and then by as long as it may
-# take. From PostgreSQL 17 on that is at most 20 s. Older versions limit single statements only: a row of a
-# transaction that takes longer than the overlap is shown by `events` without --follow alone.
+# query overlaps the one before: usually by the usual duration of a transaction, every FAR_EVERY queries by
+# its maximum. From PostgreSQL 17 on that is 20 s. Older versions limit only single statements: a row of a
+# transaction that takes longer than the overlap is shown only by `events` without --follow.
 USUAL_TRANSACTION = timedelta(seconds=3)
 LONGEST_TRANSACTION = timedelta(seconds=40)
-FAR_EVERY = 10  # looks
+FAR_EVERY = 10  # queries
 
 
 @click.command()

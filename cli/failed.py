@@ -29,7 +29,7 @@ from worker.queue.failed_jobs import (
 from worker.queue.rq_format import ForeignJobError
 
 SHOWN = 100
-MANY = 500  # from here on a progress bar shows that something happens
+MANY = 500  # from this number of jobs on a progress bar is shown
 
 # The options that become a FailedJobFilter
 FILTERS = (
@@ -157,7 +157,7 @@ def _chosen(jobs: FailedJobs, selection: Selection, what: str) -> Sequence[str]:
 
 
 def _report(results: Iterator[tuple[str, ReplayResult]], total: int, selection: Selection) -> None:
-    """Print what became of each job, also of those before one at which `results` raises an error.
+    """Print the result of each job, also if `results` raises an error after some of them.
 
     Raises UnknownJob if a job that was named does not exist.
     """
@@ -167,7 +167,7 @@ def _report(results: Iterator[tuple[str, ReplayResult]], total: int, selection: 
         results = iter(track(results, "Working", total, transient=True, console=Console(stderr=True)))
     done: dict[str, ReplayResult] = {}
     try:
-        done.update(results)  # which keeps what came before an error
+        done.update(results)  # which keeps the results before an error
     finally:
         _show_results(done, selection)
     unknown = [printable(id_) for id_, result in done.items() if result is ReplayResult.GONE]

@@ -1,4 +1,4 @@
-"""`clerk-sync`: the group of commands; every failure becomes one line."""
+"""`clerk-sync`: the group of commands. Every failure is reported in one line."""
 
 import errno
 import gc
@@ -13,7 +13,7 @@ import click
 
 from worker import log
 
-# Objects made between two looks for garbage. With Python's own number an eighth of a start looks in vain
+# New objects between two garbage collections. With Python's default they take an eighth of the start-up time
 GC_THRESHOLD = 10_000
 OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 COMMANDS = {  # and the module of each
@@ -33,7 +33,7 @@ COMMANDS = {  # and the module of each
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is called: `clerk-sync web` need not load what `dev` needs."""
+    """Imports a command when it is called, so that `clerk-sync web` does not import what `dev` needs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names, in the order of the help."""
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         status = _drop_output()
     except Exception as error:
         if "--debug" in given:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def describe(error: Exception) -> str:
-    """Return the line that a user sees. Only errors of our own carry a text that is safe to show."""
+    """Return the line that a user sees. Only the texts of this project's own errors are safe to show."""
     if hasattr(error, "retryable"):
         return str(error)
     if isinstance(error, OSError) and error.errno in OUTPUT_ERRORS:
@@ -95,7 +95,7 @@ def describe(error: Exception) -> str:
 
 
 def _open_closed_streams() -> None:
-    """Let a standard stream that was closed lead nowhere: else the next connection gets its number."""
+    """Open closed standard streams on /dev/null: otherwise the next connection would get their numbers."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
@@ -106,7 +106,7 @@ def _open_closed_streams() -> None:
 
 
 def _leave_deleted_directory() -> None:
-    """Go to / when the working directory was deleted: libraries ask for its name."""
+    """Change to / if the working directory was deleted: libraries read its name."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -114,7 +114,7 @@ def _leave_deleted_directory() -> None:
 
 
 def _drop_output() -> int:
-    """Let what is still to be written lead nowhere, so that the end of the process does not complain."""
+    """Redirect further output to /dev/null, so that the end of the process reports no error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 

@@ -1,4 +1,4 @@
-"""Options that several commands take: a time, given as a moment or as how long ago."""
+"""Options of several commands: a time, as a moment or as how long ago."""
 
 import re
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""How listings look: at most 80 columns for people, JSON for machines."""
+"""Prints listings: at most 80 columns for people, JSON for programs."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def show_json(value: object) -> None:
 
 
 def show_entry(label: str, text: str, width: int = LABEL_WIDTH) -> None:
-    """Print a label and, beside it, a text that is wrapped to the terminal's width."""
+    """Print a label and a text that is wrapped to the terminal's width."""
     lines = wrapped(text, width + 2)
     click.echo(f"{label:<{width}}  {lines[0]}")
     for line in lines[1:]:
@@ -30,7 +30,7 @@ def show_entry(label: str, text: str, width: int = LABEL_WIDTH) -> None:
 def wrapped(text: str, indent: int) -> list[str]:
     """Return the lines of a text that starts `indent` columns from the left.
 
-    Without a terminal a line has 80 columns, or as many as COLUMNS says.
+    Without a terminal a line has 80 columns, or the number in COLUMNS.
     """
     columns = max(shutil.get_terminal_size().columns - indent, 20)
     return textwrap.wrap(printable(text), columns, break_on_hyphens=False) or [""]
@@ -58,5 +58,5 @@ def exact(moment: datetime) -> str:
 
 
 def plain(value: Any) -> str:
-    """Return a value that JSON has no form for as text, times in ISO 8601."""
+    """Return a value that JSON does not support as text, times in ISO 8601."""
     return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -14,7 +14,7 @@ from worker.sync.reconcile_memberships import MemberReport
 
 SHOWN = 100
 LEFTOVERS = {"PROFILE_FIELDS": "profiles", "ORGANIZATION_SOURCE": "memberships"}
-ROW_WIDTH = 43  # columns of a kind and a Clerk id
+ROW_WIDTH = 43  # characters for a kind and a Clerk id
 ELSEWHERE = (
     "{} here not in Clerk, but possibly of another Clerk instance: not deleted"
     " (docs/operations.md, Several Clerk instances)"

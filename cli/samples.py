@@ -1,4 +1,4 @@
-"""Made-up deliveries as Clerk sends them, for `send` and the demo: bodies, ids and signatures.
+"""Sample deliveries in Clerk's format, for `send` and the demo: bodies, ids and signatures.
 
 `samples.json` has every field of each object. Every address is at example.com. All times are ms.
 """
@@ -25,9 +25,9 @@ LAST_NAMES = ("Okafor", "Lindgren", "Moreau", "Tanaka", "Silva", "Novak", "Hadda
 
 
 def sample(type_: str, clerk_id: str, now: int, instance_id: str = INSTANCE) -> Json:
-    """Return an event about that user, or about the organization that they are in, as it would be at `now`.
+    """Return an event about that user, or about the user's organization, that happens at `now`.
 
-    Samples about one user fit together: same name, same address, same creation, same organization.
+    All samples about one user agree: same name, address, creation time and organization.
     """
     return event(type_, _data(type_, clerk_id, now), now, instance_id)
 
@@ -49,11 +49,11 @@ def template(name: str) -> Json:
 
 
 def user(clerk_id: str, created_at: int, email: str | None, **fields: Any) -> Json:
-    """Return Clerk's JSON of a user, one verified address or none; `fields` add to it or replace."""
+    """Return Clerk's JSON of a user with one verified address or none; `fields` are added or replaced."""
     made = template("user")
     (entry,) = made["email_addresses"]
     entry |= {"id": new_id("idn"), "email_address": email, "created_at": created_at}
-    # Clerk touches a user once more while it creates them.
+    # Clerk updates a user once more while creating it.
     made |= {"id": clerk_id, "created_at": created_at, "updated_at": created_at + 24}
     made["primary_email_address_id"] = entry["id"]
     if email is None:
@@ -62,13 +62,13 @@ def user(clerk_id: str, created_at: int, email: str | None, **fields: Any) -> Js
 
 
 def session(clerk_id: str, created_at: int, **fields: Any) -> Json:
-    """Return Clerk's JSON of a session that began at `created_at`; `fields` add to it or replace."""
+    """Return Clerk's JSON of a session that began at `created_at`; `fields` are added or replaced."""
     times = {"created_at": created_at, "updated_at": created_at + 31, "expire_at": created_at + 7 * DAY}
     return template("session") | {"id": new_id("sess"), "user_id": clerk_id, **times, **fields}
 
 
 def deleted(id_: str, object_: str = "user") -> Json:
-    """Return what Clerk says of a user who was deleted, or of another object."""
+    """Return Clerk's JSON of a deleted user or other object."""
     return {"deleted": True, "external_id": None, "id": id_, "object": object_}
 
 
@@ -130,7 +130,7 @@ def _data(type_: str, clerk_id: str, now: int) -> Json:
 
 
 def _person(clerk_id: str) -> Json:
-    """Return the user as they signed up; the id decides everything."""
+    """Return the user at sign-up; everything is derived from the id."""
     chance = random.Random(clerk_id)  # noqa: S311 - picks names, keeps no secret
     first_name, last_name = chance.choice(FIRST_NAMES), chance.choice(LAST_NAMES)
     address = f"{first_name}.{last_name}.{crc32(clerk_id.encode()):08x}@example.com".lower()
@@ -138,7 +138,7 @@ def _person(clerk_id: str) -> Json:
 
 
 def _company(clerk_id: str) -> Json:
-    """Return the organization that the user has been in since they signed up; the user's id decides all."""
+    """Return the user's organization since sign-up; everything is derived from the user's id."""
     chance = random.Random(f"organization of {clerk_id}")  # noqa: S311 - picks names, keeps no secret
     name = f"{' & '.join(chance.sample(LAST_NAMES, 2))} Ltd"
     slug = re.sub("[^a-z0-9]+", "-", name.lower())

@@ -13,7 +13,7 @@ from db.times import now_ms
 from web.webhook import PATH
 from worker.clerk.payloads import ALL_TYPES
 
-TIMEOUT_S = 15  # Svix waits as long for an answer.
+TIMEOUT_S = 15  # as long as Svix waits for an answer
 
 
 class NotDelivered(Exception):
@@ -23,7 +23,7 @@ class NotDelivered(Exception):
 
 
 class DeliveryResponse(NamedTuple):
-    """What the receiver answered: the HTTP status, and its word for what became of the delivery."""
+    """The receiver's answer: the HTTP status, and its word for the result."""
 
     http_status: int
     word: str
@@ -46,7 +46,7 @@ def _check_svix_id(_context: click.Context, _parameter: click.Parameter, svix_id
 
 
 class Sender:
-    """Svix's side of a delivery: signs with one key and posts to one URL, whatever proxy is set."""
+    """Delivers like Svix: signs with one key and posts to one URL, ignoring proxy settings."""
 
     def __init__(self, url: str, key: bytes) -> None:
         self._url = url

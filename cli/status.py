@@ -1,4 +1,4 @@
-"""`status`: what /health says, for a terminal."""
+"""`status`: the report of /health, for a terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from config import load
 from worker.monitoring.health import Status
 from worker.monitoring.words import ago, counted, span
 
-NAME_LENGTH = 8  # of a worker's name, which `--json` shows whole
+NAME_LENGTH = 8  # of a worker's name; `--json` shows the whole name
 
 
 @click.command()

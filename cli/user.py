@@ -18,7 +18,7 @@ from worker.monitoring.words import ago, counted
 from worker.redis_client import fail_fast_redis
 
 JOBS_SHOWN = 20
-SHOWN = ("clerk_id", "claimed_email", "deleted_at")  # by lines of their own
+SHOWN = ("clerk_id", "claimed_email", "deleted_at")  # shown in lines of their own
 
 
 @click.command()
@@ -44,7 +44,7 @@ def user(clerk_id: str, asks_clerk: bool, as_json: bool) -> None:
 
 
 def _in_clerk(clerk_id: str) -> dict[str, Any]:
-    """Return whether Clerk has the user, and when it last changed there (ms)."""
+    """Return whether Clerk has the user, and when the user was last changed there (ms)."""
     with context_from_environment() as context:
         found = [user for user in context.api.user(clerk_id).users if user.id == clerk_id]
     return {"exists": bool(found), "updated_at": found[0].updated_at if found else None}

@@ -1,4 +1,4 @@
-"""The Flask application: the receiver, the health pages, the metrics and the console, put together."""
+"""Builds the Flask application: the receiver, the health pages, the metrics and the console."""
 
 from multiprocessing.util import Finalize
 
@@ -22,19 +22,19 @@ _log = structlog.get_logger("web.app")
 
 
 def start(settings: Settings) -> Flask:
-    """Return the application for one process of the server: logging is set up too."""
+    """Configure logging and return the application for one process of the server."""
     log.configure(settings)
     counts = Metrics()
     tasks = ReceiverTasks(settings, counts)
     tasks.start()
-    Finalize(None, tasks.stop, exitpriority=0)  # a forked process runs these and not what atexit has
+    Finalize(None, tasks.stop, exitpriority=0)  # a forked process runs these, but no atexit functions
     return create_app(settings, counts)
 
 
 def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
-    """Return the application. It connects to Redis when the first delivery comes, not before.
+    """Return the application. It connects to Redis when the first delivery arrives.
 
-    What it counts goes to `counts`, and from there to the totals, at the latest when `/metrics` is read.
+    It counts in `counts`, which are added to the totals in Redis, at the latest when `/metrics` is read.
     """
     counts = Metrics() if counts is None else counts
     app = Flask("web", static_folder=None)

@@ -1,4 +1,4 @@
-"""Reads a delivery's body within bounds of size and memory; `web.body_timeout` bounds the time.
+"""Reads a delivery's body within limits of size and memory; `web.body_timeout` limits the time.
 
 The size is at most MAX_BODY_BYTES. The bodies that one process holds, finished or not, take at most
 ORDINARY_BYTES for each connection, and LARGE_BODIES_BYTES for all larger ones together.
@@ -26,11 +26,11 @@ class TooLarge(BodyRefused):
 
 
 class NoRoom(BodyRefused):
-    """The body is large, and other large ones take all the memory that there is for them."""
+    """The body is large, and other large bodies occupy all the memory for them."""
 
 
 class Incomplete(BodyRefused):
-    """The body did not arrive whole, or not in time."""
+    """The body did not arrive completely, or not in time."""
 
 
 class BodyReader:
@@ -43,9 +43,9 @@ class BodyReader:
 
     @contextmanager
     def body(self, environ: WSGIEnvironment) -> Iterator[bytes]:
-        """Give the whole body, whose room is kept until the block ends.
+        """Yield the whole body; its memory stays reserved until the block ends.
 
-        Raises TooLarge and NoRoom before it is read, if its length is declared, and Incomplete.
+        Raises TooLarge and NoRoom (before reading, if the length is declared), and Incomplete.
         """
         length = _declared_length(environ)
         if length is None:

@@ -1,9 +1,10 @@
 """Ends requests whose body arrives too slowly, and connections while few are left.
 
-Granian waits for a body without a limit, with a thread and a connection. Only closing the connection ends
-the wait, and granian gives only the client's address, without the port. So a thread looks for late bodies,
-and closes the connections of their addresses on which nothing was sent for as long: that of the late body,
-and idle ones. A client opens another one, and Clerk delivers again what a proxy loses.
+Granian waits for a body without a time limit, and the wait occupies a thread and a connection. Only closing
+the connection ends it, but granian gives only the client's address, without the port. So a thread looks for
+late bodies, and closes the connections from their addresses on which nothing was sent for as long: that of
+the late body, and idle ones. Clients open a new connection, and Clerk repeats a delivery that a proxy loses
+by this.
 
 While connections are scarce, every answer ends its connection, and `web.connections` closes others.
 """
@@ -19,7 +20,7 @@ from werkzeug.exceptions import RequestTimeout
 
 from web.connections import SUPPORTED, Connections, Limits
 
-# "100 Continue" is sent just after the clock of its body has started.
+# "100 Continue" is sent just after the time limit of its body has started.
 AFTER_CONTINUE_S = 1.0
 
 
@@ -36,7 +37,7 @@ class BodyTimeout:
         self._awaited: set[_Body] = set()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Pass the request on, with a body that is watched while it is read."""
+        """Call the application with a body that has a time limit."""
         environ["wsgi.input"] = _Body(
             environ["wsgi.input"], environ["REMOTE_ADDR"], self._limits.body_timeout_s, self._awaited
         )
@@ -45,14 +46,14 @@ class BodyTimeout:
         return _whole(self._app(environ, start_response))
 
     def watch(self) -> None:
-        """Close the connections that take too long, in a thread, from now on."""
+        """Start a thread that closes the connections that take too long."""
         if SUPPORTED:
             threading.Thread(target=self._watch, name="connections", daemon=True).start()
 
     def _watch(self) -> None:
         while True:
             time.sleep(self._limits.look_every_s)
-            with suppress(OSError):  # no file descriptor left to look with
+            with suppress(OSError):  # no file descriptor is left to open the list of connections
                 self._connections.make_room()
                 late = {body.address for body in list(self._awaited) if body.is_late()}
                 if late:
@@ -60,7 +61,7 @@ class BodyTimeout:
 
 
 class _Body:
-    """What werkzeug needs of `wsgi.input`; it is in `awaited` while a thread waits for more of it."""
+    """The part of `wsgi.input` that werkzeug uses. It is in `awaited` while a thread waits for more data."""
 
     __slots__ = ("_awaited", "_began", "_stream", "_timeout_s", "address")
 
@@ -81,7 +82,7 @@ class _Body:
         finally:
             self._awaited.discard(self)
         if self.is_late():
-            raise RequestTimeout  # what has come of it may look whole: granian tells no error
+            raise RequestTimeout  # the part that arrived may look complete: granian reports no error
         return data
 
 

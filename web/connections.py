@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 OPEN_FILES = "/proc/self/fd"
-# linux/tcp.h, struct tcp_info: tcpi_last_data_sent, in ms. Before anything is sent it counts from the accept.
+# linux/tcp.h, struct tcp_info: tcpi_last_data_sent, in ms since the last sent data, or since the accept.
 LAST_DATA_SENT = struct.Struct("=44xI")
 SUPPORTED = sys.platform == "linux"
 
@@ -21,11 +21,12 @@ SUPPORTED = sys.platform == "linux"
 class Limits(NamedTuple):
     """The limits for clients of a process; tests use shorter times.
 
-    body_timeout_s   how long a body may take to arrive, and a connection may be silent beside a late body
-    connections      how many it takes at a time; the rest waits to be accepted
-    scarce_from      the share of these from which on connections are scarce
-    scarce_s         how long one may be held while they are scarce
-    look_every_s     how often that is looked at
+    body_timeout_s   how long a body may take to arrive; also how long the connections of a late body's
+                     address may be silent
+    connections      open connections at a time; more wait to be accepted
+    scarce_from      the share of `connections` above which they are scarce
+    scarce_s         how long a connection may be held while they are scarce
+    look_every_s     the interval of these checks
     """
 
     body_timeout_s: float = 10.0
@@ -46,10 +47,10 @@ class Connections:
         self._held_since: dict[int, float] = {}
 
     def make_room(self) -> None:
-        """Close those held longest, of those held for `scarce_s`, until connections are no longer scarce.
+        """Close the connections held longest, if held for `scarce_s`, until connections are not scarce.
 
-        What counts is the time since something was last sent, or since this first saw the connection among
-        too many: a byte now and then, sent or read, keeps none.
+        A connection is held since data was last sent on it, or since it was first seen while connections were
+        scarce. So a client cannot keep one by sending or reading a byte now and then.
         """
         self.scarce = len(os.listdir(OPEN_FILES)) > self._keep
         if not self.scarce:
@@ -64,7 +65,7 @@ class Connections:
         self._close({inode for inode, since in too_many if now - since > self._limits.scarce_s})
 
     def close_silent(self, addresses: Collection[str], silent_s: float) -> None:
-        """Close what has been sent nothing for so long, of these addresses."""
+        """Close the connections from these addresses on which nothing was sent for that long."""
         self._close(
             {one.inode for one in self._open() if one.address in addresses and one.silent_s > silent_s}
         )
@@ -76,11 +77,11 @@ class Connections:
                     one.socket.shutdown(socket.SHUT_RDWR)
 
     def _open(self) -> Iterator["_Connection"]:
-        """Give each connection; its socket is a duplicate, which lasts until the next one."""
+        """Yield each connection; its socket is a duplicate, closed when the next one is requested."""
         for name in os.listdir(OPEN_FILES):
-            with suppress(OSError), _duplicate(int(name)) as duplicate:  # it may be gone, or none
+            with suppress(OSError), _duplicate(int(name)) as duplicate:  # it may be closed, or no socket
                 if duplicate.getsockname()[1:2] == (self._port,):
-                    address = duplicate.getpeername()[0]  # an OSError where we listen
+                    address = duplicate.getpeername()[0]  # OSError for the listening socket
                     inode = os.fstat(duplicate.fileno()).st_ino
                     yield _Connection(inode, address, _silent_s(duplicate), duplicate)
 
@@ -93,7 +94,7 @@ class _Connection(NamedTuple):
 
 
 def _duplicate(number: int) -> socket.socket:
-    # The server may close the original at any time, and its number may be another connection's then.
+    # The server may close the original at any time; its number may then belong to another connection.
     duplicate = os.dup(number)
     try:
         return socket.socket(fileno=duplicate)

@@ -1,6 +1,6 @@
 """`/console`: one page for operators. It works without JavaScript, and without Redis or the database.
 
-What it shows comes from `worker.monitoring.overview`, what its buttons do from `worker.queue.failed_jobs`.
+Its data comes from `worker.monitoring.overview`; its buttons call `worker.queue.failed_jobs`.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ _log = structlog.get_logger("web.console")
 
 
 class JobAction(NamedTuple):
-    """What a form asks for: to replay or to discard the jobs of these ids, or all that had failed by then."""
+    """What a form requests: to replay or discard the jobs with these ids, or all that had failed by then."""
 
     verb: str
     ids: tuple[str, ...]
@@ -45,7 +45,7 @@ class JobAction(NamedTuple):
 
 
 def blueprint(settings: Settings, password: SecretStr, status: Status) -> Blueprint:
-    """Return the page, its form, and the files it needs; all of it behind the password."""
+    """Return the routes of the page, its form and its files; all require the password."""
     data = ConsoleData(status)
     auth = ConsoleAuth(password.get_secret_value(), LoginThrottle(settings))
     console = Blueprint(
@@ -79,7 +79,7 @@ def blueprint(settings: Settings, password: SecretStr, status: Status) -> Bluepr
 
     @console.post("/jobs")
     def apply_action() -> ResponseReturnValue:
-        """Replay or discard failed jobs; what touches all of them, or deletes any, is confirmed first."""
+        """Replay or discard failed jobs; acting on all of them, or deleting any, needs a confirmation."""
         request.max_content_length = MAX_FORM_BYTES
         action = _requested_action() if auth.has_token() else None
         if action is None:
@@ -112,7 +112,7 @@ def _last_hour(minutes: Sequence[Minute], now: datetime) -> list[Minute]:
 
 
 def _requested_action() -> JobAction | None:
-    """Read the form; None when it is none of ours."""
+    """Read the form; None if it is not one of this page."""
     verb, _, one = request.form.get("do", "").partition(" ")
     try:
         until = datetime.fromisoformat(request.form.get("until", ""))
@@ -138,13 +138,13 @@ def _apply(jobs: FailedJobs, action: JobAction) -> ResponseReturnValue:
 
 
 def _link(path: str = "", **query: object) -> str:
-    """Return a relative URL within the console, which works under any path prefix that a proxy takes off."""
+    """Return a relative URL within the console, which works under any path prefix that a proxy removes."""
     up = "" if request.path.endswith("/console") else "../"
     return f"{up}console{path}" + (f"?{urlencode(query)}" if query else "")
 
 
 def _notice() -> str | None:
-    """Return what to say of the form that was sent before this page."""
+    """Return the notice about the form that was sent before this page."""
     match request.args.get("notice"):
         case "redis":
             return "Redis does not answer. Some jobs may not be done: check the list and try again."

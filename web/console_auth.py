@@ -32,7 +32,7 @@ class ConsoleAuth:
         self._tokens = URLSafeTimedSerializer(password, salt="clerk-sync console form")
 
     def refusal(self) -> Response | None:
-        """Return the answer to a request that is not admitted; None for one that is."""
+        """Return the answer to a request that is refused; None if it is admitted."""
         given = request.authorization
         if given is None or given.type != "basic" or given.password is None:
             return _ask()
@@ -45,11 +45,11 @@ class ConsoleAuth:
         return None
 
     def token(self) -> str:
-        """Return what a form must send back: only a page behind the password has it."""
+        """Return the token that a form must send back: only pages that require the password contain it."""
         return self._tokens.dumps("form")
 
     def has_token(self) -> bool:
-        """Say whether the form that was sent came from this console, at most TOKEN_AGE_S ago."""
+        """Say whether the form has a token of this console that is at most TOKEN_AGE_S old."""
         try:
             self._tokens.loads(request.form.get("token", ""), max_age=TOKEN_AGE_S)
         except BadSignature:

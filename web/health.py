@@ -1,4 +1,4 @@
-"""Health for people and machines: `/health`, `/health/live`, `/health/ready`."""
+"""The health pages: `/health`, `/health/live`, `/health/ready`."""
 
 from flask import Blueprint, Response, jsonify
 
@@ -8,14 +8,14 @@ from worker.queue.producer import DeliveryQueue
 
 
 def blueprint(queue: DeliveryQueue, status: Status) -> Blueprint:
-    """Return the routes. None of them shows a host, a user or a password."""
+    """Return the routes. Their answers contain no host, user or password."""
     routes = Blueprint("health", __name__, url_prefix="/health")
     # One probe at a time for all callers, on a connection that no delivery uses.
     readiness = Probe("ready", queue.ping)
 
     @routes.get("")
     def health() -> tuple[Response, int]:
-        """Report on everything. Degraded is 200: a load balancer that stops the intake cures nothing."""
+        """Report everything. `degraded` is 200: stopping deliveries at a load balancer would not help."""
         report = status.report()
         return jsonify(report), 503 if report["status"] == "failing" else 200
 
@@ -25,7 +25,7 @@ def blueprint(queue: DeliveryQueue, status: Status) -> Blueprint:
 
     @routes.get("/ready")
     def ready() -> tuple[Response, int]:
-        """Say whether deliveries can be taken. They can be without the database, so it is not asked."""
+        """Say whether deliveries can be queued. This does not depend on the database."""
         error = ask({"ready": (readiness, ())})["ready"].error
         if error is not None:
             return jsonify(status="failing", error=error), 503

@@ -1,4 +1,4 @@
-"""Limits the log lines of unverified requests: the first ones of a minute, then one with the number."""
+"""Limits the log lines about unverified requests: the first of a minute, then one with their number."""
 
 import threading
 
@@ -11,7 +11,7 @@ _log = structlog.get_logger("web.webhook")
 
 
 class LineLimit:
-    """Lets FIRST lines pass in `period_s`, and counts the rest; for one process and all of its threads."""
+    """Allows FIRST lines in `period_s`, and counts the others; for all threads of one process."""
 
     def __init__(self, period_s: float = PERIOD_S) -> None:
         self._period_s = period_s
@@ -20,7 +20,7 @@ class LineLimit:
         self._left_out = 0
 
     def allows(self) -> bool:
-        """Say whether one more line may be written; if not, it is counted."""
+        """Say whether another line may be written; if not, count it."""
         with self._lock:
             if self._written == 0:
                 self._start_period()

@@ -4,7 +4,7 @@
 400  not a Clerk user id
 401  the token is missing or wrong
 404  Clerk has no such user
-429  too many users at once: the calls of all share a part of Clerk's rate limit
+429  too many users at once: all processes share a part of Clerk's rate limit
 503  Clerk, the database or Redis does not answer
 """
 
@@ -20,7 +20,7 @@ from db.merge.change import CLERK_ID
 from worker.sync.pull_service import PullService, PullStatus
 
 STATUS = {PullStatus.FOUND: 200, PullStatus.ABSENT: 404, PullStatus.BUSY: 429, PullStatus.UNAVAILABLE: 503}
-RETRY_AFTER_S = 2  # unless Clerk asks for more
+RETRY_AFTER_S = 2  # if Clerk asks for no longer wait
 
 _log = structlog.get_logger("web.pull")
 

@@ -30,14 +30,14 @@ log = structlog.get_logger("web")
 
 BACKLOG = 1024
 HEADER_TIMEOUT_MS = 75_000  # Also how long a connection may idle: load balancers commonly allow 60 s.
-HEADER_LIMIT_BYTES = 16 * 1024  # as in Node; a process may hold that much for every connection
+HEADER_LIMIT_BYTES = 16 * 1024  # as in Node; a process may buffer that much for every connection
 STOP_TIMEOUT_S = 6  # A delivery takes 5 s at most, and a container is killed 10 s after its SIGTERM.
 PARENT_CHECK_S = 1.0
 DEFAULT_LIMITS = Limits()
 
 
 class CannotListen(Exception):
-    """The port cannot be had; the message says why."""
+    """The receiver cannot listen on the port; the message says why."""
 
     retryable = False
 
@@ -46,7 +46,7 @@ def serve(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests in progress and return.
 
     A process that dies is replaced; one that dies again within seconds ends the server with SystemExit(1).
-    Raises CannotListen when the address cannot be had.
+    Raises CannotListen if the address cannot be used.
     """
     settings = settings.model_copy(update={"port": _free_port(settings.host, settings.port)})
     _share_what_is_loaded()
@@ -57,8 +57,8 @@ def serve(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
         port=settings.port,
         interface=Interfaces.WSGI,
         workers=settings.web_workers,
-        # A body that trickles in holds its thread until web.body_timeout ends it. So there may be one for
-        # every connection; they are started when there is work for them, and end when there is none.
+        # A body that arrives slowly occupies a thread until web.body_timeout ends it. So there may be one for
+        # every connection; granian starts them on demand, and ends idle ones.
         blocking_threads=limits.connections,
         backpressure=limits.connections,
         backlog=BACKLOG,
@@ -67,7 +67,7 @@ def serve(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
             header_read_timeout=HEADER_TIMEOUT_MS, max_buffer_size=HEADER_LIMIT_BYTES
         ),
         websockets=False,
-        # Only errors, and through our own log: the webhook writes the line of each delivery.
+        # Only errors, in the log of this service: `web.webhook` writes the line of each delivery.
         log_level=LogLevels.error,
         log_dictconfig={"loggers": {"_granian": {"propagate": True}}},
         respawn_failed_workers=True,
@@ -77,35 +77,35 @@ def serve(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
 
 
 def _share_what_is_loaded() -> None:
-    """Let the processes be forks, which share what this one has loaded."""
+    """Make the processes forks, which share the memory of what this process has loaded."""
     svix_webhook()
     if sys.platform == "linux":
         multiprocessing.set_start_method("fork", force=True)
-        gc.freeze()  # the collector of each process would write to the shared pages
+        gc.freeze()  # the garbage collector of each process would write to the shared pages
 
 
 def _start_process(settings: Settings, limits: Limits, parent: int) -> BodyTimeout:
     threading.Thread(target=_stop_without_parent, args=(parent,), daemon=True).start()
     app = BodyTimeout(start(settings), settings.port, limits)
     app.watch()
-    gc.freeze()  # what is here by now stays: the garbage collector need not go through it again and again
+    gc.freeze()  # the garbage collector need not scan the objects loaded so far
     return app
 
 
 def _stop_without_parent(parent: int) -> None:
-    # Every process has a listening socket of its own on the port: left behind by a parent that was killed, it
-    # would go on taking its share of the deliveries beside the next server.
+    # Every process has its own listening socket on the port. After its parent was killed, a process
+    # would continue to receive a share of the deliveries beside the next server.
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _free_port(host: str, port: int) -> int:
-    """Return the port, for 0 one that is free now. Raises CannotListen.
+    """Return the port; for 0, one that is free now. Raises CannotListen.
 
-    Every process binds it for itself, so it has to be one number.
+    Every process binds the port itself, so all need the same number.
     """
-    # Granian shares its port (SO_REUSEPORT), so a second server would start without a word.
+    # Granian shares its port (SO_REUSEPORT), so a second server would start without an error.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:

@@ -2,7 +2,7 @@
 
 Clerk sends through Svix, whose library verifies `<id>.<timestamp>.<body>` against HMAC-SHA256 signatures. The
 library raises errors of four kinds for headers that are malformed, also when a valid signature stands beside
-them. So only entries of the right shape reach it, and whatever it raises means forged.
+them. So only entries of the right shape are passed to it, and any error that it raises means forged.
 
 Source: docs.svix.com, "Verifying webhooks"; github.com/standard-webhooks, whose header names some relays use.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from svix.webhooks import Webhook
 
-# As WSGI names them: Svix's own name, and that of Standard Webhooks.
+# Names in WSGI's environ: Svix's own, and those of Standard Webhooks.
 ID_HEADERS = ("HTTP_SVIX_ID", "HTTP_WEBHOOK_ID")
 TIMESTAMP_HEADERS = ("HTTP_SVIX_TIMESTAMP", "HTTP_WEBHOOK_TIMESTAMP")
 SIGNATURE_HEADERS = ("HTTP_SVIX_SIGNATURE", "HTTP_WEBHOOK_SIGNATURE")
@@ -38,7 +38,7 @@ class Reason(StrEnum):
 
 
 class Forged(Exception):
-    """The delivery is not proven to come from Clerk, or is too old to be believed."""
+    """The delivery is not proven to come from Clerk, or is too old."""
 
     retryable = False
 
@@ -71,7 +71,7 @@ def read_headers(environ: Mapping[str, Any], now_s: float) -> dict[str, str]:
 def svix_webhook() -> "type[Webhook]":
     """Load and return `svix.webhooks.Webhook`, without the rest of the package.
 
-    `import svix` would load a client of Svix's API as well: 44 MB that verifying does without (svix 2.9).
+    `import svix` would also load a client of Svix's API, which takes 44 MB and is not needed (svix 2.9).
     """
     package = cast("Any", importlib.util.find_spec("svix"))
     spec = importlib.util.spec_from_file_location(
@@ -103,6 +103,6 @@ class Verifier:
 def _is_signed(webhook: "Webhook", text: str, headers: dict[str, str]) -> bool:
     try:
         webhook.verify(text, headers)
-    except Exception:  # of every kind: see above
+    except Exception:  # of any class: see the module's docstring
         return False
     return True

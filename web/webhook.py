@@ -1,7 +1,7 @@
 """`POST /webhooks/clerk`: check the headers → read the body → verify → enqueue → answer.
 
-What each answer means is in REPLIES. Each delivery leaves one line in the log, with ids and the type but
-nothing personal; of those that are not verified only the first ones of a minute do.
+REPLIES explains each answer. Each delivery writes one line to the log, with ids and the type but nothing
+personal; unverified requests write only the first lines of a minute.
 """
 
 import json
@@ -43,7 +43,7 @@ _log = structlog.get_logger("web.webhook")
 
 
 class Reply(NamedTuple):
-    """How an answer is sent: its HTTP status, what is said of an error, and the level of its line."""
+    """How an answer is sent: its HTTP status, the text of an error, and the level of its log line."""
 
     status: int
     error: str | None = None
@@ -63,11 +63,11 @@ REPLIES: Mapping[DeliveryAnswer, Reply] = {
     DeliveryAnswer.FORGED: Reply(400, "the signature is missing or not valid", "warning"),
     DeliveryAnswer.NOT_JSON: Reply(400, "the body is not JSON", "warning"),
     DeliveryAnswer.TOO_LARGE: Reply(413, "the body is too large", "warning"),
-    # The body took too long, or the client left before it was all there.
+    # The body took too long, or the client disconnected before it was complete.
     DeliveryAnswer.INCOMPLETE: Reply(408, "the body did not arrive completely in time", "warning"),
-    # The memory for large bodies is taken: Clerk delivers again.
+    # The memory for large bodies is occupied: Clerk delivers again.
     DeliveryAnswer.NO_ROOM: Reply(503, "the delivery cannot be taken now", "error"),
-    # Redis cannot take it: Clerk delivers again.
+    # Redis cannot store the job: Clerk delivers again.
     DeliveryAnswer.UNAVAILABLE: Reply(503, "the delivery cannot be taken now", "error"),
     DeliveryAnswer.ERROR: Reply(503, "the delivery cannot be taken now", "error"),
 }
@@ -152,5 +152,5 @@ def _response(answer: DeliveryAnswer) -> Response:
 
 
 def _if_shaped(shape: re.Pattern[str], text: str | None) -> str | None:
-    # What Clerk sends in odd shapes may hold personal data: the log does not get it.
+    # Text of another shape may contain personal data, so it is not logged.
     return text if text is not None and shape.fullmatch(text) else None

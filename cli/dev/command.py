@@ -69,7 +69,7 @@ def dev(demo: bool, verbose: bool) -> None:
 
 
 class _Command(Process):
-    """A `clerk-sync` command in a process of its own, which writes to a log file or, without one, here."""
+    """A `clerk-sync` command in its own process, which writes to a log file, else to the terminal."""
 
     def __init__(self, data: Path, command: str, settings: config.Settings, log: Path | None = None) -> None:
         super().__init__(command, data / f"{command}.pid")
@@ -82,7 +82,7 @@ class _Command(Process):
         self.launch(argv, cwd=Path.cwd(), log=self._log_file)
 
     def stop(self) -> None:
-        """Let the command finish what it holds, and wait for its end."""
+        """Ask the command to finish its work, and wait for its end."""
         self.end(patience=self._patience)
 
 
@@ -149,8 +149,8 @@ def _port(path: Path) -> int:
 
 
 def _write_psql(data: Path, postgres: PostgresServer) -> None:
-    """Write `.data/psql`, which opens the database with the terminal client of the wheel."""
-    # Rows that are wider than the terminal are shown column by column, and none waits in a pager.
+    """Write `.data/psql`, which opens the database with the psql of the wheel."""
+    # Rows that are wider than the terminal are shown column by column, and without a pager.
     options = "-P pager=off -P expanded=auto"
     command = f'exec {shlex.quote(str(postgres.psql))} {options} {shlex.quote(postgres.url)} "$@"'
     write_private(data / "psql", f"#!/bin/sh\n{command}\n", mode=0o700)
@@ -168,16 +168,16 @@ def _start_service(
     write_private(data / "env", "".join(exports))
     variables["PYTHONUNBUFFERED"] = "1"
     if "log_format" not in settings.model_fields_set:
-        variables["LOG_FORMAT"] = "console"  # a person reads these logs
+        variables["LOG_FORMAT"] = "console"  # these logs are read by people
     for name, value in variables.items():
-        os.putenv(name, value)  # for the children; this process goes on with the settings it has loaded
+        os.putenv(name, value)  # for the children; this process keeps the settings that it has loaded
     for command in ("worker", "web"):
         log = None if verbose else data / f"{command}.log"
         started.start(_Command(data, command, settings, log))
 
 
 def _reachable(host: str) -> str:
-    """Return where this machine reaches what listens on `host`, as it stands in a URL."""
+    """Return the host for a URL at which this machine reaches a server that listens on `host`."""
     host = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104 - compares, does not listen
     return f"[{host}]" if ":" in host else host
 
@@ -216,7 +216,7 @@ def _announce(settings: config.Settings, url: str, data: Path, *, verbose: bool)
 
 
 def _command() -> str:
-    """Return how a shell calls us: by name, or by path where the virtual environment is not active."""
+    """Return how a shell calls clerk-sync: by name, or by path if the virtual environment is not active."""
     if shutil.which("clerk-sync"):
         return "clerk-sync"
     return os.path.relpath(Path(sys.executable).with_name("clerk-sync"))

@@ -1,4 +1,4 @@
-"""`.data/`: what outlives a run of `clerk-sync dev`, closed to the other users of the machine."""
+"""`.data/`: the files that `clerk-sync dev` keeps between runs, closed to the other users of the machine."""
 
 import os
 import stat
@@ -14,9 +14,9 @@ PASSABLE = stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH
 
 @contextmanager
 def data_directory() -> Iterator[Path]:
-    """Make `.data/` in the working directory and hold it for this run alone. Raises DevError.
+    """Create `.data/` in the working directory and lock it for this run. Raises DevError.
 
-    Only its owner may list it. Under root the servers, which run as another account, may pass through.
+    Only its owner may list it. Under root the servers run as another account, which may enter it.
     """
     data = Path.cwd() / DATA
     with own_directory(data) as directory:
@@ -44,7 +44,7 @@ def own_directory(path: Path) -> Iterator[int]:
 
 
 def kept(path: Path, make: Callable[[], str]) -> str:
-    """Return what the file holds; the first time, write there what `make` returns. Raises DevError."""
+    """Return the content of the file; the first time, write what `make` returns. Raises DevError."""
     if not path.exists():
         write_private(path, make())
     with open(open_own(path, os.O_RDONLY)) as file:
@@ -52,7 +52,7 @@ def kept(path: Path, make: Callable[[], str]) -> str:
 
 
 def write_private(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file that only its owner may read, and that is never seen half written."""
+    """Write a file that only its owner may read, in one step: readers never see a part of it."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     with open(open_own(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:

@@ -1,4 +1,4 @@
-"""The demo: some forty deliveries over HTTP, what was answered, and the rows that they became."""
+"""The demo: some forty deliveries over HTTP, their answers, and the rows that they become."""
 
 import secrets
 import string
@@ -34,27 +34,27 @@ T = TypeVar("T")
 
 
 class Played(NamedTuple):
-    """A delivery, and what the receiver answered."""
+    """A delivery and the receiver's answer."""
 
     step: StoryStep
     answer: DeliveryResponse
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a worker will apply it, or fail to."""
+        """Whether a worker will apply or fail it."""
         return self.answer.word == "queued"
 
 
 def play(settings: Settings, url: str) -> str:
     """Deliver the story to `url`, print the answers and the rows, and return the Clerk id of one user.
 
-    Waits until the workers have treated all of it, TIMEOUT_S at most. Every run has users of its own. Raises
-    NotDelivered, DatabaseUnavailable or QueueUnavailable.
+    Waits at most TIMEOUT_S until workers have applied or failed all of it. Every run has its own users.
+    Raises NotDelivered, DatabaseUnavailable or QueueUnavailable.
     """
     tag = secrets.choice(string.digits) + "".join(secrets.choice(TAG_LETTERS) for _ in range(3))
     story = Story(tag, now_ms(), settings.clerk_instance_id or samples.INSTANCE)
     with Database(settings) as database, closing(failed_jobs(settings)) as failed:
-        database.ping()  # a connection is there then, and does not count as the service's time
+        database.ping()  # so that the time of connecting is not counted below
         played, first_row_ms = _deliver(story, url, settings.signing_keys[0], database)
         outcomes = _await_outcomes(database, failed, played)
         _show_answers(played, outcomes)
@@ -79,7 +79,7 @@ def _deliver(story: Story, url: str, key: bytes, database: Database) -> tuple[li
 
 
 def _await_outcomes(database: Database, failed: FailedJobs, played: Sequence[Played]) -> dict[str, str]:
-    """Wait until all that is awaited was applied or failed; return what became of each svix-id that was."""
+    """Wait until all awaited deliveries were applied or failed; return the outcome by svix-id."""
     awaited = {item.step.svix_id for item in played if item.is_awaited}
 
     def look() -> dict[str, str]:
@@ -100,7 +100,7 @@ def _users(database: Database, story: Story) -> list[tuple[object, ...]]:
 
 
 def _poll(look: Callable[[], T], is_enough: Callable[[T], bool]) -> T:
-    """Look until it is enough, or for TIMEOUT_S; return what was seen last."""
+    """Call `look` until `is_enough`, or for TIMEOUT_S; return its last result."""
     deadline = time.monotonic() + TIMEOUT_S
     while not is_enough(seen := look()) and time.monotonic() < deadline:
         time.sleep(POLL_S)
@@ -120,7 +120,7 @@ def _result(item: Played, outcomes: Mapping[str, str]) -> str:
 
 
 def _show(headings: Sequence[str] | None, rows: Iterable[Sequence[object]], first_width: int = 0) -> None:
-    """Print a table. What does not fit into the terminal goes on in the next line: nothing is cut."""
+    """Print a table. Text that is too wide for the terminal continues in the next line: nothing is cut."""
     table = Table(show_header=headings is not None, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, heading in enumerate(headings or ("", "")):
         table.add_column(heading, overflow="fold", min_width=None if number else first_width)

@@ -1,4 +1,4 @@
-"""The deliveries that the demo plays: an hour of Clerk's, with some late, twice or in the wrong order."""
+"""The deliveries of the demo: an hour of events, some of them late, repeated or in the wrong order."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ NAMES: dict[str, Json] = {
 
 
 class StoryStep(NamedTuple):
-    """One delivery. `age_s` is how long ago it was signed."""
+    """One delivery, signed `age_s` seconds ago."""
 
     line: str
     svix_id: str
@@ -33,17 +33,17 @@ class StoryStep(NamedTuple):
 
 
 class Story:
-    """An hour in the life of a few users, whose ids and addresses bear the tag of one run."""
+    """An hour of a few users, whose ids and addresses contain the tag of one run."""
 
     def __init__(self, tag: str, now: int, instance_id: str) -> None:
-        """`now` is in ms: the story ends then."""
+        """Make a story that ends at `now` (ms)."""
         self._tag = tag
         self._began = now - HOUR
         self._instance_id = instance_id
 
     @property
     def clerk_ids(self) -> list[str]:
-        """The Clerk ids of all who occur."""
+        """The Clerk ids of all its users."""
         return [self.clerk_id(name) for name in NAMES]
 
     def clerk_id(self, name: str) -> str:
@@ -153,7 +153,7 @@ class Story:
         return StoryStep(line, samples.new_id("msg"), samples.encode(event))
 
     def _person(self, name: str, minute: int, **fields: Any) -> Json:
-        """Return a user as they are at that minute; all have signed up in the first."""
+        """Return a user's state at that minute; all users signed up in the first."""
         profile = {"email": self._address(name), "updated_at": self._at(minute) + 24, **NAMES[name], **fields}
         return samples.user(self.clerk_id(name), self._began, **profile)
 

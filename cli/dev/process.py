@@ -1,4 +1,4 @@
-"""A child process that its parent can always end, even a parent that comes after the one that started it."""
+"""A child process that its parent can always end, even if a later run is that parent."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.02  # s
-PATIENCE = 30.0  # s, until a child that does not end is killed
+PATIENCE = 30.0  # s, after which a child that does not end is killed
 SETPRIV = "setpriv"  # of util-linux
 Handler = Callable[[int, FrameType | None], None]
 
@@ -27,16 +27,16 @@ class DevError(Exception):
 
 
 def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Open a file of ours; raises DevError when it is a symbolic link or belongs to another user.
+    """Open a file of this service. Raises DevError if it is a symbolic link or belongs to another user.
 
-    Otherwise a user who may write in the directory could make root open any file of the machine.
+    Without this check a user who may write in the directory could make root open any file.
     """
     try:
         return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     except PermissionError:
         raise DevError(f"{path} belongs to another user: run as that user, or delete {path.parent}") from None
     except OSError as error:
-        # Linux: ELOOP, or ENOTDIR where a directory is wanted
+        # on Linux: ELOOP, or ENOTDIR if a directory was expected
         if error.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink():
             raise DevError(f"{path} is a symbolic link, which is not followed: delete it") from None
         raise DevError(f"{path} cannot be opened: {error.strerror}") from None
@@ -45,7 +45,7 @@ def open_own(path: Path, flags: int, mode: int = 0o600) -> int:
 class Account(NamedTuple):
     """The user and the group that a child runs as, by number.
 
-    With `capability`, one of Linux's by its name in setpriv(1), the child keeps that right of root's.
+    With `capability`, a name in setpriv(1), the child keeps that capability of root.
     """
 
     uid: int
@@ -53,21 +53,21 @@ class Account(NamedTuple):
     capability: str | None = None
 
     def command(self, argv: Sequence[str | Path]) -> list[str | Path]:
-        """Return what runs `argv` with the capability."""
+        """Return the command that runs `argv` with the capability."""
         if self.capability is None:
             return list(argv)
-        # access(2) leaves capabilities out of account, as long as they depend on the user (capabilities(7))
+        # access(2) ignores capabilities while they depend on the user (capabilities(7))
         ids = (f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups")
         capabilities = (f"--{kind}-caps=+{self.capability}" for kind in ("inh", "ambient"))
         return [SETPRIV, *ids, "--securebits=+no_setuid_fixup", *capabilities, "--", *argv]
 
 
 class Process:
-    """One child, in a session of its own: Ctrl-C in a terminal reaches its parent alone.
+    """One child, in a session of its own, so that Ctrl-C in a terminal reaches only its parent.
 
-    The child holds a lock on the file `record` for as long as it, or anything that inherited its files, lives
-    (flock(2): a lock belongs to the open file, not to the process). So a free lock means that all of it is
-    gone, and a held one that the process whose id is in the file is the one we started.
+    The child holds a lock on the file `record` as long as it, or a process that inherited its files, runs
+    (flock(2): a lock belongs to the open file, not to the process). So if the lock is free, all of these have
+    ended; if it is held, the process whose id is in the file is the one that was started here.
     """
 
     stop_signal = signal.SIGTERM
@@ -86,17 +86,17 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """Whether the child that this object started is alive."""
+        """Whether the child that this object started is running."""
         return self._child is not None and self._child.poll() is None
 
     @property
     def exit_status(self) -> int | None:
-        """What the child ended with (negative: the signal that killed it); None before that."""
+        """The child's exit status (negative: the signal that killed it); None while it runs."""
         return self._child.poll() if self._child else None
 
     @property
     def recorded_pid(self) -> int | None:
-        """The process id of the child that was started last, by whatever run, alive or not."""
+        """The process id of the child that this or an earlier run started last, even if it has ended."""
         try:
             return int(self.record.read_text())
         except (FileNotFoundError, ValueError):
@@ -112,10 +112,10 @@ class Process:
         account: Account | None = None,
         text: str = "",
     ) -> "subprocess.Popen[bytes]":
-        """Start `argv` and return it, writing to the end of `log` or, without one, where this process writes.
+        """Start `argv` and return its process. Its output goes to the end of `log`, if given.
 
-        It reads `text`, some lines at most, on its standard input. Without `env` the child inherits the
-        environment. A child that an earlier run left behind is ended first. Raises DevError.
+        Its standard input is `text`, a few lines at most. Without `env` it inherits the environment. A child
+        that an earlier run left behind is ended first. Raises DevError.
         """
         if self.running:
             raise DevError(f"{self.name} already runs (process {self.pid})")
@@ -144,7 +144,7 @@ class Process:
         return self._child
 
     def finish(self, child: "subprocess.Popen[bytes]") -> int:
-        """Wait for the end of a child and return its exit status. Interrupted, leave nothing of it behind."""
+        """Wait for the end of a child and return its exit status. On an interrupt, kill it with its group."""
         try:
             return child.wait()
         except BaseException:
@@ -153,7 +153,7 @@ class Process:
             raise
 
     def reason(self) -> str:
-        """Return the line of the log that says why the child ended: the last fatal one, else the last one."""
+        """Return the log line that says why the child ended: the last fatal line, else the last line."""
         if self._log is None:
             return "see above"
         with open(open_own(self._log, os.O_RDONLY), "rb") as file:
@@ -164,12 +164,12 @@ class Process:
         return f"{(fatal or lines or ['no reason given'])[-1]} ({self._log})"
 
     def last_words(self) -> str:
-        """Say how the child ended, and why it says so; one that was killed says nothing."""
+        """Describe how the child ended, with the reason from its log unless it was killed."""
         status = self.exit_status or 0
         return f"(signal {-status})" if status < 0 else f"(exit status {status}): {self.reason()}"
 
     def end(self, signum: int | None = None, patience: float = PATIENCE) -> None:
-        """Send a signal and wait until the child is gone; after `patience` seconds kill its whole group."""
+        """Send a signal and wait until the child has ended; after `patience` seconds kill its group."""
         if not self._child:
             return
         if self.running:
@@ -180,7 +180,7 @@ class Process:
             self.kill()
 
     def kill(self) -> None:
-        """Kill the child and its process group with SIGKILL, as a crash would, and wait for its end."""
+        """Send SIGKILL to the child and its process group, and wait for its end."""
         if self._child:
             if self.running:
                 os.killpg(self._child.pid, signal.SIGKILL)
@@ -215,7 +215,7 @@ class Process:
         pid = self.recorded_pid
         for attempt in (signum, signal.SIGKILL):
             try:
-                with suppress(ProcessLookupError):  # dead already: what it started is about to follow
+                with suppress(ProcessLookupError):  # it has ended already, and its children are about to end
                     if pid:
                         os.kill(pid, attempt)
             except PermissionError:
@@ -229,7 +229,7 @@ class Process:
 
 
 def try_lock(file: int) -> bool:
-    """Lock an open file unless another process holds the lock; return whether that worked."""
+    """Lock an open file unless another process holds the lock; return whether it is locked now."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -251,9 +251,9 @@ def _input(text: str) -> Iterator[int]:
 
 @contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Hold back the signals that stop us, so that none comes between the birth of a child and its record."""
+    """Defer the signals that stop this process: none arrives between a child's start and its record."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python runs its signal handlers in the main thread alone
+        yield  # Python runs signal handlers only in the main thread
         return
     came: list[int] = []
     try:
@@ -266,7 +266,7 @@ def _signals_deferred() -> Iterator[None]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt; the ones after it change nothing."""
+    """Raise KeyboardInterrupt at the first SIGINT, SIGTERM or SIGHUP; ignore later ones."""
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
         ignore_signals()
@@ -288,7 +288,7 @@ def _handled_by(handler: Handler, signals: Sequence[signal.Signals]) -> Iterator
 
 
 def ignore_signals() -> None:
-    """From here on nothing interrupts: what is being stopped is stopped to its end."""
+    """Ignore further signals, so that stopping is not interrupted."""
     for signum in STOP_SIGNALS:
-        # a handler and not SIG_IGN, which a child would inherit
+        # a handler, because a child would inherit SIG_IGN
         signal.signal(signum, lambda _signum, _frame: None)

