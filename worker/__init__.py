@@ -1,1 +1,1 @@
-"""From a delivery on the queue to a change of a user: parse, change, merge, and the jobs around it."""
+"""The queue, the worker that applies its jobs, Clerk's payloads and API, and monitoring."""

@@ -1,8 +1,8 @@
-"""Commands of many threads on few connections: those that come while others are under way go out together.
+"""Sends the commands of many threads over few connections: commands that wait are sent together.
 
-A thread that finds a connection free sends at once, with whatever else waits by then; the others wait for
-their answers. Under load a write to Redis, a read, and Redis's own turn serve several deliveries: of a
-receiver's CPU time per delivery that saves an eighth, of Redis's a quarter (16 clients, two processes).
+A thread that finds a free connection sends immediately, together with all commands that wait; the other
+threads wait for their answers. Under load one write to Redis and one read serve several deliveries. That
+saves an eighth of a receiver's CPU time per delivery, and a quarter of Redis's (16 clients, two processes).
 """
 
 import time
@@ -20,39 +20,39 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from worker.redis_client import FAIL_FAST_TIMEOUT_S, close_regularly, packed
 from worker.threads import in_background
 
-MOST_AT_ONCE = 100  # commands, so that the first is not kept waiting for the last
+MOST_AT_ONCE = 100  # commands, so that the first does not wait long for the last
 REFUSED_PAUSE_S = 0.05
-OPENING_S = 1.2 * FAIL_FAST_TIMEOUT_S  # so that what one step waits for in vain is named
+OPENING_S = 1.2 * FAIL_FAST_TIMEOUT_S  # so that a time-out of a single step occurs first, and names the cause
 READ_ONLY = "READONLY"
 _NONE_YET = object()
 
 
 class AutoPipeline:
-    """Asks Redis for any number of threads, each of which asks one thing at a time."""
+    """Sends commands to Redis for any number of threads, each with one command at a time."""
 
     def __init__(self, pool: ConnectionPool, connections: int, patience_s: float) -> None:
-        """`pool` makes the connections and keeps none of them."""
+        """`pool` creates the connections, but keeps none of them."""
         self._pool = pool
         self._patience_s = patience_s
         self._free = connections
         self._lock = Lock()  # of `_free` and `_waiting`
         self._waiting: list[Asked] = []
-        self._idle: list[Any] = []  # the last used comes last
+        self._idle: list[Any] = []  # the most recently used is last
         self._made = False
-        self._unused = 0  # how many of them, from the first on, have not been used since the last look
+        self._unused = 0  # how many of them, from the first on, were not used since the last check
 
     def ask(self, *command: str | bytes | int) -> Any:
-        """Return Redis's answer. What is asked may be asked twice.
+        """Return Redis's answer. The command may be sent twice.
 
-        Raises redis.RedisError, also when no connection is free for `patience_s`. While Redis has too many
-        clients, a connection that is open already serves as soon as it is free.
+        Raises redis.RedisError, also if no connection is free for `patience_s`. While Redis refuses new
+        clients, the command waits for a connection that is already open.
         """
         asked = Asked(packed(*command))
         self._join(asked)
         if not asked.turn.acquire(timeout=self._patience_s):
             if self._withdraw(asked):
                 raise RedisConnectionError("no connection is free")
-            asked.turn.acquire()  # it is under way: a time-out of its connection ends it
+            asked.turn.acquire()  # it was sent: a time-out of its connection ends the wait
         if asked.leads:
             self._send_with_waiting(asked)
         if asked.error is None:
@@ -60,7 +60,7 @@ class AutoPipeline:
         try:
             raise asked.error
         finally:
-            del asked  # the error knows this frame: together they would keep the body
+            del asked  # the error refers to this frame, which would keep the body in memory
 
     def _join(self, asked: "Asked") -> None:
         with self._lock:
@@ -78,7 +78,7 @@ class AutoPipeline:
             return True
 
     def _send_with_waiting(self, first: "Asked") -> None:
-        """Ask this and what waits; leave the connection to the first of those that have come meanwhile."""
+        """Send this command and those that wait; pass the connection to the first that arrived meanwhile."""
         with self._lock:
             together = [first, *self._waiting[: MOST_AT_ONCE - 1]]
             del self._waiting[: MOST_AT_ONCE - 1]
@@ -117,7 +117,7 @@ class AutoPipeline:
             if connection.is_connected:
                 with suppress(RedisConnectionError):
                     _exchange(connection, together)
-            if not connection.is_connected:  # not yet, or Redis had closed it since, or leads no more
+            if not connection.is_connected:  # not opened, closed by Redis, or of no use any more
                 self._open(connection)
                 _exchange(connection, together)
         except _StillOpening:
@@ -130,8 +130,8 @@ class AutoPipeline:
     def _open(self, connection: Any) -> None:
         """Open it within OPENING_S.
 
-        The name, each address, TLS and each command have time-outs of their own. What takes longer goes on,
-        and serves the deliveries to come.
+        Resolving the name, each address, TLS and each command have time-outs of their own. If all of it takes
+        longer, it continues in the background, for later deliveries.
         """
         opening = in_background(connection.connect)
         if not wait([opening], OPENING_S).done:
@@ -140,7 +140,7 @@ class AutoPipeline:
         opening.result()
 
     def _keep(self, connection: Any) -> None:
-        # one that could not be opened is the last to be tried again
+        # a connection that could not be opened is tried again last
         self._idle.insert(len(self._idle) if connection.is_connected else 0, connection)
 
     def _take(self) -> Any:
@@ -155,27 +155,27 @@ class AutoPipeline:
         return connection
 
     def close_idle(self) -> None:
-        """Close the connections that have not been used since this was called last."""
+        """Close the connections that were not used since the last call."""
         closed = []
-        with suppress(IndexError):  # those in use by now are not there
+        with suppress(IndexError):  # some may be in use by now
             for _ in range(self._unused):
                 closed.append(connection := self._idle.pop(0))
                 connection.disconnect()
-        self._idle[:0] = closed  # they are opened again when they are needed
+        self._idle[:0] = closed  # they are opened again on demand
         self._unused = len(self._idle)
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the idle connections."""
         for connection in self._idle:
             connection.disconnect()
 
 
 class _StillOpening(RedisTimeoutError):
-    """A connection is not open yet."""
+    """The connection is not open yet."""
 
 
 class Asked:
-    """A command of a thread that waits for its turn: to send what waits, or to return with its answer."""
+    """A command whose thread waits until it must send the waiting commands, or has its answer."""
 
     __slots__ = ("answer", "command", "error", "leads", "turn")
 
@@ -188,22 +188,22 @@ class Asked:
         self.turn.acquire()
 
     def lead(self) -> None:
-        """Let its thread send what waits."""
+        """Make its thread send the waiting commands."""
         self.leads = True
         self.turn.release()
 
     def fail(self, error: BaseException) -> None:
-        """Keep an error, without the frames that it came through: they hold other threads' commands."""
+        """Keep an error without its traceback, whose frames refer to other threads' commands."""
         self.error = error.with_traceback(None)
 
     @property
     def is_open(self) -> bool:
-        """Whether it was not answered, or by a replica: a replica's address may lead to a new primary."""
+        """Whether it has no answer, or only a replica's: the address may lead to a new primary by now."""
         return self.answer is _NONE_YET and (self.error is None or _is_read_only(self.error))
 
 
 def _exchange(connection: Any, together: "Sequence[Asked]") -> None:
-    """Ask what was not answered, and keep each answer. Raises RedisError; the connection is closed then."""
+    """Send the unanswered commands, and keep each answer. On RedisError the connection is closed."""
     asking = [asked for asked in together if asked.is_open]
     try:
         connection.send_packed_command([b"".join([asked.command for asked in asking])])
@@ -214,17 +214,17 @@ def _exchange(connection: Any, together: "Sequence[Asked]") -> None:
             except ResponseError as error:
                 asked.fail(error)
     except BaseException:
-        connection.disconnect()  # the next answer on it could be that of one of these commands
+        connection.disconnect()  # the next answer read from it could belong to one of these commands
         raise
     if any(asked.is_open for asked in asking):
         connection.disconnect()
 
 
 def _too_many_clients(error: RedisConnectionError) -> bool:
-    # Redis says so and closes the connection, which can reach us before its words do.
+    # Redis sends this error and closes the connection; the close may be noticed before the error.
     return "max number of clients" in str(error) or "losed by server" in str(error) or "reset" in str(error)
 
 
 def _is_read_only(error: BaseException) -> bool:
-    """Return whether Redis refused a write as a replica; before 7 a script's error has the code inside."""
+    """Return whether Redis refused a write as a replica; before 7 the code is inside a script's error."""
     return isinstance(error, ReadOnlyError) or READ_ONLY in str(error)

@@ -1,7 +1,7 @@
 """The function that every job names.
 
-This project's own worker does not call it: it applies whole batches. Any other RQ worker does, one job at a
-time and with the same effect.
+`clerk-sync worker` does not call it, because it applies whole batches. A plain RQ worker calls it for each
+job, with the same effect.
 """
 
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from worker.runner.batch import incoming
 def apply_delivery(body: str) -> str:
     """Apply one delivery and return its outcome.
 
-    Raises EventError, DatabaseUnavailable or ChangeRefused; RQ retries each as the job says.
+    Raises EventError, DatabaseUnavailable or ChangeRefused; RQ retries each as the job's settings say.
     """
     job = get_current_job()
     received = job.created_at if job else datetime.now(UTC)

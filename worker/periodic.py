@@ -1,4 +1,4 @@
-"""A thread that runs small tasks beside a loop, each at its own interval."""
+"""Runs small tasks in a thread, each at its own interval."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ TICK_S = 0.5
 
 
 class PeriodicTask(NamedTuple):
-    """What to do every so many seconds."""
+    """A function that is called at an interval."""
 
     name: str
     every_s: float
@@ -26,7 +26,7 @@ class PeriodicTask(NamedTuple):
 class PeriodicRunner:
     """Runs tasks in a thread of its own, from `start` until `stop`.
 
-    A task that fails because Redis or the database is unavailable runs again at its next turn.
+    A task that fails because Redis or the database is unavailable runs again at its next interval.
     """
 
     def __init__(self, *tasks: PeriodicTask) -> None:
@@ -35,11 +35,11 @@ class PeriodicRunner:
         self._thread = threading.Thread(target=self._run, name="periodic", daemon=True)
 
     def start(self) -> None:
-        """Begin, with every task at once."""
+        """Start the thread, which runs every task immediately."""
         self._thread.start()
 
     def stop(self, timeout_s: float = 5) -> None:
-        """End after the task that is running."""
+        """End the thread after the running task."""
         self._stopped.set()
         self._thread.join(timeout_s)
 
@@ -58,5 +58,5 @@ def _do(task: PeriodicTask) -> None:
         task.do()
     except (RedisError, DatabaseError) as error:
         log.debug("task postponed", task=task.name, error=type(error).__name__)
-    except Exception as error:  # a fault in one task must not end the heartbeat
+    except Exception as error:  # an error in one task must not end the heartbeat
         log.error("task failed", task=task.name, error=type(error).__name__)

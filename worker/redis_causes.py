@@ -1,8 +1,8 @@
-"""Why Redis does not do its work, in words that are safe to show and tell one cause from another.
+"""Why Redis cannot be used: maps the errors of redis-py to lines that are safe to show.
 
-`explain` maps what redis-py raises (read in redis-py 8.1) to a line: the cause, then what to do. A line never
-holds a host, a user, a password, a key or text of the server; of a refused permission it names the command.
-docs/operations.md explains each line; tests/worker/test_redis_causes.py produces each on a real server.
+`explain` maps an error (of redis-py 8.1) to a line: the cause, then what to do. A line contains no host,
+user, password, key or text of the server; for a refused permission it names the command. docs/operations.md
+explains each line; tests/worker/test_redis_causes.py produces each on a real server.
 """
 
 import re
@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 MAY_NOT_RUN = "REDIS_URL's user may not run {command}: allow it (ACL SETUSER)"
 UNKNOWN_COMMAND = "Redis does not know {command}: use Redis 6.2 or newer, with no command renamed"
 
-# By the code that an answer of Redis begins with. An answer to a script holds it further behind.
+# By the code at the beginning of Redis's answer; in an answer to a script the code follows later.
 BY_CODE = {
     "NOAUTH": "Redis requires a password: put it into REDIS_URL",
     "WRONGPASS": "Redis refused the user or password: correct REDIS_URL",
@@ -61,7 +61,7 @@ BY_TEXT = {
     "onnection closed by server": CLOSED,
 }
 
-# By the class of the error beneath, the first that fits.
+# By the class of the underlying error; the first match counts.
 BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
     (
         ssl.SSLCertVerificationError,

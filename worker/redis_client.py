@@ -1,8 +1,8 @@
-"""Clients for Redis: one that waits, for workers, and one that fails fast, for quick answers.
+"""Clients for Redis: one that waits and retries, for workers, and one that fails fast, for quick answers.
 
-A process opens REDIS_MAX_CONNECTIONS at most. In a receiver deliveries and readiness have their own; all
-else (health, metrics, console, pull) shares OTHER_CONNECTIONS: no flood of requests delays a delivery.
-Connections that are idle for IDLE_S are closed: small plans allow few, and other processes need them.
+A process opens at most REDIS_MAX_CONNECTIONS. In a receiver, deliveries and readiness have their own
+connections; the others (health, metrics, console, pull) share OTHER_CONNECTIONS, so that a flood of requests
+delays no delivery. Connections that are idle for IDLE_S are closed, because small plans allow few.
 """
 
 import time
@@ -24,8 +24,8 @@ from config import Settings, SettingsError
 FAIL_FAST_TIMEOUT_S = 1.5
 PATIENCE_S = 15.0
 IDLE_S = 10.0
-OTHER_CONNECTIONS = 4  # one of them is the heartbeat's
-ENCODING_ERRORS = "surrogateescape"  # any id on the queue can be written again as it was read
+OTHER_CONNECTIONS = 4  # one of them is for the heartbeat
+ENCODING_ERRORS = "surrogateescape"  # bytes that are not UTF-8 are written as they were read
 FAIL_FAST: dict[str, Any] = {
     "socket_timeout": FAIL_FAST_TIMEOUT_S,
     "socket_connect_timeout": FAIL_FAST_TIMEOUT_S,
@@ -34,28 +34,28 @@ FAIL_FAST: dict[str, Any] = {
 
 
 class QueueUnavailable(Exception):
-    """Redis did not take or give a job. Waiting helps."""
+    """Redis did not accept or return a job. Waiting helps."""
 
     retryable = True
 
 
 class OtherConnections(BlockingConnectionPool):
-    """The connections of a receiver for all but deliveries, for which a thread may have to wait."""
+    """The connections of a receiver for everything except deliveries; a thread may have to wait for one."""
 
     def make_connection(self) -> Any:
-        """Return a connection, which is not open yet."""
-        if not self._connections:  # of redis-py's own, as in 8.1
+        """Return a new connection, not opened yet."""
+        if not self._connections:  # a private name of redis-py 8.1
             close_regularly(self.close_idle)
         made: Any = super().make_connection()  # type: ignore[no-untyped-call]
         return made
 
     def close_idle(self) -> None:
-        """Close the connections that are not in use now."""
+        """Close the idle connections."""
         self.disconnect(inuse_connections=False)
 
 
 def close_regularly(close_idle: Callable[[], None]) -> None:
-    """Call this method every IDLE_S in a thread of its own, for as long as its object is there."""
+    """Call this method every IDLE_S in a thread, until its object is deleted."""
     Thread(target=_close_regularly, args=(WeakMethod(close_idle),), name="redis-idle", daemon=True).start()
 
 
@@ -68,27 +68,27 @@ def _close_regularly(method: WeakMethod[Callable[[], None]]) -> None:
 
 
 def packed(*command: str | bytes | int) -> bytes:
-    """Return a command as it is sent, ids that are no UTF-8 included."""
+    """Return a command in Redis's protocol. Ids that are not UTF-8 are supported."""
     words = [part.encode(errors=ENCODING_ERRORS) if isinstance(part, str) else part for part in command]
     return cast("bytes", hiredis.pack_command(cast("Any", tuple(words))))
 
 
 class _Packer:
-    """Writes commands for Redis, ids that are no UTF-8 included.
+    """Serializes commands for Redis; ids that are not UTF-8 are supported.
 
-    As fast as redis-py's own, which takes no lone surrogates; its serializer that does takes 2.5 times as
-    long for an enqueue.
+    As fast as redis-py's serializer for hiredis, which refuses lone surrogates; redis-py's other one, which
+    accepts them, takes 2.5 times as long for an enqueue.
     """
 
     def pack(self, *args: str | bytes | float) -> list[bytes]:
-        """Return a command; its name may be of two words."""
+        """Return a command; its name may consist of two words."""
         name, *rest = args
         words = name.split() if isinstance(name, str) else [name]
         return [packed(*cast("Any", words), *cast("Any", rest))]
 
 
 def fail_fast_redis(settings: Settings) -> Redis:
-    """Return a client for what must answer soon: no retries, short time-outs.
+    """Return a client for quick answers: no retries, short time-outs.
 
     All such clients of a process share OTHER_CONNECTIONS, so closing one leaves the connections open.
     """
@@ -106,13 +106,13 @@ def heartbeat_redis(settings: Settings) -> Redis:
 
 
 def delivery_redis(settings: Settings) -> Redis:
-    """Return a client for deliveries, with the same time-outs and the connections that are left for them."""
+    """Return a client for deliveries, with the same time-outs and all remaining connections."""
     count = settings.redis_max_connections - OTHER_CONNECTIONS
     return Redis.from_pool(_pool(settings, ConnectionPool, count, **FAIL_FAST))
 
 
 def worker_redis(settings: Settings) -> Redis:
-    """Return a patient client for workers and commands: it retries for some seconds by itself."""
+    """Return a client for workers and commands, which retries for some seconds."""
     return Redis.from_pool(
         _pool(
             settings,
@@ -122,7 +122,7 @@ def worker_redis(settings: Settings) -> Redis:
             socket_timeout=PATIENCE_S,
             socket_connect_timeout=5,
             health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # for each of connecting and asking
+            retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # both for connecting and for a command
         )
     )
 
@@ -137,7 +137,7 @@ def _pool(settings: Settings, kind: type[ConnectionPool], count: int, **options:
         | _tls(settings)
         | options
         | {
-            # Redis's announcements of its maintenance would lengthen the time-outs; each costs a round trip.
+            # Redis's maintenance notifications would lengthen the time-outs, and take a round trip each.
             "maint_notifications_config": MaintNotificationsConfig(enabled=False),
             "driver_info": None,
             "decode_responses": False,
@@ -148,7 +148,7 @@ def _pool(settings: Settings, kind: type[ConnectionPool], count: int, **options:
 
 
 def _tls(settings: Settings) -> dict[str, Any]:
-    """Return what the settings say of TLS, where the URL asks for it. Unset, the URL's own options count."""
+    """Return the TLS options in the settings, if the URL uses TLS. Without them the URL's options apply."""
     if not redis_url(settings).startswith("rediss://"):
         return {}
     ca_certs, cert_reqs = settings.redis_ssl_ca_certs, settings.redis_ssl_cert_reqs
@@ -164,7 +164,7 @@ def redis_url(settings: Settings) -> str:
         raise SettingsError("REDIS_URL is not set")
     url = settings.redis_url.get_secret_value()
     try:
-        ConnectionPool.from_url(url).make_connection()  # which connects nowhere
+        ConnectionPool.from_url(url).make_connection()  # this opens no connection
     except (RedisError, TypeError, ValueError):
         raise SettingsError("REDIS_URL has an option that cannot be read") from None
     return url

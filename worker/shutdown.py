@@ -1,4 +1,4 @@
-"""How a process is asked to stop."""
+"""Stop requests to a process."""
 
 import signal
 import time
@@ -16,8 +16,8 @@ class Stopped(Exception):
 class StopSignal:
     """Becomes `requested` on SIGTERM or SIGINT; work in progress is finished first.
 
-    With `also`, it counts as requested as long as that says so, too. A plain number behind it: a
-    threading.Event can deadlock when its `set` interrupts its own `wait`.
+    With `also`, a stop is requested as well while `also()` is true. It uses a plain number, because a
+    threading.Event can deadlock if its `set` interrupts its own `wait`.
     """
 
     def __init__(self, also: Callable[[], bool] = lambda: False) -> None:
@@ -30,21 +30,21 @@ class StopSignal:
         return self._requested_at is not None or self._also()
 
     def since_s(self) -> float:
-        """Return how long ago the stop was requested; 0 when it was not."""
+        """Return how long ago the stop was requested, in s; 0 if it was not."""
         return 0.0 if self._requested_at is None else time.monotonic() - self._requested_at
 
     def request(self) -> None:
-        """Tell the process itself to stop."""
+        """Request a stop."""
         if self._requested_at is None:
             self._requested_at = time.monotonic()
 
     def listen(self) -> None:
-        """Take the signals over. To be called in the main thread."""
+        """Handle SIGTERM and SIGINT. Must be called in the main thread."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda *_: self.request())
 
     def wait(self, seconds: float) -> None:
-        """Sleep for `seconds`, or until a signal comes."""
+        """Sleep for `seconds`, or until a stop is requested."""
         deadline = time.monotonic() + seconds
         while not self.requested and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, SLICE_S))

@@ -1,4 +1,4 @@
-"""Work in parts, and in threads that end with the process: one call, or a few at a time in order."""
+"""Runs calls in threads that do not delay the end of the process: one call, or several in order."""
 
 import threading
 from collections import deque
@@ -46,9 +46,9 @@ def await_result(future: "Future[T]", stopping: StopSignal) -> T:
 def results(
     work: Callable[[T], R], items: Iterable[T], stopping: StopSignal, at_once: int = AHEAD
 ) -> Iterator[R]:
-    """Yield `work(item)` for every item, in their order, some of them on their way.
+    """Yield `work(item)` for every item, in order; a few calls run ahead in threads.
 
-    What the items raise comes after the results of those before. Raises Stopped.
+    An item's exception is raised after the results of the items before it. Raises Stopped.
     """
     running: deque[Future[R]] = deque()
     following = iter(items)
@@ -68,7 +68,7 @@ def results(
             yield await_result(running[0], stopping)
             running.popleft()
     finally:
-        wait(running, LINGER_S)  # a running call uses what the caller is about to close
+        wait(running, LINGER_S)  # a running call uses connections that the caller is about to close
     if failure is not None:
         raise failure
 

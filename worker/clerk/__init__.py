@@ -1,1 +1,1 @@
-"""All that knows Clerk: its payloads, its API, and what they say of a user."""
+"""Everything specific to Clerk: its payloads, its API, and the changes that they contain."""

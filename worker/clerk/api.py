@@ -1,4 +1,4 @@
-"""Clerk's Backend API: the few requests that this project makes, in one place.
+"""The requests that this project makes to Clerk's Backend API.
 
     GET /users         pages of at most 500, by cursor or by offset; up to 100 users by id
     GET /users/{id}    one user
@@ -7,15 +7,15 @@
     GET /organization_memberships              pages of all memberships, at most 500, with their number
     GET /users/{id}/organization_memberships   the same of one user
 
-Every request stays under Clerk's rate limit by itself. Temporary errors are retried for a limited time: no
-connection, 5xx, an answer cut off on its way, and 429, which waits as long as its `Retry-After` says. A call
-that would have to wait for longer than it may fails at once.
+Every request respects Clerk's rate limit. Temporary errors are retried for a limited time: no connection,
+5xx, an incomplete answer, and 429, after the time in its `Retry-After`. A call that would have to wait too
+long fails at once.
 
     ClerkApiError
     ├── ClerkUnavailable   the error persisted; a later call may succeed
-    └── ClerkRefused       the key, the URL or the request is wrong, or what answers is not Clerk's API
+    └── ClerkRefused       the key, the URL or the request is wrong, or the server is not Clerk's API
 
-No message holds the key or anything of a user but the id.
+No message contains the key, or anything about a user except the id.
 Source: https://github.com/clerk/openapi-specs, and for the limits https://clerk.com/docs/guides/how-clerk-works/system-limits
 """
 
@@ -49,7 +49,7 @@ from worker.clerk.payloads import (
 from worker.clerk.rate_limit import RateLimit
 from worker.shutdown import Stopped, StopSignal
 
-MAX_PAGE = 500  # with a greater `limit` Clerk takes its default instead, which is 10
+MAX_PAGE = 500  # with a greater `limit` Clerk uses its default, which is 10
 MAX_IDS = 100
 PERIOD_S = 10.0
 LIMIT = 1000
@@ -76,13 +76,13 @@ LAST_UPDATED_FIRST = "-updated_at"
 
 
 class ClerkApiError(Exception):
-    """Clerk's API did not give what was asked. The message is one line that says what to do."""
+    """A request to Clerk's API failed. The message is one line that says what to do."""
 
     retryable: bool
 
 
 class ClerkUnavailable(ClerkApiError):
-    """Clerk's API does not answer now. `retry_after_s` is how long it asks to be left alone, if it does."""
+    """Clerk's API does not answer now. `retry_after_s` is the wait that it requests, if any."""
 
     retryable = True
 
@@ -92,7 +92,7 @@ class ClerkUnavailable(ClerkApiError):
 
 
 class ClerkRefused(ClerkApiError):
-    """Clerk's API will give the same answer again. `code` is Clerk's own word for what is wrong."""
+    """Clerk's API refused the request, and would refuse it again. `code` is Clerk's error code."""
 
     retryable = False
 
@@ -103,12 +103,12 @@ class ClerkRefused(ClerkApiError):
 
 
 def unexpected(what: str) -> ClerkRefused:
-    """Return the error of an answer that is not what was asked for."""
+    """Return the error for an answer that does not match the request."""
     return ClerkRefused(f"Clerk's API did not answer with {what}: check CLERK_API_URL")
 
 
 class InvalidEntry(NamedTuple):
-    """An entry of a list that is no user, or no membership, and why not; its id, where that can be read."""
+    """A list entry that cannot be read as a user or membership: the reason, and its id if readable."""
 
     reason: str
     id: str | None = None
@@ -118,10 +118,10 @@ Entry = ClerkUser | ClerkMember | InvalidEntry
 
 
 class Page(NamedTuple):
-    """What one request for users, or for memberships, showed, in Clerk's order.
+    """The answer to one request for users or memberships, in Clerk's order.
 
-    `observed_at` (ms) is when the request was sent: what is shown is at least as new. `total` is how many
-    there are in all, where the answer says it.
+    `observed_at` (ms) is when the request was sent; the entries are at least as new. `total` is the number of
+    all entries at Clerk, if the answer contains it.
     """
 
     entries: list[Entry]
@@ -130,22 +130,22 @@ class Page(NamedTuple):
 
     @property
     def known(self) -> list[ClerkUser | ClerkMember]:
-        """The entries that were understood."""
+        """The entries that could be read."""
         return [entry for entry in self.entries if not isinstance(entry, InvalidEntry)]
 
     @property
     def users(self) -> list[ClerkUser]:
-        """Those of them that are users."""
+        """The readable entries that are users."""
         return [entry for entry in self.entries if isinstance(entry, ClerkUser)]
 
     @property
     def members(self) -> list[ClerkMember]:
-        """Those of them that are memberships."""
+        """The readable entries that are memberships."""
         return [entry for entry in self.entries if isinstance(entry, ClerkMember)]
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all entries that have one, also of those that were not understood."""
+        """The ids of all entries that have one, also of unreadable entries."""
         return [entry.id for entry in self.entries if entry.id is not None]
 
 
@@ -160,13 +160,13 @@ Limiter = Callable[[], AbstractContextManager[None]]
 
 
 def rate_limit(settings: Settings) -> int:
-    """Return how many requests Clerk takes in PERIOD_S with the settings' key."""
+    """Return how many requests in PERIOD_S Clerk allows for the settings' key."""
     key = settings.clerk_secret_key.get_secret_value() if settings.clerk_secret_key else ""
     return DEVELOPMENT_LIMIT if key.startswith(DEVELOPMENT_PREFIX) else LIMIT
 
 
 class ClerkApi:
-    """A client for one key. Made once, shared by threads, and closed at the end."""
+    """A client for one key. It is shared by threads, and must be closed at the end."""
 
     def __init__(  # noqa: PLR0913 - keywords, each with a default
         self,
@@ -178,12 +178,12 @@ class ClerkApi:
         limited_patience_s: float = LIMITED_PATIENCE_S,
         read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
-        """`limiter` gives what is held while a request waits for its turn and is made; it may raise.
+        """`limiter` returns a context manager for the time that a request waits and runs; it may raise.
 
-        `patience_s` bounds the retries of one request, `limited_patience_s` those after a 429.
+        `patience_s` limits the retries of one request, `limited_patience_s` those after a 429.
 
-        Waiting for a turn, or for what a 429 asks for, is not counted in the first. A turn that is further
-        away than the longer of the two is not waited for.
+        Waiting for the rate limit, or for the `Retry-After` of a 429, does not count towards `patience_s`. If
+        the wait for the rate limit would be longer than both, the request fails at once.
         """
         if settings.clerk_secret_key is None:
             raise SettingsError("CLERK_SECRET_KEY is not set")
@@ -207,16 +207,16 @@ class ClerkApi:
         )
 
     def page(self, order_by: str, *, offset: int | None = None, starting_after: str | None = None) -> Page:
-        """Return up to MAX_PAGE users, from `offset` on or those that follow the user `starting_after`."""
+        """Return up to MAX_PAGE users, from `offset` on, or after the user `starting_after`."""
         given = {"order_by": order_by, "offset": offset, "starting_after": starting_after}
         return self._users({name: value for name, value in given.items() if value is not None})
 
     def users(self, clerk_ids: Sequence[str]) -> Page:
-        """Return those of up to MAX_IDS users that exist. A server may ignore the ids and show others."""
+        """Return the existing users of up to MAX_IDS ids. A server may ignore the ids and return others."""
         return self._users({"user_id": list(clerk_ids)})
 
     def user(self, clerk_id: str) -> Page:
-        """Return a page with that user alone, or an empty one when Clerk says that there is none."""
+        """Return a page with only that user, or an empty page if Clerk has no such user."""
         try:
             answer = self._get(f"/users/{clerk_id}")
         except ClerkRefused as error:
@@ -244,7 +244,7 @@ class ClerkApi:
         return self._members("/organization_memberships", offset, order_by=OLDEST_FIRST)
 
     def members_of(self, clerk_id: str, offset: int) -> Page:
-        """Return up to MAX_PAGE memberships of one user; without `total` when Clerk knows no such user."""
+        """Return up to MAX_PAGE memberships of one user; without `total` if Clerk has no such user."""
         try:
             return self._members(f"/users/{clerk_id}/organization_memberships", offset)
         except ClerkRefused as error:
@@ -254,7 +254,7 @@ class ClerkApi:
 
     @cached_property
     def instance_id(self) -> str | None:
-        """The instance that the key belongs to; None where the API does not say. Raises ClerkApiError."""
+        """The instance that the key belongs to; None if the API does not say. Raises ClerkApiError."""
         try:
             body = self._get("/instance").body
         except ClerkRefused as error:
@@ -273,7 +273,7 @@ class ClerkApi:
             raise ClerkRefused("CLERK_SECRET_KEY belongs to another instance than CLERK_INSTANCE_ID names")
 
     def close(self) -> None:
-        """Close the connections, once the requests under way are answered."""
+        """Close the connections, after the requests in progress."""
         with self._idle:
             self._is_closed = True
             self._idle.wait_for(lambda: self._in_flight == 0, CLOSE_TIMEOUT_S)
@@ -311,9 +311,9 @@ class ClerkApi:
         return answer
 
     def _attempt(self, path: str, parameters: dict[str, Any] | None, patience: "_Patience") -> ApiResponse:
-        patience.check(self._rate.away_s())  # before a shared turn is spent on it
+        patience.check(self._rate.away_s())  # before the request counts in the shared limit
         with self._limiter():
-            turn_in_s = self._rate.delay(patience.left_s)  # long after a 429, whichever thread it came to
+            turn_in_s = self._rate.delay(patience.left_s)  # long after a 429 to any thread
             patience.check(turn_in_s)
             self._stopping.pause(turn_in_s)
             patience.waited(turn_in_s)
@@ -380,7 +380,7 @@ class ClerkApi:
 
 
 class _Patience:
-    """How long one request is tried again: so long for trouble, and so long in all where a 429 came last."""
+    """Limits the retries of one request: one time limit for errors, another in all after a 429."""
 
     def __init__(self, trouble_s: float, limited_s: float) -> None:
         self._trouble_s = trouble_s
@@ -390,20 +390,20 @@ class _Patience:
 
     @property
     def left_s(self) -> float:
-        """How long a turn may be waited for."""
+        """How many seconds the request may wait for the rate limit."""
         return max(0.0, self._ends_at - time.monotonic())
 
     def check(self, turn_in_s: float) -> None:
-        """Raise ClerkUnavailable when a turn is further away than may be waited for."""
+        """Raise ClerkUnavailable if the rate limit requires a longer wait than is left."""
         if turn_in_s > self.left_s:
             raise _limited(turn_in_s)
 
     def waited(self, seconds: float) -> None:
-        """Take note of time that went by without trouble."""
+        """Exclude time in which no error occurred from the limit."""
         self._waited_s += seconds
 
     def is_over(self, state: tenacity.RetryCallState) -> bool:
-        """Say whether to give up before the next pause."""
+        """Say whether no time is left for the next pause and attempt."""
         passed_s = (state.seconds_since_start or 0.0) + state.upcoming_sleep
         if _retry_after_of(state) is None:
             return passed_s - self._waited_s > self._trouble_s
@@ -435,7 +435,7 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 
 def _retry_after_of(state: tenacity.RetryCallState) -> float | None:
-    """Return how long the last attempt's 429 asks to wait, None when it was no 429."""
+    """Return the wait that the last attempt's 429 requests, None if it was no 429."""
     error = state.outcome.exception() if state.outcome else None
     return error.retry_after_s if isinstance(error, ClerkUnavailable) else None
 
@@ -463,7 +463,7 @@ def _ahead_ms(response: httpx.Response) -> int:
 
 
 def _said(response: httpx.Response) -> str:
-    """Return status, Clerk's code and its trace id, which its support asks for."""
+    """Return status, Clerk's error code, and the trace id, for which Clerk's support asks."""
     trace_id = _error_body(response).get("clerk_trace_id")
     known = isinstance(trace_id, str) and TRACE_ID.fullmatch(trace_id)
     return " ".join(
@@ -499,5 +499,5 @@ def _retry_after(response: httpx.Response) -> float:
 
 @cache
 def _trusted() -> ssl.SSLContext:
-    """Read the certificates once for all clients of the process: that takes longer than a request."""
+    """Load the trusted certificates once for all clients of the process: it takes longer than a request."""
     return httpx.create_ssl_context()

@@ -1,4 +1,4 @@
-"""From the fact that a delivery states to the change it makes of a user. Pure: no I/O."""
+"""Converts the fact that a delivery states into a change of a user. Pure: no I/O."""
 
 import re
 
@@ -43,10 +43,10 @@ INVISIBLE = re.compile(
 
 
 def change_of(event: Event, received_at: int) -> UserChange | Organization:
-    """Return what `event` says about its user, or its organization.
+    """Return the change that `event` makes to its user or organization.
 
-    `received_at` (ms) stands in for the time of an end that does not say when it happened. Raises
-    Unreadable for a session that tells neither when the user signed in nor who the user is.
+    `received_at` (ms) replaces the time of an end if the event has none. Raises Unreadable for a session that
+    contains neither the time of the sign-in nor the user.
     """
     fact, happened_at = event.fact, event.happened_at
     ended_at = _first(happened_at, received_at)
@@ -65,7 +65,7 @@ def change_of(event: Event, received_at: int) -> UserChange | Organization:
 
 
 def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
-    """Return what a user seen at `observed_at` (ms; None: when it was last updated) says."""
+    """Return the change for a user observed at `observed_at` (ms; None: when last updated)."""
     version = _version(_first(user.updated_at, observed_at, user.created_at, 0), observed_at)
     profile = Profile(
         version,
@@ -91,7 +91,7 @@ def user_change(user: ClerkUser, observed_at: int | None) -> UserChange:
 
 
 def member_change(member: ClerkMember, observed_at: int | None, ended_at: int | None = None) -> UserChange:
-    """Return what a membership seen at `observed_at` (ms), and ended at `ended_at`, says of its user."""
+    """Return the change for the user of a membership seen at `observed_at` and ended at `ended_at` (ms)."""
     return UserChange(
         member.user_id,
         memberships=(_membership(member.membership, observed_at, ended_at),),
@@ -100,7 +100,7 @@ def member_change(member: ClerkMember, observed_at: int | None, ended_at: int | 
 
 
 def display_name(user: ClerkUser) -> str:
-    """Return first and last name joined; else the username; else the address up to its @; else a stand-in."""
+    """Return first and last name joined; else the username; else the address up to @; else "Unnamed user"."""
     full_name = " ".join(part for part in (_visible(user.first_name), _visible(user.last_name)) if part)
     local_part = user.email.rpartition("@")[0] if user.email else None
     name = full_name or _visible(user.username) or _visible(local_part) or UNNAMED
@@ -108,7 +108,7 @@ def display_name(user: ClerkUser) -> str:
 
 
 def storable_text(text: str) -> str:
-    """Return `text` as PostgreSQL holds it: no NUL, lone surrogates as U+FFFD, at most 255 characters."""
+    """Return `text` as PostgreSQL can store it: no NUL, lone surrogates as U+FFFD, at most 255 characters."""
     return clean_text(text)[:MAX_TEXT]
 
 
@@ -153,7 +153,7 @@ def _storable(text: str | None) -> str | None:
 
 
 def _visible(text: str | None) -> str | None:
-    """Return `text` as PostgreSQL holds it, None when nothing of it can be seen."""
+    """Return `text` as PostgreSQL can store it, None if it has no visible character."""
     cleaned = clean_text(text) if text else ""
     return None if INVISIBLE.fullmatch(cleaned) else cleaned
 

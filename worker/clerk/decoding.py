@@ -1,7 +1,7 @@
-"""JSON as Clerk sends it, whatever users have put into it: the one way for webhooks and for the API.
+"""Decodes Clerk's JSON, for webhooks and for the API, whatever users have put into it.
 
-Any user can write 8 kB of JSON into `unsafe_metadata` from the browser: nested deeper, or with longer
-numbers, than a decoder accepts. That field is not read, so it must not cost the event or the page.
+Any user can write 8 kB of JSON into `unsafe_metadata` from the browser, nested deeper or with longer numbers
+than a decoder accepts. That field is not used, so it must not make an event or a page unreadable.
 """
 
 import json
@@ -12,10 +12,10 @@ import orjson
 
 from worker.clerk.errors import NotJson
 
-MAX_DEPTH = 50  # no field that is read stands deeper than ten
+MAX_DEPTH = 50  # no field that is used is nested deeper than ten levels
 MAX_INT_DIGITS = 400
 
-# A string that is never closed counts as one token, so that the search stays linear.
+# An unterminated string counts as one token, so that the search takes linear time.
 _BRACKET_OR_STRING = re.compile(r'[\[\]{}]|"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
 
 
@@ -30,8 +30,8 @@ def decode(body: bytes) -> Any:
 def decode_text(text: str) -> Any:
     """Return the JSON value in `text`. Raises NotJson.
 
-    What no decoder accepts is replaced: values nested deeper than MAX_DEPTH by null, numbers of more than
-    MAX_INT_DIGITS digits by infinity. Lone surrogates are kept.
+    Values nested deeper than MAX_DEPTH become null, and numbers of more than MAX_INT_DIGITS digits infinity.
+    Lone surrogates are kept.
     """
     try:
         return orjson.loads(text)  # in a third of the time

@@ -1,8 +1,8 @@
-"""What can be wrong with a delivery.
+"""The errors of a delivery.
 
     EventError
-    ├── NotJson          the body is no JSON at all: refused at the door
-    └── Unreadable       genuine, but it cannot be understood: waits in the failed jobs
+    ├── NotJson          the body is not JSON: the receiver refuses it
+    └── Unreadable       genuine, but it cannot be understood: the job fails
 
 Both carry `retryable`: waiting never helps an event.
 """

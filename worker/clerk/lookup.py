@@ -1,4 +1,4 @@
-"""Users asked for by id: many at a time, and one by one to prove that a user is gone."""
+"""Requests users by id: many at a time, and one by one to prove that a user was deleted."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -10,10 +10,10 @@ from worker.threads import chunks, results
 
 
 class LookupPage(NamedTuple):
-    """A page of users who were asked for, and the ids of those that it does not show.
+    """A page of requested users, and the ids of those that it lacks.
 
-    They may be gone. Or the answer is shorter than it should be, or shows others than it was asked for: only
-    when a user is asked for alone, Clerk's own "not found" is proof.
+    These may be deleted. But the answer may also be incomplete, or contain other users than requested. Only
+    Clerk's "not found" for a single user proves the deletion.
     """
 
     page: Page
@@ -21,7 +21,7 @@ class LookupPage(NamedTuple):
 
 
 def look_up(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[LookupPage]:
-    """Ask for all of `clerk_ids`, many at a time. Raises ClerkApiError and Stopped."""
+    """Request all of `clerk_ids`, many at a time. Raises ClerkApiError and Stopped."""
 
     def look(asked: list[str]) -> LookupPage:
         page = api.users(asked)
@@ -36,7 +36,7 @@ def look_up(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> It
 
 
 def confirm_by_id(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[LookupPage]:
-    """Ask for each of `clerk_ids` alone: a user that a look does not show is gone. Raises likewise."""
+    """Request each of `clerk_ids` alone: a missing user was deleted. Raises ClerkApiError and Stopped."""
 
     def look(clerk_id: str) -> LookupPage:
         page = api.user(clerk_id)
@@ -46,16 +46,16 @@ def confirm_by_id(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal)
 
 
 class Members(NamedTuple):
-    """All memberships of one user, as one page; None when Clerk knows no such user."""
+    """All memberships of one user, as one page; None if Clerk has no such user."""
 
     clerk_id: str
     page: Page | None
 
 
 def members_of(api: ClerkApi, clerk_ids: Iterable[str], stopping: StopSignal) -> Iterator[Members]:
-    """Ask for the memberships of each of `clerk_ids`, which a request for users does not show.
+    """Request the memberships of each of `clerk_ids`: a request for users does not return them.
 
-    Raises likewise; ClerkUnavailable also when fewer come than the answer counts.
+    Raises ClerkApiError and Stopped; ClerkUnavailable also if the listing has fewer than the answer counts.
     """
     return results(lambda clerk_id: Members(clerk_id, _all_of(api, clerk_id, stopping)), clerk_ids, stopping)
 

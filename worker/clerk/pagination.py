@@ -1,12 +1,13 @@
 """Lists all of Clerk's users page by page, and requests the next page while the current one is processed.
 
 It uses a cursor (`starting_after`), one page ahead, because the cursor is in the page before. If the server
-does not know the cursor, or refuses it, it uses offsets, several pages ahead. There a deletion moves users
-out of the next page, so each page overlaps the one before; a page without a common user has left some out and
-is requested again from a smaller offset. Memberships have no cursor and are always read by offset.
+does not know the cursor or refuses it, it uses offsets, several pages ahead. With offsets, a deletion moves
+users out of the next page. So each page overlaps the one before; a page without a common user may have left
+some out and is requested again from a smaller offset. Memberships have no cursor and are always read by
+offset.
 
-A page that is too short does not end the listing; a page without new entries does. Users who sign up while
-the end is read do not prolong it: those who come later than a minute after the beginning are left out.
+A page that is too short does not end the listing; a page without new entries does. Users who signed up more
+than a minute after the listing began are left out, so that sign-ups do not prolong it without end.
 """
 
 from collections import deque
@@ -24,7 +25,7 @@ from worker.shutdown import StopSignal
 from worker.threads import AHEAD, await_result, in_background
 
 OVERLAP = 20
-CURSORS = (-1, -2, -OVERLAP)  # of the last users, those to go on from: any may have been deleted since
+CURSORS = (-1, -2, -OVERLAP)  # indexes of the users to try as cursor: any may have been deleted
 GRACE_MS = 60_000
 STEPS_BACK = 20
 
@@ -32,9 +33,10 @@ log = structlog.get_logger("worker.clerk.pagination")
 
 
 class Position(NamedTuple):
-    """Where a walk is: how many users it has seen, the ids of the last of them, and which way it goes.
+    """The position in a listing: how many users were seen, the ids of the last ones, and whether by offset.
 
-    `without_id` is how many entries without an id came after those: what follows an id shows them once more.
+    `without_id` is the number of entries without an id after the last id: a page after that id contains them
+    again.
     """
 
     seen: int = 0
@@ -44,14 +46,14 @@ class Position(NamedTuple):
 
 
 class PageStep(NamedTuple):
-    """A page, without the users that the walk has seen just before, and the position after it."""
+    """A page without the users that the page before contained, and the position after it."""
 
     page: Page
     position: Position
 
 
 class _CursorUnknown(Exception):
-    """The server does not know the cursor, or none of those that the walk could go on from."""
+    """The server knows none of the possible cursors."""
 
 
 def paginate(
@@ -101,7 +103,7 @@ def _by_cursor(api: ClerkApi, stopping: StopSignal, position: Position) -> Itera
 
 
 def _page_after(api: ClerkApi, position: Position) -> Page:
-    """Return the page after the last user in `position` that the server knows. Raises _CursorUnknown."""
+    """Return the page after the last user in `position` whom the server knows. Raises _CursorUnknown."""
     ids = position.last_ids
     if not ids:
         return api.page(OLDEST_FIRST)
@@ -114,14 +116,14 @@ def _page_after(api: ClerkApi, position: Position) -> Page:
             raise
         if cursor not in page.ids:
             return page
-        break  # a server that overlooks the cursor begins anew
+        break  # a server that ignores the cursor starts again from the first page
     raise _CursorUnknown
 
 
 def _by_offset(
     page_at: Callable[[int], Page], stopping: StopSignal, position: Position, *, catches_up: bool
 ) -> Iterator[PageStep]:
-    """Walk by offset; with `catches_up`, in the order of creation, the end is where the newest are."""
+    """List by offset. With `catches_up` the order is that of creation, and the newest users mark the end."""
     latest_ms = now_ms() + GRACE_MS
     steps_back = 0
     pages = _PagesAhead(page_at)
@@ -151,17 +153,17 @@ def _by_offset(
 
 
 class _PagesAhead:
-    """Pages by offset, each overlapping the one before it, several of them on their way at a time."""
+    """Pages by offset, each overlapping the one before it, several of them requested at a time."""
 
     def __init__(self, page_at: Callable[[int], Page]) -> None:
         self._page_at = page_at
         self._asked: deque[tuple[int, Future[Page]]] = deque()
-        self._dropped: list[Future[Page]] = []  # of no use any more, but still a load on Clerk
+        self._dropped: list[Future[Page]] = []  # not needed any more, but still requests to Clerk
         self._next_offset = 0
-        self.end: int | None = None  # where the list ends, as far as that is known
+        self.end: int | None = None  # the offset of the end of the list, if known
 
     def go_to(self, offset: int) -> None:
-        """Go on from `offset`; what is on its way is of no use any more."""
+        """Continue from `offset`; drop the requested pages."""
         self._dropped += [future for _, future in self._asked]
         self._asked.clear()
         self._next_offset = offset
@@ -190,12 +192,12 @@ def _after_overlap(page: Page, position: Position) -> Page:
 
 
 def _without_id(entries: Iterable[Entry]) -> int:
-    """Return how many entries come before the first one that has an id."""
+    """Return the number of entries before the first one that has an id."""
     return sum(1 for _ in takewhile(lambda entry: entry.id is None, entries))
 
 
 def _is_last(page: Page, fresh: Page) -> bool:
-    """Say whether nothing is new in the page that leads to another. Raises ClerkRefused for a full one."""
+    """Say whether a page has no new entries, so that it is the last. Raises ClerkRefused for a full page."""
     if fresh.ids:
         return False
     if len(page.entries) < MAX_PAGE:
@@ -204,7 +206,7 @@ def _is_last(page: Page, fresh: Page) -> bool:
 
 
 def _has_caught_up(page: Page, latest_ms: int) -> bool:
-    """Say whether the page is the last for now, and ends with a user who signed up after `latest_ms`."""
+    """Say whether the page is not full, and ends with a user who signed up after `latest_ms`."""
     last = page.known[-1].created_at if page.known else None
     return len(page.entries) < MAX_PAGE and last is not None and last > latest_ms
 

@@ -1,7 +1,7 @@
 """Clerk's webhook bodies, parsed once into facts. Only this module knows the keys of Clerk's JSON.
 
-Parsing is lenient, as Clerk's schema is not reliable over time: a field that is null, absent or of an odd
-type says nothing, and only what no user can do without (the id) makes an event unreadable. Times are ms.
+Parsing is lenient, because Clerk's schema changes over time: a field that is null, absent or of an unexpected
+type is ignored. Only a missing id, which every user needs, makes an event unreadable. Times are ms.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -14,12 +14,12 @@ from db.merge.fields import canonical
 from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson, Unreadable
 
-EARLIEST_IN_MS = 100_000_000_000  # Clerk's own examples give the envelope's timestamp in seconds.
-LATEST = 253_402_214_400_000  # A day before the year 10000, which no datetime holds, in any time zone.
+EARLIEST_IN_MS = 100_000_000_000  # smaller timestamps are in seconds, as in Clerk's own examples
+LATEST = 253_402_214_400_000  # a day before the year 10000: a datetime in every time zone
 
 
 class ClerkOrganization(NamedTuple):
-    """An organization as a payload shows it."""
+    """An organization in a payload."""
 
     id: str
     updated_at: int | None
@@ -29,7 +29,7 @@ class ClerkOrganization(NamedTuple):
 
 
 class ClerkMembership(NamedTuple):
-    """A user's membership of an organization as a payload shows it."""
+    """A user's membership of an organization in a payload."""
 
     id: str
     created_at: int | None
@@ -56,7 +56,7 @@ class ClerkMember(NamedTuple):
 
 
 class ClerkUser(NamedTuple):
-    """A user as a payload shows it, texts as sent. `email` and `email_verified` count where `email_known`."""
+    """A user in a payload, texts as sent. `email` and `email_verified` are valid only if `email_known`."""
 
     id: str
     created_at: int | None
@@ -89,7 +89,7 @@ class UserDeleted(NamedTuple):
 class SessionChanged(NamedTuple):
     """A session started, changed or ended; `started_at` is when the user signed in.
 
-    `impersonated` when staff signed in as the user. `user` is the profile that newer payloads carry.
+    `impersonated`: staff signed in as the user. `user` is the profile, which newer payloads contain.
     """
 
     user_id: str
@@ -127,9 +127,9 @@ class Event(NamedTuple):
 
 
 class FieldSources(NamedTuple):
-    """Where a user's role and organization stand, and which fields are kept besides.
+    """Where a user's role and organization come from, and which other fields are kept.
 
-    The keys of `public_metadata`, None where something else says it; and whether memberships do.
+    `role` and `organization` are keys of `public_metadata`, None if the value comes from elsewhere.
     """
 
     role: str | None = "role"
@@ -149,9 +149,9 @@ class FieldSources(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What the receiver needs to know of a body: None where it is not there or no such thing.
+    """What the receiver needs from a body; None for a field that is missing or of the wrong type.
 
-    `is_ignored` says of a type that it is not handled; a type that is no text is not ignored.
+    `is_ignored`: the type is a text, but not handled.
     """
 
     type: str | None
@@ -161,14 +161,14 @@ class Summary(NamedTuple):
 
 
 def handled_types(settings: Settings) -> tuple[str, ...]:
-    """Return the types that are queued; all others are acknowledged and let go."""
+    """Return the types that are queued; all others are acknowledged and ignored."""
     if settings.organization_source == "membership":
         return ALL_TYPES
     return HANDLED_TYPES
 
 
 def summarize(envelope: object, types: Collection[str] | None = None) -> Summary:
-    """Return what the receiver routes and describes a decoded body by; `types` are those to be queued."""
+    """Return the summary of a decoded body; `types` are the types to queue."""
     if not isinstance(envelope, dict):
         return Summary(None, False, None, None)
     type_ = _text(envelope, "type")
@@ -227,7 +227,7 @@ def parse_user(data: dict[str, Any], keys: FieldSources) -> ClerkUser:
 
 
 def parse_member(data: dict[str, Any]) -> ClerkMember:
-    """Return the membership in Clerk's JSON, and whose it is. Raises Unreadable when an id is missing."""
+    """Return the membership in Clerk's JSON, with its user. Raises Unreadable if an id is missing."""
     user = data.get("public_user_data")
     user_id = _clerk_id(user if isinstance(user, dict) else {}, "user_id", "data.public_user_data")
     return ClerkMember(user_id, _membership(data))
@@ -268,7 +268,7 @@ def _organization_changed(type_: str, data: dict[str, Any], _keys: FieldSources)
 
 
 def _memberships(user: dict[str, Any]) -> tuple[ClerkMembership, ...]:
-    """Return those memberships in a user's JSON that can be read."""
+    """Return the memberships in a user's JSON that can be read."""
     entries = user.get("organization_memberships")
     found = []
     for entry in entries if isinstance(entries, list) else ():
@@ -315,7 +315,7 @@ ALL_TYPES = (*HANDLED_TYPES, *ORGANIZATION_TYPES)
 
 
 class _Address(NamedTuple):
-    """Whether a payload says anything about the address; the address, None for none; whether verified."""
+    """Whether the payload shows the address; the address, None for none; whether it is verified."""
 
     known: bool = False
     text: str | None = None

@@ -1,10 +1,10 @@
-"""A limit on requests, kept from our own side, for one process."""
+"""Keeps the requests of one process within a rate limit."""
 
 import math
 import threading
 import time
 
-SHARE = 0.9  # of the limit is spread evenly, the rest may come at once
+SHARE = 0.9  # of the limit is spread evenly, the rest may be used at once
 
 
 class RateLimit:

@@ -1,1 +1,1 @@
-"""What health, metrics, the console and the status command show."""
+"""The data of health, metrics, the console and the status command."""

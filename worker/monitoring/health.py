@@ -1,4 +1,4 @@
-"""What `/health` and `status` show: the probes' answers, and what they add up to."""
+"""The report of `/health` and `status`: the answers of the probes, and the overall status."""
 
 import json
 import time
@@ -34,13 +34,13 @@ _UNKNOWN_WORKERS: Facts = {"alive": None, "last_seen_at": None, "list": []}
 
 
 class Status:
-    """Asks Redis and the database. Made once per process; `report` answers within probes.LIMIT_S."""
+    """Checks Redis and the database. Made once per process; `report` answers within probes.LIMIT_S."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._began = datetime.now(UTC)
         self.redis = fail_fast_redis(settings)
-        # Of its connections some may have died since, or been forgotten on their way.
+        # Two attempts and a time limit, because idle connections may be broken by now.
         self.database = Database(settings, attempts=2, answer_limit_s=ANSWER_LIMIT_S)
         probes = [
             Probe("redis", lambda: _writable(redis_facts(self.redis))),
@@ -55,11 +55,11 @@ class Status:
         self.probes: Probes = {probe.name: (probe, ()) for probe in probes}
 
     def report(self, answers: Mapping[str, ProbeResult] | None = None) -> dict[str, Any]:
-        """Return what is known now, ready for JSON, or what `answers` to the probes say.
+        """Return the current report, ready for JSON; `answers` are those of the probes, if already run.
 
         `status` is "failing" when a check fails, "degraded" when something keeps deliveries from being
-        received or applied (`warnings` names it), else "ok". `warnings` also holds what does not degrade.
-        `reconciliation` is there when RECONCILE_EVERY is set.
+        received or applied (`warnings` names it), else "ok". Some `warnings` do not degrade. `reconciliation`
+        is present if RECONCILE_EVERY is set.
         """
         answers = ask(self.probes) if answers is None else answers
         facts = {key: value for answer in answers.values() for key, value in answer.facts.items()}
@@ -108,7 +108,7 @@ class Status:
         self.database.dispose()
 
     def _reconciliation(self, facts: Facts) -> dict[str, Any] | None:
-        """Return the last reconciliation's summary, None where none runs or Redis does not answer."""
+        """Return the last reconciliation's summary, None if none is scheduled or Redis does not answer."""
         every_s = self._settings.reconcile_every
         if every_s is None or "reconciliation" not in facts:
             return None
@@ -125,7 +125,7 @@ class MigrationsUrl:
         self._checked_at = -RECHECK_S
 
     def facts(self) -> Facts:
-        """Return `same_tables`, or why it is not known as `migrations_error`."""
+        """Return `same_tables`; if it is unknown, the reason as `migrations_error`."""
         if time.monotonic() >= self._checked_at + RECHECK_S:
             self._facts = self._check()
             if self._facts.get("same_tables"):
@@ -139,21 +139,21 @@ class MigrationsUrl:
             return {"migrations_error": str(error)}
         try:
             return {"same_tables": identity.leads_to_same_tables(self._unpooled, self._database)}
-        except DatabaseError:  # which the check of the database names
+        except DatabaseError:  # the check of the database reports it
             return {}
         finally:
-            self._unpooled.dispose()  # a connection that idles would be one of few
+            self._unpooled.dispose()  # an idle connection would occupy one of the few
 
 
 def _writable(facts: Facts) -> Facts:
-    """Return what Redis said. Raises ProbeFailed when it answers, but takes no writes."""
+    """Return the facts about Redis. Raises ProbeFailed if it answers, but refuses writes."""
     if facts["refusal"]:
         raise ProbeFailed(f"{facts['refusal']}; until then deliveries are refused", facts)
     return facts
 
 
 def database_facts(database: Database) -> Facts:
-    """Return by how many s this machine's clock is ahead of the database's. Raises DatabaseError."""
+    """Return how many seconds this machine's clock is ahead of the database's. Raises DatabaseError."""
     database.ping()
     before = time.time()
     theirs = identity.clock(database).timestamp()
@@ -184,7 +184,7 @@ def applied_facts(redis: Redis, database: Database) -> Facts:
         newest: Any = redis.zrange(rq.FINISHED_KEY, 0, 0, desc=True)
         id_ = newest[0].decode() if newest else ""
         description: Any = redis.hget(rq.JOB_PREFIX + id_, "description")
-        if subject(description)[0] is None:  # another program's job
+        if subject(description)[0] is None:  # a job of another program
             return {}
     except (RedisError, UnicodeDecodeError):
         return {}

@@ -1,4 +1,4 @@
-"""Limits how often one address may try a wrong password, counted over all processes."""
+"""Limits the attempts with a wrong password per address, over all processes."""
 
 import threading
 import time
@@ -15,15 +15,15 @@ WINDOW_S = 300
 LIMIT = 10
 REDIS_PAUSE_S = 10
 KEPT = 10_000
-IPV6_HOME_BITS = 64  # what one customer has at the least
+IPV6_HOME_BITS = 64  # the smallest network that a provider gives to a customer
 
 
 class LoginThrottle:
-    """Counts attempts by address: after LIMIT wrong ones in WINDOW_S, no more may be made.
+    """Counts attempts by address: after LIMIT wrong ones in WINDOW_S, further ones are refused.
 
-    An attempt is counted before its password is compared, and taken back when it is right: so simultaneous
-    guesses are limited as sequential ones are. They are counted in Redis, and also in this process for the
-    time that Redis is away.
+    An attempt is counted before its password is compared, and subtracted if it is right. So simultaneous
+    guesses are limited like sequential ones. Attempts are counted in Redis, and in this process while Redis
+    is unavailable.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -33,12 +33,12 @@ class LoginThrottle:
         self._redis_again_at = 0.0
 
     def may_try(self, address: str | None) -> bool:
-        """Count an attempt, and say whether it may be made."""
+        """Count an attempt, and say whether it is allowed."""
         key = _key(address)
         return self._count_here(key, 1) <= LIMIT and self._count_in_redis(key, 1) <= LIMIT
 
     def succeeded(self, address: str | None) -> None:
-        """Take back an attempt whose password was right."""
+        """Subtract an attempt whose password was right."""
         key = _key(address)
         self._count_here(key, -1)
         self._count_in_redis(key, -1)
@@ -56,7 +56,7 @@ class LoginThrottle:
         try:
             count: object = self._redis.eval(scripts.load("count_attempt"), 1, KEY_PREFIX + key, WINDOW_S, by)
         except RedisError:
-            # Every request would wait for its time-out.
+            # Otherwise every request would wait for Redis's time-out.
             self._redis_again_at = time.monotonic() + REDIS_PAUSE_S
             return 0
         return count if isinstance(count, int) else 0
@@ -69,7 +69,7 @@ class LoginThrottle:
 
 
 def _key(address: str | None) -> str:
-    """Return a key for an address: an IPv6 one counts with its whole network."""
+    """Return the key for an address; all addresses of an IPv6 network share one."""
     try:
         parsed = ip_address(address or "")
     except ValueError:

@@ -1,7 +1,7 @@
 """The counters of all processes: counted in memory, and added to totals in Redis every few seconds.
 
-The totals cover all web processes and workers on all machines, and outlive them. Any web process shows
-them (see `worker.monitoring.prometheus`); workers need no port.
+The totals include all web processes and workers on all machines, also ended ones. Every web process shows
+them (`worker.monitoring.prometheus`); workers need no port.
 """
 
 import json
@@ -25,7 +25,7 @@ from worker.queue.producer import EnqueueResult
 
 
 class DeliveryAnswer(StrEnum):
-    """What the receiver answers to a delivery: a label here, a word in the answer and in the log."""
+    """The receiver's answers to a delivery: a label here, and a word in the answer and in the log."""
 
     QUEUED = EnqueueResult.QUEUED.value
     DUPLICATE = EnqueueResult.DUPLICATE.value
@@ -65,7 +65,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 class Counter(NamedTuple):
-    """A number that only grows. A label's value that is not among those listed counts as `other`."""
+    """A number that only grows. A label's value that is not listed counts as `other`."""
 
     name: str
     help: str
@@ -73,7 +73,7 @@ class Counter(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """How values are spread; `buckets` are upper bounds."""
+    """The distribution of values; `buckets` are upper bounds."""
 
     name: str
     help: str
@@ -157,14 +157,14 @@ class Metrics:
         self._number = 0
 
     def count(self, counter: Counter, *labels: str | None, by: float = 1) -> None:
-        """Add to a counter; its labels' values in their order."""
+        """Add to a counter; `values` are those of its labels, in order."""
         values = zip(labels, counter.labels.values(), strict=True)
         field = (counter.name, *(value if value and value in known else OTHER for value, known in values))
         with self._lock:
             self._counts[field] += by
 
     def count_up_to(self, counter: Counter, total: float) -> None:
-        """Add to a counter without labels what is missing up to a total that this process keeps elsewhere."""
+        """Raise a counter without labels to a total that this process counts elsewhere."""
         field = (counter.name,)
         with self._lock:
             self._counts[field] += total - self._known_totals.get(field, 0)
@@ -179,7 +179,7 @@ class Metrics:
 
     @contextmanager
     def timed(self, histogram: Histogram) -> Iterator[None]:
-        """Add the seconds that the block takes, however it ends."""
+        """Add the seconds that the block takes, also if it raises."""
         began = time.perf_counter()
         try:
             yield
@@ -187,16 +187,15 @@ class Metrics:
             self.observe(histogram, time.perf_counter() - began)
 
     def set_latest(self, latest: Timestamp, at_s: float) -> None:
-        """Record that something happened at that time."""
+        """Record the time of the last such event."""
         with self._lock:
             self._latest[latest.name,] = max(at_s, self._latest.get((latest.name,), 0))
 
     def flush(self, redis: Redis) -> None:
-        """Add what was counted to the totals in Redis.
+        """Add the counts to the totals in Redis. Sends nothing if nothing was counted.
 
-        A delta whose arrival was not confirmed is sent again as it was, and Redis adds each only once. Sends
-        nothing when nothing was counted.
-        Raises RedisError, and then nothing is lost.
+        A delta that Redis did not confirm is sent again unchanged, and Redis adds each delta only once. So no
+        count is lost when this raises RedisError.
         """
         with self._flushing:
             if not self._delta:
@@ -224,7 +223,7 @@ class Metrics:
 
 
 def _recent(changed: Mapping[Field, float]) -> Mapping[str, float]:
-    """Return what of the counts tells whether genuine deliveries are refused or ignored."""
+    """Return the counts that show whether genuine deliveries are refused or ignored."""
     counts: defaultdict[str, float] = defaultdict(float)
     for (name, *labels), value in changed.items():
         if name == DELIVERIES.name and labels[1] in VERIFIED:

@@ -1,4 +1,4 @@
-"""The data of the operators' page: health, recent deliveries, failed jobs; each as far as it is known."""
+"""The data of the console: health, recent deliveries, failed jobs; each part as far as it is known."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -16,16 +16,16 @@ FAILED_SHOWN = 50
 
 
 class Part(NamedTuple):
-    """One part of the page: its value, or why it is not known."""
+    """One part of the page: its value, or the reason why it is unknown."""
 
     value: Any
     error: str | None
 
 
 class Overview(NamedTuple):
-    """The page: what /health says, and an Activity, a list of LedgerRow and a list of FailedJob.
+    """The page: the report of /health, an Activity, a list of LedgerRow and a list of FailedJob.
 
-    `history` is a UserReport; None when no user was named.
+    `history` is a UserReport; None if no user was named.
     """
 
     health: dict[str, Any]
@@ -36,7 +36,7 @@ class Overview(NamedTuple):
 
 
 class ConsoleData:
-    """Asks for all parts in parallel. Made once per process; answers within its time limit."""
+    """Reads all parts in parallel, within a time limit. Made once per process."""
 
     def __init__(self, status: Status) -> None:
         self._status = status
@@ -53,7 +53,7 @@ class ConsoleData:
         )
 
     def look(self, clerk_id: str | None = None) -> Overview:
-        """Return what is known now, and the history of one user if named."""
+        """Return the current data, with the history of one user if named."""
         probes: dict[str, Asked] = {**self._status.probes, **{it.name: (it, ()) for it in self._probes}}
         if clerk_id is not None:
             probes["history"] = (self._history, (clerk_id,))

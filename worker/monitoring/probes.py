@@ -1,4 +1,4 @@
-"""Probes: each asks one part of the service, all in parallel threads, within a deadline."""
+"""Probes: each checks one part of the service, all in parallel threads, within a deadline."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ Facts = Mapping[str, Any]
 
 
 class ProbeFailed(Exception):
-    """A part answered, and what it says is not good; the message says what to do, `facts` what is known."""
+    """A part answered and reports a problem. The message says what to do; `facts` are what is known."""
 
     retryable = True
 
@@ -30,7 +30,7 @@ class ProbeFailed(Exception):
 
 
 class ProbeResult(NamedTuple):
-    """What one part said, in how many ms; `error` is None when all is well."""
+    """The answer of one part, and its ms; `error` is None if there is no problem."""
 
     facts: Facts
     ms: float
@@ -38,10 +38,10 @@ class ProbeResult(NamedTuple):
 
 
 class Probe:
-    """One part to ask, in a thread of its own.
+    """One check, in a thread of its own.
 
-    While an answer is outstanding the part is not asked again: a part that hangs costs one thread, however
-    often it is asked. The thread does not keep the process from ending, as an executor's would.
+    While an answer is outstanding, the check is not started again. So a part that hangs occupies one thread,
+    however often it is checked. Unlike an executor's thread, it does not delay the end of the process.
     """
 
     def __init__(self, name: str, ask: Callable[..., Facts | None]) -> None:
@@ -53,8 +53,8 @@ class Probe:
         self._last[0].cancel()
 
     def start(self, *about: object) -> Future[ProbeResult]:
-        """Ask, unless the last answer to the same is still outstanding."""
-        future, asked = self._last  # read and replaced as one: other threads ask too
+        """Start the check, unless the answer to the same question is outstanding."""
+        future, asked = self._last  # one tuple, because other threads read and replace it too
         if future.done() or asked != about:
             future = Future()
             self._last = (future, about)
@@ -82,17 +82,17 @@ class Probe:
             error = str(trouble)
         except RedisError as trouble:
             error = explain(trouble)
-        except Exception as fault:  # such as a job that another program put on the queue
+        except Exception as fault:  # for example, a job of another program cannot be read
             error = f"unexpected {type(fault).__name__}"
         return ProbeResult(facts, round((time.perf_counter() - began) * 1000, 1), error)
 
 
-Asked = tuple[Probe, tuple[object, ...]]  # with the arguments to ask it with
+Asked = tuple[Probe, tuple[object, ...]]  # and its arguments
 Probes = Mapping[str, Asked]
 
 
 def ask(probes: Probes) -> dict[str, ProbeResult]:
-    """Ask side by side, each about what stands beside it. The answers come after LIMIT_S at the latest."""
+    """Run all probes in parallel, each with its arguments. Returns after LIMIT_S at the latest."""
     deadline = time.monotonic() + LIMIT_S
     pending = {name: probe.start(*about) for name, (probe, about) in probes.items()}
     return {name: _answer(future, deadline - time.monotonic()) for name, future in pending.items()}
@@ -102,11 +102,11 @@ def _answer(future: Future[ProbeResult], limit_s: float) -> ProbeResult:
     try:
         return future.result(max(0.0, limit_s))
     except FutureTimeout:
-        future.cancel()  # one that has not begun, because an older one hangs, must not begin later
+        future.cancel()  # a check that waits for an older one must not start later
         return ProbeResult(
             {},
             LIMIT_S * 1000,
             f"no answer within {LIMIT_S} s: it hangs, or the network on the way to it does",
         )
-    except CancelledError:  # another thread asked the same, and gave up
+    except CancelledError:  # another thread asked the same question, and gave up
         return ProbeResult({}, LIMIT_S * 1000, "no answer in time")

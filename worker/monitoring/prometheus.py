@@ -1,6 +1,6 @@
-"""The metrics as Prometheus reads them: the totals in Redis, and what is measured at that moment.
+"""The metrics in Prometheus's format: the totals in Redis, and the current gauges.
 
-Only Redis is asked: a query to the database every few seconds would keep a suspendable compute awake.
+Only Redis is asked: regular queries would keep a database that can be suspended (Neon) awake.
 """
 
 import json
@@ -45,7 +45,7 @@ POOL = {
 
 
 class MetricsEndpoint:
-    """Renders the metrics; made once per web process. Answers within the time limit of health."""
+    """Renders the metrics, within the time limit of health. Made once per web process."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._redis = fail_fast_redis(settings)
@@ -54,7 +54,7 @@ class MetricsEndpoint:
         self._probe = Probe("metrics", self._facts)
 
     def render(self) -> bytes:
-        """Return the metrics in Prometheus's text format; without Redis they say only that it is away."""
+        """Return the metrics in Prometheus's text format; without Redis, only that it does not answer."""
         answer = ask({"metrics": (self._probe, ())})["metrics"]
         families = [*_families(answer)]
         last, every_s = answer.facts.get("reconciliation"), self._settings.reconcile_every
@@ -64,7 +64,7 @@ class MetricsEndpoint:
         return generate_latest(registry)
 
     def _facts(self) -> Facts:
-        with suppress(ResponseError):  # refused: the counts wait, and what can be read is shown
+        with suppress(ResponseError):  # Redis refuses writes: the counts wait, and the rest is shown
             self._metrics.flush(self._redis)
         facts = redis_facts(self._redis)
         found = alarms({**facts, "settings": self._settings, "reconciliation_summary": None})
@@ -75,7 +75,7 @@ def _totals(redis: Redis) -> Totals:
     raw: Any = redis.hgetall(TOTALS_KEY)
     totals: dict[Field, float] = {}
     for field, value in raw.items():
-        with suppress(ValueError, TypeError):  # not ours
+        with suppress(ValueError, TypeError):  # a field of another program
             totals[tuple(json.loads(field))] = float(value)
     return totals
 
@@ -94,7 +94,8 @@ def _families(answer: ProbeResult) -> Iterator[Metric]:
 
 
 def _counter(counter: Counter, totals: Totals) -> Metric:
-    # What has not happened yet is 0, not absent: Prometheus does not see the first step of a new series.
+    # A counter that was never raised is 0, not absent: Prometheus does not see the first step of a new
+    # series.
     family = CounterMetricFamily(counter.name, counter.help, labels=list(counter.labels))
     values: dict[Field, float] = dict.fromkeys(product(*counter.labels.values()), 0)
     values |= {field[1:]: value for field, value in totals.items() if field[0] == counter.name}
@@ -107,7 +108,8 @@ def _histogram(histogram: Histogram, totals: Totals) -> Metric:
     found = {field[1]: value for field, value in totals.items() if field[0] == histogram.name}
     total = found.pop(SUM, 0.0)
     bounds = [*map(str, histogram.buckets), INFINITY]
-    # A version with other buckets may have counted too: each count belongs to every bound from its own on.
+    # A version with other buckets may have counted too: a count belongs to each bound that is not below its
+    # own.
     buckets = [(bound, sum(n for le, n in found.items() if float(le) <= float(bound))) for bound in bounds]
     family = HistogramMetricFamily(histogram.name, histogram.help)
     family.add_metric([], buckets, total)

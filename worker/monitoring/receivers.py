@@ -17,15 +17,15 @@ from worker.queue.producer import WATCHING_SINCE_KEY
 from worker.redis_client import ENCODING_ERRORS, heartbeat_redis
 
 NAMES_KEY = "clerk-sync:receiver-names"
-KEY_PREFIX = "clerk-sync:receiver:"  # each heartbeat renews its expiry, on Redis's clock: others differ
+KEY_PREFIX = "clerk-sync:receiver:"  # each heartbeat renews its expiry, by Redis's clock
 BEAT_EVERY_S = 12.0  # one command, on a connection that stays open
-REGISTER_EVERY_S = 600.0  # in case that Redis has evicted the names alone
+REGISTER_EVERY_S = 600.0  # Redis may have evicted only the set of names
 SILENT_AFTER_S = 26
 FORGET_AFTER_S = 24 * 3600
 
 
 class ReceiverTasks:
-    """A thread of a web process, from `start` until `stop`."""
+    """The periodic tasks of a web process, in a thread, from `start` until `stop`."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._redis = heartbeat_redis(settings)
@@ -38,11 +38,11 @@ class ReceiverTasks:
         )
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._runner.start()
 
     def stop(self) -> None:
-        """Add up what is left, deregister, and end."""
+        """End the thread, add the remaining counts to the totals, and deregister."""
         self._runner.stop(FLUSH_EVERY_S)
         with suppress(RedisError):
             self._metrics.flush(self._redis)
@@ -60,7 +60,7 @@ def beat(redis: Redis, name: str) -> None:
 
 
 def register(redis: Redis, name: str) -> None:
-    """Make the receiver known; where Redis knew nothing, record since when it has. Raises RedisError."""
+    """Register the receiver; in an empty Redis, record when its data began. Raises RedisError."""
     with redis.pipeline() as pipeline:
         pipeline.sadd(NAMES_KEY, name)
         pipeline.set(KEY_PREFIX + name, 1, ex=FORGET_AFTER_S)
@@ -69,13 +69,13 @@ def register(redis: Redis, name: str) -> None:
 
 
 def deregister(redis: Redis, name: str) -> None:
-    """Forget the receiver. Raises RedisError."""
+    """Remove the receiver. Raises RedisError."""
     redis.srem(NAMES_KEY, name)
     redis.delete(KEY_PREFIX + name)
 
 
 def count(redis: Redis, now_s: int) -> dict[str, Any]:
-    """Return how many receivers are alive at `now_s`, the time of Redis, and when one was last seen.
+    """Return how many receivers are alive at `now_s`, Redis's time, and when one was last seen.
 
     Raises RedisError.
     """
@@ -85,7 +85,7 @@ def count(redis: Redis, now_s: int) -> dict[str, Any]:
             pipeline.ttl(KEY_PREFIX + name)
         ages = dict(zip(names, (FORGET_AFTER_S - left_s for left_s in pipeline.execute()), strict=True))
     if gone := [name for name, age_s in ages.items() if age_s > FORGET_AFTER_S]:
-        with suppress(RedisError):  # of a Redis that takes no writes
+        with suppress(RedisError):  # Redis may refuse writes
             redis.srem(NAMES_KEY, *gone)
     known = [age_s for name, age_s in ages.items() if name not in gone]
     alive = sum(age_s < SILENT_AFTER_S for age_s in known)

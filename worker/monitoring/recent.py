@@ -1,4 +1,4 @@
-"""What receivers refused and accepted in the last minutes: a hash in Redis for each minute of its clock."""
+"""The deliveries refused and accepted in the last minutes: a hash in Redis for each minute of its clock."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 from redis import Redis
 
 KEY_PREFIX = "clerk-sync:recent:"
-GENUINE_AT_KEY = "clerk-sync:genuine-at"  # when a verified delivery came last, in s of Redis's clock
+GENUINE_AT_KEY = "clerk-sync:genuine-at"  # when the last verified delivery arrived, in s of Redis's clock
 MINUTE_S = 60
 WINDOW_MINUTES = 15
 GENUINE, MISMATCH, STALE, FOREIGN = KINDS = ("genuine", "mismatch", "stale", "foreign")
-QUIET_MINUTES = 2  # so long genuine deliveries alone, and what was refused before is over
+QUIET_MINUTES = 2  # after so many minutes with only genuine deliveries, earlier refusals are over
 
 
 class Recent(NamedTuple):
-    """Deliveries of the last WINDOW_MINUTES: verified ones, refused ones by reason, another instance's.
+    """Deliveries of the last WINDOW_MINUTES: verified ones, refused ones by reason, other instances' ones.
 
-    `is_over` says that genuine deliveries alone have come of late. `since_genuine` are those refused from
-    the minute of the newest genuine one on, which came `genuine_age_s` ago (None: none came).
+    `is_over`: only genuine deliveries arrived in the last QUIET_MINUTES. `since_genuine` are those refused
+    from the minute of the newest genuine one on, which arrived `genuine_age_s` ago (None: none arrived).
     """
 
     genuine: int

@@ -1,4 +1,4 @@
-"""What Redis knows of the service: the queue, the workers, the last delivery and reconciliation."""
+"""The state of the service in Redis: the queue, the workers, the last delivery and reconciliation."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,9 +20,9 @@ from worker.redis_causes import CLUSTER_MODE, OUT_OF_MEMORY
 from worker.redis_client import QueueUnavailable
 from worker.sync import last_run
 
-CAUSES_KEY = "clerk-sync:causes"  # why the last report said degraded, where Redis does not show it: JSON
+CAUSES_KEY = "clerk-sync:causes"  # JSON: the causes in the last report that Redis alone does not show
 MAX_REASON = 300  # characters of a worker's reason that are shown
-DEPENDENCIES = ("database", "Redis")  # what a worker may wait for
+DEPENDENCIES = ("database", "Redis")  # the servers that a worker may wait for
 
 
 def redis_facts(redis: Redis) -> Facts:
@@ -96,7 +96,7 @@ def _refusal(redis: Redis) -> str | None:
 def _info(redis: Redis) -> dict[str, Any]:
     try:
         info: Any = redis.info()
-    except ResponseError:  # a managed Redis may not allow it
+    except ResponseError:  # a managed Redis may forbid INFO
         return {}
     return dict(info)
 
@@ -122,17 +122,17 @@ def _reserved(redis: Redis, consumers: Sequence[bytes]) -> tuple[int, list[bytes
 def _age_s(redis: Redis, job_id: bytes | None) -> float | None:
     if job_id is None:
         return None
-    # One that was replayed has waited since then.
+    # The age of a replayed job counts from the replay.
     moments: Any = redis.hmget(rq.JOB_PREFIX + job_id.decode(errors="replace"), ["enqueued_at", "created_at"])
     try:
         age = datetime.now(UTC) - rq.parse_timestamp((moments[0] or moments[1]).decode())
-    except (AttributeError, ValueError, OverflowError):  # no such job, or one that another program put there
+    except (AttributeError, ValueError, OverflowError):  # no such job, or a job of another program
         return None
     return round(max(0.0, age.total_seconds()), 3)
 
 
 def _workers(redis: Redis, keys: set[bytes], beats: Mapping[str, float], now_s: int) -> dict[str, Any]:
-    """Return the workers that RQ knows, less those without a heartbeat: RQ itself forgets them much later."""
+    """Return RQ's workers, except those without a heartbeat, which RQ removes much later."""
     gone = {name for name, at in beats.items() if at < now_s - DEAD_AFTER_S}
     names = sorted({_text(key).removeprefix(rq.WORKER_PREFIX) for key in keys} - gone)
     with redis.pipeline(transaction=False) as pipeline:
@@ -148,11 +148,11 @@ def _workers(redis: Redis, keys: set[bytes], beats: Mapping[str, float], now_s: 
 def _worker(name: str, fields: Mapping[bytes, bytes], beat_s: float | None) -> dict[str, Any]:
     report: Facts = rq.read_json(fields.get(rq.WORKER_REPORT.encode(), b"{}"), dict)
     dependency, reason, in_hand_s = (report.get(key) for key in ("waiting_for", "reason", "in_hand_s"))
-    is_waiting = dependency in DEPENDENCIES  # any program that reaches Redis may have written there
+    is_waiting = dependency in DEPENDENCIES  # another program may have written anything there
     return {
         "name": name,
         "state": _text(fields.get(b"state", b"")),
-        # a worker of ours that idles writes its hash less often than its heartbeat
+        # an idle worker writes its hash less often than its heartbeat
         "last_seen_at": iso_of(beat_s) or _text(fields.get(b"last_heartbeat", b"")),
         "waiting_for": dependency if is_waiting else None,
         "reason": reason[:MAX_REASON] if is_waiting and isinstance(reason, str) else None,

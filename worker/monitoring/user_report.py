@@ -21,7 +21,7 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class UserReport(NamedTuple):
-    """What is known of one user; `jobs` is None, and `jobs_error` says why, when Redis does not answer."""
+    """Everything stored about one user; if Redis does not answer, `jobs` is None, and `jobs_error` set."""
 
     record: UserRecord
     events: list[LedgerRow]
@@ -30,14 +30,14 @@ class UserReport(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing at all is known."""
+        """Whether nothing is stored."""
         rows = (self.record.row, self.record.sync, self.record.profile)
         jobs = self.jobs.jobs if self.jobs else []
         return not any(rows) and not (self.record.memberships or self.events or jobs)
 
     @property
     def address(self) -> str:
-        """Whose address the row bears, without the address."""
+        """What kind of address the row has, without the address."""
         record = self.record
         if record.row is None:
             return "no row"
@@ -49,7 +49,7 @@ class UserReport(NamedTuple):
 
     @property
     def bodies_until(self) -> datetime:
-        """When Redis has deleted the body of every delivery that was applied: of a finished job."""
+        """When Redis will have deleted the bodies of all applied deliveries (finished jobs)."""
         kept = timedelta(seconds=RESULT_TTL_S)
         return max((row.applied_at + kept for row in self.events), default=LONG_AGO)
 
@@ -65,7 +65,7 @@ class UserReport(NamedTuple):
 
 
 def user_report(database: Database, redis: Redis, clerk_id: str, events: int = EVENTS_SHOWN) -> UserReport:
-    """Return what is known. Raises DatabaseError."""
+    """Return everything stored about one user. Raises DatabaseError."""
     record = user_record(database, clerk_id)
     rows = ledger.recent(database, LedgerFilter(clerk_id=clerk_id), limit=events)
     try:

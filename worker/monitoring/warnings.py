@@ -1,4 +1,4 @@
-"""What an operator must act on, in words: each function yields its warnings for the given facts.
+"""The warnings for operators: each function yields its warnings for the given facts.
 
 `alarms` make the service degraded, `remarks` do not.
 """
@@ -16,12 +16,12 @@ STUCK_AFTER_S = 30
 A_FEW = 5
 CLOCKS_APART = timedelta(minutes=1)
 LOSS_IS_SAID_FOR = timedelta(hours=1)
-OVERDUE = 5  # so many genuine deliveries that should have come by now are no chance
+OVERDUE = 5  # if so many genuine deliveries were due and none came, it is no coincidence
 AT_LEAST_S = 10
 
 
 def alarms(facts: Facts) -> dict[str, list[str]]:
-    """Return why the service is degraded: by cause, for metrics, in words.
+    """Return why the service is degraded: the warnings by cause. The causes are labels of a metric.
 
     `facts` are those of every probe, the Settings as `settings`, and the last scheduled reconciliation's
     summary as `reconciliation_summary`.
@@ -31,12 +31,12 @@ def alarms(facts: Facts) -> dict[str, list[str]]:
 
 
 def remarks(facts: Facts) -> list[str]:
-    """Return what an operator should look at although the service works."""
+    """Return the warnings that do not degrade."""
     return [words for say in REMARKS for words in say(facts)]
 
 
 def _silence(facts: Facts) -> Iterator[str]:
-    """Silence counts from the last delivery; where there was none, from the first probe."""
+    """Warn of too long a time since the last delivery or, without any, since the first probe."""
     since = facts.get("last_received_at") or facts.get("watching_since")
     limit = facts["settings"].silence_alarm_minutes
     if limit is None or since is None:
@@ -147,7 +147,7 @@ def _is_refusing(recent: Recent) -> bool:
 
 
 def _genuine_ones_stopped(recent: Recent) -> bool:
-    """Whether others came instead of genuine deliveries that were due, at the pace of the whole window."""
+    """Whether refused deliveries came instead of genuine ones that were due, at the rate of the window."""
     if recent.genuine_age_s is None or recent.genuine_age_s < AT_LEAST_S:
         return False
     due = recent.genuine * recent.genuine_age_s / (WINDOW_MINUTES * MINUTE_S)
@@ -185,7 +185,7 @@ def _second_instance(facts: Facts) -> Iterator[str]:
 
 
 def _no_receiver(facts: Facts) -> Iterator[str]:
-    """Say it unless deliveries come: a Redis that was emptied knows no receiver until its next heartbeat."""
+    """Warn unless deliveries arrive: an emptied Redis knows no receiver until its next heartbeat."""
     last = facts.get("last_received_at")
     silence = timedelta(seconds=SILENT_AFTER_S)
     if last is not None and datetime.now(UTC) - datetime.fromisoformat(last) < silence:
@@ -289,6 +289,6 @@ ALARMS: dict[str, Say] = {
     "clock": _clock,
     "reconciliation": _reconciliation_failed,
 }
-# What Redis alone does not show: /metrics has it from the last report.
+# Causes that Redis alone does not show: /metrics takes them from the last report.
 NEED_A_REPORT = ("second_instance", "redis_lost_data", "two_databases", "clock", "reconciliation")
 REMARKS: tuple[Say, ...] = (_forgeries, _migrations_url, _drift, _no_append_only_file, _evicts)

@@ -6,12 +6,12 @@ UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def iso(moment: datetime) -> str:
-    """Return a moment in ISO 8601, in UTC and to the millisecond."""
+    """Return a datetime in ISO 8601, in UTC and to the millisecond."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def iso_of(seconds: float | None) -> str | None:
-    """Return the moment so many seconds after the epoch likewise, None for none that a calendar has."""
+    """Return the same for seconds since the epoch, None if they are outside the range of datetime."""
     try:
         return None if seconds is None else iso(datetime.fromtimestamp(seconds, UTC))
     except (ValueError, OverflowError):
@@ -24,7 +24,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """Return a span of time in the one unit that suits it."""
+    """Return a duration in the most suitable unit."""
     if seconds is None:
         return "-"
     if seconds < 1:
@@ -36,7 +36,7 @@ def span(seconds: float | None) -> str:
 
 
 def ago(moment: str | datetime | None, now: datetime) -> str:
-    """Return how long ago something was, or in what time it will be."""
+    """Return how long ago, or how far in the future, a time is."""
     if not moment:
         return "never"
     then = datetime.fromisoformat(moment) if isinstance(moment, str) else moment

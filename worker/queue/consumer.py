@@ -1,4 +1,4 @@
-"""A worker's side of the queue in Redis: take, finish, fail, release. To RQ the queue is one of its own."""
+"""The worker's side of the queue in Redis: take, finish, fail, release. RQ sees a normal queue."""
 
 import json
 import time
@@ -19,13 +19,13 @@ from worker.shutdown import SLICE_S, StopSignal
 CONSUMERS_KEY = "clerk-sync:consumers"
 RESERVED_PREFIX = "clerk-sync:reserved:"
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-DEAD_AFTER_S = 15  # without a heartbeat; another worker then recovers the jobs of that one
+DEAD_AFTER_S = 15  # without a heartbeat; then another worker releases its jobs
 FULL_PAUSE_S = 1.0
-WAIT_ANSWER_S = 5.0  # beyond the time-out of a blocking command, until its connection counts as dead
+WAIT_ANSWER_S = 5.0  # after the time-out of a blocking command, before its connection counts as broken
 
 
 class TakenJob(NamedTuple):
-    """A job that this consumer has reserved, as RQ stores it."""
+    """A job that this consumer has reserved, in RQ's format."""
 
     id: str
     data: bytes
@@ -36,24 +36,24 @@ class TakenJob(NamedTuple):
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has failed before."""
+        """Whether the job has failed before."""
         return "attempts" in self.meta
 
     @property
     def has_waited(self) -> bool:
-        """Whether another transaction's lock has delayed it before."""
+        """Whether another transaction's lock has delayed the job before."""
         return lock_waits.SINCE in self.meta
 
 
 class Finished(NamedTuple):
-    """A job that is done, and what became of its delivery."""
+    """A processed job, and the outcome of its delivery."""
 
     job: TakenJob
     outcome: str
 
 
 class Failed(NamedTuple):
-    """A job that could not be done. `reason` and `traceback` hold no personal data."""
+    """A job that failed. `reason` and `traceback` contain no personal data."""
 
     job: TakenJob
     reason: str
@@ -62,12 +62,12 @@ class Failed(NamedTuple):
 
     @property
     def has_retry(self) -> bool:
-        """Whether it is tried again by itself."""
+        """Whether the job is retried automatically."""
         return self.retryable and self.job.retries_left > 0 and len(self.job.retry_intervals) > 0
 
 
 class Deferred(NamedTuple):
-    """A job whose row another transaction has locked: it comes again in DEFER_S, with all its retries."""
+    """A job whose row another transaction has locked: it is tried again in DEFER_S, with all its retries."""
 
     job: TakenJob
     reason: str
@@ -77,16 +77,16 @@ Settled = Finished | Failed | Deferred
 
 
 def is_full(jobs: Sequence[TakenJob], limit: int) -> bool:
-    """Say whether a take of up to `limit` jobs has probably left some in the queue."""
+    """Say whether the queue probably has more jobs after a take of up to `limit`."""
     return len(jobs) >= limit or sum(len(job.data) for job in jobs) >= MAX_BATCH_BYTES
 
 
 class ReservedJobs:
-    """The jobs that one consumer has reserved; its id is the worker's name, and a `part` for each more.
+    """The jobs that one consumer has reserved. Its id is the worker's name, plus `part` for a second one.
 
-    A batch that was processed is settled by the next `settle_and_take`, in the same round trip as the next
-    batch is taken: until then its jobs stay reserved. Every method raises redis.RedisError when Redis does
-    not answer, and may then simply be called again: what was done is not done twice.
+    A processed batch is settled by the next `settle_and_take`, in the same round trip that takes the next
+    batch. Until then its jobs stay reserved. Every method raises redis.RedisError if Redis does not answer,
+    and can then be called again: nothing is done twice.
     """
 
     def __init__(self, redis: Redis, worker: str, part: str = "") -> None:
@@ -104,11 +104,11 @@ class ReservedJobs:
     def settle_and_take(self, done: Sequence[Settled], limit: int) -> list[TakenJob] | None:
         """Settle the last batch and take the next of up to `limit` ready jobs, all in one round trip.
 
-        Returns None when `rq suspend` has stopped the workers. Nothing is taken with a `limit` of 0.
+        Returns None while `rq suspend` is in effect. With a `limit` of 0 it takes nothing.
         """
         try:
             taken = self._send_and_take(done, limit)
-        except NoScriptError:  # Redis was restarted, and has forgotten the scripts
+        except NoScriptError:  # Redis was restarted and does not know the scripts
             for script in (self._take, self._finish, self._fail, self._defer):
                 self.redis.script_load(script.script)
             taken = self._send_and_take(done, limit)
@@ -129,12 +129,12 @@ class ReservedJobs:
             return pipeline.execute()[-1]
 
     def wait(self, timeout_s: int, stopping: StopSignal) -> bool:
-        """Wait for a job and reserve it; return whether to look for jobs. Ends at once on a stop signal.
+        """Wait for a job and reserve it; return whether to call `settle_and_take`. Ends on a stop signal.
 
-        In a full Redis, which refuses to move a job, it only waits. The connection is one of its own, which
-        is closed when the wait ends without an answer: a job that came meanwhile is in the reserved list.
+        A full Redis refuses to move a job: then this only waits. It uses a connection of its own, which is
+        closed if the wait ends without an answer: a job that arrived meanwhile is then in the reserved list.
         """
-        # redis-py 8.1 documents a connection's methods no further (tests/test_private_names.py).
+        # Methods of a connection that redis-py 8.1 does not document (tests/test_private_names.py).
         connection: Any = self.redis.connection_pool.get_connection()
         try:
             connection.send_command("BLMOVE", rq.QUEUE_KEY, self._reserved_key, "LEFT", "RIGHT", timeout_s)
@@ -147,19 +147,19 @@ class ReservedJobs:
         except OutOfMemoryError:
             stopping.wait(FULL_PAUSE_S)
             return True
-        except RedisConnectionError:  # the next take finds out whether Redis is away
+        except RedisConnectionError:  # the next take shows whether Redis is unavailable
             connection.disconnect()
             return True
         finally:
             self.redis.connection_pool.release(connection)
 
     def release(self) -> int:
-        """Put the reserved jobs back to the front of the queue, in their order; return how many."""
+        """Put the reserved jobs back at the front of the queue, in their order; return their number."""
         keys = [self._reserved_key, rq.QUEUE_KEY, rq.STARTED_KEY]
         return cast("int", self._release(keys, [self.consumer_id, rq.JOB_PREFIX]))
 
     def leave(self) -> None:
-        """Release the reserved jobs and forget this consumer."""
+        """Release the reserved jobs and deregister this consumer."""
         self.release()
         self.redis.zrem(CONSUMERS_KEY, self.consumer_id)
 
@@ -203,7 +203,7 @@ class ReservedJobs:
 def _dumped(meta: dict[str, Any], otherwise: dict[str, Any]) -> str:
     try:
         return json.dumps(meta)
-    except (ValueError, RecursionError):  # another program wrote what can be read, but not written again
+    except (ValueError, RecursionError):  # another program's value, which cannot be serialized again
         return json.dumps(otherwise)
 
 
@@ -221,7 +221,7 @@ def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
 
 
 def _send(pipeline: Any, script: Script, keys: Sequence[str], args: Sequence[Any]) -> None:
-    # Script.__call__ asks Redis whether it knows the script before each pipeline: a round trip more.
+    # Script.__call__ checks before each pipeline whether Redis knows the script, with one more round trip.
     pipeline.evalsha(script.sha, len(keys), *keys, *args)
 
 

@@ -1,4 +1,4 @@
-"""A job's description in Redis: the type of the delivery and its Clerk id. To list jobs no body is read."""
+"""A job's description in Redis: the delivery's type and Clerk id, so that listings read no bodies."""
 
 from db.merge.change import CLERK_ID
 from worker.clerk.payloads import ALL_TYPES, Summary
@@ -7,14 +7,14 @@ UNREADABLE = "unreadable"
 
 
 def describe(summary: Summary) -> str:
-    """Return the description of the job of a delivery."""
+    """Return the description of a delivery's job."""
     return " ".join(part for part in (summary.type or UNREADABLE, summary.clerk_id) if part)
 
 
 def subject(description: object) -> tuple[str | None, str | None]:
-    """Return the type and the Clerk id in a description as Redis has it; None where `describe` wrote none.
+    """Return the type and the Clerk id in a description from Redis; None if `describe` did not write them.
 
-    The description of a job that others put there is its call, arguments and all: nothing is taken from it.
+    A job that another program queued has its call and arguments as the description, which is ignored.
     """
     text = description.decode(errors="replace") if isinstance(description, bytes) else ""
     type_, _, clerk_id = text.partition(" ")

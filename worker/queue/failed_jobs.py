@@ -40,13 +40,13 @@ CONTEXT = "During handling of the above exception, another exception occurred:"
 
 
 class UnknownJob(Exception):
-    """There is no failed job of that id."""
+    """There is no failed job with that id."""
 
     retryable = False
 
 
 class ReplayResult(StrEnum):
-    """What became of a failed job."""
+    """The result of replaying or discarding a failed job."""
 
     REPLAYED = "replayed"
     DISCARDED = "discarded"
@@ -67,9 +67,9 @@ class FailedJob(NamedTuple):
 
 
 class Details(NamedTuple):
-    """A failed job with its traceback, and the two things that may hold personal data.
+    """A failed job with its traceback, and two texts that may contain personal data.
 
-    `body` is the delivery's body, None for a job that holds none; `raw_traceback` is what the worker left.
+    `body` is the delivery's body, None if the job has none; `raw_traceback` is the stored traceback.
     """
 
     job: FailedJob
@@ -79,9 +79,9 @@ class Details(NamedTuple):
 
 
 class FailedJobFilter(NamedTuple):
-    """Which failed jobs: those of this type and user that failed from `since` on, and not after `until`.
+    """Selects failed jobs of this type and user that failed from `since` on, and not after `until`.
 
-    The type UNKNOWN is that of the jobs without one.
+    The type UNKNOWN selects jobs without a type.
     """
 
     type: str | None = None
@@ -90,7 +90,7 @@ class FailedJobFilter(NamedTuple):
     until: datetime | None = None
 
     def includes(self, job: FailedJob) -> bool:
-        """Say whether `job` is one of them."""
+        """Say whether `job` matches."""
         return (
             self.type in (None, job.type or UNKNOWN)
             and self.clerk_id in (None, job.clerk_id)
@@ -111,15 +111,14 @@ class FailedJobs:
         self._discard = redis.register_script(scripts.load("discard"))
 
     def count(self) -> int:
-        """Return how many there are."""
+        """Return the number of failed jobs."""
         with _explained():
             return int(self._redis.zcard(rq.FAILED_KEY))
 
     def newest(self, wanted: FailedJobFilter = MATCH_ALL, limit: int | None = None) -> Iterator[FailedJob]:
-        """Yield those that are wanted, the newest failure first, `limit` at most.
+        """Yield the failed jobs that match, the newest failure first, at most `limit`.
 
-        The ids are read at once, so that nothing is passed over while others come and go; the jobs are read
-        a page at a time.
+        All ids are read first, so that none is missed while the list changes; the jobs are read in pages.
         """
         last = limit - 1 if limit and wanted == MATCH_ALL else -1
         with _explained():
@@ -129,7 +128,7 @@ class FailedJobs:
         return islice(filter(wanted.includes, jobs), limit)
 
     def ids(self, wanted: FailedJobFilter = MATCH_ALL) -> list[str]:
-        """Return the ids of those that are wanted, the oldest failure first."""
+        """Return the ids of the failed jobs that match, the oldest failure first."""
         if wanted != MATCH_ALL:
             return [job.id for job in self.newest(wanted)][::-1]
         with _explained():
@@ -137,7 +136,7 @@ class FailedJobs:
         return [_text(id_) for id_ in entries]
 
     def show(self, id_: str) -> Details:
-        """Return all that is known of one. Raises UnknownJob."""
+        """Return the details of one failed job. Raises UnknownJob."""
         with _explained():
             is_failed = self._redis.zscore(rq.FAILED_KEY, id_) is not None
         record = self._read([id_])[0]
@@ -149,9 +148,9 @@ class FailedJobs:
         return Details(_failed_job(record), _traceback(record), body, record.raised)
 
     def replay(self, ids: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
-        """Put jobs back into the queue with all their retries, and yield what became of each.
+        """Queue jobs again with all their retries, and yield the result of each.
 
-        A job that is in no list although it should, because its list was lost, is put back too.
+        A job whose list or registry was lost is queued again too.
         """
         now, intervals = rq.timestamp(datetime.now(UTC)), json.dumps(rq.RETRY_INTERVALS_S)
 
@@ -164,7 +163,7 @@ class FailedJobs:
         return self._each(ids, ReplayResult.REPLAYED, send)
 
     def discard(self, ids: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
-        """Delete jobs with all that RQ keeps of them, and yield what became of each."""
+        """Delete jobs with all keys that RQ keeps for them, and yield the result of each."""
 
         def send(pipeline: Any, id_: str) -> object:
             keys = [rq.JOB_PREFIX + id_, rq.FAILED_KEY, *rq.keys_beside(id_)]
@@ -177,7 +176,7 @@ class FailedJobs:
         self._redis.close()
 
     def _read(self, ids: Sequence[str]) -> "list[_Record | None]":
-        """Return what Redis has of each job; None for one that has expired while the registry has its id."""
+        """Return the stored fields of each job; None for an expired one that is still in the registry."""
         with _explained(), self._redis.pipeline(transaction=False) as pipeline:
             for id_ in ids:
                 pipeline.hmget(rq.JOB_PREFIX + id_, FIELDS)
@@ -214,7 +213,7 @@ def _explained() -> Iterator[None]:
 
 
 class _Record(NamedTuple):
-    """What Redis has of one job: `raised` is the traceback of its last failure, at `failed_at`."""
+    """The stored fields of one job: `raised` is the traceback of its last failure, at `failed_at`."""
 
     id: str
     data: bytes
@@ -232,7 +231,7 @@ def _record(
     if data is None:
         return None
     raised, failed_at = "", None
-    if results and not isinstance(results, ResponseError):  # a stream; its ids begin with the time in ms
+    if results and not isinstance(results, ResponseError):  # a stream, whose ids begin with the time in ms
         at, entry = results[0]
         raised = _inflated(entry.get(b"exc_string", b""))
         with suppress(OverflowError):
@@ -259,7 +258,7 @@ def _failed_job(record: _Record) -> FailedJob:
 
 
 def _own_reason(record: _Record) -> str | None:
-    """Return the reason that our worker left, unless another worker has failed the job since."""
+    """Return the reason that `clerk-sync worker` stored, unless another worker has failed the job since."""
     reason = record.meta.get("reason")
     return reason if isinstance(reason, str) and reason and record.raised.endswith(reason) else None
 
@@ -272,7 +271,7 @@ def _traceback(record: _Record) -> str:
 
 
 def _error_class(raised: str) -> str:
-    """Return the class of the error in a traceback that another RQ worker left."""
+    """Return the class of the error in a traceback that another RQ worker stored."""
     lines = raised.splitlines()
     frames = [i for i, line in enumerate(lines) if FRAME.match(line)]
     if not frames:
@@ -292,7 +291,7 @@ def _inflated(packed: bytes) -> str:
 
 
 def _moment(value: object) -> str | None:
-    """Return a moment as RQ writes it, None for anything else."""
+    """Return a datetime in RQ's format, None for anything else."""
     try:
         return rq.timestamp(rq.parse_timestamp(value)) if isinstance(value, str) else None
     except ValueError:
@@ -300,7 +299,7 @@ def _moment(value: object) -> str | None:
 
 
 def _failing(job: FailedJob) -> datetime:
-    """Return when a job failed; long ago if that is not known."""
+    """Return when a job failed; a time long ago if that is unknown."""
     return rq.parse_timestamp(job.failed_at) if job.failed_at else datetime.min.replace(tzinfo=UTC)
 
 

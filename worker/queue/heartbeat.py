@@ -13,14 +13,15 @@ from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 
 FORGET_AFTER_S = 24 * 3600
 RETRIED_AT_ONCE = 1000
-WORKER_HASH_TTL_S = 90  # as RQ has it for a worker_ttl of 30 s
+WORKER_HASH_TTL_S = 90  # RQ's value for a worker_ttl of 30 s
 
 
 class Beat(NamedTuple):
-    """What one heartbeat did.
+    """The result of one heartbeat.
 
-    `released` counts jobs of dead workers, `retried` retries that were due. `is_known` is False when Redis
-    did not have its consumers, or its hash: they are new, or lost. `wait_s` is when there may be more to do.
+    `released` counts jobs of dead workers, `retried` retries that were due. `is_known` is False if Redis did
+    not have this worker's consumers or hash, because they are new or lost. In `wait_s` there may be more to
+    do.
     """
 
     released: int
@@ -39,7 +40,7 @@ class Heartbeat:
         self._keys = (CONSUMERS_KEY, rq.QUEUE_KEY, rq.STARTED_KEY, rq.SCHEDULED_KEY, *own)
 
     def beat(self, fields: Mapping[str, str] = MappingProxyType({})) -> Beat:
-        """Do all of it once, and write `fields` into the worker's hash. Raises redis.RedisError."""
+        """Run the script once, and write `fields` into the worker's hash. Raises redis.RedisError."""
         pairs = [part for field in fields.items() for part in field]
         now = rq.timestamp(datetime.now(UTC))
         args: list[str | int] = [DEAD_AFTER_S, FORGET_AFTER_S, rq.JOB_PREFIX, RESERVED_PREFIX]

@@ -1,4 +1,4 @@
-"""Which deliveries wait for a lock that another transaction holds on their rows, and since when."""
+"""The deliveries that wait for a lock of another transaction on their rows, and since when."""
 
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -7,24 +7,24 @@ from redis import Redis
 
 from worker.queue import rq_format as rq
 
-KEY = "clerk-sync:lock-waits"  # a sorted set: a job's id by the time (s) since which it waits
+KEY = "clerk-sync:lock-waits"  # a sorted set of job ids; the score is since when (s) the job waits
 SINCE = "waiting_since"  # in a job's `meta`
-DEFER_S = 5  # until it is tried again
+DEFER_S = 5  # until the job is tried again
 OPEN = (b"scheduled", b"queued", b"started")
 LOOK_AT = 1000
 
 
 class LockWaits(NamedTuple):
-    """How many jobs wait for a lock, and the time since which the first does; None when none waits."""
+    """How many jobs wait for a lock, and since when the first one waits; None if none waits."""
 
     jobs: int
     since: datetime | None
 
 
 def lock_waits(redis: Redis) -> LockWaits:
-    """Return what waits now. Raises redis.RedisError.
+    """Return the jobs that wait now. Raises redis.RedisError.
 
-    A job that RQ's own tools finished or deleted meanwhile does not count, and is forgotten.
+    Jobs that RQ's own tools have finished or deleted meanwhile do not count, and are removed from the set.
     """
     found: Any = redis.zrange(KEY, 0, LOOK_AT - 1, withscores=True)
     if not found:

@@ -1,8 +1,8 @@
 """RQ's maintenance without its imports, calls and requests, and the search for jobs whose list was lost.
 
-RQ's own (`rq.registry.clean_registries`, `IntermediateQueue.cleanup`) loads abandoned jobs, calls the
-callbacks and sends the webhooks that their hashes name. So with write access to Redis one could make a worker
-call anything. Here only ids are moved, and no job is loaded.
+RQ's own maintenance (`rq.registry.clean_registries`, `IntermediateQueue.cleanup`) loads abandoned jobs, calls
+the callbacks and sends the webhooks that their hashes name. So anyone with write access to Redis could make a
+worker call any function. This module only moves ids, and loads no job.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -19,12 +19,12 @@ from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX
 
 log = structlog.get_logger("worker.queue.maintenance")
 
-STUCK_AFTER_S = 60  # as RQ has it
+STUCK_AFTER_S = 60  # as in RQ
 MOVED_AT_ONCE = 1000
 SEEN_KEY = "clerk-sync:intermediate-seen"
-SEARCH_KEY = "clerk-sync:lost-jobs-search"  # set by the worker that searches, so that one does at a time
-SEARCH_EVERY_S = 50  # less than the interval of maintenance, so that each minute one worker searches
-SETTLED_AFTER_S = 30  # a job that was queued or started since may be on its way
+SEARCH_KEY = "clerk-sync:lost-jobs-search"  # set by the worker that searches: one at a time
+SEARCH_EVERY_S = 50  # less than the interval of maintenance, so that one worker searches each minute
+SETTLED_AFTER_S = 30  # a job that was queued or started more recently may be about to be moved
 KEYS_AT_ONCE = 1000
 STEPS_AT_ONCE = 500
 
@@ -41,7 +41,7 @@ class QueueMaintenance:
         self._cursor = 0
 
     def run(self) -> None:
-        """Forget expired jobs and workers, and put back what plain RQ workers abandoned and what was lost.
+        """Remove expired jobs and workers; queue again lost jobs and those that plain RQ workers abandoned.
 
         Raises redis.RedisError.
         """
@@ -57,10 +57,10 @@ class QueueMaintenance:
             self.recover_lost()
 
     def recover_lost(self) -> int:
-        """Put back the jobs that are in no list or registry, because Redis lost that one; return how many.
+        """Queue again the jobs that are in no list or registry, because Redis lost it; return their number.
 
-        One call looks at no more than STEPS_AT_ONCE * KEYS_AT_ONCE keys, some at a time, and the next goes on
-        where it stopped. Raises redis.RedisError.
+        One call scans at most STEPS_AT_ONCE * KEYS_AT_ONCE keys, KEYS_AT_ONCE at a time; the next call
+        continues where it stopped. Raises redis.RedisError.
         """
         count = 0
         for _ in range(STEPS_AT_ONCE):

@@ -24,7 +24,7 @@ QUEUE_FULL = -1
 
 
 class EnqueueResult(StrEnum):
-    """What became of a delivery at the queue."""
+    """The result of enqueuing a delivery."""
 
     QUEUED = "queued"
     DUPLICATE = "duplicate"
@@ -48,7 +48,7 @@ class DeliveryQueue:
 
     def __init__(self, redis: Redis, max_depth: int = sys.maxsize) -> None:
         pool = redis.connection_pool
-        # However often it is asked whether deliveries can be taken, their own connections are for them.
+        # `ping` has its own connection, so that frequent probes occupy none of those for deliveries.
         self._deliveries = AutoPipeline(pool, max(1, pool.max_connections - 1), FAIL_FAST_TIMEOUT_S)
         self._probes = AutoPipeline(pool, 1, FAIL_FAST_TIMEOUT_S)
         self._max_depth = max_depth
@@ -56,10 +56,10 @@ class DeliveryQueue:
         self._script = scripts.load("enqueue").replace("$common", common)
 
     def enqueue(self, delivery: Delivery) -> EnqueueResult:
-        """Store the delivery and return what it was, once Redis has confirmed it. One round trip.
+        """Store the delivery and return the result, once Redis has confirmed it. One round trip.
 
-        Raises QueueUnavailable when Redis cannot be reached, is too slow, or refuses (full, read-only), and
-        when so many jobs wait already that it would have to wait too long.
+        Raises QueueUnavailable if Redis cannot be reached, is too slow, or refuses writes (full, read-only),
+        and if the queue is full (MAX_QUEUE_DEPTH).
         """
         keys = (
             rq.JOB_PREFIX + delivery.svix_id,
@@ -80,19 +80,19 @@ class DeliveryQueue:
         return RESULTS[cast("int", answer)]
 
     def ping(self) -> None:
-        """Raise QueueUnavailable unless Redis would take a delivery."""
+        """Raise QueueUnavailable unless Redis would accept a delivery."""
         probe(self._probes.ask)
 
     def close(self) -> None:
-        """Close the connections. They are opened again when they are needed."""
+        """Close the connections. They are opened again on demand."""
         self._deliveries.close()
         self._probes.close()
 
 
 def probe(ask: Callable[..., object]) -> None:
-    """Raise QueueUnavailable unless Redis, which `ask` sends a command, would take a delivery.
+    """Raise QueueUnavailable unless Redis would accept a delivery; `ask` sends a command to it.
 
-    The first probe's time is kept: silence counts from then where nothing has ever been received.
+    The time of the first probe is stored: without any delivery, silence counts from then.
     """
     keys = (f"{rq.JOB_PREFIX}clerk-sync:probe", rq.QUEUE_KEY, rq.FAILED_KEY, WATCHING_SINCE_KEY)
     try:
@@ -106,7 +106,7 @@ def _run(
 ) -> object:
     try:
         return ask("EVALSHA", _sha(script), len(keys), *keys, *arguments)
-    except NoScriptError:  # Redis was started since
+    except NoScriptError:  # Redis was restarted
         return ask("EVAL", script, len(keys), *keys, *arguments)
 
 
@@ -116,5 +116,5 @@ def _sha(script: str) -> str:
 
 
 def delivery_queue(settings: Settings) -> DeliveryQueue:
-    """Return the receiver's queue. It connects when the first delivery comes."""
+    """Return the receiver's queue. It connects with the first delivery."""
     return DeliveryQueue(delivery_redis(settings), settings.max_queue_depth)

@@ -1,4 +1,4 @@
-"""Which deliveries were refused more than once and wait for another attempt, and why."""
+"""The deliveries that the database refused more than once and that wait for another attempt."""
 
 from typing import Any, NamedTuple
 
@@ -7,19 +7,19 @@ from redis import Redis
 from worker.queue import rq_format as rq
 from worker.queue.description import subject
 
-LOOK_AT = 50  # those that are due last: they were refused most often
-AT_LEAST = 2  # attempts: the first retry, after ten seconds, heals what is fleeting
+LOOK_AT = 50  # those that are due last, because they were refused most often
+AT_LEAST = 2  # attempts: a temporary problem is over at the first retry, after ten seconds
 
 
 class Retries(NamedTuple):
-    """How many jobs wait for another attempt, LOOK_AT at most, and the reason of one of them."""
+    """How many jobs wait for another attempt (at most LOOK_AT), and the reason of one of them."""
 
     jobs: int
     reason: str | None
 
 
 def retries(redis: Redis) -> Retries:
-    """Return what waits now. Raises redis.RedisError."""
+    """Return the jobs that wait now. Raises redis.RedisError."""
     ids: Any = redis.zrange(rq.SCHEDULED_KEY, 0, LOOK_AT - 1, desc=True)
     with redis.pipeline(transaction=False) as pipeline:
         for id_ in ids:

@@ -1,7 +1,7 @@
 """RQ's keys and formats. All code that depends on RQ's internals is here and in `worker/queue/lua/`.
 
-Written against RQ 3.0; `tests/worker/test_rq_format.py` compares each of these with what RQ itself writes and
-reads, and fails when another RQ does otherwise.
+Written for RQ 3.0. `tests/worker/test_rq_format.py` compares each of these with what RQ itself writes and
+reads, and fails if another version of RQ differs.
 """
 
 import json
@@ -22,14 +22,14 @@ JOB_FUNCTION = "worker.job.apply_delivery"
 JOB_TIMEOUT_S = 60
 RESULT_TTL_S = 3600
 FAILURE_TTL_S = 90 * 24 * 3600
-COMPRESS_FROM_BYTES = 4096  # an ordinary delivery is smaller: half its size is not worth its time
+COMPRESS_FROM_BYTES = 4096  # an ordinary delivery is smaller, and not worth the time of compressing it
 RETRY_INTERVALS_S = (10, 60, 300)
-MAX_BODY_BYTES = 4 * 1024 * 1024  # of a delivery that can be read again; Svix sends no more than 1 MiB
-MAX_CALL_BYTES = 3 * MAX_BODY_BYTES + 1024  # two bytes of UTF-8 are at most six of JSON: an escape
+MAX_BODY_BYTES = 4 * 1024 * 1024  # of a delivery in a job; Svix sends at most 1 MiB
+MAX_CALL_BYTES = 3 * MAX_BODY_BYTES + 1024  # an escape has six bytes for two bytes of UTF-8
 
 QUEUES_KEY = "rq:queues"
 QUEUE_KEY = f"rq:queue:{QUEUE}"
-INTERMEDIATE_KEY = f"{QUEUE_KEY}:intermediate"  # where plain RQ workers have a job between queue and start
+INTERMEDIATE_KEY = f"{QUEUE_KEY}:intermediate"  # plain RQ workers keep taken, not started jobs here
 STARTED_KEY = f"rq:wip:{QUEUE}"
 FINISHED_KEY = f"rq:finished:{QUEUE}"
 FAILED_KEY = f"rq:failed:{QUEUE}"
@@ -41,7 +41,7 @@ WORKERS_KEY = f"rq:workers:{QUEUE}"
 JOB_PREFIX = "rq:job:"
 RESULT_PREFIX = "rq:results:"
 WORKER_PREFIX = "rq:worker:"
-WORKER_REPORT = "clerk_sync"  # our own field in RQ's hash of a worker: what it waits for, and its pool
+WORKER_REPORT = "clerk_sync"  # a field added to RQ's hash of a worker: what it waits for, and its pool
 
 
 class ForeignJobError(Exception):
@@ -51,18 +51,18 @@ class ForeignJobError(Exception):
 
 
 def keys_beside(job_id: str) -> tuple[str, ...]:
-    """Return the keys that RQ may keep about a job beside its hash."""
+    """Return the keys that RQ may keep for a job, besides its hash."""
     job = JOB_PREFIX + job_id
     return (RESULT_PREFIX + job_id, f"{job}:dependents", f"{JOB_PREFIX}:{job_id}:dependencies")
 
 
 def timestamp(moment: datetime) -> str:
-    """Return a moment as RQ writes it."""
+    """Return a datetime in RQ's format."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def parse_timestamp(text: str) -> datetime:
-    """Return the moment that RQ wrote; with and without fractions of a second. Raises ValueError."""
+    """Parse a time in RQ's format, with or without fractions of a second. Raises ValueError."""
     try:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
     except OverflowError:
@@ -70,7 +70,7 @@ def parse_timestamp(text: str) -> datetime:
 
 
 def read_json(text: bytes, kind: type[_Json]) -> _Json:
-    """Return the JSON value of that kind, empty for anything else: the job may be a foreign one."""
+    """Return the JSON value if it has that type, else an empty one: another program may have written it."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -95,7 +95,7 @@ COMMON_FIELDS: dict[str, str | int] = {
 
 
 def own_fields(body: str, description: str, received_at: int) -> list[str | bytes]:
-    """Return the fields and values of a queued job's hash, for HSET, beside those that all have in common.
+    """Return the fields and values, for HSET, in which the hash of a queued job differs from other jobs.
 
     `received_at` is in ms.
     """
@@ -110,15 +110,15 @@ _BEFORE_BODY, _AFTER_BODY = json.dumps((JOB_FUNCTION, None, ("",), {})).encode()
 
 
 def encode_call(body: str) -> bytes:
-    """Return the call of the job function as RQ's JSON serializer writes it, but for what it escapes."""
+    """Return the call of the job function in the format of RQ's JSON serializer, with fewer escapes."""
     return _BEFORE_BODY + orjson.dumps(body) + _AFTER_BODY
 
 
 def decode_call(data: bytes) -> str:
     """Return the delivery's body in a job's `data`.
 
-    Raises ForeignJobError for anything but a call of this project's own function, as it is written here:
-    whatever else is in Redis is never imported or run, nor expanded in memory to be inspected.
+    Raises ForeignJobError for anything but a call of `worker.job.apply_delivery` in the format of
+    `encode_call`. Nothing else from Redis is imported, run, or decompressed beyond a limit.
     """
     call = _inflate(data)
     if not (call.startswith(_BEFORE_BODY + b'"') and call.endswith(b'"' + _AFTER_BODY)):
@@ -133,13 +133,13 @@ def _text(literal: bytes) -> str:
     """Return the text in a JSON string. Raises ValueError."""
     try:
         text: str = orjson.loads(literal)
-    except orjson.JSONDecodeError:  # it does not take lone surrogates
+    except orjson.JSONDecodeError:  # orjson refuses lone surrogates
         text = json.loads(literal.decode())
     return text
 
 
 def _inflate(data: bytes) -> bytes:
-    """Return what is inside, up to a limit: a few bytes of zlib can become any number of bytes."""
+    """Return the decompressed data, up to a limit: a few bytes of zlib can expand to any size."""
     plain = data  # RQ reads uncompressed data too
     if not data.startswith(_BEFORE_BODY):
         with suppress(zlib.error):

@@ -1,4 +1,4 @@
-"""The jobs about one user that are not done: those that wait, are reserved, or failed."""
+"""The unfinished jobs about one user: waiting, reserved, scheduled or failed."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -12,7 +12,7 @@ from worker.queue.description import subject
 from worker.queue.failed_jobs import PAGE, FailedJobFilter, FailedJobs
 from worker.threads import chunks
 
-LOOK_AT = 20_000  # jobs that wait
+LOOK_AT = 20_000  # waiting jobs
 
 
 class UserJob(NamedTuple):
@@ -25,7 +25,7 @@ class UserJob(NamedTuple):
 
 
 class UserJobs(NamedTuple):
-    """The jobs found; `is_complete` is False when more wait than are looked at."""
+    """The jobs found; `is_complete` is False if more than LOOK_AT jobs wait."""
 
     jobs: list[UserJob]
     is_complete: bool

@@ -1,4 +1,4 @@
-"""Processes a batch: parse, change, apply, and the result of each job. It does not know the queue."""
+"""Processes a batch: parse, change, apply, and the result of each job. It does not use the queue."""
 
 import traceback
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from worker.clerk.payloads import FieldSources, parse
 from worker.queue.consumer import Deferred, Failed, Finished, Settled, TakenJob
 from worker.queue.rq_format import ForeignJobError, decode_call, parse_timestamp
 
-MAX_ID = 255  # the ledger's key: an entry of a PostgreSQL index may not be much longer
+MAX_ID = 255  # of the ledger's key; PostgreSQL limits the size of an index entry
 
 
 class Parsed(NamedTuple):
@@ -28,13 +28,13 @@ class Parsed(NamedTuple):
 
 
 def process(jobs: Sequence[TakenJob], keys: FieldSources, isolation: Isolation) -> list[Settled]:
-    """Apply the deliveries of `jobs` together and return what became of each.
+    """Apply the deliveries of `jobs` together and return the result of each.
 
     1. A job that cannot be understood fails alone.
-    2. The others are applied in one call; what is refused is isolated, down to the job at fault.
-    3. Jobs that have waited for a lock are applied by themselves, so that the others do not wait with them.
+    2. The others are applied in one call; if the database refuses them, the job at fault is isolated.
+    3. Jobs that have waited for a lock are applied separately, so that the others do not wait with them.
 
-    Raises DatabaseUnavailable, which is no job's fault: the same jobs can be processed again.
+    Raises DatabaseUnavailable if no job is at fault: the same jobs can be processed again.
     """
     parsed = [_parse(job, keys) for job in jobs]
     failed = [item for item in parsed if isinstance(item, Failed)]
@@ -58,7 +58,7 @@ def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:
             raise ForeignJobError("the job's id is longer than any svix-id")
         change = incoming(job.id, decode_call(job.data), received_at(job), keys)
         return Parsed(job, change._replace(is_repeated=job.has_failed or job.has_waited))
-    except Exception as error:  # a fault of ours in one event must not stop all others
+    except Exception as error:  # a bug that concerns one event must not stop the others
         return _failed(job, error)
 
 
@@ -70,7 +70,7 @@ def incoming(svix_id: str | None, body: str, received_ms: int, keys: FieldSource
 
 
 def _unexplained(parsed: Sequence[Parsed], results: Sequence[Result]) -> DatabaseUnavailable | None:
-    """Return the error of a job that no other job's success shows to be at fault, now or before."""
+    """Return an error for which the deployment may be at fault: no other job succeeded, now or before."""
     if any(isinstance(result, Outcome) for result in results):
         return None
     return next(
@@ -92,7 +92,7 @@ def _settled(job: TakenJob, result: Result) -> Settled:
 
 
 def received_at(job: TakenJob) -> int:
-    """Return when the delivery came, in ms; 0 for a job that does not say."""
+    """Return when the delivery was received, in ms; 0 if the job has no valid time."""
     try:
         return to_ms(parse_timestamp(job.created_at))
     except (ValueError, OverflowError):
@@ -100,7 +100,7 @@ def received_at(job: TakenJob) -> int:
 
 
 def _failed(job: TakenJob, error: Exception) -> Failed:
-    """Return the failure of a job, with the error's own text only where that text is ours."""
+    """Return the failure of a job, with the text of the error only if it is one of this project's."""
     if isinstance(error, EventError | ForeignJobError | ChangeRefused):
         reason, retryable = f"{type(error).__name__}: {error}", error.retryable
     else:

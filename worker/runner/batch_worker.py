@@ -1,15 +1,15 @@
 """The worker process: an RQ worker that takes, applies and finishes many jobs at a time.
 
-RQ's tools see an RQ worker: it registers, sends heartbeats, obeys `rq suspend` and shutdown commands,
-and leaves jobs and registries as RQ does. What differs is the loop. A job is at any moment in the queue, in
-a consumer's reserved list, or in a registry; each step between is one script in Redis or one transaction:
+RQ's tools see an RQ worker: it registers, sends heartbeats, obeys `rq suspend` and shutdown commands, and
+writes jobs and registries as RQ does. Only the loop differs. A job is at any moment in the queue, in a
+consumer's reserved list, or in a registry; each step is one script in Redis or one transaction:
 
 1. Finish the last batch and take the next, in one round trip.
 2. Apply it, in one transaction.
 3. If the worker is killed in between, another one releases its reserved jobs after DEAD_AFTER_S, and applying
    again changes nothing: applying is a merge.
 
-A problem of the deployment fails no job: the batch goes back to the queue, and the worker logs what it waits
+A problem of the deployment fails no job: the worker puts the batch back into the queue, logs what it waits
 for, and waits.
 """
 
@@ -52,12 +52,12 @@ from worker.threads import in_background
 
 log = structlog.get_logger("worker")
 
-CONSUMERS = 2  # a third brings a few percent more: docs/decisions/008-why-two-consumer-threads.md
-SWITCH_S = 0.001  # a thread whose answer has come need not wait the usual 5 ms for the other
+CONSUMERS = 2  # why two: docs/decisions/008-why-two-consumer-threads.md
+SWITCH_S = 0.001  # a thread with an answer waits 1 ms, not the default 5 ms, for the other thread
 WORKER_TTL_S = 30
-LOOK_EVERY_S = 0.5  # whether a heartbeat is due; that costs no command
-BEAT_EVERY_S = 3  # while there is work
-IDLE_BEAT_EVERY_S = 10  # so that a thread that blocks right after it is still not dead
+LOOK_EVERY_S = 0.5  # the interval of checks whether a heartbeat is due; they send no command
+BEAT_EVERY_S = 3  # during work
+IDLE_BEAT_EVERY_S = 10  # below DEAD_AFTER_S, also if a thread blocks right after a heartbeat
 WORKER_HASH_EVERY_S = 30
 MAINTENANCE_EVERY_S = 60
 PRUNE_EVERY_S = 3600
@@ -65,7 +65,7 @@ OVERDUE_LOOK_S = 0.5
 
 
 class BatchWorker(SimpleWorker):
-    """RQ's worker with a loop of our own: see this module."""
+    """An RQ worker with its own loop: see the module's docstring."""
 
     def __init__(self, settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> None:
         queue = Queue(QUEUE, connection=redis, serializer="json")
@@ -116,10 +116,10 @@ class BatchWorker(SimpleWorker):
         return True
 
     def _introduce(self) -> None:
-        """Register and listen for commands, in a way that may be tried again: RQ's own may not."""
+        """Register and listen for commands. Unlike RQ's own method, this one can be repeated."""
         while not self.stopping.requested:
             try:
-                with suppress(ResponseError):  # Redis is full: the first beat that finds room registers
+                with suppress(ResponseError):  # Redis is full: a later heartbeat registers the worker
                     self._beat()
                 self.subscribe()
             except RedisError as error:
@@ -149,7 +149,7 @@ class BatchWorker(SimpleWorker):
         log.info("worker stopped", worker=self.name)
 
     def _periodic_runners(self) -> tuple[PeriodicRunner, ...]:
-        """Return the threads beside the loop. What may take long must not delay the heartbeat."""
+        """Return the periodic threads. The heartbeat has its own, so that slow tasks do not delay it."""
         maintenance = QueueMaintenance(self.queues[0])
         return (
             PeriodicRunner(
@@ -180,12 +180,12 @@ class BatchWorker(SimpleWorker):
             self._hash_at_s, self._hash_fields = now, fields
         if beat.released:
             log.warning("released jobs of a dead worker", jobs=beat.released, dead_after_s=DEAD_AFTER_S)
-        # not known: just begun, or forgotten while it was frozen, or Redis lost its data
+        # not known: just started, or removed while it was frozen, or Redis lost its data
         self._is_registered = self._is_registered and beat.is_known
-        if not self._is_registered:  # until it succeeds: a full Redis refuses it
+        if not self._is_registered:  # repeated until it succeeds: a full Redis refuses it
             self._register()
 
-    # As `register_birth` does in RQ 3.0, which refuses to do so again (tests/test_private_names.py).
+    # As RQ 3.0's `register_birth`, which cannot be called twice (tests/test_private_names.py).
     def _register(self) -> None:
         with self.connection.pipeline() as pipeline:
             pipeline.hset(self.key, mapping=self.serialize())
@@ -194,7 +194,7 @@ class BatchWorker(SimpleWorker):
         self._is_registered = True
 
     def _fields(self) -> dict[str, str]:
-        """Return the fields of this worker's hash that change, except the time."""
+        """Return the fields of this worker's hash that change, except the times."""
         is_busy = any(consumer.is_busy for consumer in self._threads)
         return {"state": "busy" if is_busy else "idle", WORKER_REPORT: json.dumps(self._report())}
 
@@ -220,7 +220,7 @@ class BatchWorker(SimpleWorker):
             log.info("ledger pruned", rows=count)
 
     def _pubsub_exception_handler(self, exc: Exception, *_: object) -> None:
-        # RQ's own, as in 3.0, ends the thread on a time-out, and then the worker obeys no command any more.
+        # In RQ 3.0 a time-out would end this thread, and the worker would obey no further command.
         log.debug("command channel lost", error=type(exc).__name__)
         self.stopping.wait(2)
 
@@ -256,7 +256,7 @@ def _reconciling(
 def _make_worker(
     settings: Settings, redis: Redis, database: Database, stopping: StopSignal
 ) -> BatchWorker | None:
-    """Return a worker once Redis answers, which RQ asks for the worker's address; None when stopped."""
+    """Return a worker once Redis answers, which RQ's constructor needs; None if stopped before."""
     pause_s = FIRST_PAUSE_S
     while not stopping.requested:
         try:
@@ -269,7 +269,7 @@ def _make_worker(
 
 
 def _end_when_overdue(stopping: StopSignal, limit_s: float) -> None:
-    """End a process that cannot finish its jobs in time. Another worker takes them over: nothing is lost."""
+    """End the process if it cannot finish its jobs in time. Another worker takes over the jobs."""
     while stopping.since_s() < limit_s:
         time.sleep(OVERDUE_LOOK_S)
     log.error("shutdown timeout exceeded, forcing exit", limit_s=limit_s)

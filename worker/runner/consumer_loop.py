@@ -1,14 +1,14 @@
 """The loop of a worker: finish the last batch and take the next, apply it, repeat.
 
-A worker has two consumer threads. While one waits for PostgreSQL or Redis, the other uses Python:
-with distant servers, threads wait most of the time. The second thread works only during a backlog: it sleeps
-until a batch was full, so an idle worker needs one connection to each server.
+A worker has two consumer threads. While one waits for PostgreSQL or Redis, the other parses and merges. The
+second thread works only during a backlog: it sleeps until a batch was full, so an idle worker needs one
+connection to each server.
 
-The first delivery after a pause is taken at once. Under load the next take comes PACE_S after the last at the
-earliest, so that batches fill: a transaction of two events costs little more than one of one.
+The first delivery after a pause is taken immediately. Under load, takes are at least PACE_S apart so that
+batches fill: a transaction of two events costs little more than one of one event.
 
-A large batch costs less for each event, and holds its locks longer. So BATCH_SIZE is large, and the next
-batch is half as large after one that took longer than SLOW_BATCH_S, as with a slow trigger, or that the
+A large batch costs less per event, but holds its locks longer. So BATCH_SIZE is large, and the next batch is
+half as large after one that took longer than SLOW_BATCH_S (for example because of a slow trigger) or that the
 server refused.
 """
 
@@ -29,7 +29,7 @@ from worker.shutdown import SLICE_S, StopSignal
 
 log = structlog.get_logger("worker")
 
-WAIT_S = 20  # for a job, in one command to Redis
+WAIT_S = 20  # the longest wait for a job, in one command to Redis
 PACE_S = 0.01
 SUSPENDED_PAUSE_S = 1
 FIRST_PAUSE_S = 0.25
@@ -41,9 +41,9 @@ Process = Callable[[list[TakenJob]], list[Settled]]
 
 
 class SharedState(NamedTuple):
-    """What the consumer threads of a worker share.
+    """The state that the consumer threads of a worker share.
 
-    `process` raises DatabaseUnavailable when the database cannot take the jobs now; `backlog` is set while
+    `process` raises DatabaseUnavailable if the database cannot accept changes now; `backlog` is set while
     there may be work for more than one thread.
     """
 
@@ -55,7 +55,7 @@ class SharedState(NamedTuple):
 
 
 class ConsumerThread:
-    """Takes jobs under a consumer id of its own, has them processed, and settles them with its next take."""
+    """Takes jobs under its own consumer id, processes them, and settles them with its next take."""
 
     def __init__(self, reserved: ReservedJobs, shared: SharedState) -> None:
         self.reserved = reserved
@@ -89,7 +89,7 @@ class ConsumerThread:
                 self.pause_for_redis(error)
 
     def run_helper(self) -> None:
-        """Work while there is a backlog, until the stop signal. The primary thread waits for the database."""
+        """Work during a backlog, until the stop signal. Only the primary thread waits for the database."""
         while not self._stopping.requested:
             if self._is_idle and not self._backlog.wait(SLICE_S):
                 continue
@@ -98,17 +98,17 @@ class ConsumerThread:
                 taken = self._take_and_process()
                 if not self._was_full:
                     self._settle()
-                    # Suspended, it may have jobs reserved all the same: an earlier answer was lost.
+                    # While suspended it may have reserved jobs, if an earlier answer was lost.
                     if taken is not None or self._release():
                         self._go_idle()
             except DatabaseUnavailable:
                 if self._release():
                     self._go_idle()
-            except RedisError as error:  # it may have jobs reserved, so it does not go idle
+            except RedisError as error:  # it may have reserved jobs, so it does not go idle
                 self.pause_for_redis(error)
 
     def in_hand_s(self) -> float:
-        """Return the seconds for which the current batch has been processed; 0 if there is none."""
+        """Return how long the current batch has been processed, in s; 0 if there is none."""
         took_at = self._took_at
         return 0.0 if took_at is None else round(time.monotonic() - took_at, 1)
 
@@ -118,19 +118,19 @@ class ConsumerThread:
         self.reserved.leave()
 
     def pause_for_redis(self, error: RedisError) -> None:
-        """Wait a while for Redis, and reconnect: the address may belong to another primary by then."""
+        """Wait for Redis, and reconnect: the address may lead to another primary by then."""
         self.reserved.redis.connection_pool.disconnect(inuse_connections=False)
         self.pause("Redis", explain(error))
 
     def pause(self, what: str, reason: str) -> None:
-        """Wait a while, longer each time in a row, and log what for."""
+        """Wait, longer each consecutive time, and log the reason."""
         self.waiting_for, self.reason = what, reason
         log.warning("waiting", what=what, reason=reason, pause_s=self._pause_s)
         self._stopping.wait(self._pause_s)
         self._pause_s = min(self._pause_s * 2, MAX_PAUSE_S)
 
     def _take_and_process(self) -> int | None:
-        """Settle the last batch, take the next and process it; return its size, None while suspended."""
+        """Settle the last batch, take the next and process it; return its size, None if suspended."""
         time.sleep(max(0.0, self._next_take_s - time.monotonic()))
         jobs = self.reserved.settle_and_take(self._unsettled, self._limit)
         self._unsettled = []
@@ -171,17 +171,17 @@ class ConsumerThread:
             self._unsettled = []
 
     def _go_idle(self) -> None:
-        """Sleep until there is a backlog again. No job is reserved."""
+        """Sleep until there is a backlog. No job is reserved meanwhile."""
         self._is_idle = True
         self.is_busy = False
         self._backlog.clear()
 
     def _release(self) -> bool:
-        """Release the batch, as no event is at fault; return whether that worked."""
+        """Release the batch, because no event is at fault; return whether this succeeded."""
         try:
             self.reserved.release()
         except RedisError:
-            # It stays reserved, and the next take begins with it.
+            # The batch stays reserved, and the next take returns it first.
             log.warning("batch not released", worker=self.reserved.worker)
             return False
         return True
@@ -195,9 +195,9 @@ class ConsumerThread:
 
 
 def database_trouble(database: Database) -> str | None:
-    """Return why the database cannot take changes now, as a line that says what to do; None when it can.
+    """Return why the database cannot accept changes now, with what to do; None if it can.
 
-    A schema newer than this code is no trouble: while a new version is being deployed, the old one goes on.
+    A newer schema is accepted: the old version continues while a new one is deployed.
     """
     try:
         database.ping()  # one attempt: the caller asks again soon, and checks for a stop request in between

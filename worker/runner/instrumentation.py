@@ -19,7 +19,7 @@ from worker.threads import chunks
 
 log = structlog.get_logger("worker")
 
-# Some 7 kB in JSON. Docker and Kubernetes cut a line after 16 kB, Heroku after 10.
+# About 7 kB in JSON. Docker and Kubernetes cut lines after 16 kB, Heroku after 10 kB.
 EVENTS_A_LINE = 50
 
 
@@ -32,9 +32,9 @@ class BatchInstrumentation:
     def record_transaction(
         self, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome], seconds: float
     ) -> None:
-        """Count and log a transaction that applied a batch; of one that failed, without outcomes, the time.
+        """Count and log a transaction that applied a batch. If it failed (no outcomes), count only the time.
 
-        One line has the ids of up to EVENTS_A_LINE events: a line for each takes more than twice the time
+        A line has up to EVENTS_A_LINE events. A line per event would take more than twice the time
         (tests/bench/instrumentation.py).
         """
         self._metrics.observe(m.APPLY_SECONDS, seconds)
@@ -59,7 +59,7 @@ class BatchInstrumentation:
         )
 
     def failed(self, failed: Failed) -> None:
-        """Leave a line about a job that failed, and count it."""
+        """Log and count a failed job."""
         type_, clerk_id = _subject(failed.job)
         self._metrics.count(m.RETRIES if failed.has_retry else m.FAILURES, type_)
         log.error(
@@ -72,18 +72,18 @@ class BatchInstrumentation:
         )
 
     def deferred(self, deferred: Deferred) -> None:
-        """Log that a job waits for a lock; once, however often it is tried."""
+        """Log that a job waits for a lock, only the first time."""
         if not deferred.job.has_waited:
             log.warning("job waits for a lock", svix_id=deferred.job.id, reason=deferred.reason)
 
     def record_pool(self, pool: PoolState) -> None:
-        """Count what has happened to the pool since last time."""
+        """Count the pool's events since the last call."""
         self._metrics.count_up_to(m.POOL_TIMEOUTS, pool.timeouts)
         self._metrics.count_up_to(m.CONNECTIONS_LOST, pool.invalidated)
 
 
 def _subject(job: TakenJob) -> tuple[str | None, str | None]:
-    """Return the type and the Clerk id of a delivery; None for a type that is not handled, or no such id."""
+    """Return a delivery's type and Clerk id; None for a type that is not handled, or a missing id."""
     try:
         summary = summarize(decode_text(decode_call(job.data)), m.TYPES)
     except (NotJson, ForeignJobError):

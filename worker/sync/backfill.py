@@ -1,11 +1,11 @@
-"""Reads every user from Clerk's API into the tables, with the same merge as live deliveries and beside them.
+"""Reads every user from Clerk's API into the tables, with the same merge as deliveries.
 
-A profile is stamped with the time of its request, so that later events win, in whatever order the two arrive.
-The progress of a full run is stored in the database, beside the rows: an interrupted run resumes there, and a
-database restored from a backup resumes from its own position.
+A profile's time of observation is that of its request, so that later events win, in whatever order they
+arrive. The progress of a full run is stored in the database, beside the rows: an interrupted run resumes
+there, and a database restored from a backup resumes from its own position.
 
-With ORGANIZATION_SOURCE=membership all memberships follow the users, because Clerk does not say which of them
-were changed.
+With ORGANIZATION_SOURCE=membership all memberships follow the users, because Clerk does not say which of
+them have changed.
 """
 
 import hashlib
@@ -34,22 +34,22 @@ from worker.sync.writer import RejectedUser
 from worker.threads import results
 
 TASK = "backfill"
-GOES_ON_WITHIN = timedelta(days=1)  # what is older would leave too much of the first part unread
-OVERLAP_MS = 600_000  # two clocks, Clerk's and ours, may differ by as much, and Clerk's lists lag by as much
+GOES_ON_WITHIN = timedelta(days=1)  # later, too many of the users read first have changed
+OVERLAP_MS = 600_000  # allowance for different clocks, and for a delay of Clerk's listings
 
 COUNTED = ("seen", "created", "updated", "unchanged", "invalid", "refused", "memberships")
 MAX_TROUBLES = 20
-PAGES_AT_ONCE = 3  # PostgreSQL works on one while the next is made ready
+PAGES_AT_ONCE = 3  # PostgreSQL writes one while the next is prepared
 
 log = structlog.get_logger("worker.sync.backfill")
 
 
 class BackfillStats(NamedTuple):
-    """What a run has done so far, over all its interruptions. `expected` is how many users Clerk counts.
+    """The results of a run so far, over all interruptions. `expected` is the number of users at Clerk.
 
-    Of the `seen` entries the `invalid` are no users, and the `refused` are users that the database did not
-    take; all others were `created`, `updated` or `unchanged`. `troubles` says which were left out first, and
-    why. `memberships` were read of `memberships_expected`.
+    Of the `seen` entries, `invalid` could not be read and `refused` were refused by the database; all others
+    were `created`, `updated` or `unchanged`. `troubles` lists the first that were left out, and why.
+    `memberships` of `memberships_expected` were read.
     """
 
     seen: int = 0
@@ -64,21 +64,21 @@ class BackfillStats(NamedTuple):
     memberships_expected: int = 0
 
     def plus(self, more: "BackfillStats") -> "BackfillStats":
-        """Return both together; what is expected stays."""
+        """Return the sum of both; the expected numbers stay."""
         sums: Any = {name: getattr(self, name) + getattr(more, name) for name in COUNTED}
         return self._replace(troubles=(*self.troubles, *more.troubles)[:MAX_TROUBLES], **sums)
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether the listing ended before all were seen that Clerk counts."""
+        """Whether the listing ended before it had all users that Clerk counts."""
         return self.seen < self.expected or self.memberships < self.memberships_expected
 
 
 class SyncCursor(NamedTuple):
-    """How far into Clerk's past and present a run has read (ms): what the next one need not read again.
+    """Up to which time a run has read changes (ms): the next run need not read them again.
 
-    `began_at` is when it began, by this machine's clock; `newest` and `refused` are by Clerk's: the last
-    update among all who were read, and the first one among those that the database did not take.
+    `began_at` is the start of the run, by this machine's clock. `newest` and `refused` are by Clerk's clock:
+    the last update among all users who were read, and the first one among those whom the database refused.
     """
 
     began_at: int
@@ -86,7 +86,7 @@ class SyncCursor(NamedTuple):
     refused: int | None = None
 
     def past(self, page: Page, refused: Iterable[RejectedUser]) -> "SyncCursor":
-        """Return it with a page that was read, and who of it was refused."""
+        """Return the cursor after a page that was read, some of whose users were refused."""
         updates = {user.id: user.updated_at or 0 for user in page.users}
         untaken = [updates[clerk_id] for clerk_id, _ in refused if clerk_id in updates]
         if self.refused is not None:
@@ -97,17 +97,18 @@ class SyncCursor(NamedTuple):
 
     @property
     def since(self) -> int:
-        """What to give to the next `Backfill.since`.
+        """The argument of the next `Backfill.since`.
 
-        Not simply when this run began: what answers may lag behind, and lack the users of the last hour. The
-        last update that it did show is proof that it was so far, and OVERLAP_MS allows for the rest.
+        It is not the start of this run, because Clerk's listing may be delayed, and lack recent users. The
+        last update in the listing proves that it was complete up to then; OVERLAP_MS is the allowance for the
+        rest.
         """
         reached = max(0, min(self.began_at, self.newest) - OVERLAP_MS)
         return reached if self.refused is None else min(reached, self.refused)
 
 
 class Checkpoint(NamedTuple):
-    """How far a full run is: among the users, what it has done, and how far it is among the memberships."""
+    """The progress of a full run: its position among users and memberships, and its results."""
 
     position: Position
     done: BackfillStats
@@ -116,7 +117,7 @@ class Checkpoint(NamedTuple):
 
 
 class PageResult(NamedTuple):
-    """A page that was written, what was done of it, and what the database refused."""
+    """A page that was written, its results, and the users whom the database refused."""
 
     step: PageStep
     done: BackfillStats
@@ -129,7 +130,7 @@ OnProgress = Callable[[BackfillStats], object]
 class Backfill:
     """Reads users from Clerk's API into the tables. `on_progress` is called after every page.
 
-    `reach` says how far the last run got, over all its interruptions.
+    `reach` is the cursor of the last run, over all its interruptions.
     """
 
     def __init__(self, context: SyncContext, on_progress: OnProgress = lambda _: None) -> None:
@@ -139,14 +140,14 @@ class Backfill:
         self.reach = SyncCursor(0)
 
     def resumable(self) -> BackfillStats | None:
-        """Return what an interrupted run has done, None when there is none to go on with."""
+        """Return the results of an interrupted run that can be resumed, None if there is none."""
         saved = self._saved()
         return None if saved is None else saved.done
 
     def everything(self, *, restart: bool = False) -> BackfillStats:
         """Read every user; resume where the last run was interrupted, unless `restart`.
 
-        Raises ClerkApiError, DatabaseError, and Stopped; all that was read until then is kept.
+        Raises ClerkApiError, DatabaseError, and Stopped; everything read until then is kept.
         """
         self._context.api.check_instance()
         saved = (None if restart else self._saved()) or Checkpoint(
@@ -171,10 +172,10 @@ class Backfill:
         return done
 
     def since(self, since_ms: int) -> BackfillStats:
-        """Read the users updated at `since_ms` or later, the last updated first. Raises likewise.
+        """Read the users updated at `since_ms` or later, the last updated first. Raises like `everything`.
 
-        The listing ends at the first user who was updated before. If there is none, it lists all users, and
-        was cut short if they are fewer than Clerk counts.
+        The listing ends at the first user who was updated earlier. Without such a user it is of all users,
+        and was cut short if it has fewer than Clerk counts.
         """
         self._context.api.check_instance()
         self.reach = SyncCursor(now_ms())
@@ -194,7 +195,7 @@ class Backfill:
         done: BackfillStats,
         keep: Callable[[BackfillStats, Position], object] = lambda *_: None,
     ) -> BackfillStats:
-        """Write all memberships after `start`, where those count; `keep` is called after every page."""
+        """Write all memberships after `start`, if the settings use them; call `keep` after each page."""
         if not self._context.store.policy.follows_memberships:
             return done
         done = done._replace(memberships_expected=self._context.api.count_members())
@@ -207,13 +208,13 @@ class Backfill:
         return done
 
     def _taken(self, steps: Iterator[PageStep]) -> Iterator[tuple[PageStep, BackfillStats]]:
-        """Write the pages, some at once; yield each, in their order, with what was done of it."""
+        """Write the pages, several at a time; yield each, in order, with its results."""
         for taken in results(self._take, steps, self._context.stopping, PAGES_AT_ONCE):
             self.reach = self.reach.past(taken.step.page, taken.refused)
             yield taken.step, taken.done
 
     def _take(self, step: PageStep) -> PageResult:
-        """Write a page, and count what was new in it."""
+        """Write a page of users, and count its results."""
         page = step.page
         changes = [user_change(user, page.observed_at) for user in page.users]
         kinds = self._kinds(changes)
@@ -235,7 +236,7 @@ class Backfill:
         return step, _left_out("membership", step, refused)._replace(memberships=len(page.entries))
 
     def _kinds(self, changes: list[UserChange]) -> dict[str, str]:
-        """Return of each user what the merge will do: created, updated or unchanged."""
+        """Return for each user what the merge will do: created, updated or unchanged."""
         stored = user_drift.read(self._context.database, [change.clerk_id for change in changes])
         return {
             change.clerk_id: _kind(change, stored[change.clerk_id], self._context.store.policy)
@@ -259,7 +260,7 @@ class Backfill:
 
 
 def _left_out(what: str, step: PageStep, refused: list[RejectedUser]) -> BackfillStats:
-    """Return what of a page was left out, and why; each is logged."""
+    """Return the entries of a page that were left out, and why; log each."""
     entries = step.page.entries
     invalid = [
         (number, entry)
@@ -276,7 +277,7 @@ def _left_out(what: str, step: PageStep, refused: list[RejectedUser]) -> Backfil
 
 
 def _kind(change: UserChange, stored: StoredUser, policy: Policy) -> str:
-    # What is newer here stays: so the row is compared with what the merge will make of both.
+    # Newer stored values stay, so the row is compared with the result of the merge.
     known = stored_change(change.clerk_id, stored, (), policy)
     differences = user_drift.compare(merge(known, change), stored, policy)
     kinds = {difference.kind for difference in differences}
@@ -286,9 +287,9 @@ def _kind(change: UserChange, stored: StoredUser, policy: Policy) -> str:
 
 
 class _Recent:
-    """What of a walk, the last updated first, was updated at `since_ms` or later.
+    """The part of a listing, last updated first, that was updated at `since_ms` or later.
 
-    `is_whole` says whether it came down to a user who was not.
+    `is_whole`: the listing reached a user who was updated earlier.
     """
 
     def __init__(self, since_ms: int) -> None:
@@ -296,7 +297,7 @@ class _Recent:
         self.is_whole = False
 
     def of(self, steps: Iterable[PageStep]) -> Iterator[PageStep]:
-        """Yield the steps without what is older, and none after the first such."""
+        """Yield the steps without older users, and end at the first older user."""
         for step in steps:
             recent = [entry for entry in step.page.entries if _is_recent(entry, self._since_ms)]
             self.is_whole = len(recent) < len(step.page.entries)

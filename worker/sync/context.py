@@ -1,4 +1,4 @@
-"""The two ends of every sync from Clerk's API: the API and the tables."""
+"""The context of every sync from Clerk's API: the API and the tables."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from worker.sync.writer import ChangeWriter
 from worker.threads import chunks
 
 ALWAYS_ALLOWED = 10  # deletions of users, ends of memberships
-RECENT_MS = 60_000  # Clerk may not show a younger change everywhere yet
+RECENT_MS = 60_000  # Clerk may not return a more recent change everywhere yet
 ROWS_AT_A_TIME = 500
 
 
@@ -28,7 +28,7 @@ class SyncContext(NamedTuple):
     stopping: StopSignal
 
     def own(self, clerk_ids: Iterable[str]) -> set[str]:
-        """Return those of the users whose absence at Clerk proves that they were deleted there.
+        """Return those of the users whose absence from Clerk proves that they were deleted there.
 
         Raises ClerkApiError, DatabaseError.
         """
@@ -44,13 +44,13 @@ class SyncContext(NamedTuple):
 
     @property
     def database(self) -> Database:
-        """The database behind the store."""
+        """The database that the store writes to."""
         return self.store.database
 
 
 @contextmanager
 def sync_context(settings: Settings, database: Database, stopping: StopSignal) -> Iterator[SyncContext]:
-    """Give what a sync of `database` with the API that the settings name needs. Raises SettingsError."""
+    """Yield the context of a sync from the settings' API into `database`. Raises SettingsError."""
     api = ClerkApi(settings, stopping=stopping)
     try:
         writer = ChangeWriter(database, Policy.of(settings), stopping, lambda: api.instance_id)

@@ -1,14 +1,14 @@
-"""What the last reconciliation that a worker ran by itself did: the key `clerk-sync:reconcile` in Redis.
+"""The result of the last scheduled reconciliation: the key `clerk-sync:reconcile` in Redis.
 
 A JSON object, for health, metrics and console:
 
     started_at, finished_at   ISO 8601, UTC
-    error                     the line that says why it failed, null when it did not
+    error                     the line that says why it failed, null if it did not
     backfill                  seen, created, updated, unchanged, invalid, refused, memberships: numbers, null
                               when it failed
-    drift                     listed, local, missing, stale, ghost, claims, tombstone: numbers, of those who
-                              differ still; merged: how many differed and do not any more; refusal: the line
-                              that says why the listing proves nothing, or null; null when it failed
+    drift                     listed, local, missing, stale, ghost, claims, tombstone: numbers of users who
+                              still differ; merged: how many differed before, but no more; refusal: the line
+                              that says why the listing proves nothing, or null; null if it failed
 """
 
 import json
@@ -21,8 +21,8 @@ from redis import Redis
 
 KEY = "clerk-sync:reconcile"
 KINDS = ("missing", "stale", "ghost", "claims", "tombstone")
-WAYS = ("created", "updated", "merged")  # the last: found to differ when all were compared, and read by id
-INTERVALS_LATE = 2  # a run that is due for longer is reported as overdue
+WAYS = ("created", "updated", "merged")  # merged: differed in the comparison, read by id
+INTERVALS_LATE = 2  # a run that has been due for longer is reported as overdue
 
 
 class Result(StrEnum):
@@ -34,7 +34,7 @@ class Result(StrEnum):
 
 
 def load(redis: Redis) -> dict[str, Any] | None:
-    """Return what the last reconciliation did, None when there was none. Raises RedisError."""
+    """Return the stored last reconciliation, None if there was none. Raises RedisError."""
     return parse(cast("bytes | None", redis.get(KEY)))
 
 
@@ -52,15 +52,15 @@ def parse(kept: bytes | None) -> dict[str, Any] | None:
 
 
 def keep(redis: Redis, result: dict[str, Any]) -> None:
-    """Keep the result of a reconciliation in place of the last one's. Raises RedisError."""
+    """Store the result of a reconciliation in place of the last one. Raises RedisError."""
     redis.set(KEY, json.dumps(result))
 
 
 def summary(last: Mapping[str, Any] | None, every_s: float, since: datetime) -> dict[str, Any]:
-    """Return the summary of the last reconciliation, one of which runs every `every_s`.
+    """Return the summary of the last reconciliation; one runs every `every_s`.
 
-    `synced` is how many users it changed; `differing` is how many it found to differ all the same; `overdue`
-    says that none has ended for so long, since the last one or, where there was none, since then.
+    `synced` is the number of users that it changed, `differing` of those who still differ. `overdue`: none
+    has ended for three intervals since the last one or, without any, since the given time.
     """
     finished_at = datetime.fromisoformat(last["finished_at"]) if last else since
     late_s = (datetime.now(UTC) - finished_at).total_seconds() - every_s
@@ -79,14 +79,14 @@ def summary(last: Mapping[str, Any] | None, every_s: float, since: datetime) -> 
 
 
 def result(last: Mapping[str, Any]) -> Result:
-    """Return how it ended."""
+    """Return how the reconciliation ended."""
     if last["error"] is not None or last["drift"] is None:
         return Result.FAILED
     return Result.OK if last["drift"]["refusal"] is None else Result.REFUSED
 
 
 def synced(last: Mapping[str, Any]) -> dict[str, int] | None:
-    """Return how many users it changed, by WAYS; None when it failed before that was known."""
+    """Return the number of users that it changed, by WAYS; None if it failed before."""
     if last["backfill"] is None:
         return None
     numbers = {**last["backfill"], **(last["drift"] or {})}

@@ -12,7 +12,7 @@ from worker.shutdown import StopSignal
 from worker.sync import last_run
 
 LOCK_KEY = f"{last_run.KEY}:lock"
-LOCK_S = 60.0  # how soon another worker goes on after one was killed
+LOCK_S = 60.0  # after a worker was killed, another one can start after that time
 RENEWALS = 6  # in that time
 
 log = structlog.get_logger("worker.sync.lock")
@@ -22,9 +22,9 @@ class ReconciliationLock:
     """The lock that one worker at a time holds while it reconciles.
 
     `stopping` ends the reconciliation: requested with the process's own signal, or once the lock is lost. A
-    thread renews the lock for as long as it is held. When it has not been renewed for `lock_s`, because Redis
-    does not answer or the process was suspended, another worker may hold it: so it counts as lost by this
-    machine's own clock.
+    thread renews the lock for as long as it is held. If it was not renewed for `lock_s` by this
+    machine's clock, because Redis does not answer or the process was suspended, it counts as lost: another
+    worker may hold it.
     """
 
     def __init__(self, redis: Redis, stopping: StopSignal, lock_s: float) -> None:
@@ -45,7 +45,7 @@ class ReconciliationLock:
         return True
 
     def renew(self) -> None:
-        """Make sure that the lock is still this worker's. Raises LockError when it is not, and RedisError."""
+        """Renew the lock. Raises LockError if it is not this worker's any more, and RedisError."""
         asked_at = time.monotonic()
         try:
             self._lock.reacquire()

@@ -1,4 +1,4 @@
-"""One user, now: read from Clerk's API into the tables, and the row returned."""
+"""Reads one user from Clerk's API into the tables, and returns the row."""
 
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -16,17 +16,17 @@ NEW_FOR = timedelta(minutes=1)
 
 
 class PullOutcome(StrEnum):
-    """What a pull found."""
+    """The result of a pull."""
 
     FOUND = "found"
-    DELETED = "deleted"  # gone in Clerk, and now here
-    ABSENT = "absent"  # gone in Clerk, or never there; nothing was changed here
-    UNPROVEN = "unproven"  # Clerk knows none of the other users here either; nothing was changed here
+    DELETED = "deleted"  # Clerk has no such user; now deleted here
+    ABSENT = "absent"  # Clerk has no such user; nothing was changed here
+    UNPROVEN = "unproven"  # Clerk has none of the other local users either; nothing was changed here
     ELSEWHERE = "elsewhere"  # not in Clerk; may be a user of another instance, so nothing was changed here
 
 
 class Pulled(NamedTuple):
-    """What a pull found; `user` is the row, None for a user who was deleted here."""
+    """The result of a pull; `user` is the row, None if there is none."""
 
     outcome: PullOutcome
     user: dict[str, Any] | None = None
@@ -35,10 +35,10 @@ class Pulled(NamedTuple):
 def pull(context: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
     """Read one user from Clerk into the tables. If Clerk has no such user, the local one is deleted for good.
 
-    A user of another Clerk instance than the key's is not deleted. Without `confirmed` (an operator has
-    checked the id) neither is a user without a row, a user who signed up within the last minute (Clerk may
-    not show them yet), nor any user while Clerk knows none of the other users here. Raises ClerkApiError,
-    DatabaseError, Stopped, and what the limiter of `context.api` raises.
+    A user of another Clerk instance than the key's is not deleted. Unless `confirmed` (an operator has
+    checked the id), these are not deleted either: a user without a row, a user who signed up within the last
+    minute (Clerk may not return new users yet), and any user while Clerk has none of the other local users.
+    Raises ClerkApiError, DatabaseError, Stopped, and the errors of the limiter of `context.api`.
     """
     context.api.check_instance()
     page = context.api.user(clerk_id)
@@ -72,6 +72,6 @@ def _store(context: SyncContext, clerk_id: str, page: Page) -> Pulled:
 
 
 def _is_settled(context: SyncContext, clerk_id: str) -> bool:
-    """Say whether there is a row, of a user who signed up a while ago."""
+    """Say whether the user has a row and signed up more than NEW_FOR ago."""
     user = user_drift.find(context.database, clerk_id)
     return user is not None and datetime.now(UTC) - user["created_at"] > NEW_FOR

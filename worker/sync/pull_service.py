@@ -1,7 +1,7 @@
-"""Users pulled for many callers at once, under a part of Clerk's rate limit.
+"""Pulls users for concurrent callers, within a part of Clerk's rate limit.
 
-All processes together keep that limit, whatever they pull: two calls for one user are two requests, and their
-merge makes the second harmless.
+All processes together keep within that limit. Two calls for one user are two requests; the merge makes the
+second harmless.
 """
 
 import threading
@@ -32,7 +32,7 @@ SHARE = 0.5  # of Clerk's rate limit; the application uses the same key
 API_PATIENCE_S = 3.0
 API_TIMEOUT_S = 4.0
 DATABASE_ATTEMPTS = 2
-WAIT_S = 8.0  # and no longer, whatever hangs
+WAIT_S = 8.0  # the longest time until an answer
 TURNS = "clerk-sync:pull:turns"
 
 log = structlog.get_logger("worker.sync.pull_service")
@@ -48,9 +48,9 @@ class PullStatus(StrEnum):
 
 
 class PullResult(NamedTuple):
-    """How the call ended; the row, ready for JSON, when the user was found; else the reason why not.
+    """The status of a call; the row, ready for JSON, if the user was found; else the reason.
 
-    `retry_after_s` is how long Clerk asks to be left alone, where it does.
+    `retry_after_s` is the wait that Clerk requests, if any.
     """
 
     status: PullStatus
@@ -68,10 +68,10 @@ TOO_MANY = PullResult(PullStatus.BUSY, reason="too many users are being pulled")
 
 
 class PullService:
-    """Answers calls for users. Made once in a process; it connects with the first call.
+    """Answers calls for users. Made once per process; it connects with the first call.
 
-    A call is answered within WAIT_S. What it waits for may hang for longer and goes on in a thread of its
-    own; there are no more of these than connections to the database.
+    A call is answered within WAIT_S. Its requests may take longer and continue in a thread; there are at most
+    as many such threads as connections to the database.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -80,7 +80,7 @@ class PullService:
         turns = SharedLimit(self._redis, TURNS, int(rate_limit(settings) * SHARE), PERIOD_S)
         api = ClerkApi(
             settings,
-            limiter=turns.turn,  # before this process's own limit: a call that gets none is refused at once
+            limiter=turns.turn,  # comes before the process's own limit, so that a call is refused immediately
             patience_s=API_PATIENCE_S,
             limited_patience_s=0,
             read_timeout_s=API_TIMEOUT_S,

@@ -1,16 +1,15 @@
-"""Drift: where the tables and Clerk differ, and fixing it through the one merge.
+"""Finds the differences between the tables and Clerk (drift), and fixes them through the merge.
 
-1. Walk through all of Clerk's users and compare each page with the tables. Of what was listed, only a hash of
-   each id is kept.
-2. A listing that ends before all were seen that Clerk counts, whether they can be read or not, tells nothing
-   of who is gone, and ends it here. Before that the end of the list is read again: a user who signed up
-   after it was read may be counted in place of one who was deleted before the walk came there.
-3. Who is here and was not listed, and who may simply have changed meanwhile, is looked at again, by id, once
-   deliveries have had the time to come. A user is gone only when Clerk, asked for that user alone, says
-   "not found".
-4. Where memberships decide on `organization`, they are compared too (`worker.sync.reconcile_memberships`).
-5. Fixing reads each user once more and merges; who is gone becomes a tombstone, which is final. Hence the
-   refusals: see `Report.refusal`.
+1. List all of Clerk's users and compare each page with the tables. Only a hash of each listed id is kept.
+2. A listing with fewer users than Clerk counts, readable or not, does not prove any deletion: the
+   reconciliation ends here. Before that the end of the listing is read again: a user who signed up after it
+   was read may be counted in place of one who was deleted before the listing reached that user.
+3. Check again, by id, the local users who were not listed, and those who may have changed meanwhile, after
+   deliveries have had time to arrive. A user was deleted only if Clerk answers a request for that single user
+   with "not found".
+4. If memberships determine `organization`, compare them too (`worker.sync.reconcile_memberships`).
+5. Fixing reads each user once more and merges; a user deleted in Clerk gets a tombstone, which is final.
+   Hence the refusals: see `Report.refusal`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -35,8 +34,8 @@ from worker.sync.reconcile_memberships import MemberDrift, MemberReport
 from worker.sync.seen_ids import IdSet
 from worker.threads import chunks
 
-ALL_UNKNOWN_FROM = 3  # that many rows, and none of them in Clerk: the key may be another instance's
-SETTLE_S = 3.0  # a delivery of what has just happened at Clerk may still be on its way
+ALL_UNKNOWN_FROM = 3  # local users, none of them in Clerk: the key may be of another instance
+SETTLE_S = 3.0  # time for deliveries of the newest changes to arrive
 
 log = structlog.get_logger("worker.sync.reconcile")
 
@@ -51,22 +50,24 @@ class Stale(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A user whose address `held_by` has here, but not in Clerk; None when no user has it."""
+    """A user whose address the user `held_by` has here, but not in Clerk; None if no user has it."""
 
     clerk_id: str
     held_by: str | None
 
 
 class Report(NamedTuple):
-    """The drift: who differs, and how. Ids and names of columns only.
+    """The drift: the users who differ, and how. Only ids and names of columns.
 
-    `listed` users came from Clerk, which counts `counted`; `local` have a row. `ghost` are those who have one
-    and are gone in Clerk, each with the time (ms) at which that was seen; `tombstone` are those who are
-    deleted here and not in Clerk. `invalid` entries of the listing are no users. `refusal` says why nothing
-    may be fixed by this report, whose ghosts are unproven then; None when it may. `memberships` is what was
-    found of those, where they decide; whose memberships differ is stale in the column `organization`.
-    `elsewhere` users have a row and were not listed, but are, or may be, users of another Clerk instance than
-    the key's: nothing can be said about them. `leftovers` are rows of settings that have changed since.
+    listed      number of users in Clerk's listing; `counted` is the number that Clerk gives
+    local       number of users who have a row
+    ghost       users who have a row and were deleted in Clerk, each with the time (ms) of that observation
+    tombstone   users who were deleted here, but not in Clerk
+    invalid     entries of the listing that cannot be read
+    refusal     why nothing may be fixed by this report, whose ghosts are then unproven; None if it may
+    memberships the result for memberships, if used; their users are stale in the column `organization`
+    elsewhere   number of users with a row who were not listed, but may belong to another Clerk instance
+    leftovers   rows that changed settings have left behind
     """
 
     listed: int
@@ -85,19 +86,19 @@ class Report(NamedTuple):
 
     @property
     def to_refresh(self) -> list[str]:
-        """The ids of those to be read from Clerk once more."""
+        """The ids of the users to read from Clerk once more."""
         holders = [claim.held_by for claim in self.claims if claim.held_by]
         stale, claims = ([user.clerk_id for user in users] for users in (self.stale, self.claims))
         return [*self.missing, *stale, *claims, *holders]
 
     @property
     def wrong_organization(self) -> list[str]:
-        """The ids of those whose organization differs."""
+        """The ids of the users whose organization differs."""
         return [user.clerk_id for user in self.stale if "organization" in user.columns]
 
     @property
     def differing(self) -> int:
-        """How many users differ, and how many rows are left of other settings."""
+        """The number of users who differ, plus the rows that changed settings have left behind."""
         lists = (self.missing, self.stale, self.ghost, self.claims, self.tombstone)
         return sum(len(users) for users in lists) + self.leftovers.total
 
@@ -105,8 +106,8 @@ class Report(NamedTuple):
 class Reconcile:
     """Compares the tables with Clerk, and corrects them.
 
-    `on_progress` is called with how many users were seen and how many are expected; `allow_deletes` stands in
-    for the limit that RECONCILE_MAX_DELETE sets.
+    `on_progress` is called with the number of users seen and expected; `allow_deletes` replaces the limit of
+    RECONCILE_MAX_DELETE.
     """
 
     def __init__(
@@ -156,10 +157,9 @@ class Reconcile:
         )
 
     def refresh(self, report: Report) -> Report:
-        """Merge the users that `report` names as Clerk shows them now; return it with those who still differ.
+        """Read the users in `report` from Clerk and merge them; return the report of those who still differ.
 
-        No user is deleted and no membership ends. Must not be called with a report that says why not to.
-        Raises likewise.
+        Deletes no user and ends no membership. `report` must have no `refusal`. Raises like `report`.
         """
         _require_trusted(report)
         left = set(self._refresh(self._refresh(report.to_refresh)))
@@ -172,14 +172,14 @@ class Reconcile:
         )
 
     def fix(self, report: Report) -> list[str]:
-        """Correct what `report` names; return the ids of users who still differ. Raises likewise.
+        """Correct the differences in `report`; return the ids of users who still differ.
 
-        Must not be called with a report that says why not to.
+        `report` must have no `refusal`. Raises like `report`.
         """
         _require_trusted(report)
         differing = self._refresh(report.to_refresh)
         not_deleted = self._delete_ghosts(report.ghost)
-        left = self._refresh(differing)  # an address is free once its holder was refreshed or deleted
+        left = self._refresh(differing)  # after its holder was refreshed or deleted, an address is free
         if report.memberships is not None:
             left += self._member_drift().fix(
                 report.memberships, [*report.missing, *report.wrong_organization]
@@ -188,16 +188,16 @@ class Reconcile:
         return list(dict.fromkeys([*left, *not_deleted, *report.tombstone]))
 
     def _remove_leftovers(self, found: Leftovers) -> list[str]:
-        """Remove what the settings keep no longer; return the users that the database does not let go."""
+        """Remove the rows that the settings no longer keep; return the users whom the database refused."""
         if found.total:
             leftovers.remove(self._context.database, self._context.store.policy)
         refused = []
-        for chunk in chunks(found.users, ROWS_AT_A_TIME):  # a change that says nothing applies the settings
+        for chunk in chunks(found.users, ROWS_AT_A_TIME):  # an empty change applies the settings
             refused += self._context.store.write([UserChange(clerk_id) for clerk_id in chunk], now_ms())
         return [clerk_id for clerk_id, _ in refused]
 
     def _members_left(self, report: Report) -> set[str]:
-        """Merge the memberships that `report` names; return the users whose organization still differs."""
+        """Merge the memberships in `report`; return the users whose organization still differs."""
         members = report.memberships
         if members is None:
             return set()
@@ -209,7 +209,7 @@ class Reconcile:
         return MemberDrift(self._context, self._allow_deletes, self._on_progress)
 
     def _first_look(self, found: "_Found", listed: IdSet, position: Position, expected: int) -> Position:
-        """Compare all users that are listed after `position`; return that of the last one."""
+        """Compare all users that are listed after `position`; return the position of the last one."""
         recent_ms = now_ms() - RECENT_MS
         for step in paginate(self._context.api, self._context.stopping, position):
             page, position = step
@@ -224,7 +224,7 @@ class Reconcile:
         return position
 
     def _unlisted(self, listed: IdSet) -> tuple[int, list[str]]:
-        """Return how many users have a row, and who of them was not listed, but can be a user of Clerk's."""
+        """Return how many users have a row, and which of them were not listed, but have a valid Clerk id."""
         local, unlisted = 0, []
         for ids in user_drift.living_ids(self._context.database):
             local += len(ids)
@@ -232,7 +232,7 @@ class Reconcile:
         return local, [clerk_id for clerk_id in unlisted if CLERK_ID.fullmatch(clerk_id)]
 
     def _look_at_suspects(self, found: "_Found") -> list[str]:
-        """Compare the suspects again; return those who were not shown."""
+        """Compare the suspects again; return those whom Clerk did not return."""
         not_returned = []
         for look in look_up(self._context.api, sorted(found.suspects), self._context.stopping):
             found.forget([*look.page.ids, *look.not_returned])
@@ -243,9 +243,9 @@ class Reconcile:
     def _ghosts(
         self, found: "_Found", candidates: list[str], local: int
     ) -> tuple[str | None, dict[str, int]]:
-        """Return why no user may be deleted, if so, and who of the candidates is here and gone, and when.
+        """Return why no user may be deleted, if so, and the ghosts among the candidates, with times.
 
-        Where there are more than may be deleted, they are not asked for one by one.
+        If there are more candidates than may be deleted, they are not requested one by one.
         """
         not_returned: dict[str, int] = {}
         own = self._context.own(candidates)
@@ -267,7 +267,7 @@ class Reconcile:
             found.note(differences, self._holder(change, differences))
 
     def _refresh(self, clerk_ids: Sequence[str]) -> list[str]:
-        """Read users once more and merge what Clerk says; return the ids of those who differ all the same."""
+        """Read users once more and merge Clerk's data; return the ids of those who still differ."""
         left, not_returned = [], []
         for look in look_up(self._context.api, dict.fromkeys(clerk_ids), self._context.stopping):
             left += self._merge(look.page)
@@ -278,13 +278,13 @@ class Reconcile:
         return left
 
     def _merge(self, page: Page) -> list[str]:
-        """Merge what a page shows; return the ids of those who differ all the same."""
+        """Merge the users of a page; return the ids of those who still differ."""
         changes = [user_change(user, page.observed_at) for user in page.users]
         self._context.store.write(changes, page.observed_at)
         return [change.clerk_id for change, _, differences in self._compared(page) if differences]
 
     def _delete_ghosts(self, ghosts: dict[str, int]) -> list[str]:
-        """Write tombstones; return the ids of those that the database does not let go."""
+        """Write tombstones; return the ids of the users whom the database refused."""
         refused = []
         for chunk in chunks(ghosts, ROWS_AT_A_TIME):
             tombstones = [UserChange(clerk_id, deleted_at=ghosts[clerk_id]) for clerk_id in chunk]
@@ -300,7 +300,7 @@ class Reconcile:
             yield change, local, user_drift.compare(change, local, self._context.store.policy)
 
     def _living(self, clerk_ids: Iterable[str]) -> list[str]:
-        """Return who of those has a row and no tombstone."""
+        """Return the users among those who have a row and no tombstone."""
         return [
             clerk_id
             for chunk in chunks(clerk_ids, ROWS_AT_A_TIME)
@@ -309,13 +309,13 @@ class Reconcile:
         ]
 
     def _holder(self, change: UserChange, differences: Iterable[Difference]) -> str | None:
-        """Return who has the address that the user is kept from."""
+        """Return the user who has the address that this user claims."""
         if change.email is None or all(difference.kind is not Kind.CLAIM for difference in differences):
             return None
         return user_drift.holder(self._context.database, change.email.address)
 
     def _ghost_refusal(self, ghosts: int, local: int) -> str | None:
-        """Say why so many deletions must not be, None when they may."""
+        """Say why so many users must not be deleted, None if they may."""
         override = f"If they are gone indeed: --allow-deletes {ghosts}"
         allowed = self._allow_deletes
         if allowed is None:
@@ -328,7 +328,7 @@ class Reconcile:
 
 
 class _Found:
-    """Who differs, by kind, and who is to be looked at again."""
+    """The users who differ, by kind, and those to check again."""
 
     def __init__(self) -> None:
         self._differing: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
@@ -336,7 +336,7 @@ class _Found:
         self.invalid = 0
 
     def note(self, differences: Iterable[Difference], holder: str | None = None) -> None:
-        """Add what differs; `holder` is who has the address that the user claims."""
+        """Add the differences of a user; `holder` is the user who has the claimed address."""
         for kind, clerk_id, columns in differences:
             self._differing[kind][clerk_id] = holder if kind is Kind.CLAIM else columns
 
@@ -347,7 +347,7 @@ class _Found:
             stale[clerk_id] = tuple(dict.fromkeys((*stale.get(clerk_id, ()), "organization")))
 
     def forget(self, clerk_ids: Iterable[str]) -> None:
-        """Take back what was said of those."""
+        """Remove the differences of those users."""
         for clerk_id in clerk_ids:
             for differing in self._differing.values():
                 differing.pop(clerk_id, None)
@@ -355,7 +355,7 @@ class _Found:
     def report(
         self, listed: int, counted: int, local: int, ghost: dict[str, int], refusal: str | None
     ) -> Report:
-        """Return all of it, with what else there is to say."""
+        """Return the report, with the other given facts."""
         return Report(
             listed,
             counted,
@@ -371,13 +371,13 @@ class _Found:
 
 
 def _require_trusted(report: Report) -> None:
-    """Raise ValueError when the report says why nothing may be fixed."""
+    """Raise ValueError if the report has a refusal."""
     if report.refusal is not None:
         raise ValueError(report.refusal)
 
 
 def _still_stale(user: Stale, left: Collection[str], wrong_organization: Collection[str]) -> Stale:
-    """Return the user with those columns that differ when some are `left` and some `wrong_organization`."""
+    """Return the user with the columns that still differ, given the users `left` and `wrong_organization`."""
     columns = user.columns if user.clerk_id in left else ()
     organization = ("organization",) if user.clerk_id in wrong_organization else ()
     return user._replace(
@@ -386,7 +386,7 @@ def _still_stale(user: Stale, left: Collection[str], wrong_organization: Collect
 
 
 def _listing_refusal(listed: int, invalid: int, counted: int, local: int) -> str | None:
-    """Say why such a listing proves nothing of who is gone, None when it does."""
+    """Say why the listing does not prove any deletion, None if it does."""
     if listed + invalid < counted:
         return f"the listing was cut short: {listed + invalid} of {counted} users came. Try again later"
     if not listed and local:
@@ -398,7 +398,7 @@ def _listing_refusal(listed: int, invalid: int, counted: int, local: int) -> str
 def _may_have_moved(
     change: UserChange, stored: StoredUser, differences: Sequence[Difference], recent_ms: int
 ) -> bool:
-    """Say whether a difference may be none by now: something changed lately, or what is here is the newer."""
+    """Say whether a difference may be outdated: one side changed recently, or the stored side is newer."""
     if not differences:
         return False
     if any(difference.kind in {Kind.CLAIM, Kind.TOMBSTONE} for difference in differences):

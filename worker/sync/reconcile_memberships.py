@@ -1,11 +1,11 @@
-"""Where memberships differ between the tables and Clerk: a part of `worker.sync.reconcile`.
+"""Finds and fixes differences of memberships: a part of `worker.sync.reconcile`.
 
 1. List all memberships of the instance, 500 per request, and compare each page with the tables. An entry that
    cannot be read counts as listed, by its id if that can be read.
 2. Check again the users who differ but may have changed meanwhile, after deliveries have had time to arrive,
    and all users with a membership here that was not listed: it has ended if the user's own complete list does
    not show it either.
-3. The end of a membership is final. Hence the refusals, as for users who are gone.
+3. The end of a membership is final. Hence the refusals, as for deleted users.
 """
 
 from collections import defaultdict
@@ -33,15 +33,15 @@ from worker.sync.context import RECENT_MS, ROWS_AT_A_TIME, SyncContext
 from worker.sync.seen_ids import IdSet
 from worker.threads import chunks
 
-ASKED_ALONE = 20  # users; where they are more, all memberships are listed if those are fewer requests
+ASKED_ALONE = 20  # users; for more, all memberships are listed if that takes fewer requests
 
 OnProgress = Callable[[int, int], object]
 
 
 class MemberReport(NamedTuple):
-    """What was found of memberships: how many Clerk lists, how many are here, and which of these have ended.
+    """The result for memberships: how many Clerk lists, how many are stored, and which of these have ended.
 
-    Those are the changes that end them, one for each user.
+    The last are changes that end them, one for each user.
     """
 
     listed: int
@@ -68,20 +68,20 @@ class MemberDrift:
 
     @property
     def stale(self) -> set[str]:
-        """The users whose memberships differ, or whose column `organization` is not what those say."""
+        """The users whose memberships differ, or whose column `organization` does not match them."""
         return self._differing | self._misnamed
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether anything needs a second look."""
+        """Whether any user must be checked again."""
         return bool(self._suspects or self._unlisted)
 
     def report(self) -> MemberReport:
-        """Return what was found, but for who is stale."""
+        """Return the report; `stale` is separate."""
         return MemberReport(len(self._listed), self._here, tuple(self._ended))
 
     def first_look(self) -> str | None:
-        """Compare all memberships that Clerk lists; say why that proves nothing, if so.
+        """Compare all memberships that Clerk lists; say why the listing proves nothing, if so.
 
         Raises ClerkApiError, DatabaseError, Stopped.
         """
@@ -103,9 +103,9 @@ class MemberDrift:
         return None
 
     def second_look(self, gone: Collection[str]) -> str | None:
-        """Look again at all that is doubtful, but for users who are `gone`; say why nothing may end, if so.
+        """Check all doubtful users again, except those who are `gone`; say why nothing may end, if so.
 
-        Raises likewise.
+        Raises like `first_look`.
         """
         unlisted = {clerk_id: them for clerk_id, them in self._unlisted.items() if clerk_id not in gone}
         refusal = self._refusal(sum(map(len, unlisted.values())))
@@ -122,9 +122,9 @@ class MemberDrift:
         return None
 
     def fix(self, report: MemberReport, clerk_ids: Iterable[str]) -> list[str]:
-        """End what `report` says has ended, and merge what Clerk shows of the memberships of those users.
+        """End the memberships that have ended by `report`, and merge Clerk's memberships of those users.
 
-        Return the ids of those who differ all the same. Raises likewise.
+        Return the ids of users who still differ. Raises like `first_look`.
         """
         store = self._context.store
         left: set[str] = set()
@@ -143,9 +143,9 @@ class MemberDrift:
         return membership_drift.wrong_organization(self._context.database, clerk_ids, value)
 
     def _look_here(self) -> None:
-        """Find the memberships here that were not listed, and columns that are not what the tables say.
+        """Find the stored memberships that were not listed, and columns that do not match the tables.
 
-        A membership that is younger than the listing cannot have been in it.
+        A membership that began after the listing cannot have been in it.
         """
         for rows in membership_drift.current(self._context.database):
             self._here += len(rows)
@@ -158,9 +158,9 @@ class MemberDrift:
             self._misnamed.update(self._wrong_organization(clerk_ids))
 
     def _look_at(self, members: Members, unlisted: Sequence[Membership]) -> None:
-        """Compare one user's own list; what it does not show of those that were `unlisted` has ended."""
+        """Compare one user's own list; `unlisted` memberships that it lacks have ended."""
         page = members.page
-        if page is None:  # gone meanwhile
+        if page is None:  # the user was deleted meanwhile
             return
         if any(self._differences(changes_in(page))):
             self._differing.add(members.clerk_id)
@@ -171,7 +171,7 @@ class MemberDrift:
             self._ended.append(UserChange(members.clerk_id, memberships=ended))
 
     def _confirmed(self, clerk_ids: Collection[str], listed: int) -> Iterator[list[UserChange]]:
-        """Yield what Clerk shows now of the memberships of those users, in as few requests as may be."""
+        """Yield Clerk's current memberships of those users, in as few requests as possible."""
         if len(clerk_ids) <= max(ASKED_ALONE, listed // MAX_PAGE):
             of_each = members_of(self._context.api, sorted(clerk_ids), self._context.stopping)
             pages = (members.page for members in of_each if members.page)
@@ -184,7 +184,7 @@ class MemberDrift:
             yield [change for change in changes_in(page) if change.clerk_id in clerk_ids]
 
     def _differences(self, changes: Sequence[UserChange]) -> Iterator[tuple[UserChange, MembershipsByUser]]:
-        """Yield who is here and differs from what Clerk shows, with what is stored."""
+        """Yield the local users whose memberships differ from Clerk's, with the stored ones."""
         stored = membership_drift.read(self._context.database, [change.clerk_id for change in changes])
         for change in changes:
             local = stored.get(change.clerk_id)
@@ -192,7 +192,7 @@ class MemberDrift:
                 yield change, local
 
     def _refusal(self, ends: int) -> str | None:
-        """Say why so many memberships must not end, None when they may."""
+        """Say why so many memberships must not end, None if they may."""
         override = f"If they have ended indeed: --allow-deletes {ends}"
         allowed = self._allow_deletes
         if allowed is None:
@@ -223,9 +223,9 @@ def changes_in(page: Page) -> list[UserChange]:
 
 
 def memberships_now(context: SyncContext, clerk_id: str) -> UserChange:
-    """Return what Clerk shows now of one user's memberships, and which of those here have ended.
+    """Return Clerk's current memberships of one user, and ends for the stored ones that have ended.
 
-    Those are what it does not show twice, but for what has only just begun. Raises ClerkApiError,
+    A membership has ended if two requests both lack it, unless it began recently. Raises ClerkApiError,
     DatabaseError, Stopped.
     """
     recent_ms = now_ms() - RECENT_MS
@@ -245,13 +245,13 @@ def _page(context: SyncContext, clerk_id: str) -> Page | None:
 
 
 def _current(context: SyncContext, clerk_id: str) -> list[Membership]:
-    """Return the memberships of one user that are stored and have not ended."""
+    """Return the stored memberships of one user that have not ended."""
     stored = membership_drift.read(context.database, [clerk_id]).get(clerk_id, {})
     return [held.membership for held in stored.values() if held.membership.ended_at is None]
 
 
 def _ended(page: Page, memberships: Sequence[Membership]) -> tuple[Membership, ...]:
-    """Return those that a user's own list does not show; none where any entry of it has no id."""
+    """Return the memberships that a user's own list lacks; none if any entry of the list has no id."""
     if len(page.ids) < len(page.entries):
         return ()
     shown = set(page.ids)

@@ -1,4 +1,4 @@
-"""The scheduled reconciliation, every RECONCILE_EVERY: reads what was missed, then looks for drift.
+"""The scheduled reconciliation, every RECONCILE_EVERY: reads missed changes, then looks for drift.
 
 1. Each worker checks whether it is due; one of them gets the lock and runs it.
 2. It reads the users that Clerk updated since the last time, the first time all, and merges them.
@@ -40,7 +40,7 @@ log = structlog.get_logger("worker.sync.scheduled")
 
 
 class Timing(NamedTuple):
-    """How long the lock lives without its holder, and how long deliveries are given before a second look."""
+    """The expiry of the lock, and the time for deliveries to arrive before users are checked again."""
 
     lock_s: float = LOCK_S
     settle_s: float = SETTLE_S
@@ -67,7 +67,7 @@ class ScheduledReconciliation:
         self._timing = timing
 
     def run_if_due(self) -> None:
-        """Run a reconciliation if one is due, and keep its result. Raises RedisError."""
+        """Run a reconciliation if one is due, and store its result. Raises RedisError."""
         if not self._is_due():
             return
         lock = ReconciliationLock(self._redis, self._stopping, self._timing.lock_s)
@@ -100,7 +100,7 @@ class ScheduledReconciliation:
             result = self._result(lock)
             lock.renew()
         except (Stopped, LockError):
-            return  # another worker goes on
+            return  # another worker runs it
         last_run.keep(self._redis, result)
         (log.warning if result["error"] else log.info)("reconciled", **result)
 
@@ -118,10 +118,10 @@ class ScheduledReconciliation:
         return result | {name: moment.isoformat() for name, moment in moments.items()}
 
     def _fetch(self, context: SyncContext, lock: ReconciliationLock) -> BackfillStats:
-        """Read what was updated since the last time, the first time everything.
+        """Read the users updated since the last run; in the first run, all users.
 
-        What the next time has to read begins where this one was: not later than the last update that it
-        saw, nor than that of any user that the database refused. Where the listing was cut short, it stays.
+        The next run starts at the last update in this one's listing, or earlier, if the database refused a
+        user: then at that user's update. If the listing was cut short, the start does not move.
         """
         backfill = Backfill(context)
         source = fingerprint(self._settings)
@@ -137,7 +137,7 @@ class ScheduledReconciliation:
 
 @contextmanager
 def reconciling(settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> Iterator[None]:
-    """Run the reconciliations that are due in a thread of its own for the length of the block."""
+    """Run due reconciliations in a thread during the block."""
     task = ScheduledReconciliation(settings, redis, database, stopping)
     runner = PeriodicRunner(PeriodicTask("reconcile", LOOK_EVERY_S, task.run_if_due))
     runner.start()
@@ -148,7 +148,7 @@ def reconciling(settings: Settings, redis: Redis, database: Database, stopping: 
 
 
 def _refreshed(task: Reconcile) -> dict[str, Any]:
-    """Merge what was found to be missing or stale; return of how many, and what differs all the same."""
+    """Merge the users who are missing or stale; return their number, and the report of what still differs."""
     found = task.report()
     left = found if found.refusal is not None else task.refresh(found)
     return {**_sizes(left), "merged": found.differing - left.differing}

@@ -1,4 +1,4 @@
-"""A set of ids in eight bytes each, for as many users as there may be."""
+"""A set of ids that takes eight bytes for each."""
 
 from array import array
 from bisect import bisect_left
@@ -9,8 +9,8 @@ from itertools import groupby
 class IdSet:
     """Ids that are added first and looked up later.
 
-    Their hashes are kept alone. Those are of 64 bits, and keyed anew in every process (PEP 456), so that
-    no user can choose two ids that fall together.
+    Only their hashes are kept. These have 64 bits and a random key in every process (PEP 456), so that ids
+    with the same hash cannot be constructed.
     """
 
     def __init__(self) -> None:

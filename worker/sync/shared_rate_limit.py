@@ -1,4 +1,4 @@
-"""A limit on requests that all processes which share a Redis keep together."""
+"""A rate limit for all processes that share a Redis."""
 
 import uuid
 from collections.abc import Iterator
@@ -9,18 +9,18 @@ from redis.exceptions import RedisError
 
 from worker.queue import scripts
 
-LONGEST_S = 60.0  # that a request may wait and be under way; one whose process died counts for so long
+LONGEST_S = 60.0  # the longest duration of a request; a request of a killed process counts for that long
 
 
 class NoTurn(Exception):
-    """As many requests are made as may be. Waiting helps."""
+    """The limit is reached. Waiting helps."""
 
 
 class SharedLimit:
     """At most `limit` requests in any `period_s` seconds, by all processes and threads that use the same key.
 
-    The server may count a request at any time while it is under way. So a request counts here from before
-    it is sent until `period_s` after its answer.
+    The server may count a request at any time between sending and answer. So a request counts here from
+    before it is sent until `period_s` after its answer.
     """
 
     def __init__(self, redis: Redis, key: str, limit: int, period_s: float) -> None:
@@ -32,17 +32,17 @@ class SharedLimit:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Count the request that is made meanwhile. Raises NoTurn, redis.RedisError."""
+        """Count the request that is made in the block. Raises NoTurn, redis.RedisError."""
         turn = uuid.uuid4().hex
         if not self._take(turn, self._longest_ms):
             raise NoTurn
         try:
             yield
         finally:
-            with suppress(RedisError):  # then it counts for too long
+            with suppress(RedisError):  # on an error the request counts for LONGEST_S
                 self._take(turn, self._period_ms)
 
     def _take(self, turn: str, counts_ms: int) -> bool:
-        """Take a turn, or say how long one that was taken counts from now on."""
+        """Take a turn, or set how long a turn that was taken still counts."""
         answer = self._take_turn([self._key], [turn, self._limit, counts_ms, self._longest_ms])
         return bool(answer == 1)

@@ -1,4 +1,4 @@
-"""What Clerk's API showed goes into the tables, by the one way that everything goes."""
+"""Writes data from Clerk's API to the tables, with the same merge as deliveries."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,20 +16,20 @@ from worker.shutdown import StopSignal
 
 PATIENCE_S = 60.0
 MAX_PAUSE_S = 5.0
-SOURCE = "api"  # what stands for the type of an event where no event was
+SOURCE = "api"  # in place of an event's type
 
 
 class RejectedUser(NamedTuple):
-    """A user that the database does not take, and why not."""
+    """A user whom the database refused, and why."""
 
     clerk_id: str
     reason: str
 
 
 class ChangeWriter:
-    """Applies what the API showed of the instance that `instance_id` returns.
+    """Applies data of the Clerk instance that `instance_id` returns.
 
-    Waits up to `patience_s` for a database that does not answer, and for rows that are locked.
+    Waits up to `patience_s` for an unavailable database and for locked rows.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ChangeWriter:
         )
 
     def write(self, changes: Sequence[UserChange], observed_at: int) -> list[RejectedUser]:
-        """Apply changes seen at `observed_at` (ms); return those that the database does not take.
+        """Apply changes observed at `observed_at` (ms); return the users whom the database refused.
 
         Raises DatabaseUnavailable, ClerkApiError, and Stopped rather than wait for longer.
         """
@@ -72,7 +72,7 @@ class ChangeWriter:
         ]
 
     def _apply(self, batch: Sequence[ReceivedChange]) -> list[Result]:
-        """Apply all of it; what was applied before changes nothing."""
+        """Apply all changes; those that were applied before change nothing."""
         results = self._isolation.apply(batch)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, DatabaseError):
