@@ -1,4 +1,4 @@
--- Add what a process has counted since its last flush to the totals, once, however often it is sent.
+-- Add the counts of a process since its last flush to the totals, once, however often they are sent.
 --
 -- KEYS[1] the totals (hash)
 -- KEYS[2] the number of the last delta of this process (string)
@@ -6,7 +6,7 @@
 -- ARGV[2] the number of counts
 -- ARGV[3] and on: field and amount of each count, then field and time of each timestamp, in s
 --
--- Returns 1, or 0 when this delta had been added.
+-- Returns 1, or 0 if this delta was added before.
 
 local totals, sent, number, counts = KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2])
 if redis.call('GET', sent) == number then

@@ -1,8 +1,8 @@
--- Count one attempt within a window of time, or take one back.
+-- Count one attempt within a window of time, or subtract one.
 --
 -- KEYS[1] the counter (string)
 -- ARGV[1] the length of the window in s
--- ARGV[2] 1 to count an attempt, -1 to take one back
+-- ARGV[2] 1 to count an attempt, -1 to subtract one
 --
 -- Returns the number of attempts in this window.
 

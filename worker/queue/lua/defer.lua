@@ -12,7 +12,7 @@
 -- ARGV[4] since when it waits, in s since the epoch
 -- ARGV[5] the job's new `meta`
 --
--- Returns 1, or 0 when the job is not this consumer's any more.
+-- Returns 1, or 0 if this consumer no longer has the job.
 
 local reserved, started, scheduled, waiting, key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, consumer_id, due, since, meta = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]

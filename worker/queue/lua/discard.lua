@@ -1,6 +1,6 @@
 -- Delete one failed job and everything that RQ keeps about it.
 --
--- A job that is not failed any more is left alone. An entry of the registry without a job behind it goes.
+-- A job that is no longer failed is not changed. An entry of the registry without a job is removed.
 --
 -- KEYS[1] the job's hash
 -- KEYS[2] failed jobs (sorted set)

@@ -1,7 +1,7 @@
 -- Queue a delivery once: one round trip from the receiver.
 --
--- A new delivery is queued, one whose job failed is queued again, one that is known is a duplicate. A full
--- queue takes nothing, and the time of receipt is recorded all the same.
+-- A new delivery is queued; one whose job failed is queued again; any other known one is a duplicate. A full
+-- queue accepts none. The time of receipt is recorded in every case.
 --
 -- KEYS[1] the job's hash
 -- KEYS[2] the queue (list)
@@ -11,12 +11,12 @@
 -- KEYS[6] when a delivery was last received, in ms (string)
 -- ARGV[1] the svix-id
 -- ARGV[2] the time of receipt in ms
--- ARGV[3] the greatest length of the queue
+-- ARGV[3] the maximum length of the queue
 -- ARGV[4] and on: fields and values of the job's hash that belong to this delivery
 --
 -- Returns -1 queue full, 0 duplicate, 1 queued, 2 requeued.
--- `$common` stands for the fields that all jobs have in common: as arguments they would cost the receiver a
--- tenth of a delivery.
+-- `$common` stands for the fields that all jobs have in common: as arguments they would take a tenth of
+-- the receiver's CPU time per delivery.
 
 local job, queue, queues = KEYS[1], KEYS[2], KEYS[3]
 local failed, canceled, received = KEYS[4], KEYS[5], KEYS[6]

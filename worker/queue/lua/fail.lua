@@ -11,12 +11,12 @@
 -- ARGV[3] the consumer id
 -- ARGV[4] the time, as RQ writes it
 -- ARGV[5] how long a failed job is kept, in s
--- ARGV[6] when the retry is due, in s since the epoch; empty when the job has failed for good
+-- ARGV[6] when the retry is due, in s since the epoch; empty if the job has failed for good
 -- ARGV[7] the job's new `meta`
 -- ARGV[8] the traceback, for the hash
 -- ARGV[9] the traceback, for the results
 --
--- Returns 1, or 0 when the job is not this consumer's any more.
+-- Returns 1, or 0 if this consumer no longer has the job.
 
 local reserved, started, registry, worker_key, results = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local key, id, worker, consumer_id, now = KEYS[6], ARGV[1], ARGV[2], ARGV[3], ARGV[4]

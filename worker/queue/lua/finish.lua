@@ -1,8 +1,8 @@
 -- Mark the jobs finished that this consumer still has reserved.
 --
--- A job that another consumer has taken over since is left to that one; a deleted job stays deleted. The
--- count goes to the worker's own hash, as RQ does it. No result is stored: RQ's tools do without one, and the
--- outcome of a delivery stands in the ledger.
+-- A job that another consumer has taken over is not changed; a deleted job stays deleted. The worker's hash
+-- counts finished jobs, as in RQ. No result is stored: RQ's tools do not need one, and the ledger has the outcome
+-- of the delivery.
 --
 -- KEYS[1] the consumer's reserved jobs (list)
 -- KEYS[2] started jobs (sorted set of `job id:consumer id`)

@@ -1,8 +1,8 @@
 -- Everything that a worker does at intervals for the queue: record that it is alive, put the jobs of dead
 -- consumers back into the queue, and queue the retries that are due.
 --
--- Times are those of Redis's own clock: clocks of machines differ. In an idle minute four commands a call.
--- RQ's scheduler moves due jobs one by one and may run beside this, so nothing is moved while it has its lock.
+-- Times are by Redis's clock, because the clocks of machines differ. An idle worker's call runs four commands.
+-- RQ's scheduler also moves due jobs, so no retry is queued while it holds its lock.
 --
 -- KEYS[1] consumers, by when each was last alive in s (sorted set)
 -- KEYS[2] the queue (list)
@@ -15,9 +15,9 @@
 -- ARGV[2] after how many s its id is forgotten
 -- ARGV[3] the prefix of a job's hash
 -- ARGV[4] the prefix of a consumer's reserved jobs
--- ARGV[5] the greatest number of retries to queue
+-- ARGV[5] the maximum number of retries to queue
 -- ARGV[6] the time, as RQ writes it
--- ARGV[7] for how many s the worker's hash lives
+-- ARGV[7] the expiry of the worker's hash in s
 -- ARGV[8] the number of consumers of this worker
 -- ARGV[9] and on: their ids, then fields and values of the worker's hash, which may be none
 --

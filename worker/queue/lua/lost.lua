@@ -1,4 +1,4 @@
--- Functions for other scripts: find out whether a job is in no list and no registry, although its hash says so.
+-- Functions for other scripts: whether a job is missing in the list or registry that its hash names.
 --
 -- That happens when Redis evicts a list or registry, or an administrator deletes it.
 
@@ -12,7 +12,7 @@ local function in_reserved_lists(consumers, reserved_prefix)
   return found
 end
 
--- Jobs that plain RQ workers run: an entry of our own workers never expires, and says nothing by itself.
+-- Jobs that plain RQ workers run: an entry of this service's workers never expires, so it is no proof.
 local function run_by_plain_workers(started)
   local found = {}
   local now = redis.call('TIME')[1]

@@ -1,7 +1,7 @@
--- Say by an error why a delivery cannot be queued or taken now; change nothing else.
+-- Raise an error if a delivery cannot be queued or taken now.
 --
--- Needs what the scripts of a delivery need: EVAL, keys in one slot (no cluster), a Redis that takes writes
--- (SET is refused like any other write, even where there is nothing to set), and LMOVE, which is Redis 6.2's.
+-- It needs what the scripts of a delivery need: EVAL, keys in one slot (no cluster), a Redis that accepts writes
+-- (a SET NX is refused like any other write, even if the key exists), and LMOVE, which is in Redis since 6.2.
 --
 -- KEYS[1] the hash of a job that does not exist
 -- KEYS[2] the queue (list)

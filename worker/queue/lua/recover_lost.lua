@@ -1,8 +1,8 @@
 -- Put jobs back whose list or registry was lost: queue them again, and failed ones into the failed registry.
 --
--- The caller walks through all job hashes, some at a time. Looking for an id in a long queue is slow, so the
--- oldest job of the queue decides first: jobs stand in the order in which they were queued, so one that was
--- queued later may be in it. The number of looks is bounded too; the next walk does the rest.
+-- The caller scans all job hashes, some at a time. Searching a long queue for an id is slow, so the oldest job of
+-- the queue is checked first: jobs are in the order in which they were queued, so only one that was queued later
+-- can be in it. The number of searches per call is limited; the next scan continues.
 --
 -- KEYS[1] the queue (list)
 -- KEYS[2] where plain RQ workers have a job between queue and start (list)
@@ -15,7 +15,7 @@
 -- ARGV[2] the prefix of a consumer's reserved jobs
 -- ARGV[3] the queue's name
 -- ARGV[4] the time, as RQ writes it
--- ARGV[5] jobs that were queued or started after this time are left alone, as RQ writes it
+-- ARGV[5] jobs that were queued or started after this time are not changed (a time in RQ's format)
 -- ARGV[6] and on: job ids
 --
 -- Returns the number of jobs that were put back.

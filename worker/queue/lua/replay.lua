@@ -1,4 +1,4 @@
--- Put one failed job back into the queue, with all its retries; and one that is in no list although it should.
+-- Put one failed job back into the queue, with all its retries; also a job whose list or registry was lost.
 --
 -- KEYS[1] the job's hash
 -- KEYS[2] failed jobs (sorted set)
@@ -14,7 +14,7 @@
 -- ARGV[4] the number of retries
 -- ARGV[5] the prefix of a consumer's reserved jobs
 --
--- Returns 0 no such job, 1 not failed any more, 2 replayed.
+-- Returns 0 no such job, 1 no longer failed, 2 replayed.
 --
 -- include lost
 

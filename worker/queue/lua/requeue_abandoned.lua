@@ -1,8 +1,8 @@
--- Queue again what plain RQ workers have abandoned, a bounded number at a time.
+-- Queue again jobs that plain RQ workers have abandoned, a limited number at a time.
 --
--- Two kinds: a started job whose entry in the started registry has expired (entries of our own workers never
--- expire), and a job that has stood in the intermediate queue for too long without being started. A job that
--- has been started or finished by now is left alone.
+-- Two kinds: a started job whose entry in the started registry has expired (entries of this service's workers
+-- never expire), and a job that was in the intermediate queue for too long without being started. A job that has
+-- been started or finished by now is not changed.
 --
 -- KEYS[1] started jobs (sorted set of `job id:execution`)
 -- KEYS[2] the queue (list)
@@ -10,7 +10,7 @@
 -- KEYS[4] when each job was first seen in KEYS[3], in s (sorted set)
 -- ARGV[1] the prefix of a job's hash
 -- ARGV[2] after how many s in KEYS[3] a job is abandoned
--- ARGV[3] the greatest number of jobs
+-- ARGV[3] the maximum number of jobs
 --
 -- Returns the number of jobs.
 

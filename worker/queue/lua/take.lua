@@ -19,8 +19,8 @@
 --
 -- Returns false while suspended, else a list of {id, data, created_at, retries_left, retry_intervals, meta}.
 
--- Make room in a full Redis: forget the jobs that finished first. ZADD XX adds no member, so it changes
--- nothing, and is refused all the same when there is no room.
+-- Free memory in a full Redis: delete the jobs that finished first. ZADD XX adds no member, so it changes nothing,
+-- but it is refused if Redis is full.
 local function make_room(finished, count, job_prefix, result_prefix)
   local answer = redis.pcall('ZADD', finished, 'XX', 0, '')
   if type(answer) ~= 'table' or not string.find(answer.err or '', 'OOM', 1, true) then return end
@@ -43,7 +43,7 @@ if redis.call('EXISTS', suspended) == 1 then
 end
 local ids = redis.call('LRANGE', reserved, 0, -1)
 local jobs, entries, bytes, i = {}, {}, 0, 0
--- Ids without a job are passed over, but not for so long that Redis keeps others waiting.
+-- Ids without a job are skipped, a limited number, so that Redis is not blocked for long.
 while #jobs < limit and bytes < max_bytes and i < 10 * limit do
   i = i + 1
   local id = ids[i]
