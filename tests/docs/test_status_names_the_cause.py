@@ -254,7 +254,7 @@ CASES: dict[str, tuple[Fault, str]] = {
     "a trigger refuses every change": (_in_redis(_refused_again), "2 deliveries refused more than once"),
     "a worker applies to another database": (
         _in_redis(_applied_elsewhere),
-        "does not come into this database",
+        "a worker applies deliveries to another database",
     ),
     "a job failed": (_in_redis(fail), "1 job has failed"),
     "wrong signing secret": (_in_redis(_refused(recent.MISMATCH)), "the signature does not match"),

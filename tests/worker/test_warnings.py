@@ -123,7 +123,7 @@ def test_a_worker_that_applies_to_another_database_is_said(
     DeliveryQueue(redis).enqueue(given)
     held = ReservedJobs(redis, "one")
     held.settle_and_take([Finished(job, "applied") for job in held.settle_and_take([], 100) or []], 0)
-    assert "DATABASE_SCHEMA" in _warning(report(), "does not come into this database")
+    assert "DATABASE_SCHEMA" in _warning(report(), "a worker applies deliveries to another database")
     with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"

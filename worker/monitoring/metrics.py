@@ -97,7 +97,7 @@ DELIVERIES = Counter(
 )
 REJECTED_SIGNATURES = Counter(
     "clerk_sync_rejected_signatures_total",
-    "Deliveries whose signature was not believed, by reason.",
+    "Deliveries refused because of their signature, by reason.",
     {"reason": SIGNATURE_REASONS},
 )
 FOREIGN = Counter(
@@ -110,7 +110,7 @@ EVENTS = Counter(
     "Events applied to the tables, by type and outcome.",
     {"type": TYPES, "outcome": OUTCOMES},
 )
-BATCH_SIZE = Histogram("clerk_sync_batch_size", "Events that a worker took at a time.", SIZES)
+BATCH_SIZE = Histogram("clerk_sync_batch_size", "Events in a batch.", SIZES)
 APPLY_SECONDS = Histogram("clerk_sync_apply_seconds", "Time of a transaction that applies a batch.", SLOW_S)
 EVENT_LAG = Histogram(
     "clerk_sync_event_lag_seconds", "Time from the event at Clerk to its row being written.", LAGS_S
@@ -118,12 +118,12 @@ EVENT_LAG = Histogram(
 DELIVERY_LAG = Histogram(
     "clerk_sync_delivery_lag_seconds", "Time from a delivery being received to its row being written.", LAGS_S
 )
-RETRIES = Counter("clerk_sync_retries_total", "Jobs put off to be tried again, by type.", {"type": TYPES})
+RETRIES = Counter("clerk_sync_retries_total", "Jobs scheduled for a retry, by type.", {"type": TYPES})
 FAILURES = Counter("clerk_sync_jobs_failed_total", "Jobs that failed for good, by type.", {"type": TYPES})
 POOL_TIMEOUTS = Counter(
-    "clerk_sync_pool_timeouts_total", "Times that no database connection came free within DB_POOL_TIMEOUT."
+    "clerk_sync_pool_timeouts_total", "Times that no database connection was free within DB_POOL_TIMEOUT."
 )
-CONNECTIONS_LOST = Counter("clerk_sync_connections_lost_total", "Database connections found dead.")
+CONNECTIONS_LOST = Counter("clerk_sync_connections_lost_total", "Database connections found broken.")
 LAST_APPLIED = Timestamp("clerk_sync_last_applied_timestamp_seconds", "When an event was last applied.")
 
 COUNTERS = (

@@ -213,8 +213,8 @@ def _redis_lost_data(facts: Facts) -> Iterator[str]:
 def _two_databases(facts: Facts) -> Iterator[str]:
     if facts.get("applied_here") is False:
         yield (
-            "what a worker applies does not come into this database: let DATABASE_URL and DATABASE_SCHEMA of"
-            " receivers and workers name the same tables (docs/operations.md, Two databases)"
+            "a worker applies deliveries to another database: set DATABASE_URL and DATABASE_SCHEMA of"
+            " receivers and workers to the same tables (docs/operations.md, Two databases)"
         )
     if facts.get("same_tables") is False:
         yield (
