@@ -85,8 +85,8 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
     If a row without history loses its address, it is added to the batch, so that its claim is recorded, and
     all steps run again. They also run again after a row has given up another user's placeholder.
 
-    Two round trips, whatever the size of the batch. Killed anywhere, nothing or everything is done. Raises
-    DatabaseUnavailable or ChangeRefused.
+    Two round trips, whatever the size of the batch. If the process is killed, all or nothing is written.
+    Raises DatabaseUnavailable or ChangeRefused.
     """
     batch = [incoming.of_instance(policy.instance_id) for incoming in batch]
     joined: frozenset[str] = frozenset()
