@@ -23,6 +23,7 @@ from db.merge.address import EMAIL_PATTERN
 
 TIMESTAMPTZ = DateTime(timezone=True)
 FILLFACTOR = 85  # percent of a page, in tables whose rows are updated: the rest is for updates in place
+EMAIL_INDEX = "idx_users_email"
 VIEWS = ("organizations", "organization_members")  # what applications read of them; made by revision 0005
 
 
@@ -44,7 +45,7 @@ class User(Base):
     __tablename__ = "users"
     __table_args__ = (
         UniqueConstraint("clerk_id", name="idx_users_clerk_id"),
-        UniqueConstraint("email", name="idx_users_email"),
+        UniqueConstraint("email", name=EMAIL_INDEX),
         CheckConstraint(f"email ~ '{EMAIL_PATTERN}'", name="email_format"),
         CheckConstraint("role IN ('admin', 'user')", name="role_known"),
         {"postgresql_with": {"fillfactor": FILLFACTOR}},

@@ -11,7 +11,7 @@ from db.apply import memberships, placeholders, profiles, statements
 from db.apply.memberships import MembershipWrites, StoredMemberships
 from db.apply.profiles import stored_profile
 from db.connection.engine import Database
-from db.connection.errors import UNIQUE_VIOLATION, ChangeRefused
+from db.connection.errors import ChangeRefused
 from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange, Version, placeholder_address
 from db.merge.claims import ClaimRank, CompetingClaim, resolve
@@ -28,6 +28,7 @@ from db.merge.rows import (
     sync_row,
     target,
 )
+from db.models import EMAIL_INDEX
 from db.times import maybe_datetime, to_datetime
 
 
@@ -97,7 +98,7 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
         except UnrecordedClaims as found:
             joined |= found.clerk_ids
         except ChangeRefused as refused:
-            if are_free or refused.state != UNIQUE_VIOLATION or not placeholders.free(database):
+            if are_free or refused.constraint != EMAIL_INDEX or not placeholders.free(database):
                 raise
             are_free = True
     return []

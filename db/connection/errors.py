@@ -65,13 +65,13 @@ class DatabaseUnavailable(DatabaseError):
 class ChangeRefused(DatabaseError):
     """The database refuses this change. Retries may help against a race or a trigger's refusal.
 
-    `state` is the SQLSTATE, None without one.
+    `constraint` is the name of the one that is violated, None without one.
     """
 
-    def __init__(self, message: str, *, retryable: bool, state: str | None = None) -> None:
+    def __init__(self, message: str, *, retryable: bool, constraint: str | None = None) -> None:
         super().__init__(message)
         self.retryable = retryable
-        self.state = state
+        self.constraint = constraint
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -120,7 +120,8 @@ def translate(
         return unavailable(f"no connection to the database ({variable})", found)
     what = f"{_name(state)} (SQLSTATE {state}{_constraint(cause)})"
     if state.startswith((*DATA_CLASSES, *APPLICATION_CLASSES)):
-        return _refused(state, what, encoding)
+        constraint = cause.diag.constraint_name if isinstance(cause, psycopg.Error) else None
+        return _refused(state, what, encoding, constraint)
     return unavailable(f"the database cannot take changes now: {what}", found, state)
 
 
@@ -129,7 +130,7 @@ def unavailable(what: str, cause: Cause, state: str | None = None) -> DatabaseUn
     return DatabaseUnavailable(f"{what}: {cause.sentence}; {cause.next_step}", cause, state)
 
 
-def _refused(state: str, what: str, encoding: str) -> ChangeRefused:
+def _refused(state: str, what: str, encoding: str, constraint: str | None) -> ChangeRefused:
     if state == ROWS_MISSING:
         what = "not every row was written: a trigger, rule or policy of the application suppresses it"
     elif state.startswith(APPLICATION_CLASSES):
@@ -137,7 +138,8 @@ def _refused(state: str, what: str, encoding: str) -> ChangeRefused:
     elif encoding != UTF8 and state.startswith(UNREPRESENTABLE):
         what = f"{what}: the database's encoding {encoding} has no such character"
     is_passing = state in RACES or state.startswith(APPLICATION_CLASSES)
-    return ChangeRefused(f"the database refused the change: {what}", retryable=is_passing, state=state)
+    message = f"the database refused the change: {what}"
+    return ChangeRefused(message, retryable=is_passing, constraint=constraint)
 
 
 def _driver_error(error: BaseException) -> BaseException | None:

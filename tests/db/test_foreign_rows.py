@@ -11,7 +11,8 @@ from psycopg.rows import dict_row
 from db import migration
 from db.apply import users
 from db.connection.driver import BoundedTimestamptzLoader
-from db.connection.engine import Database
+from db.connection.engine import RACE_ATTEMPTS, Database
+from db.connection.errors import ChangeRefused
 from db.drift import users as drift
 from db.merge.change import UserChange, placeholder_address
 from db.merge.incoming import ReceivedChange
@@ -135,6 +136,18 @@ def test_a_user_who_loses_an_address_gets_a_placeholder_that_another_row_holds(
     existing(connection, CAT, placeholder_address(ANN))
     batches(database, [saved(BEN, 2, SHARED)])
     assert emails(connection) == {ANN: placeholder_address(ANN), BEN: SHARED, CAT: placeholder_address(CAT)}
+
+
+def test_a_value_that_the_applications_own_index_refuses_reads_no_table_from_end_to_end(
+    database: Database, connection: Connection
+) -> None:
+    connection.execute("CREATE UNIQUE INDEX ours ON users (name)")
+    existing(connection, CAT, placeholder_address(BEN), name="name 1")
+    before = database.pool_state().checkouts
+    with pytest.raises(ChangeRefused, match=r"\(SQLSTATE 23505, constraint ours\)$"):
+        batches(database, [saved(ANN, 1, None)])
+    assert database.pool_state().checkouts - before == RACE_ATTEMPTS
+    assert emails(connection) == {CAT: placeholder_address(BEN)}
 
 
 # Any time
