@@ -33,6 +33,7 @@ PLACEHOLDER_WORDS = re.compile(
 HEADER_TEXT = re.compile("[!-~]+")
 USER_INFO = re.compile("^[^@/]*@")
 HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^:@\[\]]*)(:[0-9]{0,5})?")  # libpq accepts several, by comma
+INSTANCE_ID = re.compile("[A-Za-z0-9_-]{1,200}")
 SCHEMA_NAME = re.compile("(?!pg_)[A-Za-z_][A-Za-z0-9_-]{0,62}")
 DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -158,6 +159,20 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
+def _check_instance(value: str) -> str:
+    # With any other id every delivery is ignored, and Clerk does not deliver it again.
+    if not INSTANCE_ID.fullmatch(value):
+        raise ValueError("must be the id of one Clerk instance, without quotes, like ins_2abc")
+    return value
+
+
+def _check_key(value: str) -> str:
+    # Docker's --env-file keeps quotes, and no metadata has a key in them.
+    if value[0] in "'\"" and value[0] == value[-1]:
+        raise ValueError("is in quotes: remove them")
+    return value
+
+
 def _check_schema(value: str) -> str:
     if not SCHEMA_NAME.fullmatch(value) or value == "information_schema":
         raise ValueError("must be up to 63 letters, digits, _ or -, and not begin with a digit, - or pg_")
@@ -170,6 +185,8 @@ RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_check_header_text)]
 SchemaName = Annotated[str, AfterValidator(_check_schema)]
+InstanceId = Annotated[str, AfterValidator(_check_instance)]
+MetadataKey = Annotated[str, AfterValidator(_check_key)]
 Host = Annotated[str, AfterValidator(_check_host)]
 ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
 Duration = Annotated[float, BeforeValidator(_read_duration)]
@@ -198,7 +215,7 @@ class Settings(BaseSettings):
     redis_max_connections: int = Field(8, ge=6, le=200, description="of one process")
     clerk_secret_key: HeaderSecret | None = None
     clerk_api_url: ApiUrl = "https://api.clerk.com"
-    clerk_instance_id: str | None = None
+    clerk_instance_id: InstanceId | None = None
 
     host: Host = "0.0.0.0"  # noqa: S104 - Clerk comes from outside
     port: int = Field(8000, ge=0, le=65535)
@@ -214,12 +231,12 @@ class Settings(BaseSettings):
     shutdown_seconds: float = Field(25, gt=0, le=600, description="s")
     user_deletion: Literal["delete", "anonymize"] = "delete"
     role_source: Literal["metadata", "none"] = "metadata"
-    role_metadata_key: str = Field("role", min_length=1)
+    role_metadata_key: MetadataKey = "role"
     organization_source: Literal["metadata", "membership", "none"] = "metadata"
     organization_value: Literal["name", "id", "slug"] = "name"
-    organization_metadata_key: str = Field("organization", min_length=1)
+    organization_metadata_key: MetadataKey = "organization"
     profile_fields: FieldNames = ()
-    event_retention_days: int = Field(30, ge=1)
+    event_retention_days: int = Field(30, ge=1, le=36_500)
     silence_alarm_minutes: float | None = Field(None, gt=0)
     reconcile_every: Duration | None = Field(None, ge=1, description="s")
     reconcile_max_delete: float = Field(5, ge=0, le=100, description="%")
