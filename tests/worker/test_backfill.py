@@ -280,6 +280,19 @@ def test_a_listing_that_ends_early_is_no_whole_one(clerk: FakeClerk, both: SyncC
     assert count(both.settings) == 1700
 
 
+def test_a_listing_that_never_has_as_many_as_counted_is_read_from_the_beginning_again(
+    clerk: FakeClerk, both: SyncContext
+) -> None:
+    clerk.put_many(1200)
+    clerk.counts = 1300
+    for number in range(3):
+        clerk.put(user(f"user_new{number}", created_at=NOW + number))
+        assert Backfill(both).everything().is_cut_short
+        if number == 0:
+            clerk.put(user(numbered_id(3), first_name="Changed", updated_at=NOW))
+    assert rows(both.settings)[numbered_id(3)].name.startswith("Changed")
+
+
 def test_only_what_was_updated_since_is_read(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(1700)
     clerk.put(

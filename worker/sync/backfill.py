@@ -145,29 +145,31 @@ class Backfill:
         return None if saved is None else saved.done
 
     def everything(self, *, restart: bool = False) -> BackfillStats:
-        """Read every user; resume where the last run was interrupted, unless `restart`.
+        """Read every user; resume where the last run was interrupted or cut short, unless `restart`.
+
+        A run that was resumed and is cut short all the same makes the next one start over.
 
         Raises ClerkApiError, DatabaseError, and Stopped; everything read until then is kept.
         """
         self._context.api.check_instance()
-        saved = (None if restart else self._saved()) or Checkpoint(
+        saved = None if restart else self._saved()
+        position, done, self.reach, members = saved or Checkpoint(
             Position(), BackfillStats(), SyncCursor(now_ms())
         )
-        position, done, self.reach = saved.position, saved.done, saved.reach
         before = self._context.api.count()
         done = done._replace(expected=before)
         steps = paginate(self._context.api, self._context.stopping, position)
         for step, page_done in self._taken(steps):
             done, position = done.plus(page_done), step.position
-            self._save(Checkpoint(position, done, self.reach, saved.members))
+            self._save(Checkpoint(position, done, self.reach, members))
             self._on_progress(done)
         done = done._replace(expected=min(before, self._context.api.count()))
         done = self._members(
-            saved.members,
+            members,
             done,
             lambda done, members: self._save(Checkpoint(position, done, self.reach, members)),
         )
-        if not done.is_cut_short:
+        if saved or not done.is_cut_short:  # what is missing even after the end may stand before it
             progress.clear(self._context.database, TASK)
         return done
 
