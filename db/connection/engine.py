@@ -141,10 +141,13 @@ class Database:
 
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
         error = cast("psycopg.Error | SQLAlchemyError", state.outcome and state.outcome.exception())
+        code = sqlstate(error)
+        is_race = code in RACES  # which would read as the application's fault
+        reason = translate(error, self._variable, self.encoding)
         log.warning(
             "database retry",
             attempt=state.attempt_number,
-            reason=str(translate(error, self._variable, self.encoding)),
+            reason=f"perhaps a lost race (SQLSTATE {code})" if is_race else str(reason),
             pause_ms=round(state.upcoming_sleep * 1000),
         )
 

@@ -226,9 +226,12 @@ def test_a_unique_violation_is_tried_again_as_it_may_be_a_race(
         add(1, "loser")(connection)
 
     work = Work(lose, execute("UPDATE things SET name = name || ', seen'"))
-    database.run(work)
+    with structlog.testing.capture_logs() as logs:
+        database.run(work)
     assert work.tries == 2
     assert things(admin) == [(1, "winner, seen")]
+    reasons = [entry["reason"] for entry in logs if "reason" in entry]
+    assert reasons == ["perhaps a lost race (SQLSTATE 23505)"]
 
 
 def test_a_unique_violation_that_stays_is_the_changes_own_fault_but_may_heal_later(
