@@ -29,10 +29,8 @@ def leads_to_same_tables(database: Database, other: Database) -> bool:
     def held(connection: Connection) -> bool:
         table = _table(connection)
         connection.execute(select(func.pg_advisory_xact_lock(key)))
-        return other.run(lambda another: _table(another) == table and not _is_free(another))
-
-    def _is_free(connection: Connection) -> bool:
-        return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(key))))
+        is_free = select(func.pg_try_advisory_xact_lock(key))
+        return other.run(lambda another: _table(another) == table and not another.scalar(is_free))
 
     return database.run(held)
 

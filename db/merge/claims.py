@@ -34,16 +34,13 @@ def resolve(
 
     Users who are deleted or have no row get none.
     """
-    best: dict[str, ClaimRank] = {}
-    for address, rank in (*_claims(known), *((claim.address, claim.rank) for claim in competing)):
-        if address in contested and (address not in best or rank > best[address]):
-            best[address] = rank
-    return {address: rank.clerk_id for address, rank in best.items()}
-
-
-def _claims(known: Iterable[UserChange]) -> list[tuple[str, ClaimRank]]:
-    return [
+    claims = [
         (claim.address, ClaimRank(claim.verified, claim.version, change.clerk_id))
         for change in known
         if change.profile and (claim := change.email) and claim.address
     ]
+    best: dict[str, ClaimRank] = {}
+    for address, rank in (*claims, *((it.address, it.rank) for it in competing)):
+        if address in contested and (address not in best or rank > best[address]):
+            best[address] = rank
+    return {address: rank.clerk_id for address, rank in best.items()}

@@ -121,7 +121,11 @@ def apply_batch(
         before = known[change.clerk_id]
         after = redact_deleted(merge(before, change), policy)
         known[change.clerk_id] = after._replace(source=latest_source(before.source, incoming.source))
-        outcomes.append(_outcome(change, changed=after != before))
+        if after != before:
+            outcomes.append(Outcome.APPLIED)
+        else:
+            says_nothing = change == UserChange(change.clerk_id)
+            outcomes.append(Outcome.IGNORED if says_nothing else Outcome.STALE)
     return known, outcomes
 
 
@@ -214,9 +218,3 @@ def _stored_claim(sync: SyncRow, user: UserRow | None) -> EmailClaim | None:
 
 def _version(updated_at: int | None, observed_at: int | None) -> Version:
     return UNVERSIONED if updated_at is None or observed_at is None else Version(updated_at, observed_at)
-
-
-def _outcome(change: UserChange, *, changed: bool) -> Outcome:
-    if changed:
-        return Outcome.APPLIED
-    return Outcome.IGNORED if change == UserChange(change.clerk_id) else Outcome.STALE

@@ -45,8 +45,11 @@ class LoginThrottle:
 
     def _count_here(self, key: str, by: int) -> int:
         with self._lock:
-            self._forget_old()
-            count, since = self._here.get(key, (0, time.monotonic()))
+            now = time.monotonic()
+            self._here = {key: entry for key, entry in self._here.items() if now - entry[1] < WINDOW_S}
+            if len(self._here) >= KEPT:
+                self._here.clear()
+            count, since = self._here.get(key, (0, now))
             self._here[key] = (max(0, count + by), since)
             return count + by
 
@@ -60,12 +63,6 @@ class LoginThrottle:
             self._redis_again_at = time.monotonic() + REDIS_PAUSE_S
             return 0
         return count if isinstance(count, int) else 0
-
-    def _forget_old(self) -> None:
-        now = time.monotonic()
-        self._here = {key: entry for key, entry in self._here.items() if now - entry[1] < WINDOW_S}
-        if len(self._here) >= KEPT:
-            self._here.clear()
 
 
 def _key(address: str | None) -> str:

@@ -255,7 +255,7 @@ def _drift(facts: Facts) -> Iterator[str]:
     if last["reason"]:
         yield f"the last reconciliation was refused: {last['reason']}"
     elif last["differing"]:
-        who = "1 user differs" if last["differing"] == 1 else f"{last['differing']:,} users differ"
+        who = counted(last["differing"], "user differs", "users differ")
         yield f"{who} from Clerk: see clerk-sync reconcile"
 
 
