@@ -49,7 +49,8 @@ def redis_facts(redis: Redis) -> Facts:
         depth, oldest, started, scheduled, failed, received, workers, *rest = pipeline.execute()
     seen, now, reconciliation, since, suspended, causes = rest
     reserved, heads = _reserved(redis, [name for name, _ in seen])
-    ages = (_age_s(redis, id_) for id_ in (oldest, *heads))
+    first = (id_ for id_ in (oldest, *heads) if id_ is not None)
+    ages = (_age_s(*moments) for moments in rq.job_fields(redis, first, "enqueued_at", "created_at"))
     newest = next(FailedJobs(redis).newest(limit=1), None) if failed else None
     info = _info(redis)
     facts: dict[str, Any] = {
@@ -119,14 +120,11 @@ def _reserved(redis: Redis, consumers: Sequence[bytes]) -> tuple[int, list[bytes
     return sum(answers[::2]), answers[1::2]
 
 
-def _age_s(redis: Redis, job_id: bytes | None) -> float | None:
-    if job_id is None:
-        return None
-    # The age of a replayed job counts from the replay.
-    moments: Any = redis.hmget(rq.JOB_PREFIX + job_id.decode(errors="replace"), ["enqueued_at", "created_at"])
+def _age_s(enqueued_at: bytes | None, created_at: bytes | None) -> float | None:
+    """Return the age of a job in seconds; that of a replayed job counts from the replay."""
     try:
-        age = datetime.now(UTC) - rq.parse_timestamp((moments[0] or moments[1]).decode())
-    except (AttributeError, ValueError, OverflowError):  # no such job, or a job of another program
+        age = datetime.now(UTC) - rq.parse_timestamp((enqueued_at or created_at or b"").decode())
+    except (ValueError, OverflowError):  # no such job, or a job of another program
         return None
     return round(max(0.0, age.total_seconds()), 3)
 

@@ -29,11 +29,9 @@ def lock_waits(redis: Redis) -> LockWaits:
     found: Any = redis.zrange(KEY, 0, LOOK_AT - 1, withscores=True)
     if not found:
         return LockWaits(0, None)
-    with redis.pipeline(transaction=False) as pipeline:
-        for id_, _ in found:
-            pipeline.hget(rq.JOB_PREFIX.encode() + id_, "status")
-        statuses = pipeline.execute(raise_on_error=False)
-    past = [id_ for (id_, _), status in zip(found, statuses, strict=True) if status not in OPEN]
+    ids = [id_ for id_, _ in found]
+    statuses = rq.job_fields(redis, ids, "status")
+    past = [id_ for id_, (status,) in zip(ids, statuses, strict=True) if status not in OPEN]
     if past:
         redis.zrem(KEY, *past)
     since = [at for id_, at in found if id_ not in past]

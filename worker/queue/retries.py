@@ -21,11 +21,8 @@ class Retries(NamedTuple):
 def retries(redis: Redis) -> Retries:
     """Return the jobs that wait now. Raises redis.RedisError."""
     ids: Any = redis.zrange(rq.SCHEDULED_KEY, 0, LOOK_AT - 1, desc=True)
-    with redis.pipeline(transaction=False) as pipeline:
-        for id_ in ids:
-            pipeline.hmget(rq.JOB_PREFIX.encode() + id_, "description", "meta")
-        answers = pipeline.execute(raise_on_error=False)
-    reasons = [reason for answer in answers if isinstance(answer, list) and (reason := _reason(*answer))]
+    jobs = rq.job_fields(redis, ids, "description", "meta")
+    reasons = [reason for fields in jobs if (reason := _reason(*fields))]
     return Retries(len(reasons), reasons[0] if reasons else None)
 
 

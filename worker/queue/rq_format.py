@@ -7,11 +7,13 @@ reads, and fails if another version of RQ differs.
 import json
 import zlib
 from base64 import b64encode
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import orjson
+from redis import Redis
 
 from db.times import to_datetime
 
@@ -54,6 +56,15 @@ def keys_beside(job_id: str) -> tuple[str, ...]:
     """Return the keys that RQ may keep for a job, besides its hash."""
     job = JOB_PREFIX + job_id
     return (RESULT_PREFIX + job_id, f"{job}:dependents", f"{JOB_PREFIX}:{job_id}:dependencies")
+
+
+def job_fields(redis: Redis, ids: Iterable[bytes], *names: str) -> list[list[bytes | None]]:
+    """Return those fields of each job, in one round trip; None for those that are not there."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for id_ in ids:
+            pipeline.hmget(JOB_PREFIX.encode() + id_, names)
+        answers = pipeline.execute(raise_on_error=False)  # another program may have put something else there
+    return [answer if isinstance(answer, list) else [None] * len(names) for answer in answers]
 
 
 def timestamp(moment: datetime) -> str:

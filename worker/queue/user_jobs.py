@@ -45,11 +45,8 @@ def user_jobs(redis: Redis, clerk_id: str) -> UserJobs:
 
 def _about(redis: Redis, entries: Iterator[tuple[str, bytes]], clerk_id: str) -> Iterator[UserJob]:
     for page in chunks(entries, PAGE):
-        with redis.pipeline(transaction=False) as pipeline:
-            for _, id_ in page:
-                pipeline.hget(rq.JOB_PREFIX.encode() + id_, "description")
-            descriptions = pipeline.execute(raise_on_error=False)
-        for (state, id_), description in zip(page, descriptions, strict=True):
+        descriptions = rq.job_fields(redis, (id_ for _, id_ in page), "description")
+        for (state, id_), (description,) in zip(page, descriptions, strict=True):
             type_, about = subject(description)
             if about == clerk_id:
                 yield UserJob(id_.decode(errors="replace"), type_, state)
