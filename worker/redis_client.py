@@ -15,6 +15,7 @@ from weakref import WeakMethod
 import hiredis
 from redis import BlockingConnectionPool, ConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
@@ -122,7 +123,8 @@ def worker_redis(settings: Settings) -> Redis:
             socket_timeout=PATIENCE_S,
             socket_connect_timeout=5,
             health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3),  # both for connecting and for a command
+            # Both for connecting and for a command. A time-out is not retried: the caller must report it soon.
+            retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3, (RedisConnectionError,)),
         )
     )
 

@@ -15,6 +15,7 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 from redis import Redis
+from redis.exceptions import RedisError
 from rq.command import send_shutdown_command
 
 import config
@@ -27,9 +28,10 @@ from tests.support.payloads import NOW, deleted_event, user, user_event
 from tests.support.processes import clerk_sync
 from tests.support.queue import RqView, delivery, frozen, rq_command
 from tests.support.service_process import SOON_S, START_S, ServiceProcess
-from tests.support.settings import NOTHING_LISTENS, MakeSettings
+from tests.support.settings import NO_DATABASE, NOTHING_LISTENS, MakeSettings
 from tests.support.stack import environment
 from tests.support.waiting import wait_until
+from worker import redis_client
 from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 from worker.queue.lock_waits import lock_waits
 from worker.queue.producer import DeliveryQueue
@@ -498,6 +500,22 @@ def shut_down(client: Redis, worker: Worker) -> bool:
         send_shutdown_command(client, worker.own_name)
         time.sleep(0.5)
     return not worker.running
+
+
+def test_a_redis_that_hangs_is_reported_after_one_time_out(
+    own_redis: RedisServer, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_client, "PATIENCE_S", 1.0)
+    own_redis.start()
+    with redis_client.worker_redis(make_settings(**NO_DATABASE, redis_url=own_redis.url)) as redis:
+        redis.ping()
+        with frozen(own_redis):
+            for _ in ("an open connection", "a new one"):
+                began = time.monotonic()
+                with pytest.raises(RedisError):
+                    redis.ping()
+                assert time.monotonic() - began < 2
+        assert redis.ping()
 
 
 def test_a_redis_that_dies_while_a_batch_is_held_loses_no_job(
