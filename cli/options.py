@@ -18,8 +18,6 @@ class TimeParam(click.ParamType[datetime]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """Return the moment."""
-        if isinstance(value, datetime):
-            return value
         try:
             if ago := AGO.fullmatch(value):
                 return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})

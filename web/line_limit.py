@@ -23,17 +23,14 @@ class LineLimit:
         """Say whether another line may be written; if not, count it."""
         with self._lock:
             if self._written == 0:
-                self._start_period()
+                timer = threading.Timer(self._period_s, self._end_period)
+                timer.daemon = True
+                timer.start()
             if self._written < FIRST:
                 self._written += 1
                 return True
             self._left_out += 1
             return False
-
-    def _start_period(self) -> None:
-        timer = threading.Timer(self._period_s, self._end_period)
-        timer.daemon = True
-        timer.start()
 
     def _end_period(self) -> None:
         with self._lock:

@@ -102,7 +102,7 @@ class Receiver:
         try:
             answer = self._take(facts)
         except tuple(REFUSALS) as refusal:
-            answer = next(REFUSALS[kind] for kind in type(refusal).__mro__ if kind in REFUSALS)
+            answer = REFUSALS[type(refusal)]
             facts["reason"] = str(refusal)
         except Exception as error:
             answer = DeliveryAnswer.ERROR

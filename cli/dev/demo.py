@@ -1,7 +1,6 @@
 """The demo: some forty deliveries over HTTP, their answers, and the rows that they become."""
 
 import secrets
-import string
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -25,7 +24,6 @@ from worker.queue.failed_jobs import FailedJobs, failed_jobs
 
 TIMEOUT_S = 30
 POLL_S = 0.005
-TAG_LETTERS = string.ascii_lowercase + string.digits
 LEDGER_LIMIT = 500
 LINE_WIDTH = 40
 USER_COLUMNS = ("email", "name", "role", "organization", "last_login_at")
@@ -51,7 +49,7 @@ def play(settings: Settings, url: str) -> str:
     Waits at most TIMEOUT_S until workers have applied or failed all of it. Every run has its own users.
     Raises NotDelivered, DatabaseUnavailable or QueueUnavailable.
     """
-    tag = secrets.choice(string.digits) + "".join(secrets.choice(TAG_LETTERS) for _ in range(3))
+    tag = f"{secrets.randbelow(10)}{secrets.token_hex(2)[1:]}"
     story = Story(tag, now_ms(), settings.clerk_instance_id or samples.INSTANCE)
     with Database(settings) as database, closing(failed_jobs(settings)) as failed:
         database.ping()  # so that the time of connecting is not counted below
