@@ -29,7 +29,28 @@ def sample(type_: str, clerk_id: str, now: int, instance_id: str = INSTANCE) -> 
 
     All samples about one user agree: same name, address, creation time and organization.
     """
-    return event(type_, _data(type_, clerk_id, now), now, instance_id)
+    data, just_now = _person(clerk_id), now - 15
+    match type_.split("."):
+        case ["user", "updated"]:
+            metadata = {"role": "admin", "organization": "Example Ltd"}
+            data |= {"public_metadata": metadata, "updated_at": just_now}
+        case ["user", "deleted"]:
+            data = deleted(clerk_id)
+        case ["session", "created" | "pending" as what]:
+            data = session(clerk_id, now - 40, what, user=data)
+        case ["session", what]:
+            times = {"last_active_at": now - MINUTE, "updated_at": just_now}
+            data = session(clerk_id, now - HOUR, what, user=data, **times)
+        case ["organizationMembership", what]:
+            data = _membership(data)
+            if what == "updated":
+                data |= {"role": "org:admin", "role_name": "Admin", "updated_at": just_now}
+        case ["organization", "updated"]:
+            data = _company(clerk_id)
+            data |= {"name": data["name"].replace("Ltd", "Group"), "updated_at": just_now}
+        case ["organization", "deleted"]:
+            data = deleted(_company(clerk_id)["id"], "organization")
+    return event(type_, data, now, instance_id)
 
 
 def event(type_: str, data: Json, timestamp: int, instance_id: str = INSTANCE) -> Json:
@@ -61,10 +82,11 @@ def user(clerk_id: str, created_at: int, email: str | None, **fields: Any) -> Js
     return made | fields
 
 
-def session(clerk_id: str, created_at: int, **fields: Any) -> Json:
-    """Return Clerk's JSON of a session that began at `created_at`; `fields` are added or replaced."""
+def session(clerk_id: str, created_at: int, what: str, **fields: Any) -> Json:
+    """Return Clerk's JSON of a session that began at `created_at`, in the event `session.<what>`."""
+    known = {"id": new_id("sess"), "user_id": clerk_id, "status": "active" if what == "created" else what}
     times = {"created_at": created_at, "updated_at": created_at + 31, "expire_at": created_at + 7 * DAY}
-    return template("session") | {"id": new_id("sess"), "user_id": clerk_id, **times, **fields}
+    return template("session") | known | times | fields
 
 
 def deleted(id_: str, object_: str = "user") -> Json:
@@ -101,32 +123,6 @@ def new_id(prefix: str) -> str:
 @cache
 def _template(name: str) -> str:
     return json.dumps(json.loads(files("cli").joinpath("samples.json").read_text(encoding="utf-8"))[name])
-
-
-def _data(type_: str, clerk_id: str, now: int) -> Json:
-    data, just_now = _person(clerk_id), now - 15
-    match type_.split("."):
-        case ["user", "updated"]:
-            metadata = {"role": "admin", "organization": "Example Ltd"}
-            data |= {"public_metadata": metadata, "updated_at": just_now}
-        case ["user", "deleted"]:
-            data = deleted(clerk_id)
-        case ["session", "created" | "pending" as status]:
-            state = "active" if status == "created" else status
-            data = session(clerk_id, now - 40, status=state, user=data)
-        case ["session", status]:
-            ended = {"status": status, "last_active_at": now - MINUTE, "updated_at": just_now}
-            data = session(clerk_id, now - HOUR, user=data, **ended)
-        case ["organizationMembership", what]:
-            data = _membership(data)
-            if what == "updated":
-                data |= {"role": "org:admin", "role_name": "Admin", "updated_at": just_now}
-        case ["organization", "updated"]:
-            data = _company(clerk_id)
-            data |= {"name": data["name"].replace("Ltd", "Group"), "updated_at": just_now}
-        case ["organization", "deleted"]:
-            data = deleted(_company(clerk_id)["id"], "organization")
-    return data
 
 
 def _person(clerk_id: str) -> Json:

@@ -123,7 +123,7 @@ def worker_redis(settings: Settings) -> Redis:
             socket_timeout=PATIENCE_S,
             socket_connect_timeout=5,
             health_check_interval=30,
-            # Both for connecting and for a command. A time-out is not retried: the caller must report it soon.
+            # For connecting and for commands. A time-out is not retried: the caller must report it soon.
             retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3, (RedisConnectionError,)),
         )
     )

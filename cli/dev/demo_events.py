@@ -137,12 +137,9 @@ class Story:
     def _changes(self, line: str, name: str, minute: int, **fields: Any) -> StoryStep:
         return self._step(line, "user.updated", self._person(name, minute, **fields))
 
-    def _session(
-        self, line: str, name: str, minute: int, status: str = "created", **fields: Any
-    ) -> StoryStep:
-        state = "active" if status == "created" else status
-        session = samples.session(self.clerk_id(name), self._at(minute), status=state, **fields)
-        return self._step(line, f"session.{status}", session)
+    def _session(self, line: str, name: str, minute: int, what: str = "created", **fields: Any) -> StoryStep:
+        session = samples.session(self.clerk_id(name), self._at(minute), what, **fields)
+        return self._step(line, f"session.{what}", session)
 
     def _deleted(self, line: str, name: str, minute: int) -> StoryStep:
         return self._step(line, "user.deleted", samples.deleted(self.clerk_id(name)), self._at(minute))
