@@ -192,7 +192,6 @@ def what_both_say(settings: config.Settings, directory: Path) -> str:
 
 
 def run_all(wanted: Mapping[str, tuple[config.Settings, list[str]]]) -> Said:
-    """Run commands and return what each says."""
     return {what: run(settings, *command) for what, (settings, command) in wanted.items()}
 
 

@@ -1,9 +1,7 @@
 """The drain with many users already in the tables, beside the drain into empty ones."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from functools import partial
 
-from cli.dev.process import Process
 from tests.bench import drain
 from tests.bench.drain import Backlog, Contender
 from tests.bench.figures import ComparedCase, Figures
@@ -45,15 +43,11 @@ def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     for _ in range(plan.rounds):
         for users, case in cases.items():
             backlog.fill(drain.put_deliveries(bench.next_seed(), users), plan.backlog // 2)
-            contender = Contender(case.subject, backlog, 1, _starter(bench, many if users else urls))
+            contender = Contender(case.subject, backlog, 1, partial(bench.workers, many if users else urls))
             figures.add(case, drain.drain(bench, contender))
     full, empty = cases[plan.big_table], cases[0]
     ratio = figures.ratio(full, empty, RATE)
     figures.check(f"drain, {plan.big_table:,} users : none", Setting.LOCAL, ratio, at_least=0.75)
-
-
-def _starter(bench: Bench, urls: Urls) -> Callable[[], AbstractContextManager[Process]]:
-    return lambda: bench.workers(urls)
 
 
 def _make_users(bench: Bench, database_url: str, count: int) -> None:

@@ -102,8 +102,6 @@ def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
 
 
 class _Backlogs:
-    """The backlogs of everybody."""
-
     def __init__(self, bench: Bench, plan: BenchPlan) -> None:
         self.ours = Backlog(bench, 1, QUEUE)
         self.ours.fill(put_deliveries(bench.next_seed()), plan.backlog)

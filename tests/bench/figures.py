@@ -47,7 +47,6 @@ class Figures:
             known.setdefault(measure, []).append(value)
 
     def median(self, case: ComparedCase, measure: str) -> float:
-        """Return the median of the rounds."""
         return median(self.samples[case][measure])
 
     def ratio(self, ours: ComparedCase, theirs: ComparedCase, measure: str) -> float:

@@ -77,7 +77,11 @@ def _rows_keep_pace(bench: Bench, endpoint: Endpoint, worker: Process) -> KeepsP
         before, behind_s = bench.finished(), _tolerance_s(seconds)
         clock = CpuClock(bench, {OWN: endpoint.process.pid, WORKER: worker.pid})
         report = _open_loop(
-            bench, endpoint, rate, seconds, lambda: _depth(bench) <= rate * _hopeless_s(seconds)
+            bench,
+            endpoint,
+            rate,
+            seconds,
+            lambda: int(str(bench.redis.llen(QUEUE_KEY))) <= rate * _hopeless_s(seconds),
         )
         left_s = behind_s - (time.time() - report.sent_at[0] - seconds)
         is_done = await_finished(bench, before + report.answered, max(left_s, 0))
@@ -129,10 +133,6 @@ def _tolerance_s(seconds: float) -> float:
 def _hopeless_s(seconds: float) -> float:
     """Return how far behind a try is given up before its end."""
     return 2 * _tolerance_s(seconds) + 0.5
-
-
-def _depth(bench: Bench) -> int:
-    return int(str(bench.redis.llen(QUEUE_KEY)))
 
 
 def await_finished(bench: Bench, count: int, limit_s: float) -> bool:

@@ -42,7 +42,6 @@ class Memory:
         self._organizations: dict[str, Organization] = {}
 
     def apply(self, batch: Sequence[SentEvent]) -> None:
-        """Merge a batch."""
         received = [
             incoming(it.svix_id, body(it.event).decode(), it.received_at, self._sources) for it in batch
         ]

@@ -198,28 +198,3 @@ def test_a_role_is_admin_or_user(role: str, connection: Connection) -> None:
             connection.execute(insert, [other])
     with pytest.raises(errors.NotNullViolation):
         connection.execute(insert, [None])
-
-
-@pytest.mark.parametrize(
-    ("email", "is_one"),
-    [
-        ("ann@example.com", True),
-        ("ANN+tag@Sub.Example.COM", True),
-        ("o'brien@example.com", True),
-        ("zoë@münchen.example", True),
-        ("user_1@placeholder.invalid", True),
-        ("ann@example", False),
-        ("ann.example.com", False),
-        ("ann@example.com\n", False),
-        ("", False),
-    ],
-)
-def test_the_column_takes_addresses_and_nothing_else(
-    email: str, is_one: bool, connection: Connection
-) -> None:
-    insert = "INSERT INTO users (clerk_id, email, name) VALUES ('user_1', %s, 'Ann')"
-    if is_one:
-        connection.execute(insert, [email])
-    else:
-        with pytest.raises(errors.CheckViolation, match="email_format"):
-            connection.execute(insert, [email])

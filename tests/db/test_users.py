@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -407,9 +407,6 @@ def test_nothing_to_apply_needs_no_database(make_settings: MakeSettings) -> None
 
 
 # What it costs
-
-
-Shape = Callable[[int], Sequence[ReceivedChange]]
 
 
 def sign_ups(size: int) -> Sequence[ReceivedChange]:

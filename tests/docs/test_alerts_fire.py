@@ -101,7 +101,6 @@ class Prometheus:
         return result
 
     def stop(self) -> None:
-        """End it."""
         self._process.end()
 
 

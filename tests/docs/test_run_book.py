@@ -60,7 +60,8 @@ def test_a_failed_job_is_seen_understood_repaired_and_replayed_by_the_run_book(
 ) -> None:
     """The application has added a constraint that Clerk knows nothing of."""
     settings = make_settings(port=free_port(), web_workers=1)
-    see, understand, *_, rehearse, replay, look_again = _commands_of_jobs_fail()
+    blocks = re.findall(r"^    (clerk-sync .+)$", section("Jobs fail"), re.MULTILINE)
+    see, understand, *_, rehearse, replay, look_again = map(shlex.split, blocks)
     assert settings.database_url_unpooled
     with (
         Stack(settings, tmp_path) as stack,
@@ -87,11 +88,6 @@ def test_a_failed_job_is_seen_understood_repaired_and_replayed_by_the_run_book(
         assert "1 replayed" in run(replay)
         wait_until(lambda: _name(connection) == "Annabel", 30, stack.logs)
         assert svix_id not in run(look_again)
-
-
-def _commands_of_jobs_fail() -> list[list[str]]:
-    blocks = re.findall(r"^    (clerk-sync .+)$", section("Jobs fail"), re.MULTILINE)
-    return [shlex.split(block) for block in blocks]
 
 
 def _name(connection: psycopg.Connection) -> str | None:

@@ -13,7 +13,6 @@ ROW = re.compile(r"^\| \*\*.+\|$", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def tests() -> set[str]:
-    """The names of all tests there are."""
     files = (ROOT / "tests").rglob("test_*.py")
     return {
         name for file in files for name in re.findall(r"^def (test_\w+)\(", file.read_text(), re.MULTILINE)

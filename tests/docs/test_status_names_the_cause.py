@@ -320,13 +320,9 @@ def test_status_names_the_cause_of(
     assert took_s < LIMIT_S
     assert "Status         ok" not in out
     if table := os.environ.get("STATUS_TABLE"):
+        said = re.split(r" {2,}", line.strip(), maxsplit=1)[-1]
         with Path(table).open("a") as file:
-            file.write(f"| {fault} | {took_s:.1f} | {_said(line)} |\n")
-
-
-def _said(line: str) -> str:
-    """Return what stands beside the label."""
-    return re.split(r" {2,}", line.strip(), maxsplit=1)[-1]
+            file.write(f"| {fault} | {took_s:.1f} | {said} |\n")
 
 
 def test_a_server_that_hangs_is_named_in_time(

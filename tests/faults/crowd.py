@@ -188,7 +188,6 @@ def memory_mb(pid: int) -> float:
 
 
 def main(port: str, way: str, connections: str, seconds: str) -> None:
-    """Be the crowd."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     asyncio.run(crowd(int(port), way, int(connections), float(seconds)))

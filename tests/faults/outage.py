@@ -220,11 +220,9 @@ def waits(service: Service) -> int:
 
 
 def memory_mb(processes: Sequence[SupervisedProcess]) -> dict[str, float]:
-    """Return what each has in memory."""
     return {process.name: round(process.memory_mb(), 1) for process in processes}
 
 
 def redis_mb(redis: Redis) -> float:
-    """Return what Redis has in memory."""
     memory: Any = redis.info("memory")
     return float(round(memory["used_memory"] / 2**20, 1))

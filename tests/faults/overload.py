@@ -66,7 +66,6 @@ class Offer:
         return self._client.poll() is None
 
     def report(self) -> LoadReport:
-        """Return what came of it."""
         self._output.seek(0)
         return LoadReport(**json.load(self._output))
 

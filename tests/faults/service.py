@@ -65,7 +65,6 @@ class Service:
 
     @property
     def processes(self) -> list[SupervisedProcess]:
-        """Every process."""
         return [*self.receivers, *self.workers]
 
     def __enter__(self) -> Self:

@@ -67,7 +67,6 @@ def _signals_restored() -> Iterator[None]:
 
 
 def start(settings: config.Settings, *arguments: str) -> subprocess.Popen[str]:
-    """Start a command."""
     return subprocess.Popen(
         clerk_sync(*arguments),
         env=environment(settings),

@@ -148,7 +148,6 @@ class Trial:
         assert len(outcomes) == len(batch)
 
     def rows(self) -> dict[str, Row]:
-        """Return the rows of `users`."""
         return {row[0]: Row(*row) for row in self.connection.execute(READ_USERS)}
 
     def tables(self) -> ExpectedTables:

@@ -190,7 +190,6 @@ class FakeClerk:
             return list(self._members_of[clerk_id])
 
     def member_ids(self) -> list[str]:
-        """Return the ids of all memberships."""
         with self._lock:
             return list(self._members)
 
@@ -215,7 +214,6 @@ class FakeClerk:
         return self._records[clerk_id].body().decode()
 
     def user(self, clerk_id: str) -> Json:
-        """Return what is shown of a user."""
         shown: Json = json.loads(self.text(clerk_id))
         return shown
 
@@ -243,7 +241,6 @@ class FakeClerk:
         self.answer_next(200, body(entries), path=path)
 
     def answer(self, request: Request, authorization: str) -> Response:
-        """Answer a request."""
         with self._lock:
             self.requests.append(request)
             self.before(request)
@@ -461,7 +458,6 @@ JSON = {"Content-Type": "application/json"}
 
 
 def answer(value: object) -> Response:
-    """Return a value as an answer."""
     return Response(200, json.dumps(value).encode(), JSON)
 
 

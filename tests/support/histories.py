@@ -169,7 +169,6 @@ def session_events(draw: st.DrawFn, cast: Cast) -> Json:
 
 @st.composite
 def users(draw: st.DrawFn, cast: Cast) -> Json:
-    """Draw a user's JSON."""
     metadata = {"role": draw(st.sampled_from(ROLES)), "organization": draw(st.sampled_from(ORGANIZATIONS))}
     return user(
         draw(st.sampled_from(cast.clerk_ids)),
@@ -196,7 +195,6 @@ def membership_events(draw: st.DrawFn, cast: Cast) -> Json:
 
 @st.composite
 def memberships(draw: st.DrawFn, cast: Cast) -> Json:
-    """Draw a membership's JSON."""
     return membership(
         draw(st.sampled_from(cast.clerk_ids)),
         draw(organizations(cast)),
@@ -209,7 +207,6 @@ def memberships(draw: st.DrawFn, cast: Cast) -> Json:
 
 @st.composite
 def organizations(draw: st.DrawFn, cast: Cast) -> Json:
-    """Draw an organization's JSON."""
     return organization(
         draw(st.sampled_from(cast.organization_ids)),
         draw(st.sampled_from(ORGANIZATION_NAMES)),
@@ -377,7 +374,6 @@ class World:
         self._tell_session("session.created", data)
 
     def delete(self, person: Person) -> None:
-        """Delete a user."""
         person.is_deleted = True
         self._tell(deleted_event(person.clerk_id, timestamp=self.now))
 

@@ -8,7 +8,6 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglo
 
 
 def headings(text: str) -> list[str]:
-    """Return the headings of a page."""
     return re.findall(r"^#+ (.+)$", text, re.MULTILINE)
 
 

@@ -71,7 +71,6 @@ class RqView:
         return str(self.job(id_).get_status().value)
 
     def ids(self, registry: str) -> list[str]:
-        """Return the ids in one of the registries."""
         return list(self.registries[registry].get_job_ids())
 
     def places(self, id_: str) -> list[str]:

@@ -39,7 +39,6 @@ class ServiceProcess(Process):
         self._cwd = cwd or directory
 
     def start(self) -> Self:
-        """Start it."""
         self.launch(self._argv, env=self._env, cwd=self._cwd, log=self.log)
         return self
 

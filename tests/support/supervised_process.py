@@ -28,7 +28,6 @@ class SupervisedProcess(ServiceProcess):
         self._seen_ended_at: float | None = None
 
     def start(self) -> Self:
-        """Start it."""
         self._seen_ended_at = None
         self.starts += 1
         return super().start()
@@ -65,7 +64,6 @@ class SupervisedProcess(ServiceProcess):
         return family(self.pid) if self.pid else []
 
     def memory_mb(self) -> float:
-        """Return what it and its children have in memory."""
         with suppress(FileNotFoundError):
             return sum(rss_mb(pid) for pid in family(self.pid)) if self.pid else 0
         return 0
@@ -93,5 +91,4 @@ def supervised_worker(
 
 
 def has_begun(worker: SupervisedProcess) -> bool:
-    """Say whether a worker has registered."""
     return '"worker started"' in worker.text()

@@ -50,7 +50,6 @@ def open_context(settings: config.Settings, stopping: StopSignal | None = None) 
 
 @contextmanager
 def client(settings: config.Settings, **options: Any) -> Iterator[ClerkApi]:
-    """Give a client of the API that the settings name."""
     api = ClerkApi(settings, **options)
     try:
         yield api
@@ -98,7 +97,6 @@ def deliver(context: SyncContext, *events: Json) -> None:
 
 
 def rows(settings: config.Settings) -> dict[str, Row]:
-    """Return the rows of `users`."""
     return {row[0]: Row(*row) for row in query(settings, READ_USERS)}
 
 

@@ -50,11 +50,9 @@ class Terminal:
         return CONTROL.sub("", self.written.rpartition(ERASED)[2]).replace("\r", "").replace("^C", "")
 
     def press(self, keys: bytes) -> None:
-        """Type."""
         os.write(self._keyboard, keys)
 
     def wait_for(self, text: str) -> None:
-        """Wait until that is there."""
         while text not in self.shown:
             assert self.read(), self.shown
 

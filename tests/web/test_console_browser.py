@@ -62,7 +62,6 @@ class Visit:
         self._stack = stack
 
     def open(self, path: str = "/console") -> Page:
-        """Go to the page."""
         self.page.goto(self._stack.base_url + path)
         return self.page
 

@@ -43,8 +43,6 @@ only_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no la
 
 
 class Answer(NamedTuple):
-    """What the receiver answered."""
-
     status: int
     json: object
     headers: http.client.HTTPMessage

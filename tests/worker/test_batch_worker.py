@@ -375,7 +375,6 @@ def server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own_database(server: PostgresServer, make_settings: MakeSettings, redis_url: str) -> Iterator[SecretStr]:
-    """A migrated database in it."""
     name = f"test_{redis_url.rpartition('/')[2]}"
     with psycopg.connect(server.url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

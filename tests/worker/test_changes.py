@@ -64,7 +64,6 @@ def said(*events: object, keys: FieldSources = KEYS) -> UserChange:
 
 
 def change(event: object, keys: FieldSources = KEYS, received_at: int = RECEIVED) -> UserChange:
-    """Return what one delivery says."""
     change = change_of(parse(text_of(event), keys), received_at)
     assert isinstance(change, UserChange)
     return change

@@ -38,9 +38,6 @@ class Helper(NamedTuple):
     thread: threading.Thread
 
 
-Help = Callable[[Process], Helper]
-
-
 @pytest.fixture
 def settings(make_settings: MakeSettings, own_redis: RedisServer) -> config.Settings:
     return make_settings(redis_url=SecretStr(own_redis.url))

@@ -259,16 +259,13 @@ def test_a_reason_of_ours_is_not_shown_for_a_later_failure_elsewhere(
     ],
 )
 def test_the_class_is_taken_from_where_python_writes_it(text: str, expected: str) -> None:
-    record = _record("msg_1", [b"data", None, None, None, None], _raised(text))
+    _, packed = rq_format.encode_exception(text)
+    results = [(b"%d-0" % NOW, {b"exc_string": packed.encode()})]
+    record = _record("msg_1", [b"data", None, None, None, None], results)
     assert record is not None
     job = _failed_job(record)
     assert job.reason == f"{expected}: failed by another RQ worker, whose message is not shown"
     assert job.failed_at == "2026-01-01T10:00:00.000000Z"
-
-
-def _raised(text: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    _, packed = rq_format.encode_exception(text)
-    return [(b"%d-0" % NOW, {b"exc_string": packed.encode()})]
 
 
 anything = st.binary(max_size=60) | st.sampled_from(

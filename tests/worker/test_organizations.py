@@ -68,7 +68,6 @@ def meaning(event: object, keys: FieldSources = KEYS) -> UserChange | Organizati
 
 
 def whole_meaning(event: object, keys: FieldSources = KEYS) -> UserChange | Organization:
-    """Return what one delivery says."""
     return incoming("msg_1", body(event).decode(), RECEIVED, keys).change
 
 

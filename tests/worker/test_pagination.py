@@ -40,7 +40,6 @@ def paginated(api: ClerkApi, start: Position = BEGINNING, **options: str) -> lis
 
 
 def lists(clerk: FakeClerk) -> list[Request]:
-    """Return the requests for pages."""
     return [request for request in clerk.requests if request.path == "/users"]
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -31,7 +30,6 @@ from worker.sync.pull_service import PullResult, PullService, PullStatus
 from worker.sync.shared_rate_limit import NoTurn, SharedLimit
 
 OpenServices = Callable[[config.Settings, int], list[PullService]]
-GUIDE = Path(__file__).parents[2] / "docs/applications.md"
 
 
 @pytest.fixture
