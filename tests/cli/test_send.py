@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
-from svix.webhooks import Webhook
 
 from cli import samples
 from cli.dev.servers import free_port
@@ -19,6 +18,7 @@ from tests.support.settings import SECRET, MakeSettings
 from tests.support.stack import Stack
 from tests.support.storable import assert_storable, assert_storable_organization
 from tests.support.waiting import wait_until
+from web.signature import svix_webhook
 from worker.clerk.payloads import ALL_TYPES, HANDLED_TYPES, ORGANIZATION_TYPES, FieldSources
 from worker.runner.batch import incoming
 
@@ -213,9 +213,9 @@ def test_the_delivery_is_signed_as_svix_signs(run: RunCommand, receiver: Recordi
     assert path == "/webhooks/clerk"
     assert headers["svix-id"] == "msg_1"
     assert headers["content-type"] == "application/json"
-    Webhook(SECRET).verify(body, headers)
+    svix_webhook()(SECRET).verify(body, headers)
     with pytest.raises(Exception, match="No matching signature found"):
-        Webhook(OTHER_SECRET).verify(body, headers)
+        svix_webhook()(OTHER_SECRET).verify(body, headers)
 
 
 @pytest.mark.parametrize("content", [b'{ "b" : 1,\r\n\t"a": "\xc3\xa9" }\n', b"\xff\x00 no JSON", b""])

@@ -356,13 +356,6 @@ def test_what_does_not_answer_is_answered_within_seconds(
         assert str(nowhere) not in str(answer.reason)
 
 
-def test_a_429_is_not_waited_for_by_the_service(clerk: FakeClerk, service: PullService) -> None:
-    clerk.answer_next(429, headers={"Retry-After": "30"})
-    began = time.monotonic()
-    assert service.pull(ANN).status is PullStatus.UNAVAILABLE
-    assert time.monotonic() - began < pull_service.WAIT_S - 1
-
-
 def test_after_a_429_the_next_user_is_answered_at_once_with_how_long_it_lasts(
     clerk: FakeClerk, service: PullService, redis: Redis
 ) -> None:
