@@ -1,6 +1,7 @@
 """Random pasts: histories of many small worlds, orderly and wild, the same for the same seed."""
 
-from itertools import chain
+from collections.abc import Iterator
+from itertools import chain, count, islice
 from random import Random
 from typing import TypeVar
 
@@ -18,13 +19,18 @@ T = TypeVar("T")
 
 def random_histories(seed: int, worlds: int, *, with_organizations: bool = False) -> list[list[SentEvent]]:
     """Return a history for each of that many worlds, which share no user and no address."""
-    random = Random(seed)
-    return [_history(f"{seed}-{number}", random, with_organizations) for number in range(worlds)]
+    return list(islice(_histories(seed, with_organizations), worlds))
 
 
 def some_deliveries(seed: int, number: int) -> list[SentEvent]:
     """Return that many deliveries of random histories."""
-    return list(chain.from_iterable(random_histories(seed, number // 3)))[:number]
+    return list(islice(chain.from_iterable(_histories(seed, False)), number))
+
+
+def _histories(seed: int, with_organizations: bool) -> Iterator[list[SentEvent]]:
+    random = Random(seed)
+    for number in count():
+        yield _history(f"{seed}-{number}", random, with_organizations)
 
 
 def _history(world: str, random: Random, with_organizations: bool) -> list[SentEvent]:
