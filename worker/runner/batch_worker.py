@@ -80,11 +80,9 @@ class BatchWorker(SimpleWorker):
         self._isolation = Isolation(tables)
         self._keys = FieldSources.of(settings)
         shared = SharedState(self._process, settings.batch_size, database, stopping, Event())
-        self._primary = ConsumerThread(ReservedJobs(redis, self.name), shared)
-        self._helpers = [
-            ConsumerThread(ReservedJobs(redis, self.name, f".{i}"), shared) for i in range(2, CONSUMERS + 1)
-        ]
-        self._threads = (self._primary, *self._helpers)
+        parts = ["", *(f".{i}" for i in range(2, CONSUMERS + 1))]
+        self._threads = [ConsumerThread(ReservedJobs(redis, self.name, part), shared) for part in parts]
+        self._primary, *self._helpers = self._threads
         ids = [consumer.reserved.consumer_id for consumer in self._threads]
         self._heartbeat = Heartbeat(redis, self.name, ids)
         self._last_beat_s = self._next_beat_s = self._hash_at_s = 0.0  # on the monotonic clock
