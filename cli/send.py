@@ -8,7 +8,7 @@ import click
 import httpx
 
 from cli import samples
-from config import load
+from config import Settings, load
 from db.times import now_ms
 from web.webhook import PATH
 from worker.clerk.payloads import ALL_TYPES
@@ -69,11 +69,15 @@ class Sender:
         return DeliveryResponse(response.status_code, _word(response))
 
 
+def local_url(settings: Settings) -> str:
+    """Return where this machine reaches the receiver that listens on HOST and PORT."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compares, does not listen
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
 @click.command()
 @click.argument("type_", metavar="TYPE", required=False)
-@click.option(
-    "--url", callback=_check_url, help=f"URL of the receiver.  [default: http://127.0.0.1:$PORT{PATH}]"
-)
+@click.option("--url", callback=_check_url, help="URL of the receiver.  [default: the one at HOST and PORT]")
 @click.option(
     "--file",
     type=click.File("rb"),
@@ -109,7 +113,7 @@ def send(
         event = samples.sample(str(type_), clerk_id, now_ms(), settings.clerk_instance_id or samples.INSTANCE)
         what, body = f"{type_} of {clerk_id}", samples.encode(event)
     svix_id = svix_id or samples.new_id("msg")
-    with Sender(url or f"http://127.0.0.1:{settings.port}{PATH}", settings.signing_keys[0]) as sender:
+    with Sender(url or local_url(settings) + PATH, settings.signing_keys[0]) as sender:
         answer = sender.deliver(svix_id, body)
     click.echo(f"{answer}: {what}, delivery {svix_id}")
     return 0 if httpx.codes.is_success(answer.http_status) else 1

@@ -18,6 +18,7 @@ import config
 from cli.dev.data_directory import data_directory, kept, write_private
 from cli.dev.process import DevError, Process, ignore_signals, interrupted_by_signals
 from cli.dev.servers import HOST, PostgresServer, RedisServer, Server, free_port, port_in_use
+from cli.send import local_url
 from db import migration
 from db.connection.engine import Database
 from web.webhook import PATH
@@ -55,7 +56,7 @@ def dev(demo: bool, verbose: bool) -> None:
         with Database(settings, unpooled=True) as database:
             migration.upgrade(database)
         _start_service(settings, data, overrides, started, verbose=verbose)
-        url = f"http://{_reachable(settings.host)}:{settings.port}"
+        url = local_url(settings)
         _await_ready(f"{url}/health/ready", started)
         if demo:
             from cli.dev.demo import play  # noqa: PLC0415 - only the demo needs what it loads
@@ -174,12 +175,6 @@ def _start_service(
     for command in ("worker", "web"):
         log = None if verbose else data / f"{command}.log"
         started.start(_Command(data, command, settings, log))
-
-
-def _reachable(host: str) -> str:
-    """Return the host for a URL at which this machine reaches a server that listens on `host`."""
-    host = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)  # noqa: S104 - compares, does not listen
-    return f"[{host}]" if ":" in host else host
 
 
 def _await_ready(url: str, started: _Started) -> None:

@@ -1,7 +1,9 @@
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -35,8 +37,9 @@ class RecordedRequest(NamedTuple):
 class RecordingServer(HTTPServer):
     """Keeps what is posted to it, and answers as it is set to."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), RecordingHandler)
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.address_family = AF_INET6 if ":" in address else AF_INET
+        super().__init__((address, 0), RecordingHandler)
         self.requests: list[RecordedRequest] = []
         self.answer = (202, b'{"status":"queued"}')
 
@@ -62,14 +65,22 @@ class RecordingHandler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def receiver() -> Iterator[RecordingServer]:
-    with RecordingServer() as server:
+@contextmanager
+def recording(server: RecordingServer) -> Iterator[RecordingServer]:
+    with server:
         thread = Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join(10)
+
+
+@pytest.fixture
+def receiver() -> Iterator[RecordingServer]:
+    with recording(RecordingServer()) as server:
         yield server
-        server.shutdown()
-        thread.join(10)
 
 
 @pytest.fixture
@@ -321,3 +332,17 @@ def test_without_a_secret_the_line_names_the_variable(
 ) -> None:
     monkeypatch.delenv("CLERK_WEBHOOK_SIGNING_SECRET")
     assert run("user.created") == (1, "", "clerk-sync: CLERK_WEBHOOK_SIGNING_SECRET is not set\n")
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("::1", "::1"), ("::", "::1"), ("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "127.0.0.1"), ("", "127.0.0.1")],
+)
+def test_without_a_url_it_goes_where_host_and_port_say(
+    run: RunCommand, monkeypatch: pytest.MonkeyPatch, host: str, address: str
+) -> None:
+    with recording(RecordingServer(address)) as server:
+        monkeypatch.setenv("HOST", host)
+        monkeypatch.setenv("PORT", str(server.server_port))
+        assert run("user.created")[0] == 0
+    assert [request.path for request in server.requests] == ["/webhooks/clerk"]
