@@ -34,6 +34,7 @@ BY_CODE = {
 CLUSTER_MODE = BY_CODE["CROSSSLOT"]
 OUT_OF_MEMORY = BY_CODE["OOM"]
 KEY_REFUSED = "REDIS_URL's user may not use a key: allow ~rq:* and ~clerk-sync:* (ACL SETUSER)"
+CHANNEL_REFUSED = "REDIS_URL's user may not use a channel: allow &rq:* (ACL SETUSER)"
 NO_ANSWER = "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs"
 IN_USE = "all connections to Redis are in use here: raise REDIS_MAX_CONNECTIONS"
 CLOSED = "Redis closed the connection unanswered: it is stopping or starting, or requires TLS (rediss://)"
@@ -45,14 +46,13 @@ BY_TEXT = {
     "DB index is out of range": "Redis has no database of that number: correct the end of REDIS_URL",
     "No connection available": IN_USE,
     "no connection is free": IN_USE,
-    "Unknown Redis command called from": UNKNOWN_COMMAND.format(
-        command="a command of this service's scripts"
-    ),
+    "command called from": UNKNOWN_COMMAND.format(command="a command of this service's scripts"),
     "can't run this command": MAY_NOT_RUN.format(command="a command of this service's scripts"),
     "permissions to access a key": KEY_REFUSED,
     "access one of the keys": KEY_REFUSED,
     "access at least one of the keys": KEY_REFUSED,
-    "access one of the channels": "REDIS_URL's user may not use a channel: allow &rq:* (ACL SETUSER)",
+    "access one of the channels": CHANNEL_REFUSED,
+    "access a channel": CHANNEL_REFUSED,
     "handshake operation timed out": "Redis does not offer TLS: begin REDIS_URL with redis://",
     "certificate required": CLIENT_CERTIFICATE,
     "Timeout connecting": "connecting to Redis timed out: check that it runs and that no firewall blocks it",
@@ -112,7 +112,8 @@ def _about_a_command(answer: str) -> str | None:
     command = found[1].upper().replace("|", " ")
     if "unknown command" in answer:
         return UNKNOWN_COMMAND.format(command=command)
-    return MAY_NOT_RUN.format(command=command) if answer.startswith("NOPERM") else None
+    is_refused = answer.startswith("NOPERM") or "ACL failure in script" in answer
+    return MAY_NOT_RUN.format(command=command) if is_refused else None
 
 
 def _about_the_connection(error: RedisError) -> str | None:

@@ -27,12 +27,12 @@ OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 Serve = Callable[..., int]
 Explain = Callable[..., str]
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
-
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start a redis-server with these arguments and return its port."""
+    if BINARY is None:
+        pytest.skip("redis-server is not installed")
     with ExitStack() as stack:
         yield lambda *options, **tls: stack.enter_context(redis_server(tmp_path, *options, **tls))
 
@@ -71,6 +71,23 @@ def test_a_permission_that_is_missing_is_named(
     with Redis(port=port) as redis:
         redis.execute_command("ACL", "SETUSER", "narrow", "on", ">pw", "~*", "&*", "+@all", *rules)
     assert words in why(f"redis://narrow:pw@127.0.0.1:{port}", command)
+
+
+NEWER_ACL_CASES = [
+    (["~*", "-set"], ("EVAL", "redis.call('SET', KEYS[1], 1)", 1, "rq:key"), "user may not run SET:"),
+    (["~rq:key"], ("EVAL", "redis.call('SET', 'other', 1)", 1, "rq:key"), "user may not use a key:"),
+    (["~*", "resetchannels"], ("SUBSCRIBE", "rq:pubsub"), "user may not use a channel:"),
+    (["~*"], ("EVAL", "redis.call('NOSUCH')", 0), "Redis does not know a command of this service's scripts:"),
+]
+
+
+@pytest.mark.parametrize(("rules", "command", "words"), NEWER_ACL_CASES)
+def test_valkey_and_redis_since_7_put_it_otherwise(
+    own_redis: RedisServer, why: Explain, rules: list[str], command: tuple[object, ...], words: str
+) -> None:
+    with Redis.from_url(own_redis.url) as redis:
+        redis.execute_command("ACL", "SETUSER", "narrow", "on", ">pw", "&*", "+@all", *rules)
+    assert words in why(f"redis://narrow:pw@127.0.0.1:{own_redis.port}", command)
 
 
 def test_where_nothing_listens_or_no_host_is_that_is_said(why: Explain, tmp_path: Path) -> None:
