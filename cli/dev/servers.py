@@ -76,6 +76,7 @@ class Server(Process, ABC):
         super().__init__(self.name, self.directory / "pid")
         self.port = port
         self.durable = durable
+        self._account: Account | None = None
 
     @property
     def data(self) -> Path:
@@ -107,27 +108,24 @@ class Server(Process, ABC):
         A server that an earlier run left in the directory is stopped first. Raises DevError.
         """
         binary = self._binary()
-        account = _private_directory(self.directory)
-        if account:
-            account = _able_to_reach(account, self.directory, binary)
+        self._account = _private_directory(self.directory)
+        if self._account:
+            self._account = _able_to_reach(self._account, self.directory, binary)
         self.end_left_over()
         if port_in_use(self.port):
             raise DevError(f"{self.name} cannot start: port {self.port} is in use")
-        self._prepare(binary, account)
-        self.launch(
-            [binary, *self._arguments()],
-            env=ENVIRONMENT,
-            cwd=self.data,
-            log=self.directory / "log",
-            account=account,
-            text=self._configuration(),
-        )
+        self._prepare(binary)
+        self._launch([binary, *self._arguments()], self.data, self._configuration())
         deadline = time.monotonic() + START_TIMEOUT
         while not self._is_ready():
             if not self.running or time.monotonic() > deadline:
                 self.kill()
                 raise DevError(f"{self.name} did not start: {self.reason()}")
             time.sleep(POLL)
+
+    def _launch(self, argv: list[str | Path], cwd: Path, text: str) -> "subprocess.Popen[bytes]":
+        log = self.directory / "log"
+        return self.launch(argv, env=ENVIRONMENT, cwd=cwd, log=log, account=self._account, text=text)
 
     def stop(self) -> None:
         """Stop the server and wait for its end; its data is then on the disk."""
@@ -137,7 +135,7 @@ class Server(Process, ABC):
     def _binary(self) -> Path: ...
 
     @abstractmethod
-    def _prepare(self, binary: Path, account: Account | None) -> None:
+    def _prepare(self, binary: Path) -> None:
         """Create what the server needs before it starts."""
 
     @abstractmethod
@@ -182,15 +180,15 @@ class PostgresServer(Server):
             raise DevError(f"the embedded PostgreSQL is not installed: {INSTALL}, or set DATABASE_URL")
         return package / "pginstall" / "bin" / "postgres"
 
-    def _prepare(self, binary: Path, account: Account | None) -> None:
+    def _prepare(self, binary: Path) -> None:
         write_private(self.directory / "pg_hba.conf", f"host all all {HOST}/32 scram-sha-256\n", mode=0o644)
         self._forget_dead_postmaster()
         if not self.data.exists():
-            self._create_data(binary, account)
+            self._create_data(binary)
         elif not self._has_password():  # made by a version without passwords
-            self._set_password(binary, self.data, account)
+            self._set_password(binary, self.data)
 
-    def _create_data(self, binary: Path, account: Account | None) -> None:
+    def _create_data(self, binary: Path) -> None:
         unfinished = self.directory / "data.new"  # so that an incomplete one is never used
         shutil.rmtree(unfinished, ignore_errors=True)
         options = [
@@ -198,19 +196,17 @@ class PostgresServer(Server):
             *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
             *([] if self.durable else ["--no-sync"]),
         ]
-        self._run([binary.with_name("initdb"), "-D", unfinished, *options], account)
-        self._set_password(binary, unfinished, account)
+        self._run([binary.with_name("initdb"), "-D", unfinished, *options])
+        self._set_password(binary, unfinished)
         unfinished.rename(self.data)
 
-    def _set_password(self, binary: Path, data: Path, account: Account | None) -> None:
+    def _set_password(self, binary: Path, data: Path) -> None:
         """Set the password without a connection, in PostgreSQL's single-user mode."""
         statement = f"ALTER ROLE postgres PASSWORD '{self.password}'"
-        self._run([binary, "--single", "-D", data, "-c", CHEAP_HASHES, "postgres"], account, statement)
+        self._run([binary, "--single", "-D", data, "-c", CHEAP_HASHES, "postgres"], statement)
 
-    def _run(self, argv: list[str | Path], account: Account | None, text: str = "") -> None:
-        log = self.directory / "log"
-        child = self.launch(argv, env=ENVIRONMENT, cwd=self.directory, log=log, account=account, text=text)
-        if self.finish(child):
+    def _run(self, argv: list[str | Path], text: str = "") -> None:
+        if self.finish(self._launch(argv, self.directory, text)):
             raise DevError(f"PostgreSQL could not make its data directory: {self.reason()}")
 
     def _forget_dead_postmaster(self) -> None:
@@ -272,8 +268,8 @@ class RedisServer(Server):
             raise DevError(f"the embedded Redis is not installed: {INSTALL}, or set REDIS_URL")
         return Path(found).resolve()
 
-    def _prepare(self, binary: Path, account: Account | None) -> None:  # noqa: ARG002 - Redis fills it itself
-        _private_directory(self.data, account)
+    def _prepare(self, binary: Path) -> None:  # noqa: ARG002 - Redis fills it itself
+        _private_directory(self.data, self._account)
 
     def _arguments(self) -> list[str]:
         return ["-"]  # the configuration comes on the standard input: the password is not in the process list
