@@ -278,6 +278,10 @@ def load(*required: str, **overrides: Any) -> Settings:
         raise SettingsError("; ".join(sorted(set(_problems(error))))) from None
     except UnicodeDecodeError:
         raise SettingsError(".env is not written in UTF-8") from None
+    except PermissionError:
+        raise SettingsError(
+            ".env in the working directory may not be read: allow it to this user, or start from another directory"
+        ) from None
     missing = [name.upper() for name in required if not getattr(settings, name)]
     if missing:
         raise SettingsError("; ".join(f"{name} is not set" for name in missing))

@@ -1,4 +1,5 @@
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,20 @@ def test_an_env_file_that_is_no_utf_8_is_a_settings_error(tmp_path: Path) -> Non
     file.write_bytes("CONSOLE_PASSWORD=gl\u00fcck\n".encode("latin-1"))
     with pytest.raises(SettingsError, match=r"^\.env is not written in UTF-8$"):
         config.load(_env_file=file)
+
+
+def test_an_env_file_that_may_not_be_read_is_a_settings_error(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("PORT=8001\n")
+    file.chmod(0)
+    user = os.geteuid()
+    if user == 0:  # who may read every file
+        os.seteuid(65534)
+    try:
+        with pytest.raises(SettingsError, match=r"^\.env in the working directory may not be read: "):
+            config.load(_env_file=file)
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize(
