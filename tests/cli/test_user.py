@@ -1,15 +1,15 @@
 """`user`: everything about one user on one screen."""
 
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
 import pytest
 from redis import Redis
 
-from cli.main import main
+from tests.support.commands import RunCommand, run_with
 from tests.support.failed_jobs import fail
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import user, user_event
@@ -20,7 +20,6 @@ from tests.support.terminal import on_a_terminal
 from worker.queue.consumer import ReservedJobs
 from worker.queue.producer import DeliveryQueue
 
-RunCli = Callable[..., tuple[int, str, str]]
 ADDRESS = "ann@example.com"
 
 
@@ -47,28 +46,19 @@ def connection(database_url_unpooled: str) -> Any:
 @pytest.fixture
 def run(
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     make_settings: MakeSettings,
     connection: psycopg.Connection,  # noqa: ARG001 - its rows are there
     clerk: FakeClerk,
-) -> RunCli:
+) -> RunCommand:
     settings = make_settings(clerk_secret_key=clerk.key, clerk_api_url=clerk.url)
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
-
-    def user(*arguments: str, before: Sequence[str] = ()) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main([*before, "user", *arguments])
-        output = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, output.out, output.err
-
-    return user
+    return lambda *arguments, before=(): run_with(os.environ, *before, "user", *arguments)
 
 
 @pytest.mark.parametrize(("options", "zone"), [([], "UTC"), (["--local-time"], "JST")])
 def test_exact_times_are_in_utc_unless_local_time_is_asked_for(
-    run: RunCli,
+    run: RunCommand,
     connection: psycopg.Connection,
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
@@ -95,7 +85,9 @@ def about(clerk_id: str) -> dict[str, Any]:
     return user_event(data=user(clerk_id))
 
 
-def test_json_is_an_object_with_the_clerk_id_first_and_all_that_is_known(run: RunCli, redis: Redis) -> None:
+def test_json_is_an_object_with_the_clerk_id_first_and_all_that_is_known(
+    run: RunCommand, redis: Redis
+) -> None:
     failed = fail(redis, about("user_one"))
     queue = DeliveryQueue(redis)
     held = delivery(about("user_one"))
@@ -123,7 +115,7 @@ def test_json_is_an_object_with_the_clerk_id_first_and_all_that_is_known(run: Ru
 
 
 def test_in_80_columns_everything_is_in_words_also_in_a_pipe(
-    run: RunCli, make_settings: MakeSettings, redis: Redis
+    run: RunCommand, make_settings: MakeSettings, redis: Redis
 ) -> None:
     fail(redis, about("user_one"))
     status, piped, _ = run("user_one")
@@ -137,7 +129,7 @@ def test_in_80_columns_everything_is_in_words_also_in_a_pipe(
         assert words in " ".join(shown.split()), words
 
 
-def test_a_deletion_and_an_unknown_user_are_shown(run: RunCli) -> None:
+def test_a_deletion_and_an_unknown_user_are_shown(run: RunCommand) -> None:
     _, out, _ = run("user_gone")
     assert "Deleted        now" in out or "ago" in out
     assert "Row            none" in out
@@ -150,7 +142,7 @@ def test_a_deletion_and_an_unknown_user_are_shown(run: RunCli) -> None:
 
 
 def test_until_when_redis_keeps_the_bodies_of_applied_deliveries_is_shown(
-    run: RunCli, connection: psycopg.Connection
+    run: RunCommand, connection: psycopg.Connection
 ) -> None:
     """An erasure asks whether anything is left."""
     assert "In Redis       bodies of applied deliveries, until 20" in run("user_one")[1]
@@ -160,7 +152,7 @@ def test_until_when_redis_keeps_the_bodies_of_applied_deliveries_is_shown(
     assert json.loads(run("user_gone", "--json")[1])["bodies_until"] is None
 
 
-def test_with_clerk_the_api_is_asked(run: RunCli, clerk: FakeClerk) -> None:
+def test_with_clerk_the_api_is_asked(run: RunCommand, clerk: FakeClerk) -> None:
     clerk.put(user("user_one"))
     assert "has this user, updated" in run("user_one", "--clerk")[1]
     found = json.loads(run("user_two", "--clerk", "--json")[1])
@@ -168,7 +160,7 @@ def test_with_clerk_the_api_is_asked(run: RunCli, clerk: FakeClerk) -> None:
 
 
 def test_without_redis_the_tables_are_shown_all_the_same(
-    run: RunCli, monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     began = time.monotonic()
