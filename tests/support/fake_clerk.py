@@ -7,7 +7,7 @@ memberships.
         clerk.answer_next(429, headers={"Retry-After": "1"})
         httpx.get(f"{clerk.url}/v1/users", headers={"Authorization": f"Bearer {clerk.key}"})
 
-    python -m tests.fake_clerk --users 100000        # in a process of its own, with as many made-up users
+    python -m tests.support.fake_clerk --users 100000  # in a process of its own, with as many made-up users
 
 What it can do to its caller beyond that is in the attributes of FakeClerk.
 """

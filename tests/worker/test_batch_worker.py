@@ -20,8 +20,6 @@ from rq.command import send_shutdown_command
 
 import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
-from db import migration, schema
-from db.connection.engine import Database
 from tests.support.directories import open_directory
 from tests.support.migrations import migrate
 from tests.support.payloads import NOW, deleted_event, user, user_event
@@ -436,42 +434,6 @@ def test_locks_that_run_out_make_batches_smaller_and_fail_no_job(
     assert "(SQLSTATE 53200)" in worker.lines("waiting")[0]["reason"]
     assert max(line["of"] for line in worker.lines("batch")) < 120
     assert {rq.job(id_).retries_left for id_ in ids} == {len(RETRY_INTERVALS_S)}
-
-
-def test_a_worker_starts_before_anything_is_there_and_says_what_it_waits_for(
-    server: PostgresServer,
-    own_database: SecretStr,
-    own_redis: RedisServer,
-    launch: Launch,
-    make_settings: MakeSettings,
-) -> None:
-    settings = {
-        "database_url": own_database,
-        "database_url_unpooled": None,
-        "redis_url": SecretStr(own_redis.url),
-    }
-    database = Database(make_settings(**settings))
-    migration.downgrade(database, "base")
-    database.dispose()
-    server.stop("fast")
-    worker = launch(**settings)
-    assert (
-        worker.await_line("waiting", START_S)["reason"]
-        == "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL"
-    )
-    own_redis.start()
-    worker.await_line("waiting", START_S, reason=NOTHING_LISTENS)
-    server.start()
-    worker.await_line("waiting", START_S, reason="the schema is missing: run clerk-sync db upgrade")
-    if schema.head() != "0001":
-        migrate(make_settings(**settings), "0001")
-        worker.await_line("waiting", START_S, reason="the schema is old: run clerk-sync db upgrade")
-    with Redis.from_url(own_redis.url) as client:
-        DeliveryQueue(client).enqueue(given := delivery(person(1)))
-        migrate(make_settings(**settings))
-        rq = RqView(client)
-        await_status(rq, [given.svix_id], "finished", START_S)
-    assert worker.stop() == 0
 
 
 def test_a_redis_that_goes_and_comes_back_is_waited_for(
