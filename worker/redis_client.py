@@ -16,7 +16,8 @@ import hiredis
 from redis import BlockingConnectionPool, ConnectionPool, Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
@@ -27,10 +28,12 @@ PATIENCE_S = 15.0
 IDLE_S = 10.0
 OTHER_CONNECTIONS = 4  # one of them is for the heartbeat
 ENCODING_ERRORS = "surrogateescape"  # bytes that are not UTF-8 are written as they were read
+# redis-py closes a connection on the errors that Retry names. ReadOnlyError is one of them: after a failover
+# an open connection would lead to the old primary for as long as that lives.
 FAIL_FAST: dict[str, Any] = {
     "socket_timeout": FAIL_FAST_TIMEOUT_S,
     "socket_connect_timeout": FAIL_FAST_TIMEOUT_S,
-    "retry": Retry(NoBackoff(), 0),
+    "retry": Retry(NoBackoff(), 0, (RedisConnectionError, RedisTimeoutError, ReadOnlyError)),
 }
 
 
@@ -124,7 +127,7 @@ def worker_redis(settings: Settings) -> Redis:
             socket_connect_timeout=5,
             health_check_interval=30,
             # For connecting and for commands. A time-out is not retried: the caller must report it soon.
-            retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3, (RedisConnectionError,)),
+            retry=Retry(ExponentialBackoff(cap=0.4, base=0.05), 3, (RedisConnectionError, ReadOnlyError)),
         )
     )
 

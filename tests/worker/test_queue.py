@@ -3,12 +3,14 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from redis import Redis
+from redis.exceptions import ReadOnlyError
 from rq.job import Job
 from rq.worker import SimpleWorker
 
@@ -22,6 +24,7 @@ from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.together import together
 from tests.support.waiting import wait_until
 from worker.auto_pipeline import Asked
+from worker.monitoring import receivers
 from worker.queue import rq_format
 from worker.queue.consumer import ReservedJobs
 from worker.queue.producer import (
@@ -32,7 +35,13 @@ from worker.queue.producer import (
     delivery_queue,
 )
 from worker.queue.rq_format import RETRY_INTERVALS_S
-from worker.redis_client import OTHER_CONNECTIONS, QueueUnavailable, worker_redis
+from worker.redis_client import (
+    OTHER_CONNECTIONS,
+    QueueUnavailable,
+    fail_fast_redis,
+    heartbeat_redis,
+    worker_redis,
+)
 
 # of a receiver's process, for deliveries and for the probe
 CONNECTIONS = config.Settings.model_fields["redis_max_connections"].default - OTHER_CONNECTIONS
@@ -258,6 +267,22 @@ def test_a_redis_that_has_become_a_replica_is_left(
         watching.replicaof("NO", "ONE")
         assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED
     receiver.close()
+
+
+@pytest.mark.parametrize("client", [heartbeat_redis, fail_fast_redis, worker_redis])
+def test_a_heartbeat_leaves_a_redis_that_has_become_a_replica(
+    client: Callable[[config.Settings], Redis], make_settings: MakeSettings, own_redis: RedisServer
+) -> None:
+    redis = client(own_settings(make_settings, own_redis))
+    receivers.beat(redis, "receiver")
+    with Redis.from_url(own_redis.url) as watching:
+        watching.replicaof("127.0.0.1", free_port())
+        with pytest.raises(ReadOnlyError):
+            receivers.beat(redis, "receiver")
+        wait_until(lambda: len(watching.client_list(_type="normal")) == 1, 2)  # its own
+        watching.replicaof("NO", "ONE")
+        receivers.beat(redis, "receiver")
+    redis.close()
 
 
 def test_what_stands_in_the_url_does_not_change_how_long_it_waits_nor_what_it_reads(
