@@ -112,7 +112,7 @@ def organization_joined_last(clerk_id: ColumnElement[str], value: str) -> Latera
 
 
 def _types(model: Any, names: Iterable[str]) -> dict[str, TypeEngine[Any]]:
-    """Return the columns' types. Of texts without the length, as a cast to it cuts them."""
+    """Return the columns' types, texts without their length: a cast to a length would cut them."""
     types = {name: model.__table__.c[name].type for name in names}
     return {name: type(it)() if isinstance(it, String) else it for name, it in types.items()}
 
@@ -164,10 +164,11 @@ def insert_users(left_alone: tuple[str, ...]) -> Executable:
 
 @cache
 def update_users(left_alone: tuple[str, ...]) -> Executable:
-    """Update rows of USER_COLUMNS, but for the columns `left_alone`.
+    """Update rows of USER_COLUMNS, without the columns `left_alone`.
 
-    To set a column to itself would fire the application's triggers `UPDATE OF` it, and needs the right to. An
-    e-mail that is set locks the row against foreign keys where a trigger runs before each update.
+    Setting a column to its own value would fire the application's triggers `UPDATE OF` that column, and needs
+    the right to update it. Setting the e-mail also locks the row against foreign keys, if a trigger runs
+    before each update.
     """
     source = _rows(USER_COLUMNS)
     values = {name: source.c[name] for name in USER_COLUMNS if name not in ("clerk_id", *left_alone)}
@@ -175,7 +176,7 @@ def update_users(left_alone: tuple[str, ...]) -> Executable:
 
 
 def _written(table: Any, ids: str) -> ColumnElement[int]:
-    """Count the rows of `ids` whose newest version is of this transaction, or of a subtransaction."""
+    """Count the rows of `ids` whose newest version this transaction, or a subtransaction, has written."""
     rows = table.alias("written")
     age = func.age(literal_column("written.xmin"))
     return select(func.count()).where(rows.c.clerk_id == any_(_array(ids)), age <= 0).scalar_subquery()
@@ -198,7 +199,7 @@ ADD_SYNC_ROWS = (
     upsert(UserSync).from_select(["clerk_id"], select(_unnested(_ids, "clerk_id"))).on_conflict_do_nothing()
 )
 
-# Lock and return the `user_sync` rows of `ids`, always in the order of their bytes.
+# Lock and return the `user_sync` rows of `ids`, ordered by the bytes of the id.
 LOCK_SYNC_ROWS = (
     select(*UserSync.__table__.columns)
     .where(UserSync.clerk_id == _any_id)
@@ -207,7 +208,7 @@ LOCK_SYNC_ROWS = (
 )
 
 # Lock the addresses in `addresses` and those that the users in `ids` claim, always in one order.
-# Row locks cannot do it: when one transaction lets an address go while another claims it, neither sees the
+# Row locks are not enough: when one transaction releases an address while another claims it, neither sees the
 # other's row. The locks end with the transaction.
 _address = _contested.subquery().c.address
 _keys = select(func.hashtext(_address).label("key")).distinct().order_by("key").offset(0).subquery()
@@ -218,7 +219,7 @@ LOCK_ADDRESSES = select(
 # Return the rows of the users in `ids`.
 READ_USERS = select(*_user_columns).where(User.clerk_id == _any_id)
 
-# Return the rows that hold one of the contested addresses now, and of each whether it lacks a claim.
+# Return the rows that hold a contested address now, each with whether its claim is missing.
 READ_HOLDERS = (
     select(*_user_columns, UserSync.claim_updated_at.is_(None))
     .outerjoin(UserSync, UserSync.clerk_id == User.clerk_id)
@@ -248,9 +249,9 @@ _claim = (
 )
 READ_COMPETING = select(_wanted.c.address, *_claim.c).select_from(_wanted.join(_claim, true()))
 
-# `ids` and who is in the organizations in `changed` now.
-# An OR of both would use no index. Nor would a join when PostgreSQL guesses at the number of members: new
-# organizations have few, and it takes them for average ones. In an array it expects few.
+# `ids` and the users who are in the organizations in `changed` now.
+# An OR of both conditions would use no index. Neither would a join, because PostgreSQL assumes an average
+# number of members for a new organization, which has few. For an array it assumes few.
 _members = select(MembershipSync.clerk_id).where(
     MembershipSync.organization_id == _any_changed, MembershipSync.ended_at.is_(None)
 )
@@ -260,16 +261,16 @@ _ids_and_members = union(
 )
 _concerned = _ids_and_members.subquery("concerned")
 
-# Lock the rows of `ids`, always in the order of their bytes.
-# FOR NO KEY UPDATE: a transaction of the application that adds rows with a foreign key to a user shares the
-# user's row, and is not in the way.
+# Lock the rows of `ids`, ordered by the bytes of the id.
+# FOR NO KEY UPDATE does not conflict with a transaction of the application that adds rows with a foreign key
+# to the user.
 _in_order = select(User.clerk_id).order_by(User.clerk_id.collate("C")).with_for_update(key_share=True)
 LOCK_USERS = _in_order.where(User.clerk_id == _any_id)
 
 # Lock the rows of `ids` and of the members of organizations in `changed`, as LOCK_USERS does.
 LOCK_USERS_AND_MEMBERS = _in_order.where(User.clerk_id.in_(_ids_and_members))
 
-# Lock the organizations in `changed`, and share those that the users in `ids` are members of now.
+# Lock the organizations in `changed`; share the lock of those that the users in `ids` are members of.
 _incoming = _unnested(_changed, "id")
 _both = union_all(
     select(_incoming.c.id, true().label("alone")),
@@ -290,10 +291,10 @@ LOCK_ORGANIZATIONS = select(
     func.count(case((_organizations.c.alone, cast(_alone, Text)), else_=cast(_shared, Text)))
 ).select_from(_organizations)
 
-# Return what is stored of the organizations in `ids`.
+# Return the stored organizations in `ids`.
 READ_ORGANIZATIONS = select(*OrganizationSync.__table__.columns).where(OrganizationSync.id == _any_id)
 
-# Return what is stored of the memberships of the users in `ids`, ordered by id.
+# Return the stored memberships of the users in `ids`, ordered by id.
 READ_MEMBERSHIPS = (
     select(*MembershipSync.__table__.columns)
     .where(MembershipSync.clerk_id == _any_id)
@@ -309,13 +310,13 @@ WRITE_PROFILES = _insert_or_replace(UserProfile.__table__)
 WRITE_ORGANIZATIONS = _insert_or_replace(OrganizationSync.__table__)
 WRITE_MEMBERSHIPS = _insert_or_replace(MembershipSync.__table__)
 
-# Delete what is there of the users in `ids`.
+# Delete the rows of the users in `ids`.
 DELETE_PROFILES = delete(UserProfile).where(UserProfile.clerk_id == _any_id)
 DELETE_MEMBERSHIPS = delete(MembershipSync).where(MembershipSync.clerk_id == _any_id)
 DELETE_USERS = delete(User).where(User.clerk_id == _any_id)
 
-# By what stands for an organization: set that of the users in `ids` and of the members of the organizations
-# in `changed`. A deleted user is a member of none any more, and gets none.
+# Set the organization of the users in `ids` and of the members of the organizations in `changed`, by the
+# column that is written: the organization's name, id or slug. Deleted users get none.
 SET_ORGANIZATIONS = {value: _set_organizations(value) for value in ("name", "id", "slug")}
 
 # Set c1, the address, for the users in c0.
@@ -335,7 +336,7 @@ ADD_INSTANCES = (
     upsert(InstanceSync).from_select(["id"], select(_unnested(_ids, "id"))).on_conflict_do_nothing()
 )
 
-# Insert rows of EVENT_COLUMNS; a svix-id that is there keeps its row.
+# Insert rows of EVENT_COLUMNS; a svix-id that already has a row keeps it.
 RECORD_EVENTS = (
     upsert(WebhookEvent)
     .from_select(list(EVENT_COLUMNS), select(_rows(EVENT_COLUMNS)))
@@ -344,15 +345,15 @@ RECORD_EVENTS = (
 
 # Raise ROWS_MISSING unless this transaction has written each row of `ids`, and none of `gone` is left.
 # `ids` are rows of `users`, `sync_ids` of `user_sync`. A trigger, rule or policy of the application can
-# suppress a write without an error. The number of rows that PostgreSQL returns for a statement is no help:
-# the client knows it only once the transaction is committed.
+# suppress a write without an error. The row counts that PostgreSQL returns do not help: in a pipeline the
+# client reads them only after the commit.
 _all_written = _written(User.__table__, "ids") + _written(UserSync.__table__, "sync_ids") == (
     func.cardinality(_ids) + func.cardinality(_array("sync_ids"))
 )
 _left = select(func.count()).where(User.clerk_id == any_(_array("gone"))).scalar_subquery()
 REQUIRE_WRITTEN = select(literal(1)).limit(case((and_(_all_written, _left == 0), 1), else_=-1))
 
-# Find whose address (c0) is not c1 yet, unless the stored claim is the same or newer than c2.
+# Find the users in c0 whose address is not c1 yet, unless the stored claim is for c1 or newer than c2.
 _move = _rows({"clerk_id": String(), "address": String(), "updated_at": BigInteger()})
 _moving = (
     select(User.clerk_id)
@@ -365,8 +366,8 @@ _moving = (
     )
 )
 
-# Find which of `ids` have a row, for each table that is locked, and who of `_moving` has; then the same
-# without the rows that another transaction has locked against what is to be done to them.
+# Find which of `ids` have a row in each table that is locked, and which users lose an address. UNLOCKED_IDS
+# leaves out the rows that another transaction has locked: for an update, and for the loss of an address.
 _stored = tuple(select(it.clerk_id).where(it.clerk_id == _any_id) for it in (UserSync, User))
 STORED_IDS = (*_stored, _moving)
 UNLOCKED_IDS = (
