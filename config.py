@@ -280,7 +280,7 @@ def load(*required: str, **overrides: Any) -> Settings:
         raise SettingsError(".env is not written in UTF-8") from None
     except PermissionError:
         raise SettingsError(
-            ".env in the working directory may not be read: allow it to this user, or start from another directory"
+            ".env in the working directory may not be read: let this user read it, or start somewhere else"
         ) from None
     missing = [name.upper() for name in required if not getattr(settings, name)]
     if missing:

@@ -208,7 +208,7 @@ LOCK_SYNC_ROWS = (
 )
 
 # Lock the addresses in `addresses` and those that the users in `ids` claim, always in one order.
-# Row locks are not enough: when one transaction releases an address while another claims it, neither sees the
+# Row locks are not enough: if one transaction releases an address while another claims it, neither sees the
 # other's row. The locks end with the transaction.
 _address = _contested.subquery().c.address
 _keys = select(func.hashtext(_address).label("key")).distinct().order_by("key").offset(0).subquery()
@@ -353,7 +353,7 @@ _all_written = _written(User.__table__, "ids") + _written(UserSync.__table__, "s
 _left = select(func.count()).where(User.clerk_id == any_(_array("gone"))).scalar_subquery()
 REQUIRE_WRITTEN = select(literal(1)).limit(case((and_(_all_written, _left == 0), 1), else_=-1))
 
-# Find the users in c0 whose address is not c1 yet, unless the stored claim is for c1 or newer than c2.
+# Find the users in c0 whose address is not c1 yet, unless the stored claim is c1 or newer than c2.
 _move = _rows({"clerk_id": String(), "address": String(), "updated_at": BigInteger()})
 _moving = (
     select(User.clerk_id)
