@@ -27,6 +27,7 @@ from tests.support.stack import Stack
 from tests.support.sync import api_settings, count, execute, query, rows
 from tests.support.together import together
 from tests.support.waiting import wait_until
+from worker.clerk import api
 from worker.clerk.api import READ_TIMEOUT_S
 from worker.redis_client import worker_redis
 from worker.shutdown import StopSignal
@@ -260,6 +261,31 @@ def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, reconciliation: Sche
     requests = len(clerk.requests)
     reconciliation.run_if_due()
     assert len(clerk.requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("variable", "reported"),
+    [("SSL_CERT_FILE", "the trusted certificates cannot be read"), ("HTTPS_PROXY", "ValueError in ")],
+)
+def test_an_environment_that_allows_no_request_is_reported_and_not_tried_again_at_once(
+    reconciliation: ScheduledReconciliation,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    reported: str,
+) -> None:
+    api._trusted.cache_clear()
+    monkeypatch.setenv(variable, "nonsense://hunter2")
+    reconciliation.run_if_due()
+    result = result_of(redis)
+    assert result["error"].startswith(reported)
+    assert "hunter2" not in result["error"]
+    reconciliation.run_if_due()
+    assert result_of(redis) == result
+    monkeypatch.delenv(variable)
+    make_due(redis)
+    reconciliation.run_if_due()
+    assert result_of(redis)["error"] is None
 
 
 def test_one_that_ended_in_the_future_holds_back_no_other(

@@ -499,5 +499,13 @@ def _retry_after(response: httpx.Response) -> float:
 
 @cache
 def _trusted() -> ssl.SSLContext:
-    """Load the trusted certificates once for all clients of the process: it takes longer than a request."""
-    return httpx.create_ssl_context()
+    """Load the trusted certificates once for all clients of the process: it takes longer than a request.
+
+    Raises SettingsError.
+    """
+    try:
+        return httpx.create_ssl_context()
+    except OSError:
+        raise SettingsError(
+            "the trusted certificates cannot be read: correct or unset SSL_CERT_FILE and SSL_CERT_DIR"
+        ) from None

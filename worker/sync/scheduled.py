@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import structlog
 from redis import Redis
-from redis.exceptions import LockError
+from redis.exceptions import LockError, RedisError
 
-from config import Settings
+from config import Settings, SettingsError
 from db import progress
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError
 from worker.clerk.api import ClerkApiError
+from worker.log import fault
 from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.shutdown import Stopped, StopSignal
 from worker.sync import last_run
@@ -112,8 +113,12 @@ class ScheduledReconciliation:
             with sync_context(self._settings, self._database, lock.stopping) as context:
                 result["backfill"] = _numbers(self._fetch(context, lock))
                 result["drift"] = _refreshed(Reconcile(context, settle_s=self._timing.settle_s))
-        except (ClerkApiError, DatabaseError) as error:
+        except (Stopped, LockError, RedisError):
+            raise
+        except (ClerkApiError, DatabaseError, SettingsError) as error:
             result["error"] = str(error)
+        except Exception as error:  # /health must show it, and the next attempt wait for RETRY_S
+            result["error"] = f"{fault(error)}: a fault of clerk-sync, report it"
         moments = {"started_at": started_at, "finished_at": self._now()}
         return result | {name: moment.isoformat() for name, moment in moments.items()}
 
