@@ -26,6 +26,7 @@ from tests.support.stack import environment
 from tests.support.supervised_process import SupervisedProcess, has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
 from worker.queue.producer import Delivery, DeliveryQueue
+from worker.queue.rq_format import RETRY_INTERVALS_S
 from worker.redis_client import worker_redis
 
 WORLDS = 6
@@ -90,6 +91,8 @@ def recover(settings: config.Settings, step: str) -> list[float]:
             compare(settings, given)
         rq = RqView(redis)
         assert [rq.places(one.svix_id) for one in given] == [["finished"]] * len(given)
+        assert {rq.job(one.svix_id).retries_left for one in given} == {len(RETRY_INTERVALS_S)}
+        assert "released jobs of a dead worker" in other.text()
     return took_s
 
 

@@ -209,35 +209,10 @@ def test_one_that_cannot_finish_in_time_ends_all_the_same_and_loses_nothing(
         worker = launch(shutdown_seconds=1).ready()
         wait_until(lambda: reserved(rq, worker) == ids, SOON_S)
         assert worker.stop(within=12) == 1
-    fall_silent(redis, worker)
+    redis.zadd(CONSUMERS_KEY, {worker.own_name: time.time() - DEAD_AFTER_S - 1})
     launch()
     await_users(connection, range(3), START_S)
     await_status(rq, ids, "finished")
-
-
-def fall_silent(redis: Redis, worker: Worker) -> None:
-    """Let the worker not have been heard of for too long."""
-    redis.zadd(CONSUMERS_KEY, {worker.own_name: time.time() - DEAD_AFTER_S - 1})
-
-
-# Death
-
-
-def test_what_a_killed_worker_held_is_applied_by_another_within_thirty_seconds(
-    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
-) -> None:
-    ids = fill(queue, range(20))
-    with held_up(connection, "user_0", "user_10"):
-        killed = launch(batch_size=10).ready()
-        wait_until(lambda: reserved(rq, killed) == ids, SOON_S)
-        other = launch().ready()
-        killed.kill()
-        died = time.monotonic()
-    await_users(connection, range(20), 30 - (time.monotonic() - died))
-    await_status(rq, ids, "finished")
-    other.await_line("released jobs of a dead worker", jobs=20)
-    assert [rq.places(id_) for id_ in ids] == [["finished"]] * 20
-    assert [rq.job(id_).retries_left for id_ in ids] == [len(RETRY_INTERVALS_S)] * 20
 
 
 def test_a_row_that_the_application_locks_delays_its_delivery_alone_and_burns_no_retry(
@@ -257,37 +232,6 @@ def test_a_row_that_the_application_locks_delays_its_delivery_alone_and_burns_no
     await_status(rq, [ids[7]], "finished", 30)
     assert rq.job(ids[7]).retries_left == len(RETRY_INTERVALS_S)
     wait_until(lambda: lock_waits(rq.redis).jobs == 0, SOON_S)
-
-
-def test_a_frozen_worker_loses_what_it_held_and_wakes_to_go_on(
-    queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch, redis: Redis
-) -> None:
-    ids = fill(queue, range(5))
-    with held_up(connection, "user_0"):
-        frozen = launch().ready()
-        wait_until(lambda: reserved(rq, frozen) == ids, SOON_S)
-        time.sleep(1)  # all that it sends at a time is sent
-        os.kill(frozen.living_pid, signal.SIGSTOP)
-        fall_silent(redis, frozen)
-    end_open_transactions(connection)  # as PostgreSQL does by itself after ten seconds
-    other = launch().ready()
-    await_status(rq, ids, "finished", START_S)
-    assert {rq.job(id_).worker_name for id_ in ids} == {other.own_name}
-    os.kill(frozen.living_pid, signal.SIGCONT)
-    assert other.stop() == 0
-    more = fill(queue, range(5, 8))
-    await_status(rq, more, "finished")
-    assert {rq.job(id_).worker_name for id_ in ids} == {other.own_name}, "it finished nothing of the other's"
-    assert [rq.places(id_) for id_ in ids] == [["finished"]] * 5
-    await_users(connection, range(8))
-    assert frozen.stop() == 0
-
-
-def end_open_transactions(connection: psycopg.Connection[Any]) -> None:
-    connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"
-    )
 
 
 # Failures
