@@ -44,7 +44,7 @@ from worker.queue.consumer import (
     ReservedJobs,
 )
 from worker.queue.heartbeat import FORGET_AFTER_S
-from worker.queue.lock_waits import KEY, LockWaits, lock_waits
+from worker.queue.lock_waits import DEFER_S, KEY, LockWaits, lock_waits
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import (
     FAILURE_TTL_S,
@@ -278,6 +278,26 @@ def test_what_can_heal_is_scheduled_with_growing_intervals_and_then_fails(
     settle(reserved, failure(job, retryable=True))
     assert (rq.places(id_), rq.status(id_)) == (["failed"], "failed")
     assert rq.job(id_).meta["attempts"] == len(RETRY_INTERVALS_S) + 1
+
+
+@pytest.mark.parametrize("ahead_s", [-600, 600])
+def test_a_job_is_due_by_the_clock_of_redis_whatever_that_of_the_worker_says(
+    ahead_s: int,
+    queue: DeliveryQueue,
+    consumer: MakeConsumer,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused, locked = fill(queue, 2)
+    reserved, real_time = consumer("w"), time.time
+    now = real_time()
+    monkeypatch.setattr(time, "time", lambda: real_time() + ahead_s)
+    first, second = take(reserved)
+    reserved.settle_and_take([failure(first, retryable=True), Deferred(second, "locked")], 0)
+    assert scores(redis, SCHEDULED_KEY) == {
+        refused: pytest.approx(now + RETRY_INTERVALS_S[0], abs=5),
+        locked: pytest.approx(now + DEFER_S, abs=5),
+    }
 
 
 def make_due(rq: RqView) -> None:

@@ -180,23 +180,23 @@ class ReservedJobs:
     def _send_failed(self, pipeline: Any, failed: Failed) -> None:
         job = failed.job
         exc_info, exc_string = rq.encode_exception(failed.traceback)
-        registry, due_s = rq.FAILED_KEY, ""
+        registry, retry_in_s = rq.FAILED_KEY, ""
         if failed.has_retry:
             interval_s = job.retry_intervals[max(len(job.retry_intervals) - job.retries_left, 0)]
-            registry, due_s = rq.SCHEDULED_KEY, str(int(time.time()) + interval_s)
+            registry, retry_in_s = rq.SCHEDULED_KEY, str(int(interval_s))
         keys = [self._reserved_key, rq.STARTED_KEY, registry, self._worker_key]
         keys += [rq.RESULT_PREFIX + job.id, rq.JOB_PREFIX + job.id]
         meta = _dumped(failure_meta(job.meta, failed.reason), failure_meta({}, failed.reason))
-        args = [job.id, self.worker, self.consumer_id, _now(), rq.FAILURE_TTL_S, due_s, meta]
+        args = [job.id, self.worker, self.consumer_id, _now(), rq.FAILURE_TTL_S, retry_in_s, meta]
         _send(pipeline, self._fail, keys, [*args, exc_info, exc_string])
 
     def _send_deferred(self, pipeline: Any, deferred: Deferred) -> None:
-        job, now = deferred.job, time.time()
+        job = deferred.job
         given = job.meta.get(lock_waits.SINCE)
-        since = given if isinstance(given, int | float) else now
+        since = given if isinstance(given, int | float) else time.time()
         keys = [self._reserved_key, rq.STARTED_KEY, rq.SCHEDULED_KEY, lock_waits.KEY, rq.JOB_PREFIX + job.id]
         meta = _dumped({**job.meta, lock_waits.SINCE: since}, {lock_waits.SINCE: since})
-        args = [job.id, self.consumer_id, int(now) + lock_waits.DEFER_S, since, meta]
+        args = [job.id, self.consumer_id, lock_waits.DEFER_S, since, meta]
         _send(pipeline, self._defer, keys, args)
 
 
