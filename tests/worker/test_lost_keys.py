@@ -96,6 +96,30 @@ def test_a_failed_job_whose_registry_is_lost_is_in_the_registry_again(
     assert [job.reason for job in FailedJobs(redis).newest()] == ["reason"]
 
 
+class SearchedMeanwhile(Redis):
+    """A client of RQ's, during whose `rq requeue` lost jobs are searched.
+
+    RQ removes a job from the failed registry, asks which server it is, and then queues the job.
+    """
+
+    def info(self, *args: Any, **kwargs: Any) -> Any:
+        QueueMaintenance(RqView(self).queue).recover_lost()
+        return super().info(*args, **kwargs)
+
+
+def test_a_job_that_rq_requeues_while_lost_jobs_are_searched_is_not_listed_as_failed(
+    redis: Redis, rq: RqView, maintenance: QueueMaintenance
+) -> None:
+    id_ = failed(redis)
+    with SearchedMeanwhile(connection_pool=redis.connection_pool) as client:
+        RqView(client).registries["failed"].requeue(id_)
+    reserved = ReservedJobs(redis, "w")
+    (job,) = reserved.settle_and_take([], 10) or []
+    reserved.settle_and_take([Finished(job, "applied")], 0)
+    maintenance.recover_lost()
+    assert rq.places(id_) == ["finished"]
+
+
 def test_a_started_registry_that_is_lost_stops_no_worker(
     redis: Redis, rq: RqView, maintenance: QueueMaintenance
 ) -> None:

@@ -1,4 +1,5 @@
 -- Put jobs back whose list or registry was lost: queue them again, and failed ones into the failed registry.
+-- Remove from that registry those that are not failed.
 --
 -- The caller scans all job hashes, some at a time. Searching a long queue for an id is slow, so the oldest job of
 -- the queue is checked first: jobs are in the order in which they were queued, so only one that was queued later
@@ -49,6 +50,10 @@ for i = 6, #ARGV do
   local known = redis.pcall('HMGET', job, 'origin', 'status', 'enqueued_at', 'created_at', 'started_at', 'worker_name')
   local status = known[2]
   local since = status == 'started' and known[5] or known[3] or known[4] or ''
+  -- `rq requeue` removes a job from the registry before it queues it: in between, this script puts it back.
+  if known[1] == name and status ~= 'failed' and status ~= 'stopped' then
+    redis.call('ZREM', failed, id)
+  end
   if known[1] ~= name then
     -- A job of another queue, or no hash.
   elseif status == 'failed' and not redis.call('ZSCORE', failed, id) then
