@@ -153,10 +153,10 @@ def refused(directory: Path, **environment: str) -> str:
     return ran.stdout + ran.stderr
 
 
-def test_the_data_survives_ctrl_c_and_a_kill_and_a_dead_child_ends_the_others(
+def test_the_data_survives_ctrl_c_and_no_secret_is_in_a_command_line(
     start: Callable[..., Dev],
 ) -> None:
-    """And no secret is in a command line."""
+    """One that was killed is taken over by the next, and a child that dies ends the others."""
     first = start().await_ready()
     database = first.variable("DATABASE_URL")
     with psycopg.connect(database) as connection:
