@@ -1,4 +1,4 @@
-"""The two parts of `make bench` that every figure leans on: the delay proxy and the load client."""
+"""The parts of `make bench` that every figure depends on: the delay proxy, the load client, the tables."""
 
 import json
 import socket
@@ -16,12 +16,12 @@ from cli.dev.servers import HOST, free_port
 from tests.bench import table
 from tests.bench.figures import ComparedCase, Figures
 from tests.bench.load import LoadReport, Spec, percentile
+from tests.bench.load_process import ROOT, load_process
 from tests.bench.plan import Setting
 from tests.support.proxy import READY
 from tests.support.settings import SECRET
 from web.signature import svix_webhook
 
-ROOT = Path(__file__).parents[1]
 DELAY_MS = 20.0
 QUICK_MS = 2 * DELAY_MS + 15  # a way there and back while the machine is not late
 ANSWER_S = 0.02
@@ -136,9 +136,8 @@ def receive(connection: socket.socket, size: int) -> bytes:
 
 def deliver(port: int, **spec: Any) -> LoadReport:
     spec = {"port": port, "secret": SECRET, "seed": 7, "deliveries": 400, "seconds": 5.0, **spec}
-    argv = [sys.executable, "-m", "tests.bench.load", json.dumps(Spec(**spec)._asdict())]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    return LoadReport(**json.loads(done.stdout))
+    with load_process(Spec(**spec)) as client:
+        return client.report()
 
 
 def test_the_proxy_adds_its_delay_each_way_and_no_more_than_the_machine_is_late() -> None:

@@ -1,4 +1,4 @@
-"""The CPU time that something takes, by who takes it: why a rate is not higher, and what it could be."""
+"""The CPU time for an event, by process: it shows what limits a rate."""
 
 import os
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench
+from tests.bench.load import LoadReport
 from tests.support.processes import family
 
 BUSY = "cores busy %"
@@ -16,7 +17,7 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class CpuClock:
-    """Runs from when it is made: the CPU time of processes and of all that descend from them."""
+    """Measures from its creation the CPU time of processes and of all their descendants."""
 
     def __init__(self, bench: Bench, own: Mapping[str, int | None]) -> None:
         self._pids = {**own, POSTGRES: bench.postgres.pid, REDIS: bench.redis_server.pid}
@@ -27,8 +28,12 @@ class CpuClock:
         """Return the us of CPU time per event since then, by name."""
         return {name: (spent - self._before[name]) / events * 1e6 for name, spent in self._now().items()}
 
+    def per_delivery(self, report: LoadReport) -> dict[str, float]:
+        """Return the us of CPU time per delivery since then, by name, that of the load client too."""
+        return {**self.per_event(report.answered), CLIENT: report.cpu_us}
+
     def busy(self) -> dict[str, float]:
-        """Return which share of the cores' time was used since then, with whatever."""
+        """Return the share of the cores' time that was used since then, by any process."""
         idle, total = (now - before for now, before in zip(_core_ticks(), self._cores_before, strict=True))
         return {BUSY: 100 * (1 - idle / total)}
 
@@ -37,20 +42,20 @@ class CpuClock:
 
 
 def cores_allow(figures: Figures, case: ComparedCase) -> float:
-    """Return how many events/s there could be with this CPU time per event, were every core always busy."""
+    """Return the events/s at which this CPU time per event would occupy all cores."""
     names = [name for name in figures.samples[case] if name.startswith(OWN)]
     return (os.cpu_count() or 1) * 1e6 / sum(figures.median(case, name) for name in names)
 
 
 def _core_ticks() -> tuple[int, int]:
-    """Return for how long the cores have had nothing to do, and for how long they have been there."""
+    """Return the idle time of all cores, and their whole time."""
     fields = [int(field) for field in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
     idle, waiting_for_disk = fields[3:5]
     return idle + waiting_for_disk, sum(fields)
 
 
 def _spent_s(pid: int) -> float:
-    """Return the CPU time of a process and of its children that have ended. Source: proc(5)."""
+    """Return the CPU time of a process and of its ended children. Source: proc(5)."""
     with suppress(FileNotFoundError, ProcessLookupError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) * TICK_S

@@ -20,7 +20,8 @@ from db.times import now_ms
 from tests.bench.cpu import OWN, CpuClock, cores_allow
 from tests.bench.events import traffic
 from tests.bench.figures import ComparedCase, Figures
-from tests.bench.harness import ROOT, Bench, Urls
+from tests.bench.harness import POLL_S, Bench, Urls
+from tests.bench.load_process import ROOT
 from tests.bench.plan import BenchPlan, Setting, rounds
 from worker.queue.producer import Delivery, delivery_queue
 from worker.queue.rq_format import QUEUE
@@ -42,7 +43,6 @@ WAITS = """
     SELECT coalesce(wait_event_type = 'Lock', false) FROM pg_stat_activity
     WHERE state <> 'idle' AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
-POLL_S = 0.01
 LIMIT_S = 300
 SETTLE_S = 0.5
 CHUNK = 2_000
@@ -227,18 +227,17 @@ def _check(figures: Figures) -> None:
     for setting in Setting:
         ours, is_local = case(OURS, setting), setting is Setting.LOCAL
         for subject, goal in goals:
-            value = figures.ratio(ours, case(subject, setting), RATE)
-            figures.check(f"drain : {subject}", setting, value, at_least=goal if is_local else None)
+            at_least = goal if is_local else None
+            figures.compare(f"drain : {subject}", ours, case(subject, setting), RATE, at_least=at_least)
         if is_local:
-            value = figures.ratio(ours, case(PRELOADED, setting), RATE)
-            figures.check(f"drain : {PRELOADED}", setting, value)
-            fields = figures.ratio(case(OURS_FIELDS, setting), ours, RATE)
-            figures.check("drain, four PROFILE_FIELDS : none", setting, fields, at_least=0.85)
-        two = figures.ratio(case(OURS_TWO, setting), ours, RATE)
-        figures.check("drain, two processes : one", setting, two, at_least=1.3 if is_local else None)
+            figures.compare(f"drain : {PRELOADED}", ours, case(PRELOADED, setting), RATE)
+            fields = case(OURS_FIELDS, setting)
+            figures.compare("drain, four PROFILE_FIELDS : none", fields, ours, RATE, at_least=0.85)
+        two, at_least = case(OURS_TWO, setting), 1.3 if is_local else None
+        figures.compare("drain, two processes : one", two, ours, RATE, at_least=at_least)
     far, near = case(OURS, Setting.BOTH), case(OURS, Setting.LOCAL)
     most = cores_allow(figures, near)
     figures.check("drain, were every core always busy", Setting.LOCAL, most, "events/s")
     ratio = most / figures.median(case(LOOP, Setting.LOCAL), RATE)
     figures.check(f"drain, were every core always busy : {LOOP}", Setting.LOCAL, ratio)
-    figures.check("drain, 5 ms to both : local", Setting.BOTH, figures.ratio(far, near, RATE), at_least=0.6)
+    figures.compare("drain, 5 ms to both : local", far, near, RATE, at_least=0.6)

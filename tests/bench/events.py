@@ -21,8 +21,8 @@ class SampleEvent(NamedTuple):
 def traffic(count: int, *, seed: int, existing: int = 0) -> Iterator[SampleEvent]:
     """Yield `count` events. Of ten, two are sign-ups, three changes, five sign-ins (two with the user).
 
-    They concern users that sign up among them, and the first `existing` users of `bench_id`. The same seed
-    gives the same events; a greater one gives other svix-ids, other new users, and later times.
+    They concern users who sign up in them, and the `existing` users that big_table.py adds. The same seed
+    gives the same events; a greater seed gives other svix-ids, other new users, and later times.
     """
     draw = random.Random(seed)
     began = payloads.NOW + seed * HOUR_MS
@@ -48,21 +48,11 @@ def svix_id(seed: int, index: int) -> str:
     return f"msg_{seed:03}{index:024}"
 
 
-def bench_id(number: int, company: int = 0) -> str:
-    """Return the Clerk id of a user; those of company 0 are there before the traffic begins."""
-    return f"user_bench{company:03}{number:018}"
-
-
-def address(number: int, company: int = 0) -> str:
-    """Return the e-mail address of that user."""
-    return f"bench{company}.{number}@example.com"
-
-
 def _user(number: int, seed: int, existing: int, updated_at: int) -> payloads.Json:
-    company = seed if number >= existing else 0
+    company = seed if number >= existing else 0  # as in big_table.py
     return payloads.user(
-        bench_id(number, company),
-        address(number, company),
+        f"user_bench{company:03}{number:018}",
+        f"bench{company}.{number}@example.com",
         created_at=payloads.NOW,
         updated_at=updated_at,
         last_name=f"No {number}",

@@ -1,4 +1,4 @@
-"""What was measured, and what follows from it."""
+"""The samples that were measured, and the ratios and goals computed from them."""
 
 from collections.abc import Mapping
 from statistics import median
@@ -16,7 +16,7 @@ class ComparedCase(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A ratio or a figure that counts, and what it is to reach, if anything."""
+    """A ratio or a figure, and its goal, if it has one."""
 
     text: str
     setting: Setting
@@ -50,15 +50,27 @@ class Figures:
         return median(self.samples[case][measure])
 
     def ratio(self, ours: ComparedCase, theirs: ComparedCase, measure: str) -> float:
-        """Return how many times theirs ours is.
+        """Return our figure divided by theirs.
 
-        Where both have as many rounds, the median of each round's ratio: what slowed the machine down in one
-        round slowed both.
+        If both have the same number of rounds, that is the median of the rounds' ratios: a machine that was
+        slow in one round was slow for both.
         """
         mine, other = self.samples[ours][measure], self.samples[theirs][measure]
         if len(mine) == len(other):
             return median(a / b for a, b in zip(mine, other, strict=True))
         return median(mine) / median(other)
+
+    def compare(
+        self,
+        text: str,
+        ours: ComparedCase,
+        theirs: ComparedCase,
+        measure: str,
+        *,
+        at_least: float | None = None,
+    ) -> None:
+        """Add a check of the ratio."""
+        self.check(text, ours.setting, self.ratio(ours, theirs, measure), at_least=at_least)
 
     def check(
         self,

@@ -7,15 +7,14 @@ outlives the block:
         report = bench.load(web, seconds=4, deliveries=16_000)
 """
 
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -27,16 +26,17 @@ from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port, port_i
 from config import load
 from db.models import Base
 from tests.bench.load import LoadReport, Spec
+from tests.bench.load_process import ROOT, load_process
 from tests.bench.plan import ROUND_TRIP_MS, Setting
-from tests.support import migrations
+from tests.support import http, migrations
 from tests.support.processes import clerk_sync
 from tests.support.service_process import ServiceProcess
 from tests.support.waiting import wait_until
 from worker.queue.rq_format import QUEUE
 
-ROOT = Path(__file__).parents[2]
 SECRET = "whsec_dGhpcyBrZXkgaXMgZm9yIHRoZSBiZW5jaA=="
 START_TIMEOUT_S = 30
+POLL_S = 0.01
 WEB_WORKERS = 2
 TABLES = ", ".join(Base.metadata.tables)
 
@@ -49,7 +49,7 @@ class Endpoint(NamedTuple):
 
 
 class Urls(NamedTuple):
-    """Where a process under measurement finds its servers."""
+    """The servers that a measured process uses."""
 
     database: str
     redis: str
@@ -59,13 +59,12 @@ TWICE = '"$@" & a=$!; "$@" & b=$!; trap "kill $a $b" TERM; wait $a; wait $b; wai
 
 
 class Bench:
-    """PostgreSQL, Redis, and a proxy before each; starts the rest on demand."""
+    """PostgreSQL, Redis, and a proxy before each; the other processes start on demand."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.postgres = PostgresServer(directory / "postgres", free_port())
         self.redis_server = RedisServer(directory / "redis", free_port())
-        self._far = {"postgres": free_port(), "redis": free_port()}
         self._open = ExitStack()
         self._numbers = count(1)
         self._seeds = count(1)
@@ -76,8 +75,7 @@ class Bench:
             self.postgres.start()
             opening.callback(self.redis_server.stop)
             self.redis_server.start()
-            opening.enter_context(self._proxy(self._far["postgres"], self.postgres.port))
-            opening.enter_context(self._proxy(self._far["redis"], self.redis_server.port))
+            self._far = opening.enter_context(self.delayed(ROUND_TRIP_MS))
             migrate(self.postgres.url)
             self.redis = opening.enter_context(closing(Redis.from_url(self.redis_server.url)))
             self._open = opening.pop_all()
@@ -87,11 +85,10 @@ class Bench:
         self._open.close()
 
     def urls(self, setting: Setting) -> Urls:
-        """Return how the servers are reached there."""
-        far_redis = setting is Setting.BOTH
+        """Return the servers' URLs in that setting."""
         return Urls(
-            self.postgres.url if setting is Setting.LOCAL else _at(self.postgres.url, self._far["postgres"]),
-            _at(self.redis_server.url, self._far["redis"]) if far_redis else self.redis_server.url,
+            self.postgres.url if setting is Setting.LOCAL else self._far.database,
+            self._far.redis if setting is Setting.BOTH else self.redis_server.url,
         )
 
     def clear(self) -> None:
@@ -101,7 +98,7 @@ class Bench:
             connection.execute(f"TRUNCATE {TABLES}")
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
-        """Return a connection of our own to PostgreSQL, without the proxy."""
+        """Connect to PostgreSQL without the proxy."""
         return psycopg.connect(with_database(self.postgres.url, database), autocommit=True)
 
     def next_seed(self) -> int:
@@ -116,11 +113,19 @@ class Bench:
         """Wait until so many workers have registered."""
         wait_until(lambda: self.redis.scard(f"rq:workers:{queue}") >= number, START_TIMEOUT_S)
 
-    @contextmanager
+    def await_finished(self, count: int, limit_s: float) -> bool:
+        """Wait until RQ knows so many jobs as finished; return whether that came within the limit."""
+        deadline = time.monotonic() + limit_s
+        while self.finished() < count:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+        return True
+
     def running(
         self, argv: Sequence[str], urls: Urls, cwd: Path | None = None, env: Mapping[str, str] | None = None
-    ) -> Iterator[ServiceProcess]:
-        """Run a command as long as the block does; it writes to a file in the directory."""
+    ) -> ServiceProcess:
+        """Return a command that runs for the length of a `with` block, with a log in the directory."""
         name = f"{next(self._numbers):03}-{Path(argv[0]).name}"
         environment = {
             "PATH": os.environ["PATH"],
@@ -130,8 +135,7 @@ class Bench:
             "LOG_FORMAT": "json",
             **(env or {}),
         }
-        with ServiceProcess(name, argv, environment, self.directory, cwd=cwd) as process:
-            yield process
+        return ServiceProcess(name, argv, environment, self.directory, cwd=cwd)
 
     @contextmanager
     def web(self, setting: Setting) -> Iterator[Endpoint]:
@@ -177,42 +181,30 @@ class Bench:
     ) -> LoadReport:
         """Run the load client with a Spec and return its report.
 
-        `watch` is called every `every_s`; once it says False, the client stops early.
+        `watch` is called every `every_s`; when it returns False, the client stops early.
         """
-        full = Spec(**{"port": endpoint.port, "secret": SECRET, "seed": 0, **spec})
-        if full.seed == 0:
-            full = full._replace(seed=self.next_seed())
-        output = self.directory / f"load-{next(self._numbers):03}.json"
-        with output.open("wb") as file:
-            argv = [sys.executable, "-m", "tests.bench.load", json.dumps(full._asdict())]
-            client = subprocess.Popen(argv, stdout=file, cwd=ROOT)
-        try:
-            while client.poll() is None:
+        full = Spec(**{"port": endpoint.port, "secret": SECRET, "seed": self.next_seed(), **spec})
+        with load_process(full) as client:
+            while client.running:
                 if not watch():
-                    client.terminate()
-                    client.wait()
+                    client.stop()
+                    break
                 time.sleep(every_s)
-        finally:
-            if client.poll() is None:
-                client.kill()
-                client.wait()
-        if client.returncode:
-            raise RuntimeError(f"the load client ended with status {client.returncode}")
-        return LoadReport(**json.loads(output.read_text()))
+            return client.report()
 
     def round_trip_ms(self, setting: Setting) -> float:
-        """Return the median time of a PING to Redis there."""
+        """Return the median time of a PING to Redis in that setting."""
         times = []
         with closing(Redis.from_url(self.urls(setting).redis)) as redis:
             for _ in range(51):
                 began = time.perf_counter()
                 redis.ping()
                 times.append((time.perf_counter() - began) * 1000)
-        return sorted(times)[len(times) // 2]
+        return median(times)
 
     @contextmanager
     def delayed(self, round_trip_ms: float) -> Iterator[Urls]:
-        """Reach both servers with this delay, as long as the block runs."""
+        """Delay both servers by this round trip for the length of the block."""
         if not round_trip_ms:
             yield self.urls(Setting.LOCAL)
             return
@@ -224,7 +216,7 @@ class Bench:
             yield Urls(_at(self.postgres.url, postgres), _at(self.redis_server.url, redis))
 
     @contextmanager
-    def _proxy(self, port: int, target_port: int, round_trip_ms: float = ROUND_TRIP_MS) -> Iterator[None]:
+    def _proxy(self, port: int, target_port: int, round_trip_ms: float) -> Iterator[None]:
         delay_ms = str(round_trip_ms / 2)
         argv = [sys.executable, "-m", "tests.support.proxy", str(port), str(target_port), delay_ms]
         with self.running(argv, Urls("", ""), ROOT) as process:
@@ -238,8 +230,7 @@ class Bench:
             if not process.running:
                 raise RuntimeError(f"{process.name} ended: {process.text()}")
             with suppress(httpx.TransportError):
-                path = f"http://{HOST}:{port}/health/ready"
-                return httpx.get(path, timeout=5, trust_env=False).status_code in (200, 404)
+                return http.get(f"http://{HOST}:{port}/health/ready", timeout=5).status_code in (200, 404)
             return False
 
         wait_until(is_ready, START_TIMEOUT_S)

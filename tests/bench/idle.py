@@ -1,4 +1,4 @@
-"""What a service costs that does nothing: commands to Redis in a minute."""
+"""The commands that an idle service sends to Redis in a minute."""
 
 import time
 from typing import Any
@@ -12,14 +12,13 @@ from tests.bench.plan import BenchPlan, Setting
 PART = "idle"
 OURS = "clerk-sync web (two processes) and worker"
 COMMANDS = "commands to Redis a minute"
-SETTLED_S = 8  # what each process does once at its start is done
+SETTLED_S = 8  # until each process has done what it does once
 MINUTE_S = 60
-NOT_COUNTED = {"info", "config"}  # those that ask
+NOT_COUNTED = {"info", "config"}  # the measurement's own
 
 
-def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
-    """Count for one minute, within scripts too."""
-    del plan
+def measure(bench: Bench, _plan: BenchPlan, figures: Figures) -> None:
+    """Count for one minute."""
     bench.clear()
     with bench.web(Setting.LOCAL), bench.workers(bench.urls(Setting.LOCAL)):
         time.sleep(SETTLED_S)
@@ -31,7 +30,7 @@ def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
 
 
 def commands(redis: Redis) -> dict[str, int]:
-    """Return how often each command ran since the last reset, also within scripts, but for those that ask."""
+    """Return how often each command ran since the last reset, including those within scripts."""
     stats: Any = redis.info("commandstats")
     calls = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
     return {name: count for name, count in calls.items() if name.partition("|")[0] not in NOT_COUNTED}

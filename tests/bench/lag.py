@@ -1,4 +1,4 @@
-"""The lag: from the moment a delivery is due to its row being there to be read."""
+"""The lag: the time from when a delivery is due until a reader sees its row."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from tests.bench.plan import BenchPlan, Setting
 
 PART = "lag from delivery to row"
 P50, P99, MAX = "p50 ms", "p99 ms", "max ms"
-LOOK_EVERY_S = 0.003  # so a row is seen that much too late at most
+LOOK_EVERY_S = 0.003  # a row is seen at most this late
 LIMIT_S = 20
 CONNECTIONS = 64
 AT_ONCE = timedelta(seconds=1)
@@ -22,9 +22,9 @@ NEW_ROWS = "SELECT svix_id, applied_at FROM webhook_events WHERE applied_at > %s
 
 
 class Watcher:
-    """Notes when it first sees each row of the ledger, which is committed with the user's row.
+    """Records when it first sees each row of the ledger, which is committed with the user's row.
 
-    It asks for rows by `applied_at`, the beginning of their transaction: of two at once, the one that began
+    It queries a range of `applied_at`, the beginning of a row's transaction, as the transaction that began
     first may end last.
     """
 
@@ -34,7 +34,7 @@ class Watcher:
         self._newest = datetime.fromtimestamp(AT_ONCE.total_seconds(), UTC)
 
     def look(self) -> bool:
-        """Note what is new. Always True."""
+        """Record the new rows. Always True."""
         rows = self._connection.execute(NEW_ROWS, (self._newest - AT_ONCE,)).fetchall()
         now = time.time()
         for id_, applied_at in rows:
@@ -58,7 +58,7 @@ def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
 
 
 def _lags_ms(bench: Bench, web: Endpoint, watcher: Watcher, rate: int, seconds: float) -> list[float]:
-    """Return the lag of every delivery, from when it was due, the least first."""
+    """Return the lag of every delivery, in ascending order."""
     seed = bench.next_seed()
     report = bench.load(
         web,

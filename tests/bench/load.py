@@ -37,9 +37,9 @@ ATTEMPTS = 3
 class Spec(NamedTuple):
     """What to send. Without a `rate` (deliveries/s) the loop is closed.
 
-    At most `deliveries` of `traffic(deliveries, seed=seed, existing=existing)` are sent; those that begin in
-    the first `warm_up_s` are not counted in the rate and the latencies. An open loop ends early when it is
-    `give_up_s` late.
+    At most `deliveries` of `traffic(deliveries, seed=seed)` are sent. Those that begin in the first
+    `warm_up_s` do not count in the rate and the latencies. An open loop ends early when it is `give_up_s`
+    late.
     """
 
     port: int
@@ -51,7 +51,6 @@ class Spec(NamedTuple):
     rate: float | None = None
     warm_up_s: float = 0.0
     give_up_s: float = 2.0
-    existing: int = 0
     keep_alive: bool = True
 
 
@@ -267,7 +266,7 @@ def signed_requests(spec: Spec) -> list[bytes]:
     now_s = int(time.time())
     return [
         _request(spec, event.svix_id, event.body.encode(), key, now_s)
-        for event in traffic(spec.deliveries, seed=spec.seed, existing=spec.existing)
+        for event in traffic(spec.deliveries, seed=spec.seed)
     ]
 
 

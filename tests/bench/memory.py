@@ -1,22 +1,22 @@
-"""Start-up, and the memory of each process before and after many events."""
+"""The time to start, and the memory of each process before and after many events."""
 
 import time
 
-from redis import Redis
-
-from tests.bench.drain import POLL_S, put_deliveries
+from tests.bench.drain import put_deliveries
 from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench, Endpoint
 from tests.bench.plan import BenchPlan, Setting
 from tests.bench.receiver import CONNECTIONS
 from tests.support.processes import clerk_sync, family, pss_mb, rss_mb
+from tests.support.service_process import ServiceProcess
+from tests.support.waiting import wait_until
 from worker.queue.rq_format import QUEUE_KEY
 
 START_PART = "start-up"
 MEMORY_PART = "memory"
 READY_S, RSS_MB = "ready after s", "MB in all"
 STEPS = 4
-WARM = 20  # of the events, one in so many come before the first measurement: caches and pools are full then
+WARM = 20  # a 20th of the events comes before the first measurement, and fills caches and pools
 LIMIT_S = 300
 
 
@@ -33,16 +33,13 @@ def _measure_starts(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
         bench.clear()
         began = time.monotonic()
         with bench.web(Setting.LOCAL) as web:
-            sample = {READY_S: time.monotonic() - began, RSS_MB: _total_mb(web.process.pid)}
-            figures.add(receiver, sample)
+            figures.add(receiver, {READY_S: time.monotonic() - began, RSS_MB: _total_mb(web.process)})
         put_deliveries(bench.next_seed())(bench.redis_server.url, 1)
         began = time.monotonic()
         with bench.running(clerk_sync("worker"), bench.urls(Setting.LOCAL)) as process:
-            while not bench.finished():
-                if time.monotonic() > began + LIMIT_S:
-                    raise RuntimeError("the worker applied nothing")
-                time.sleep(POLL_S)
-            figures.add(worker, {READY_S: time.monotonic() - began, RSS_MB: _total_mb(process.pid)})
+            if not bench.await_finished(1, LIMIT_S):
+                raise RuntimeError("the worker applied nothing")
+            figures.add(worker, {READY_S: time.monotonic() - began, RSS_MB: _total_mb(process)})
     figures.check(
         "start-up of the receiver", Setting.LOCAL, figures.median(receiver, READY_S), "s", at_most=1.5
     )
@@ -54,7 +51,9 @@ def _measure_memory(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     warm = plan.memory_events // WARM
     step = (plan.memory_events - warm) // STEPS
     with bench.web(Setting.LOCAL) as web, bench.workers(bench.urls(Setting.LOCAL)) as worker:
-        processes = _named(web, worker.pid)
+        parent, *children = family(web.process.living_pid)
+        servers = {f"receiver, process {i}": pid for i, pid in enumerate(children, 1)}
+        processes = {"receiver, parent": parent, **servers, "worker": worker.living_pid}
         _note(figures, processes, "MB at the start")
         _deliver(bench, web, warm)
         before = f"MB after {warm:,}"
@@ -63,7 +62,7 @@ def _measure_memory(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
             _deliver(bench, web, step)
         after = f"MB after {plan.memory_events:,}"
         _note(figures, processes, after)
-        pss = sum(map(pss_mb, family(web.process.pid or 0)))
+        pss = sum(map(pss_mb, family(parent)))
         figures.check("receiver, two processes, PSS", Setting.LOCAL, pss, "MB", at_most=120)
     for subject in processes:
         case = ComparedCase(MEMORY_PART, subject, Setting.LOCAL)
@@ -71,34 +70,17 @@ def _measure_memory(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
         figures.check(f"memory of {subject}, after : before", Setting.LOCAL, growth, at_most=1.1)
 
 
-def _named(web: Endpoint, worker_pid: int | None) -> dict[str, int]:
-    """Return the process ids under the names that the table shows."""
-    assert web.process.pid
-    assert worker_pid
-    parent, *children = family(web.process.pid)
-    servers = {f"receiver, process {i}": pid for i, pid in enumerate(children, 1)}
-    return {"receiver, parent": parent, **servers, "worker": worker_pid}
-
-
-def _note(figures: Figures, processes: dict[str, int], measure_: str) -> None:
+def _note(figures: Figures, processes: dict[str, int], name: str) -> None:
     for subject, pid in processes.items():
-        figures.add(ComparedCase(MEMORY_PART, subject, Setting.LOCAL), {measure_: rss_mb(pid)})
+        figures.add(ComparedCase(MEMORY_PART, subject, Setting.LOCAL), {name: rss_mb(pid)})
 
 
 def _deliver(bench: Bench, web: Endpoint, count: int) -> None:
     report = bench.load(web, seconds=LIMIT_S, deliveries=count, connections=CONNECTIONS)
     if report.answered < count:
         raise RuntimeError(f"{report.answered} of {count} deliveries were taken")
-    _await_empty(bench.redis)
+    wait_until(lambda: not bench.redis.exists(QUEUE_KEY), LIMIT_S, lambda: "the queue is not empty")
 
 
-def _await_empty(redis: Redis) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while redis.exists(QUEUE_KEY):
-        if time.monotonic() > deadline:
-            raise RuntimeError("the worker does not empty the queue")
-        time.sleep(0.05)
-
-
-def _total_mb(pid: int | None) -> float:
-    return sum(map(rss_mb, family(pid))) if pid else 0.0
+def _total_mb(process: ServiceProcess) -> float:
+    return sum(map(rss_mb, family(process.living_pid)))

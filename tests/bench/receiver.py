@@ -1,6 +1,6 @@
-"""The receiver: how many deliveries it takes, how soon it answers, and that it does not need PostgreSQL."""
+"""The receiver: its rate and latency, also with PostgreSQL stopped."""
 
-from tests.bench.cpu import CLIENT, OWN, CpuClock
+from tests.bench.cpu import OWN, CpuClock
 from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench, Endpoint
 from tests.bench.load import LoadReport
@@ -9,17 +9,18 @@ from tests.bench.plan import BenchPlan, Setting, rounds
 PART = "receiver"
 OURS = "clerk-sync web"
 OURS_RECONNECTING = "clerk-sync web, a connection per delivery"
+OURS_WITH_POSTGRES = "clerk-sync web, PostgreSQL running"
 OURS_WITHOUT_POSTGRES = "clerk-sync web, PostgreSQL stopped"
 ECHO = "Flask echo, gunicorn sync"
 INLINE = "inline Flask handler, gunicorn sync"
 RATE, P50, P99, FAILED = "deliveries/s", "p50 ms", "p99 ms", "failed"
 CONNECTIONS = 16
 WARM_UP_S = 0.5
-MOST_PER_S = 5_000  # more requests than anybody here answers are not made
+MOST_PER_S = 5_000  # more than any of the receivers answers
 
 
 def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
-    """Closed loops at CONNECTIONS, everybody in turn; no worker runs."""
+    """Measure closed loops with CONNECTIONS, all receivers in turn; no worker runs."""
     _measure_local(bench, plan, figures)
     _measure_far(bench, plan, figures)
     _measure_without_postgres(bench, plan, figures)
@@ -29,9 +30,9 @@ def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
 def closed_loop(
     bench: Bench, endpoint: Endpoint, seconds: float, *, keep_alive: bool = True
 ) -> tuple[LoadReport, dict[str, float]]:
-    """Deliver as fast as the receiver answers, after a warm-up that is not counted in the report.
+    """Deliver as fast as the receiver answers; return the report and the CPU time per delivery.
 
-    Returns the CPU time per delivery too.
+    The report does not count a warm-up.
     """
     seconds += WARM_UP_S
     clock = CpuClock(bench, {OWN: endpoint.process.pid})
@@ -43,7 +44,7 @@ def closed_loop(
         warm_up_s=WARM_UP_S,
         keep_alive=keep_alive,
     )
-    return report, {**clock.per_event(report.answered), CLIENT: report.cpu_us}
+    return report, clock.per_delivery(report)
 
 
 def _measure_local(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
@@ -53,9 +54,9 @@ def _measure_local(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
         bench.gunicorn("echo_app", local) as echo,
         bench.gunicorn("inline_app", local) as inline,
     ):
-        everybody = {ECHO: echo, OURS: ours, OURS_RECONNECTING: ours, INLINE: inline}
+        receivers = {ECHO: echo, OURS: ours, OURS_RECONNECTING: ours, INLINE: inline}
         for _ in range(plan.rounds):
-            for subject, endpoint in everybody.items():
+            for subject, endpoint in receivers.items():
                 bench.clear()
                 keep_alive = subject != OURS_RECONNECTING
                 _add(
@@ -77,7 +78,7 @@ def _measure_without_postgres(bench: Bench, plan: BenchPlan, figures: Figures) -
     with bench.web(local) as ours:
         for _ in range(plan.rounds):
             bench.clear()
-            _add(figures, f"{OURS}, PostgreSQL running", local, *closed_loop(bench, ours, plan.load_s))
+            _add(figures, OURS_WITH_POSTGRES, local, *closed_loop(bench, ours, plan.load_s))
             bench.clear()
             bench.postgres.stop()
             try:
@@ -97,14 +98,12 @@ def _check(figures: Figures) -> None:
     def case(subject: str, setting: Setting = Setting.LOCAL) -> ComparedCase:
         return ComparedCase(PART, subject, setting)
 
-    local = Setting.LOCAL
-    against_echo = figures.ratio(case(OURS), case(ECHO), RATE)
-    figures.check("receiver : Flask echo", local, against_echo, at_least=0.75)
-    reconnecting = figures.ratio(case(OURS_RECONNECTING), case(ECHO), RATE)
-    figures.check("receiver, a connection per delivery : Flask echo", local, reconnecting, at_least=0.75)
+    ours, reconnecting, echo = case(OURS), case(OURS_RECONNECTING), case(ECHO)
+    figures.compare("receiver : Flask echo", ours, echo, RATE, at_least=0.75)
+    text = "receiver, a connection per delivery : Flask echo"
+    figures.compare(text, reconnecting, echo, RATE, at_least=0.75)
     for setting in Setting:
-        against_inline = figures.ratio(case(OURS, setting), case(INLINE, setting), RATE)
-        figures.check("receiver : inline Flask handler", setting, against_inline)
-    figures.check("receiver, p99", local, figures.median(case(OURS), P99), "ms", at_most=50)
-    stopped = figures.ratio(case(OURS_WITHOUT_POSTGRES), case(f"{OURS}, PostgreSQL running"), RATE)
-    figures.check("receiver, PostgreSQL stopped : running", local, stopped, at_least=0.9)
+        figures.compare("receiver : inline Flask handler", case(OURS, setting), case(INLINE, setting), RATE)
+    figures.check("receiver, p99", Setting.LOCAL, figures.median(ours, P99), "ms", at_most=50)
+    stopped, running = case(OURS_WITHOUT_POSTGRES), case(OURS_WITH_POSTGRES)
+    figures.compare("receiver, PostgreSQL stopped : running", stopped, running, RATE, at_least=0.9)

@@ -1,10 +1,9 @@
 """The drain under other settings: pool size, overflow, batch size, worker processes, at 0, 5 and 10 ms.
 
-A part to call by hand (`make bench BENCH="--only sweep"`): it takes long, and answers how to tune.
+It shows how to tune a worker. It takes a quarter of an hour, so only `--only sweep` runs it.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 from tests.bench import drain
 from tests.bench.drain import Backlog, Contender
@@ -17,22 +16,17 @@ PART = "settings of the worker"
 DELAYS_MS = (0, 5, 10)  # to PostgreSQL and Redis
 
 
-class Variant(NamedTuple):
-    """What differs from the defaults."""
-
-    name: str
-    env: dict[str, str]
-    processes: int = 1
-
-
-VARIANTS = (
-    Variant("the defaults", {}),
-    *(Variant(f"DB_POOL_SIZE={n}", {"DB_POOL_SIZE": n}) for n in ("1", "2", "10")),
-    Variant("DB_POOL_SIZE=1, DB_MAX_OVERFLOW=0", {"DB_POOL_SIZE": "1", "DB_MAX_OVERFLOW": "0"}),
-    Variant("DB_POOL_SIZE=2, DB_MAX_OVERFLOW=0", {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "0"}),
-    *(Variant(f"BATCH_SIZE={n}", {"BATCH_SIZE": n}) for n in ("10", "50", "100", "200", "500")),
-    Variant("two processes", {}, 2),
+ENVIRONMENTS = (
+    *({"DB_POOL_SIZE": n} for n in ("1", "2", "10")),
+    *({"DB_POOL_SIZE": n, "DB_MAX_OVERFLOW": "0"} for n in ("1", "2")),
+    *({"BATCH_SIZE": n} for n in ("10", "50", "100", "200", "500")),
 )
+# The environment and the number of processes of each variant
+VARIANTS: dict[str, tuple[dict[str, str], int]] = {
+    "the defaults": ({}, 1),
+    **{", ".join(f"{name}={value}" for name, value in env.items()): (env, 1) for env in ENVIRONMENTS},
+    "two processes": ({}, 2),
+}
 
 
 def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
@@ -40,15 +34,11 @@ def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
     backlog = Backlog(bench, 1, QUEUE)
     backlog.fill(drain.put_deliveries(bench.next_seed()), plan.backlog)
     for delay_ms in DELAYS_MS:
-        cases = [ComparedCase(PART, f"{delay_ms} ms, {each.name}", Setting.LOCAL) for each in VARIANTS]
+        cases = [ComparedCase(PART, f"{delay_ms} ms, {name}", Setting.LOCAL) for name in VARIANTS]
         with bench.delayed(delay_ms) as urls:
             for _ in range(plan.rounds):
-                for each, case in zip(VARIANTS, cases, strict=True):
-                    start = partial(bench.workers, urls, each.processes, each.env)
-                    figures.add(
-                        case, drain.drain(bench, Contender(each.name, backlog, each.processes, start))
-                    )
+                for case, (env, processes) in zip(cases, VARIANTS.values(), strict=True):
+                    start = partial(bench.workers, urls, processes, env)
+                    figures.add(case, drain.drain(bench, Contender(case.subject, backlog, processes, start)))
         for case in cases[1:]:
-            figures.check(
-                f"{case.subject} : the defaults", Setting.LOCAL, figures.ratio(case, cases[0], drain.RATE)
-            )
+            figures.compare(f"{case.subject} : the defaults", case, cases[0], drain.RATE)

@@ -1,14 +1,13 @@
-"""The whole way at full load: deliveries taken until the last row is there, beside an inline Node handler."""
+"""The whole way at full load, from the first delivery to the last row, beside an inline Node handler."""
 
 import time
 
-from tests.bench.cpu import CLIENT, OWN, WORKER, CpuClock
+from tests.bench.cpu import OWN, WORKER, CpuClock
 from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench
 from tests.bench.node import is_there, node_handler
 from tests.bench.plan import BenchPlan, Setting, rounds
 from tests.bench.receiver import closed_loop
-from tests.bench.sustained import await_finished
 
 PART = "whole way"
 OURS = "clerk-sync web and worker"
@@ -19,7 +18,7 @@ GOALS = {Setting.LOCAL: 0.75, Setting.BOTH: 1.4}
 
 
 def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
-    """Closed loops of 16 connections, both in turn."""
+    """Measure closed loops of 16 connections, both programs in turn."""
     for setting in (Setting.LOCAL, Setting.BOTH):
         ours, node = ComparedCase(PART, OURS, setting), ComparedCase(PART, NODE, setting)
         for _ in range(rounds(plan, setting)):
@@ -27,8 +26,8 @@ def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
             if is_there():
                 figures.add(node, _node(bench, plan, setting))
         if is_there():
-            ratio = figures.ratio(ours, node, RATE)
-            figures.check("whole way : inline Node handler", setting, ratio, at_least=GOALS[setting])
+            text = "whole way : inline Node handler"
+            figures.compare(text, ours, node, RATE, at_least=GOALS[setting])
 
 
 def _ours(bench: Bench, plan: BenchPlan, setting: Setting) -> dict[str, float]:
@@ -36,10 +35,10 @@ def _ours(bench: Bench, plan: BenchPlan, setting: Setting) -> dict[str, float]:
     with bench.web(setting) as web, bench.workers(bench.urls(setting)) as worker:
         clock = CpuClock(bench, {OWN: web.process.pid, WORKER: worker.pid})
         report, _ = closed_loop(bench, web, plan.load_s)
-        if not await_finished(bench, report.answered, LIMIT_S):
+        if not bench.await_finished(report.answered, LIMIT_S):
             raise RuntimeError("the worker does not empty the queue")
         rate = report.answered / (time.time() - report.sent_at[0])
-        return {RATE: rate, **clock.per_event(report.answered), CLIENT: report.cpu_us}
+        return {RATE: rate, **clock.per_delivery(report)}
 
 
 def _node(bench: Bench, plan: BenchPlan, setting: Setting) -> dict[str, float]:
