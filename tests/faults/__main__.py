@@ -1,18 +1,16 @@
-"""`make faults`: the trials of many seeds, then outages, overload, floods, locks, and what came of them.
+"""`make faults`: chaos trials of many seeds, then outages, overload, forgeries, locks and crowds.
 
     python -m tests.faults [--seeds 20] [--first 1] [--seconds 60] [--outage 600] [--redis-outage 120]
                            [--overload 60] [--forgeries 20] [--crowds 10] [--locks 1]
 
-The same seed is the same plan. Ends with status 1 when anything differs.
+The same seed gives the same plan. The exit status is 1 if a trial or a part fails.
 """
 
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -32,6 +30,7 @@ from tests.faults.overload import ROW_S, TIMES_TOO_MUCH, Overload, check, overlo
 from tests.faults.random_histories import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.service import Service, what_is_left
+from tests.support.directories import open_directory
 from tests.support.waiting import wait_until
 
 STEADY_PER_S = 20
@@ -68,7 +67,7 @@ def main(
     crowded: float,
     locked: float,
 ) -> None:
-    """Break the service in every way, and compare the tables with the model."""
+    """Inject faults, and compare the tables with the model."""
     failures = []
     with Servers() as servers:
         reports = []
@@ -103,28 +102,25 @@ def main(
 
 @contextmanager
 def _service(servers: Servers, **overrides: Any) -> Iterator[Service]:
-    """Give a service of two receivers and some workers, with empty tables and an empty Redis."""
+    """Run a receiver of two processes and WORKERS workers, all empty; no process may end during the block."""
     settings = servers.fresh(web_workers=2, **overrides)
-    with (
-        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
-        Service(settings, Path(path), workers=WORKERS) as service,
-    ):
+    with open_directory() as directory, Service(settings, directory, workers=WORKERS) as service:
         yield service
+        assert all(process.running for process in service.processes), service.logs()
 
 
 def _outage(servers: Servers, seconds: float) -> Outage:
-    """Go without PostgreSQL for so long, under a steady load and with the pauses of production."""
+    """Stop PostgreSQL for so long, under a steady load."""
     deliveries = some_deliveries(OUTAGE_SEED, round(seconds * STEADY_PER_S))
     with _service(servers) as service:
         seen = without_postgres(servers, service, deliveries, seconds)
-        assert all(process.running for process in service.processes), service.logs()
     chaos.compare(service.settings, deliveries)
     check_outage(seen)
     return seen
 
 
 def _redis_outage(servers: Servers, seconds: float) -> RedisOutage:
-    """Go without Redis for so long, under a steady load."""
+    """Kill Redis for so long, under a steady load."""
     deliveries = some_deliveries(REDIS_OUTAGE_SEED, round(seconds * STEADY_PER_S))
     with _service(servers) as service:
         seen = without_redis(servers, service, deliveries, seconds)
@@ -134,22 +130,19 @@ def _redis_outage(servers: Servers, seconds: float) -> RedisOutage:
 
 
 def _flood(servers: Servers, seconds: float) -> Flood:
-    """Send forged deliveries, as many as can be refused, and genuine ones among them, which are applied."""
+    """Send as many forged deliveries as the receiver can refuse, with genuine ones among them."""
     with _service(servers) as service:
         seen = flood(service, seconds)
         wait_until(lambda: not what_is_left(service.redis), DRAINED_WITHIN_S, service.logs)
-        assert all(process.running for process in service.processes), service.logs()
-    assert _applied(servers) == seen.taken, "what was genuine is applied, and nothing else"
+    assert _applied(servers) == seen.taken, "exactly the genuine deliveries are applied"
     forgeries.check(seen)
     return seen
 
 
 def _crowd(way: str, servers: Servers, seconds: float) -> crowd.SeenBesideCrowd:
-    """Hold as many connections as can be held, in this way, and deliver beside them."""
+    """Hold a crowd of connections in this way, and deliver beside it."""
     with _service(servers) as service:
-        (receiver,) = service.receivers
-        assert receiver.pid
-        seen = crowd.beside(service.ports[0], receiver.pid, way, seconds)
+        seen = crowd.beside(service, way, seconds)
     crowd.check(seen)
     return seen
 
@@ -158,27 +151,26 @@ def _locks(servers: Servers, _: float) -> str:
     """Update sixty users beside each lock, trigger and policy of the application."""
     settings = servers.fresh()
     with (
-        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
-        Service(settings, Path(path), receivers=0) as service,
+        open_directory() as directory,
+        Service(settings, directory, receivers=0) as service,
         servers.connection() as connection,
     ):
         return f"others applied, after; the rest, after the end\n{application_locks.run(service, connection)}"
 
 
 def _overload(servers: Servers, seconds: float) -> Overload:
-    """Offer far more than can be drained, then wait until all that was taken is applied."""
+    """Send far more than the workers can drain, then wait until everything accepted is applied."""
     with _service(servers, max_queue_depth=MAX_QUEUE_DEPTH, batch_size=BATCH_SIZE) as service:
         with slow_database(servers):
             seen = overload(service, TIMES_TOO_MUCH * WORKERS / ROW_S, seconds)
         wait_until(lambda: not what_is_left(service.redis), DRAINED_WITHIN_S, service.logs)
-        assert all(process.running for process in service.processes), service.logs()
     check(seen, MAX_QUEUE_DEPTH)
-    assert _applied(servers) == seen.taken, "what was taken is applied, no more and no less"
+    assert _applied(servers) == seen.taken, "exactly the accepted deliveries are applied"
     return seen
 
 
 def _applied(servers: Servers) -> int:
-    """Return how many deliveries the ledger has."""
+    """Return the number of deliveries in the ledger."""
     with servers.connection() as connection:
         ((applied,),) = connection.execute("SELECT count(*) FROM webhook_events").fetchall()
     return int(applied)

@@ -1,15 +1,13 @@
-"""One trial: random pasts are delivered while a plan breaks one thing after another; then all is compared.
+"""A chaos trial: random histories are delivered while a plan injects faults; then the tables are compared.
 
-There is no manual step: processes that end are started again, as a platform does.
+The only intervention is to restart ended processes, as a platform does.
 """
 
-import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from random import Random
 from typing import Any, NamedTuple
 
@@ -24,35 +22,29 @@ from tests.faults.service import Service, what_is_left
 from tests.faults.svix import Svix
 from tests.support import reference_model
 from tests.support.database_trial import DAWDLE, Trial, expected_ledger
+from tests.support.directories import open_directory
 from tests.support.reference_model import Choices, ExpectedTables, SentEvent
 from tests.support.waiting import wait_until
 
 DELIVERIES_PER_S = 40
 EVENTS_PER_WORLD = 9
 TWICE = 0.15
-STORMS_EVERY_S = 8  # half of all deliveries come at these moments, so that workers have much in hand
+STORMS_EVERY_S = 8  # half of all deliveries come in these bursts, so that workers hold many jobs
 SETTLED_WITHIN_S = 150.0
 FEW = 5
 DEFAULT = Choices()
 PROPER_ANSWERS = {"200", "202", "503"}
 
 
-class Broken(NamedTuple):
-    """A fault, and when it was over (s since the epoch)."""
-
-    fault: str
-    ended_at: float
-
-
 class Recovery(NamedTuple):
-    """How long after the end of a fault all was applied that had been accepted until then, in s."""
+    """The time from the end of a fault until everything accepted before is applied, in s."""
 
     fault: str
     took_s: float
 
 
 class ChaosReport(NamedTuple):
-    """What a trial has survived; `answers` counts statuses, and by its name what was no answer."""
+    """The results of a trial; `answers` counts statuses, and the names of errors without an answer."""
 
     seed: int
     histories: int
@@ -65,7 +57,7 @@ class ChaosReport(NamedTuple):
 
 
 def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object]) -> ChaosReport:
-    """Go through the trial of that seed. Raises AssertionError for whatever differs in the end."""
+    """Run the trial of that seed. Raises AssertionError for any difference at the end."""
     steps = plan(seed, seconds)
     say(f"seed {seed}, {seconds:.0f} s\n" + "\n".join(map(str, steps)))
     random = Random(seed)
@@ -84,12 +76,12 @@ def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object
     with servers.connection() as connection:
         connection.execute(DAWDLE)
     with (
-        tempfile.TemporaryDirectory(prefix="clerk-sync-") as directory,
-        Service(settings, Path(directory), receivers=2, workers=2, kept=True) as service,
+        open_directory() as directory,
+        Service(settings, directory, receivers=2, workers=2, kept=True) as service,
         Svix(service.ports, random) as svix,
     ):
         deliver(svix, deliveries, seconds, random)
-        broken = follow(steps, servers, service)
+        ended = follow(steps, servers, service)
         began = time.monotonic()
         await_settled(service, svix)
         settled_in_s = time.monotonic() - began
@@ -104,13 +96,13 @@ def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object
         svix.answers,
         max(svix.answered_in),
         restarts,
-        recoveries(servers, broken, svix.accepted_at),
+        recoveries(servers, ended, svix.accepted_at),
         settled_in_s,
     )
 
 
 def deliver(svix: Svix, deliveries: Sequence[SentEvent], seconds: float, random: Random) -> None:
-    """Let half of the deliveries trickle in, and half come in storms."""
+    """Spread half of the deliveries over the time, and send the other half in bursts."""
     order = random.sample(deliveries, len(deliveries))
     trickle, storms = order[::2], order[1::2]
     svix.send(trickle, over_s=seconds, twice=TWICE)
@@ -119,37 +111,28 @@ def deliver(svix: Svix, deliveries: Sequence[SentEvent], seconds: float, random:
         svix.send(storms[i::number], after_s=i * seconds / number, twice=TWICE)
 
 
-def follow(steps: Sequence[FaultStep], servers: Servers, service: Service) -> list[Broken]:
-    """Do what the plan says; each track in a thread of its own."""
+def follow(steps: Sequence[FaultStep], servers: Servers, service: Service) -> list[tuple[str, float]]:
+    """Inject the faults of a plan, each track in a thread; return when each ended (s since the epoch)."""
     began = time.monotonic()
-    broken: list[Broken] = []
-    errors: list[BaseException] = []
 
-    def follow_track(track: str) -> None:
-        try:
-            for step in (step for step in steps if FAULTS[step.fault].track == track):
-                time.sleep(max(0.0, began + step.at_s - time.monotonic()))
-                with FAULTS[step.fault].damage(Scene(servers, service, step.target)):
-                    time.sleep(step.lasts_s)
-                broken.append(Broken(step.fault, time.time()))
-        except BaseException as error:
-            errors.append(error)
+    def follow_track(track: str) -> list[tuple[str, float]]:
+        ended = []
+        for step in (step for step in steps if FAULTS[step.fault].track == track):
+            time.sleep(max(0.0, began + step.at_s - time.monotonic()))
+            with FAULTS[step.fault].damage(Scene(servers, service, step.target)):
+                time.sleep(step.lasts_s)
+            ended.append((step.fault, time.time()))
+        return ended
 
-    threads = [threading.Thread(target=follow_track, args=(track,)) for track in TRACKS]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return broken
+    with ThreadPoolExecutor(len(TRACKS)) as threads:
+        return list(chain.from_iterable(threads.map(follow_track, TRACKS)))
 
 
 def await_settled(service: Service, svix: Svix, within_s: float = SETTLED_WITHIN_S) -> None:
-    """Wait until everything is delivered, and no job is anywhere but finished."""
+    """Wait until everything is delivered and every job is finished."""
 
     def what_remains() -> dict[str, int]:
-        undelivered = svix.undelivered  # first: what is delivered meanwhile is seen on the queue
+        undelivered = svix.undelivered  # first, so that a delivery accepted now is seen on the queue
         try:
             left = what_is_left(service.redis)
         except RedisError:
@@ -172,12 +155,12 @@ def compare(settings: config.Settings, deliveries: Sequence[SentEvent], choices:
 
 
 def without_times(tables: ExpectedTables) -> ExpectedTables:
-    """Leave out when each instance was seen: for some events that is the receiver's clock, unknown here."""
+    """Drop the times of the instances: for some events they come from the receiver's clock."""
     return tables._replace(instances={key: (0, name) for key, (_, name) in tables.instances.items()})
 
 
 def differences(found: ExpectedTables, expected: ExpectedTables) -> dict[Any, tuple[Any, Any]]:
-    """Return what is found and what is expected, of each user or other thing where they are not the same."""
+    """Return the found and the expected value of each entry that differs."""
     differing: dict[Any, tuple[Any, Any]] = {}
     for part in ExpectedTables._fields:
         here, there = getattr(found, part), getattr(expected, part)
@@ -187,16 +170,15 @@ def differences(found: ExpectedTables, expected: ExpectedTables) -> dict[Any, tu
     return differing
 
 
-def recoveries(servers: Servers, broken: Iterable[Broken], accepted_at: dict[str, float]) -> list[Recovery]:
-    """Return, for each fault, how long after its end the last was applied of all accepted until then.
-
-    Where the next fault came before that, its time is in it too.
-    """
+def recoveries(
+    servers: Servers, ended: Iterable[tuple[str, float]], accepted_at: dict[str, float]
+) -> list[Recovery]:
+    """Return the recovery from each fault. It includes the next fault if that came before its end."""
     with servers.connection() as connection:
         rows = connection.execute("SELECT svix_id, extract(epoch FROM applied_at) FROM webhook_events")
         applied_at = {svix_id: float(at) for svix_id, at in rows}
     found = []
-    for fault, ended_at in broken:
+    for fault, ended_at in ended:
         waiting = [applied_at[svix_id] for svix_id, at in accepted_at.items() if at <= ended_at]
         found.append(Recovery(fault, max(0.0, max(waiting, default=ended_at) - ended_at)))
     return found

@@ -1,9 +1,9 @@
-"""A worker that is struck by a signal at one step of a batch, its third. Only tests run it.
+"""A worker that sends itself a signal at one step of its third batch. Only tests run it.
 
     python -m tests.faults.crashing_worker "in transaction" KILL
 
-By then there are batches that it has settled, and others in its hand where it applies several at a time.
-What the worker works with is wrapped here, in this process: the worker itself knows of no such thing.
+By the third batch it has settled others, and it may hold several. The functions that the worker calls are
+patched in this process; the worker's own code has no hook.
 """
 
 import os
@@ -28,23 +28,23 @@ STEPS = ("taken", "loaded", "parsed", "in transaction", "committed", "finishing"
 
 
 class Crash:
-    """Strikes this process when it comes to a step, the third time and no more."""
+    """Sends the signal to this process when it reaches a step for the third time."""
 
     def __init__(self, step: str, number: signal.Signals) -> None:
         assert step in STEPS
         self._step = step
         self._number = number
         self._times = count(1)
-        self.settles = threading.local()  # `now` while this thread tells Redis what is done
+        self.settles = threading.local()  # `now` is true while this thread settles jobs in Redis
 
     def at(self, step: str) -> None:
-        """Strike, if this is the step and the time has come."""
+        """Send the signal if this is the step, for the third time."""
         if step == self._step and next(self._times) == BATCH:
             os.kill(os.getpid(), self._number)
 
 
 def crashing_jobs(crash: Crash) -> type[ReservedJobs]:
-    """Return a HeldJobs that is struck on its way to Redis and back."""
+    """Return a ReservedJobs that crashes before and after its calls of Redis."""
 
     class CrashingJobs(ReservedJobs):
         def settle_and_take(self, done: Sequence[Settled], limit: int) -> list[TakenJob] | None:
@@ -66,7 +66,7 @@ def crashing_jobs(crash: Crash) -> type[ReservedJobs]:
 
 
 def before_reading(crash: Crash, read: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `read` so that the process is struck when it has sent what is done, and has heard no answer."""
+    """Return a `read` that crashes when the settled jobs are sent and the answer has not been read."""
 
     def read_response(*args: Any, **kwargs: Any) -> Any:
         if getattr(crash.settles, "now", False):
@@ -78,19 +78,18 @@ def before_reading(crash: Crash, read: Callable[..., Any]) -> Callable[..., Any]
 
 
 def around(crash: Crash, before: str, function: Callable[..., Any], after: str) -> Callable[..., Any]:
-    """Return `function` so that the process is struck before or after it."""
+    """Return a `function` that crashes before or after its work."""
 
-    def struck(*args: Any, **kwargs: Any) -> Any:
+    def crashing(*args: Any, **kwargs: Any) -> Any:
         crash.at(before)
         answer = function(*args, **kwargs)
         crash.at(after)
         return answer
 
-    return struck
+    return crashing
 
 
 def main() -> None:
-    """Run the worker."""
     crash = Crash(sys.argv[1], signal.Signals[f"SIG{sys.argv[2]}"])
     settings = load("redis_url", "database_url")
     log.configure(settings)

@@ -1,8 +1,8 @@
-"""A crowd of connections that hold their places by any means, and genuine deliveries beside it.
+"""A crowd of connections that stay open as long as they can, and genuine deliveries beside it.
 
     python -m tests.faults.crowd PORT WAY CONNECTIONS SECONDS      the crowd alone, as a process of its own
 
-A connection that the receiver closes is opened again at once.
+When the receiver closes a connection, the crowd opens another one at once.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cli.dev.servers import HOST
 from tests.faults.raw_requests import genuine_request
-from tests.faults.service import ROOT
+from tests.faults.service import ROOT, Service
 from tests.support.processes import family, pss_mb
 
 CONNECTIONS = 1200
@@ -30,14 +30,13 @@ SOON_S = 2.0
 GROWTH_MB = 80  # the promise is 100
 PAUSE_S = 0.1
 GIVES_UP_S = 15  # as Svix does
-UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}
 FULL_AFTER_S = 3.0
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def head(length: int | None = None, *, chunked: bool = False) -> bytes:
-    """Return the head of a delivery whose headers show nothing wrong."""
+    """Return the head of a forged delivery; its headers look genuine."""
     signature = base64.b64encode(os.urandom(32)).decode()
     how = "transfer-encoding: chunked" if chunked else f"content-length: {length}"
     return (
@@ -47,12 +46,11 @@ def head(length: int | None = None, *, chunked: bool = False) -> bytes:
 
 
 def get(path: str) -> bytes:
-    """Return a request for a page."""
     return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
 async def drip(streams: Streams, data: bytes, every_s: float, at_once: int = 1) -> None:
-    """Send piece after piece, and read nothing."""
+    """Send the data in small pieces, and read nothing before the end."""
     reader, writer = streams
     for start in range(0, len(data), at_once):
         writer.write(data[start : start + at_once])
@@ -115,7 +113,7 @@ WAYS: dict[str, Callable[[Streams], Awaitable[None]]] = {
 
 
 async def crowd(port: int, way: str, connections: int, seconds: float) -> None:
-    """Hold as many connections as that for so long."""
+    """Hold that many connections for so long."""
     hold = WAYS[way]
     ends_at = time.monotonic() + seconds
     asyncio.get_running_loop().call_later(FULL_AFTER_S, sys.stdout.write, "full\n")
@@ -133,7 +131,7 @@ async def crowd(port: int, way: str, connections: int, seconds: float) -> None:
 
 
 class SeenBesideCrowd(NamedTuple):
-    """What came of deliveries on new connections beside a crowd; memory is the receiver's PSS."""
+    """The answers to deliveries on new connections beside a crowd; memory is the receiver's PSS."""
 
     way: str
     sent: int
@@ -143,14 +141,15 @@ class SeenBesideCrowd(NamedTuple):
     growth_mb: float
 
 
-def beside(port: int, pid: int, way: str, seconds: float, connections: int = CONNECTIONS) -> SeenBesideCrowd:
-    """Deliver to a receiver beside a crowd for so long; `refused` counts what was not answered 202."""
-    idle = most = memory_mb(pid)
+def beside(service: Service, way: str, seconds: float) -> SeenBesideCrowd:
+    """Deliver to the receiver beside a crowd for so long; `refused` counts the answers other than 202."""
+    (receiver,), (port,) = service.receivers, service.ports
+    idle = most = memory_mb(receiver.living_pid)
     refused = 0
     times: list[float] = []
-    argv = [sys.executable, "-m", "tests.faults.crowd", str(port), way, str(connections)]
+    argv = [sys.executable, "-u", "-m", "tests.faults.crowd", str(port), way, str(CONNECTIONS)]
     argv.append(str(seconds + FULL_AFTER_S))
-    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, env=UNBUFFERED) as client:
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE) as client:
         try:
             assert client.stdout
             assert client.stdout.readline() == b"full\n"
@@ -159,7 +158,7 @@ def beside(port: int, pid: int, way: str, seconds: float, connections: int = CON
                 began = time.monotonic()
                 refused += _status(port) != 202
                 times.append(time.monotonic() - began)
-                most = max(most, memory_mb(pid))
+                most = max(most, memory_mb(receiver.living_pid))
                 time.sleep(PAUSE_S)
         finally:
             client.kill()
@@ -168,7 +167,7 @@ def beside(port: int, pid: int, way: str, seconds: float, connections: int = CON
 
 
 def _status(port: int) -> int:
-    """Send a genuine delivery on a connection of its own; return 0 when it is not answered."""
+    """Send a genuine delivery on a connection of its own; return the status, or 0 without an answer."""
     with suppress(OSError), socket.create_connection((HOST, port), GIVES_UP_S) as connection:
         connection.sendall(genuine_request())
         return int(connection.recv(65536)[9:12] or b"0")
@@ -176,14 +175,14 @@ def _status(port: int) -> int:
 
 
 def check(seen: SeenBesideCrowd, soon_s: float = SOON_S) -> None:
-    """Fail unless 95 % of the deliveries were answered soon, and little memory was taken."""
+    """Fail unless 95 % of the deliveries were answered soon, and memory grew little."""
     assert seen.p95_s < soon_s, seen
     assert seen.refused <= min(seen.sent / 4, max(1, seen.sent / 20)), seen  # one of few
     assert seen.growth_mb < GROWTH_MB, seen
 
 
 def memory_mb(pid: int) -> float:
-    """Return what a process and its children have in memory, with the pages that they share counted once."""
+    """Return the memory of a process and its children; shared pages count once."""
     return sum(map(pss_mb, family(pid)))
 
 

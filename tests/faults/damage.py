@@ -1,12 +1,11 @@
-"""The faults: each holds for the length of a block, and what is broken by it works again after the block."""
+"""The faults. Each lasts for the length of a block; after the block the server works again."""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
-import psycopg
 from psycopg import sql
 from redis.exceptions import RedisError
 
@@ -21,7 +20,7 @@ GRACE_S = 10
 
 
 class Scene(NamedTuple):
-    """What can be damaged; `target` says which process of several."""
+    """The servers and processes of a trial; `target` selects one process of several."""
 
     servers: Servers
     service: Service
@@ -29,12 +28,12 @@ class Scene(NamedTuple):
 
     @property
     def worker(self) -> SupervisedProcess:
-        """The worker that is meant."""
+        """The selected worker."""
         return self.service.workers[self.target % len(self.service.workers)]
 
     @property
     def receiver(self) -> SupervisedProcess:
-        """The receiver that is meant."""
+        """The selected receiver."""
         return self.service.receivers[self.target % len(self.service.receivers)]
 
 
@@ -42,7 +41,7 @@ Damage = Callable[[Scene], AbstractContextManager[None]]
 
 
 class Fault(NamedTuple):
-    """What it befalls, how long it lasts (least and most, s), and what does it."""
+    """Its track, its shortest and longest duration in s, and the function that causes it."""
 
     track: str
     lasts_s: tuple[float, float]
@@ -54,14 +53,14 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(track: str, least_s: float, most_s: float) -> Callable[[Damage], Damage]:
-    """List a fault under its function's name in words."""
+    """Add a fault to FAULTS, under its function's name."""
 
-    def list_it(damage: Damage) -> Damage:
+    def add(damage: Damage) -> Damage:
         name = getattr(damage, "__name__", "").replace("_", " ")
         FAULTS[name] = Fault(track, (least_s, most_s), damage)
         return damage
 
-    return list_it
+    return add
 
 
 @fault("worker", 0, 0)
@@ -78,7 +77,7 @@ def worker_terminated(scene: Scene) -> Iterator[None]:
     yield
 
 
-@fault("worker", 18, 24)  # longer than it takes until others have what it holds
+@fault("worker", 18, 24)  # until other workers have taken over its jobs
 @contextmanager
 def worker_frozen(scene: Scene) -> Iterator[None]:
     with _frozen(scene.worker):
@@ -257,24 +256,17 @@ def redis_far_away(scene: Scene) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _frozen(process: SupervisedProcess) -> Iterator[None]:
-    with ExitStack() as stack:
-        if process.pid:
-            stack.enter_context(frozen_family(process.pid))
-        yield
+def _frozen(process: SupervisedProcess) -> AbstractContextManager[None]:
+    """Freeze a process and its children for the length of the block, unless it has ended."""
+    return frozen_family(process.pid) if process.pid else nullcontext()
 
 
 @contextmanager
 def _altered(scene: Scene, kind: str, name: str, change: str, back: str) -> Iterator[None]:
-    """Alter a role or a database, so that connections that are there are cut and new ones meet the change."""
+    """Alter a role or a database for the length of the block, and cut the connections made before."""
     alter = sql.SQL("ALTER {} {} ").format(sql.SQL(kind), sql.Identifier(name))
     with scene.servers.admin() as admin:
-        _execute(admin, alter, change)
+        admin.execute(alter + sql.SQL(change))
         scene.servers.cut_connections()
         yield
-        _execute(admin, alter, back)
-
-
-def _execute(admin: psycopg.Connection[object], alter: sql.Composed, change: str) -> None:
-    admin.execute(alter + sql.SQL(change))
+        admin.execute(alter + sql.SQL(back))

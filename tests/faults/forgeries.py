@@ -1,12 +1,11 @@
-"""A flood of forged deliveries, and genuine ones among them."""
+"""A flood of forged deliveries, with genuine ones among them."""
 
 import time
 from statistics import median
 from typing import NamedTuple
 
-from cli.dev.servers import HOST
 from tests.bench.load import Spec
-from tests.faults.overload import offered
+from tests.bench.load_process import load_process
 from tests.faults.raw_requests import taken_in
 from tests.faults.service import Service
 from tests.support import http
@@ -17,17 +16,17 @@ CONNECTIONS = 64
 MOST_PER_S = 8000  # more than two processes can refuse
 REFUSED = "clerk_sync_rejected_signatures_total"
 COUNTED_WITHIN_S = 30
-# on a machine that others use too
+# On a machine with other load
 MANY_PER_S = 100
 GENUINE_PER_S = 1
 SLOW_S = 5
 
 
 class Flood(NamedTuple):
-    """What was seen: the forged deliveries, each of them refused, and the genuine ones sent meanwhile.
+    """What was measured: the forged deliveries, each refused, and the genuine ones sent during the flood.
 
-    One genuine delivery is sent after the other, each over a connection of its own; `taken` counts also those
-    that were sent before the flood had begun.
+    The genuine deliveries are sent one after the other, each over a connection of its own. `taken` also
+    counts those that were sent before the flood.
     """
 
     lasted_s: float
@@ -40,7 +39,7 @@ class Flood(NamedTuple):
 
 
 def flood(service: Service, seconds: float) -> Flood:
-    """Send as many forged deliveries as can be answered, for so long, and genuine ones beside them."""
+    """Send as many forged deliveries as the receiver can answer, and genuine ones beside them."""
     spec = Spec(
         service.ports[0],
         WRONG_SECRET,
@@ -51,11 +50,11 @@ def flood(service: Service, seconds: float) -> Flood:
     )
     refused_before = refused(service)
     took: list[tuple[float, float]] = []
-    with offered(spec) as offer:
-        while offer.goes_on:
+    with load_process(spec) as client:
+        while client.running:
             took.append((time.time(), taken_in(service)))
-        report = offer.report()
-    assert report.answered == 0, "a forged one was taken"
+        report = client.report()
+    assert report.answered == 0, "a forged delivery was accepted"
     forged = report.failed
     wait_until(lambda: refused(service) - refused_before >= forged, COUNTED_WITHIN_S, service.logs)
     began, ended = report.sent_at[0], report.sent_at[-1]
@@ -65,13 +64,13 @@ def flood(service: Service, seconds: float) -> Flood:
 
 
 def check(seen: Flood) -> None:
-    """Fail unless it was a flood, and genuine deliveries were taken all the time, and soon."""
+    """Fail unless there were many forged deliveries, and the genuine ones were accepted steadily and soon."""
     assert seen.forged_per_s > MANY_PER_S, seen
     assert seen.genuine > GENUINE_PER_S * seen.lasted_s, seen
     assert seen.slowest_s < SLOW_S, seen
 
 
 def refused(service: Service) -> float:
-    """Return how many deliveries the receiver has counted as forged."""
-    shown = http.get(f"http://{HOST}:{service.ports[0]}/metrics", timeout=10).text
+    """Return the number of deliveries that the receiver has counted as forged."""
+    shown = http.get(service.url("/metrics"), timeout=10).text
     return sum(float(line.split()[-1]) for line in shown.splitlines() if line.startswith(REFUSED))

@@ -1,4 +1,4 @@
-"""A server is away for long while deliveries come steadily: what it costs, and how soon all is applied."""
+"""A long outage of PostgreSQL or Redis under a steady load: memory, answers, and the time to recover."""
 
 import time
 from collections import Counter
@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import httpx
 from redis import Redis
 
-from cli.dev.servers import HOST
 from tests.faults.chaos import await_settled
 from tests.faults.servers import Servers
 from tests.faults.service import Service, takes_deliveries
@@ -26,18 +25,18 @@ READY_WITHIN_S = 30
 ANSWER_S = 5
 BACK_S = 30
 GROWTH_MB = 20
-WAITING_SHARE = 10  # one in so many deliveries is on the queue when Redis goes
-PAUSES_S = (1.0, 2.0, 5.0)  # all that is refused in two minutes is tried again some hundred times a second
+WAITING_SHARE = 10  # a tenth of the deliveries is on the queue when Redis is killed
+PAUSES_S = (1.0, 2.0, 5.0)  # so that two minutes of refusals mean some hundred attempts a second
 LOOK_EVERY_S = 0.5
-LOOKS = 10  # as each is answered by one process or the other
+LOOKS = 10  # as either process may answer
 WELL = "/health 200 ok"
 TRUTH = {"/health 503 failing: redis", "/health/live 200 ok", "/health/ready 503 failing"}
 
 
 class Outage(NamedTuple):
-    """What was seen. `waits` is how often workers said that they wait; memory is in MB.
+    """What was measured. `waits` counts the log lines of workers that wait; memory is in MB.
 
-    `retries_left` counts the jobs that waited by the retries that they had left.
+    `retries_left` counts the waiting jobs by their number of retries left.
     """
 
     lasted_s: float
@@ -55,7 +54,7 @@ class Outage(NamedTuple):
 def without_postgres(
     servers: Servers, service: Service, deliveries: Sequence[SentEvent], seconds: float
 ) -> Outage:
-    """Take PostgreSQL away, deliver steadily for so long, bring it back, and wait until all is applied."""
+    """Stop PostgreSQL, deliver steadily for so long, start it, and wait until all is applied."""
     memory_before, redis_before = memory_mb(service.processes), redis_mb(service.redis)
     waits_before = waits(service)
     servers.postgres.stop("immediate")
@@ -84,10 +83,10 @@ def without_postgres(
 
 
 class RedisOutage(NamedTuple):
-    """What was seen. `answers` and `health` count what was answered while Redis was away; memory is in MB.
+    """What was measured. `answers` and `health` count the answers during the outage; memory is in MB.
 
-    `waiting` jobs were on the queue when it was killed, and `kept` were there when it came back. It took
-    deliveries again after `ready_in_s`.
+    `waiting` jobs were on the queue when Redis was killed; `kept` of them were there after its start. The
+    receiver took deliveries again after `ready_in_s`.
     """
 
     lasted_s: float
@@ -152,7 +151,7 @@ def without_redis(
 
 
 def check_outage(seen: Outage) -> None:
-    """Fail unless every delivery was taken, soon, no retry was used up, and nothing grew without an end."""
+    """Fail unless every delivery was accepted soon, no retry was used, and memory did not keep growing."""
     assert set(seen.answers) == {"202"}, seen
     assert seen.slowest_answer_s < ANSWER_S, seen
     assert set(seen.retries_left) == {len(RETRY_INTERVALS_S)}, seen
@@ -161,7 +160,7 @@ def check_outage(seen: Outage) -> None:
 
 
 def check_redis_outage(seen: RedisOutage) -> None:
-    """Fail unless every answer was 503, soon, health said so, no job was lost and nothing grew."""
+    """Fail unless every answer was a quick 503, health named Redis, no job was lost, memory grew little."""
     assert set(seen.answers) == {"503"}, seen
     assert seen.slowest_answer_s < ANSWER_S, seen
     assert set(seen.health) == TRUTH, seen
@@ -178,7 +177,7 @@ def _check_growth(seen: Outage | RedisOutage) -> None:
 
 
 def watch_health(service: Service, seconds: float) -> tuple[Counter[str], float]:
-    """Ask every route of health for so long; count what they say, and return the slowest answer's s too."""
+    """Query every health route for so long; return the counted answers and the time of the slowest, in s."""
     said: Counter[str] = Counter()
     slowest_s = 0.0
     ends = time.monotonic() + seconds
@@ -192,7 +191,7 @@ def watch_health(service: Service, seconds: float) -> tuple[Counter[str], float]
 
 
 def await_health(service: Service) -> None:
-    """Wait until every process of the receiver says that all is well."""
+    """Wait until /health of every process of the receiver is ok."""
     wait_until(
         lambda: all(health(service, "/health") == WELL for _ in range(LOOKS)),
         READY_WITHIN_S,
@@ -201,7 +200,7 @@ def await_health(service: Service) -> None:
 
 
 def health(service: Service, path: str) -> str:
-    """Return what a route of health says: the status, the verdict, and which checks fail."""
+    """Return the answer of a health route in short: the HTTP status, its verdict, and the failing checks."""
     answer = report(service, path)
     found = answer.json()
     broken = [name for name, check in found.get("checks", {}).items() if not check["ok"]]
@@ -210,12 +209,11 @@ def health(service: Service, path: str) -> str:
 
 
 def report(service: Service, path: str) -> httpx.Response:
-    """Return what a route of health answers."""
-    return http.get(f"http://{HOST}:{service.ports[0]}{path}", timeout=2 * ANSWER_S)
+    return http.get(service.url(path), timeout=2 * ANSWER_S)
 
 
 def waits(service: Service) -> int:
-    """Return how often workers have said that they wait."""
+    """Return how often workers have logged that they wait."""
     return sum(worker.text().count('"waiting"') for worker in service.workers)
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong when: a function of the seed."""
+"""The plan of a chaos trial: which fault comes when, computed from the seed."""
 
 from random import Random
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from tests.faults.damage import FAULTS, TRACKS
 
 
 class FaultStep(NamedTuple):
-    """A fault, from `at_s` after the beginning, for `lasts_s`; `target` says which process of several."""
+    """A fault from `at_s` after the beginning, for `lasts_s`; `target` selects one process of several."""
 
     at_s: float
     fault: str
@@ -21,12 +21,10 @@ class FaultStep(NamedTuple):
 def plan(seed: int, seconds: float) -> list[FaultStep]:
     """Return the steps of a trial.
 
-    What befalls one server or one kind of process comes one after the other, in a deck's random order, and
-    beside it goes what befalls the others.
+    The faults of one track come one after the other, in random order; the tracks run at the same time.
     """
     random = Random(f"plan {seed}")
-    steps = [step for track in TRACKS for step in _track(track, seconds, random)]
-    return sorted(steps)
+    return sorted(step for track in TRACKS for step in _track(track, seconds, random))
 
 
 def _track(track: str, seconds: float, random: Random) -> list[FaultStep]:

@@ -6,10 +6,8 @@ import time
 from contextlib import suppress
 
 from cli.dev.servers import HOST
-from cli.samples import signed_headers
 from tests.faults.service import Service
-from tests.faults.svix import KEY, PATH
-from tests.support.payloads import body, svix_id, user_event
+from tests.support.deliveries import PATH, genuine, signed
 
 ANSWER_S = 5.0
 HALF_CLOSED_AFTER_S = 0.5
@@ -17,9 +15,9 @@ HALF_CLOSED_AFTER_S = 0.5
 
 def genuine_request() -> bytes:
     """Return a delivery as it goes over the wire."""
-    content = body(user_event())
+    content = genuine()
     fields = {
-        **signed_headers(KEY, svix_id(), int(time.time()), content),
+        **signed(content),
         "host": "localhost",
         "content-length": str(len(content)),
         "connection": "close",
@@ -29,14 +27,13 @@ def genuine_request() -> bytes:
 
 
 def connect(service: Service) -> socket.socket:
-    """Open a connection."""
     return socket.create_connection((HOST, service.ports[0]), ANSWER_S)
 
 
 def answer_to(service: Service, raw: bytes) -> int:
-    """Send a request; return the status, 0 when the connection is closed without an answer.
+    """Send a request and return the status, or 0 if the connection is closed without an answer.
 
-    When none comes for some time, which is right as long as more may follow, say that nothing follows.
+    A receiver may wait for the rest of a request, so after HALF_CLOSED_AFTER_S the sending side is closed.
     """
     with connect(service) as connection, suppress(ConnectionError):
         connection.sendall(raw)
@@ -49,7 +46,7 @@ def answer_to(service: Service, raw: bytes) -> int:
 
 
 def taken_in(service: Service) -> float:
-    """Send a genuine delivery, which must be taken, and return how long that took, in s."""
+    """Send a genuine delivery, which must be accepted, and return the time to the answer, in s."""
     began = time.monotonic()
     assert answer_to(service, genuine_request()) == 202
     return time.monotonic() - began

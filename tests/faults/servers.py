@@ -1,15 +1,11 @@
-"""PostgreSQL and Redis that may be stopped, killed, frozen, filled, and slow to reach, through proxies.
+"""PostgreSQL and Redis to inject faults into, behind proxies.
 
-They leave writing to the operating system (no fsync; Redis writes its append-only file before it answers), so
-what they have confirmed survives their own death by SIGKILL, though not that of the machine.
+They do not wait for the disk (no fsync; Redis writes its append-only file before it answers), so confirmed
+data survives a SIGKILL of the server, but not a crash of the machine.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack
 from itertools import count
-from pathlib import Path
 from typing import Any, Self
 
 import psycopg
@@ -19,7 +15,7 @@ from redis import Redis
 
 import config
 from cli.dev.servers import HOST, PostgresServer, RedisServer, free_port
-from tests.support.directories import memory
+from tests.support.directories import memory, open_directory
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.migrations import migrate
 from tests.support.settings import SECRET
@@ -28,22 +24,20 @@ ROLE = "clerk_sync"
 
 
 class Servers:
-    """One PostgreSQL, one Redis, a proxy for each. `fresh` makes a database of its own for each trial."""
+    """One PostgreSQL, one Redis, a proxy for each. `fresh` creates a database for each trial."""
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="clerk-sync-", dir=memory()))
-        self.directory.chmod(0o711)  # under root servers run as another user
-        self.postgres = PostgresServer(self.directory / "postgres", free_port(), durable=False)
-        self.redis = RedisServer(self.directory / "redis", free_port(), durable=False)
+        self._open = ExitStack()
+        directory = self._open.enter_context(open_directory(memory()))
+        self.postgres = PostgresServer(directory / "postgres", free_port(), durable=False)
+        self.redis = RedisServer(directory / "redis", free_port(), durable=False)
         self.postgres_proxy = FaultyProxy(self.postgres.port)
         self.redis_proxy = FaultyProxy(self.redis.port)
         self.database = ""
         self._numbers = count(1)
-        self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        with ExitStack() as opening:
-            opening.callback(shutil.rmtree, self.directory)
+        with self._open as opening:
             opening.callback(self.postgres.stop, "immediate")
             opening.callback(self.redis.kill)
             self.postgres.start()
@@ -63,7 +57,7 @@ class Servers:
     def fresh(self, *, migrated: bool = True, redis_number: int = 0, **overrides: Any) -> config.Settings:
         """Return settings for an empty Redis and a new database, both reached through the proxies.
 
-        With a `redis_number` of its own a trial can go on beside others, as long as nothing is broken.
+        Trials with different `redis_number` can run at the same time, as long as none injects faults.
         """
         self.ensure_running()
         self.database = f"trial_{next(self._numbers)}"
@@ -89,33 +83,27 @@ class Servers:
         return settings
 
     def ensure_running(self) -> None:
-        """Start what a trial has left stopped."""
+        """Start the servers that a trial has left stopped."""
         for server in (self.postgres, self.redis):
             if not server.running:
                 server.start()
 
     def url(self, port: int | None = None) -> str:
-        """Return the URL of the trial's database; without a port the direct one."""
+        """Return the URL of the trial's database; without a `port` it bypasses the proxy."""
         account = f"{ROLE}:{self.postgres.password}"
         return f"postgresql://{account}@{HOST}:{port or self.postgres.port}/{self.database}"
 
-    @contextmanager
-    def admin(self) -> Iterator[psycopg.Connection[Any]]:
-        """A connection of the superuser, not through the proxy, to no trial's database."""
-        with psycopg.connect(self.postgres.url, autocommit=True) as connection:
-            yield connection
+    def admin(self) -> psycopg.Connection[Any]:
+        """Connect as the superuser, without the proxy, to a database that no trial uses."""
+        return psycopg.connect(self.postgres.url, autocommit=True)
 
-    @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """A connection to the trial's database, not through the proxy."""
-        with psycopg.connect(self.url(), autocommit=True) as connection:
-            yield connection
+    def connection(self) -> psycopg.Connection[Any]:
+        """Connect to the trial's database without the proxy."""
+        return psycopg.connect(self.url(), autocommit=True)
 
-    @contextmanager
-    def client(self, number: int = 0) -> Iterator[Redis]:
-        """A client of Redis, not through the proxy."""
-        with closing(Redis.from_url(self.redis.url, db=number)) as client:
-            yield client
+    def client(self, number: int = 0) -> Redis:
+        """Return a client of Redis without the proxy."""
+        return Redis.from_url(self.redis.url, db=number)
 
     def cut_connections(self) -> int:
         """End every connection to the trial's database and return how many there were."""

@@ -1,11 +1,11 @@
-"""The service's processes, and the platform that runs them: what ends is started again a second later."""
+"""The service's processes, and a platform that restarts those that have ended, a second later."""
 
 import signal
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,8 +29,8 @@ LOOK_EVERY_S = 0.1
 class Service:
     """Receivers, each on a port of its own, and workers.
 
-    With `kept` a thread starts again what ends. Ready when the block begins, unless not `is_awaited`.
-    `worker` names a module of these tests that runs in place of the worker.
+    With `kept` a thread restarts ended processes. The block begins when all are ready, or at once without
+    `is_awaited`. `worker` names a module of these tests that runs in place of the worker.
     """
 
     def __init__(
@@ -48,13 +48,14 @@ class Service:
         assert settings.database_url
         assert settings.redis_url
         self.settings = settings
+        environ = {"WEB_WORKERS": "1", **environment(settings), **(env or {})}
         self.ports = [free_port() for _ in range(receivers)]
         self.receivers = [
-            SupervisedProcess(f"web-{i + 1}", clerk_sync("web"), self._env(env, port=port), directory)
-            for i, port in enumerate(self.ports)
+            SupervisedProcess(f"web-{i}", clerk_sync("web"), {**environ, "PORT": str(port)}, directory)
+            for i, port in enumerate(self.ports, 1)
         ]
         self.workers = [
-            supervised_worker(f"worker-{i + 1}", self._env(env), directory, worker) for i in range(workers)
+            supervised_worker(f"worker-{i + 1}", environ, directory, worker) for i in range(workers)
         ]
         self.redis = Redis.from_url(settings.redis_url.get_secret_value())
         self.database = urlsplit(settings.database_url.get_secret_value()).path.removeprefix("/")
@@ -83,16 +84,20 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
+    def url(self, path: str) -> str:
+        """Return the URL of a page of the first receiver."""
+        return f"http://{HOST}:{self.ports[0]}{path}"
+
     def await_ready(self) -> None:
-        """Wait until every receiver takes deliveries and every worker has begun."""
+        """Wait until every receiver takes deliveries and every worker has started."""
         wait_until(self._is_ready, READY_S, self.logs)
 
     def logs(self) -> str:
-        """Return what the processes have written lately."""
+        """Return the ends of the processes' logs."""
         return "\n".join(f"{m.name}: {m.text()[-3000:]}" for m in self.processes)
 
     def ends(self) -> dict[str, list[int | None]]:
-        """Return who has ended of its own accord, and with what exit status."""
+        """Return the exit statuses of the processes that have ended by themselves."""
         return {process.name: process.ends for process in self.processes if process.ends}
 
     def _is_ready(self) -> bool:
@@ -113,11 +118,6 @@ class Service:
             process.signal(signal.SIGCONT, child=True)
             process.end(patience=12)
 
-    def _env(self, env: Mapping[str, str] | None, **overrides: Any) -> dict[str, str]:
-        settings = self.settings
-        own = {name.upper(): str(value) for name, value in overrides.items()}
-        return {"WEB_WORKERS": "1", **environment(settings), **own, **(env or {})}
-
 
 def takes_deliveries(port: int) -> bool:
     """Say whether the receiver on that port is ready."""
@@ -127,13 +127,13 @@ def takes_deliveries(port: int) -> bool:
 
 
 def what_is_left(redis: Redis) -> dict[str, int]:
-    """Return how many jobs are anywhere but finished; an empty dictionary when all is done."""
+    """Return the number of jobs in each place, except finished ones: empty when all are finished."""
     with redis.pipeline() as pipeline:
         pipeline.llen(rq.QUEUE_KEY)
         for registry in (rq.STARTED_KEY, rq.SCHEDULED_KEY, rq.FAILED_KEY):
             pipeline.zcard(registry)
         queued, started, scheduled, failed = pipeline.execute()
-    # After the queue: that is the way that a job goes.
+    # After the queue, as a job moves from there to a worker
     held = sum(redis.llen(key) for key in redis.scan_iter(f"{RESERVED_PREFIX}*"))
     found = {"queued": queued, "started": started, "held": held, "scheduled": scheduled, "failed": failed}
     return {place: number for place, number in found.items() if number}

@@ -1,6 +1,6 @@
-"""A worker that is less patient, so that ten minutes of waiting fit into a test. Only tests run it.
+"""A worker whose pauses are 150 times shorter, so that ten minutes of waiting fit into a test.
 
-It pauses as often as in ten minutes, and a hundred and fiftieth as long.
+Only tests run it.
 """
 
 from unittest.mock import patch
@@ -14,15 +14,11 @@ FASTER = 150
 
 
 class ShortWaits(StopSignal):
-    """Sleeps for less than the given time."""
-
     def wait(self, seconds: float) -> None:
-        """Sleep for so much less, or until a signal comes."""
         super().wait(seconds / FASTER)
 
 
 def main() -> None:
-    """Run the worker."""
     settings = load("redis_url", "database_url")
     log.configure(settings)
     with patch.object(batch_worker, "StopSignal", ShortWaits):

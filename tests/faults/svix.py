@@ -1,7 +1,7 @@
-"""Svix, only faster: delivers at least once, again on anything but 2xx, several at a time, in no order.
+"""Svix with shorter waits: delivers at least once, again after any answer but 2xx, concurrently, in no order.
 
-Svix waits 5 s, 5 min, 30 min and longer between its attempts, and gives up on an answer after 15 s. Here it
-is tenths of a second, and ANSWER_S; and nothing is ever given up.
+Svix waits 5 s, 5 min, 30 min and longer between its attempts, and 15 s for an answer. Here the pauses are
+PAUSES_S, the limit is ANSWER_S, and a delivery is repeated without end.
 """
 
 import heapq
@@ -14,21 +14,17 @@ from random import Random
 from typing import NamedTuple, Self
 
 from cli.dev.servers import HOST
-from cli.samples import signed_headers
-from config import decode_signing_secret
+from tests.support.deliveries import PATH, signed
 from tests.support.payloads import body
 from tests.support.reference_model import SentEvent
-from tests.support.settings import SECRET
 
-PATH = "/webhooks/clerk"
 ANSWER_S = 8.0
 PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 SPREAD = 0.2
-KEY = decode_signing_secret(SECRET)
 
 
 class Attempt(NamedTuple):
-    """When a delivery is to be tried, how often it was already; `number` orders what is due at once."""
+    """When a delivery is due, and how often it was tried before; `number` orders deliveries due at once."""
 
     due: float
     number: int
@@ -39,10 +35,10 @@ class Attempt(NamedTuple):
 class Svix:
     """Delivers in threads for the length of the block.
 
-    `accepted_at` has, for each svix-id, the time (s since the epoch) of its first 2xx; `answers` counts the
-    statuses, and by the error's name what was no answer; `answered_in` has how long each answer took, in s.
-    Each attempt goes to one of `ports`, which may change. `pauses_s` are those between the attempts, the last
-    of them again and again.
+    `accepted_at` has the time (s since the epoch) of the first 2xx of each svix-id. `answers` counts the
+    statuses, and the names of errors without an answer. `answered_in` has the time to each answer, in s. Each
+    attempt goes to one of `ports`, which may change. `pauses_s` are the pauses between attempts; the last one
+    repeats.
     """
 
     def __init__(
@@ -77,7 +73,7 @@ class Svix:
     def send(
         self, deliveries: Iterable[SentEvent], *, after_s: float = 0, over_s: float = 0, twice: float = 0
     ) -> None:
-        """Deliver each at a random moment of `over_s` seconds, and that share of them twice."""
+        """Deliver each at a random moment within `over_s` seconds, and the share `twice` of them twice."""
         begins = time.monotonic() + after_s
         with self._changed:
             for delivery in deliveries:
@@ -118,7 +114,7 @@ class Svix:
     def _deliver(self, attempt: Attempt, connections: dict[int, http.client.HTTPConnection]) -> str:
         port = self._random.choice(self.ports)
         content = body(attempt.delivery.event)
-        headers = signed_headers(KEY, attempt.delivery.svix_id, int(time.time()), content)
+        headers = signed(content, id_=attempt.delivery.svix_id)
         connection = connections.setdefault(port, http.client.HTTPConnection(HOST, port, timeout=ANSWER_S))
         try:
             connection.request("POST", PATH, content, headers)

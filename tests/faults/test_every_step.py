@@ -1,7 +1,6 @@
-"""A worker dies, or freezes, at each step of a batch, and another is there."""
+"""A worker is killed, or frozen, at each step of a batch, and another one takes over."""
 
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from tests.faults.crashing_worker import STEPS
 from tests.faults.random_histories import random_histories
 from tests.faults.servers import Servers
 from tests.faults.service import what_is_left
+from tests.support.directories import open_directory
 from tests.support.payloads import body
 from tests.support.queue import RqView
 from tests.support.reference_model import SentEvent
@@ -42,12 +42,12 @@ Recoveries = dict[str, "Future[list[float]]"]
 
 @pytest.fixture(scope="module")
 def recoveries(servers: Servers) -> Iterator[Recoveries]:
-    """Strike workers at every step at the same time, each step with its own database."""
-    grounds = [servers.fresh(redis_number=number, batch_size=BATCH_SIZE) for number in range(len(STEPS))]
+    """Run all steps at the same time, each with its own database."""
+    trials = [servers.fresh(redis_number=number, batch_size=BATCH_SIZE) for number in range(len(STEPS))]
     with ThreadPoolExecutor(len(STEPS)) as threads:
         yield {
             step: threads.submit(recover, settings, step)
-            for step, settings in zip(STEPS, grounds, strict=True)
+            for step, settings in zip(STEPS, trials, strict=True)
         }
 
 
@@ -59,23 +59,23 @@ def test_a_worker_killed_or_frozen_at_any_step_leaves_all_right_within_thirty_se
 
 
 def recover(settings: config.Settings, step: str) -> list[float]:
-    """Kill a worker, then freeze one; return after how many seconds another had each time put all right."""
+    """Kill a worker, then freeze one; return the seconds until another had applied everything each time."""
     env = environment(settings)
     given: list[SentEvent] = []
     took_s = []
     with (
-        tempfile.TemporaryDirectory(prefix="clerk-sync-") as path,
+        open_directory() as directory,
         closing(worker_redis(settings)) as redis,
-        running(supervised_worker("other", env, Path(path))) as other,
+        running(supervised_worker("other", env, directory)) as other,
     ):
         wait_until(lambda: has_begun(other), PATIENCE_S, other.text)
         for number, name in enumerate(SIGNALS):
             seed = STEPS.index(step) * len(SIGNALS) + number
             deliveries = list(chain.from_iterable(random_histories(seed, WORLDS)))
             first, rest = deliveries[::2], deliveries[1::2]
-            struck = supervised_worker(f"struck-{name}", env, Path(path), CRASHING_WORKER, step, name)
+            struck = supervised_worker(f"struck-{name}", env, directory, CRASHING_WORKER, step, name)
             with ExitStack() as stack:
-                with looking_away(other):
+                with paused(other):
                     fill(redis, first)
                     stack.enter_context(running(struck))
                     wait_until(partial(is_struck, struck), PATIENCE_S, struck.text)
@@ -84,7 +84,7 @@ def recover(settings: config.Settings, step: str) -> list[float]:
                 wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.text)
                 took_s.append(time.monotonic() - at)
                 compare(settings, given + first)
-                struck.signal(signal.SIGCONT)  # one that wakes does no harm
+                struck.signal(signal.SIGCONT)  # a frozen one resumes, and does no harm
                 fill(redis, rest)
                 wait_until(lambda: not what_is_left(redis), PATIENCE_S, other.text)
             given += deliveries
@@ -97,10 +97,10 @@ def recover(settings: config.Settings, step: str) -> list[float]:
 
 
 @contextmanager
-def looking_away(worker: SupervisedProcess) -> Iterator[None]:
-    """Let a worker take nothing for the length of the block."""
+def paused(worker: SupervisedProcess) -> Iterator[None]:
+    """Let a worker take no jobs for the length of the block."""
     worker.signal(signal.SIGSTOP)
-    time.sleep(IDLE_S)  # until its wait for a job, which goes on in Redis, is over
+    time.sleep(IDLE_S)  # its blocking call ends in Redis only then
     try:
         yield
     finally:
@@ -108,14 +108,14 @@ def looking_away(worker: SupervisedProcess) -> Iterator[None]:
 
 
 def fill(redis: Redis, deliveries: Sequence[SentEvent]) -> None:
-    """Put deliveries on the queue. A receiver's own client would give up while all these processes start."""
+    """Queue deliveries. A receiver's client would time out while all these processes start."""
     receiver = DeliveryQueue(redis)
     for svix_id, event, received_at in deliveries:
         receiver.enqueue(Delivery(svix_id, body(event).decode(), "a delivery", received_at))
 
 
 def is_struck(process: SupervisedProcess) -> bool:
-    """Say whether a process is dead or frozen. Source of the state's letter: proc(5)."""
+    """Return whether a process is dead or frozen. Source of the state's letter: proc(5)."""
     if process.pid is None:
         return True
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ"

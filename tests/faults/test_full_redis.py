@@ -1,4 +1,4 @@
-"""A Redis that is full: nothing more comes in, what is there goes out, and then there is room again."""
+"""A full Redis: it accepts no deliveries, and workers still apply those it holds, which frees memory."""
 
 import time
 from collections.abc import Iterator
@@ -17,10 +17,11 @@ from tests.faults.servers import Servers
 from tests.faults.service import Service
 from tests.faults.svix import Svix
 from tests.support.queue import RqView, beat, delivery
+from tests.support.reserved_jobs import fill, settle, take
 from tests.support.stack import environment
 from tests.support.supervised_process import has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
-from worker.queue.consumer import CONSUMERS_KEY, Failed, Finished, ReservedJobs, TakenJob
+from worker.queue.consumer import CONSUMERS_KEY, Failed, Finished, ReservedJobs
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import FINISHED_KEY, JOB_PREFIX, SUSPENDED_KEY
 from worker.redis_client import QueueUnavailable
@@ -34,7 +35,7 @@ SETTLED_WITHIN_S = 120
 
 @pytest.fixture
 def apart(servers: Servers) -> Iterator[Redis]:
-    """A logical database that no worker listens to, for a worker's steps one by one."""
+    """A logical database without workers, for a worker's steps one by one."""
     with servers.client(15) as client:
         client.flushdb()
         yield client
@@ -42,7 +43,7 @@ def apart(servers: Servers) -> Iterator[Redis]:
 
 @contextmanager
 def full(client: Redis, room: int = 0) -> Iterator[None]:
-    """Let Redis have no more room than that many bytes, for the length of the block."""
+    """Leave Redis no more room than that many bytes, for the length of the block."""
     used: Any = client.info("memory")["used_memory"]
     client.config_set("maxmemory", used + room if room else 1)
     try:
@@ -65,7 +66,7 @@ def test_more_goes_through_a_full_redis_than_it_can_hold_also_by_a_worker_that_s
             service.redis.delete(SUSPENDED_KEY)
             await_settled(service, svix, SETTLED_WITHIN_S)
             wait_until(lambda: late.pid in {known.pid for known in RqView(service.redis).workers()}, SOON_S)
-    # 200: it was taken, which the receiver did not hear in time
+    # 200: Redis had the delivery, but its answer was late
     assert {"202", "503"} <= set(svix.answers) <= PROPER_ANSWERS
     compare(service.settings, deliveries)
 
@@ -76,7 +77,7 @@ def test_workers_stay_known_in_a_full_redis(service: Service) -> None:
         latest: Any = service.redis.zrange(CONSUMERS_KEY, 0, -1, withscores=True)
         now: Any = service.redis.time()
         assert all(score > now[0] - 2 * IDLE_BEAT_EVERY_S for _, score in latest)
-        # a holder is a worker, or a part of one
+        # a consumer is a worker, or one of its threads
         assert {name.partition(b".")[0].decode() for name, _ in latest} == {
             worker.name for worker in RqView(service.redis).workers()
         }
@@ -93,19 +94,6 @@ def held(apart: Redis) -> ReservedJobs:
     return ReservedJobs(apart, "another")
 
 
-def fill(queue: DeliveryQueue, number: int) -> list[str]:
-    given = [delivery() for _ in range(number)]
-    for one in given:
-        queue.enqueue(one)
-    return [one.svix_id for one in given]
-
-
-def take(held: ReservedJobs, limit: int) -> list[TakenJob]:
-    jobs = held.settle_and_take([], limit)
-    assert jobs is not None
-    return jobs
-
-
 def test_every_step_of_a_worker_works_in_a_full_redis(
     apart: Redis, queue: DeliveryQueue, held: ReservedJobs
 ) -> None:
@@ -116,7 +104,7 @@ def test_every_step_of_a_worker_works_in_a_full_redis(
         jobs = take(held, 4)
         assert [job.id for job in jobs] == ids[:4]
         failed = [Failed(jobs[i], "reason", "trace", retryable=i == 2) for i in (1, 2)]
-        held.settle_and_take([Finished(jobs[0], "applied"), *failed], 0)
+        settle(held, Finished(jobs[0], "applied"), *failed)
         beat(apart, "another")
         assert held.wait(1, StopSignal()) is True
         assert held.release() == 1
@@ -129,10 +117,10 @@ def test_what_was_finished_longest_ago_is_forgotten_first_and_nothing_else(
     apart: Redis, queue: DeliveryQueue, held: ReservedJobs
 ) -> None:
     ids, rq = fill(queue, 30), RqView(apart)
-    held.settle_and_take([Finished(job, "applied") for job in take(held, 20)], 0)
+    settle(held, *(Finished(job, "applied") for job in take(held, 20)))
     for number, id_ in enumerate(ids[:20]):
         apart.zadd(FINISHED_KEY, {id_: 2_000_000_000 + number})
-    # Its hash had expired, and it came again: RQ clears its registry later.
+    # A finished job's hash has expired, and it was queued again before RQ cleans the registry
     apart.delete(JOB_PREFIX + ids[0])
     apart.hset(JOB_PREFIX + ids[0], mapping={"data": "a body", "status": "queued"})
     with full(apart):

@@ -1,4 +1,4 @@
-"""Whatever comes over the wire: an answer below 500 or none, soon, and genuine deliveries go through."""
+"""Malformed and hostile requests: each is answered below 500 or not at all, and none delays a genuine one."""
 
 import time
 from contextlib import ExitStack
@@ -6,13 +6,11 @@ from contextlib import ExitStack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.samples import signed_headers
 from tests.faults.forgeries import check, flood
 from tests.faults.raw_requests import ANSWER_S, answer_to, connect, genuine_request, taken_in
 from tests.faults.service import Service
-from tests.faults.svix import KEY, PATH
+from tests.support.deliveries import PATH, genuine, signed
 from tests.support.hypothesis_settings import no_deadline
-from tests.support.payloads import body, svix_id, user_event
 
 EXAMPLES = 300
 DRIPPING = 200
@@ -68,13 +66,13 @@ texts = st.sampled_from(
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """Draw a request: mostly with a genuine one's headers, some of them replaced and others beside them."""
-    content = draw(st.binary(max_size=60) | st.just(body(user_event())))
+    """Draw a request, mostly with the headers of a genuine one, some of them missing and others added."""
+    content = draw(st.binary(max_size=60) | st.just(genuine()))
     fields: list[tuple[str, bytes]] = []
     if draw(st.booleans()):
-        genuine = signed_headers(KEY, svix_id(), int(time.time()), content)
-        kept = draw(st.just(sorted(genuine)) | st.lists(st.sampled_from(sorted(genuine)), unique=True))
-        fields += [(name, genuine[name].encode()) for name in kept]
+        headers = signed(content)
+        kept = draw(st.just(sorted(headers)) | st.lists(st.sampled_from(sorted(headers)), unique=True))
+        fields += [(name, headers[name].encode()) for name in kept]
     if draw(st.booleans()):
         fields.append(("content-length", str(len(content)).encode()))
     fields += draw(st.lists(st.tuples(names, texts), max_size=6))

@@ -1,4 +1,4 @@
-"""The service is started before anything that it needs is there, or is as it should be."""
+"""The service starts before its servers, before its tables, or on another schema."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 
-from cli.dev.servers import HOST
 from tests.faults.chaos import await_settled, compare
 from tests.faults.random_histories import some_deliveries
 from tests.faults.servers import Servers
@@ -24,7 +23,7 @@ NO_ANSWER = (
     "no connection to the database (DATABASE_URL): the connection was lost, or no answer came in time;"
     " wait: the worker reconnects; if it lasts, look at the server's log and at the pooler"
 )
-SHORT_WAITS = "tests.faults.short_waits_worker"  # the test need not wait as long as a worker's longest pauses
+SHORT_WAITS = "tests.faults.short_waits_worker"  # instead of a worker's longest pauses
 
 
 def test_started_before_everything_it_waits_says_what_for_and_then_works(
@@ -39,7 +38,7 @@ def test_started_before_everything_it_waits_says_what_for_and_then_works(
         Svix(service.ports, Random(0)) as svix,
     ):
         svix.send(deliveries)
-        # the line takes each connection, and closes it as nothing listens behind
+        # the proxy accepts each connection, and closes it, as nothing listens behind
         await_words(service, CLOSED)
         await_health(service, lambda errors: errors.get("redis") == CLOSED)
         wait_until(lambda: svix.answers["503"] > 0, SOON_S, service.logs)
@@ -77,7 +76,7 @@ def test_a_schema_that_is_newer_is_said_and_does_not_stop_the_version_that_is_be
 
 
 def await_words(service: Service, reason: str) -> None:
-    """Wait until the worker says that it waits for that reason."""
+    """Wait until the worker logs that it waits for that reason."""
     wait_until(lambda: reason in [line.get("reason") for line in lines(service)], SOON_S, service.logs)
 
 
@@ -88,12 +87,12 @@ def lines(service: Service) -> list[dict[str, Any]]:
 
 
 def await_health(service: Service, holds: Callable[[dict[str, str]], object]) -> None:
-    """Wait until that holds of what /health says; on a busy machine a check may be late."""
+    """Wait until that holds for the errors of /health."""
     wait_until(lambda: holds(errors_of_health(service)), SOON_S, lambda: str(errors_of_health(service)))
 
 
 def errors_of_health(service: Service) -> dict[str, str]:
-    """Return what each failing check of /health says; the receiver may still be starting."""
+    """Return the error of each failing check of /health; the receiver may still be starting."""
     with httpx.Client(transport=httpx.HTTPTransport(retries=5), timeout=20, trust_env=False) as client:
-        checks = client.get(f"http://{HOST}:{service.ports[0]}/health").json()["checks"]
+        checks = client.get(service.url("/health")).json()["checks"]
     return {name: check["error"] for name, check in checks.items() if check["error"]}
