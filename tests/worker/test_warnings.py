@@ -376,6 +376,18 @@ def test_what_only_the_database_shows_stays_in_the_metrics_while_it_is_away(
     assert _kept(redis) == []
 
 
+def test_a_part_of_the_console_that_does_not_answer_keeps_no_cause(
+    redis: Redis, make_settings: MakeSettings
+) -> None:
+    """Else an alert would not end for as long as only the console is open, and its chart takes too long."""
+    add_service(redis)
+    redis.set(CAUSES_KEY, json.dumps(["redis_lost_data"]))
+    status = Status(make_settings())
+    status.report({**probes.ask(status.probes), "activity": probes.ProbeResult({}, 2000.0, "no answer")})
+    status.close()
+    assert _kept(redis) == []
+
+
 def _kept(redis: Redis) -> Any:
     return json.loads(cast("bytes", redis.get(CAUSES_KEY)))
 

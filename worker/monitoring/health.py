@@ -72,7 +72,7 @@ class Status:
         facts |= {"settings": self._settings, "reconciliation_summary": last}
         alarms = warnings.alarms(facts)
         if answers["redis"].error is None:
-            is_known = all(answer.error is None for answer in answers.values())
+            is_known = all(answers[name].error is None for name in self.probes)
             self._keep(alarms if is_known else [*alarms, *facts["causes"]])
         if not all(check["ok"] for check in checks.values()):
             status = "failing"
