@@ -31,7 +31,7 @@ def lock_waits(redis: Redis) -> LockWaits:
         return LockWaits(0, None)
     ids = [id_ for id_, _ in found]
     statuses = rq.job_fields(redis, ids, "status")
-    past = [id_ for id_, (status,) in zip(ids, statuses, strict=True) if status not in OPEN]
+    past = {id_ for id_, (status,) in zip(ids, statuses, strict=True) if status not in OPEN}
     if past:
         redis.zrem(KEY, *past)
     since = [at for id_, at in found if id_ not in past]
