@@ -1,4 +1,4 @@
-"""The Clerk instances that have written to these tables, and the users whose deletion one can prove."""
+"""The Clerk instances that have written to these tables, and the users that belong to one of them."""
 
 from collections.abc import Sequence
 

@@ -32,7 +32,7 @@ def find(database: Database, policy: Policy) -> Leftovers:
 
 
 def remove(database: Database, policy: Policy) -> None:
-    """Empty the tables that the settings no longer use; the merge treats `users`. Raises DatabaseError."""
+    """Empty the tables that the settings no longer use; rows of `users` stay. Raises DatabaseError."""
     models: list[Any] = [] if policy.keeps_fields else [UserProfile]
     models += [] if policy.follows_memberships else [MembershipSync, OrganizationSync]
     database.run(lambda connection: [connection.execute(delete(model)) for model in models])

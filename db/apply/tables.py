@@ -41,9 +41,9 @@ class Tables:
         return outcomes
 
     def locked(self, batch: Sequence[ReceivedChange]) -> frozenset[str]:
-        """Return whose rows another transaction has locked against what `batch` is to do to them.
+        """Return the users whose rows another transaction has locked against the changes of `batch`.
 
-        A foreign key to a user locks the row only against a deletion and another address. First, every write
+        A foreign key to a user locks the row only against a deletion and a new address. First, every write
         runs on no rows, which fails if a table or right is missing, the database is read-only, or a table is
         locked. One round trip; changes nothing. Raises DatabaseUnavailable when no change can be applied,
         ChangeRefused when a statement-level trigger refuses the writes: it fires without any row too.
@@ -64,7 +64,10 @@ class Tables:
 
 
 def _moves(batch: Sequence[ReceivedChange], policy: Policy) -> dict[str, list[object]]:
-    """Return who is to lose the row, or to have an address: which one ("" for none), since which version."""
+    """Return the parameters of `statements._moving`: who may get another address, or lose the row.
+
+    They are Clerk ids, addresses ("" for a row that goes) and versions of the claims.
+    """
     found: list[tuple[object, ...]] = []
     for incoming in batch:
         change = incoming.of_instance(policy.instance_id).change

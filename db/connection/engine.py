@@ -87,9 +87,9 @@ class Database:
         return self._retried(self._in_pipeline, work)
 
     def ping(self) -> None:
-        """Raise DatabaseUnavailable unless the database answers. Uses a new connection, without retries.
+        """Raise DatabaseUnavailable unless the database answers. Does not retry.
 
-        A connection of the pool may be broken although the server is available again.
+        Only if the pool's connection turns out to be broken, a new one is tried: the server may be back.
         """
         with self._translating():
             try:
@@ -142,7 +142,7 @@ class Database:
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
         error = cast("psycopg.Error | SQLAlchemyError", state.outcome and state.outcome.exception())
         code = sqlstate(error)
-        is_race = code in RACES  # which would read as the application's fault
+        is_race = code in RACES  # for which `translate` would blame the application
         reason = translate(error, self._variable, self.encoding)
         log.warning(
             "database retry",
@@ -179,7 +179,7 @@ class Database:
                     connection.invalidate()
 
     def _connected(self, driver: psycopg.Connection[Any], _record: object) -> None:
-        driver.rollback()  # what SQLAlchemy's question for the version began
+        driver.rollback()  # the transaction in which SQLAlchemy read the version
         self.encoding = (driver.pgconn.parameter_status(b"server_encoding") or b"").decode() or UTF8
         pool = cast("ReplaceablePool", self.engine.pool)
         if pool.overflow() > 0:
@@ -247,8 +247,7 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
         connection.answer_limit_s = answer_limit_s
         connection.adapters.register_loader("timestamptz", BoundedTimestamptzLoader)
         if getattr(dialect, "server_version_info", None) is None:
-            # SQLAlchemy queries the server's version now, on one of them. No default time-out may cancel
-            # that.
+            # On the first connection SQLAlchemy reads the server's version: no default time-out may end that.
             try:
                 connection.execute(begin_sql(connection.info.server_version, LIMITS).encode())
             except psycopg.Error:

@@ -157,7 +157,7 @@ class Metrics:
         self._number = 0
 
     def count(self, counter: Counter, *labels: str | None, by: float = 1) -> None:
-        """Add to a counter; `values` are those of its labels, in order."""
+        """Add `by` to a counter; `labels` are the values of its labels, in order."""
         values = zip(labels, counter.labels.values(), strict=True)
         field = (counter.name, *(value if value and value in known else OTHER for value, known in values))
         with self._lock:

@@ -94,8 +94,7 @@ def _families(answer: ProbeResult) -> Iterator[Metric]:
 
 
 def _counter(counter: Counter, totals: Totals) -> Metric:
-    # A counter that was never raised is 0, not absent: Prometheus does not see the first step of a new
-    # series.
+    # A counter that was never raised is 0, not absent: of a new series Prometheus misses the first step.
     family = CounterMetricFamily(counter.name, counter.help, labels=list(counter.labels))
     values: dict[Field, float] = dict.fromkeys(product(*counter.labels.values()), 0)
     values |= {field[1:]: value for field, value in totals.items() if field[0] == counter.name}
@@ -108,8 +107,7 @@ def _histogram(histogram: Histogram, totals: Totals) -> Metric:
     found = {field[1]: value for field, value in totals.items() if field[0] == histogram.name}
     total = found.pop(SUM, 0.0)
     bounds = [*map(str, histogram.buckets), INFINITY]
-    # A version with other buckets may have counted too: a count belongs to each bound that is not below its
-    # own.
+    # A version with other buckets may have counted too: a count belongs to its own bound and all above.
     buckets = [(bound, sum(n for le, n in found.items() if float(le) <= float(bound))) for bound in bounds]
     family = HistogramMetricFamily(histogram.name, histogram.help)
     family.add_metric([], buckets, total)

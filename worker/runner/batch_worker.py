@@ -86,7 +86,7 @@ class BatchWorker(SimpleWorker):
         ids = [consumer.reserved.consumer_id for consumer in self._threads]
         self._heartbeat = Heartbeat(redis, self.name, ids)
         self._last_beat_s = self._next_beat_s = self._hash_at_s = 0.0  # on the monotonic clock
-        self._hash_fields: dict[str, str] = {}  # as they were written then
+        self._hash_fields: dict[str, str] = {}  # as they were last written
         self._is_registered = False
         self._has_worked = False
         self._has_unpruned = True  # an earlier worker may have left old rows
