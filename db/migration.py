@@ -65,10 +65,10 @@ def steps_down(database: Database, revision: str) -> list[str]:
         raise _no_way(database, f"no migration leads from {found or 'base'} down to {revision}") from None
 
 
-def _no_way(database: Database, else_: str) -> MigrationError:
-    """Return why there is no way: a newer version made the schema, or what `else_` says."""
+def _no_way(database: Database, reason: str) -> MigrationError:
+    """Return the error of a migration that is impossible: a newer version made the schema, else `reason`."""
     found = state(database)
-    return MigrationError(str(found.trouble) if found is SchemaState.NEWER else else_)
+    return MigrationError(str(found.trouble) if found is SchemaState.NEWER else reason)
 
 
 def prepare(connection: Connection) -> None:

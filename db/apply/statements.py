@@ -72,7 +72,7 @@ def send_ids(pipeline: Pipeline, statement: Executable, ids: Sequence[str]) -> N
 
 
 def writes(policy: Policy) -> tuple[Executable, ...]:
-    """Return every statement that an apply may write with."""
+    """Return the statements that an apply may write with; of several that update `users`, the widest."""
     always = (ADD_SYNC_ROWS, SET_EMAILS, UPDATE_SYNC_ROWS, DELETE_MEMBERSHIPS)
     deleting = () if policy.anonymize else (DELETE_USERS,)
     column = SET_ORGANIZATIONS[policy.organization_value]

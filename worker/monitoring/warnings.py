@@ -117,7 +117,7 @@ def _failed(facts: Facts) -> Iterator[str]:
 def _signatures(facts: Facts) -> Iterator[str]:
     """Warn of refused deliveries. If most deliveries are genuine, the refused ones count as forged.
 
-    When the last genuine one came tells a wrong secret or clock from forgeries beside genuine ones.
+    The time since the last genuine one distinguishes a wrong secret or clock from forgeries.
     Of two reasons, one that is over is left out.
     """
     recent = facts.get("recent")

@@ -176,8 +176,8 @@ class Backfill:
     def since(self, since_ms: int) -> BackfillStats:
         """Read the users updated at `since_ms` or later, the last updated first. Raises like `everything`.
 
-        The listing ends at the first user who was updated earlier. Without such a user it is of all users,
-        and was cut short if it has fewer than Clerk counts.
+        The listing ends at the first user who was updated earlier. If there is none, all users were listed:
+        then fewer than Clerk counts mean that the listing was cut short.
         """
         self._context.api.check_instance()
         self.reach = SyncCursor(now_ms())

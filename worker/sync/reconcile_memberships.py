@@ -211,7 +211,7 @@ def changes_in(page: Page) -> list[UserChange]:
     for member in page.members:
         found[member.user_id].append(member_change(member, page.observed_at))
     return [
-        UserChange(  # at once: merging one by one takes the square of the time
+        UserChange(  # all at once: merging one by one takes quadratic time
             clerk_id,
             memberships=merge_by_id(merge_memberships, (), [it for each in them for it in each.memberships]),
             organizations=merge_by_id(
