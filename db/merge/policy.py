@@ -24,8 +24,8 @@ class Policy(NamedTuple):
     @property
     def left_alone(self) -> tuple[str, ...]:
         """The columns of `users` that a profile does not write."""
-        owns = {"role": self.owns_role, "organization": self.owns_organization}
-        return tuple(name for name, is_own in owns.items() if not is_own)
+        role = () if self.owns_role else ("role",)
+        return role if self.owns_organization else (*role, "organization")
 
     @classmethod
     def of(cls, settings: Settings) -> "Policy":
