@@ -188,7 +188,7 @@ class Process:
 
     def end_left_over(self, signum: int | None = None) -> None:
         """End the child of an earlier run that was itself killed, if there is one. Raises DevError."""
-        if self.record.exists():
+        if self.record.parent.exists():
             with self._locked_record(signum):
                 pass
 

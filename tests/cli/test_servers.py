@@ -351,6 +351,19 @@ def test_under_root_a_directory_stays_with_the_user_who_owns_it(server_directory
 
 
 @as_root
+def test_a_directory_of_another_account_is_refused_in_one_line(server_directory: Path) -> None:
+    server = RedisServer(server_directory / "redis", free_port())
+    server.directory.mkdir(mode=0o700)
+    server_directory.chmod(0o711)
+    os.seteuid(ACCOUNT.pw_uid)
+    try:
+        with pytest.raises(DevError, match="belongs to another user"):
+            server.end_left_over()
+    finally:
+        os.seteuid(0)
+
+
+@as_root
 def test_an_ordinary_user_runs_the_servers_as_itself(server_directory: Path) -> None:
     as_another_user = f"""
 import encodings.idna, os  # all that is needed: the interpreter may lie where only root may enter
