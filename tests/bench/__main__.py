@@ -38,7 +38,7 @@ PARTS: dict[str, Callable[[Bench, BenchPlan, Figures], None]] = {
     "memory": memory.measure,
     "idle": idle.measure,
 }
-BY_HAND = {"growth": big_table.measure_growth, "sweep": sweep.measure}  # they take long: --only names them
+BY_HAND = {"growth": big_table.measure_growth, "sweep": sweep.measure}  # too long to run without --only
 
 
 @click.command()

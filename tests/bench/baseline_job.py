@@ -1,8 +1,8 @@
-"""What people write instead of this project's apply: one statement per event. The least that is the same job.
+"""The compared handler: one statement per event.
 
     python -m tests.bench.baseline_job SEED COUNT     (the bare loop: prints events/s and us of CPU per event)
 
-Apart from the web applications, as each job of a forking worker imports this module anew.
+It is not in baselines.py, as each job of a forking worker imports this module again, without Flask.
 """
 
 import json
@@ -45,7 +45,7 @@ def upsert(connection: psycopg.Connection[Any], event: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Write so many events of a seed one after the other."""
+    """Write that many events of a seed, one after the other."""
     from tests.bench.events import traffic  # noqa: PLC0415 - no job needs it
 
     seed, count = int(sys.argv[1]), int(sys.argv[2])

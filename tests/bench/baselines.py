@@ -1,4 +1,4 @@
-"""What people write instead of this project's receiver: the yardsticks, to be run under gunicorn."""
+"""The compared receivers: Flask applications, which run under gunicorn."""
 
 import os
 

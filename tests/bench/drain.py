@@ -1,4 +1,4 @@
-"""The drain of a backlog: our worker, and the same events under what people write instead."""
+"""The drain of a backlog by our worker, and of the same events by the compared programs."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ CHUNK = 2_000
 
 
 class Backlog:
-    """Jobs kept in a logical database of their own, from where they are put on the queue again and again."""
+    """Jobs in a logical database of their own; each round copies them to the queue."""
 
     def __init__(self, bench: Bench, number: int, queue: str) -> None:
         self.queue = queue
@@ -60,7 +60,7 @@ class Backlog:
         self._others: list[str] = []
 
     def fill(self, put: Callable[[str, int], None], size: int) -> None:
-        """Let `put(redis_url, size)` enqueue the jobs, and remember them."""
+        """Let `put(redis_url, size)` enqueue the jobs."""
         self._redis.flushdb()
         put(self.url, size)
         self.size = size
@@ -68,7 +68,7 @@ class Backlog:
         self._others = [key for key in keys if key != self._list]
 
     def lay_out(self) -> None:
-        """Copy all of the jobs but the queue's list to logical database 0."""
+        """Copy everything but the queue's list to logical database 0."""
         for start in range(0, len(self._others), CHUNK):
             with self._redis.pipeline(transaction=False) as pipeline:
                 for key in self._others[start : start + CHUNK]:
@@ -76,12 +76,12 @@ class Backlog:
                 pipeline.execute()
 
     def release(self) -> None:
-        """Copy the list too: that instant, every job is ready."""
+        """Copy the list too, so that all jobs are ready at the same moment."""
         self._redis.copy(self._list, self._list, "0", replace=True)
 
 
 class Contender(NamedTuple):
-    """Who drains what: `start` runs it, and `workers` of them register."""
+    """A program and its backlog: `start` runs it, and `workers` of them register."""
 
     subject: str
     backlog: Backlog
@@ -90,7 +90,10 @@ class Contender(NamedTuple):
 
 
 def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
-    """Drain the same backlog in every setting, everybody in turn; the slow once where they are slowest."""
+    """Drain the same backlog in every setting, all programs in turn.
+
+    With the servers far away, the slow programs are measured once.
+    """
     backlogs = _Backlogs(bench, plan)
     for turn in range(plan.rounds):
         for setting in Setting:
@@ -123,13 +126,13 @@ def _contenders(
         yield Contender(SIMPLE, backlogs.simple[setting], 1, partial(_rq_worker, bench, urls, "SimpleWorker"))
         yield Contender(FORKING, backlogs.forking[setting], 1, partial(_rq_worker, bench, urls, "Worker"))
     if is_first and setting is Setting.LOCAL:
-        # RQ imports the module that its settings are in before it works: that is all this does.
+        # RQ imports the module named by --config before it works
         start = partial(_rq_worker, bench, urls, "Worker", "--config", JOB_MODULE)
         yield Contender(PRELOADED, backlogs.forking[setting], 1, start)
 
 
 def drain(bench: Bench, contender: Contender) -> dict[str, float]:
-    """Return how many events/s are done from the first that is finished to the last, and the CPU time."""
+    """Return the events/s from the first finished job to the last, and the CPU time per event."""
     bench.clear()
     backlog = contender.backlog
     with contender.start() as process, bench.connect() as connection:
@@ -144,19 +147,19 @@ def drain(bench: Bench, contender: Contender) -> dict[str, float]:
 
 
 class RowWaits:
-    """How much of the time that workers are in a transaction they wait for rows that another holds."""
+    """The share of transactions that wait for rows that another transaction has locked."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
         self._looks = Counter[bool]()
 
     def look(self) -> None:
-        """Look at every transaction that is under way."""
+        """Count the open transactions, by whether they wait."""
         self._looks.update(waits for (waits,) in self._connection.execute(WAITS))
 
     @property
     def percent(self) -> float:
-        """The share of the transactions seen that waited for a row."""
+        """The share of the counted transactions that waited."""
         return 100 * self._looks[True] / max(self._looks.total(), 1)
 
 
@@ -177,7 +180,7 @@ def _await_finished(bench: Bench, process: Process, backlog: Backlog, waits: Row
 
 
 def put_deliveries(seed: int, existing: int = 0) -> Callable[[str, int], None]:
-    """Return what puts `traffic` on our queue, as the receiver does."""
+    """Return a function that puts `traffic` on our queue, as the receiver does."""
 
     def put(redis_url: str, size: int) -> None:
         queue = delivery_queue(load(_env_file=None, redis_url=redis_url))

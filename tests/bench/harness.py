@@ -1,7 +1,7 @@
-"""The stack that is measured: servers as in production, proxies before them, processes, the load client.
+"""The measured stack: servers as in production, proxies before them, processes, the load client.
 
-PostgreSQL and Redis write to the disk as in production (fsync on; append-only file, once a second). Nothing
-outlives the block:
+PostgreSQL and Redis write to the disk as in production (fsync; an append-only file synced once a second).
+Everything ends with the block:
 
     with Bench(directory) as bench, bench.web(Setting.LOCAL) as web:
         report = bench.load(web, seconds=4, deliveries=16_000)
@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -110,11 +110,11 @@ class Bench:
         return self.redis.zcard(f"rq:finished:{queue}")
 
     def await_workers(self, number: int, queue: str = QUEUE) -> None:
-        """Wait until so many workers have registered."""
+        """Wait until that many workers have registered."""
         wait_until(lambda: self.redis.scard(f"rq:workers:{queue}") >= number, START_TIMEOUT_S)
 
     def await_finished(self, count: int, limit_s: float) -> bool:
-        """Wait until RQ knows so many jobs as finished; return whether that came within the limit."""
+        """Wait until RQ has `count` finished jobs; return whether that came within the limit."""
         deadline = time.monotonic() + limit_s
         while self.finished() < count:
             if time.monotonic() > deadline:
@@ -138,14 +138,33 @@ class Bench:
         return ServiceProcess(name, argv, environment, self.directory, cwd=cwd)
 
     @contextmanager
-    def web(self, setting: Setting) -> Iterator[Endpoint]:
+    def serving(
+        self,
+        port: int,
+        argv: Sequence[str],
+        urls: Urls,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Iterator[Endpoint]:
+        """Run a receiver for the length of the block, which begins when it answers on the port."""
+        with self.running(argv, urls, cwd, env) as process:
+
+            def is_ready() -> bool:
+                if not process.running:
+                    raise RuntimeError(f"{process.name} ended: {process.text()}")
+                with suppress(httpx.TransportError):
+                    answer = http.get(f"http://{HOST}:{port}/health/ready", timeout=5)
+                    return answer.status_code in (200, 404)
+                return False
+
+            wait_until(is_ready, START_TIMEOUT_S)
+            yield Endpoint(port, process)
+
+    def web(self, setting: Setting) -> AbstractContextManager[Endpoint]:
         """Run `clerk-sync web` with WEB_WORKERS processes."""
         port = free_port()
-        argv = clerk_sync("web")
         env = {"PORT": str(port), "WEB_WORKERS": str(WEB_WORKERS)}
-        with self.running(argv, self.urls(setting), env=env) as process:
-            self.await_answer(process, port)
-            yield Endpoint(port, process)
+        return self.serving(port, clerk_sync("web"), self.urls(setting), env=env)
 
     @contextmanager
     def workers(
@@ -153,23 +172,20 @@ class Bench:
     ) -> Iterator[ServiceProcess]:
         """Run `clerk-sync worker`, ready for work."""
         command = clerk_sync("worker")
-        if processes == 2:  # a shell is the parent of both, so they are measured, and ended, as one
+        if processes == 2:  # under one shell, so that they are measured and ended together
             command = ["/bin/sh", "-c", TWICE, "sh", *command]
         with self.running(command, urls, env=env) as process:
             self.await_workers(processes)
             yield process
         if self.redis.scard(f"rq:workers:{QUEUE}"):
-            raise RuntimeError("a worker that was to end still runs: it would take part in the next figure")
+            raise RuntimeError("a worker is still running, and would distort the next figure")
 
-    @contextmanager
-    def gunicorn(self, app: str, setting: Setting) -> Iterator[Endpoint]:
+    def gunicorn(self, app: str, setting: Setting) -> AbstractContextManager[Endpoint]:
         """Run an application of `baselines` under gunicorn with two sync workers."""
         port = free_port()
         options = f"--workers 2 --worker-class sync --bind {HOST}:{port} --no-control-socket".split()
         argv = [sys.executable, "-m", "gunicorn", *options, f"tests.bench.baselines:{app}()"]
-        with self.running(argv, self.urls(setting), ROOT) as process:
-            self.await_answer(process, port)
-            yield Endpoint(port, process)
+        return self.serving(port, argv, self.urls(setting), ROOT)
 
     def load(
         self,
@@ -222,18 +238,6 @@ class Bench:
         with self.running(argv, Urls("", ""), ROOT) as process:
             wait_until(lambda: port_in_use(port), START_TIMEOUT_S, process.text)
             yield
-
-    def await_answer(self, process: ServiceProcess, port: int) -> None:
-        """Wait until the process answers on the port."""
-
-        def is_ready() -> bool:
-            if not process.running:
-                raise RuntimeError(f"{process.name} ended: {process.text()}")
-            with suppress(httpx.TransportError):
-                return http.get(f"http://{HOST}:{port}/health/ready", timeout=5).status_code in (200, 404)
-            return False
-
-        wait_until(is_ready, START_TIMEOUT_S)
 
 
 def migrate(database_url: str) -> None:

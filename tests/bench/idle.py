@@ -12,7 +12,7 @@ from tests.bench.plan import BenchPlan, Setting
 PART = "idle"
 OURS = "clerk-sync web (two processes) and worker"
 COMMANDS = "commands to Redis a minute"
-SETTLED_S = 8  # until each process has done what it does once
+SETTLED_S = 8  # for the work that each process does once at its start
 MINUTE_S = 60
 NOT_COUNTED = {"info", "config"}  # the measurement's own
 

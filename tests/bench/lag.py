@@ -65,7 +65,6 @@ def _lags_ms(bench: Bench, web: Endpoint, watcher: Watcher, rate: int, seconds: 
         seed=seed,
         rate=rate,
         seconds=seconds,
-        deliveries=int(rate * seconds),
         connections=CONNECTIONS,
         watch=watcher.look,
         every_s=LOOK_EVERY_S,

@@ -2,13 +2,13 @@
 
     python -m tests.bench.load '{"port": 8000, "seconds": 4, …}'     (the fields of Spec)
 
-All requests are made and signed before the clock starts, each with a svix-id of its own. Closed loop: every
-connection sends its next delivery when the last one is answered. Open loop: deliveries are due at a fixed
-rate whatever the server does, and latency counts from when each was due. When the server closes a connection,
-the next delivery opens a new one. Prints a Report as JSON.
+All requests are signed before the clock starts, each with a svix-id of its own. Closed loop: every connection
+sends its next delivery when the last one is answered. Open loop: deliveries are due at a fixed rate whatever
+the server does, and latency counts from when each was due. When the server closes a connection, the next
+delivery opens a new one. Prints a LoadReport as JSON.
 
-Bare sockets and one `select` cost a third of what an HTTP library or asyncio does; what the client does not
-use of the shared cores is left to the servers.
+Bare sockets and one `select` take a third of the CPU time of an HTTP library or asyncio, and so leave more of
+the shared cores to the servers.
 """
 
 import gc
@@ -35,18 +35,18 @@ ATTEMPTS = 3
 
 
 class Spec(NamedTuple):
-    """What to send. Without a `rate` (deliveries/s) the loop is closed.
+    """What to send: the `traffic` of a seed, at most `deliveries` of them within `seconds`.
 
-    At most `deliveries` of `traffic(deliveries, seed=seed)` are sent. Those that begin in the first
-    `warm_up_s` do not count in the rate and the latencies. An open loop ends early when it is `give_up_s`
-    late.
+    With a `rate` (deliveries/s) the loop is open: it sends `rate * seconds` deliveries, and ends early when
+    it is `give_up_s` late. Deliveries that begin in the first `warm_up_s` do not count in the rate and the
+    latencies.
     """
 
     port: int
     secret: str
     seed: int
-    deliveries: int
     seconds: float
+    deliveries: int = 0
     connections: int = 16
     rate: float | None = None
     warm_up_s: float = 0.0
@@ -55,10 +55,10 @@ class Spec(NamedTuple):
 
 
 class LoadReport(NamedTuple):
-    """What came of it. `sent_at` (s since the epoch) has one entry per delivery sent, in their order.
+    """The result. `sent_at` (s since the epoch) has one entry per delivery sent, in their order.
 
-    `failed` counts the answers that were no 2xx, and deliveries without an answer. `cpu_us` is what the
-    client itself took for a delivery. `late_s` is how long after it was due the last delivery was answered.
+    `failed` counts the answers other than 2xx, and deliveries without an answer. `cpu_us` is the client's own
+    CPU time per delivery. `late_s` is the time from when the last delivery was due until it was answered.
     """
 
     rate: float
@@ -96,7 +96,7 @@ class Connection:
         return self._send()
 
     def read(self) -> int | None:
-        """Take what has come; return the status once the whole answer is there. 0: there will be none."""
+        """Read; return the status once the whole answer is there, or 0 if there will be none."""
         assert self._socket
         try:
             data = self._socket.recv(65536)
@@ -145,11 +145,11 @@ class Connection:
         return self._socket
 
     def _closed(self) -> int | None:
-        """Say what it means that the server has closed the connection."""
+        """Close the connection that the server has closed, and return as `read` does."""
         self.close()
         if self.index < 0:
             return None
-        if not self._answer:  # it closed while the delivery was on its way: that is sent again
+        if not self._answer:  # the server closed it before it read the delivery, which is sent again
             return self._send()
         head, separator, _ = self._answer.partition(b"\r\n\r\n")
         return int(head[9:12]) if separator and _content_length(head.lower()) is None else 0
@@ -161,10 +161,7 @@ class Client:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._requests = signed_requests(spec)
-        self._limit = min(
-            len(self._requests), int(spec.rate * spec.seconds) if spec.rate else spec.deliveries
-        )
-        # Counts in µs; epoll would round every pause up to a whole ms.
+        # Its timeout has µs; epoll would round every pause up to a whole ms
         self._selector = selectors.SelectSelector()
         self._connections = [Connection(spec.port, self._selector) for _ in range(spec.connections)]
         self._idle = list(self._connections)
@@ -192,7 +189,7 @@ class Client:
 
     def _wants_more(self) -> bool:
         now, sent = time.perf_counter(), len(self._sent_at)
-        if self._stopped or sent >= self._limit:
+        if self._stopped or sent >= len(self._requests):
             return False
         if self._spec.rate is None:
             return now < self._start + self._spec.seconds
@@ -202,7 +199,7 @@ class Client:
     def _send_what_is_due(self) -> None:
         sent = len(self._sent_at)
         now = time.perf_counter()
-        while self._idle and sent < self._limit and self._due(sent) <= now:
+        while self._idle and sent < len(self._requests) and self._due(sent) <= now:
             connection = self._idle.pop()
             self._sent_at.append(time.time())
             began = self._due(sent) if self._spec.rate else now
@@ -262,11 +259,12 @@ def percentile(ordered: list[float], percent: float) -> float:
 
 def signed_requests(spec: Spec) -> list[bytes]:
     """Return the HTTP requests, each signed for now."""
-    key = b64decode(spec.secret.removeprefix("whsec_"))  # the settings would take longer to load than to use
+    key = b64decode(spec.secret.removeprefix("whsec_"))  # without config, which takes long to import
     now_s = int(time.time())
+    count = int(spec.rate * spec.seconds) if spec.rate else spec.deliveries
     return [
         _request(spec, event.svix_id, event.body.encode(), key, now_s)
-        for event in traffic(spec.deliveries, seed=spec.seed)
+        for event in traffic(count, seed=spec.seed)
     ]
 
 
@@ -283,7 +281,7 @@ def _request(spec: Spec, svix_id: str, body: bytes, key: bytes, now_s: int) -> b
 
 
 def _content_length(head: bytes) -> int | None:
-    """Return the length of the body that a lower-case head announces; None: until the connection ends."""
+    """Return the length of the body from a lower-case head; None if the body ends with the connection."""
     _, found, rest = head.partition(b"\r\ncontent-length:")
     if found:
         return int(rest.partition(b"\r\n")[0])
@@ -291,7 +289,7 @@ def _content_length(head: bytes) -> int | None:
 
 
 def main() -> None:
-    """Send what the argument says and print what came of it."""
+    """Send the deliveries of the Spec in the argument, and print the report."""
     report = Client(Spec(**json.loads(sys.argv[1]))).run()
     sys.stdout.write(json.dumps(report._asdict()))
 

@@ -1,4 +1,4 @@
-"""On what machine, with what, and how a run was measured."""
+"""The machine, the versions and the conditions of a run."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("rq", "psycopg", "flask", "granian", "gunicorn")
 
 
 def facts(bench: Bench, *, is_quick: bool, load_before: float) -> dict[str, str]:
-    """Return what a reader needs to judge the figures by."""
+    """Return what is printed above the figures."""
     with bench.connect() as connection:
         postgres = connection.info.server_version
     redis = bench.redis.info("server")["redis_version"]
@@ -45,7 +45,7 @@ def _memory_gb() -> float:
 
 
 def _filesystem(directory: Path) -> str:
-    """Return the type of the file system that the data are on: on tmpfs, fsync costs nothing."""
+    """Return the type of the data's file system: on tmpfs, fsync takes no time."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     above = [(point, kind) for point, kind in mounts if directory.is_relative_to(point)]
     return max(above, key=lambda mount: len(mount[0]))[1]

@@ -1,9 +1,8 @@
-"""The Node handler: its packages come from the npm registry into the bench's own directory."""
+"""The Node handler; npm installs its packages into the directory of the measurements."""
 
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cli.dev.servers import free_port
@@ -16,18 +15,15 @@ INSTALL_LIMIT_S = 180
 
 
 def is_there() -> bool:
-    """Return whether this machine has Node and npm; without them its parts are left out."""
+    """Return whether this machine has Node and npm; without them the handler is not measured."""
     return shutil.which("node") is not None and shutil.which("npm") is not None
 
 
-@contextmanager
-def node_handler(bench: Bench, setting: Setting) -> Iterator[Endpoint]:
+def node_handler(bench: Bench, setting: Setting) -> AbstractContextManager[Endpoint]:
     """Run the handler; it uses one core, as Node does."""
     node, port = _installed(bench.directory / "node"), free_port()
     env = {"PORT": str(port), "NODE_ENV": "production"}
-    with bench.running([node, HANDLER.name], bench.urls(setting), bench.directory / "node", env) as process:
-        bench.await_answer(process, port)
-        yield Endpoint(port, process)
+    return bench.serving(port, [node, HANDLER.name], bench.urls(setting), bench.directory / "node", env)
 
 
 def _installed(directory: Path) -> str:

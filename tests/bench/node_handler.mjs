@@ -1,5 +1,5 @@
-// The yardstick of the whole way: what most people write. Express verifies with the svix package and upserts
-// the user over a pool of 10 connections before it answers.
+// The handler that the whole way is compared with: Express verifies with the svix package, and upserts the user
+// over a pool of 10 connections before it answers.
 import express from "express";
 import pg from "pg";
 import { Webhook } from "svix";

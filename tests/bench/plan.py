@@ -1,4 +1,4 @@
-"""How long and how often everything is measured."""
+"""The sizes of the measurements."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -16,7 +16,7 @@ ROUND_TRIP_MS = 5.0
 
 
 class BenchPlan(NamedTuple):
-    """Sizes of a run. Times in s; what is slow is measured over fewer events, and as a rate."""
+    """The sizes of a run; times in s. Slow programs are measured with fewer events."""
 
     rounds: int
     far_rounds: int  # with the servers far away
@@ -26,7 +26,7 @@ class BenchPlan(NamedTuple):
     simple: dict[Setting, int]  # for SimpleWorker
     forking: dict[Setting, int]  # for rq worker
     big_table: int
-    growth: int  # the same, by hand
+    growth: int  # the same for --only growth
     sustained_s: float
     probe_s: float
     lag_s: dict[int, float]  # by rate
@@ -69,5 +69,5 @@ QUICK = BenchPlan(
 
 
 def rounds(plan: BenchPlan, setting: Setting) -> int:
-    """Return how often something is measured there."""
+    """Return the number of rounds in that setting."""
     return plan.rounds if setting is Setting.LOCAL else plan.far_rounds

@@ -81,7 +81,6 @@ def _trial(bench: Bench, endpoint: Endpoint, worker: Process | None) -> Trial:
             endpoint,
             rate=rate,
             seconds=seconds,
-            deliveries=int(rate * seconds),
             connections=CONNECTIONS,
             give_up_s=hopeless_s,
             watch=lambda: not worker or int(str(bench.redis.llen(QUEUE_KEY))) <= rate * hopeless_s,

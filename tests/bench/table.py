@@ -1,4 +1,4 @@
-"""How the figures are shown: tables for a terminal, the same in Markdown, and JSON."""
+"""The tables of the figures, for a terminal and in Markdown, and the figures as JSON."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -24,13 +24,13 @@ class Sheet(NamedTuple):
 
 
 def sheets(figures: Figures) -> list[Sheet]:
-    """Return the ratios and goals, then a table for each part."""
+    """Return a table of the ratios and goals, then one for each part."""
     parts = dict.fromkeys(case.part for case in figures.samples)
     return [_checks_sheet(figures.checks), *(_part_sheet(figures, part) for part in parts)]
 
 
 def show(console: Console, facts: dict[str, str], figures: Figures) -> None:
-    """Print everything."""
+    """Print the facts and the tables."""
     for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False)
     for sheet in sheets(figures):
@@ -43,14 +43,14 @@ def show(console: Console, facts: dict[str, str], figures: Figures) -> None:
 
 
 def to_json(facts: dict[str, str], figures: Figures) -> str:
-    """Return everything: every round's sample, not only the medians."""
+    """Return the facts, the checks and every round's sample."""
     samples = [{**case._asdict(), "measures": measures} for case, measures in figures.samples.items()]
     checks = [{**check._asdict(), "reached": check.reached} for check in figures.checks]
     return json.dumps({"facts": facts, "checks": checks, "samples": samples}, indent=2)
 
 
 def write(path: Path, facts: dict[str, str], figures: Figures) -> None:
-    """Replace what stands between the two markers in a Markdown file."""
+    """Replace the text between the two markers in a Markdown file."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -103,7 +103,7 @@ def _part_sheet(figures: Figures, part: str) -> Sheet:
 
 
 def _samples(samples: list[float] | None) -> str:
-    """Return the median, and the extremes of several rounds."""
+    """Return the median, with the minimum and maximum of several rounds."""
     if not samples:
         return ""
     least, middle, greatest = (_number(value) for value in (min(samples), median(samples), max(samples)))
@@ -111,7 +111,7 @@ def _samples(samples: list[float] | None) -> str:
 
 
 def _number(value: Any) -> str:
-    """Return three figures or so."""
+    """Return about three digits."""
     if value == 0:
         return "0"
     if abs(value) >= 100:

@@ -1,1 +1,1 @@
-"""Whatever dies, nothing is lost: real processes, real signals, and servers that break in every way."""
+"""Fault trials: real processes, real signals, and servers that fail in every way."""

@@ -44,17 +44,15 @@ Part = tuple[str, float, Callable[[Servers, float], object]]
 
 
 @click.command()
-@click.option("--seeds", default=20, show_default=True, help="How many trials.")
-@click.option("--first", default=1, show_default=True, help="The seed of the first.")
-@click.option("--seconds", default=60.0, show_default=True, help="How long each breaks things.")
-@click.option("--outage", default=600.0, show_default=True, help="Seconds without PostgreSQL; 0: left out.")
-@click.option("--redis-outage", default=120.0, show_default=True, help="Seconds without Redis; 0: left out.")
-@click.option("--overload", "overloaded", default=60.0, show_default=True, help="Seconds; 0: left out.")
-@click.option("--forgeries", "flooded", default=20.0, show_default=True, help="Seconds; 0: left out.")
-@click.option("--crowds", "crowded", default=10.0, show_default=True, help="Seconds each; 0: left out.")
-@click.option(
-    "--locks", "locked", default=1.0, show_default=True, help="The application's locks; 0: left out."
-)
+@click.option("--seeds", default=20, show_default=True, help="Number of chaos trials.")
+@click.option("--first", default=1, show_default=True, help="Seed of the first trial.")
+@click.option("--seconds", default=60.0, show_default=True, help="Length of each trial.")
+@click.option("--outage", default=600.0, show_default=True, help="Seconds without PostgreSQL; 0 for none.")
+@click.option("--redis-outage", default=120.0, show_default=True, help="Seconds without Redis; 0 for none.")
+@click.option("--overload", "overloaded", default=60.0, show_default=True, help="Seconds; 0 for none.")
+@click.option("--forgeries", "flooded", default=20.0, show_default=True, help="Seconds; 0 for none.")
+@click.option("--crowds", "crowded", default=10.0, show_default=True, help="Seconds each; 0 for none.")
+@click.option("--locks", "locked", default=1.0, show_default=True, help="0 for no locks of the application.")
 def main(
     *,
     seeds: int,
@@ -110,7 +108,7 @@ def _service(servers: Servers, **overrides: Any) -> Iterator[Service]:
 
 
 def _outage(servers: Servers, seconds: float) -> Outage:
-    """Stop PostgreSQL for so long, under a steady load."""
+    """Stop PostgreSQL for `seconds`, under a steady load."""
     deliveries = some_deliveries(OUTAGE_SEED, round(seconds * STEADY_PER_S))
     with _service(servers) as service:
         seen = without_postgres(servers, service, deliveries, seconds)
@@ -120,7 +118,7 @@ def _outage(servers: Servers, seconds: float) -> Outage:
 
 
 def _redis_outage(servers: Servers, seconds: float) -> RedisOutage:
-    """Kill Redis for so long, under a steady load."""
+    """Kill Redis for `seconds`, under a steady load."""
     deliveries = some_deliveries(REDIS_OUTAGE_SEED, round(seconds * STEADY_PER_S))
     with _service(servers) as service:
         seen = without_redis(servers, service, deliveries, seconds)
@@ -133,8 +131,7 @@ def _flood(servers: Servers, seconds: float) -> Flood:
     """Send as many forged deliveries as the receiver can refuse, with genuine ones among them."""
     with _service(servers) as service:
         seen = flood(service, seconds)
-        wait_until(lambda: not what_is_left(service.redis), DRAINED_WITHIN_S, service.logs)
-    assert _applied(servers) == seen.taken, "exactly the genuine deliveries are applied"
+        _await_applied(servers, service, seen.taken)
     forgeries.check(seen)
     return seen
 
@@ -163,17 +160,17 @@ def _overload(servers: Servers, seconds: float) -> Overload:
     with _service(servers, max_queue_depth=MAX_QUEUE_DEPTH, batch_size=BATCH_SIZE) as service:
         with slow_database(servers):
             seen = overload(service, TIMES_TOO_MUCH * WORKERS / ROW_S, seconds)
-        wait_until(lambda: not what_is_left(service.redis), DRAINED_WITHIN_S, service.logs)
+        _await_applied(servers, service, seen.taken)
     check(seen, MAX_QUEUE_DEPTH)
-    assert _applied(servers) == seen.taken, "exactly the accepted deliveries are applied"
     return seen
 
 
-def _applied(servers: Servers) -> int:
-    """Return the number of deliveries in the ledger."""
+def _await_applied(servers: Servers, service: Service, accepted: int) -> None:
+    """Wait until every job is finished, and compare the ledger with the number of accepted deliveries."""
+    wait_until(lambda: not what_is_left(service.redis), DRAINED_WITHIN_S, service.logs)
     with servers.connection() as connection:
-        ((applied,),) = connection.execute("SELECT count(*) FROM webhook_events").fetchall()
-    return int(applied)
+        rows = connection.execute("SELECT count(*) FROM webhook_events").fetchall()
+    assert rows == [(accepted,)], "exactly the accepted deliveries are applied"
 
 
 def _summary(reports: Sequence[chaos.ChaosReport]) -> str:

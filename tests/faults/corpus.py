@@ -1,4 +1,4 @@
-"""Bodies to begin with: every shape that Clerk's are known to have, and ways to spoil them."""
+"""A corpus of every known shape of Clerk's bodies, and strategies to corrupt them."""
 
 import copy
 import json
@@ -100,15 +100,15 @@ values = st.recursive(
 
 
 @st.composite
-def spoiled_events(draw: st.DrawFn) -> Any:
-    """Draw an event of some shape in which up to three places are not as they should be."""
+def corrupted_events(draw: st.DrawFn) -> Any:
+    """Draw an event of the corpus with up to three corrupted values."""
     event = copy.deepcopy(draw(st.sampled_from(corpus())))
     for _ in range(draw(st.integers(0, 3))):
-        _spoil(draw, event)
+        _corrupt(draw, event)
     return event
 
 
-def _spoil(draw: st.DrawFn, node: Any) -> None:
+def _corrupt(draw: st.DrawFn, node: Any) -> None:
     while True:
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))
         if not keys:
@@ -124,8 +124,8 @@ def _spoil(draw: st.DrawFn, node: Any) -> None:
 
 
 def bodies() -> st.SearchStrategy[bytes]:
-    """Draw a body: mostly a spoiled event, in one of the ways to write it."""
-    events = spoiled_events()
+    """Draw a body: mostly a corrupted event, in one of the ways to write it."""
+    events = corrupted_events()
     written = events.map(body)
     return st.one_of(
         written,

@@ -60,7 +60,7 @@ async def drip(streams: Streams, data: bytes, every_s: float, at_once: int = 1) 
 
 
 async def ask_now_and_then(streams: Streams, request: bytes, every_s: float) -> None:
-    """Send a request every so often, and read the answers."""
+    """Send a request every `every_s` seconds, and read the answers."""
     reader, writer = streams
     await asyncio.sleep(random.random() * every_s)
     while True:
@@ -113,7 +113,7 @@ WAYS: dict[str, Callable[[Streams], Awaitable[None]]] = {
 
 
 async def crowd(port: int, way: str, connections: int, seconds: float) -> None:
-    """Hold that many connections for so long."""
+    """Hold that many connections for `seconds`."""
     hold = WAYS[way]
     ends_at = time.monotonic() + seconds
     asyncio.get_running_loop().call_later(FULL_AFTER_S, sys.stdout.write, "full\n")
@@ -142,7 +142,7 @@ class SeenBesideCrowd(NamedTuple):
 
 
 def beside(service: Service, way: str, seconds: float) -> SeenBesideCrowd:
-    """Deliver to the receiver beside a crowd for so long; `refused` counts the answers other than 202."""
+    """Deliver to the receiver beside a crowd for `seconds`; `refused` counts the answers other than 202."""
     (receiver,), (port,) = service.receivers, service.ports
     idle = most = memory_mb(receiver.living_pid)
     refused = 0

@@ -54,7 +54,7 @@ class Outage(NamedTuple):
 def without_postgres(
     servers: Servers, service: Service, deliveries: Sequence[SentEvent], seconds: float
 ) -> Outage:
-    """Stop PostgreSQL, deliver steadily for so long, start it, and wait until all is applied."""
+    """Stop PostgreSQL, deliver steadily for `seconds`, start it, and wait until all is applied."""
     memory_before, redis_before = memory_mb(service.processes), redis_mb(service.redis)
     waits_before = waits(service)
     servers.postgres.stop("immediate")
@@ -107,7 +107,7 @@ class RedisOutage(NamedTuple):
 def without_redis(
     servers: Servers, service: Service, deliveries: Sequence[SentEvent], seconds: float
 ) -> RedisOutage:
-    """Kill Redis while jobs wait in it, deliver steadily for so long, start it, wait until all is applied."""
+    """Kill Redis with jobs on the queue, deliver for `seconds`, start it, and wait until all is applied."""
     waiting = deliveries[::WAITING_SHARE]
     coming = [delivery for i, delivery in enumerate(deliveries) if i % WAITING_SHARE]
     families = [process.family() for process in service.processes]
@@ -177,7 +177,7 @@ def _check_growth(seen: Outage | RedisOutage) -> None:
 
 
 def watch_health(service: Service, seconds: float) -> tuple[Counter[str], float]:
-    """Query every health route for so long; return the counted answers and the time of the slowest, in s."""
+    """Query every health route for `seconds`; return the counted answers, and the slowest in s."""
     said: Counter[str] = Counter()
     slowest_s = 0.0
     ends = time.monotonic() + seconds

@@ -60,7 +60,7 @@ def slow_database(servers: Servers) -> Iterator[None]:
 
 def overload(service: Service, rate: float, seconds: float) -> Overload:
     """Send `rate` deliveries a second, without waiting for the answers to the ones before."""
-    spec = Spec(service.ports[0], SECRET, seed=1, deliveries=int(rate * seconds), seconds=seconds, rate=rate)
+    spec = Spec(service.ports[0], SECRET, seed=1, seconds=seconds, rate=rate)
     memory_before = memory_at_most = memory_mb(service.processes)
     redis_before = redis_at_most = redis_mb(service.redis)
     deepest, began = 0, 0.0

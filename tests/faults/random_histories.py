@@ -1,4 +1,4 @@
-"""Random pasts: histories of many small worlds, orderly and wild, the same for the same seed."""
+"""Random histories of many small worlds, orderly and wild; the same seed gives the same histories."""
 
 from collections.abc import Iterator
 from itertools import chain, count, islice
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def random_histories(seed: int, worlds: int, *, with_organizations: bool = False) -> list[list[SentEvent]]:
-    """Return a history for each of that many worlds, which share no user and no address."""
+    """Return a history for each of the worlds, which share no user and no address."""
     return list(islice(_histories(seed, with_organizations), worlds))
 
 
@@ -57,13 +57,13 @@ def _wild(cast: Cast, random: Random) -> list[Json]:
     events = draw(st.lists(any_event(cast), min_size=4, max_size=LARGEST), random.getrandbits(32))
     for event in events:
         if not event["type"].startswith(("user.created", "user.updated", "session.")):
-            # Without it the moment of its arrival counts, which the model does not know to the ms.
+            # Without it the time of arrival counts, which the model does not know to the ms
             event.setdefault("timestamp", START)
     return events
 
 
 def draw(strategy: st.SearchStrategy[T], seed: int) -> T:
-    """Return one example of a strategy, the same for the same seed."""
+    """Return one example of a strategy; the same seed gives the same example."""
     drawn: list[T] = []
 
     @hypothesis.seed(seed)

@@ -18,6 +18,7 @@ from tests.support.deliveries import PATH, signed
 from tests.support.payloads import body
 from tests.support.reference_model import SentEvent
 
+THREADS = 12  # each has a connection to each port
 ANSWER_S = 8.0
 PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 SPREAD = 0.2
@@ -41,14 +42,11 @@ class Svix:
     repeats.
     """
 
-    def __init__(
-        self, ports: Sequence[int], random: Random, *, threads: int = 12, pauses_s: Sequence[float] = PAUSES_S
-    ) -> None:
+    def __init__(self, ports: Sequence[int], random: Random, *, pauses_s: Sequence[float] = PAUSES_S) -> None:
         self.accepted_at: dict[str, float] = {}
         self.answers: Counter[str] = Counter()
         self.answered_in: list[float] = []
         self.ports = ports
-        self.connections = threads
         self._random = random
         self._pauses_s = pauses_s
         self._heap: list[Attempt] = []
@@ -56,7 +54,7 @@ class Svix:
         self._count = 0
         self._changed = threading.Condition()
         self._closing = False
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:

@@ -1,11 +1,11 @@
-"""Everything at once, in the order that a seed says."""
+"""A short chaos trial."""
 
 from tests.faults import chaos
 from tests.faults.plan import plan
 from tests.faults.servers import Servers
 
 SECONDS = 14
-SEED = 2132  # in so short a time it breaks each of the four, and freezes a worker for long enough
+SEED = 2132  # its short plan has faults of all four tracks, and a frozen worker
 
 
 def test_the_same_seed_is_the_same_plan() -> None:

@@ -1,4 +1,4 @@
-"""A server is unavailable for long, and only the deliveries wait for it."""
+"""A server is unavailable for long, or hangs; no delivery is lost."""
 
 import time
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.support.stack import environment
 from tests.support.supervised_process import has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
 
-OUTAGE_S = 10  # and the worker with short waits waits as often as others do in ten minutes
+OUTAGE_S = 10  # in which the worker with short waits waits as often as others in ten minutes
 TEN_MINUTES_OF_WAITS = 50
 AWAY_S = 5
 HANGS_S = 3
