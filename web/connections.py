@@ -49,8 +49,9 @@ class Connections:
     def make_room(self) -> None:
         """Close the connections held longest, if held for `scarce_s`, until connections are not scarce.
 
-        A connection is held since data was last sent on it, or since it was first seen while connections were
-        scarce. So a client cannot keep one by sending or reading a byte now and then.
+        A connection is held since data was last sent on it before it was first seen while connections were
+        scarce. Later data does not count, so a client cannot keep one by sending or reading a byte now and
+        then.
         """
         self.scarce = len(os.listdir(OPEN_FILES)) > self._keep
         if not self.scarce:
