@@ -20,7 +20,7 @@ from db.merge.change import CLERK_ID
 from worker.sync.pull_service import PullService, PullStatus
 
 STATUS = {PullStatus.FOUND: 200, PullStatus.ABSENT: 404, PullStatus.BUSY: 429, PullStatus.UNAVAILABLE: 503}
-RETRY_AFTER_S = 2  # if Clerk asks for no longer wait
+RETRY_AFTER_S = 2  # unless Clerk asks for a longer wait
 
 _log = structlog.get_logger("web.pull")
 
