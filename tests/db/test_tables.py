@@ -16,7 +16,7 @@ POLICIES = [
     for anonymize, follows, value, keeps in product(
         (False, True), (False, True), ("name", "id", "slug"), (False, True)
     )
-]
+] + [Policy(anonymize, owns_role=False, owns_organization=False) for anonymize in (False, True)]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
