@@ -8,7 +8,7 @@ PROJECT := --no-deps --no-build-isolation -e .
 LOCK := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --group build --custom-compile-command 'make lock'
 # most tests wait for a server or a process
-PYTEST := $(BIN)/python -m pytest --numprocesses 5 --dist worksteal
+PYTEST := $(BIN)/python -m pytest --numprocesses 6 --dist worksteal
 # paths and options for pytest, such as TESTS=tests/web
 TESTS ?=
 # trust the certificates that the machine trusts, as pip does
