@@ -8,7 +8,10 @@ A message consists only of the SQLSTATE, the cause and the constraint's name: Po
 the values of the row (DETAIL line), and SQLAlchemy's contains the parameters.
 """
 
+from typing import cast
+
 import psycopg
+from psycopg.errors import Diagnostic
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -118,10 +121,10 @@ def translate(
     found = cause_of(cause or error)
     if state is None:
         return unavailable(f"no connection to the database ({variable})", found)
-    what = f"{_name(state)} (SQLSTATE {state}{_constraint(cause)})"
+    diagnostic = cast("psycopg.Error", cause).diag  # only the driver's errors have an SQLSTATE
+    what = f"{_name(state)} (SQLSTATE {state}{_place(diagnostic)})"
     if state.startswith((*DATA_CLASSES, *APPLICATION_CLASSES)):
-        constraint = cause.diag.constraint_name if isinstance(cause, psycopg.Error) else None
-        return _refused(state, what, encoding, constraint)
+        return _refused(state, what, encoding, diagnostic.constraint_name)
     return unavailable(f"the database cannot take changes now: {what}", found, state)
 
 
@@ -153,9 +156,7 @@ def _name(state: str) -> str:
         return "error"
 
 
-def _constraint(cause: BaseException | None) -> str:
-    if not isinstance(cause, psycopg.Error):
-        return ""
-    if name := cause.diag.constraint_name:
-        return f", constraint {name}"
-    return f", column {cause.diag.column_name}" if cause.diag.column_name else ""
+def _place(diagnostic: Diagnostic) -> str:
+    if diagnostic.constraint_name:
+        return f", constraint {diagnostic.constraint_name}"
+    return f", column {diagnostic.column_name}" if diagnostic.column_name else ""
