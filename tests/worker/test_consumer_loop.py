@@ -291,3 +291,26 @@ def test_when_both_servers_go_it_ends_not_and_gives_back_in_the_end(
             return finished(redis) == BATCH
 
         wait_until(all_finished, SOON_S)
+
+
+@pytest.mark.parametrize(("jobs", "seconds"), [(1, 0.01), (20, 0.01), (100, 0.05), (399, 0.1)])
+def test_the_time_to_the_next_take_grows_with_the_batch_within_limits(jobs: int, seconds: float) -> None:
+    assert consumer_loop.pace_s(jobs) == seconds
+
+
+def test_after_a_batch_that_was_not_full_the_next_take_waits_for_that_time(
+    settings: config.Settings, redis: Redis
+) -> None:
+    batches: list[tuple[float, int]] = []
+
+    def process(jobs: list[TakenJob]) -> list[Settled]:
+        batches.append((time.monotonic(), len(jobs)))
+        fill(redis, 1)
+        return finish(jobs)
+
+    fill(redis, 80)
+    with helping(settings, redis, process, batch_size=100, run=ConsumerThread.run_primary):
+        wait_until(lambda: len(batches) > 1, START_S)
+    (first, size), (second, _), *_ = batches
+    assert size == 80
+    assert second - first >= 0.04
