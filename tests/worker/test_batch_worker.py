@@ -34,6 +34,7 @@ from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 from worker.queue.lock_waits import lock_waits
 from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SCHEDULED_KEY, WORKER_REPORT
+from worker.runner.batch_worker import consumer_count
 
 MARK = "marked.person"
 
@@ -130,8 +131,10 @@ def held_up(connection: psycopg.Connection[Any], *clerk_ids: str) -> Iterator[No
 
 
 def reserved(rq: RqView, worker: Worker) -> list[str]:
-    """Return what a worker's first thread has reserved, then what its second has."""
-    parts: Any = [rq.redis.lrange(RESERVED_PREFIX + worker.own_name + part, 0, -1) for part in ("", ".2")]
+    """Return what a worker's first thread has reserved, then what the others have."""
+    parts: Any = [
+        rq.redis.lrange(RESERVED_PREFIX + worker.own_name + part, 0, -1) for part in ("", ".2", ".3")
+    ]
     return [id_.decode() for part in parts for id_ in part]
 
 
@@ -167,19 +170,19 @@ def test_what_is_queued_is_applied_and_finished(
 def test_sigterm_lets_it_finish_what_is_in_hand_and_take_no_more(
     queue: DeliveryQueue, rq: RqView, connection: psycopg.Connection[Any], launch: Launch
 ) -> None:
-    ids = fill(queue, range(25))
-    with held_up(connection, "user_3", "user_13"):
+    ids = fill(queue, range(35))
+    with held_up(connection, "user_3", "user_13", "user_23"):
         worker = launch(batch_size=10).ready()
-        wait_until(lambda: reserved(rq, worker) == ids[:20], SOON_S)
+        wait_until(lambda: set(reserved(rq, worker)) == set(ids[:30]), SOON_S)
         for _ in range(3):  # sending it again changes nothing
             os.kill(worker.living_pid, signal.SIGTERM)
             time.sleep(0.1)
         assert worker.running
     wait_until(lambda: not worker.running, SOON_S)
     assert worker.exit_status == 0
-    assert names(connection) == {f"name {i}" for i in range(20)}
-    assert [rq.places(id_) for id_ in ids] == [*[["finished"]] * 20, *[["queue"]] * 5]
-    assert rq.queue.get_job_ids() == ids[20:]
+    assert names(connection) == {f"name {i}" for i in range(30)}
+    assert [rq.places(id_) for id_ in ids] == [*[["finished"]] * 30, *[["queue"]] * 5]
+    assert rq.queue.get_job_ids() == ids[30:]
     assert_nothing_is_held(rq)
 
 
@@ -460,3 +463,10 @@ def test_a_database_that_hangs_is_waited_for_and_does_not_keep_a_worker_from_end
         worker = launch(database_url=own_database, database_url_unpooled=None).ready()
         worker.await_line("waiting", START_S, what="database")
         assert worker.stop(within=15) == 0
+
+
+@pytest.mark.parametrize(("pool_size", "max_overflow", "count"), [(1, 0, 2), (2, 0, 2), (2, 1, 3), (5, 5, 3)])
+def test_there_are_as_many_consumer_threads_as_connections_within_limits(
+    make_settings: MakeSettings, pool_size: int, max_overflow: int, count: int
+) -> None:
+    assert consumer_count(make_settings(db_pool_size=pool_size, db_max_overflow=max_overflow)) == count

@@ -52,8 +52,8 @@ from worker.threads import in_background
 
 log = structlog.get_logger("worker")
 
-CONSUMERS = 2  # why two: docs/decisions/008-why-two-consumer-threads.md
-SWITCH_S = 0.001  # a thread with an answer waits 1 ms, not the default 5 ms, for the other thread
+MIN_CONSUMERS, MAX_CONSUMERS = 2, 3  # why: docs/decisions/008-why-several-consumer-threads.md
+SWITCH_S = 0.001  # a thread with an answer waits 1 ms, not the default 5 ms, for the other threads
 WORKER_TTL_S = 30
 LOOK_EVERY_S = 0.5  # the interval of checks whether a heartbeat is due; they send no command
 BEAT_EVERY_S = 3  # during work
@@ -80,7 +80,7 @@ class BatchWorker(SimpleWorker):
         self._isolation = Isolation(tables)
         self._keys = FieldSources.of(settings)
         shared = SharedState(self._process, settings.batch_size, database, stopping, Event())
-        parts = ["", *(f".{i}" for i in range(2, CONSUMERS + 1))]
+        parts = ["", *(f".{i}" for i in range(2, consumer_count(settings) + 1))]
         self._threads = [ConsumerThread(ReservedJobs(redis, self.name, part), shared) for part in parts]
         self._primary, *self._helpers = self._threads
         ids = [consumer.reserved.consumer_id for consumer in self._threads]
@@ -221,6 +221,11 @@ class BatchWorker(SimpleWorker):
         # In RQ 3.0 a time-out would end this thread, and the worker would obey no further command.
         log.debug("command channel lost", error=type(exc).__name__)
         self.stopping.wait(2)
+
+
+def consumer_count(settings: Settings) -> int:
+    """Return the number of consumer threads: as many as connections to the database, within limits."""
+    return max(MIN_CONSUMERS, min(settings.db_pool_size + settings.db_max_overflow, MAX_CONSUMERS))
 
 
 def run(settings: Settings) -> None:
