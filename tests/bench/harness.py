@@ -160,11 +160,11 @@ class Bench:
             wait_until(is_ready, START_TIMEOUT_S)
             yield Endpoint(port, process)
 
-    def web(self, setting: Setting) -> AbstractContextManager[Endpoint]:
+    def web(self, setting: Setting, env: Mapping[str, str] | None = None) -> AbstractContextManager[Endpoint]:
         """Run `clerk-sync web` with WEB_WORKERS processes."""
         port = free_port()
-        env = {"PORT": str(port), "WEB_WORKERS": str(WEB_WORKERS)}
-        return self.serving(port, clerk_sync("web"), self.urls(setting), env=env)
+        full = {"PORT": str(port), "WEB_WORKERS": str(WEB_WORKERS), **(env or {})}
+        return self.serving(port, clerk_sync("web"), self.urls(setting), env=full)
 
     @contextmanager
     def workers(
