@@ -219,14 +219,9 @@ LOCK_ADDRESSES = select(
 # Return the rows of the users in `ids`.
 READ_USERS = select(*_user_columns).where(User.clerk_id == _any_id)
 
-# Return the rows that hold a contested address now, each with whether its claim is missing.
-READ_HOLDERS = (
-    select(*_user_columns, UserSync.claim_updated_at.is_(None))
-    .outerjoin(UserSync, UserSync.clerk_id == User.clerk_id)
-    .where(User.email.in_(_contested))
-)
-
-# Return the greatest claim on each contested address by a user who has a row and is not in `all_ids`.
+# Return each contested address, then the greatest claim on it by a user who has a row and is not in
+# `all_ids`, then the row that holds it now, with whether its claim is missing; NULLs where there is none.
+# LIMIT makes PostgreSQL look up each address. Without statistics it would otherwise read all of `users`.
 _wanted = _contested.subquery("contested")
 _claim = (
     select(
@@ -247,7 +242,16 @@ _claim = (
     .limit(1)
     .lateral("claim")
 )
-READ_COMPETING = select(_wanted.c.address, *_claim.c).select_from(_wanted.join(_claim, true()))
+_holder = (
+    select(*_user_columns, UserSync.claim_updated_at.is_(None).label("is_unclaimed"))
+    .outerjoin(UserSync, UserSync.clerk_id == User.clerk_id)
+    .where(User.email == _wanted.c.address)
+    .limit(1)
+    .lateral("holder")
+)
+READ_CONTESTED = select(_wanted.c.address, *_claim.c, *_holder.c).select_from(
+    _wanted.outerjoin(_claim, true()).outerjoin(_holder, true())
+)
 
 # `ids` and the users who are in the organizations in `changed` now.
 # An OR of both conditions would use no index. Neither would a join, because PostgreSQL assumes an average

@@ -155,30 +155,32 @@ def _lock_and_read(
     asked = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
     users = pipeline.send(statements.READ_USERS, ids=ids)
     fields = pipeline.send(statements.READ_PROFILES, ids=ids) if policy.keeps_fields else None
-    competing: Any = ()
-    holders: Any = ()
+    contested: Any = ()
     if concerned:
-        competing = pipeline.send(statements.READ_COMPETING, ids=concerned, addresses=addresses, all_ids=ids)
-        holders = pipeline.send(statements.READ_HOLDERS, ids=concerned, addresses=addresses)
+        contested = pipeline.send(statements.READ_CONTESTED, ids=concerned, addresses=addresses, all_ids=ids)
     pipeline.wait()
 
     sync_rows = {row[0]: SyncRow(*row) for row in sync.fetchall()}
-    claimed = {sync_rows[clerk_id].claimed_email for clerk_id in concerned}
-    held = [(UserRow(*row), is_new) for *row, is_new in holders]
+    claims = [(row[0], row[1:6], row[6:]) for row in contested]
+    held = [
+        (UserRow(*row), is_unclaimed) for _, _, (*row, is_unclaimed) in claims if is_unclaimed is not None
+    ]
     return StoredState(
         sync_rows,
         {row[0]: UserRow(*row) for row in users.fetchall()},
-        frozenset({*addresses, *(address for address in claimed if address)}),
-        [_competing_claim(row) for row in competing],
+        frozenset(address for address, _, _ in claims),
+        [_competing_claim(address, claim) for address, claim, _ in claims if claim[0] is not None],
         [row for row, _ in held],
-        frozenset(row.clerk_id for row, is_new in held if is_new and row.clerk_id not in sync_rows),
+        frozenset(
+            row.clerk_id for row, is_unclaimed in held if is_unclaimed and row.clerk_id not in sync_rows
+        ),
         memberships.read(asked) if asked else None,
         {row[0]: stored_profile(*row) for row in fields} if fields else {},
     )
 
 
-def _competing_claim(row: Sequence[Any]) -> CompetingClaim:
-    address, clerk_id, verified, updated_at, observed_at, current = row
+def _competing_claim(address: str, claim: Sequence[Any]) -> CompetingClaim:
+    clerk_id, verified, updated_at, observed_at, current = claim
     return CompetingClaim(address, ClaimRank(verified, Version(updated_at, observed_at), clerk_id), current)
 
 
