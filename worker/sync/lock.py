@@ -1,13 +1,13 @@
 """The lock that one worker at a time holds while it reconciles."""
 
-import threading
 import time
 from contextlib import suppress
 
 import structlog
 from redis import Redis
-from redis.exceptions import LockError, RedisError
+from redis.exceptions import LockError
 
+from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.shutdown import StopSignal
 from worker.sync import last_run
 
@@ -22,9 +22,8 @@ class ReconciliationLock:
     """The lock that one worker at a time holds while it reconciles.
 
     `stopping` ends the reconciliation: requested with the process's own signal, or once the lock is lost. A
-    thread renews the lock for as long as it is held. If it was not renewed for `lock_s` by this
-    machine's clock, because Redis does not answer or the process was suspended, it counts as lost: another
-    worker may hold it.
+    thread renews the lock until `release`. If it was not renewed for `lock_s` by this machine's clock,
+    because Redis does not answer or the process was suspended, it counts as lost: another worker may hold it.
     """
 
     def __init__(self, redis: Redis, stopping: StopSignal, lock_s: float) -> None:
@@ -32,8 +31,7 @@ class ReconciliationLock:
         self._lock = redis.lock(LOCK_KEY, timeout=lock_s, thread_local=False)
         self._lock_s = lock_s
         self._held_until = 0.0
-        self._let_go = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="reconcile-lock", daemon=True)
+        self._renewal = PeriodicRunner(PeriodicTask("renew lock", lock_s / RENEWALS, self.renew))
 
     def acquire(self) -> bool:
         """Take the lock unless another worker has it, and renew it until `release`. Raises RedisError."""
@@ -41,7 +39,7 @@ class ReconciliationLock:
         if not self._lock.acquire(blocking=False):
             return False
         self._held_until = asked_at + self._lock_s
-        self._thread.start()
+        self._renewal.start()
         return True
 
     def renew(self) -> None:
@@ -51,22 +49,12 @@ class ReconciliationLock:
             self._lock.reacquire()
         except LockError:
             self._held_until = 0.0
+            log.warning("another worker holds the reconciliation lock, so this one stops")
             raise
         self._held_until = asked_at + self._lock_s
 
     def release(self) -> None:
         """Release the lock."""
-        self._let_go.set()
-        self._thread.join()
+        self._renewal.stop(self._lock_s)
         with suppress(LockError):
             self._lock.release()
-
-    def _keep(self) -> None:
-        while not self._let_go.wait(self._lock_s / RENEWALS):
-            try:
-                self.renew()
-            except LockError:
-                log.warning("another worker holds the reconciliation lock, so this one stops")
-                return
-            except RedisError as error:
-                log.debug("lock not renewed", error=type(error).__name__)
