@@ -12,7 +12,7 @@ from tests.support.payloads import NOW, user
 from tests.support.sync import api_alone, client
 from worker.clerk.api import LAST_UPDATED_FIRST, ClerkApi, ClerkRefused, ClerkUnavailable, InvalidEntry
 from worker.clerk.pagination import OVERLAP, PageStep, Position, paginate
-from worker.shutdown import Stopped, StopSignal
+from worker.shutdown import Stopped
 from worker.threads import AHEAD
 
 MANY = 1250
@@ -36,7 +36,7 @@ BEGINNING = Position()
 
 def paginated(api: ClerkApi, start: Position = BEGINNING, **options: str) -> list[str]:
     """Return the ids that a walk shows, in its order."""
-    return [clerk_id for step in paginate(api, StopSignal(), start, **options) for clerk_id in step.page.ids]
+    return [clerk_id for step in paginate(api, start, **options) for clerk_id in step.page.ids]
 
 
 def lists(clerk: FakeClerk) -> list[Request]:
@@ -109,7 +109,7 @@ def test_a_server_that_overlooks_cursor_and_offset_is_noticed(
 def test_users_without_an_id_stop_no_walk(clerk: FakeClerk, api: ClerkApi) -> None:
     for cursor in (numbered_id(499), numbered_id(MANY - 1)):
         clerk.before = partial(show_oddity, clerk, cursor)
-        steps = list(paginate(api, StopSignal(), Position()))
+        steps = list(paginate(api, Position()))
         assert [clerk_id for step in steps for clerk_id in step.page.ids] == everyone()
         assert sum(isinstance(entry, InvalidEntry) for step in steps for entry in step.page.entries) == 1
 
@@ -129,7 +129,7 @@ def test_entries_without_an_id_are_shown_once_wherever_they_stand(
     clerk.knows_cursor = knows_cursor
     without_id = {numbered_id(at), numbered_id(min(at + 1, MANY - 1))}
     clerk.before = partial(show_without_id, clerk, without_id)
-    steps = list(paginate(api, StopSignal(), Position()))
+    steps = list(paginate(api, Position()))
     assert sum(len(step.page.entries) for step in steps) == steps[-1].position.seen == MANY
     assert [it for step in steps for it in step.page.ids] == [it for it in everyone() if it not in without_id]
 
@@ -143,7 +143,7 @@ def test_a_walk_goes_on_from_any_page(clerk: FakeClerk, api: ClerkApi, knows_cur
 
 
 def position_after(api: ClerkApi, pages: int) -> Position:
-    steps = paginate(api, StopSignal(), Position())
+    steps = paginate(api, Position())
     return [next(steps) for _ in range(pages)][-1].position
 
 
@@ -229,9 +229,8 @@ def test_a_listing_that_changes_faster_than_it_is_read_is_given_up(clerk: FakeCl
 
 
 def test_a_stop_ends_a_walk_at_once(api: ClerkApi) -> None:
-    stopping = StopSignal()
-    steps: Iterator[PageStep] = paginate(api, stopping, Position())
+    steps: Iterator[PageStep] = paginate(api, Position())
     next(steps)
-    stopping.request()
+    api.stopping.request()
     with pytest.raises(Stopped):
         list(steps)

@@ -180,7 +180,8 @@ class ClerkApi:
     ) -> None:
         """`limiter` returns a context manager for the time that a request waits and runs; it may raise.
 
-        `patience_s` limits the retries of one request, `limited_patience_s` those after a 429.
+        `stopping` ends every wait: Stopped is raised. `patience_s` limits the retries of one request,
+        `limited_patience_s` those after a 429.
 
         Waiting for the rate limit, or for the `Retry-After` of a 429, does not count towards `patience_s`. If
         the wait for the rate limit would be longer than both, the request fails at once.
@@ -191,7 +192,7 @@ class ClerkApi:
         self._limiter = limiter
         self._expected_instance_id = settings.clerk_instance_id
         self._keys = FieldSources.of(settings)
-        self._stopping = stopping or StopSignal()
+        self.stopping = stopping or StopSignal()
         self._patience_s = patience_s
         self._limited_patience_s = limited_patience_s
         self._read_timeout_s = read_timeout_s
@@ -304,7 +305,7 @@ class ClerkApi:
             retry=tenacity.retry_if_exception_type(ClerkUnavailable),
             wait=_pause,
             stop=patience.is_over,
-            sleep=self._stopping.pause,
+            sleep=self.stopping.pause,
             reraise=True,
         )
         answer: ApiResponse = retrying(self._attempt, path, parameters, patience)
@@ -315,7 +316,7 @@ class ClerkApi:
         with self._limiter():
             turn_in_s = self._rate.delay(patience.left_s)  # long after a 429 to any thread
             patience.check(turn_in_s)
-            self._stopping.pause(turn_in_s)
+            self.stopping.pause(turn_in_s)
             patience.waited(turn_in_s)
             with self._counted():
                 observed_at = now_ms()
@@ -338,7 +339,7 @@ class ClerkApi:
         """Yield the pieces of an answer. Raises ReadTimeout when they take too long together, and Stopped."""
         ends_at = time.monotonic() + ANSWER_TIMEOUTS * self._read_timeout_s
         for piece in pieces:
-            self._stopping.pause(0)
+            self.stopping.pause(0)
             if time.monotonic() > ends_at:
                 raise httpx.ReadTimeout("the answer takes too long")
             yield piece

@@ -56,14 +56,12 @@ class _CursorUnknown(Exception):
     """The server knows none of the possible cursors."""
 
 
-def paginate(
-    api: ClerkApi, stopping: StopSignal, start: Position, order_by: str = OLDEST_FIRST
-) -> Iterator[PageStep]:
+def paginate(api: ClerkApi, start: Position, order_by: str = OLDEST_FIRST) -> Iterator[PageStep]:
     """Yield the users after `start`. Raises ClerkApiError, and Stopped once the process is to stop."""
     position = start
     if order_by == OLDEST_FIRST and not start.by_offset:
         try:
-            for step in _by_cursor(api, stopping, position):
+            for step in _by_cursor(api, position):
                 position = step.position
                 yield step
         except _CursorUnknown:
@@ -72,26 +70,24 @@ def paginate(
             return
     yield from _by_offset(
         lambda offset: api.page(order_by, offset=offset),
-        stopping,
+        api.stopping,
         position._replace(by_offset=True),
         catches_up=order_by == OLDEST_FIRST,
     )
 
 
-def paginate_members(
-    api: ClerkApi, stopping: StopSignal, start: Position, clerk_id: str | None = None
-) -> Iterator[PageStep]:
+def paginate_members(api: ClerkApi, start: Position, clerk_id: str | None = None) -> Iterator[PageStep]:
     """Yield the memberships after `start`, those of one user or of all, as `paginate` yields users."""
     page_at = api.members if clerk_id is None else partial(api.members_of, clerk_id)
     start = start._replace(by_offset=True)
-    return _by_offset(page_at, stopping, start, catches_up=clerk_id is None)
+    return _by_offset(page_at, api.stopping, start, catches_up=clerk_id is None)
 
 
-def _by_cursor(api: ClerkApi, stopping: StopSignal, position: Position) -> Iterator[PageStep]:
+def _by_cursor(api: ClerkApi, position: Position) -> Iterator[PageStep]:
     latest_ms = now_ms() + GRACE_MS
     following = in_background(_page_after, api, position)
     while True:
-        page = await_result(following, stopping)
+        page = await_result(following, api.stopping)
         fresh = _after_overlap(page, position)
         if not fresh.entries:
             return

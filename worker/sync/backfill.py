@@ -158,7 +158,7 @@ class Backfill:
         )
         before = self._context.api.count()
         done = done._replace(expected=before)
-        steps = paginate(self._context.api, self._context.stopping, position)
+        steps = paginate(self._context.api, position)
         for step, page_done in self._taken(steps):
             done, position = done.plus(page_done), step.position
             self._save(Checkpoint(position, done, self.reach, members))
@@ -182,7 +182,7 @@ class Backfill:
         self._context.api.check_instance()
         self.reach = SyncCursor(now_ms())
         recent = _Recent(since_ms)
-        steps = paginate(self._context.api, self._context.stopping, Position(), LAST_UPDATED_FIRST)
+        steps = paginate(self._context.api, Position(), LAST_UPDATED_FIRST)
         done = BackfillStats()
         for _, page_done in self._taken(recent.of(steps)):
             done = done.plus(page_done)
@@ -201,8 +201,8 @@ class Backfill:
         if not self._context.store.policy.follows_memberships:
             return done
         done = done._replace(memberships_expected=self._context.api.count_members())
-        steps = paginate_members(self._context.api, self._context.stopping, start)
-        for step, page_done in results(self._take_members, steps, self._context.stopping, PAGES_AT_ONCE):
+        steps = paginate_members(self._context.api, start)
+        for step, page_done in results(self._take_members, steps, self._context.api.stopping, PAGES_AT_ONCE):
             expected = min(done.memberships_expected, step.page.total or 0)
             done = done.plus(page_done)._replace(memberships_expected=expected)
             keep(done, step.position)
@@ -211,7 +211,7 @@ class Backfill:
 
     def _taken(self, steps: Iterator[PageStep]) -> Iterator[tuple[PageStep, BackfillStats]]:
         """Write the pages, several at a time; yield each, in order, with its results."""
-        for taken in results(self._take, steps, self._context.stopping, PAGES_AT_ONCE):
+        for taken in results(self._take, steps, self._context.api.stopping, PAGES_AT_ONCE):
             self.reach = self.reach.past(taken.step.page, taken.refused)
             yield taken.step, taken.done
 

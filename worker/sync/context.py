@@ -20,12 +20,11 @@ ROWS_AT_A_TIME = 500
 
 
 class SyncContext(NamedTuple):
-    """What a sync reads from and writes to, and the signal that ends it."""
+    """What a sync reads from and writes to."""
 
     settings: Settings
     api: ClerkApi
     store: ChangeWriter
-    stopping: StopSignal
 
     def own(self, clerk_ids: Iterable[str]) -> set[str]:
         """Return those of the users whose absence from Clerk proves that they were deleted there.
@@ -50,10 +49,9 @@ class SyncContext(NamedTuple):
 
 @contextmanager
 def sync_context(settings: Settings, database: Database, stopping: StopSignal) -> Iterator[SyncContext]:
-    """Yield the context of a sync from the settings' API into `database`. Raises SettingsError."""
+    """Yield the context of a sync into `database`, which `stopping` interrupts. Raises SettingsError."""
     api = ClerkApi(settings, stopping=stopping)
     try:
-        writer = ChangeWriter(database, Policy.of(settings), stopping, lambda: api.instance_id)
-        yield SyncContext(settings, api, writer, stopping)
+        yield SyncContext(settings, api, ChangeWriter(database, Policy.of(settings), api))
     finally:
         api.close()

@@ -21,7 +21,6 @@ from db.merge.change import CLERK_ID
 from db.merge.policy import Policy
 from worker.clerk.api import PERIOD_S, ClerkApi, ClerkApiError, ClerkUnavailable, rate_limit
 from worker.redis_client import fail_fast_redis
-from worker.shutdown import StopSignal
 from worker.sync.context import SyncContext
 from worker.sync.pull import Pulled, PullOutcome, pull
 from worker.sync.shared_rate_limit import NoTurn, SharedLimit
@@ -75,7 +74,6 @@ class PullService:
     """
 
     def __init__(self, settings: Settings) -> None:
-        stopping = StopSignal()
         self._redis = fail_fast_redis(settings)
         turns = SharedLimit(self._redis, TURNS, int(rate_limit(settings) * SHARE), PERIOD_S)
         api = ClerkApi(
@@ -86,8 +84,8 @@ class PullService:
             read_timeout_s=API_TIMEOUT_S,
         )
         database = Database(settings, attempts=DATABASE_ATTEMPTS)
-        store = ChangeWriter(database, Policy.of(settings), stopping, lambda: api.instance_id, patience_s=0)
-        self._context = SyncContext(settings, api, store, stopping)
+        store = ChangeWriter(database, Policy.of(settings), api, patience_s=0)
+        self._context = SyncContext(settings, api, store)
         self._at_once = settings.db_pool_size + settings.db_max_overflow
         self._places = threading.BoundedSemaphore(self._at_once)
 

@@ -142,7 +142,7 @@ class Reconcile:
             refusal = members.first_look()
         ghost: dict[str, int] = {}
         if refusal is None and (found.suspects or unlisted or (members and members.is_doubtful)):
-            self._context.stopping.pause(self._settle_s)
+            self._context.api.stopping.pause(self._settle_s)
             suspects = self._look_at_suspects(found)
             refusal, ghost = self._ghosts(found, [*suspects, *unlisted], local)
             if members and refusal is None:
@@ -211,7 +211,7 @@ class Reconcile:
     def _first_look(self, found: "_Found", listed: IdSet, position: Position, expected: int) -> Position:
         """Compare all users that are listed after `position`; return the position of the last one."""
         recent_ms = now_ms() - RECENT_MS
-        for step in paginate(self._context.api, self._context.stopping, position):
+        for step in paginate(self._context.api, position):
             page, position = step
             ids = page.ids
             listed.add(ids)
@@ -234,7 +234,7 @@ class Reconcile:
     def _look_at_suspects(self, found: "_Found") -> list[str]:
         """Compare the suspects again; return those whom Clerk did not return."""
         not_returned = []
-        for look in look_up(self._context.api, sorted(found.suspects), self._context.stopping):
+        for look in look_up(self._context.api, sorted(found.suspects)):
             found.forget([*look.page.ids, *look.not_returned])
             self._note(found, look.page)
             not_returned += look.not_returned
@@ -249,7 +249,7 @@ class Reconcile:
         """
         not_returned: dict[str, int] = {}
         own = self._context.own(candidates)
-        for look in look_up(self._context.api, sorted(own), self._context.stopping):
+        for look in look_up(self._context.api, sorted(own)):
             self._note(found, look.page)
             not_returned |= dict.fromkeys(look.not_returned, look.page.observed_at)
         doubtful = self._living(not_returned)
@@ -257,7 +257,7 @@ class Reconcile:
         if refusal is not None:
             return refusal, {clerk_id: not_returned[clerk_id] for clerk_id in doubtful}
         gone: dict[str, int] = {}
-        for look in confirm_by_id(self._context.api, not_returned, self._context.stopping):
+        for look in confirm_by_id(self._context.api, not_returned):
             self._note(found, look.page)
             gone |= dict.fromkeys(look.not_returned, look.page.observed_at)
         return None, {clerk_id: gone[clerk_id] for clerk_id in self._living(gone)}
@@ -269,10 +269,10 @@ class Reconcile:
     def _refresh(self, clerk_ids: Sequence[str]) -> list[str]:
         """Read users once more and merge Clerk's data; return the ids of those who still differ."""
         left, not_returned = [], []
-        for look in look_up(self._context.api, dict.fromkeys(clerk_ids), self._context.stopping):
+        for look in look_up(self._context.api, dict.fromkeys(clerk_ids)):
             left += self._merge(look.page)
             not_returned += look.not_returned
-        for look in confirm_by_id(self._context.api, not_returned, self._context.stopping):
+        for look in confirm_by_id(self._context.api, not_returned):
             left += self._merge(look.page)
             left += self._living(look.not_returned)
         return left

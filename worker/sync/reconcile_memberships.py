@@ -86,7 +86,7 @@ class MemberDrift:
         Raises ClerkApiError, DatabaseError, Stopped.
         """
         counted = self._context.api.count_members()
-        for step in paginate_members(self._context.api, self._context.stopping, Position()):
+        for step in paginate_members(self._context.api, Position()):
             counted = min(counted, step.page.total or 0)
             self._listed.add(step.page.ids)
             self._without_id += len(step.page.entries) - len(step.page.ids)
@@ -116,7 +116,7 @@ class MemberDrift:
         self._differing -= doubtful
         for changes in self._confirmed(self._suspects - unlisted.keys(), len(self._listed)):
             self._differing |= {shown.clerk_id for shown, _ in self._differences(changes)}
-        for members in members_of(self._context.api, unlisted, self._context.stopping):
+        for members in members_of(self._context.api, unlisted):
             self._look_at(members, unlisted[members.clerk_id])
             self._on_progress(0, 0)
         return None
@@ -173,12 +173,10 @@ class MemberDrift:
     def _confirmed(self, clerk_ids: Collection[str], listed: int) -> Iterator[list[UserChange]]:
         """Yield Clerk's current memberships of those users, in as few requests as possible."""
         if len(clerk_ids) <= max(ASKED_ALONE, listed // MAX_PAGE):
-            of_each = members_of(self._context.api, sorted(clerk_ids), self._context.stopping)
+            of_each = members_of(self._context.api, sorted(clerk_ids))
             pages = (members.page for members in of_each if members.page)
         else:
-            pages = (
-                step.page for step in paginate_members(self._context.api, self._context.stopping, Position())
-            )
+            pages = (step.page for step in paginate_members(self._context.api, Position()))
         for page in pages:
             self._on_progress(0, 0)
             yield [change for change in changes_in(page) if change.clerk_id in clerk_ids]
@@ -241,7 +239,7 @@ def memberships_now(context: SyncContext, clerk_id: str) -> UserChange:
 
 
 def _page(context: SyncContext, clerk_id: str) -> Page | None:
-    return next(members_of(context.api, [clerk_id], context.stopping)).page
+    return next(members_of(context.api, [clerk_id])).page
 
 
 def _current(context: SyncContext, clerk_id: str) -> list[Membership]:

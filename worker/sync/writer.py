@@ -1,6 +1,6 @@
 """Writes data from Clerk's API to the tables, with the same merge as deliveries."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tenacity
@@ -12,7 +12,7 @@ from db.connection.errors import DatabaseError, DatabaseUnavailable
 from db.merge.change import UserChange
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
-from worker.shutdown import StopSignal
+from worker.clerk.api import ClerkApi
 
 PATIENCE_S = 60.0
 MAX_PAUSE_S = 5.0
@@ -27,29 +27,24 @@ class RejectedUser(NamedTuple):
 
 
 class ChangeWriter:
-    """Applies data of the Clerk instance that `instance_id` returns.
+    """Applies data from Clerk's API, as that of the instance that the API's key belongs to.
 
     Waits up to `patience_s` for an unavailable database and for locked rows.
     """
 
     def __init__(
-        self,
-        database: Database,
-        policy: Policy,
-        stopping: StopSignal,
-        instance_id: Callable[[], str | None],
-        patience_s: float = PATIENCE_S,
+        self, database: Database, policy: Policy, api: ClerkApi, patience_s: float = PATIENCE_S
     ) -> None:
         self.database = database
         self.policy = policy
-        self._instance_id = instance_id
+        self._api = api
         self._isolation = Isolation(Tables(database, policy))
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(DatabaseUnavailable)
             | tenacity.retry_if_result(_is_any_delayed),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=MAX_PAUSE_S),
             stop=lambda state: (state.seconds_since_start or 0.0) > patience_s,
-            sleep=stopping.pause,
+            sleep=api.stopping.pause,
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
 
@@ -60,7 +55,7 @@ class ChangeWriter:
         """
         if not changes:
             return []
-        instance_id = self._instance_id()
+        instance_id = self._api.instance_id
         incoming = [
             ReceivedChange(change, None, SOURCE, None, observed_at, instance_id) for change in changes
         ]
