@@ -12,7 +12,7 @@
    Hence the refusals: see `Report.refusal`.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from worker.clerk.changes import user_change
 from worker.clerk.lookup import confirm_by_id, look_up
 from worker.clerk.pagination import Position, paginate
 from worker.sync.context import RECENT_MS, ROWS_AT_A_TIME, SyncContext
-from worker.sync.reconcile_memberships import MemberDrift, MemberReport
+from worker.sync.reconcile_memberships import MemberDrift, MemberReport, OnProgress
 from worker.sync.seen_ids import IdSet
 from worker.threads import chunks
 
@@ -38,8 +38,6 @@ ALL_UNKNOWN_FROM = 3  # local users, none of them in Clerk: the key may be of an
 SETTLE_S = 3.0  # time for deliveries of the newest changes to arrive
 
 log = structlog.get_logger("worker.sync.reconcile")
-
-OnProgress = Callable[[int, int], object]
 
 
 class Stale(NamedTuple):
@@ -159,15 +157,15 @@ class Reconcile:
     def refresh(self, report: Report) -> Report:
         """Read the users in `report` from Clerk and merge them; return the report of those who still differ.
 
-        Deletes no user and ends no membership. `report` must have no `refusal`. Raises like `report`.
+        The columns stay those of `report`, which must have no `refusal`. Deletes no user and ends no
+        membership. Raises like `report`.
         """
         _require_trusted(report)
         left = set(self._refresh(self._refresh(report.to_refresh)))
-        wrong_organization = self._members_left(report)
-        stale = [_still_stale(user, left, wrong_organization) for user in report.stale]
+        stale = left | self._members_left(report)
         return report._replace(
             missing=[clerk_id for clerk_id in report.missing if clerk_id in left],
-            stale=[user for user in stale if user.columns],
+            stale=[user for user in report.stale if user.clerk_id in stale],
             claims=[claim for claim in report.claims if claim.clerk_id in left],
         )
 
@@ -374,15 +372,6 @@ def _require_trusted(report: Report) -> None:
     """Raise ValueError if the report has a refusal."""
     if report.refusal is not None:
         raise ValueError(report.refusal)
-
-
-def _still_stale(user: Stale, left: Collection[str], wrong_organization: Collection[str]) -> Stale:
-    """Return the user with the columns that still differ, given the users `left` and `wrong_organization`."""
-    columns = user.columns if user.clerk_id in left else ()
-    organization = ("organization",) if user.clerk_id in wrong_organization else ()
-    return user._replace(
-        columns=tuple(column for column in user.columns if column in {*columns, *organization})
-    )
 
 
 def _listing_refusal(listed: int, invalid: int, counted: int, local: int) -> str | None:
