@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import structlog
+from pydantic import TypeAdapter
 
 from config import Settings
 from db import progress
@@ -251,14 +252,9 @@ class Backfill:
 
     def _saved(self) -> Checkpoint | None:
         state = progress.load(self._context.database, TASK, GOES_ON_WITHIN)
-        if state is None or state.get("source") != self._source:
+        if state is None or state.pop("source", None) != self._source:
             return None
-        return Checkpoint(
-            _position(state["position"]),
-            _done(state["done"]),
-            SyncCursor(**state["reach"]),
-            _position(state["members"]),
-        )
+        return TypeAdapter(Checkpoint).validate_python(state)
 
 
 def _left_out(what: str, step: PageStep, refused: list[RejectedUser]) -> BackfillStats:
@@ -318,11 +314,3 @@ def fingerprint(settings: Settings) -> str:
     key = settings.clerk_secret_key.get_secret_value() if settings.clerk_secret_key else ""
     parts = settings.clerk_api_url, key, FieldSources.of(settings), settings.organization_value
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-
-
-def _position(state: dict[str, Any]) -> Position:
-    return Position(**{**state, "last_ids": tuple(state["last_ids"])})
-
-
-def _done(state: dict[str, Any]) -> BackfillStats:
-    return BackfillStats(**{**state, "troubles": tuple(state["troubles"])})
