@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from prometheus_client import generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily as Gauge
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -82,15 +83,13 @@ def _totals(redis: Redis) -> Totals:
 
 def _families(answer: ProbeResult) -> Iterator[Metric]:
     is_up = answer.error is None
-    yield _gauge(
-        "clerk_sync_redis_up", "Whether Redis answers; without it nothing else is known.", int(is_up)
-    )
+    yield Gauge("clerk_sync_redis_up", "Whether Redis answers; without it nothing else is known.", int(is_up))
     if is_up:
         yield from _measured(answer.facts)
         totals = answer.facts["totals"]
         yield from (_counter(counter, totals) for counter in COUNTERS)
         yield from (_histogram(histogram, totals) for histogram in HISTOGRAMS)
-        yield from (_gauge(latest.name, latest.help, totals.get((latest.name,))) for latest in LATEST)
+        yield from (Gauge(latest.name, latest.help, totals.get((latest.name,))) for latest in LATEST)
 
 
 def _counter(counter: Counter, totals: Totals) -> Metric:
@@ -116,31 +115,31 @@ def _histogram(histogram: Histogram, totals: Totals) -> Metric:
 
 def _measured(facts: Facts) -> Iterator[Metric]:
     queue, workers = facts["queue"], facts["workers"]
-    yield _gauge(
+    yield Gauge(
         "clerk_sync_redis_takes_writes",
         "Whether Redis accepts writes; if not, deliveries are refused.",
         int(facts["refusal"] is None),
     )
-    yield _gauge("clerk_sync_queue_depth", "Deliveries waiting in the queue.", queue["depth"])
-    yield _gauge(
+    yield Gauge("clerk_sync_queue_depth", "Deliveries waiting in the queue.", queue["depth"])
+    yield Gauge(
         "clerk_sync_queue_oldest_age_seconds",
         "Age of the oldest waiting delivery; 0 if none waits.",
         queue["oldest_age_s"] or 0,
     )
-    yield _gauge("clerk_sync_started_jobs", "Jobs reserved by workers.", queue["started"])
-    yield _gauge("clerk_sync_scheduled_jobs", "Jobs waiting for their next retry.", queue["scheduled"])
-    yield _gauge(
+    yield Gauge("clerk_sync_started_jobs", "Jobs reserved by workers.", queue["started"])
+    yield Gauge("clerk_sync_scheduled_jobs", "Jobs waiting for their next retry.", queue["scheduled"])
+    yield Gauge(
         "clerk_sync_failed_jobs", "Failed jobs that are not replayed or discarded yet.", queue["failed"]
     )
-    yield _gauge("clerk_sync_workers_alive", "Workers with a heartbeat.", workers["alive"])
-    yield _gauge("clerk_sync_receivers_alive", "Web processes with a heartbeat.", facts["receivers"]["alive"])
-    yield _gauge(
+    yield Gauge("clerk_sync_workers_alive", "Workers with a heartbeat.", workers["alive"])
+    yield Gauge("clerk_sync_receivers_alive", "Web processes with a heartbeat.", facts["receivers"]["alive"])
+    yield Gauge(
         "clerk_sync_batch_in_hand_seconds",
         "Longest time that a worker has been processing its batch; 0 if none has one.",
         max((worker["in_hand_s"] or 0 for worker in workers["list"]), default=0),
     )
     since = facts["lock_waits"].since
-    yield _gauge(
+    yield Gauge(
         "clerk_sync_lock_wait_seconds",
         "Longest time that a delivery has waited for a row locked by another transaction; 0 if none waits.",
         (datetime.now(UTC) - since).total_seconds() if since else 0,
@@ -162,12 +161,12 @@ def _measured(facts: Facts) -> Iterator[Metric]:
         yield _labelled(
             f"clerk_sync_pool_{key}", help_, "worker", {name: pool[key] for name, pool in pools.items()}
         )
-    yield _gauge(
+    yield Gauge(
         "clerk_sync_last_received_timestamp_seconds",
         "When a delivery was last received.",
         _timestamp(facts["last_received_at"]),
     )
-    yield _gauge(
+    yield Gauge(
         "clerk_sync_watching_since_timestamp_seconds",
         "First request for health, status or metrics: silence counts from it if nothing was received.",
         _timestamp(facts["watching_since"]),
@@ -179,17 +178,17 @@ def _timestamp(moment: str | None) -> float | None:
 
 
 def _reconciliation(last: Mapping[str, Any]) -> Iterator[Metric]:
-    yield _gauge(
+    yield Gauge(
         "clerk_sync_reconcile_interval_seconds",
         "Interval of the scheduled reconciliation: RECONCILE_EVERY.",
         last["every_s"],
     )
-    yield _gauge(
+    yield Gauge(
         "clerk_sync_reconcile_timestamp_seconds",
         "When the last reconciliation ended.",
         _timestamp(last["finished_at"]),
     )
-    yield _gauge("clerk_sync_reconcile_seconds", "Duration of the last reconciliation.", last["seconds"])
+    yield Gauge("clerk_sync_reconcile_seconds", "Duration of the last reconciliation.", last["seconds"])
     results = {result.value: result is last["result"] for result in last_run.Result}
     yield _labelled("clerk_sync_reconcile_result", "How the last reconciliation ended.", "result", results)
     if last["synced"] is not None:
@@ -200,15 +199,8 @@ def _reconciliation(last: Mapping[str, Any]) -> Iterator[Metric]:
         yield _labelled("clerk_sync_reconcile_drift", help_, "kind", last["drift"])
 
 
-def _gauge(name: str, help_: str, value: float | None) -> Metric:
-    family = GaugeMetricFamily(name, help_, labels=[])
-    if value is not None:
-        family.add_metric([], value)
-    return family
-
-
 def _labelled(name: str, help_: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, help_, labels=[label])
+    family = Gauge(name, help_, labels=[label])
     for of, value in values.items():
         family.add_metric([of], value)
     return family
