@@ -26,7 +26,7 @@ def blueprint(queue: DeliveryQueue, status: Status) -> Blueprint:
     @routes.get("/ready")
     def ready() -> tuple[Response, int]:
         """Say whether deliveries can be queued. This does not depend on the database."""
-        error = ask({"ready": (readiness, ())})["ready"].error
+        error = ask(readiness)["ready"].error
         if error is not None:
             return jsonify(status="failing", error=error), 503
         return jsonify(status="ok"), 200

@@ -332,12 +332,12 @@ def test_a_question_that_hangs_is_not_asked_again_and_other_questions_do_not_pil
     question = Probe("slow", hang)
     began = time.monotonic()
     for about in ("one", "one"):
-        answer = ask({"slow": (question, (about,))})["slow"]
+        answer = ask(question, slow=about)["slow"]
         if answer.error is None:
             assert answer.facts == {"about": "one"}
     assert asked == ["one"]
     assert time.monotonic() - began < 2 * LIMIT_S + 1
     question.start("two")
-    other = ask({"slow": (question, ("three",))})["slow"]
+    other = ask(question, slow="three")["slow"]
     assert other.error is not None
     assert "three" not in asked

@@ -383,7 +383,7 @@ def test_a_part_of_the_console_that_does_not_answer_keeps_no_cause(
     add_service(redis)
     redis.set(CAUSES_KEY, json.dumps(["redis_lost_data"]))
     status = Status(make_settings())
-    status.report({**probes.ask(status.probes), "activity": probes.ProbeResult({}, 2000.0, "no answer")})
+    status.report({**probes.ask(*status.probes), "activity": probes.ProbeResult({}, 2000.0, "no answer")})
     status.close()
     assert _kept(redis) == []
 

@@ -16,7 +16,7 @@ from db import identity, instances, ledger, schema
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError
 from worker.monitoring import warnings
-from worker.monitoring.probes import Facts, Probe, ProbeFailed, ProbeResult, Probes, ask
+from worker.monitoring.probes import Facts, Probe, ProbeFailed, ProbeResult, ask
 from worker.monitoring.redis_stats import CAUSES_KEY, redis_facts
 from worker.monitoring.words import iso
 from worker.queue import rq_format as rq
@@ -42,7 +42,8 @@ class Status:
         self.redis = fail_fast_redis(settings)
         # Two attempts and a time limit, because idle connections may be broken by now.
         self.database = Database(settings, attempts=2, answer_limit_s=ANSWER_LIMIT_S)
-        probes = [
+        # What has to be asked for a report; other probes can be asked at the same time.
+        self.probes = [
             Probe("redis", lambda: _writable(redis_facts(self.redis))),
             Probe("database", lambda: database_facts(self.database)),
             Probe(
@@ -50,9 +51,7 @@ class Status:
             ),
         ]
         if settings.database_url_unpooled not in {None, settings.database_url}:
-            probes.append(Probe("migrations", MigrationsUrl(settings, self.database).facts))
-        # What has to be asked for a report; other probes can be asked at the same time.
-        self.probes: Probes = {probe.name: (probe, ()) for probe in probes}
+            self.probes.append(Probe("migrations", MigrationsUrl(settings, self.database).facts))
 
     def report(self, answers: Mapping[str, ProbeResult] | None = None) -> dict[str, Any]:
         """Return the current report, ready for JSON; `answers` are those of the probes, if already run.
@@ -61,7 +60,7 @@ class Status:
         received or applied (`warnings` names it), else "ok". Some `warnings` do not degrade. `reconciliation`
         is present if RECONCILE_EVERY is set.
         """
-        answers = ask(self.probes) if answers is None else answers
+        answers = ask(*self.probes) if answers is None else answers
         facts = {key: value for answer in answers.values() for key, value in answer.facts.items()}
         checks = {
             name: {"ok": answers[name].error is None, "ms": answers[name].ms, "error": answers[name].error}
@@ -72,7 +71,7 @@ class Status:
         facts |= {"settings": self._settings, "reconciliation_summary": last}
         alarms = warnings.alarms(facts)
         if answers["redis"].error is None:
-            is_known = all(answers[name].error is None for name in self.probes)
+            is_known = all(answers[probe.name].error is None for probe in self.probes)
             self._keep(alarms if is_known else [*alarms, *facts["causes"]])
         if not all(check["ok"] for check in checks.values()):
             status = "failing"

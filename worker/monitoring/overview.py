@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from db import ledger
 from worker.monitoring.health import Status
-from worker.monitoring.probes import Asked, Probe, ask
+from worker.monitoring.probes import Probe, ask
 from worker.monitoring.user_report import user_report
 from worker.queue.failed_jobs import FailedJobs
 
@@ -54,10 +54,8 @@ class ConsoleData:
 
     def look(self, clerk_id: str | None = None) -> Overview:
         """Return the current data, with the history of one user if named."""
-        probes: dict[str, Asked] = {**self._status.probes, **{it.name: (it, ()) for it in self._probes}}
-        if clerk_id is not None:
-            probes["history"] = (self._history, (clerk_id,))
-        answers = ask(probes)
+        probes = [*self._status.probes, *self._probes]
+        answers = ask(*probes) if clerk_id is None else ask(*probes, self._history, history=clerk_id)
         parts = {name: Part(answer.facts.get("value"), answer.error) for name, answer in answers.items()}
         return Overview(
             self._status.report(answers),

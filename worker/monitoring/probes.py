@@ -87,14 +87,14 @@ class Probe:
         return ProbeResult(facts, round((time.perf_counter() - began) * 1000, 1), error)
 
 
-Asked = tuple[Probe, tuple[object, ...]]  # and its arguments
-Probes = Mapping[str, Asked]
+def ask(*probes: Probe, **about: object) -> dict[str, ProbeResult]:
+    """Run all probes in parallel; return their answers by name, after LIMIT_S at the latest.
 
-
-def ask(probes: Probes) -> dict[str, ProbeResult]:
-    """Run all probes in parallel, each with its arguments. Returns after LIMIT_S at the latest."""
+    A keyword is the argument of the probe of that name.
+    """
     deadline = time.monotonic() + LIMIT_S
-    pending = {name: probe.start(*about) for name, (probe, about) in probes.items()}
+    given = {name: (argument,) for name, argument in about.items()}
+    pending = {probe.name: probe.start(*given.get(probe.name, ())) for probe in probes}
     return {name: _answer(future, deadline - time.monotonic()) for name, future in pending.items()}
 
 

@@ -56,7 +56,7 @@ class MetricsEndpoint:
 
     def render(self) -> bytes:
         """Return the metrics in Prometheus's text format; without Redis, only that it does not answer."""
-        answer = ask({"metrics": (self._probe, ())})["metrics"]
+        answer = ask(self._probe)["metrics"]
         families = [*_families(answer)]
         last, every_s = answer.facts.get("reconciliation"), self._settings.reconcile_every
         if last is not None and every_s is not None:
