@@ -35,7 +35,7 @@ import httpx
 import tenacity
 
 from config import Settings, SettingsError
-from db.merge.change import CLERK_ID, is_foreign
+from db.merge.change import is_foreign
 from db.times import now_ms, to_ms
 from worker.clerk.decoding import decode
 from worker.clerk.errors import NotJson, Unreadable
@@ -45,6 +45,7 @@ from worker.clerk.payloads import (
     FieldSources,
     parse_member,
     parse_user,
+    valid_id,
 )
 from worker.clerk.rate_limit import RateLimit
 from worker.shutdown import Stopped, StopSignal
@@ -262,7 +263,7 @@ class ClerkApi:
             if error.status == httpx.codes.NOT_FOUND:
                 return None
             raise
-        id_ = _clerk_id(body.get("id")) if isinstance(body, dict) else None
+        id_ = valid_id(body.get("id")) if isinstance(body, dict) else None
         if id_ is None:
             raise unexpected("an instance")
         return id_
@@ -423,11 +424,7 @@ def _read(entry: Any, parse: Callable[[dict[str, Any]], Entry], missing: str) ->
     try:
         return parse(entry)
     except Unreadable:
-        return InvalidEntry(missing, _clerk_id(entry.get("id")))
-
-
-def _clerk_id(value: Any) -> str | None:
-    return value if isinstance(value, str) and CLERK_ID.fullmatch(value) else None
+        return InvalidEntry(missing, valid_id(entry.get("id")))
 
 
 def _pause(state: tenacity.RetryCallState) -> float:

@@ -195,11 +195,10 @@ def parse(body: str, keys: FieldSources) -> Event:
     data = envelope.get("data")
     if not isinstance(data, dict):
         raise Unreadable("the event's data is not a JSON object")
-    instance_id = envelope.get("instance_id")
     return Event(
         type_,
         _envelope_time(envelope.get("timestamp")),
-        instance_id if _is_clerk_id(instance_id) else None,
+        valid_id(envelope.get("instance_id")),
         parser(type_, data, keys),
     )
 
@@ -350,19 +349,19 @@ def _subject(type_: str | None, data: object) -> str | None:
         data = data.get("public_user_data")
         if not isinstance(data, dict):
             return None
-    clerk_id = data.get("id" if type_.startswith(("user.", "organization.")) else "user_id")
-    return clerk_id if _is_clerk_id(clerk_id) else None
+    return valid_id(data.get("id" if type_.startswith(("user.", "organization.")) else "user_id"))
 
 
 def _clerk_id(data: dict[str, Any], key: str, place: str = "data") -> str:
-    clerk_id = data.get(key)
-    if not _is_clerk_id(clerk_id):
+    clerk_id = valid_id(data.get(key))
+    if clerk_id is None:
         raise Unreadable(f"the event's {place}.{key} is not a Clerk id")
-    return str(clerk_id)
+    return clerk_id
 
 
-def _is_clerk_id(value: object) -> bool:
-    return isinstance(value, str) and CLERK_ID.fullmatch(value) is not None
+def valid_id(value: object) -> str | None:
+    """Return the value if it is a Clerk id, else None."""
+    return value if isinstance(value, str) and CLERK_ID.fullmatch(value) else None
 
 
 def _text(data: dict[str, Any], key: str | None) -> str | None:
