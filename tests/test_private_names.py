@@ -34,5 +34,3 @@ def test_a_private_function_takes_what_it_took_when_it_was_read(user: str) -> No
 def test_a_connection_to_redis_says_whether_it_is_open_and_takes_a_packer() -> None:
     assert isinstance(inspect.getattr_static(Connection, "is_connected"), property)
     assert "command_packer" in inspect.signature(AbstractConnection.__init__).parameters
-    pool: Any = BlockingConnectionPool()  # type: ignore[no-untyped-call]
-    assert pool._connections == []

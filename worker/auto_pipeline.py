@@ -38,8 +38,8 @@ class AutoPipeline:
         self._lock = Lock()  # of `_free` and `_waiting`
         self._waiting: list[Asked] = []
         self._idle: list[Any] = []  # the most recently used is last
-        self._made = False
         self._unused = 0  # how many of them, from the first on, were not used since the last check
+        close_regularly(self.close_idle)
 
     def ask(self, *command: str | bytes | int) -> Any:
         """Return Redis's answer. The command may be sent twice.
@@ -147,9 +147,6 @@ class AutoPipeline:
         try:
             connection = self._idle.pop()
         except IndexError:
-            if not self._made:
-                self._made = True
-                close_regularly(self.close_idle)
             return self._pool.make_connection()
         self._unused = min(self._unused, len(self._idle))
         return connection

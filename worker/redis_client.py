@@ -46,12 +46,9 @@ class QueueUnavailable(Exception):
 class OtherConnections(BlockingConnectionPool):
     """The connections of a receiver for everything except deliveries; a thread may have to wait for one."""
 
-    def make_connection(self) -> Any:
-        """Return a new connection, not opened yet."""
-        if not self._connections:  # a private name of redis-py 8.1
-            close_regularly(self.close_idle)
-        made: Any = super().make_connection()  # type: ignore[no-untyped-call]
-        return made
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        close_regularly(self.close_idle)
 
     def close_idle(self) -> None:
         """Close the idle connections."""
