@@ -4,24 +4,14 @@ A part of the one transaction of `db.apply.users`. PostgreSQL computes the colum
 and organizations, because one renamed organization can concern any number of users outside the batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import psycopg
 
 from db.apply import statements
 from db.connection.pipeline import Pipeline
 from db.merge.change import Membership, Organization, UserChange, Version, merge_organizations
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import maybe_datetime, maybe_ms, to_datetime, to_ms
-
-
-class PendingReads(NamedTuple):
-    """Queries that were sent and whose answers were not read yet."""
-
-    concerned: list[str]
-    organizations: psycopg.Cursor[Any]
-    memberships: psycopg.Cursor[Any]
 
 
 class StoredMemberships(NamedTuple):
@@ -46,8 +36,10 @@ class MembershipWrites(NamedTuple):
     news: list[bool]
 
 
-def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> PendingReads:
+def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> Callable[[], StoredMemberships]:
     """Lock the organizations of the batch, in one order, and send the queries for them and the memberships.
+
+    Returns a function that reads the answers.
 
     An organization that the batch changes gets an exclusive lock; one that a user in the batch is a member of
     gets a shared lock. So a rename waits for batches that are writing the old name.
@@ -56,24 +48,20 @@ def lock_and_ask(pipeline: Pipeline, batch: Sequence[ReceivedChange]) -> Pending
     changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
     concerned = sorted({change.clerk_id for change in changes if _concerns_organization(change)})
     pipeline.send(statements.LOCK_ORGANIZATIONS, changed=changed, ids=concerned)
-    return PendingReads(
-        concerned,
-        pipeline.send(statements.READ_ORGANIZATIONS, ids=changed),
-        pipeline.send(statements.READ_MEMBERSHIPS, ids=concerned),
-    )
+    organizations = pipeline.send(statements.READ_ORGANIZATIONS, ids=changed)
+    memberships = pipeline.send(statements.READ_MEMBERSHIPS, ids=concerned)
 
+    def read() -> StoredMemberships:
+        by_user: dict[str, list[Membership]] = {}
+        for clerk_id, *row in memberships.fetchall():
+            by_user.setdefault(clerk_id, []).append(stored_membership(row))
+        return StoredMemberships(
+            concerned,
+            {row[0]: stored_organization(row) for row in organizations.fetchall()},
+            {clerk_id: tuple(found) for clerk_id, found in by_user.items()},
+        )
 
-def read(asked: PendingReads) -> StoredMemberships:
-    """Return the answers of the database."""
-    memberships: dict[str, list[Membership]] = {}
-    for clerk_id, *row in asked.memberships.fetchall():
-        memberships.setdefault(clerk_id, []).append(stored_membership(row))
-    organizations = [stored_organization(row) for row in asked.organizations.fetchall()]
-    return StoredMemberships(
-        asked.concerned,
-        {it.id: it for it in organizations},
-        {clerk_id: tuple(them) for clerk_id, them in memberships.items()},
-    )
+    return read
 
 
 def decide(

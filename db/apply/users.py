@@ -152,7 +152,7 @@ def _lock_and_read(
     sync = pipeline.send(statements.LOCK_SYNC_ROWS, ids=ids)
     if concerned:
         pipeline.send(statements.LOCK_ADDRESSES, ids=concerned, addresses=addresses)
-    asked = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
+    read_memberships = memberships.lock_and_ask(pipeline, batch) if policy.follows_memberships else None
     users = pipeline.send(statements.READ_USERS, ids=ids)
     fields = pipeline.send(statements.READ_PROFILES, ids=ids) if policy.keeps_fields else None
     contested: Any = ()
@@ -174,7 +174,7 @@ def _lock_and_read(
         frozenset(
             row.clerk_id for row, is_unclaimed in held if is_unclaimed and row.clerk_id not in sync_rows
         ),
-        memberships.read(asked) if asked else None,
+        read_memberships() if read_memberships else None,
         {row[0]: stored_profile(*row) for row in fields} if fields else {},
     )
 
