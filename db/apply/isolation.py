@@ -54,8 +54,8 @@ class Isolation:
         if error is not None and not locked:
             return self._halve(batch, error)
         row_is_locked = unavailable("the user's row is locked", Cause.LOCKED, LOCK_NOT_AVAILABLE)
-        results = iter(self._divide([it for it in batch if it.subject not in locked]))
-        return [row_is_locked if it.subject in locked else next(results) for it in batch]
+        results = iter(self._divide([incoming for incoming in batch if incoming.subject not in locked]))
+        return [row_is_locked if incoming.subject in locked else next(results) for incoming in batch]
 
     def _divide(self, batch: Sequence[ReceivedChange], deadline: float | None = None) -> list[Result]:
         if not batch:

@@ -68,30 +68,28 @@ def decide(
     stored: StoredMemberships, known: dict[str, UserChange], batch: Sequence[ReceivedChange]
 ) -> MembershipWrites:
     """Merge the batch into the stored state; return what differs."""
-    merged = dict(stored.organizations)
+    before = stored.organizations
+    merged = dict(before)
     news = []
     for incoming in batch:
-        said = [merge_organizations(_stored(merged, fact.id), fact) for fact in _facts(incoming)]
-        news.append(any(it != _stored(merged, it.id) for it in said))
-        merged.update((it.id, it) for it in said)
-    return MembershipWrites(
-        stored.concerned,
-        [it.id for it in merged.values() if _shows(it) != _shows(_stored(stored.organizations, it.id))],
-        [it for it in merged.values() if it != _stored(stored.organizations, it.id)],
-        [
-            (clerk_id, membership)
-            for clerk_id in stored.concerned
-            for membership in _unstored(known[clerk_id], stored)
-        ],
-        news,
-    )
+        facts = [merge_organizations(_stored(merged, fact.id), fact) for fact in _facts(incoming)]
+        news.append(any(fact != _stored(merged, fact.id) for fact in facts))
+        merged.update((fact.id, fact) for fact in facts)
+    changed = [organization for id_, organization in merged.items() if organization != _stored(before, id_)]
+    renamed = [new.id for new in changed if _shows(new) != _shows(_stored(before, new.id))]
+    memberships = [
+        (clerk_id, membership)
+        for clerk_id in stored.concerned
+        for membership in _unstored(known[clerk_id], stored)
+    ]
+    return MembershipWrites(stored.concerned, renamed, changed, memberships, news)
 
 
 def write(pipeline: Pipeline, writes: MembershipWrites, value: str) -> None:
     """Send the writes, then set the column to ORGANIZATION_VALUE for all users that may be affected."""
-    organizations = [_organization_row(it) for it in writes.organizations]
+    organizations = [_organization_row(organization) for organization in writes.organizations]
     statements.send_rows(pipeline, statements.WRITE_ORGANIZATIONS, organizations)
-    memberships = [_membership_row(*it) for it in writes.memberships]
+    memberships = [_membership_row(clerk_id, membership) for clerk_id, membership in writes.memberships]
     statements.send_rows(pipeline, statements.WRITE_MEMBERSHIPS, memberships)
     if writes.concerned or writes.renamed:
         pipeline.send(statements.SET_ORGANIZATIONS[value], ids=writes.concerned, changed=writes.renamed)
@@ -119,8 +117,8 @@ def _shows(organization: Organization) -> tuple[object, ...]:
 
 
 def _unstored(known: UserChange, stored: StoredMemberships) -> list[Membership]:
-    there = set(stored.memberships.get(known.clerk_id, ()))
-    return [membership for membership in known.memberships if membership not in there]
+    before = set(stored.memberships.get(known.clerk_id, ()))
+    return [membership for membership in known.memberships if membership not in before]
 
 
 def _concerns_organization(change: UserChange) -> bool:
@@ -142,11 +140,12 @@ def stored_membership(row: Sequence[Any]) -> Membership:
     return Membership(id_, organization_id, to_ms(joined_at), maybe_ms(ended_at), version, role)
 
 
-def _organization_row(it: Organization) -> tuple[object, ...]:
-    version = it.version or (None, None)
-    return it.id, it.name, *version, maybe_datetime(it.deleted_at), it.slug, it.image_url
+def _organization_row(organization: Organization) -> tuple[object, ...]:
+    id_, version, name, deleted_at, slug, image_url = organization
+    return id_, name, *(version or (None, None)), maybe_datetime(deleted_at), slug, image_url
 
 
-def _membership_row(clerk_id: str, it: Membership) -> tuple[object, ...]:
-    times = to_datetime(it.joined_at), maybe_datetime(it.ended_at)
-    return clerk_id, it.id, it.organization_id, *times, it.role, *(it.role_version or (None, None))
+def _membership_row(clerk_id: str, membership: Membership) -> tuple[object, ...]:
+    id_, organization_id, joined_at, ended_at, version, role = membership
+    times = to_datetime(joined_at), maybe_datetime(ended_at)
+    return clerk_id, id_, organization_id, *times, role, *(version or (None, None))

@@ -27,7 +27,7 @@ def _free(connection: Connection) -> bool:
         # Two rows may hold each other's placeholders, so first all of them give theirs up.
         parked = func.concat(func.gen_random_uuid(), at_domain)
         connection.execute(update(User).where(User.clerk_id.in_(wrong)).values(email=parked))
-        own = [{"whose": clerk_id, "address": placeholder_address(clerk_id)} for clerk_id in wrong]
-        one = update(User).where(User.clerk_id == bindparam("whose")).values(email=bindparam("address"))
-        connection.execute(one, own)
+        own = [{"holder": clerk_id, "address": placeholder_address(clerk_id)} for clerk_id in wrong]
+        set_own = update(User).where(User.clerk_id == bindparam("holder")).values(email=bindparam("address"))
+        connection.execute(set_own, own)
     return bool(wrong)

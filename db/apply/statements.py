@@ -114,7 +114,7 @@ def organization_joined_last(clerk_id: ColumnElement[str], value: str) -> Latera
 def _types(model: Any, names: Iterable[str]) -> dict[str, TypeEngine[Any]]:
     """Return the columns' types, texts without their length: a cast to a length would cut them."""
     types = {name: model.__table__.c[name].type for name in names}
-    return {name: type(it)() if isinstance(it, String) else it for name, it in types.items()}
+    return {name: type(type_)() if isinstance(type_, String) else type_ for name, type_ in types.items()}
 
 
 def _array(name: str) -> BindParameter[Sequence[str]]:
@@ -133,10 +133,10 @@ def _rows(types: dict[str, TypeEngine[Any]]) -> TableValuedAlias:
 
 def _insert_or_replace(table: Any) -> Executable:
     """Insert rows of all columns of `table`, or replace those that have the same key."""
-    source = _rows({each.name: each.type for each in table.columns})
+    source = _rows({column.name: column.type for column in table.columns})
     statement = upsert(table).from_select(source.c.keys(), select(source))
     keys = table.primary_key.columns.keys()
-    others = {name: it for name, it in statement.excluded.items() if name not in keys}
+    others = {name: value for name, value in statement.excluded.items() if name not in keys}
     return statement.on_conflict_do_update(index_elements=keys, set_=others)
 
 
@@ -332,7 +332,7 @@ _sync = _rows(SYNC_COLUMNS)
 UPDATE_SYNC_ROWS = (
     update(UserSync)
     .where(UserSync.clerk_id == _sync.c.clerk_id)
-    .values({name: it for name, it in _sync.c.items() if name != "clerk_id"})
+    .values({name: value for name, value in _sync.c.items() if name != "clerk_id"})
 )
 
 # Make sure that every Clerk instance in `ids` (sorted) has a row in `instance_sync`.
@@ -372,9 +372,9 @@ _moving = (
 
 # Find which of `ids` have a row in each table that is locked, and which users lose an address. UNLOCKED_IDS
 # leaves out the rows that another transaction has locked: for an update, and for the loss of an address.
-_stored = tuple(select(it.clerk_id).where(it.clerk_id == _any_id) for it in (UserSync, User))
+_stored = tuple(select(model.clerk_id).where(model.clerk_id == _any_id) for model in (UserSync, User))
 STORED_IDS = (*_stored, _moving)
 UNLOCKED_IDS = (
-    *(each.with_for_update(key_share=True, skip_locked=True) for each in _stored),
+    *(query.with_for_update(key_share=True, skip_locked=True) for query in _stored),
     _moving.with_for_update(skip_locked=True, of=User),
 )

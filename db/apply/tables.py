@@ -52,8 +52,8 @@ class Tables:
         def look(pipeline: Pipeline) -> frozenset[str]:
             for write in statements.writes(self._policy):
                 pipeline.send_no_rows(write)
-            rows = [pipeline.send(one, ids=ids, **moves) for one in statements.STORED_IDS]
-            unlocked = [pipeline.send(one, ids=ids, **moves) for one in statements.UNLOCKED_IDS]
+            rows = [pipeline.send(query, ids=ids, **moves) for query in statements.STORED_IDS]
+            unlocked = [pipeline.send(query, ids=ids, **moves) for query in statements.UNLOCKED_IDS]
             pipeline.wait()
             pairs = zip(rows, unlocked, strict=True)
             return frozenset().union(*(_ids(stored) - _ids(free) for stored, free in pairs))

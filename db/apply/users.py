@@ -26,7 +26,7 @@ from db.merge.rows import (
     apply_batch,
     stored_change,
     sync_row,
-    target,
+    target_row,
 )
 from db.models import EMAIL_INDEX
 from db.times import maybe_datetime, to_datetime
@@ -70,7 +70,7 @@ class Writes(NamedTuple):
     @property
     def touched(self) -> set[str]:
         """Return the users whose rows are deleted or changed."""
-        changed = (t.row.clerk_id for step in self.changed for t in step)
+        changed = (target.row.clerk_id for step in self.changed for target in step)
         return {*self.gone, *changed, *(clerk_id for clerk_id, _ in (*self.vacated, *self.assigned))}
 
 
@@ -192,12 +192,12 @@ def _concerns_address(change: UserChange) -> bool:
 def _decide(known: dict[str, UserChange], stored: StoredState, policy: Policy) -> Writes:
     holder_of = resolve(known.values(), stored.competing, stored.contested)
     targets = _targets(known, stored, holder_of, policy)
-    changed = [t for clerk_id, t in targets.items() if t.row != stored.users.get(clerk_id)]
+    changed = [target for clerk_id, target in targets.items() if target.row != stored.users.get(clerk_id)]
     first, second, parked = _steps(changed, stored.users)
     return Writes(
         gone=sorted(stored.users.keys() - targets.keys()),
         changed=(first, second),
-        vacated=[(it, placeholder_address(it)) for it in (*_vacated(stored, holder_of), *parked)],
+        vacated=[(id_, placeholder_address(id_)) for id_ in (*_vacated(stored, holder_of), *parked)],
         assigned=_assigned(stored.competing, holder_of),
     )
 
@@ -214,10 +214,10 @@ def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> Non
     statements.send_ids(pipeline, statements.DELETE_USERS, writes.gone)
     statements.send_rows(pipeline, statements.SET_EMAILS, writes.vacated)
     for step in writes.changed:
-        for left_alone in sorted({t.left_alone for t in step}):
-            alike = [t for t in step if t.left_alone == left_alone]
-            old = [t.row for t in alike if t.row.clerk_id in stored.users]
-            new = [t.row for t in alike if t.row.clerk_id not in stored.users]
+        for left_alone in sorted({target.left_alone for target in step}):
+            rows = [target.row for target in step if target.left_alone == left_alone]
+            old = [row for row in rows if row.clerk_id in stored.users]
+            new = [row for row in rows if row.clerk_id not in stored.users]
             statements.send_rows(pipeline, statements.update_users(left_alone), old)
             statements.send_rows(pipeline, statements.insert_users(left_alone), new)
     statements.send_rows(pipeline, statements.SET_EMAILS, writes.assigned)
@@ -227,13 +227,11 @@ def _targets(
     known: dict[str, UserChange], stored: StoredState, holder_of: dict[str, str], policy: Policy
 ) -> dict[str, TargetRow]:
     emails = {clerk_id: address for address, clerk_id in holder_of.items()}
-    targets = {}
-    for clerk_id, change in known.items():
-        email = _email(change, emails, stored)
-        found = target(change, stored.users.get(clerk_id), email, policy)
-        if found is not None:
-            targets[clerk_id] = found
-    return targets
+    return {
+        clerk_id: target
+        for clerk_id, change in known.items()
+        if (target := target_row(change, stored.users.get(clerk_id), _email(change, emails, stored), policy))
+    }
 
 
 def _email(change: UserChange, emails: dict[str, str], stored: StoredState) -> str | None:
@@ -265,15 +263,16 @@ def _steps(
     PostgreSQL checks uniqueness row by row. A row is written once, so that a trigger sees each change once;
     only in a cycle or a longer chain does a row have the placeholder in between.
     """
-    holders = {row.email: row.clerk_id for t in changed if (row := stored.get(t.row.clerk_id))}
+    holders = {row.email: row.clerk_id for target in changed if (row := stored.get(target.row.clerk_id))}
     first: list[TargetRow] = []
     second: list[TargetRow] = []
-    for each in changed:
-        is_free = holders.get(each.row.email, each.row.clerk_id) == each.row.clerk_id
-        (first if is_free else second).append(each)
-    waiting = {t.row.clerk_id for t in second}
-    wanted = {t.row.email for t in second}
-    return first, second, [it for address, it in holders.items() if address in wanted and it in waiting]
+    for target in changed:
+        is_free = holders.get(target.row.email, target.row.clerk_id) == target.row.clerk_id
+        (first if is_free else second).append(target)
+    waiting = {target.row.clerk_id for target in second}
+    wanted = {target.row.email for target in second}
+    parked = [id_ for address, id_ in holders.items() if address in wanted and id_ in waiting]
+    return first, second, parked
 
 
 def _assigned(competing: Sequence[CompetingClaim], holder_of: dict[str, str]) -> list[tuple[str, str]]:

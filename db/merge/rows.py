@@ -166,7 +166,9 @@ def sync_row(change: UserChange) -> SyncRow:
     )
 
 
-def target(change: UserChange, stored: UserRow | None, email: str | None, policy: Policy) -> TargetRow | None:
+def target_row(
+    change: UserChange, stored: UserRow | None, email: str | None, policy: Policy
+) -> TargetRow | None:
     """Return the row of `users` for the known state; None if there must be none.
 
     `email` is the address that the user gets, None if the stored one stays.

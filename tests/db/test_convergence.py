@@ -19,7 +19,7 @@ from db.merge.change import Organization, UserChange, merge_organizations
 from db.merge.claims import resolve
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
-from db.merge.rows import apply_batch, profile_row, target
+from db.merge.rows import apply_batch, profile_row, target_row
 from db.times import maybe_ms, to_ms
 from tests.support.histories import casts_of_members, choices_of_source, histories, plans
 from tests.support.hypothesis_settings import no_deadline
@@ -90,7 +90,7 @@ class Memory:
         }
         found = {}
         for clerk_id, change in self._known.items():
-            if wanted := target(change, None, holders.get(clerk_id), self._policy):
+            if wanted := target_row(change, None, holders.get(clerk_id), self._policy):
                 row = wanted.row
                 found[clerk_id] = Row(*row[:5], to_ms(row.created_at), maybe_ms(row.last_login_at))
         return found
