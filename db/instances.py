@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import ARRAY, String, any_, literal, select
+from sqlalchemy import select
 
 from db.connection.engine import Database
 from db.models import InstanceSync, UserSync
@@ -26,10 +26,9 @@ def of_instance(database: Database, clerk_ids: Sequence[str], instance_id: str |
     only while no second instance has ever been seen.
     """
     query = select(UserSync.clerk_id, UserSync.instance_id).where(
-        UserSync.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))),
-        UserSync.instance_id.is_not(None),
+        UserSync.clerk_id.in_(clerk_ids), UserSync.instance_id.is_not(None)
     )
-    known = {row[0]: row[1] for row in database.run(lambda connection: connection.execute(query).all())}
+    known = dict(database.run(lambda connection: connection.execute(query).all()))
     is_alone = len({*seen(database), *([instance_id] if instance_id else [])}) < 2
     return {
         clerk_id

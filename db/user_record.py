@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, FromClause, Select, join, select
+from sqlalchemy import Connection, FromClause, Select, select
 
 from db.connection.engine import Database
 from db.models import MembershipSync, OrganizationSync, User, UserProfile, UserSync
@@ -49,16 +49,11 @@ def _claims(clerk_id: str, address: str) -> Select[Any]:
 
 
 def _memberships(clerk_id: str) -> Select[Any]:
-    organizations = OrganizationSync.__table__
-    both = join(
-        MembershipSync.__table__,
-        organizations,
-        MembershipSync.organization_id == organizations.c.id,
-        isouter=True,
-    )
+    columns = [column for column in MembershipSync.__table__.columns if column.name != "clerk_id"]
     return (
-        select(*(c for c in MembershipSync.__table__.columns if c.name != "clerk_id"), organizations.c.name)
-        .select_from(both)
+        select(*columns, OrganizationSync.name)
+        .select_from(MembershipSync)
+        .outerjoin(OrganizationSync, OrganizationSync.id == MembershipSync.organization_id)
         .where(MembershipSync.clerk_id == clerk_id)
         .order_by(MembershipSync.joined_at)
     )

@@ -6,7 +6,7 @@ Used with ORGANIZATION_SOURCE=membership, for users who have a row and no tombst
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, String, any_, literal, select, true, tuple_
+from sqlalchemy import literal, select, true, tuple_
 
 from db.apply import statements
 from db.apply.memberships import stored_membership, stored_organization
@@ -35,7 +35,7 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsB
         .select_from(User)
         .outerjoin(MembershipSync, MembershipSync.clerk_id == User.clerk_id)
         .outerjoin(OrganizationSync, OrganizationSync.id == MembershipSync.organization_id)
-        .where(User.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))), ~HAS_TOMBSTONE)
+        .where(User.clerk_id.in_(clerk_ids), ~HAS_TOMBSTONE)
     )
     found: dict[str, dict[str, HeldMembership]] = {}
     for clerk_id, *row in database.run(lambda connection: connection.execute(query).all()):
@@ -87,7 +87,7 @@ def wrong_organization(database: Database, clerk_ids: Sequence[str], value: str)
         select(User.clerk_id)
         .outerjoin(joined_last, true())
         .where(
-            User.clerk_id == any_(literal(list(clerk_ids), ARRAY(String()))),
+            User.clerk_id.in_(clerk_ids),
             ~HAS_TOMBSTONE,
             User.organization.is_distinct_from(joined_last.c.value),
         )
