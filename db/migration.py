@@ -90,8 +90,8 @@ def prepare(connection: Connection) -> None:
             "the role has no right to create tables: GRANT CREATE, USAGE ON SCHEMA … TO …, or set"
             " DATABASE_SCHEMA to a schema of its own (docs/neon-setup.md)"
         )
-    there = relations(connection)
-    conflicting = [name for name in TABLES if name in there]
+    existing = relations(connection)
+    conflicting = [name for name in TABLES if name in existing]
     if conflicting:
         raise MigrationError(
             f"a table {conflicting[0]} already exists and is not this service's: set DATABASE_SCHEMA to a"

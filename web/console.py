@@ -113,16 +113,16 @@ def _last_hour(minutes: Sequence[Minute], now: datetime) -> list[Minute]:
 
 def _requested_action() -> JobAction | None:
     """Read the form; None if it is not one of this page."""
-    verb, _, one = request.form.get("do", "").partition(" ")
+    verb, _, which = request.form.get("do", "").partition(" ")
     try:
         until = datetime.fromisoformat(request.form.get("until", ""))
     except ValueError:
         return None
     if verb not in VERBS or until.tzinfo is None:
         return None
-    chosen = [one] if one and one != ALL else request.form.getlist("id")
+    chosen = [which] if which and which != ALL else request.form.getlist("id")
     ids = tuple(unquote(value, errors=ENCODING_ERRORS) for value in chosen)
-    return JobAction(verb, ids, one == ALL, until, request.form.get("confirmed") == "1")
+    return JobAction(verb, ids, which == ALL, until, request.form.get("confirmed") == "1")
 
 
 def _apply(jobs: FailedJobs, action: JobAction) -> ResponseReturnValue:

@@ -86,7 +86,8 @@ class Receiver:
     """Takes deliveries, in many threads: puts genuine ones on `queue`."""
 
     def __init__(self, settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> None:
-        self._verifier = Verifier(s.get_secret_value() for s in settings.clerk_webhook_signing_secret)
+        secrets = settings.clerk_webhook_signing_secret
+        self._verifier = Verifier(secret.get_secret_value() for secret in secrets)
         self._bodies = BodyReader(settings.max_body_bytes)
         self._types = handled_types(settings)
         self._instance_id = settings.clerk_instance_id

@@ -40,7 +40,7 @@ def postgres_url(settings: Settings, *, unpooled: bool = False) -> dict[str, str
     try:
         given = conninfo_to_dict(secret.get_secret_value())
     except psycopg.ProgrammingError as error:
-        wrong = next(words for said, words in PARTS.items() if said in str(error))
+        wrong = next(words for part, words in PARTS.items() if part in str(error))
         raise SettingsError(f"{name} {wrong}") from None
     parameters = {key: str(value) for key, value in given.items()}
     if not all(_is_port(port) for port in parameters.get("port", "").split(",")):

@@ -4,6 +4,7 @@ Used with ORGANIZATION_SOURCE=membership, for users who have a row and no tombst
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import literal, select, true, tuple_
@@ -24,11 +25,13 @@ class HeldMembership(NamedTuple):
     organization: Organization
 
 
-# The memberships of one user by id, ended ones included.
-MembershipsByUser = Mapping[str, HeldMembership]
+# The memberships of one user, ended ones included.
+MembershipsById = Mapping[str, HeldMembership]
+
+_texts = attrgetter("name", "slug", "image_url")  # of an organization
 
 
-def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsByUser]:
+def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsById]:
     """Return the stored memberships of those users; users without a row are left out."""
     query = (
         select(User.clerk_id, *MembershipSync.__table__.columns[1:], *OrganizationSync.__table__.columns[1:])
@@ -45,22 +48,23 @@ def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, MembershipsB
     return dict(found)
 
 
-def differs(shown: UserChange, local: MembershipsByUser) -> bool:
+def differs(shown: UserChange, local: MembershipsById) -> bool:
     """Say whether a user's memberships in Clerk differ from the stored ones. Pure."""
-    organizations = {it.id: it for it in shown.organizations}
+    organizations = {organization.id: organization for organization in shown.organizations}
     return any(
         _differs(membership, local.get(membership.id), organizations[membership.organization_id])
         for membership in shown.memberships
     )
 
 
-def may_have_moved(shown: UserChange, local: MembershipsByUser, recent_ms: int) -> bool:
+def may_have_moved(shown: UserChange, local: MembershipsById, recent_ms: int) -> bool:
     """Say whether a difference may be outdated: one side changed recently, or the stored side is newer."""
-    versions = {it.id: it.version or Version(0, 0) for it in shown.organizations}
+    unknown = Version(0, 0)
+    versions = {organization.id: organization.version or unknown for organization in shown.organizations}
     return any(
         membership.joined_at >= recent_ms
         or versions[membership.organization_id].updated_at >= recent_ms
-        or (membership.role_version or Version(0, 0)).updated_at >= recent_ms
+        or (membership.role_version or unknown).updated_at >= recent_ms
         or _is_newer(local.get(membership.id), versions[membership.organization_id])
         for membership in shown.memberships
     )
@@ -102,8 +106,7 @@ def _differs(shown: Membership, held: HeldMembership | None, organization: Organ
         return True
     if held.membership.joined_at < shown.joined_at or shown.role not in (None, held.membership.role):
         return True
-    ours, theirs = ((it.name, it.slug, it.image_url) for it in (held.organization, organization))
-    return organization.name is not None and ours != theirs
+    return organization.name is not None and _texts(held.organization) != _texts(organization)
 
 
 def _is_newer(held: HeldMembership | None, version: Version) -> bool:

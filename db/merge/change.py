@@ -7,6 +7,7 @@ order, repetition and batching. All times are whole milliseconds since the epoch
 import hashlib
 import re
 from collections.abc import Callable, Collection
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 PLACEHOLDER_DOMAIN = "placeholder.invalid"
@@ -102,7 +103,7 @@ class UserChange(NamedTuple):
 
 
 _Known = TypeVar("_Known", Organization, Membership)
-_Said = TypeVar("_Said", Profile, EmailClaim)
+_Part = TypeVar("_Part", Profile, EmailClaim)
 
 
 def merge(a: UserChange, b: UserChange) -> UserChange:
@@ -135,20 +136,23 @@ def merge_organizations(a: Organization, b: Organization) -> Organization:
     return newest._replace(deleted_at=_present(min, a.deleted_at, b.deleted_at))
 
 
-def _organization_rank(it: Organization) -> tuple[object, ...]:
-    texts = (_none_first(text) for text in (it.name, it.slug, it.image_url))
-    return it.version is not None, it.version or (), *texts
+def _organization_rank(organization: Organization) -> tuple[object, ...]:
+    version, texts = organization.version, (organization.name, organization.slug, organization.image_url)
+    return version is not None, version or (), *map(_none_first, texts)
 
 
 def merge_memberships(a: Membership, b: Membership) -> Membership:
     """Merge two states of one membership, as `merge` does for users."""
-    joined = max(a, b, key=lambda it: (it.joined_at, it.organization_id))
-    given = max(
-        a, b, key=lambda it: (it.role_version is not None, it.role_version or (), _none_first(it.role))
-    )
+    joined = max(a, b, key=attrgetter("joined_at", "organization_id"))
+    newest = max(a, b, key=_role_rank)
     return joined._replace(
-        ended_at=_present(min, a.ended_at, b.ended_at), role_version=given.role_version, role=given.role
+        ended_at=_present(min, a.ended_at, b.ended_at), role_version=newest.role_version, role=newest.role
     )
+
+
+def _role_rank(membership: Membership) -> tuple[object, ...]:
+    version = membership.role_version
+    return version is not None, version or (), _none_first(membership.role)
 
 
 def merge_by_id(
@@ -174,7 +178,7 @@ def placeholder_address(clerk_id: str) -> str:
     return f"{local}@{PLACEHOLDER_DOMAIN}"
 
 
-def _newer(rank: Callable[[_Said], Any], a: _Said | None, b: _Said | None) -> _Said | None:
+def _newer(rank: Callable[[_Part], Any], a: _Part | None, b: _Part | None) -> _Part | None:
     if a is None or b is None:
         return a or b
     return max(a, b, key=rank)

@@ -40,7 +40,7 @@ def resolve(
         if change.profile and (claim := change.email) and claim.address
     ]
     best: dict[str, ClaimRank] = {}
-    for address, rank in (*claims, *((it.address, it.rank) for it in competing)):
+    for address, rank in (*claims, *((claim.address, claim.rank) for claim in competing)):
         if address in contested and (address not in best or rank > best[address]):
             best[address] = rank
     return {address: rank.clerk_id for address, rank in best.items()}

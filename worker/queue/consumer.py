@@ -241,7 +241,7 @@ def _taken_job(fields: Sequence[bytes]) -> TakenJob:
 def _intervals(text: bytes) -> tuple[int, ...]:
     # Nearly every job has the same: parsed once, not once a job.
     found = rq.read_json(text, list)
-    return tuple(it for it in found if isinstance(it, int) and 0 <= it <= rq.FAILURE_TTL_S)
+    return tuple(item for item in found if isinstance(item, int) and 0 <= item <= rq.FAILURE_TTL_S)
 
 
 def _now() -> str:

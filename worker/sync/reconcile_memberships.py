@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from db.drift import memberships as membership_drift
 from db.drift import users as user_drift
-from db.drift.memberships import MembershipsByUser
+from db.drift.memberships import MembershipsById
 from db.merge.change import (
     Membership,
     UserChange,
@@ -181,7 +181,7 @@ class MemberDrift:
             self._on_progress(0, 0)
             yield [change for change in changes_in(page) if change.clerk_id in clerk_ids]
 
-    def _differences(self, changes: Sequence[UserChange]) -> Iterator[tuple[UserChange, MembershipsByUser]]:
+    def _differences(self, changes: Sequence[UserChange]) -> Iterator[tuple[UserChange, MembershipsById]]:
         """Yield the local users whose memberships differ from Clerk's, with the stored ones."""
         stored = membership_drift.read(self._context.database, [change.clerk_id for change in changes])
         for change in changes:
