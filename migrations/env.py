@@ -1,8 +1,9 @@
-"""Runs the migrations, over the unpooled URL when Alembic's own command calls.
+"""Runs the migrations on the connection that `db.migration` passes.
 
-With DATABASE_SCHEMA everything is made in that schema, and a migration does not name it: what SQLAlchemy
-renders is qualified, and for the rest (`op.add_column`, `op.execute`) the transaction's search_path is that
-schema alone.
+For Alembic's own command, which passes none, it opens one to DATABASE_URL_UNPOOLED.
+
+Migrations do not name DATABASE_SCHEMA. SQLAlchemy adds it to the names of tables where it can. For the other
+statements (`op.add_column`, `op.execute`) it is the only schema in the transaction's search_path.
 """
 
 from alembic import context
@@ -14,7 +15,7 @@ from db.connection.engine import Database, schema_of
 from db.models import Base
 from db.schema import VERSION_TABLE
 
-# Held for the whole upgrade: of two processes that upgrade at once, the second waits and finds nothing to do.
+# Held until the end of the transaction: a second process waits for the first, then finds nothing to do.
 MIGRATION_LOCK = 0x6D696772
 
 

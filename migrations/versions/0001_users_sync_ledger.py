@@ -1,4 +1,4 @@
-"""users, user_sync and webhook_events: users, the sync's memory of them, the ledger of deliveries.
+"""users; user_sync, the sync's state for each user; webhook_events, the ledger of deliveries.
 
 Revision 0001, the first.
 """

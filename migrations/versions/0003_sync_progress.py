@@ -1,4 +1,4 @@
-"""sync_progress: how far a backfill is.
+"""sync_progress, the progress of a backfill.
 
 Revision 0003, after 0002.
 """

@@ -1,4 +1,4 @@
-"""instance_sync, and in user_sync which claims are verified and which Clerk instance reported a user.
+"""instance_sync; columns of user_sync for verified claims and for the Clerk instance that reported a user.
 
 Revision 0004, after 0003.
 """

@@ -14,7 +14,8 @@ ORGANIZATIONS = """
     CREATE VIEW organizations AS
     SELECT id, name, slug, image_url FROM organization_sync WHERE deleted_at IS NULL
 """
-# One row for each user of an organization, also while the end of an earlier membership is still unknown.
+# A user who left and joined again may have two memberships here until the end of the first one is reported.
+# The view shows only the newest.
 MEMBERS = """
     CREATE VIEW organization_members AS
     SELECT DISTINCT ON (membership.organization_id, membership.clerk_id)
@@ -41,7 +42,7 @@ def upgrade() -> None:
     op.add_column("organization_sync", sa.Column("slug", sa.String(255)))
     op.add_column("organization_sync", sa.Column("image_url", sa.Text))
     for name, statement in VIEWS.items():
-        if _found(name) is None:  # an application may have a table of that name
+        if _found(name) is None:  # else the name belongs to the application
             op.execute(statement)
 
 
@@ -57,7 +58,7 @@ def downgrade() -> None:
 
 
 def _found(name: str) -> str | None:
-    """Return the definition of the view of that name, "" for a table, None when there is neither."""
+    """Return the definition of the view with that name; "" for a table, None if there is neither."""
     query = sa.text(
         "SELECT coalesce(pg_get_viewdef(pg_class.oid), '') FROM pg_class"
         " JOIN pg_namespace ON pg_namespace.oid = relnamespace"

@@ -1,7 +1,8 @@
-"""Room for updates in place: no version in the index of claims, and free space in each page.
+"""Updates in place: the index of claims contains no version, and each page has free space.
 
-Revision 0006, after 0005. An index entry that holds a version moves with every profile, so no update of
-`user_sync` could be heap-only. New pages alone have the free space; old ones get it as they are vacuumed.
+Revision 0006, after 0005. PostgreSQL updates a row in place (heap-only) if no indexed column changes and its
+page has room. Every profile has a new version, so an index with the version prevented that. The fillfactor
+applies to new pages; existing pages get free space when they are vacuumed.
 """
 
 import sqlalchemy as sa

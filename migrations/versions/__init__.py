@@ -1,1 +1,1 @@
-"""One file per change of the schema; each goes up and down."""
+"""One file per change of the schema; each can be applied and undone."""
