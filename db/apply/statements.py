@@ -175,11 +175,16 @@ def update_users(left_alone: tuple[str, ...]) -> Executable:
     return update(User).where(User.clerk_id == source.c.clerk_id).values(values)
 
 
-def _written(table: Any, ids: str) -> ColumnElement[int]:
-    """Count the rows of `ids` whose newest version this transaction, or a subtransaction, has written."""
+def _written(table: Any, ids: str, *columns: str) -> ColumnElement[int]:
+    """Count the rows of `ids` whose newest version this transaction, or a subtransaction, has written.
+
+    A row counts only if one of `columns` has a value; without `columns`, every row counts.
+    """
     rows = table.alias("written")
-    age = func.age(literal_column("written.xmin"))
-    return select(func.count()).where(rows.c.clerk_id == any_(_array(ids)), age <= 0).scalar_subquery()
+    is_new = func.age(literal_column("written.xmin")) <= 0
+    values = [func.num_nonnulls(*(rows.c[name] for name in columns)) > 0] if columns else []
+    found = select(func.count()).where(rows.c.clerk_id == any_(_array(ids)), is_new, *values)
+    return found.scalar_subquery()
 
 
 SYNC_COLUMNS = _types(UserSync, SyncRow._fields)
@@ -347,11 +352,14 @@ RECORD_EVENTS = (
     .on_conflict_do_nothing(index_elements=["svix_id"])
 )
 
+# ADD_SYNC_ROWS writes a new row with nothing but the id; every update of it sets one of these.
+_UPDATED = ("profile_updated_at", "claim_updated_at", "last_login_at", "deleted_at", "instance_seen_at")
+
 # Raise ROWS_MISSING unless this transaction has written each row of `ids`, and none of `gone` is left.
 # `ids` are rows of `users`, `sync_ids` of `user_sync`. A trigger, rule or policy of the application can
 # suppress a write without an error. The row counts that PostgreSQL returns do not help: in a pipeline the
 # client reads them only after the commit.
-_all_written = _written(User.__table__, "ids") + _written(UserSync.__table__, "sync_ids") == (
+_all_written = _written(User.__table__, "ids") + _written(UserSync.__table__, "sync_ids", *_UPDATED) == (
     func.cardinality(_ids) + func.cardinality(_array("sync_ids"))
 )
 _left = select(func.count()).where(User.clerk_id == any_(_array("gone"))).scalar_subquery()

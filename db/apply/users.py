@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import psycopg
+
 from db.apply import memberships, placeholders, profiles, statements
 from db.apply.memberships import MembershipWrites, StoredMemberships
 from db.apply.profiles import stored_profile
 from db.connection.engine import Database
-from db.connection.errors import ChangeRefused
+from db.connection.errors import ROWS_MISSING, ChangeRefused
 from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange, Version, placeholder_address
 from db.merge.claims import ClaimRank, CompetingClaim, resolve
@@ -161,6 +163,8 @@ def _lock_and_read(
     pipeline.wait()
 
     sync_rows = {row[0]: SyncRow(*row) for row in sync.fetchall()}
+    if len(sync_rows) < len(ids):  # suppressed as REQUIRE_WRITTEN says, or deleted meanwhile
+        raise psycopg.errors.lookup(ROWS_MISSING)
     claims = [(row[0], row[1:6], row[6:]) for row in contested]
     held = [
         (UserRow(*row), is_unclaimed) for _, _, (*row, is_unclaimed) in claims if is_unclaimed is not None

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, LiteralString
 from urllib.parse import urlsplit
 
 import psycopg
@@ -21,7 +21,16 @@ from db.connection.causes import Cause
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
 from db.merge.policy import Policy
-from tests.support.payloads import NOW, Json, body, deleted_event, svix_id, user, user_event
+from tests.support.payloads import (
+    NOW,
+    Json,
+    body,
+    deleted_event,
+    session_event,
+    svix_id,
+    user,
+    user_event,
+)
 from tests.support.settings import MakeSettings
 from worker.clerk.payloads import FieldSources
 from worker.queue.consumer import Deferred, Failed, Finished, Settled, TakenJob
@@ -38,9 +47,10 @@ TRIGGER = """
       IF coalesce(NEW.clerk_id, OLD.clerk_id) LIKE {who} THEN {action}; END IF;
       RETURN coalesce(NEW, OLD);
     END $$;
-    CREATE TRIGGER interfere BEFORE INSERT OR UPDATE OR DELETE ON users
+    CREATE TRIGGER interfere BEFORE {operation} ON {table}
     FOR EACH ROW EXECUTE FUNCTION interfere()
 """
+EVERY = "INSERT OR UPDATE OR DELETE"
 
 
 def job(event: Json, **meta: object) -> TakenJob:
@@ -91,8 +101,16 @@ def names(connection: Admin) -> dict[str, str]:
     return dict(connection.execute("SELECT clerk_id, name FROM users").fetchall())
 
 
-def interfere(connection: Admin, who: str, action: str) -> None:
-    connection.execute(sql.SQL(TRIGGER).format(who=sql.Literal(who), action=sql.SQL(action)))
+def interfere(
+    connection: Admin, who: str, action: LiteralString, table: str = "users", operation: LiteralString = EVERY
+) -> None:
+    trigger = sql.SQL(TRIGGER).format(
+        who=sql.Literal(who),
+        action=sql.SQL(action),
+        table=sql.Identifier(table),
+        operation=sql.SQL(operation),
+    )
+    connection.execute(trigger)
 
 
 @pytest.fixture
@@ -347,6 +365,24 @@ def test_a_write_that_a_trigger_or_a_rule_suppresses_is_never_applied(
     assert "not every row was written" in failed(done)[0].reason
     ledger = connection.execute("SELECT 1 FROM webhook_events WHERE svix_id = %s", [suppressed.id])
     assert ledger.fetchone() is None
+
+
+@pytest.mark.parametrize("kind", ["profile", "sign-in", "deletion"])
+@pytest.mark.parametrize("operation", ["INSERT", "UPDATE"])
+def test_a_suppressed_write_of_the_syncs_state_is_never_applied(
+    kind: str, operation: LiteralString, process: Process, connection: Admin
+) -> None:
+    events = {
+        "profile": saved(7),
+        "sign-in": session_event(data={"user_id": "user_7", "created_at": NOW}),
+        "deletion": deleted_event("user_7"),
+    }
+    interfere(connection, "user_7", "RETURN NULL", "user_sync", operation)
+    suppressed = job(events[kind])
+    done = process([suppressed, job(saved(8))])
+    assert [(item.job, item.retryable) for item in failed(done)] == [(suppressed, True)]
+    assert "not every row was written" in failed(done)[0].reason
+    assert set(names(connection)) == {"user_8"}
 
 
 def test_a_trigger_that_changes_the_row_again_is_no_trouble(
