@@ -198,6 +198,8 @@ _TEXTS = {
     Cause.NO_ANSWER: r"closed the connection|connection (is |has been )?(closed|lost|reset)",
 }
 
+CONNECTION_CLASSES = ("08", "28", "3D")
+
 # The longest matching prefix counts.
 _STATES: dict[str, Cause] = {
     "08": Cause.NO_ANSWER,
@@ -233,6 +235,8 @@ _RIGHTS = {
 def cause_of(error: BaseException) -> Cause:
     """Return the cause of an error of psycopg: by its SQLSTATE, else by the text of a failed connection."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if is_of_trigger(error):
+        return Cause.REFUSED
     if state is None or state.startswith("08"):
         return _first(_TEXTS, str(error)) or (Cause.NO_CONNECTION if state is None else Cause.NO_ANSWER)
     if state == "42501":
@@ -241,6 +245,17 @@ def cause_of(error: BaseException) -> Cause:
         return Cause.READ_ONLY
     fitting = (state[:length] for length in range(len(state), 1, -1))
     return next((_STATES[prefix] for prefix in fitting if prefix in _STATES), Cause.REFUSED)
+
+
+def is_of_trigger(error: BaseException) -> bool:
+    """Say whether a statement raised an error of a class that otherwise means that there is no connection.
+
+    A trigger does so that cannot reach another server, with dblink for example. If the connection itself is
+    at fault, PostgreSQL ends it and the severity is FATAL. A pooler names no function of PostgreSQL's source.
+    """
+    if not isinstance(error, psycopg.Error) or not (error.sqlstate or "").startswith(CONNECTION_CLASSES):
+        return False
+    return error.diag.severity_nonlocalized == "ERROR" and error.diag.source_function is not None
 
 
 def _raised_by(error: BaseException) -> str | None:

@@ -15,7 +15,7 @@ from psycopg.errors import Diagnostic
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db.connection.causes import Cause, cause_of
+from db.connection.causes import Cause, cause_of, is_of_trigger
 
 DATA_CLASSES = ("22", "23")
 # Raised by code of the application: PL/pgSQL, triggers, foreign routines and check options.
@@ -32,7 +32,7 @@ RACES = (UNIQUE_VIOLATION, ROWS_MISSING)
 TRANSIENT = ("08", "25P03", "25P04", "40", "53300", "57P01", "57P02", "57P03", "57P05", *RACES)
 # Another transaction or a slow trigger delays the statement, perhaps for one row only.
 DELAYS = ("40", LOCK_NOT_AVAILABLE, "57014")
-# Never caused by one row: no connection, read-only, out of resources, shut down.
+# Never caused by one row, unless the cause is REFUSED: no connection, read-only, out of resources, shut down.
 DEPLOYMENT_CLASSES = ("08", "25", "28", "3D", "53", "57P", "58")
 UNREPRESENTABLE = ("22021", "22P05")
 UTF8 = "UTF8"
@@ -62,7 +62,8 @@ class DatabaseUnavailable(DatabaseError):
     @property
     def may_concern_one_row(self) -> bool:
         """Whether the server sent the error, the connection is intact, and other changes may succeed."""
-        return self.state is not None and not self.state.startswith(DEPLOYMENT_CLASSES)
+        is_refused = self.cause is Cause.REFUSED
+        return self.state is not None and (is_refused or not self.state.startswith(DEPLOYMENT_CLASSES))
 
 
 class ChangeRefused(DatabaseError):
@@ -88,10 +89,10 @@ def is_transient(error: BaseException) -> bool:
 
     A race counts: the next attempt sees the winner's row.
     """
-    state = sqlstate(error)
-    if state is not None:
-        return state.startswith(TRANSIENT)
-    return isinstance(_driver_error(error), psycopg.OperationalError | psycopg.InterfaceError)
+    state, cause = sqlstate(error), _driver_error(error)
+    if state is not None and cause is not None:
+        return state.startswith(TRANSIENT) and not is_of_trigger(cause)
+    return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
 
 
 def loses_connection(error: BaseException) -> bool:
@@ -102,6 +103,8 @@ def loses_connection(error: BaseException) -> bool:
     state, cause = sqlstate(error), _driver_error(error)
     if state is None or cause is None:
         return is_transient(error)
+    if is_of_trigger(cause):
+        return False
     return state.startswith(("08", "25P03", "25P04", "57P0")) or cause_of(cause) is Cause.READ_ONLY
 
 

@@ -265,9 +265,21 @@ def failed(done: dict[str, list[Settled]]) -> list[Failed]:
 
 MISSING_TABLE = "PERFORM 1 FROM audit_log_that_was_dropped"
 MISSING_RIGHT = "RAISE insufficient_privilege"
+# As dblink raises it for another server. Of the service's own connection it would mean that this one is lost.
+NO_OTHER_SERVER = "RAISE sqlclient_unable_to_establish_sqlconnection"
 
 
-@pytest.mark.parametrize(("action", "state"), [(MISSING_TABLE, "42P01"), (MISSING_RIGHT, "42501")])
+@pytest.mark.parametrize(
+    ("action", "state"),
+    [
+        (MISSING_TABLE, "42P01"),
+        (MISSING_RIGHT, "42501"),
+        (NO_OTHER_SERVER, "08001"),
+        ("RAISE invalid_authorization_specification", "28000"),
+        ("RAISE invalid_catalog_name", "3D000"),
+        ("RAISE undefined_file", "58P01"),
+    ],
+)
 def test_a_broken_trigger_of_one_row_fails_that_row_alone(
     action: str, state: str, process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
@@ -306,6 +318,16 @@ def test_a_trigger_that_is_broken_for_all_is_the_deployments_trouble(
     interfere(connection, "%", MISSING_TABLE)
     with pytest.raises(DatabaseUnavailable, match="42P01"):
         process(sixty)
+
+
+def test_a_trigger_that_reaches_no_other_server_for_any_user_costs_no_connection(
+    process: Process, connection: Admin, database: Database, sixty: list[TakenJob]
+) -> None:
+    interfere(connection, "%", NO_OTHER_SERVER)
+    with within(10), pytest.raises(DatabaseUnavailable, match="08001") as waits:
+        process(sixty)
+    assert waits.value.cause is Cause.REFUSED
+    assert database.pool_state().invalidated == 0
 
 
 @pytest.mark.parametrize(
