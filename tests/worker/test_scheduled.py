@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from redis import Redis
 
 import config
@@ -34,7 +35,7 @@ from worker.shutdown import StopSignal
 from worker.sync import scheduled
 from worker.sync.backfill import OVERLAP_MS
 from worker.sync.last_run import KEY, keep, load, summary, synced
-from worker.sync.lock import LOCK_KEY
+from worker.sync.lock import LOCK_KEY, LOCK_S
 from worker.sync.scheduled import ScheduledReconciliation, Timing
 
 
@@ -43,29 +44,54 @@ def settings(make_settings: MakeSettings, clerk: FakeClerk) -> config.Settings:
     return api_settings(make_settings, clerk, reconcile_every="1h")
 
 
+class ReconcilingWorker:
+    """A worker's reconciliations, and what they leave in Redis and in the tables that `settings` name."""
+
+    def __init__(self, settings: config.Settings, redis: Redis, database: Database) -> None:
+        self.settings = settings
+        self.redis = redis
+        self.database = database
+
+    def run_if_due(self, lock_s: float = LOCK_S) -> None:
+        timing = Timing(lock_s, settle_s=0)
+        ScheduledReconciliation(self.settings, self.redis, self.database, StopSignal(), timing).run_if_due()
+
+    def run_again(self) -> dict[str, Any]:
+        """Reconcile, however short a time ago the last one was, and return the result."""
+        self.make_due()
+        self.run_if_due()
+        return self.result
+
+    def make_due(self, last_ended: str = "2026-01-01T00:00:00+00:00") -> None:
+        keep(self.redis, {**self.result, "finished_at": last_ended})
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The result of the last reconciliation."""
+        result = load(self.redis)
+        assert result is not None
+        return result
+
+    @property
+    def cursor(self) -> int:
+        """From when on the next reconciliation reads."""
+        cursors = "SELECT state->'since' FROM sync_progress WHERE task = 'incremental'"
+        ((since,),) = query(self.settings, cursors)
+        return int(since)
+
+
 @pytest.fixture
-def reconciliation(settings: config.Settings, redis: Redis, database: Database) -> ScheduledReconciliation:
-    return ScheduledReconciliation(settings, redis, database, StopSignal())
-
-
-def result_of(redis: Redis) -> dict[str, Any]:
-    result = load(redis)
-    assert result is not None
-    return result
-
-
-def make_due(redis: Redis) -> None:
-    """Let the last reconciliation be long ago."""
-    keep(redis, {**result_of(redis), "finished_at": "2026-01-01T00:00:00+00:00"})
+def worker(settings: config.Settings, redis: Redis, database: Database) -> ReconcilingWorker:
+    return ReconcilingWorker(settings, redis, database)
 
 
 def test_the_first_reconciliation_fetches_everyone_and_says_what_it_did(
-    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis
+    clerk: FakeClerk, worker: ReconcilingWorker
 ) -> None:
-    assert load(redis) is None
+    assert load(worker.redis) is None
     clerk.put_many(700)
-    reconciliation.run_if_due()
-    result = result_of(redis)
+    worker.run_if_due()
+    result = worker.result
     assert result["error"] is None
     assert result["backfill"] == {
         "seen": 700, "created": 700, "updated": 0, "unchanged": 0, "invalid": 0, "refused": 0,
@@ -79,49 +105,37 @@ def test_the_first_reconciliation_fetches_everyone_and_says_what_it_did(
 
 
 def test_a_later_reconciliation_reads_what_was_updated_since(
-    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, worker: ReconcilingWorker
 ) -> None:
     clerk.put_many(700)
     clerk.put(user(BEN, updated_at=NOW))
-    reconciliation.run_if_due()
-    assert cursor(settings) == NOW - OVERLAP_MS
-    make_due(redis)
+    worker.run_if_due()
+    assert worker.cursor == NOW - OVERLAP_MS
     now = now_ms()
     clerk.put(user(ANN, created_at=now, updated_at=now), user(CAT, updated_at=NOW - OVERLAP_MS))
     clerk.requests.clear()
-    reconciliation.run_if_due()
-    assert result_of(redis)["backfill"]["seen"] == 3
-    assert {ANN, CAT} <= rows(settings).keys()
+    assert worker.run_again()["backfill"]["seen"] == 3
+    assert {ANN, CAT} <= rows(worker.settings).keys()
     assert clerk.requests[0].parameter("order_by") == "-updated_at"
-    assert now - OVERLAP_MS - 1000 <= cursor(settings) <= now - OVERLAP_MS
+    assert now - OVERLAP_MS - 1000 <= worker.cursor <= now - OVERLAP_MS
 
 
 def test_a_clock_of_clerks_that_is_ahead_does_not_put_the_cursor_into_the_future(
-    clerk: FakeClerk, reconciliation: ScheduledReconciliation, settings: config.Settings
+    clerk: FakeClerk, worker: ReconcilingWorker
 ) -> None:
     ahead = now_ms() + 10 * OVERLAP_MS
     clerk.put(user(ANN, updated_at=ahead))
-    reconciliation.run_if_due()
-    assert cursor(settings) <= ahead - 10 * OVERLAP_MS
-
-
-def cursor(settings: config.Settings) -> int:
-    """Return from when on the next reconciliation reads."""
-    ((since,),) = query(settings, "SELECT state->'since' FROM sync_progress WHERE task = 'incremental'")
-    return int(since)
+    worker.run_if_due()
+    assert worker.cursor <= ahead - 10 * OVERLAP_MS
 
 
 @pytest.mark.parametrize("shown", ["no user", "only the last", "none of the new"])
 def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
-    clerk: FakeClerk,
-    reconciliation: ScheduledReconciliation,
-    redis: Redis,
-    settings: config.Settings,
-    shown: str,
+    clerk: FakeClerk, worker: ReconcilingWorker, shown: str
 ) -> None:
     clerk.put(*(user(clerk_id, updated_at=NOW) for clerk_id in (ANN, BEN, CAT)))
-    reconciliation.run_if_due()
-    before = cursor(settings)
+    worker.run_if_due()
+    before = worker.cursor
     new = [
         user(clerk_id, first_name="New", updated_at=NOW + at * OVERLAP_MS)
         for at, clerk_id in enumerate((ANN, BEN, CAT), start=2)
@@ -131,93 +145,73 @@ def test_a_listing_that_was_cut_short_is_read_again_from_where_it_began(
     clerk.hidden = {ANN, BEN} if shown == "none of the new" else set()
     if shown == "none of the new":
         clerk.put(user(CAT, updated_at=NOW))
-    make_due(redis)
-    reconciliation.run_if_due()
-    assert result_of(redis)["drift"]["refusal"]
-    assert cursor(settings) == before
+    assert worker.run_again()["drift"]["refusal"]
+    assert worker.cursor == before
     clerk.lists_at_most, clerk.hidden = None, set()
     clerk.put(*new)
-    make_due(redis)
-    reconciliation.run_if_due()
-    assert result_of(redis)["backfill"]["seen"] == 3
-    assert all(row.name.startswith("New") for row in rows(settings).values())
-    assert cursor(settings) == NOW + 3 * OVERLAP_MS
+    assert worker.run_again()["backfill"]["seen"] == 3
+    assert all(row.name.startswith("New") for row in rows(worker.settings).values())
+    assert worker.cursor == NOW + 3 * OVERLAP_MS
 
 
-def test_who_was_refused_by_the_database_is_read_again(
-    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
-) -> None:
+def test_who_was_refused_by_the_database_is_read_again(clerk: FakeClerk, worker: ReconcilingWorker) -> None:
     clerk.put(user(ANN, updated_at=NOW), user(BEN, updated_at=NOW))
-    reconciliation.run_if_due()
-    execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name NOT LIKE 'New %')")
+    worker.run_if_due()
+    execute(worker.settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (name NOT LIKE 'New %')")
     clerk.put(user(ANN, first_name="New", updated_at=NOW + OVERLAP_MS))
     clerk.put(user(BEN, first_name="Newer", updated_at=NOW + 9 * OVERLAP_MS))
     for _ in range(2):
-        make_due(redis)
-        reconciliation.run_if_due()
-        assert result_of(redis)["backfill"]["refused"] == 1
-        assert result_of(redis)["drift"]["stale"] == 1
-        assert cursor(settings) == NOW + OVERLAP_MS
-    execute(settings, "ALTER TABLE users DROP CONSTRAINT no_name")
-    make_due(redis)
-    reconciliation.run_if_due()
-    assert result_of(redis)["backfill"]["updated"] == 1
-    assert cursor(settings) == NOW + 8 * OVERLAP_MS
+        result = worker.run_again()
+        assert (result["backfill"]["refused"], result["drift"]["stale"]) == (1, 1)
+        assert worker.cursor == NOW + OVERLAP_MS
+    execute(worker.settings, "ALTER TABLE users DROP CONSTRAINT no_name")
+    assert worker.run_again()["backfill"]["updated"] == 1
+    assert worker.cursor == NOW + 8 * OVERLAP_MS
 
 
 def test_a_reconciliation_merges_what_differs_and_only_tells_who_is_gone(
-    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, worker: ReconcilingWorker
 ) -> None:
+    settings = worker.settings
     clerk.put_many(30)
     clerk.put(user(ANN), user(BEN))
-    reconciliation.run_if_due()
+    worker.run_if_due()
     before = rows(settings)
     clerk.remove(ANN)
     execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(3)}'")
     execute(settings, f"DELETE FROM users WHERE clerk_id = '{numbered_id(4)}'")
     execute(settings, "ALTER TABLE users ADD CONSTRAINT no_name CHECK (role <> 'admin')")
     clerk.put(user(BEN, public_metadata={"role": "admin"}))
-    make_due(redis)
-    reconciliation.run_if_due()
-    drift = result_of(redis)["drift"]
+    drift = worker.run_again()["drift"]
     assert (drift["missing"], drift["stale"], drift["ghost"]) == (0, 1, 1)
     assert rows(settings) == before
 
 
 def test_what_a_reconciliation_fetched_is_shown_when_no_user_differs_any_more(
-    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
+    clerk: FakeClerk, worker: ReconcilingWorker
 ) -> None:
     clerk.put_many(50)
     clerk.put(user(BEN, updated_at=NOW))
-    reconciliation.run_if_due()
-    make_due(redis)
+    worker.run_if_due()
     lost, changed = ([numbered_id(i) for i in range(first, last)] for first, last in ((0, 10), (10, 30)))
-    execute(settings, f"DELETE FROM users WHERE clerk_id <= '{lost[-1]}'")
-    execute(
-        settings, f"UPDATE users SET name = 'Other' WHERE clerk_id BETWEEN '{changed[0]}' AND '{changed[-1]}'"
-    )
+    execute(worker.settings, f"DELETE FROM users WHERE clerk_id <= '{lost[-1]}'")
+    between = f"clerk_id BETWEEN '{changed[0]}' AND '{changed[-1]}'"
+    execute(worker.settings, f"UPDATE users SET name = 'Other' WHERE {between}")
     clerk.put(user(ANN, updated_at=NOW), user(BEN, first_name="New", updated_at=NOW + 1))
-    reconciliation.run_if_due()
-    found = summary(load(redis), 3600, datetime.now(UTC))
+    found = summary(worker.run_again(), 3600, datetime.now(UTC))
     assert (found["result"], found["differing"]) == ("ok", 0)
     assert found["synced"] == {"created": 1, "updated": 1, "merged": 30}
-    make_due(redis)
-    reconciliation.run_if_due()
-    assert synced(result_of(redis)) == {"created": 0, "updated": 0, "merged": 0}
+    assert synced(worker.run_again()) == {"created": 0, "updated": 0, "merged": 0}
 
 
 @pytest.mark.parametrize("reason", ["cut short", "lists no users", "more than 10 at a time"])
 def test_a_listing_that_is_refused_changes_nothing(
-    clerk: FakeClerk,
-    reconciliation: ScheduledReconciliation,
-    redis: Redis,
-    settings: config.Settings,
-    reason: str,
+    clerk: FakeClerk, worker: ReconcilingWorker, reason: str
 ) -> None:
+    settings = worker.settings
     clerk.put_many(30)
     clerk.put(user(BEN, updated_at=NOW))
-    reconciliation.run_if_due()
-    make_due(redis)
+    worker.run_if_due()
     execute(settings, f"DELETE FROM users WHERE clerk_id = '{numbered_id(29)}'")
     execute(settings, f"UPDATE users SET name = 'Other' WHERE clerk_id = '{numbered_id(28)}'")
     before = rows(settings)
@@ -228,38 +222,38 @@ def test_a_listing_that_is_refused_changes_nothing(
             clerk.lists_at_most = clerk.counts = 0
         case _:
             clerk.remove(*(numbered_id(i) for i in range(11)))
-    reconciliation.run_if_due()
-    result = result_of(redis)
-    assert reason in result["drift"]["refusal"]
+    drift = worker.run_again()["drift"]
+    assert reason in drift["refusal"]
     listed = 0 if reason == "lists no users" else 1
-    assert (result["drift"]["missing"], result["drift"]["stale"]) == (listed, listed)
-    assert result["drift"]["merged"] == 0
+    assert (drift["missing"], drift["stale"], drift["merged"]) == (listed, listed, 0)
     assert rows(settings) == before
 
 
 def test_a_reconciliation_merges_memberships_and_only_tells_which_ended(
-    clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
+    clerk: FakeClerk, worker: ReconcilingWorker
 ) -> None:
-    settings = api_settings(make_settings, clerk, reconcile_every="1h", organization_source="membership")
-    reconciliation = ScheduledReconciliation(settings, redis, database, StopSignal())
+    worker.settings = settings = worker.settings.model_copy(update={"organization_source": "membership"})
     clerk.put(user(ANN), user(BEN), user(CAT, updated_at=NOW + 2 * OVERLAP_MS))
     for clerk_id in (ANN, BEN, CAT):
         clerk.put_members(membership(clerk_id, id=f"orgmem_{clerk_id}"))
-    reconciliation.run_if_due()
+    worker.run_if_due()
     clerk.remove_members(f"orgmem_{ANN}")
     execute(settings, f"UPDATE users SET organization = 'Other', name = 'Other' WHERE clerk_id <> '{CAT}'")
-    make_due(redis)
-    reconciliation.run_if_due()
-    drift = result_of(redis)["drift"]
+    drift = worker.run_again()["drift"]
     assert (drift["missing"], drift["stale"], drift["refusal"]) == (0, 1, None)
     assert {row.organization for row in rows(settings).values()} == {"Acme"}
     assert all(row.name != "Other" for row in rows(settings).values())
 
 
-def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, reconciliation: ScheduledReconciliation) -> None:
-    reconciliation.run_if_due()
+@pytest.mark.parametrize("wrong_by_s", [0, -18_000, 18_000])
+def test_nothing_is_done_before_it_is_due_whatever_the_workers_clock_says(
+    clerk: FakeClerk, worker: ReconcilingWorker, monkeypatch: pytest.MonkeyPatch, wrong_by_s: float
+) -> None:
+    clock = SimpleNamespace(time=lambda: time.time() + wrong_by_s, monotonic=time.monotonic)
+    monkeypatch.setattr(scheduled, "time", clock)
+    worker.run_if_due()
     requests = len(clerk.requests)
-    reconciliation.run_if_due()
+    worker.run_if_due()
     assert len(clerk.requests) == requests
 
 
@@ -268,87 +262,61 @@ def test_nothing_is_done_before_it_is_due(clerk: FakeClerk, reconciliation: Sche
     [("SSL_CERT_FILE", "the trusted certificates cannot be read"), ("HTTPS_PROXY", "ValueError in ")],
 )
 def test_an_environment_that_allows_no_request_is_reported_and_not_tried_again_at_once(
-    reconciliation: ScheduledReconciliation,
-    redis: Redis,
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str,
-    reported: str,
+    worker: ReconcilingWorker, monkeypatch: pytest.MonkeyPatch, variable: str, reported: str
 ) -> None:
     api._trusted.cache_clear()
     monkeypatch.setenv(variable, "nonsense://hunter2")
-    reconciliation.run_if_due()
-    result = result_of(redis)
+    worker.run_if_due()
+    result = worker.result
     assert result["error"].startswith(reported)
     assert "hunter2" not in result["error"]
-    reconciliation.run_if_due()
-    assert result_of(redis) == result
+    worker.run_if_due()
+    assert worker.result == result
     monkeypatch.delenv(variable)
-    make_due(redis)
-    reconciliation.run_if_due()
-    assert result_of(redis)["error"] is None
+    assert worker.run_again()["error"] is None
 
 
 def test_one_that_ended_in_the_future_holds_back_no_other(
-    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis
+    clerk: FakeClerk, worker: ReconcilingWorker
 ) -> None:
     """A machine can start with a clock that is years ahead, and correct it later."""
-    reconciliation.run_if_due()
-    keep(redis, {**result_of(redis), "finished_at": "2099-01-01T00:00:00+00:00"})
-    reconciliation.run_if_due()
-    assert result_of(redis)["finished_at"] < "2099"
+    worker.run_if_due()
+    worker.make_due("2099-01-01T00:00:00+00:00")
+    worker.run_if_due()
+    assert worker.result["finished_at"] < "2099"
     requests = len(clerk.requests)
-    reconciliation.run_if_due()
+    worker.run_if_due()
     assert len(clerk.requests) == requests
 
 
-@pytest.mark.parametrize("wrong_by_s", [-18_000, 18_000])
-def test_a_worker_whose_clock_is_wrong_keeps_the_interval(
-    clerk: FakeClerk,
-    reconciliation: ScheduledReconciliation,
-    monkeypatch: pytest.MonkeyPatch,
-    wrong_by_s: float,
-) -> None:
-    clock = SimpleNamespace(time=lambda: time.time() + wrong_by_s, monotonic=time.monotonic)
-    monkeypatch.setattr(scheduled, "time", clock)
-    reconciliation.run_if_due()
-    requests = len(clerk.requests)
-    reconciliation.run_if_due()
-    assert len(clerk.requests) == requests
-
-
-def test_one_worker_at_a_time_does_it(
-    clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
-) -> None:
+def test_one_worker_at_a_time_does_it(clerk: FakeClerk, worker: ReconcilingWorker) -> None:
     clerk.put_many(10)
     clerk.before = lambda _: time.sleep(0.05)
-    reconciliations = [ScheduledReconciliation(settings, redis, database, StopSignal()) for _ in range(4)]
-    together(each.run_if_due for each in reconciliations)
+    together([worker.run_if_due] * 4)
     assert sum(request.path == "/users/count" for request in clerk.requests) == 4  # two for each walk
-    assert not redis.exists(LOCK_KEY)
+    assert not lock_is_held(worker.redis)
 
 
-def test_a_lock_that_a_dead_worker_left_expires(
-    reconciliation: ScheduledReconciliation, redis: Redis
-) -> None:
+def test_a_lock_that_a_dead_worker_left_expires(worker: ReconcilingWorker, redis: Redis) -> None:
     redis.set(LOCK_KEY, "another", px=60_000)
-    reconciliation.run_if_due()
+    worker.run_if_due()
     assert load(redis) is None
     redis.pexpire(LOCK_KEY, 1)
     wait_until(lambda: not lock_is_held(redis), 20)
-    reconciliation.run_if_due()
-    assert result_of(redis)["error"] is None
+    worker.run_if_due()
+    assert worker.result["error"] is None
 
 
-LOCK_S = 3.0
+SHORT_LOCK_S = 3.0
 
 
-def watched(redis: Redis, run_if_due: Callable[[], None]) -> list[int]:
-    """Do a turn; return how long the lock had yet to live (ms), again and again for as long as it is held."""
+def watched(worker: ReconcilingWorker) -> list[int]:
+    """Reconcile; return how long the lock had yet to live (ms), again and again for as long as it is held."""
     lives: list[int] = []
-    thread = threading.Thread(target=run_if_due)
+    thread = threading.Thread(target=worker.run_if_due, args=(SHORT_LOCK_S,))
     thread.start()
     while thread.is_alive():
-        lives.append(redis.pttl(LOCK_KEY))
+        lives.append(worker.redis.pttl(LOCK_KEY))
         time.sleep(0.02)
     thread.join()
     taken = [i for i, life in enumerate(lives) if life > 0]
@@ -356,38 +324,35 @@ def watched(redis: Redis, run_if_due: Callable[[], None]) -> list[int]:
 
 
 def test_the_lock_lives_as_long_as_a_reconciliation_that_has_to_wait(
-    clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
+    clerk: FakeClerk, worker: ReconcilingWorker
 ) -> None:
     clerk.put_many(10)
     clerk.answer_next(429, path="/users", headers={"Retry-After": "5"})
     began = time.monotonic()
-    lives = watched(
-        redis, ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S)).run_if_due
-    )
+    lives = watched(worker)
     assert time.monotonic() - began >= 5
     assert min(lives) > 0
-    assert max(lives) <= LOCK_S * 1000
-    assert result_of(redis)["error"] is None
-    assert not redis.exists(LOCK_KEY)
+    assert max(lives) <= SHORT_LOCK_S * 1000
+    assert worker.result["error"] is None
+    assert not lock_is_held(worker.redis)
 
 
 def test_the_lock_lives_while_ghosts_are_asked_for_one_by_one(
-    clerk: FakeClerk, settings: config.Settings, redis: Redis, database: Database
+    clerk: FakeClerk, worker: ReconcilingWorker
 ) -> None:
     clerk.put_many(100)
-    reconciliation = ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S))
-    reconciliation.run_if_due()
+    worker.run_if_due()
     clerk.remove(*(numbered_id(i) for i in range(10)))
-    make_due(redis)
+    worker.make_due()
     clerk.before = lambda request: time.sleep(0.4 if request.path.startswith("/users/user_") else 0)
-    assert min(watched(redis, reconciliation.run_if_due)) > 0
-    assert result_of(redis)["drift"]["ghost"] == 10
+    assert min(watched(worker)) > 0
+    assert worker.result["drift"]["ghost"] == 10
 
 
 def reconcile_once(settings: config.Settings) -> None:
-    """Do one turn, in a process of its own."""
+    """Reconcile in a process of its own."""
     redis, database = worker_redis(settings), Database(settings)
-    ScheduledReconciliation(settings, redis, database, StopSignal(), Timing(LOCK_S)).run_if_due()
+    ReconcilingWorker(settings, redis, database).run_if_due(SHORT_LOCK_S)
     database.dispose()
     redis.close()
 
@@ -407,52 +372,44 @@ def lock_is_held(redis: Redis) -> bool:
 
 
 def test_after_a_worker_was_killed_in_a_reconciliation_another_one_goes_on_soon(
-    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, other: BaseProcess
+    clerk: FakeClerk, worker: ReconcilingWorker, redis: Redis, other: BaseProcess
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "30"})
     wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 60, lambda: "no request")
-    time.sleep(2 * LOCK_S)
-    reconciliation.run_if_due()
+    time.sleep(2 * SHORT_LOCK_S)
+    worker.run_if_due()
     assert load(redis) is None
     other.kill()
     other.join(60)
-    assert redis.pttl(LOCK_KEY) <= LOCK_S * 1000
+    assert redis.pttl(LOCK_KEY) <= SHORT_LOCK_S * 1000
     wait_until(lambda: not lock_is_held(redis), 20, lambda: "the lock stays")
-    reconciliation.run_if_due()
-    assert result_of(redis)["error"] is None
+    worker.run_if_due()
+    assert worker.result["error"] is None
 
 
 def test_a_worker_that_slept_through_the_loss_of_the_lock_does_nothing_more(
-    clerk: FakeClerk,
-    reconciliation: ScheduledReconciliation,
-    redis: Redis,
-    settings: config.Settings,
-    other: BaseProcess,
+    clerk: FakeClerk, worker: ReconcilingWorker, other: BaseProcess
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "5"})
     wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 60, lambda: "no request")
     assert other.pid is not None
     os.kill(other.pid, signal.SIGSTOP)
-    wait_until(lambda: not lock_is_held(redis), 20, lambda: "the lock stays")
+    wait_until(lambda: not lock_is_held(worker.redis), 20, lambda: "the lock stays")
     clerk.put(user(ANN))
-    reconciliation.run_if_due()
-    done = result_of(redis)
+    worker.run_if_due()
+    done = worker.result
     asked = len(clerk.requests)
     os.kill(other.pid, signal.SIGCONT)
     other.join(60)
     assert other.exitcode == 0
-    assert result_of(redis) == done
+    assert worker.result == done
     assert len(clerk.requests) == asked
-    assert cursor(settings) == NOW + 20 - OVERLAP_MS
+    assert worker.cursor == NOW + 20 - OVERLAP_MS
 
 
 @pytest.mark.parametrize("path", ["/users", "/users/count"])
 def test_a_worker_that_lost_the_lock_leaves_the_rest_to_others(
-    clerk: FakeClerk,
-    reconciliation: ScheduledReconciliation,
-    redis: Redis,
-    settings: config.Settings,
-    path: str,
+    clerk: FakeClerk, worker: ReconcilingWorker, redis: Redis, path: str
 ) -> None:
     clerk.put_many(1200)
 
@@ -461,56 +418,32 @@ def test_a_worker_that_lost_the_lock_leaves_the_rest_to_others(
             redis.set(LOCK_KEY, "another")
 
     clerk.before = take_the_lock
-    reconciliation.run_if_due()
+    worker.run_if_due()
     assert load(redis) is None
-    assert not query(settings, "SELECT 1 FROM sync_progress WHERE task = 'incremental'")
+    assert not query(worker.settings, "SELECT 1 FROM sync_progress WHERE task = 'incremental'")
     assert redis.get(LOCK_KEY) == b"another"
 
 
-def test_a_failure_is_reported_in_one_line_and_tried_again_soon(
-    clerk: FakeClerk, redis: Redis, database: Database, make_settings: MakeSettings
-) -> None:
-    settings = api_settings(make_settings, clerk, clerk_secret_key="sk_live_wrong", reconcile_every="1s")
-    reconciliation = ScheduledReconciliation(settings, redis, database, StopSignal())
-    reconciliation.run_if_due()
-    first = result_of(redis)
+def test_a_failure_is_reported_in_one_line_and_tried_again_soon(worker: ReconcilingWorker) -> None:
+    wrong = {"clerk_secret_key": SecretStr("sk_live_wrong"), "reconcile_every": 1.0}
+    worker.settings = worker.settings.model_copy(update=wrong)
+    worker.run_if_due()
+    first = worker.result
     assert "CLERK_SECRET_KEY" in first["error"]
     assert (first["backfill"], first["drift"]) == (None, None)
     assert "sk_live_wrong" not in json.dumps(first)
     time.sleep(1.1)
-    reconciliation.run_if_due()
-    assert result_of(redis)["started_at"] > first["started_at"]
+    worker.run_if_due()
+    assert worker.result["started_at"] > first["started_at"]
 
 
-def test_a_listing_that_was_cut_short_is_reported(
-    clerk: FakeClerk, reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
-) -> None:
-    clerk.put_many(600)
-    clerk.lists_at_most = 500
-    reconciliation.run_if_due()
-    assert "cut short" in result_of(redis)["drift"]["refusal"]
-    assert count(settings) == 500
-    clerk.lists_at_most = None
-    make_due(redis)
-    reconciliation.run_if_due()
-    assert count(settings) == 600
-
-
-def test_another_key_begins_with_everyone_again(
-    clerk: FakeClerk,
-    reconciliation: ScheduledReconciliation,
-    redis: Redis,
-    database: Database,
-    make_settings: MakeSettings,
-) -> None:
+def test_another_key_begins_with_everyone_again(clerk: FakeClerk, worker: ReconcilingWorker) -> None:
     clerk.put(user(ANN, updated_at=NOW))
-    reconciliation.run_if_due()
-    make_due(redis)
+    worker.run_if_due()
     clerk.key = "sk_live_another"
     clerk.put(user(BEN, updated_at=NOW))
-    settings = api_settings(make_settings, clerk, reconcile_every="1h")
-    ScheduledReconciliation(settings, redis, database, StopSignal()).run_if_due()
-    assert result_of(redis)["backfill"]["seen"] == 2
+    worker.settings = worker.settings.model_copy(update={"clerk_secret_key": SecretStr(clerk.key)})
+    assert worker.run_again()["backfill"]["seen"] == 2
 
 
 def test_a_worker_reconciles_beside_its_work_and_stops_in_the_middle_of_it(
@@ -558,10 +491,8 @@ def test_an_interval_needs_a_key_for_clerk(make_settings: MakeSettings) -> None:
         make_settings(reconcile_every="1h")
 
 
-def test_the_key_in_redis_is_the_documented_one(
-    reconciliation: ScheduledReconciliation, redis: Redis, settings: config.Settings
-) -> None:
-    reconciliation.run_if_due()
+def test_the_key_in_redis_is_the_documented_one(worker: ReconcilingWorker) -> None:
+    worker.run_if_due()
     assert KEY == "clerk-sync:reconcile"
-    assert redis.exists(KEY)
-    assert query(settings, "SELECT task FROM sync_progress") == [("incremental",)]
+    assert worker.redis.exists(KEY)
+    assert query(worker.settings, "SELECT task FROM sync_progress") == [("incremental",)]
