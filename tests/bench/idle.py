@@ -1,20 +1,17 @@
 """The commands that an idle service sends to Redis in a minute."""
 
 import time
-from typing import Any
-
-from redis import Redis
 
 from tests.bench.figures import ComparedCase, Figures
 from tests.bench.harness import Bench
 from tests.bench.plan import BenchPlan, Setting
+from tests.support.queue import commands
 
 PART = "idle"
 OURS = "clerk-sync web (two processes) and worker"
 COMMANDS = "commands to Redis a minute"
 SETTLED_S = 8  # for the work that each process does once at its start
 MINUTE_S = 60
-NOT_COUNTED = {"info", "config"}  # the measurement's own
 
 
 def measure(bench: Bench, _plan: BenchPlan, figures: Figures) -> None:
@@ -27,10 +24,3 @@ def measure(bench: Bench, _plan: BenchPlan, figures: Figures) -> None:
         total = sum(commands(bench.redis).values())
     figures.add(ComparedCase(PART, OURS, Setting.LOCAL), {COMMANDS: total})
     figures.check("commands to Redis in an idle minute", Setting.LOCAL, total, "", at_most=60)
-
-
-def commands(redis: Redis) -> dict[str, int]:
-    """Return how often each command ran since the last reset, including those within scripts."""
-    stats: Any = redis.info("commandstats")
-    calls = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
-    return {name: count for name, count in calls.items() if name.partition("|")[0] not in NOT_COUNTED}

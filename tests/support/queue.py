@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 from click.testing import CliRunner
 from redis import Redis
@@ -107,6 +107,16 @@ def rq_command(redis_url: str, *arguments: str, environment: dict[str, str] | No
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
+
+
+def commands(redis: Redis) -> dict[str, int]:
+    """Return how often each command ran since the last CONFIG RESETSTAT, also within scripts.
+
+    Those that ask for this, or reset it, are left out.
+    """
+    stats: Any = redis.info("commandstats")
+    calls = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
+    return {name: count for name, count in calls.items() if name.partition("|")[0] not in {"info", "config"}}
 
 
 @contextmanager

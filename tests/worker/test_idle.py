@@ -9,10 +9,9 @@ import psycopg
 import pytest
 from redis import Redis
 
-import config
 from cli.dev.servers import RedisServer, free_port
 from db.connection.engine import Database
-from tests.support.queue import RqView, delivery
+from tests.support.queue import RqView, commands, delivery
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
@@ -24,13 +23,6 @@ from worker.shutdown import StopSignal
 BEATS = 3  # of the worker, in some thirty seconds: from one beat to another nothing counts by chance
 COMMANDS_A_MINUTE = 60
 START_S = 30.0
-
-
-def commands(redis: Redis) -> dict[str, int]:
-    """Return how often each command ran, also within scripts, but for those that ask or connect."""
-    stats: Any = redis.info("commandstats")
-    calls = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
-    return {name: count for name, count in calls.items() if name.partition("|")[0] not in {"info", "config"}}
 
 
 def await_beats(redis: Redis, count: int) -> None:
@@ -60,31 +52,29 @@ def test_an_idle_minute_of_web_and_worker_is_at_most_sixty_commands(
 
 
 def test_an_idle_worker_opens_no_connection_to_the_database(
-    make_settings: MakeSettings, redis: Redis, queue: DeliveryQueue, monkeypatch: pytest.MonkeyPatch
+    make_settings: MakeSettings,
+    redis: Redis,
+    queue: DeliveryQueue,
+    connection: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Pruning, which needs a connection, is due all the time here."""
     monkeypatch.setattr(batch_worker, "PRUNE_EVERY_S", 0.1)
     settings = make_settings()
     database, stopping = Database(settings), StopSignal()
     worker = batch_worker.BatchWorker(settings, redis, database, stopping)
-    with psycopg.connect(unpooled(settings), autocommit=True) as watching, ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread:
         working = thread.submit(worker.work)
         wait_until(lambda: len(RqView(redis).workers()) == 1, START_S)
         time.sleep(2)
-        before = sessions(watching)
+        before = sessions(connection)
         time.sleep(3)
-        assert sessions(watching) == before
+        assert sessions(connection) == before
         queue.enqueue(delivery())
         wait_until(lambda: len(RqView(redis).ids("finished")) == 1, START_S)
         stopping.request()
         assert working.result(START_S) is True
     database.dispose()
-
-
-def unpooled(settings: config.Settings) -> str:
-    url = settings.database_url_unpooled or settings.database_url
-    assert url
-    return url.get_secret_value()
 
 
 def sessions(connection: psycopg.Connection[Any]) -> int:
