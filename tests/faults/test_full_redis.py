@@ -97,7 +97,7 @@ def held(apart: Redis) -> ReservedJobs:
 def test_every_step_of_a_worker_works_in_a_full_redis(
     apart: Redis, queue: DeliveryQueue, held: ReservedJobs
 ) -> None:
-    ids, rq = fill(queue, 6), RqView(apart)
+    ids, rq = fill(apart, 6), RqView(apart)
     with full(apart):
         with pytest.raises(QueueUnavailable):
             queue.enqueue(delivery())
@@ -114,9 +114,9 @@ def test_every_step_of_a_worker_works_in_a_full_redis(
 
 
 def test_what_was_finished_longest_ago_is_forgotten_first_and_nothing_else(
-    apart: Redis, queue: DeliveryQueue, held: ReservedJobs
+    apart: Redis, held: ReservedJobs
 ) -> None:
-    ids, rq = fill(queue, 30), RqView(apart)
+    ids, rq = fill(apart, 30), RqView(apart)
     settle(held, *(Finished(job, "applied") for job in take(held, 20)))
     for number, id_ in enumerate(ids[:20]):
         apart.zadd(FINISHED_KEY, {id_: 2_000_000_000 + number})
@@ -133,9 +133,9 @@ def test_what_was_finished_longest_ago_is_forgotten_first_and_nothing_else(
 
 
 def test_what_a_worker_held_before_redis_set_its_clock_back_is_taken_back(
-    apart: Redis, queue: DeliveryQueue, held: ReservedJobs
+    apart: Redis, held: ReservedJobs
 ) -> None:
-    fill(queue, 3)
+    fill(apart, 3)
     take(held, 3)
     apart.zadd(CONSUMERS_KEY, {"another": time.time() + 3600})
     assert beat(apart, "other").released == 3

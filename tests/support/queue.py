@@ -27,7 +27,7 @@ from cli.dev.servers import Server
 from tests.support.payloads import NOW, Json, body, svix_id, user_event
 from worker.queue.consumer import RESERVED_PREFIX
 from worker.queue.heartbeat import Beat, Heartbeat
-from worker.queue.producer import Delivery
+from worker.queue.producer import Delivery, DeliveryQueue, EnqueueResult
 
 REGISTRIES: dict[str, type[BaseRegistry]] = {
     "started": StartedJobRegistry,
@@ -43,6 +43,13 @@ def delivery(event: Json | None = None, *, id_: str | None = None, received_at: 
     event = user_event() if event is None else event
     description = f"{event['type']} {event['data'].get('id')}"
     return Delivery(id_ or svix_id(), body(event).decode(), description, received_at)
+
+
+def enqueue(redis: Redis, event: Json | None = None) -> str:
+    """Enqueue a new delivery of `event` (default: user.created) as the receiver does, and return its id."""
+    given = delivery(event)
+    assert DeliveryQueue(redis).enqueue(given) is EnqueueResult.QUEUED
+    return given.svix_id
 
 
 def beat(redis: Redis, worker: str = "beating") -> Beat:

@@ -6,18 +6,15 @@ from typing import Any
 
 from redis import Redis
 
-from tests.support.queue import delivery
+from tests.support.queue import enqueue
 from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, Failed, Finished, ReservedJobs, TakenJob
-from worker.queue.producer import DeliveryQueue, EnqueueResult
 
 MakeConsumer = Callable[[str], ReservedJobs]
 
 
-def fill(queue: DeliveryQueue, count: int) -> list[str]:
+def fill(redis: Redis, count: int) -> list[str]:
     """Enqueue that many deliveries and return their ids, in order."""
-    given = [delivery() for _ in range(count)]
-    assert [queue.enqueue(one) for one in given] == [EnqueueResult.QUEUED] * count
-    return [one.svix_id for one in given]
+    return [enqueue(redis) for _ in range(count)]
 
 
 def take(reserved: ReservedJobs, limit: int = 100) -> list[TakenJob]:
@@ -39,12 +36,11 @@ def failure(job: TakenJob, *, retryable: bool = False) -> Failed:
     return Failed(job, "Unreadable: the event is not a JSON object", "Traceback\nUnreadable", retryable)
 
 
-def fail_for_good(reserved: ReservedJobs, queue: DeliveryQueue) -> str:
+def fail_for_good(reserved: ReservedJobs) -> str:
     """Bring one new job into the failed registry and return its id."""
-    queue.enqueue(given := delivery())
-    (job,) = take(reserved)
-    settle(reserved, failure(job))
-    return given.svix_id
+    id_ = enqueue(reserved.redis)
+    settle(reserved, *(failure(job) for job in take(reserved)))
+    return id_
 
 
 def fall_silent(redis: Redis, worker: str) -> None:

@@ -28,6 +28,12 @@ def consumer(redis: Redis) -> Callable[[str], ReservedJobs]:
 
 
 @pytest.fixture
+def reserved(redis: Redis) -> ReservedJobs:
+    """The side of a worker whose name is `w`."""
+    return ReservedJobs(redis, "w")
+
+
+@pytest.fixture
 def both(settings: config.Settings) -> Iterator[SyncContext]:
     """Clerk and the tables that `settings` names."""
     with open_context(settings) as made:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from redis import Redis
-from rq.command import send_stop_job_command
 from rq.exceptions import NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
@@ -18,7 +17,7 @@ from rq.results import Result
 from rq.scheduler import RQScheduler
 from rq.worker import SimpleWorker
 
-from tests.support.queue import RqView, beat, commands, delivery, rq_command
+from tests.support.queue import RqView, beat, commands, delivery, enqueue, rq_command
 from tests.support.reserved_jobs import (
     MakeConsumer,
     fail_for_good,
@@ -58,27 +57,17 @@ from worker.redis_client import worker_redis
 from worker.shutdown import StopSignal
 
 
-def test_jobs_are_taken_in_their_order_up_to_the_limit(queue: DeliveryQueue, consumer: MakeConsumer) -> None:
-    queued = fill(queue, 5)
-    reserved = consumer("w")
-    assert ids(take(reserved, 3)) == queued[:3]
-    assert (
-        ids(reserved.settle_and_take([Finished(job, "applied") for job in take(reserved, 3)], 3))
-        == queued[3:]
-    )
-
-
-def test_a_taken_job_has_what_was_enqueued(queue: DeliveryQueue, consumer: MakeConsumer) -> None:
+def test_a_taken_job_has_what_was_enqueued(queue: DeliveryQueue, reserved: ReservedJobs) -> None:
     queue.enqueue(given := delivery())
-    (job,) = take(consumer("w"))
+    (job,) = take(reserved)
     assert decode_call(job.data) == given.body
     assert job.created_at == "2026-01-01T10:00:00.000000Z"
     assert (job.retries_left, job.retry_intervals, job.meta) == (3, RETRY_INTERVALS_S, {})
 
 
-def test_rq_sees_a_taken_job_as_started(queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer) -> None:
-    (id_,) = fill(queue, 1)
-    take(consumer("w"))
+def test_rq_sees_a_taken_job_as_started(rq: RqView, reserved: ReservedJobs) -> None:
+    (id_,) = fill(rq.redis, 1)
+    take(reserved)
     job = rq.job(id_)
     assert rq.places(id_) == ["started", "reserved"]
     assert rq.queue.started_job_registry.get_job_and_execution_ids() == [(id_, "w")]
@@ -87,18 +76,14 @@ def test_rq_sees_a_taken_job_as_started(queue: DeliveryQueue, rq: RqView, consum
     assert abs(job.started_at - datetime.now(UTC)) < timedelta(seconds=10)
 
 
-def test_a_lost_answer_to_a_take_returns_the_same_jobs(queue: DeliveryQueue, consumer: MakeConsumer) -> None:
-    queued = fill(queue, 5)
-    reserved = consumer("w")
+def test_a_lost_answer_to_a_take_returns_the_same_jobs(reserved: ReservedJobs) -> None:
+    queued = fill(reserved.redis, 5)
     assert [ids(take(reserved, 3)) for _ in range(3)] == [queued[:3]] * 3
     assert ids(take(reserved, 5)) == queued
 
 
-def test_a_lost_answer_to_finishing_finishes_nothing_twice(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
-) -> None:
-    (id_,) = fill(queue, 1)
-    reserved = consumer("w")
+def test_a_lost_answer_to_finishing_finishes_nothing_twice(rq: RqView, reserved: ReservedJobs) -> None:
+    (id_,) = fill(rq.redis, 1)
     register(rq, "w")
     done = [Finished(job, "applied") for job in take(reserved)]
     settle(reserved, *done)
@@ -107,11 +92,8 @@ def test_a_lost_answer_to_finishing_finishes_nothing_twice(
     assert [worker.successful_job_count for worker in rq.workers()] == [1]
 
 
-def test_a_batch_ends_at_so_many_bytes(
-    queue: DeliveryQueue, consumer: MakeConsumer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    queued = fill(queue, 5)
-    reserved = consumer("w")
+def test_a_batch_ends_at_so_many_bytes(reserved: ReservedJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued = fill(reserved.redis, 5)
     (first,) = take(reserved, 1)
     monkeypatch.setattr(queue_module, "MAX_BATCH_BYTES", 2 * len(first.data))
     assert ids(take(reserved)) == queued[:2]
@@ -120,10 +102,9 @@ def test_a_batch_ends_at_so_many_bytes(
 
 
 def test_nothing_is_taken_while_workers_are_suspended(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis_url: str
+    rq: RqView, reserved: ReservedJobs, redis_url: str
 ) -> None:
-    queued = fill(queue, 3)
-    reserved = consumer("w")
+    queued = fill(rq.redis, 3)
     jobs = take(reserved, 2)
     rq_command(redis_url, "suspend")
     assert reserved.settle_and_take([Finished(jobs[0], "applied")], 2) is None
@@ -132,27 +113,24 @@ def test_nothing_is_taken_while_workers_are_suspended(
     assert ids(take(reserved)) == queued[1:]
 
 
-def test_waiting_ends_when_a_job_comes_and_holds_it(queue: DeliveryQueue, consumer: MakeConsumer) -> None:
-    reserved = consumer("w")
+def test_waiting_ends_when_a_job_comes_and_holds_it(reserved: ReservedJobs) -> None:
     assert reserved.wait(1, StopSignal()) is False
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(reserved.wait, 10, StopSignal())
         time.sleep(0.1)
-        queued = fill(queue, 2)
+        queued = fill(reserved.redis, 2)
         assert waiting.result(5) is True
     assert ids(take(reserved)) == queued
 
 
-def test_waiting_ends_at_once_on_a_stop_signal_and_loses_no_job(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
-) -> None:
-    reserved, stopping = consumer("w"), StopSignal()
+def test_waiting_ends_at_once_on_a_stop_signal_and_loses_no_job(rq: RqView, reserved: ReservedJobs) -> None:
+    stopping = StopSignal()
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(reserved.wait, 10, stopping)
         time.sleep(0.1)
         stopping.request()
         assert waiting.result(5) is True
-    queued = fill(queue, 1)  # Redis may not have noticed yet that the connection is closed
+    queued = fill(rq.redis, 1)  # Redis may not have noticed yet that the connection is closed
     reserved.leave()
     assert rq.queue.get_job_ids() == queued
 
@@ -168,35 +146,33 @@ def test_an_idle_heartbeat_is_five_commands_and_says_when_there_is_more_to_do(re
     assert 1 <= beat(redis, "w").wait_s <= 6
 
 
-def test_while_a_scheduler_of_rqs_has_its_lock_the_retries_are_its_own(
-    queue: DeliveryQueue, rq: RqView, redis: Redis
-) -> None:
-    (id_,) = fill(queue, 1)
-    redis.delete(rq_format.QUEUE_KEY)
-    redis.hset(rq_format.JOB_PREFIX + id_, "status", "scheduled")
-    redis.zadd(rq_format.SCHEDULED_KEY, {id_: 1})
+def test_while_a_scheduler_of_rqs_has_its_lock_the_retries_are_its_own(rq: RqView) -> None:
+    (id_,) = fill(rq.redis, 1)
+    rq.redis.delete(rq_format.QUEUE_KEY)
+    rq.redis.hset(rq_format.JOB_PREFIX + id_, "status", "scheduled")
+    rq.redis.zadd(rq_format.SCHEDULED_KEY, {id_: 1})
     scheduler = RQScheduler([rq.queue], connection=rq.redis, serializer="json", logging_level="WARNING")
     assert scheduler.acquire_locks() == {"clerk"}
-    assert beat(redis).retried == 0
+    assert beat(rq.redis).retried == 0
     scheduler.stop()
-    assert beat(redis).retried == 1
+    assert beat(rq.redis).retried == 1
     assert rq.places(id_) == ["queue"]
 
 
 def test_taking_and_settling_is_one_round_trip_however_many_jobs(
-    queue: DeliveryQueue, redis: Redis, make_settings: MakeSettings, redis_url: str
+    redis: Redis, make_settings: MakeSettings, redis_url: str
 ) -> None:
     with TripCounter(redis_url) as counter:
         client = worker_redis(make_settings(**NO_DATABASE, redis_url=SecretStr(counter.url)))
         reserved = ReservedJobs(client, "w")
         settle(reserved)
         for size in (1, 10, 100):
-            fill(queue, size)
+            fill(redis, size)
             with counter.counting() as trips:
                 jobs = take(reserved)
             done: list[Failed | Finished] = [failure(jobs[0])]
             done += [Finished(job, "applied") for job in jobs[1:]]
-            fill(queue, size)
+            fill(redis, size)
             with counter.counting() as more_trips:
                 more = reserved.settle_and_take(done, size)
             assert (len(jobs), len(ids(more))) == (size, size)
@@ -206,11 +182,8 @@ def test_taking_and_settling_is_one_round_trip_however_many_jobs(
         client.close()
 
 
-def test_rq_sees_a_finished_job_as_finished_for_an_hour(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
-) -> None:
-    (id_,) = fill(queue, 1)
-    reserved = consumer("w")
+def test_rq_sees_a_finished_job_as_finished_for_an_hour(rq: RqView, reserved: ReservedJobs) -> None:
+    (id_,) = fill(rq.redis, 1)
     register(rq, "w")
     settle(reserved, *(Finished(job, "applied") for job in take(reserved)))
     job = rq.job(id_)
@@ -222,18 +195,17 @@ def test_rq_sees_a_finished_job_as_finished_for_an_hour(
     assert job.started_at <= job.ended_at
     (worker,) = rq.workers()
     assert (worker.successful_job_count, worker.failed_job_count) == (1, 0)
-    assert RESULT_TTL_S - 5 <= float(str(redis.ttl(Job.key_for(id_)))) <= RESULT_TTL_S
-    assert redis.exists(Result.get_key(id_)) == 0
-    (expires,) = scores(redis, rq_format.FINISHED_KEY).values()
+    assert RESULT_TTL_S - 5 <= float(str(rq.redis.ttl(Job.key_for(id_)))) <= RESULT_TTL_S
+    assert rq.redis.exists(Result.get_key(id_)) == 0
+    (expires,) = scores(rq.redis, rq_format.FINISHED_KEY).values()
     assert abs(expires - time.time() - RESULT_TTL_S) < 5
 
 
 def test_what_no_waiting_heals_fails_at_once_and_rq_shows_it_for_ninety_days(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
+    rq: RqView, reserved: ReservedJobs
 ) -> None:
-    reserved = consumer("w")
     register(rq, "w")
-    id_ = fail_for_good(reserved, queue)
+    id_ = fail_for_good(reserved)
     job = rq.job(id_)
     assert rq.places(id_) == ["failed"]
     assert (job.get_status(), job.is_failed) == ("failed", True)
@@ -251,24 +223,23 @@ def test_what_no_waiting_heals_fails_at_once_and_rq_shows_it_for_ninety_days(
     assert abs(rq_format.parse_timestamp(meta["failed_at"]) - datetime.now(UTC)) < timedelta(seconds=10)
     assert FAILURE_TTL_S >= 90 * 24 * 3600
     for key in (Job.key_for(id_), Result.get_key(id_)):
-        assert FAILURE_TTL_S - 5 <= float(str(redis.ttl(key))) <= FAILURE_TTL_S
-    (expires,) = scores(redis, rq_format.FAILED_KEY).values()
+        assert FAILURE_TTL_S - 5 <= float(str(rq.redis.ttl(key))) <= FAILURE_TTL_S
+    (expires,) = scores(rq.redis, rq_format.FAILED_KEY).values()
     assert abs(expires - time.time() - FAILURE_TTL_S) < 5
     clean_registries(rq.queue)
     assert rq.places(id_) == ["failed"]
 
 
 def test_what_can_heal_is_scheduled_with_growing_intervals_and_then_fails(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
+    rq: RqView, reserved: ReservedJobs
 ) -> None:
-    (id_,) = fill(queue, 1)
-    reserved = consumer("w")
+    (id_,) = fill(rq.redis, 1)
     for left, interval in zip((2, 1, 0), RETRY_INTERVALS_S, strict=True):
         (job,) = take(reserved)
         settle(reserved, failure(job, retryable=True))
         assert (rq.places(id_), rq.status(id_)) == (["scheduled"], "scheduled")
         assert rq.job(id_).retries_left == left
-        assert redis.ttl(Job.key_for(id_)) == -1
+        assert rq.redis.ttl(Job.key_for(id_)) == -1
         due = rq.registries["scheduled"].get_scheduled_time(id_)  # type: ignore[attr-defined] # a ScheduledJobRegistry
         assert abs(due - datetime.now(UTC) - timedelta(seconds=interval)) < timedelta(seconds=5)
         make_due(rq)
@@ -280,15 +251,10 @@ def test_what_can_heal_is_scheduled_with_growing_intervals_and_then_fails(
 
 @pytest.mark.parametrize("ahead_s", [-600, 600])
 def test_a_job_is_due_by_the_clock_of_redis_whatever_that_of_the_worker_says(
-    ahead_s: int,
-    queue: DeliveryQueue,
-    consumer: MakeConsumer,
-    redis: Redis,
-    monkeypatch: pytest.MonkeyPatch,
+    ahead_s: int, reserved: ReservedJobs, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused, locked = fill(queue, 2)
-    reserved, real_time = consumer("w"), time.time
-    now = real_time()
+    refused, locked = fill(redis, 2)
+    real_time, now = time.time, time.time()
     monkeypatch.setattr(time, "time", lambda: real_time() + ahead_s)
     first, second = take(reserved)
     reserved.settle_and_take([failure(first, retryable=True), Deferred(second, "locked")], 0)
@@ -313,28 +279,26 @@ def make_due(rq: RqView) -> None:
 
 
 def test_a_job_that_waits_for_a_lock_comes_again_with_all_its_retries_and_is_counted_since_when(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
+    rq: RqView, reserved: ReservedJobs
 ) -> None:
-    sent = delivery()
-    queue.enqueue(sent)
-    jobs = consumer("w")
+    id_ = enqueue(rq.redis)
     began = time.time()
     for _ in range(2):
-        (job,) = take(jobs)
-        jobs.settle_and_take([Deferred(job, "locked")], 0)
-        assert rq.places(sent.svix_id) == ["scheduled"]
-        assert rq.job(sent.svix_id).retries_left == len(RETRY_INTERVALS_S)
+        (job,) = take(reserved)
+        reserved.settle_and_take([Deferred(job, "locked")], 0)
+        assert rq.places(id_) == ["scheduled"]
+        assert rq.job(id_).retries_left == len(RETRY_INTERVALS_S)
         waits = lock_waits(rq.redis)
         assert waits.jobs == 1
         assert waits.since is not None
         assert began - 1 < waits.since.timestamp() <= time.time()
-        rq.redis.zrem(SCHEDULED_KEY, sent.svix_id)
-        rq.redis.rpush(QUEUE_KEY, sent.svix_id)
+        rq.redis.zrem(SCHEDULED_KEY, id_)
+        rq.redis.rpush(QUEUE_KEY, id_)
         first = waits.since
-    (job,) = take(jobs)
+    (job,) = take(reserved)
     assert job.has_waited
     assert lock_waits(rq.redis) == LockWaits(1, first), "since the first time"
-    jobs.settle_and_take([Finished(job, "applied")], 0)
+    reserved.settle_and_take([Finished(job, "applied")], 0)
     assert rq.redis.zcard(KEY) == 0
     assert lock_waits(rq.redis) == LockWaits(0, None)
 
@@ -345,11 +309,8 @@ def test_a_job_that_waited_and_was_finished_or_deleted_by_others_is_forgotten(re
     assert redis.zcard(KEY) == 0
 
 
-def test_what_is_given_back_stands_at_the_front_in_its_order(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
-) -> None:
-    queued = fill(queue, 5)
-    reserved = consumer("w")
+def test_what_is_given_back_stands_at_the_front_in_its_order(rq: RqView, reserved: ReservedJobs) -> None:
+    queued = fill(rq.redis, 5)
     take(reserved, 3)
     assert reserved.release() == 3
     assert rq.queue.get_job_ids() == queued
@@ -358,54 +319,39 @@ def test_what_is_given_back_stands_at_the_front_in_its_order(
     assert reserved.release() == 0
 
 
-def test_a_worker_that_leaves_holds_nothing_and_is_no_member(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
-) -> None:
-    queued = fill(queue, 2)
-    reserved = consumer("w")
+def test_a_worker_that_leaves_holds_nothing_and_is_no_member(rq: RqView, reserved: ReservedJobs) -> None:
+    queued = fill(rq.redis, 2)
     take(reserved)
     reserved.leave()
     assert rq.queue.get_job_ids() == queued
-    assert scores(redis, CONSUMERS_KEY) == {}
-    assert redis.keys(f"{RESERVED_PREFIX}*") == []
+    assert scores(rq.redis, CONSUMERS_KEY) == {}
+    assert rq.redis.keys(f"{RESERVED_PREFIX}*") == []
 
 
-def test_only_what_silent_workers_hold_is_taken_back(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
-) -> None:
-    queued = fill(queue, 6)
+def test_only_what_silent_workers_hold_is_taken_back(rq: RqView, consumer: MakeConsumer) -> None:
+    queued = fill(rq.redis, 6)
     alive, silent, other = consumer("alive"), consumer("silent"), consumer("other")
     for reserved in (alive, silent, other):
         take(reserved, 2)
-    fall_silent(redis, "silent")
-    assert beat(redis, "alive").released == 2
+    fall_silent(rq.redis, "silent")
+    fall_silent(rq.redis, "alive")  # but it beats
+    assert beat(rq.redis, "alive").released == 2
     assert [rq.places(id_) for id_ in queued] == [
         *[["started", "reserved"]] * 2,
         *[["queue"]] * 2,
         *[["started", "reserved"]] * 2,
     ]
-    assert beat(redis, "alive").released == 0
-
-
-def test_a_worker_that_beats_is_not_silent(
-    queue: DeliveryQueue, consumer: MakeConsumer, redis: Redis
-) -> None:
-    fill(queue, 1)
-    reserved = consumer("w")
-    take(reserved)
-    fall_silent(redis, "w")
-    beat(redis, "w")
-    assert beat(redis, "other").released == 0
+    assert beat(rq.redis, "alive").released == 0
 
 
 def test_a_frozen_worker_that_wakes_does_not_finish_what_others_have(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
+    rq: RqView, consumer: MakeConsumer
 ) -> None:
-    queued = fill(queue, 3)
+    queued = fill(rq.redis, 3)
     frozen, other = consumer("frozen"), consumer("other")
     jobs = take(frozen)
-    fall_silent(redis, "frozen")
-    beat(redis, "other")
+    fall_silent(rq.redis, "frozen")
+    beat(rq.redis, "other")
     assert ids(take(other, 2)) == queued[:2]
     settle(frozen, Finished(jobs[0], "applied"), failure(jobs[1]), failure(jobs[2], retryable=True))
     assert [rq.places(id_) for id_ in queued] == [["started", "reserved"], ["started", "reserved"], ["queue"]]
@@ -417,24 +363,24 @@ def test_a_frozen_worker_that_wakes_does_not_finish_what_others_have(
 
 
 def test_a_worker_that_sleeps_for_days_may_take_again_and_is_taken_back_from(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
+    rq: RqView, consumer: MakeConsumer
 ) -> None:
     sleeper = consumer("sleeper")
-    redis.zadd(CONSUMERS_KEY, {"sleeper": time.time() - 2 * FORGET_AFTER_S})
-    beat(redis, "other")
-    assert scores(redis, CONSUMERS_KEY).keys() == {"other"}
-    (id_,) = fill(queue, 1)
+    rq.redis.zadd(CONSUMERS_KEY, {"sleeper": time.time() - 2 * FORGET_AFTER_S})
+    beat(rq.redis, "other")
+    assert scores(rq.redis, CONSUMERS_KEY).keys() == {"other"}
+    (id_,) = fill(rq.redis, 1)
     take(sleeper)
-    fall_silent(redis, "sleeper")
-    assert beat(redis, "other").released == 1
+    fall_silent(rq.redis, "sleeper")
+    assert beat(rq.redis, "other").released == 1
     assert rq.places(id_) == ["queue"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_many_workers_share_the_queue_and_each_job_is_one_workers(
-    size: int, queue: DeliveryQueue, rq: RqView, make_settings: MakeSettings
+    size: int, rq: RqView, make_settings: MakeSettings
 ) -> None:
-    queued = fill(queue, 200)
+    queued = fill(rq.redis, 200)
 
     def work(name: str) -> list[str]:
         client = worker_redis(make_settings(**NO_DATABASE))
@@ -453,29 +399,25 @@ def test_many_workers_share_the_queue_and_each_job_is_one_workers(
     assert sorted(rq.ids("finished")) == sorted(queued)
 
 
-def test_a_job_that_is_on_the_queue_twice_is_finished_once(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
-) -> None:
-    (id_,) = fill(queue, 1)
-    redis.rpush(rq_format.QUEUE_KEY, id_)
-    reserved = consumer("w")
+def test_a_job_that_is_on_the_queue_twice_is_finished_once(rq: RqView, reserved: ReservedJobs) -> None:
+    (id_,) = fill(rq.redis, 1)
+    rq.redis.rpush(rq_format.QUEUE_KEY, id_)
     settle(reserved, *(Finished(job, "applied") for job in take(reserved)))
     assert rq.places(id_) == ["finished"]
 
 
-def test_an_id_without_a_job_is_dropped(queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer) -> None:
-    queued = fill(queue, 3)
+def test_an_id_without_a_job_is_dropped(rq: RqView, reserved: ReservedJobs) -> None:
+    queued = fill(rq.redis, 3)
     rq.redis.delete(Job.key_for(queued[1]))
-    assert ids(take(consumer("w"))) == [queued[0], queued[2]]
+    assert ids(take(reserved)) == [queued[0], queued[2]]
     assert rq.places(queued[1]) == []
 
 
 @pytest.mark.parametrize("end", ["finished", "failed", "scheduled", "given back"])
 def test_a_job_that_is_deleted_while_it_is_held_stays_deleted(
-    end: str, queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis: Redis
+    end: str, rq: RqView, reserved: ReservedJobs
 ) -> None:
-    (id_,) = fill(queue, 1)
-    reserved = consumer("w")
+    (id_,) = fill(rq.redis, 1)
     (job,) = take(reserved)
     rq.job(id_).delete()
     match end:
@@ -489,7 +431,7 @@ def test_a_job_that_is_deleted_while_it_is_held_stays_deleted(
             reserved.release()
     assert take(reserved) == []
     assert rq.places(id_) == []
-    assert redis.exists(Job.key_for(id_), Result.get_key(id_)) == 0
+    assert rq.redis.exists(Job.key_for(id_), Result.get_key(id_)) == 0
     with pytest.raises(NoSuchJobError):
         rq.job(id_)
 
@@ -504,11 +446,8 @@ def register(rq: RqView, name: str) -> None:
     worker.set_state("busy")
 
 
-def test_rqs_clean_up_leaves_held_jobs_alone(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
-) -> None:
-    queued = fill(queue, 3)
-    reserved = consumer("w")
+def test_rqs_clean_up_leaves_held_jobs_alone(rq: RqView, reserved: ReservedJobs) -> None:
+    queued = fill(rq.redis, 3)
     take(reserved, 2)
     worker = SimpleWorker([rq.queue], connection=rq.redis, serializer="json")
     for _ in range(2):
@@ -522,12 +461,12 @@ def test_rqs_clean_up_leaves_held_jobs_alone(
 
 
 def test_rq_info_shows_the_queue_its_registries_and_its_workers(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis_url: str
+    rq: RqView, consumer: MakeConsumer, redis_url: str
 ) -> None:
     reserved = consumer("worker-1")
     register(rq, "worker-1")
-    fail_for_good(reserved, queue)
-    fill(queue, 5)
+    fail_for_good(reserved)
+    fill(rq.redis, 5)
     settle(reserved, Finished(take(reserved, 1)[0], "applied"))
     take(reserved, 2)
     shown = rq_command(redis_url, "info", "--serializer", "json")
@@ -539,10 +478,9 @@ def test_rq_info_shows_the_queue_its_registries_and_its_workers(
 
 @pytest.mark.parametrize("serializer", [["--serializer", "json"], []], ids=["json", "default"])
 def test_rq_requeue_brings_failed_jobs_back(
-    serializer: list[str], queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, redis_url: str
+    serializer: list[str], rq: RqView, reserved: ReservedJobs, redis_url: str
 ) -> None:
-    reserved = consumer("w")
-    failed = [fail_for_good(reserved, queue) for _ in range(3)]
+    failed = [fail_for_good(reserved) for _ in range(3)]
     rq_command(redis_url, "requeue", "--queue", "clerk", *serializer, failed[1])
     assert rq.queue.get_job_ids() == [failed[1]]
     rq_command(redis_url, "requeue", "--queue", "clerk", *serializer, "--all")
@@ -555,26 +493,6 @@ def test_rq_requeue_brings_failed_jobs_back(
     assert [rq.places(id_) for id_ in failed] == [["finished"]] * 3
 
 
-def test_a_job_can_be_canceled_with_rq_while_it_waits(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
-) -> None:
-    queued = fill(queue, 2)
-    rq.job(queued[0]).cancel()
-    assert ids(take(consumer("w"))) == queued[1:]
-
-
-def test_stopping_a_held_job_with_rq_does_no_harm(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
-) -> None:
-    (id_,) = fill(queue, 1)
-    reserved = consumer("w")
-    register(rq, "w")
-    jobs = take(reserved)
-    send_stop_job_command(rq.redis, id_, serializer="json")
-    settle(reserved, *(Finished(job, "applied") for job in jobs))
-    assert rq.status(id_) == "finished"
-
-
 # What others put on the queue
 
 
@@ -585,9 +503,9 @@ def put(rq: RqView, data: bytes, id_: bytes = b"foreign", **fields: Any) -> None
     rq.redis.rpush(rq.queue.key, id_)
 
 
-def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, consumer: MakeConsumer) -> None:
+def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, reserved: ReservedJobs) -> None:
     rq.queue.enqueue("os.getpid", job_id="foreign")
-    (job,) = take(consumer("w"))
+    (job,) = take(reserved)
     assert (job.id, job.retries_left, job.retry_intervals, job.meta) == ("foreign", 0, (), {})
 
 
@@ -607,11 +525,10 @@ def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, consumer: 
 )
 @pytest.mark.parametrize("retryable", [False, True], ids=["for good", "retryable"])
 def test_garbage_in_a_jobs_fields_stops_nothing(
-    fields: dict[str, Any], queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer, *, retryable: bool
+    fields: dict[str, Any], rq: RqView, reserved: ReservedJobs, *, retryable: bool
 ) -> None:
     put(rq, zlib.compress(b"{}"), **fields)
-    queued = fill(queue, 1)
-    reserved = consumer("w")
+    queued = fill(rq.redis, 1)
     garbage, good = take(reserved)
     settle(reserved, failure(garbage, retryable=retryable), Finished(good, "applied"))
     assert rq.places("foreign") in (["failed"], ["scheduled"])
@@ -620,10 +537,9 @@ def test_garbage_in_a_jobs_fields_stops_nothing(
 
 
 def test_any_id_that_another_program_put_on_the_queue_can_be_failed(
-    rq: RqView, consumer: MakeConsumer
+    rq: RqView, reserved: ReservedJobs
 ) -> None:
     put(rq, b"data", b"\xff\x00 \xc3")
-    reserved = consumer("w")
     (job,) = take(reserved)
     settle(reserved, failure(job))
     assert rq.redis.zscore(rq_format.FAILED_KEY, b"\xff\x00 \xc3") is not None

@@ -3,7 +3,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ import config
 from cli.dev.servers import RedisServer, free_port
 from tests.support.payloads import NOW
 from tests.support.queue import RqView, delivery, frozen
-from tests.support.reserved_jobs import MakeConsumer, fail_for_good, failure, settle, take
+from tests.support.reserved_jobs import fail_for_good, failure, settle, take
 from tests.support.round_trips import TripCounter
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.together import together
@@ -85,9 +85,8 @@ def test_a_delivery_whose_job_lives_is_a_duplicate(status: str, queue: DeliveryQ
 
 
 def test_a_delivery_whose_job_failed_is_queued_anew_with_full_retries(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
+    queue: DeliveryQueue, rq: RqView, reserved: ReservedJobs
 ) -> None:
-    reserved = consumer("w")
     queue.enqueue(given := delivery())
     (job,) = take(reserved)
     settle(reserved, failure(job._replace(retries_left=0), retryable=True))
@@ -104,10 +103,9 @@ def test_a_delivery_whose_job_failed_is_queued_anew_with_full_retries(
 
 
 def test_what_failed_before_is_remembered_when_it_is_queued_anew(
-    queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
+    queue: DeliveryQueue, rq: RqView, reserved: ReservedJobs
 ) -> None:
-    reserved = consumer("w")
-    failed = fail_for_good(reserved, queue)
+    failed = fail_for_good(reserved)
     first = rq.job(failed).meta["first_failed_at"]
     queue.enqueue(delivery(id_=failed))
     (job,) = take(reserved)
@@ -118,9 +116,9 @@ def test_what_failed_before_is_remembered_when_it_is_queued_anew(
 
 @pytest.mark.usefixtures("patient_receiver")
 def test_eight_receivers_queue_a_failed_delivery_anew_once(
-    make_settings: MakeSettings, queue: DeliveryQueue, rq: RqView, consumer: MakeConsumer
+    make_settings: MakeSettings, rq: RqView, reserved: ReservedJobs
 ) -> None:
-    failed = fail_for_good(consumer("w"), queue)
+    failed = fail_for_good(reserved)
     receivers = [delivery_queue(make_settings(**NO_DATABASE)) for _ in range(8)]
     with ThreadPoolExecutor(8) as threads:
         answers = Counter(threads.map(lambda receiver: receiver.enqueue(delivery(id_=failed)), receivers))
@@ -130,21 +128,26 @@ def test_eight_receivers_queue_a_failed_delivery_anew_once(
     assert rq.places(failed) == ["queue"]
 
 
-def test_a_delivery_whose_job_was_canceled_is_queued_anew(queue: DeliveryQueue, rq: RqView) -> None:
-    queue.enqueue(given := delivery())
-    rq.job(given.svix_id).cancel()
-    assert rq.places(given.svix_id) == ["canceled"]
-    assert queue.enqueue(given) == EnqueueResult.REQUEUED
-    assert rq.places(given.svix_id) == ["queue"]
+def cancel(rq: RqView, id_: str) -> None:
+    rq.job(id_).cancel()
+    assert rq.places(id_) == ["canceled"]
 
 
-def test_a_delivery_whose_job_was_stopped_is_queued_anew(queue: DeliveryQueue, rq: RqView) -> None:
-    queue.enqueue(given := delivery())
+def stop(rq: RqView, id_: str) -> None:
+    """Do what RQ's worker does with a job that `stop-job` stops."""
     worker = SimpleWorker([rq.queue], connection=rq.redis, serializer="json", prepare_for_work=False)
-    worker._stopped_job_id = given.svix_id
+    worker._stopped_job_id = id_
     rq.redis.lpop(rq.queue.key)
-    worker.handle_job_failure(rq.job(given.svix_id), rq.queue)
-    assert (rq.status(given.svix_id), rq.places(given.svix_id)) == ("stopped", ["failed"])
+    worker.handle_job_failure(rq.job(id_), rq.queue)
+    assert (rq.status(id_), rq.places(id_)) == ("stopped", ["failed"])
+
+
+@pytest.mark.parametrize("end", [cancel, stop])
+def test_a_delivery_whose_job_was_canceled_or_stopped_is_queued_anew(
+    end: Callable[[RqView, str], None], queue: DeliveryQueue, rq: RqView
+) -> None:
+    queue.enqueue(given := delivery())
+    end(rq, given.svix_id)
     assert queue.enqueue(given) == EnqueueResult.REQUEUED
     assert (rq.status(given.svix_id), rq.places(given.svix_id)) == ("queued", ["queue"])
 
@@ -185,8 +188,17 @@ def test_a_delivery_is_one_round_trip(make_settings: MakeSettings, redis_url: st
         receiver.close()
 
 
-def own_settings(make_settings: MakeSettings, server: RedisServer) -> config.Settings:
-    return make_settings(**NO_DATABASE, redis_url=SecretStr(server.url))
+@pytest.fixture
+def own_settings(make_settings: MakeSettings, own_redis: RedisServer) -> config.Settings:
+    return make_settings(**NO_DATABASE, redis_url=SecretStr(own_redis.url))
+
+
+@pytest.fixture
+def receiver(own_settings: config.Settings) -> Iterator[DeliveryQueue]:
+    """The receiver's side of the queue in a Redis that the test may stop, fill and damage."""
+    made = delivery_queue(own_settings)
+    yield made
+    made.close()
 
 
 def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(make_settings: MakeSettings) -> None:
@@ -202,8 +214,7 @@ def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(make_setti
     assert str(refused.value) == "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL"
 
 
-def test_a_redis_that_hangs_is_said_in_time(make_settings: MakeSettings, own_redis: RedisServer) -> None:
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
+def test_a_redis_that_hangs_is_said_in_time(receiver: DeliveryQueue, own_redis: RedisServer) -> None:
     with frozen(own_redis):
         for ask in (lambda: receiver.enqueue(delivery()), receiver.ping):
             began = time.monotonic()
@@ -212,11 +223,9 @@ def test_a_redis_that_hangs_is_said_in_time(make_settings: MakeSettings, own_red
             ):
                 ask()
             assert time.monotonic() - began < 5
-    receiver.close()
 
 
-def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own_redis: RedisServer) -> None:
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
+def test_a_full_redis_takes_nothing_and_says_so(receiver: DeliveryQueue, own_redis: RedisServer) -> None:
     receiver.enqueue(first := delivery())
     with Redis.from_url(own_redis.url) as watching:
         watching.config_set("maxmemory", 1)
@@ -224,14 +233,12 @@ def test_a_full_redis_takes_nothing_and_says_so(make_settings: MakeSettings, own
             with pytest.raises(QueueUnavailable, match=r"^Redis is out of memory: "):
                 ask()
         assert watching.lrange(rq_format.QUEUE_KEY, 0, -1) == [first.svix_id.encode()]
-    receiver.close()
 
 
 @pytest.mark.usefixtures("patient_receiver")
 def test_a_receiver_opens_few_connections_and_the_others_wait_their_turn(
-    make_settings: MakeSettings, own_redis: RedisServer
+    receiver: DeliveryQueue, own_redis: RedisServer
 ) -> None:
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
     with ThreadPoolExecutor(100) as threads, Redis.from_url(own_redis.url) as watching:
         watching.client_pause(500)
         given = [delivery() for _ in range(100)]
@@ -240,24 +247,18 @@ def test_a_receiver_opens_few_connections_and_the_others_wait_their_turn(
         assert sorted(watching.lrange(rq_format.QUEUE_KEY, 0, -1)) == sorted(
             one.svix_id.encode() for one in given
         )
-    receiver.close()
 
 
 def test_a_connection_that_redis_has_closed_costs_no_delivery(
-    make_settings: MakeSettings, own_redis: RedisServer
+    receiver: DeliveryQueue, own_redis: RedisServer
 ) -> None:
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
     with Redis.from_url(own_redis.url) as watching:
         for _ in range(3):
             assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED
             assert watching.client_kill_filter(_type="normal", skipme=True) == 1
-    receiver.close()
 
 
-def test_a_redis_that_has_become_a_replica_is_left(
-    make_settings: MakeSettings, own_redis: RedisServer
-) -> None:
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
+def test_a_redis_that_has_become_a_replica_is_left(receiver: DeliveryQueue, own_redis: RedisServer) -> None:
     receiver.enqueue(delivery())
     with Redis.from_url(own_redis.url) as watching:
         watching.replicaof("127.0.0.1", free_port())
@@ -266,14 +267,13 @@ def test_a_redis_that_has_become_a_replica_is_left(
         wait_until(lambda: len(watching.client_list(_type="normal")) == 1, 20)  # its own
         watching.replicaof("NO", "ONE")
         assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED
-    receiver.close()
 
 
 @pytest.mark.parametrize("client", [heartbeat_redis, fail_fast_redis, worker_redis])
 def test_a_heartbeat_leaves_a_redis_that_has_become_a_replica(
-    client: Callable[[config.Settings], Redis], make_settings: MakeSettings, own_redis: RedisServer
+    client: Callable[[config.Settings], Redis], own_settings: config.Settings, own_redis: RedisServer
 ) -> None:
-    redis = client(own_settings(make_settings, own_redis))
+    redis = client(own_settings)
     receivers.beat(redis, "receiver")
     with Redis.from_url(own_redis.url) as watching:
         watching.replicaof("127.0.0.1", free_port())
@@ -304,8 +304,7 @@ def test_what_stands_in_the_url_does_not_change_how_long_it_waits_nor_what_it_re
     client.close()
 
 
-def test_trouble_uses_up_no_connection(make_settings: MakeSettings, own_redis: RedisServer) -> None:
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
+def test_trouble_uses_up_no_connection(receiver: DeliveryQueue, own_redis: RedisServer) -> None:
     receiver.enqueue(delivery())
     own_redis.stop()
     for _ in range(2 * CONNECTIONS):
@@ -313,13 +312,11 @@ def test_trouble_uses_up_no_connection(make_settings: MakeSettings, own_redis: R
             receiver.enqueue(delivery())
     own_redis.start()
     assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED
-    receiver.close()
 
 
 def test_behind_a_redis_that_hangs_all_are_answered_in_time(
-    make_settings: MakeSettings, own_redis: RedisServer
+    receiver: DeliveryQueue, own_redis: RedisServer
 ) -> None:
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
     given = [delivery() for _ in range(10)]
 
     def reason(one: Delivery) -> str:
@@ -336,7 +333,6 @@ def test_behind_a_redis_that_hangs_all_are_answered_in_time(
         "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs",
     }
     assert {receiver.enqueue(one) for one in given} <= {EnqueueResult.QUEUED, EnqueueResult.DUPLICATE}
-    receiver.close()
 
 
 def test_while_the_name_of_redis_is_looked_up_for_long_all_are_answered_in_time(
@@ -382,10 +378,9 @@ def test_what_comes_while_another_is_under_way_goes_out_together(
 
 @pytest.mark.usefixtures("patient_receiver")
 def test_each_of_those_that_go_out_together_gets_its_own_answer(
-    make_settings: MakeSettings, own_redis: RedisServer
+    receiver: DeliveryQueue, own_redis: RedisServer
 ) -> None:
     """Some are new, some known, some refused, and one cannot be sent at all."""
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
     known = [delivery() for _ in range(10)]
     for one in known:
         receiver.enqueue(one)
@@ -409,14 +404,12 @@ def test_each_of_those_that_go_out_together_gets_its_own_answer(
     assert answers[10:20:2] == [QueueUnavailable] * 5
     assert answers[1:20:2] == [EnqueueResult.QUEUED] * 10
     assert answers[20] is UnicodeEncodeError
-    receiver.close()
 
 
 def test_a_delivery_that_is_refused_leaves_its_body_to_no_collector(
-    make_settings: MakeSettings, own_redis: RedisServer
+    receiver: DeliveryQueue, own_redis: RedisServer
 ) -> None:
     """An error that kept its frames would keep their bodies too, until garbage is looked for."""
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
     gc.collect()
     gc.disable()
     try:
@@ -426,7 +419,6 @@ def test_a_delivery_that_is_refused_leaves_its_body_to_no_collector(
         assert not [each for each in gc.get_objects() if type(each) is Asked]
     finally:
         gc.enable()
-    receiver.close()
 
 
 def refused(receiver: DeliveryQueue) -> None:
@@ -434,11 +426,9 @@ def refused(receiver: DeliveryQueue) -> None:
         receiver.enqueue(delivery())
 
 
-def test_a_restarted_redis_is_used_again_at_once(make_settings: MakeSettings, own_redis: RedisServer) -> None:
-    receiver = delivery_queue(own_settings(make_settings, own_redis))
+def test_a_restarted_redis_is_used_again_at_once(receiver: DeliveryQueue, own_redis: RedisServer) -> None:
     receiver.enqueue(first := delivery())
     own_redis.stop()
     own_redis.start()
     assert receiver.enqueue(delivery()) == EnqueueResult.QUEUED, "without its script and on a dead connection"
     assert receiver.enqueue(first) == EnqueueResult.DUPLICATE
-    receiver.close()
