@@ -8,9 +8,10 @@ import pytest
 from redis import Redis
 
 from cli.dev.servers import RedisServer
-from tests.support.queue import RqView, beat, delivery
+from tests.support.queue import RqView, beat, delivery, enqueue
+from tests.support.reserved_jobs import failure, settle, take
 from worker.queue import rq_format
-from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, Failed, Finished, ReservedJobs
+from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, Finished, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs, ReplayResult
 from worker.queue.maintenance import SEARCH_KEY, QueueMaintenance
 from worker.queue.producer import DeliveryQueue, EnqueueResult
@@ -23,24 +24,16 @@ def maintenance(rq: RqView) -> QueueMaintenance:
     return QueueMaintenance(rq.queue)
 
 
-def queued(redis: Redis) -> str:
-    given = delivery()
-    DeliveryQueue(redis).enqueue(given)
-    return given.svix_id
-
-
 def started(redis: Redis) -> str:
-    id_ = queued(redis)
-    assert len(ReservedJobs(redis, "w").settle_and_take([], 10) or []) == 1
+    id_ = enqueue(redis)
+    assert len(take(ReservedJobs(redis, "w"))) == 1
     redis.hset(rq_format.JOB_PREFIX + id_, "started_at", LONG_AGO)
     return id_
 
 
 def failed(redis: Redis, *, retryable: bool = False) -> str:
-    id_ = queued(redis)
-    reserved = ReservedJobs(redis, "w")
-    (job,) = reserved.settle_and_take([], 10) or []
-    reserved.settle_and_take([Failed(job, "reason", "reason", retryable=retryable)], 0)
+    id_, reserved = enqueue(redis), ReservedJobs(redis, "w")
+    settle(reserved, *(failure(job, retryable=retryable) for job in take(reserved)))
     return id_
 
 
@@ -48,8 +41,13 @@ def scheduled(redis: Redis) -> str:
     return failed(redis, retryable=True)
 
 
+def finish(reserved: ReservedJobs) -> None:
+    """Take what is queued, and finish it."""
+    settle(reserved, *(Finished(job, "applied") for job in take(reserved)))
+
+
 LOST: dict[str, tuple[Callable[[Redis], str], str]] = {
-    "the queue": (queued, rq_format.QUEUE_KEY),
+    "the queue": (enqueue, rq_format.QUEUE_KEY),
     "a reserved list": (started, f"{RESERVED_PREFIX}w"),
     "the scheduled registry": (scheduled, rq_format.SCHEDULED_KEY),
     "the consumers, of which one is dead": (started, CONSUMERS_KEY),
@@ -66,14 +64,13 @@ def test_a_job_whose_list_is_lost_is_queued_again_once(
     assert maintenance.recover_lost() == 0
     assert "queue" in rq.places(id_)
     assert rq.status(id_) == "queued"
-    (job,) = ReservedJobs(redis, "other").settle_and_take([], 10) or []
-    ReservedJobs(redis, "other").settle_and_take([Finished(job, "applied")], 10)
+    finish(ReservedJobs(redis, "other"))
     assert rq.status(id_) == "finished"
     assert rq.ids("started") == []
 
 
 @pytest.mark.parametrize(("make", "key"), LOST.values(), ids=LOST.keys())
-def test_replaying_it_puts_it_back_at_once(
+def test_replaying_a_job_whose_list_is_lost_puts_it_back_at_once(
     make: Callable[[Redis], str], key: str, redis: Redis, rq: RqView
 ) -> None:
     id_ = make(redis)
@@ -93,7 +90,7 @@ def test_a_failed_job_whose_registry_is_lost_is_in_the_registry_again(
     assert rq.places(id_) == ["failed"]
     expires: Any = redis.zscore(rq_format.FAILED_KEY, id_)
     assert expires == pytest.approx(time.time() + rq_format.FAILURE_TTL_S, abs=5)
-    assert [job.reason for job in FailedJobs(redis).newest()] == ["reason"]
+    assert [job.id for job in FailedJobs(redis).newest()] == [id_]
 
 
 class SearchedMeanwhile(Redis):
@@ -113,9 +110,7 @@ def test_a_job_that_rq_requeues_while_lost_jobs_are_searched_is_not_listed_as_fa
     id_ = failed(redis)
     with SearchedMeanwhile(connection_pool=redis.connection_pool) as client:
         RqView(client).registries["failed"].requeue(id_)
-    reserved = ReservedJobs(redis, "w")
-    (job,) = reserved.settle_and_take([], 10) or []
-    reserved.settle_and_take([Finished(job, "applied")], 0)
+    finish(ReservedJobs(redis, "w"))
     maintenance.recover_lost()
     assert rq.places(id_) == ["finished"]
 
@@ -123,17 +118,14 @@ def test_a_job_that_rq_requeues_while_lost_jobs_are_searched_is_not_listed_as_fa
 def test_a_started_registry_that_is_lost_stops_no_worker(
     redis: Redis, rq: RqView, maintenance: QueueMaintenance
 ) -> None:
-    queued(redis)
-    reserved = ReservedJobs(redis, "w")
-    (job,) = reserved.settle_and_take([], 10) or []
-    redis.hset(rq_format.JOB_PREFIX + job.id, "started_at", LONG_AGO)
+    id_ = started(redis)
     redis.delete(rq_format.STARTED_KEY)
     assert maintenance.recover_lost() == 0
-    reserved.settle_and_take([Finished(job, "applied")], 0)
-    assert rq.status(job.id) == "finished"
+    finish(ReservedJobs(redis, "w"))
+    assert rq.status(id_) == "finished"
 
 
-@pytest.mark.parametrize("make", [queued, started, scheduled, failed])
+@pytest.mark.parametrize("make", [enqueue, started, scheduled, failed])
 def test_a_job_that_is_where_it_should_be_stays_there(
     make: Callable[[Redis], str], redis: Redis, rq: RqView, maintenance: QueueMaintenance
 ) -> None:
@@ -146,7 +138,7 @@ def test_a_job_that_is_where_it_should_be_stays_there(
 def test_a_job_on_its_way_to_a_plain_worker_or_with_it_is_left_to_it(
     redis: Redis, maintenance: QueueMaintenance
 ) -> None:
-    waiting, running = queued(redis), queued(redis)
+    waiting, running = enqueue(redis), enqueue(redis)
     redis.delete(rq_format.QUEUE_KEY)
     redis.rpush(rq_format.INTERMEDIATE_KEY, waiting)
     redis.hset(rq_format.JOB_PREFIX + running, mapping={"status": "started", "started_at": LONG_AGO})
@@ -157,7 +149,7 @@ def test_a_job_on_its_way_to_a_plain_worker_or_with_it_is_left_to_it(
 def test_what_was_queued_or_started_just_now_is_left_alone(
     redis: Redis, rq: RqView, maintenance: QueueMaintenance
 ) -> None:
-    id_ = queued(redis)
+    id_ = enqueue(redis)
     now = rq_format.timestamp(rq.job(id_).created_at.now().astimezone())
     redis.hset(rq_format.JOB_PREFIX + id_, mapping={"enqueued_at": now})
     redis.delete(rq_format.QUEUE_KEY)
@@ -175,10 +167,10 @@ def test_jobs_of_other_queues_and_odd_keys_stay_as_they_are(
     assert redis.exists(rq_format.QUEUE_KEY) == 0
 
 
-def test_the_lost_are_found_behind_newer_jobs_and_no_others(
+def test_lost_jobs_are_found_behind_newer_ones_and_no_others(
     redis: Redis, rq: RqView, maintenance: QueueMaintenance
 ) -> None:
-    ids = [queued(redis) for _ in range(30)]
+    ids = [enqueue(redis) for _ in range(30)]
     redis.delete(rq_format.QUEUE_KEY)
     newer = delivery(received_at=1_790_000_000_000)
     DeliveryQueue(redis).enqueue(newer)
@@ -189,7 +181,7 @@ def test_the_lost_are_found_behind_newer_jobs_and_no_others(
 def test_maintenance_searches_once_in_a_while(
     redis: Redis, rq: RqView, maintenance: QueueMaintenance
 ) -> None:
-    id_ = queued(redis)
+    id_ = enqueue(redis)
     redis.delete(rq_format.QUEUE_KEY)
     maintenance.run()
     assert rq.places(id_) == ["queue"]

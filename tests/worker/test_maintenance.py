@@ -17,12 +17,11 @@ from rq import Queue
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, JobStatus
 
-from tests.support.queue import RqView, delivery
+from tests.support.queue import RqView, enqueue
 from tests.support.waiting import wait_until
 from worker.queue import rq_format
 from worker.queue.consumer import ReservedJobs
 from worker.queue.maintenance import SEARCH_KEY, SEEN_KEY, STUCK_AFTER_S, QueueMaintenance
-from worker.queue.producer import DeliveryQueue
 
 LONG_AGO = 1
 START_S = 30.0
@@ -35,22 +34,20 @@ def maintenance(rq: RqView, redis: Redis) -> QueueMaintenance:
     return QueueMaintenance(rq.queue)
 
 
-def start_in_a_plain_worker(queue: DeliveryQueue, redis: Redis, *, score: float = LONG_AGO) -> str:
+def start_in_a_plain_worker(redis: Redis, *, score: float = LONG_AGO) -> str:
     """Put a job where a plain worker's death leaves it, and return its id."""
-    given = delivery()
-    queue.enqueue(given)
-    redis.lrem(rq_format.QUEUE_KEY, 0, given.svix_id)
-    redis.hset(rq_format.JOB_PREFIX + given.svix_id, "status", "started")
-    redis.zadd(rq_format.STARTED_KEY, {f"{given.svix_id}:an-execution": score})
-    return given.svix_id
+    id_ = enqueue(redis)
+    redis.lrem(rq_format.QUEUE_KEY, 0, id_)
+    redis.hset(rq_format.JOB_PREFIX + id_, "status", "started")
+    redis.zadd(rq_format.STARTED_KEY, {f"{id_}:an-execution": score})
+    return id_
 
 
-def leave_in_the_intermediate_queue(queue: DeliveryQueue, redis: Redis) -> str:
+def leave_in_the_intermediate_queue(redis: Redis) -> str:
     """Put a job where a plain worker has it that dies between taking and starting it."""
-    given = delivery()
-    queue.enqueue(given)
+    id_ = enqueue(redis)
     redis.lmove(rq_format.QUEUE_KEY, rq_format.INTERMEDIATE_KEY)
-    return given.svix_id
+    return id_
 
 
 def test_the_intermediate_queue_is_where_rq_has_it(rq: RqView) -> None:
@@ -70,47 +67,38 @@ def test_what_has_expired_is_forgotten_and_the_rest_stays(
     assert redis.smembers(rq_format.WORKERS_KEY) == {b"rq:worker:there"}
 
 
-def test_what_a_plain_worker_abandoned_is_put_back_once(
-    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+def test_an_abandoned_job_is_put_back_once_however_many_workers_maintain_at_once(
+    redis: Redis, rq: RqView
 ) -> None:
-    id_ = start_in_a_plain_worker(queue, redis)
-    maintenance.run()
-    maintenance.run()
-    assert rq.places(id_) == ["queue"]
-    assert rq.status(id_) == "queued"
-
-
-def test_it_is_put_back_once_however_many_tidy_up_at_once(
-    queue: DeliveryQueue, redis: Redis, rq: RqView
-) -> None:
-    ids = [start_in_a_plain_worker(queue, redis) for _ in range(50)]
+    ids = [start_in_a_plain_worker(redis) for _ in range(50)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: QueueMaintenance(rq.queue).run(), range(16)))
     assert sorted(rq.queue.get_job_ids()) == sorted(ids)
 
 
-def test_it_is_put_back_once_though_it_was_abandoned_twice(
-    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+def test_an_abandoned_job_is_put_back_once_though_it_was_abandoned_twice(
+    maintenance: QueueMaintenance, redis: Redis, rq: RqView
 ) -> None:
-    id_ = start_in_a_plain_worker(queue, redis)
+    id_ = start_in_a_plain_worker(redis)
     redis.zadd(rq_format.STARTED_KEY, {f"{id_}:another-execution": LONG_AGO})
     maintenance.run()
-    assert rq.places(id_) == ["queue"]
+    maintenance.run()
+    assert (rq.places(id_), rq.status(id_)) == (["queue"], "queued")
 
 
 def test_what_a_plain_worker_is_at_is_left_to_it(
-    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, redis: Redis, rq: RqView
 ) -> None:
-    id_ = start_in_a_plain_worker(queue, redis, score=time.time() + 60)
+    id_ = start_in_a_plain_worker(redis, score=time.time() + 60)
     maintenance.run()
     assert rq.places(id_) == ["started"]
 
 
 def test_what_our_own_workers_hold_is_left_to_them(
-    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, redis: Redis, rq: RqView
 ) -> None:
     """Though a plain worker had abandoned it before."""
-    id_ = start_in_a_plain_worker(queue, redis)
+    id_ = start_in_a_plain_worker(redis)
     redis.rpush(rq_format.QUEUE_KEY, id_)
     ReservedJobs(redis, "ours").settle_and_take([], 10)
     maintenance.run()
@@ -120,9 +108,9 @@ def test_what_our_own_workers_hold_is_left_to_them(
 
 @pytest.mark.parametrize("status", ["finished", "failed", "queued", "scheduled", "canceled", "stopped"])
 def test_an_entry_that_a_job_left_behind_only_goes(
-    status: str, maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    status: str, maintenance: QueueMaintenance, redis: Redis, rq: RqView
 ) -> None:
-    id_ = start_in_a_plain_worker(queue, redis)
+    id_ = start_in_a_plain_worker(redis)
     redis.hset(rq_format.JOB_PREFIX + id_, "status", status)
     maintenance.run()
     assert rq.places(id_) == []
@@ -138,21 +126,21 @@ def test_an_entry_without_a_job_only_goes(entry: bytes, maintenance: QueueMainte
 
 
 def test_an_entry_whose_job_is_no_hash_stops_nothing(
-    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, redis: Redis, rq: RqView
 ) -> None:
     redis.set(f"{rq_format.JOB_PREFIX}text", "no hash")
     redis.zadd(rq_format.STARTED_KEY, {"text:an-execution": 0})
     redis.rpush(rq_format.INTERMEDIATE_KEY, "text")
-    id_ = start_in_a_plain_worker(queue, redis)
+    id_ = start_in_a_plain_worker(redis)
     maintenance.run()
     assert rq.queue.get_job_ids() == [id_]
     assert redis.llen(rq_format.INTERMEDIATE_KEY) == 0
 
 
 def test_what_is_stuck_between_queue_and_start_is_put_back_after_a_while(
-    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, redis: Redis, rq: RqView
 ) -> None:
-    id_ = leave_in_the_intermediate_queue(queue, redis)
+    id_ = leave_in_the_intermediate_queue(redis)
     maintenance.run()
     maintenance.run()
     assert rq.places(id_) == []
@@ -163,19 +151,17 @@ def test_what_is_stuck_between_queue_and_start_is_put_back_after_a_while(
     assert redis.exists(rq_format.INTERMEDIATE_KEY, SEEN_KEY) == 0
 
 
-def test_a_job_that_was_only_passing_is_forgotten(
-    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis
-) -> None:
+def test_a_job_that_was_only_passing_is_forgotten(maintenance: QueueMaintenance, redis: Redis) -> None:
     """Seen once on its way, and hours later on its way again: it is not stuck."""
-    leave_in_the_intermediate_queue(queue, redis)
+    leave_in_the_intermediate_queue(redis)
     maintenance.run()
     redis.delete(rq_format.INTERMEDIATE_KEY)
     maintenance.run()
     assert redis.exists(SEEN_KEY) == 0
 
 
-def test_what_a_plain_worker_has_started_is_not_stuck(queue: DeliveryQueue, redis: Redis, rq: RqView) -> None:
-    id_ = start_in_a_plain_worker(queue, redis, score=time.time() + 60)
+def test_what_a_plain_worker_has_started_is_not_stuck(redis: Redis, rq: RqView) -> None:
+    id_ = start_in_a_plain_worker(redis, score=time.time() + 60)
     redis.rpush(rq_format.INTERMEDIATE_KEY, id_)
     for _ in range(2):
         QueueMaintenance(rq.queue, stuck_after_s=0).run()
@@ -190,11 +176,11 @@ def test_what_is_stuck_without_a_job_behind_it_goes(maintenance: QueueMaintenanc
 
 
 def test_a_script_is_loaded_anew_into_a_redis_that_has_forgotten_it(
-    maintenance: QueueMaintenance, queue: DeliveryQueue, redis: Redis, rq: RqView
+    maintenance: QueueMaintenance, redis: Redis, rq: RqView
 ) -> None:
     maintenance.run()
     redis.script_flush()
-    id_ = start_in_a_plain_worker(queue, redis)
+    id_ = start_in_a_plain_worker(redis)
     maintenance.run()
     assert rq.places(id_) == ["queue"]
 
