@@ -28,6 +28,7 @@ from tests.support.payloads import NOW, Json, body, svix_id, user_event
 from worker.queue.consumer import RESERVED_PREFIX
 from worker.queue.heartbeat import Beat, Heartbeat
 from worker.queue.producer import Delivery, DeliveryQueue, EnqueueResult
+from worker.queue.rq_format import JOB_PREFIX, QUEUE, QUEUE_KEY
 
 REGISTRIES: dict[str, type[BaseRegistry]] = {
     "started": StartedJobRegistry,
@@ -50,6 +51,18 @@ def enqueue(redis: Redis, event: Json | None = None) -> str:
     given = delivery(event)
     assert DeliveryQueue(redis).enqueue(given) is EnqueueResult.QUEUED
     return given.svix_id
+
+
+def write_job(redis: Redis, id_: str | bytes, data: bytes, **fields: Any) -> None:
+    """Write the hash of a job, as an attacker could who may write to Redis."""
+    job: dict[Any, Any] = {"data": data, "status": "queued", "origin": QUEUE, **fields}
+    redis.hset(JOB_PREFIX.encode() + (id_ if isinstance(id_, bytes) else id_.encode()), mapping=job)
+
+
+def put_job(redis: Redis, id_: str | bytes, data: bytes, **fields: Any) -> None:
+    """Write the hash of a job, and put it on the queue."""
+    write_job(redis, id_, data, **fields)
+    redis.rpush(QUEUE_KEY, id_)
 
 
 def beat(redis: Redis, worker: str = "beating") -> Beat:

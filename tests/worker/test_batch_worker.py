@@ -61,18 +61,13 @@ class Worker(ServiceProcess):
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    with open_directory() as path:
-        yield path
-
-
-@pytest.fixture
-def launch(make_settings: MakeSettings, directory: Path) -> Iterator[Launch]:
+def launch(make_settings: MakeSettings, server_directory: Path) -> Iterator[Launch]:
     """Start a worker; keywords are settings. Whatever the test does, none outlives it."""
     workers: list[Worker] = []
 
     def start(**overrides: Any) -> Worker:
-        workers.append(Worker(make_settings(**overrides), directory, f"worker-{len(workers)}").start())
+        settings, name = make_settings(**overrides), f"worker-{len(workers)}"
+        workers.append(Worker(settings, server_directory, name).start())
         return workers[-1]
 
     yield start
@@ -332,14 +327,6 @@ def own_database(server: PostgresServer, make_settings: MakeSettings, redis_url:
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-@pytest.fixture
-def own_redis(directory: Path) -> Iterator[RedisServer]:
-    """A Redis that the test may stop and start; not started yet."""
-    server = RedisServer(directory / "redis", free_port(), durable=False)
-    yield server
-    server.stop()
-
-
 def report(redis: Redis, worker: Worker) -> Any:
     found: Any = redis.hget(f"rq:worker:{worker.own_name}", WORKER_REPORT)
     return json.loads(found or "{}")
@@ -386,7 +373,6 @@ def test_locks_that_run_out_make_batches_smaller_and_fail_no_job(
 def test_a_redis_that_goes_and_comes_back_is_waited_for(
     own_redis: RedisServer, connection: psycopg.Connection[Any], launch: Launch
 ) -> None:
-    own_redis.start()
     worker = launch(redis_url=SecretStr(own_redis.url)).ready()
     with Redis.from_url(own_redis.url) as client:
         queue, rq = DeliveryQueue(client), RqView(client)
@@ -414,7 +400,6 @@ def test_a_redis_that_hangs_is_reported_after_one_time_out(
     own_redis: RedisServer, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_client, "PATIENCE_S", 1.0)
-    own_redis.start()
     with redis_client.worker_redis(make_settings(**NO_DATABASE, redis_url=own_redis.url)) as redis:
         redis.ping()
         with frozen(own_redis):
@@ -429,7 +414,6 @@ def test_a_redis_that_hangs_is_reported_after_one_time_out(
 def test_a_redis_that_dies_while_a_batch_is_held_loses_no_job(
     own_redis: RedisServer, connection: psycopg.Connection[Any], launch: Launch
 ) -> None:
-    own_redis.start()
     with Redis.from_url(own_redis.url) as client:
         queue, rq = DeliveryQueue(client), RqView(client)
         ids = fill(queue, range(5))

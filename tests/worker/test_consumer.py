@@ -17,7 +17,7 @@ from rq.results import Result
 from rq.scheduler import RQScheduler
 from rq.worker import SimpleWorker
 
-from tests.support.queue import RqView, beat, commands, delivery, enqueue, rq_command
+from tests.support.queue import RqView, beat, commands, delivery, enqueue, put_job, rq_command
 from tests.support.reserved_jobs import (
     MakeConsumer,
     fail_for_good,
@@ -496,13 +496,6 @@ def test_rq_requeue_brings_failed_jobs_back(
 # What others put on the queue
 
 
-def put(rq: RqView, data: bytes, id_: bytes = b"foreign", **fields: Any) -> None:
-    """Put a job on the queue as an attacker could who may write to Redis."""
-    hash_: dict[Any, Any] = {"data": data, "status": "queued", "origin": "clerk", **fields}
-    rq.redis.hset(b"rq:job:" + id_, mapping=hash_)
-    rq.redis.rpush(rq.queue.key, id_)
-
-
 def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, reserved: ReservedJobs) -> None:
     rq.queue.enqueue("os.getpid", job_id="foreign")
     (job,) = take(reserved)
@@ -527,7 +520,7 @@ def test_a_foreign_job_that_rq_enqueued_is_taken_as_it_is(rq: RqView, reserved: 
 def test_garbage_in_a_jobs_fields_stops_nothing(
     fields: dict[str, Any], rq: RqView, reserved: ReservedJobs, *, retryable: bool
 ) -> None:
-    put(rq, zlib.compress(b"{}"), **fields)
+    put_job(rq.redis, "foreign", zlib.compress(b"{}"), **fields)
     queued = fill(rq.redis, 1)
     garbage, good = take(reserved)
     settle(reserved, failure(garbage, retryable=retryable), Finished(good, "applied"))
@@ -539,7 +532,7 @@ def test_garbage_in_a_jobs_fields_stops_nothing(
 def test_any_id_that_another_program_put_on_the_queue_can_be_failed(
     rq: RqView, reserved: ReservedJobs
 ) -> None:
-    put(rq, b"data", b"\xff\x00 \xc3")
+    put_job(rq.redis, b"\xff\x00 \xc3", b"data")
     (job,) = take(reserved)
     settle(reserved, failure(job))
     assert rq.redis.zscore(rq_format.FAILED_KEY, b"\xff\x00 \xc3") is not None

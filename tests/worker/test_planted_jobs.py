@@ -24,13 +24,12 @@ from rq.webhook import Webhook
 
 from cli.dev.servers import HOST
 from tests.support.payloads import body, user, user_event
-from tests.support.queue import RqView, delivery
+from tests.support.queue import RqView, enqueue, put_job
 from tests.support.settings import MakeSettings
 from tests.support.stack import environment
 from tests.support.supervised_process import SupervisedProcess, has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
 from worker.queue.maintenance import SEEN_KEY, STUCK_AFTER_S
-from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import (
     FAILED_KEY,
     INTERMEDIATE_KEY,
@@ -112,21 +111,6 @@ def worker(make_settings: MakeSettings, lure: Lure) -> SupervisedProcess:
     return supervised_worker("worker", env, lure.directory)
 
 
-def genuine(redis: Redis, number: int) -> str:
-    """Enqueue a delivery as the receiver does, and return its id."""
-    given = delivery(user_event(data=user(f"user_{number}")))
-    DeliveryQueue(redis).enqueue(given)
-    return given.svix_id
-
-
-def put(redis: Redis, id_: str | bytes, data: bytes, **fields: Any) -> None:
-    """Put a job on the queue, hash and all, as no library would."""
-    name = id_ if isinstance(id_, bytes) else id_.encode()
-    job: dict[Any, Any] = {"data": data, "status": "queued", **fields}
-    redis.hset(JOB_PREFIX.encode() + name, mapping=job)
-    redis.rpush(QUEUE_KEY, name)
-
-
 def call(
     *arguments: object, function: str = "trap.spring", instance: object = None, **named: object
 ) -> bytes:
@@ -151,20 +135,20 @@ def in_the_queue(redis: Redis, lure: Lure) -> dict[str, str]:
     queue.enqueue("trap.spring", job_id="trap", retry=Retry(max=100_000), **lure.named)
     queue.enqueue("trap.spring", job_id="repeat", repeat=Repeat(times=1000, interval=0), **lure.named)
     queue.enqueue("trap.spring", job_id="limited", rate_limit=RateLimit("x", 1), **lure.named)
-    put(redis, "pickle", zlib.compress(pickle.dumps(("trap.spring", None, (_Pickled(lure.trace),), {}))))
-    put(redis, "raw-pickle", pickle.dumps(_Pickled(lure.trace)))
-    put(redis, "instance", call("{}", function=JOB_FUNCTION, instance={"py/object": "trap.spring"}))
-    put(redis, "keyword", call("{}", function=JOB_FUNCTION, on_failure="trap.spring"))
-    put(redis, "nearly", call("{}", function=JOB_FUNCTION + ".__globals__"))
-    put(redis, "deep", b"[" * MB)
-    put(redis, "nothing", b"")
-    put(redis, ODD_ID, call())
-    put(redis, "many-retries", call(), retries_left=10**8, retry_intervals=json.dumps([0] * 100_000))
-    put(redis, "dependent", call(), dependency_ids='["own"]', allow_dependency_failures=1)
+    put_job(redis, "pickle", zlib.compress(pickle.dumps(("trap.spring", None, (_Pickled(lure.trace),), {}))))
+    put_job(redis, "raw-pickle", pickle.dumps(_Pickled(lure.trace)))
+    put_job(redis, "instance", call("{}", function=JOB_FUNCTION, instance={"py/object": "trap.spring"}))
+    put_job(redis, "keyword", call("{}", function=JOB_FUNCTION, on_failure="trap.spring"))
+    put_job(redis, "nearly", call("{}", function=JOB_FUNCTION + ".__globals__"))
+    put_job(redis, "deep", b"[" * MB)
+    put_job(redis, "nothing", b"")
+    put_job(redis, ODD_ID, call())
+    put_job(redis, "many-retries", call(), retries_left=10**8, retry_intervals=json.dumps([0] * 100_000))
+    put_job(redis, "dependent", call(), dependency_ids='["own"]', allow_dependency_failures=1)
     foreign = ["system", "trap", "repeat", "limited", "pickle", "raw-pickle", "instance", "keyword", "nearly"]
     foreign += ["deep", "nothing", ODD_ID.decode(errors="surrogateescape"), "many-retries", "dependent"]
-    put(redis, "bomb", bomb(BOMB_MB))
-    put(redis, "own-bomb", zlib.compress(encode_call("x" * MAX_CALL_BYTES)))
+    put_job(redis, "bomb", bomb(BOMB_MB))
+    put_job(redis, "own-bomb", zlib.compress(encode_call("x" * MAX_CALL_BYTES)))
     return dict.fromkeys(foreign, FOREIGN) | dict.fromkeys(["bomb", "own-bomb"], TOO_LARGE)
 
 
@@ -203,12 +187,12 @@ def reasons(rq: RqView) -> dict[str, str]:
 def test_nothing_that_a_job_names_is_imported_called_or_fetched(
     worker: SupervisedProcess, lure: Lure, redis: Redis, rq: RqView, connection: psycopg.Connection[Any]
 ) -> None:
-    before = genuine(redis, 1)
+    before = enqueue(redis, user_event(data=user("user_1")))
     wanted = in_the_queue(redis, lure) | elsewhere(redis, lure)
     own = Queue("clerk", connection=redis, serializer="json").enqueue(
         JOB_FUNCTION, body(user_event(data=user("user_2"))).decode(), job_id="own", **lure.named
     )
-    after = genuine(redis, 3)
+    after = enqueue(redis, user_event(data=user("user_3")))
     with running(worker):
         wait_until(lambda: has_begun(worker), START_S, worker.text)
         wait_until(lambda: reasons(rq).keys() >= wanted.keys(), SOON_S, worker.text)
@@ -259,7 +243,7 @@ def test_no_command_over_redis_does_more_than_stop_a_worker(
         messages: list[Any] = [*map(json.dumps, COMMANDS), b"\xff", pickle.dumps(_Pickled(lure.trace))]
         for message in messages:
             assert redis.publish(channel, message) == 1
-        id_ = genuine(redis, 1)
+        id_ = enqueue(redis, user_event(data=user("user_1")))
         wait_until(lambda: rq.status(id_) == "finished", SOON_S, worker.text)
         assert worker.running
         redis.publish(channel, json.dumps({"command": "shutdown"}))

@@ -12,7 +12,8 @@ from redis import Redis
 from db.apply.isolation import Isolation
 from tests.support.applied import Applied
 from tests.support.payloads import body, user_event
-from tests.support.queue import RqView, beat, delivery
+from tests.support.queue import RqView, beat, enqueue, put_job, write_job
+from tests.support.reserved_jobs import take
 from tests.support.settings import NO_DATABASE, MakeSettings
 from worker.clerk.payloads import FieldSources
 from worker.monitoring.metrics import TOTALS_KEY, Metrics
@@ -22,7 +23,7 @@ from worker.monitoring.redis_stats import CAUSES_KEY, redis_facts
 from worker.queue import lock_waits
 from worker.queue.consumer import CONSUMERS_KEY, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
-from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, DeliveryQueue
+from worker.queue.producer import LAST_RECEIVED_KEY, WATCHING_SINCE_KEY
 from worker.queue.rq_format import (
     FAILED_KEY,
     JOB_PREFIX,
@@ -44,34 +45,17 @@ FAR = 9e9
 FOREIGN = zlib.compress(json.dumps(("os.system", None, ("true",), {})).encode())
 
 
-def poison(redis: Redis, id_: bytes, **fields: Any) -> None:
-    job: dict[Any, Any] = {"data": FOREIGN, "status": "queued", **fields}
-    redis.hset(JOB_PREFIX.encode() + id_, mapping=job)
-
-
-def genuine(redis: Redis) -> str:
-    given = delivery()
-    DeliveryQueue(redis).enqueue(given)
-    return given.svix_id
-
-
 def turn(redis: Redis) -> None:
     """Do what a worker does in one turn."""
     reserved = ReservedJobs(redis, "turning")
-    jobs = reserved.settle_and_take([], 100)
-    assert jobs is not None
-    done = batch.process(
-        jobs,
-        FieldSources("role", "organization"),
-        Isolation(Applied()),
-    )
+    done = batch.process(take(reserved), FieldSources(), Isolation(Applied()))
     reserved.settle_and_take(done, 0)
 
 
 def test_a_key_that_is_no_job_does_not_stop_the_queue(redis: Redis, rq: RqView) -> None:
     redis.set(f"{JOB_PREFIX}text", "no hash")
     redis.rpush(QUEUE_KEY, "text")
-    id_ = genuine(redis)
+    id_ = enqueue(redis)
     turn(redis)
     assert rq.places(id_) == ["finished"]
     assert redis.exists(QUEUE_KEY) == 0
@@ -84,9 +68,8 @@ def test_a_key_that_is_no_job_does_not_stop_the_queue(redis: Redis, rq: RqView) 
 def test_what_can_be_read_and_not_written_again_fails_for_its_reason(
     meta: str, redis: Redis, rq: RqView
 ) -> None:
-    poison(redis, b"odd", meta=meta)
-    redis.rpush(QUEUE_KEY, "odd")
-    id_ = genuine(redis)
+    put_job(redis, "odd", FOREIGN, meta=meta)
+    id_ = enqueue(redis)
     turn(redis)
     assert rq.places(id_) == ["finished"]
     assert rq.places("odd") == ["failed"]
@@ -94,15 +77,14 @@ def test_what_can_be_read_and_not_written_again_fails_for_its_reason(
 
 def test_an_id_that_no_index_holds_fails_alone(redis: Redis, rq: RqView) -> None:
     long = "a" * 3000
-    poison(redis, long.encode(), data=encode_call(body(user_event()).decode()))
-    redis.rpush(QUEUE_KEY, long)
-    id_ = genuine(redis)
+    put_job(redis, long, encode_call(body(user_event()).decode()))
+    id_ = enqueue(redis)
     turn(redis)
     assert rq.places(id_) == ["finished"]
     assert rq.places(long) == ["failed"]
 
 
-SCHEDULED: dict[str, dict[str, str | bytes]] = {
+SCHEDULED: dict[str, dict[str, Any]] = {
     "created": {"created_at": "yesterday"},
     "time-out": {"timeout": "soon"},
     "ttl": {"result_ttl": "long"},
@@ -117,9 +99,9 @@ SCHEDULED: dict[str, dict[str, str | bytes]] = {
 
 
 @pytest.mark.parametrize("fields", SCHEDULED.values(), ids=SCHEDULED.keys())
-def test_a_job_that_rq_could_not_load_holds_up_no_retry(fields: dict[str, str | bytes], redis: Redis) -> None:
+def test_a_job_that_rq_could_not_load_holds_up_no_retry(fields: dict[str, Any], redis: Redis) -> None:
     """Each comes to the queue, where it fails."""
-    poison(redis, b"odd", status="scheduled", **fields)
+    write_job(redis, "odd", **{"data": FOREIGN, "status": "scheduled", **fields})
     _schedule(redis, "odd", due=LONG_AGO)
     id_ = _scheduled(redis)
     tracemalloc.start()
@@ -134,7 +116,7 @@ def test_a_job_that_rq_could_not_load_holds_up_no_retry(fields: dict[str, str | 
 @pytest.mark.parametrize("entry", [b"gone", b"text", b"odd-status", b"\xff\x00"])
 def test_an_entry_without_a_scheduled_job_only_goes(entry: bytes, redis: Redis, rq: RqView) -> None:
     redis.set(f"{JOB_PREFIX}text", "no hash")
-    poison(redis, b"odd-status", status="finished")
+    write_job(redis, "odd-status", FOREIGN, status="finished")
     _schedule(redis, entry, due=LONG_AGO)
     id_ = _scheduled(redis)
     beat(redis)
@@ -144,7 +126,7 @@ def test_an_entry_without_a_scheduled_job_only_goes(entry: bytes, redis: Redis, 
 
 
 def _scheduled(redis: Redis) -> str:
-    id_ = genuine(redis)
+    id_ = enqueue(redis)
     redis.delete(QUEUE_KEY)
     redis.hset(JOB_PREFIX + id_, "status", "scheduled")
     _schedule(redis, id_, due=LONG_AGO + 1)
@@ -171,7 +153,7 @@ LISTED: dict[str, dict[str, Any]] = {
 def test_an_odd_job_among_the_failed_is_listed_shown_and_discarded(
     fields: dict[str, Any], redis: Redis
 ) -> None:
-    poison(redis, b"odd", status="failed", **fields)
+    write_job(redis, "odd", FOREIGN, status="failed", **fields)
     redis.zadd(FAILED_KEY, {"odd": FAR})
     failed = FailedJobs(redis)
     assert [job.id for job in failed.newest()] == ["odd"]
@@ -182,7 +164,7 @@ def test_an_odd_job_among_the_failed_is_listed_shown_and_discarded(
 def test_keys_that_are_no_job_among_the_failed_are_passed_over_and_go(redis: Redis) -> None:
     redis.set(f"{JOB_PREFIX}text", "no hash")
     redis.set(f"{RESULT_PREFIX}text", "no stream")
-    poison(redis, b"odd", status="failed")
+    write_job(redis, "odd", FOREIGN, status="failed")
     redis.set(f"{RESULT_PREFIX}odd", "no stream")
     redis.zadd(FAILED_KEY, {"text": FAR, "odd": FAR})
     failed = FailedJobs(redis)
@@ -203,7 +185,7 @@ def test_odd_values_in_our_own_keys_hide_no_figures(redis: Redis, make_settings:
     redis.sadd(NAMES_KEY, odd)
     redis.hset(TOTALS_KEY, mapping={odd: 1, "[1]": odd, "[[]]": 1})
     redis.zadd(lock_waits.KEY, {odd: 1e300})
-    DeliveryQueue(redis).enqueue(delivery())
+    enqueue(redis)
     facts = redis_facts(redis)
     assert (facts["queue"]["depth"], facts["last_received_at"] is not None) == (1, True)
     endpoint = MetricsEndpoint(make_settings(**NO_DATABASE), Metrics())
@@ -211,7 +193,7 @@ def test_odd_values_in_our_own_keys_hide_no_figures(redis: Redis, make_settings:
 
 
 def test_a_bomb_in_a_traceback_is_not_inflated(redis: Redis) -> None:
-    poison(redis, b"odd", status="failed")
+    write_job(redis, "odd", FOREIGN, status="failed")
     redis.xadd(f"{RESULT_PREFIX}odd", {"exc_string": b64encode(BOMB)})
     redis.zadd(FAILED_KEY, {"odd": FAR})
     tracemalloc.start()
