@@ -1,6 +1,7 @@
 """A worker and a receiver that are alive, as far as Redis knows."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from redis import Redis
@@ -8,6 +9,8 @@ from redis import Redis
 from tests.support.queue import beat
 from worker.monitoring import receivers
 from worker.queue.rq_format import WORKER_PREFIX, WORKER_REPORT, WORKERS_KEY
+
+AskHealth = Callable[..., dict[str, Any]]
 
 
 def add_worker(redis: Redis, name: str = "one", **report: object) -> None:

@@ -1,13 +1,16 @@
 """A queue of the test's own, from the receiver's side, a worker's side and RQ's."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from redis import Redis
 
 import config
+from tests.support.service import AskHealth
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.sync import open_context
+from worker.monitoring.health import Status
 from worker.queue.consumer import ReservedJobs
 from worker.queue.producer import DeliveryQueue, delivery_queue
 from worker.sync.context import SyncContext
@@ -31,6 +34,22 @@ def consumer(redis: Redis) -> Callable[[str], ReservedJobs]:
 def reserved(redis: Redis) -> ReservedJobs:
     """The side of a worker whose name is `w`."""
     return ReservedJobs(redis, "w")
+
+
+@pytest.fixture
+def report(make_settings: MakeSettings) -> Iterator[AskHealth]:
+    """Return what /health says; keywords are settings, and calls with the same ones share connections."""
+    made: dict[str, Status] = {}
+
+    def ask(**overrides: Any) -> dict[str, Any]:
+        key = repr(overrides)
+        if key not in made:
+            made[key] = Status(make_settings(**overrides))
+        return made[key].report()
+
+    yield ask
+    for status in made.values():
+        status.close()
 
 
 @pytest.fixture

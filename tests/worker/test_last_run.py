@@ -8,48 +8,38 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from tests.support.service import add_service
+from tests.support.service import AskHealth, add_service
 from tests.support.settings import MakeSettings
-from worker.monitoring.health import Status
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.prometheus import MetricsEndpoint
 from worker.sync.last_run import KEY, KINDS, keep, load
 
-Report = Callable[..., dict[str, Any]]
+Health = Callable[[], dict[str, Any]]
+Shown = Callable[[], dict[str, float]]
 HOUR_S = 3600.0
+EVERY_HOUR = {"clerk_secret_key": "sk_live_key", "reconcile_every": "1h"}
 
 
 @pytest.fixture
-def report(make_settings: MakeSettings, redis: Redis) -> Report:
-    """Return what health says, with a worker alive."""
+def health(report: AskHealth, redis: Redis) -> Health:
+    """Return what health says of a service that reconciles every hour."""
     add_service(redis)
-
-    def ask(**overrides: Any) -> dict[str, Any]:
-        settings = make_settings(clerk_secret_key="sk_live_key", **{"reconcile_every": "1h", **overrides})
-        status = Status(settings)
-        try:
-            return status.report()
-        finally:
-            status.close()
-
-    return ask
+    return lambda: report(**EVERY_HOUR)
 
 
 @pytest.fixture
-def shown(make_settings: MakeSettings) -> Callable[[], dict[str, float]]:
+def shown(make_settings: MakeSettings) -> Shown:
     """Return what `/metrics` says of reconciliations."""
-    settings = make_settings(clerk_secret_key="sk_live_key", reconcile_every="1h")
-    endpoint = MetricsEndpoint(settings, Metrics())
+    endpoint = MetricsEndpoint(make_settings(**EVERY_HOUR), Metrics())
+    prefix = "clerk_sync_reconcile_"
 
     def ask() -> dict[str, float]:
         families = text_string_to_metric_families(endpoint.render().decode())
         return {
-            " ".join(
-                [sample.name.removeprefix("clerk_sync_reconcile_"), *sample.labels.values()]
-            ): sample.value
+            " ".join([sample.name.removeprefix(prefix), *sample.labels.values()]): sample.value
             for family in families
             for sample in family.samples
-            if sample.name.startswith("clerk_sync_reconcile_")
+            if sample.name.startswith(prefix)
         }
 
     return ask
@@ -79,104 +69,91 @@ def reconciled(
     )
 
 
-def test_a_reconciliation_that_went_well_is_shown(report: Report, redis: Redis) -> None:
+def test_a_reconciliation_that_went_well_is_shown(health: Health, redis: Redis) -> None:
     reconciled(redis)
-    health = report()
-    assert (health["status"], health["warnings"]) == ("ok", [w for w in health["warnings"] if "append" in w])
-    reconciliation = health["reconciliation"]
-    assert (reconciliation["result"], reconciliation["seconds"], reconciliation["differing"]) == (
-        "ok",
-        12.5,
-        0,
-    )
-    assert (reconciliation["every_s"], reconciliation["reason"], reconciliation["overdue"]) == (
-        HOUR_S,
-        None,
-        False,
-    )
-    assert reconciliation["synced"] is None
+    found = health()
+    assert (found["status"], [it for it in found["warnings"] if "append" not in it]) == ("ok", [])
+    facts = ("result", "seconds", "differing", "every_s", "reason", "overdue", "synced")
+    assert [found["reconciliation"][name] for name in facts] == ["ok", 12.5, 0, HOUR_S, None, False, None]
 
 
 def test_what_a_reconciliation_fetched_is_shown_also_when_no_user_differs(
-    report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
+    health: Health, redis: Redis, shown: Shown
 ) -> None:
     reconciled(redis, backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30}, merged=20)
-    health = report()["reconciliation"]
-    assert (health["differing"], health["synced"]) == (0, {"created": 3, "updated": 7, "merged": 20})
+    last = health()["reconciliation"]
+    assert (last["differing"], last["synced"]) == (0, {"created": 3, "updated": 7, "merged": 20})
     found = shown()
     assert (found["synced created"], found["synced updated"], found["synced merged"]) == (3, 7, 20)
 
 
-def test_what_was_fetched_before_a_failure_is_shown(
-    report: Report, redis: Redis, shown: Callable[[], dict[str, float]]
+def test_after_a_failure_what_was_fetched_is_shown_and_no_drift(
+    health: Health, redis: Redis, shown: Shown
 ) -> None:
     reconciled(redis, error="it failed", backfill={"seen": 40, "created": 3, "updated": 7, "unchanged": 30})
-    assert report()["reconciliation"]["synced"] == {"created": 3, "updated": 7, "merged": 0}
-    assert shown()["synced updated"] == 7
+    assert health()["reconciliation"]["synced"] == {"created": 3, "updated": 7, "merged": 0}
+    found = shown()
+    assert (found["result failed"], found["result ok"], found["synced updated"]) == (1, 0, 7)
+    assert not any(name.startswith("drift") for name in found)
 
 
-def test_drift_is_a_warning_and_no_trouble_of_the_service(report: Report, redis: Redis) -> None:
-    reconciled(redis, stale=2, ghost=1)
-    health = report()
-    assert health["status"] == "ok"
-    assert health["reconciliation"]["drift"] == {**dict.fromkeys(KINDS, 0), "stale": 2, "ghost": 1}
-    assert any("3 users differ" in warning for warning in health["warnings"])
+TROUBLES: list[tuple[dict[str, Any], str, str, str]] = [
+    ({"stale": 2, "ghost": 1}, "ok", "ok", "3 users differ"),
+    ({"refusal": "the listing was cut short"}, "ok", "refused", "cut short"),
+    ({"error": "Clerk's API refuses the key (401)"}, "degraded", "failed", "refuses the key"),
+]
 
 
-def test_a_listing_that_proves_nothing_is_a_warning(report: Report, redis: Redis) -> None:
-    reconciled(redis, refusal="the listing was cut short")
-    health = report()
-    assert (health["status"], health["reconciliation"]["result"]) == ("ok", "refused")
-    assert any("cut short" in warning for warning in health["warnings"])
-
-
-def test_a_reconciliation_that_failed_degrades(report: Report, redis: Redis) -> None:
-    reconciled(redis, error="Clerk's API refuses the key (401): check CLERK_SECRET_KEY")
-    health = report()
-    assert (health["status"], health["reconciliation"]["result"]) == ("degraded", "failed")
-    assert any("refuses the key" in warning for warning in health["warnings"])
+@pytest.mark.parametrize(("ended", "status", "result", "warning"), TROUBLES)
+def test_only_a_failure_degrades_and_drift_or_a_refusal_is_a_warning(
+    health: Health, redis: Redis, *, ended: dict[str, Any], status: str, result: str, warning: str
+) -> None:
+    reconciled(redis, **ended)
+    found = health()
+    assert (found["status"], found["reconciliation"]["result"]) == (status, result)
+    assert any(warning in it for it in found["warnings"])
+    if "stale" in ended:
+        assert found["reconciliation"]["drift"] == dict.fromkeys(KINDS, 0) | ended
 
 
 @pytest.mark.parametrize(("hours", "status"), [(1.5, "ok"), (2.9, "ok"), (3.1, "degraded")])
 def test_a_reconciliation_that_is_overdue_by_more_than_two_intervals_degrades(
-    report: Report, redis: Redis, hours: float, status: str
+    health: Health, redis: Redis, hours: float, status: str
 ) -> None:
     reconciled(redis, ago_s=hours * HOUR_S)
-    health = report()
-    assert (health["status"], health["reconciliation"]["overdue"]) == (status, status == "degraded")
+    found = health()
+    assert (found["status"], found["reconciliation"]["overdue"]) == (status, status == "degraded")
 
 
-def test_before_the_first_reconciliation_nothing_is_wrong(report: Report) -> None:
-    health = report()
-    assert health["status"] == "ok"
-    assert health["reconciliation"]["finished_at"] is None
-    assert health["reconciliation"]["result"] is None
+def test_before_the_first_reconciliation_nothing_is_wrong(health: Health) -> None:
+    found = health()
+    assert (found["status"], found["reconciliation"]["finished_at"]) == ("ok", None)
+    assert found["reconciliation"]["result"] is None
 
 
+@pytest.mark.usefixtures("health")
 def test_without_an_interval_nothing_is_said_of_reconciliations(
-    report: Report, redis: Redis, make_settings: MakeSettings
+    report: AskHealth, redis: Redis, make_settings: MakeSettings
 ) -> None:
     reconciled(redis, error="it failed")
-    health = report(reconcile_every=None)
-    assert health["status"] == "ok"
-    assert "reconciliation" not in health
+    found = report()
+    assert found["status"] == "ok"
+    assert "reconciliation" not in found
     endpoint = MetricsEndpoint(make_settings(), Metrics())
     assert b"clerk_sync_reconcile" not in endpoint.render()
 
 
 @pytest.mark.parametrize("kept", ["", "[]", "{}", '{"finished_at": 3}', '{"drift": 1}', "\0", "nonsense"])
 def test_what_another_program_wrote_there_is_no_reconciliation(
-    report: Report, redis: Redis, kept: str
+    health: Health, redis: Redis, kept: str
 ) -> None:
     redis.set(KEY, kept)
     assert load(redis) is None
-    health = report()
-    assert (health["status"], health["reconciliation"]["result"]) == ("ok", None)
+    found = health()
+    assert (found["status"], found["reconciliation"]["result"]) == ("ok", None)
 
 
-def test_the_figures_of_the_last_reconciliation_are_shown(
-    shown: Callable[[], dict[str, float]], redis: Redis
-) -> None:
+def test_the_figures_of_the_last_reconciliation_are_shown(shown: Shown, redis: Redis) -> None:
     assert shown() == {}
     reconciled(redis, missing=4)
     found = shown()
@@ -189,10 +166,3 @@ def test_the_figures_of_the_last_reconciliation_are_shown(
         "result failed": 0,
         **{f"drift {kind}": 4 if kind == "missing" else 0 for kind in KINDS},
     }
-
-
-def test_after_a_failure_no_drift_is_shown(shown: Callable[[], dict[str, float]], redis: Redis) -> None:
-    reconciled(redis, error="it failed")
-    found = shown()
-    assert (found["result failed"], found["result ok"]) == (1, 0)
-    assert not any(name.startswith("drift") for name in found)

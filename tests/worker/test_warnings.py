@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -15,11 +14,13 @@ from redis import Redis
 from cli.dev.servers import PostgresServer, RedisServer
 from db.connection.engine import Database
 from db.identity import leads_to_same_tables
+from db.times import now_ms
 from tests.support.deliveries import PATH, MakeClient, signed
 from tests.support.failed_jobs import fail
 from tests.support.payloads import body, user_event
 from tests.support.queue import beat, delivery
-from tests.support.service import add_service, add_worker
+from tests.support.reserved_jobs import fill, settle, take
+from tests.support.service import AskHealth, add_service, add_worker
 from tests.support.settings import SECRET, MakeSettings
 from tests.support.waiting import wait_until
 from web.app import create_app
@@ -35,25 +36,15 @@ from worker.queue.producer import WATCHING_SINCE_KEY, DeliveryQueue
 from worker.queue.rq_format import SCHEDULED_KEY, SUSPENDED_KEY
 from worker.shutdown import StopSignal
 
-Report = Callable[..., dict[str, Any]]
 
-
-@pytest.fixture
-def report(make_settings: MakeSettings, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Report]:
-    """Return what /health says, of a service with a worker and a receiver."""
-    monkeypatch.setattr(probes, "LIMIT_S", 20)  # the machine may be busy, and nothing hangs
-    made: dict[str, Status] = {}
+@pytest.fixture(autouse=True)
+def _service(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker and a receiver, whose health is not asked in a hurry: the machine may be busy."""
+    monkeypatch.setattr(probes, "LIMIT_S", 20)
     add_service(redis)
 
-    def ask(**overrides: Any) -> dict[str, Any]:
-        key = repr(overrides)
-        if key not in made:
-            made[key] = Status(make_settings(**overrides))
-        return made[key].report()
 
-    yield ask
-    for status in made.values():
-        status.close()
+Admin = psycopg.Connection[Any]
 
 
 def _warning(report: dict[str, Any], words: str) -> str:
@@ -67,7 +58,7 @@ def _is_well(report: dict[str, Any]) -> bool:
     return bool(report["status"] == "ok")
 
 
-def test_failed_jobs_are_counted_with_the_newest_reason(report: Report, redis: Redis) -> None:
+def test_failed_jobs_are_counted_with_the_newest_reason(report: AskHealth, redis: Redis) -> None:
     assert _is_well(report())
     ids = [fail(redis)]
     time.sleep(1.1)  # RQ keeps the time of a failure in seconds
@@ -87,18 +78,15 @@ def test_failed_jobs_are_counted_with_the_newest_reason(report: Report, redis: R
 def _refuse(redis: Redis) -> None:
     """Let a worker of ours refuse what is in the queue, to be tried again, and that be due."""
     held = ReservedJobs(redis, "refusing")
-    jobs = held.settle_and_take([], 100) or []
     reason = "ChangeRefused: the database refused the change: RaiseException (SQLSTATE P0001)"
-    held.settle_and_take([Failed(job, reason, reason, retryable=True) for job in jobs], 0)
+    settle(held, *(Failed(job, reason, reason, retryable=True) for job in take(held)))
 
 
 def test_deliveries_that_are_refused_again_and_again_are_said_before_they_fail(
-    report: Report, redis: Redis
+    report: AskHealth, redis: Redis
 ) -> None:
     """A trigger of the application refuses every change: it is minutes until the first job has failed."""
-    queue = DeliveryQueue(redis)
-    for _ in range(2):
-        queue.enqueue(delivery())
+    fill(redis, 2)
     _refuse(redis)
     assert _is_well(report()), "one more attempt may heal it"
     [*ids] = cast("list[bytes]", redis.zrange(SCHEDULED_KEY, 0, -1))
@@ -110,30 +98,38 @@ def test_deliveries_that_are_refused_again_and_again_are_said_before_they_fail(
     assert "P0001" in said
     redis.zadd(SCHEDULED_KEY, dict.fromkeys(ids, 0))
     beat(redis)
-    held = ReservedJobs(redis, "one")
-    held.settle_and_take([Finished(job, "applied") for job in held.settle_and_take([], 100) or []], 0)
+    _finish(redis)
     assert "refused" not in str(report()["warnings"])
 
 
+def _finish(redis: Redis) -> None:
+    """Let a worker apply what is in the queue, elsewhere."""
+    held = ReservedJobs(redis, "one")
+    settle(held, *(Finished(job, "applied") for job in take(held)))
+
+
+def _record(connection: Admin, svix_id: str = "msg_1", ago: str = "0") -> None:
+    """Write a delivery into the ledger that was received so long ago."""
+    connection.execute(
+        "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
+        " VALUES (%s, 'user.created', 'user_1', now() - %s::interval, 'applied')",
+        [svix_id, ago],
+    )
+
+
 def test_a_worker_that_applies_to_another_database_is_said(
-    report: Report, redis: Redis, database_url_unpooled: str
+    report: AskHealth, redis: Redis, connection: Admin
 ) -> None:
     """The ledger here lacks the newest delivery that a worker has applied."""
-    given = delivery(received_at=int(time.time() * 1000))
+    given = delivery(received_at=now_ms())
     DeliveryQueue(redis).enqueue(given)
-    held = ReservedJobs(redis, "one")
-    held.settle_and_take([Finished(job, "applied") for job in held.settle_and_take([], 100) or []], 0)
+    _finish(redis)
     assert "DATABASE_SCHEMA" in _warning(report(), "a worker applies deliveries to another database")
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        connection.execute(
-            "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
-            " VALUES (%s, 'user.created', 'user_1', now(), 'applied')",
-            [given.svix_id],
-        )
+    _record(connection, given.svix_id)
     assert _is_well(report())
 
 
-def test_a_batch_that_is_in_hand_for_long_is_said(report: Report, redis: Redis) -> None:
+def test_a_batch_that_is_in_hand_for_long_is_said(report: AskHealth, redis: Redis) -> None:
     add_worker(redis, in_hand_s=31)
     assert "31 s" in _warning(report(), "the same batch for")
     add_worker(redis, in_hand_s=2)
@@ -145,9 +141,11 @@ def make_client(make_settings: MakeSettings) -> MakeClient:
     return lambda **overrides: create_app(make_settings(**overrides)).test_client()
 
 
-def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(report: Report, redis: Redis) -> None:
+def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(
+    report: AskHealth, redis: Redis
+) -> None:
     reserved = ReservedJobs(redis, "one")
-    DeliveryQueue(redis).enqueue(delivery(received_at=int(time.time() * 1000)))
+    DeliveryQueue(redis).enqueue(delivery(received_at=now_ms()))
     [job] = reserved.settle_and_take([], 1) or []
     redis.zadd(lock_waits.KEY, {job.id: time.time() - 20})
     short = report()
@@ -160,8 +158,8 @@ def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(report: R
     assert "row" not in str(report()["warnings"])
 
 
-def test_what_a_suspended_worker_holds_is_counted(report: Report, redis: Redis) -> None:
-    DeliveryQueue(redis).enqueue(delivery(received_at=int(time.time() * 1000)))
+def test_what_a_suspended_worker_holds_is_counted(report: AskHealth, redis: Redis) -> None:
+    DeliveryQueue(redis).enqueue(delivery(received_at=now_ms()))
     assert ReservedJobs(redis, "one").wait(1, StopSignal())
     redis.set(SUSPENDED_KEY, 1)
     queue = report()["queue"]
@@ -179,7 +177,7 @@ OTHER_SECRET = "whsec_" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldY"
 
 
 def test_deliveries_that_are_refused_degrade_and_strangers_noise_does_not(
-    report: Report, make_client: MakeClient
+    report: AskHealth, make_client: MakeClient
 ) -> None:
     client = make_client()
     _send(client, 5, secret=OTHER_SECRET)
@@ -196,7 +194,7 @@ def test_deliveries_that_are_refused_degrade_and_strangers_noise_does_not(
     assert any("forgeries" in warning for warning in noise["warnings"])
 
 
-def test_a_busy_service_that_refuses_all_of_a_sudden_is_said_at_once(report: Report, redis: Redis) -> None:
+def test_a_busy_service_that_refuses_all_of_a_sudden_is_said_at_once(report: AskHealth, redis: Redis) -> None:
     """A quarter of an hour's genuine deliveries do not outweigh that none comes any more."""
     recent.add(redis, {recent.GENUINE: 900})
     recent.add(redis, {recent.MISMATCH: 9})
@@ -207,7 +205,7 @@ def test_a_busy_service_that_refuses_all_of_a_sudden_is_said_at_once(report: Rep
     assert _is_well(report())
 
 
-def test_a_quiet_service_waits_for_its_genuine_deliveries(report: Report, redis: Redis) -> None:
+def test_a_quiet_service_waits_for_its_genuine_deliveries(report: AskHealth, redis: Redis) -> None:
     recent.add(redis, {recent.GENUINE: 30, recent.MISMATCH: 9})
     _age_genuine(redis, 60)
     assert _is_well(report()), "two were due"
@@ -215,7 +213,7 @@ def test_a_quiet_service_waits_for_its_genuine_deliveries(report: Report, redis:
     assert _warning(report(), "signature does not match")
 
 
-def test_a_reason_that_is_over_is_not_named_beside_one_that_goes_on(report: Report, redis: Redis) -> None:
+def test_a_reason_that_is_over_is_not_named_beside_one_that_goes_on(report: AskHealth, redis: Redis) -> None:
     recent.add(redis, {recent.MISMATCH: 21})
     _move(redis, 3)
     recent.add(redis, {recent.GENUINE: 5})
@@ -239,7 +237,7 @@ def _move(redis: Redis, minutes: int) -> None:
 
 
 def test_deliveries_that_are_too_old_name_the_clock(
-    report: Report, make_client: MakeClient, redis: Redis
+    report: AskHealth, make_client: MakeClient, redis: Redis
 ) -> None:
     client = make_client()
     _send(client, 8, age_s=600)
@@ -250,7 +248,7 @@ def test_deliveries_that_are_too_old_name_the_clock(
 
 
 def test_deliveries_of_another_instance_that_are_ignored_degrade(
-    report: Report, make_client: MakeClient, redis: Redis
+    report: AskHealth, make_client: MakeClient, redis: Redis
 ) -> None:
     client = make_client(clerk_instance_id="ins_ours")
     content = body(user_event() | {"instance_id": "ins_theirs"})
@@ -261,18 +259,17 @@ def test_deliveries_of_another_instance_that_are_ignored_degrade(
     assert _is_well(report())
 
 
-def test_a_second_instance_in_the_tables_is_said(report: Report, database_url_unpooled: str) -> None:
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        connection.execute("INSERT INTO instance_sync (id) VALUES ('ins_one')")
-        assert _is_well(report())
-        connection.execute("INSERT INTO instance_sync (id) VALUES ('ins_two')")
-        assert "CLERK_INSTANCE_ID" in _warning(report(), "2 Clerk instances have written")
-        connection.execute("DELETE FROM instance_sync WHERE id = 'ins_two'")
+def test_a_second_instance_in_the_tables_is_said(report: AskHealth, connection: Admin) -> None:
+    connection.execute("INSERT INTO instance_sync (id) VALUES ('ins_one')")
+    assert _is_well(report())
+    connection.execute("INSERT INTO instance_sync (id) VALUES ('ins_two')")
+    assert "CLERK_INSTANCE_ID" in _warning(report(), "2 Clerk instances have written")
+    connection.execute("DELETE FROM instance_sync WHERE id = 'ins_two'")
     assert _is_well(report())
 
 
 def test_without_a_receiver_that_is_said_and_one_that_ends_leaves(
-    report: Report, make_settings: MakeSettings, redis: Redis
+    report: AskHealth, make_settings: MakeSettings, redis: Redis
 ) -> None:
     receivers.deregister(redis, "receiver")
     assert "start clerk-sync web" in _warning(report(), "no receiver is alive")
@@ -285,7 +282,7 @@ def test_without_a_receiver_that_is_said_and_one_that_ends_leaves(
     assert (redis.scard(receivers.NAMES_KEY), redis.keys(f"{receivers.KEY_PREFIX}*")) == (0, [])
 
 
-def test_a_receiver_that_was_killed_is_missed_within_half_a_minute(report: Report, redis: Redis) -> None:
+def test_a_receiver_that_was_killed_is_missed_within_half_a_minute(report: AskHealth, redis: Redis) -> None:
     key = f"{receivers.KEY_PREFIX}receiver"
     redis.expire(key, receivers.FORGET_AFTER_S - 15)
     assert _is_well(report())
@@ -299,7 +296,7 @@ def test_a_receiver_that_was_killed_is_missed_within_half_a_minute(report: Repor
     assert redis.scard(receivers.NAMES_KEY) == 0
 
 
-def test_a_heartbeat_registers_again_once_its_names_are_gone(report: Report, redis: Redis) -> None:
+def test_a_heartbeat_registers_again_once_its_names_are_gone(report: AskHealth, redis: Redis) -> None:
     redis.flushdb()
     add_service(redis)
     assert report()["receivers"]["alive"] == 1
@@ -308,7 +305,7 @@ def test_a_heartbeat_registers_again_once_its_names_are_gone(report: Report, red
     assert report()["receivers"]["alive"] == 1
 
 
-def test_a_heartbeat_needs_no_memory(report: Report, own_redis: RedisServer) -> None:
+def test_a_heartbeat_needs_no_memory(report: AskHealth, own_redis: RedisServer) -> None:
     with Redis.from_url(own_redis.url) as redis:
         receivers.beat(redis, "receiver")
         redis.expire(f"{receivers.KEY_PREFIX}receiver", receivers.FORGET_AFTER_S - 29)
@@ -320,17 +317,13 @@ def test_a_heartbeat_needs_no_memory(report: Report, own_redis: RedisServer) -> 
 
 
 def test_a_redis_that_was_emptied_is_reported_by_the_ledger(
-    report: Report, redis: Redis, database_url_unpooled: str
+    report: AskHealth, redis: Redis, connection: Admin
 ) -> None:
     queue = DeliveryQueue(redis)
-    received_at = int(time.time() * 1000)
+    received_at = now_ms()
     queue.enqueue(delivery(received_at=received_at))
     assert _is_well(report())
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        connection.execute(
-            "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
-            " VALUES ('msg_1', 'user.created', 'user_1', now(), 'applied')"
-        )
+    _record(connection)
     assert _is_well(report())
     redis.flushdb()
     add_service(redis)
@@ -342,17 +335,13 @@ def test_a_redis_that_was_emptied_is_reported_by_the_ledger(
 
 
 def test_a_redis_that_was_emptied_under_traffic_is_said_for_an_hour(
-    report: Report, redis: Redis, database_url_unpooled: str
+    report: AskHealth, redis: Redis, connection: Admin
 ) -> None:
     """The deliveries that come meanwhile end no warning, and prove that a receiver is alive."""
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        connection.execute(
-            "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
-            " VALUES ('msg_1', 'user.created', 'user_1', now() - interval '5 minutes', 'applied')"
-        )
+    _record(connection, ago="5 minutes")
     redis.flushdb()
     add_worker(redis)
-    DeliveryQueue(redis).enqueue(delivery(received_at=int(time.time() * 1000)))
+    DeliveryQueue(redis).enqueue(delivery(received_at=now_ms()))
     report()  # or a receiver's heartbeat: since then Redis remembers
     said = report()
     assert _warning(said, "restarted without its data now: what waited there is lost")
@@ -365,7 +354,7 @@ def test_a_redis_that_was_emptied_under_traffic_is_said_for_an_hour(
 
 
 def test_what_only_the_database_shows_stays_in_the_metrics_while_it_is_away(
-    report: Report, redis: Redis
+    report: AskHealth, redis: Redis
 ) -> None:
     """Otherwise the alert ends and fires again with each short outage of the database."""
     redis.set(CAUSES_KEY, json.dumps(["redis_lost_data"]))
@@ -393,7 +382,7 @@ def _kept(redis: Redis) -> Any:
 
 
 def test_two_urls_that_lead_to_different_tables_are_said(
-    report: Report, database_url: str, database_url_unpooled: str, own_postgres: PostgresServer
+    report: AskHealth, database_url: str, database_url_unpooled: str, own_postgres: PostgresServer
 ) -> None:
     same = database_url_unpooled + "?application_name=other"
     assert _is_well(report(database_url=database_url, database_url_unpooled=same))
@@ -425,7 +414,7 @@ def test_a_database_and_its_copy_are_two(make_settings: MakeSettings, database_u
 
 
 def test_a_clock_that_is_more_than_a_minute_off_is_said(
-    report: Report, monkeypatch: pytest.MonkeyPatch
+    report: AskHealth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _is_well(report())
     right = time.time
