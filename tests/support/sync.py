@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+import pytest
 from pydantic import SecretStr
 
 import config
@@ -84,6 +85,31 @@ def fix(context: SyncContext, allow_deletes: int | None = None) -> list[str]:
     left = task.fix(found)
     assert left or not report(context).differing
     return left
+
+
+def filled(clerk: FakeClerk, context: SyncContext, users: int, members: int = 0) -> None:
+    """Let Clerk and the tables have the same made-up users and memberships."""
+    clerk.put_many(users)
+    clerk.put_many_members(members)
+    Backfill(context).everything()
+    clerk.requests.clear()
+
+
+def assert_refused(context: SyncContext, reason: str, allow_deletes: int | None = None) -> None:
+    """Check that a report is refused for that reason, and that nothing is fixed from it."""
+    before = _contents(context.settings)
+    task = Reconcile(context, settle_s=0, allow_deletes=allow_deletes)
+    found = task.report()
+    assert reason in str(found.refusal)
+    for change in (task.fix, task.refresh):
+        with pytest.raises(ValueError, match=r"."):
+            change(found)
+    assert _contents(context.settings) == before
+
+
+def _contents(settings: config.Settings) -> tuple[object, ...]:
+    stays = query(settings, "SELECT id, ended_at FROM membership_sync ORDER BY 1")
+    return rows(settings), tombstones(settings), stays
 
 
 def deliver(context: SyncContext, *events: Json) -> None:

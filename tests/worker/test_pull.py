@@ -27,6 +27,7 @@ from worker.sync.backfill import Backfill
 from worker.sync.context import SyncContext
 from worker.sync.pull import PullOutcome, pull
 from worker.sync.pull_service import PullResult, PullService, PullStatus
+from worker.sync.reconcile import Reconcile
 from worker.sync.shared_rate_limit import NoTurn, SharedLimit
 
 OpenServices = Callable[[config.Settings, int], list[PullService]]
@@ -170,15 +171,28 @@ def test_the_service_says_why_no_user_was_deleted(service: PullService, settings
     assert rows(settings).keys() == {ANN, BEN}
 
 
-def test_a_key_of_another_instance_changes_no_user(clerk: FakeClerk, settings: config.Settings) -> None:
+@pytest.mark.parametrize(
+    "synchronize",
+    [
+        lambda both: Backfill(both).everything(),
+        lambda both: Backfill(both).since(0),
+        lambda both: Reconcile(both).report(),
+        lambda both: pull(both, ANN, confirmed=True),
+        lambda both: pull(both, BEN, confirmed=True),
+    ],
+    ids=["backfill", "backfill since", "reconcile", "pull of one deleted", "pull of one missing"],
+)
+def test_a_key_of_another_instance_changes_no_user(
+    clerk: FakeClerk, settings: config.Settings, synchronize: Callable[[SyncContext], object]
+) -> None:
     clerk.put(user(BEN))
     with open_context(settings) as both:
         deliver(both, user_event(data=user(ANN)))
-    with open_context(settings.model_copy(update={"clerk_instance_id": "ins_other"})) as both:
-        for clerk_id in (ANN, BEN):
-            with pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
-                pull(both, clerk_id, confirmed=True)
-        assert rows(settings).keys() == {ANN}
+    wrong = settings.model_copy(update={"clerk_instance_id": "ins_other"})
+    with open_context(wrong) as both, pytest.raises(ClerkRefused, match="CLERK_INSTANCE_ID"):
+        synchronize(both)
+    assert rows(settings).keys() == {ANN}
+    assert clerk.asked == []
 
 
 def test_an_answer_about_another_user_is_refused(clerk: FakeClerk, both: SyncContext) -> None:
@@ -243,15 +257,6 @@ def test_closing_waits_for_the_call_under_way(clerk: FakeClerk, settings: config
 
 def ask(service: PullService, answers: list[PullResult]) -> None:
     answers.append(service.pull(ANN))
-
-
-def test_an_answer_is_what_clerk_shows_now(clerk: FakeClerk, service: PullService) -> None:
-    clerk.put(user(ANN))
-    service.pull(ANN)
-    clerk.put(user(ANN, first_name="New", updated_at=NOW + 100))
-    answer = service.pull(ANN)
-    assert answer.user is not None
-    assert answer.user["name"].startswith("New")
 
 
 def test_calls_together_leave_half_of_clerks_limit_to_the_application(

@@ -28,7 +28,18 @@ from tests.support.payloads import (
     user_event,
 )
 from tests.support.settings import MakeSettings
-from tests.support.sync import api_settings, deliver, execute, fix, open_context, query, report, rows
+from tests.support.sync import (
+    api_settings,
+    assert_refused,
+    deliver,
+    execute,
+    filled,
+    fix,
+    open_context,
+    query,
+    report,
+    rows,
+)
 from worker.clerk.api import ClerkRefused, ClerkUnavailable
 from worker.shutdown import Stopped, StopSignal
 from worker.sync.backfill import Backfill, BackfillStats
@@ -70,7 +81,7 @@ def stale(*clerk_ids: str) -> list[Stale]:
 
 
 def test_a_backfill_brings_the_organization_that_each_user_joined_last(few: SyncContext) -> None:
-    assert organizations(few) == {ANN: "Zoo", BEN: "Acme", CAT: None}
+    assert organizations(few) == BEFORE
     assert report(few).differing == 0
 
 
@@ -107,42 +118,32 @@ def test_where_they_do_not_decide_not_a_single_request_more_is_sent(
     assert [request.path for request in clerk.requests if "organization" in request.path] == []
 
 
-def test_a_lost_join_is_found_and_fixed(clerk: FakeClerk, few: SyncContext) -> None:
-    clerk.put_members(membership(CAT, id="orgmem_d", created_at=NOW + 30))
-    assert report(few).stale == stale(CAT)
+BEFORE = {ANN: "Zoo", BEN: "Acme", CAT: None}
+JOINED = membership(CAT, id="orgmem_d", created_at=NOW + 30)
+RENAMED = organization(ACME, "New", updated_at=NOW + 100)
+LOST: dict[str, tuple[Callable[[FakeClerk], None], list[str], dict[str, str | None]]] = {
+    "a join": (lambda clerk: clerk.put_members(JOINED), [CAT], {CAT: "Acme"}),
+    "a leave": (lambda clerk: clerk.remove_members(IN_ZOO), [ANN], {ANN: "Acme"}),
+    "a leave of what was not joined last": (lambda clerk: clerk.remove_members(IN_ACME), [ANN], {}),
+    "a leave of both": (lambda clerk: clerk.remove_members(IN_ACME, IN_ZOO), [ANN], {ANN: None}),
+    "a rename": (lambda clerk: clerk.put_organization(RENAMED), [ANN, BEN], {BEN: "New"}),
+    "an end of an organization": (lambda clerk: clerk.remove_organization(ACME), [ANN, BEN], {BEN: None}),
+}
+
+
+@pytest.mark.parametrize(("change", "differing", "after"), LOST.values(), ids=LOST)
+def test_a_change_whose_webhook_was_lost_is_found_and_fixed(
+    clerk: FakeClerk,
+    few: SyncContext,
+    change: Callable[[FakeClerk], None],
+    differing: list[str],
+    after: dict[str, str | None],
+) -> None:
+    change(clerk)
+    assert report(few).stale == stale(*differing)
+    assert organizations(few) == BEFORE
     assert fix(few) == []
-    assert organizations(few)[CAT] == "Acme"
-
-
-def test_a_lost_leave_is_found_and_fixed(clerk: FakeClerk, few: SyncContext) -> None:
-    clerk.remove_members(IN_ZOO)
-    assert report(few).stale == stale(ANN)
-    assert organizations(few)[ANN] == "Zoo"
-    assert fix(few) == []
-    assert organizations(few) == {ANN: "Acme", BEN: "Acme", CAT: None}
-
-
-def test_a_lost_leave_of_what_was_not_joined_last_is_found_too(clerk: FakeClerk, few: SyncContext) -> None:
-    clerk.remove_members(IN_ACME)
-    assert report(few).stale == stale(ANN)
-    assert fix(few) == []
-    clerk.remove_members(IN_ZOO)
-    assert fix(few) == []
-    assert organizations(few)[ANN] is None
-
-
-def test_a_lost_rename_is_found_in_all_who_are_members_and_fixed(clerk: FakeClerk, few: SyncContext) -> None:
-    clerk.put_organization(organization(ACME, "New", updated_at=NOW + 100))
-    assert report(few).stale == stale(ANN, BEN)
-    assert fix(few) == []
-    assert organizations(few) == {ANN: "Zoo", BEN: "New", CAT: None}
-
-
-def test_a_lost_end_of_an_organization_is_found_and_fixed(clerk: FakeClerk, few: SyncContext) -> None:
-    clerk.remove_organization(ACME)
-    assert report(few).stale == stale(ANN, BEN)
-    assert fix(few) == []
-    assert organizations(few) == {ANN: "Zoo", BEN: None, CAT: None}
+    assert organizations(few) == BEFORE | after
 
 
 def test_an_end_of_an_organization_that_was_delivered_is_no_drift(clerk: FakeClerk, few: SyncContext) -> None:
@@ -169,7 +170,7 @@ def test_a_column_that_was_changed_elsewhere_is_found_and_fixed(few: SyncContext
     execute(few.settings, f"UPDATE users SET organization = 'Own' WHERE clerk_id IN ('{BEN}', '{CAT}')")
     assert report(few).stale == stale(BEN, CAT)
     assert fix(few) == []
-    assert organizations(few) == {ANN: "Zoo", BEN: "Acme", CAT: None}
+    assert organizations(few) == BEFORE
 
 
 def test_other_columns_are_named_beside_it(clerk: FakeClerk, few: SyncContext) -> None:
@@ -214,40 +215,20 @@ def count_rightly(clerk: FakeClerk, request: Request) -> None:
     clerk.counts_members = 1 if request.path == "/organization_memberships" else None
 
 
-def refuse(both: SyncContext, reason: str, allow_deletes: int | None = None) -> None:
-    """Check that nothing is fixed, and why."""
-    before = organizations(both), query(both.settings, "SELECT id, ended_at FROM membership_sync ORDER BY 1")
-    task = Reconcile(both, settle_s=0, allow_deletes=allow_deletes)
-    found = task.report()
-    assert found.refusal is not None
-    assert reason in found.refusal
-    with pytest.raises(ValueError, match=r"."):
-        task.fix(found)
-    after = organizations(both), query(both.settings, "SELECT id, ended_at FROM membership_sync ORDER BY 1")
-    assert after == before
-
-
-def filled(clerk: FakeClerk, both: SyncContext, users: int, members: int) -> None:
-    clerk.put_many(users)
-    clerk.put_many_members(members)
-    Backfill(both).everything()
-    clerk.requests.clear()
-
-
 def test_a_listing_that_was_cut_short_ends_nothing(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 1200, 1200)
     clerk.remove_members("orgmem_2fake00000003")
     clerk.counts_members = 1200
     for listed in (0, 1, 499, 500, 501, 1199):
         clerk.lists_members_at_most = listed
-        refuse(both, "cut short", 10_000)
-    refuse(both, "cut short")
+        assert_refused(both, "cut short", 10_000)
+    assert_refused(both, "cut short")
 
 
 def test_an_empty_listing_ends_nothing_until_an_operator_says_so(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members(IN_ACME, IN_ZOO, "orgmem_c")
-    refuse(few, "lists no memberships")
-    refuse(few, "--allow-deletes 3", allow_deletes=2)
+    assert_refused(few, "lists no memberships")
+    assert_refused(few, "--allow-deletes 3", allow_deletes=2)
     assert fix(few, allow_deletes=3) == []
     assert set(organizations(few).values()) == {None}
 
@@ -263,9 +244,9 @@ def test_a_listing_that_shrank_too_much_ends_nothing(
         filled(clerk, both, local, local)
         clerk.remove_members(*(f"orgmem_2fake{i:08}" for i in range(gone)))
         if is_refused:
-            refuse(both, f"--allow-deletes {gone}")
+            assert_refused(both, f"--allow-deletes {gone}")
             assert not [it for it in clerk.requests if it.path.startswith("/users/user_")]
-            refuse(both, f"--allow-deletes {gone}", gone - 1)
+            assert_refused(both, f"--allow-deletes {gone}", gone - 1)
             assert fix(both, allow_deletes=gone) == []
         else:
             assert fix(both) == []
@@ -414,18 +395,12 @@ def test_a_count_that_is_too_low_ends_no_list_and_no_membership(
 def test_odd_entries_are_left_out_and_reported(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put(user(ANN))
     clerk.put_members(membership(ANN))
-    shown = f'{{"data": [null, {{"id": "orgmem_x"}}, {membership_text()}], "total_count": 3}}'
-    clerk.answer_next(200, shown, path="/organization_memberships", times=2)
+    shown = {"data": [None, {"id": "orgmem_x"}, membership(ANN)], "total_count": 3}
+    clerk.answer_next(200, body(shown), path="/organization_memberships", times=2)
     done = Backfill(both).everything()
     assert (done.invalid, done.memberships, done.is_cut_short) == (2, 3, False)
     assert [it.partition(" was")[0] for it in done.troubles] == ["membership 1", "membership 2"]
     assert organizations(both) == {ANN: "Acme"}
-
-
-def membership_text() -> str:
-    return str(membership(ANN)).replace("'", '"').replace("None", "null").replace("True", "true").replace(
-        "False", "false"
-    )  # fmt: skip
 
 
 def test_an_instance_without_organizations_is_reported_in_one_line(
