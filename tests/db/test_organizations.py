@@ -14,15 +14,14 @@ from pydantic import SecretStr
 from sqlalchemy import ClauseElement, Executable
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 
-import config
 from db.apply import statements, users
 from db.connection.engine import Database
-from db.merge.change import EmailClaim, Membership, Organization, Profile, UserChange, Version
+from db.merge.change import Membership, Organization, UserChange, Version
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from tests.db.test_races import held, race, wait_until_blocked
 from tests.db.test_stories import ANN, BEN, CAT, anonymous, deleted, deliveries, row, saved, signed_in
-from tests.db.test_users import statements as count_statements
+from tests.db.test_users import OURS, departures, moves, received, rivals, sign_ins, sign_ups
 from tests.support.database_trial import Trial
 from tests.support.histories import BatchPlan
 from tests.support.payloads import (
@@ -36,6 +35,7 @@ from tests.support.payloads import (
 )
 from tests.support.reference_model import Choices, Row, SentEvent, tables
 from tests.support.round_trips import TripCounter
+from tests.support.settings import MakeSettings
 
 ACME, ZOO = "org_a", "org_B"
 MEMBERSHIP = Choices(organization_source="membership")
@@ -497,28 +497,11 @@ def test_no_statement_reads_a_whole_table(crowd: psycopg.Connection[Any], before
             assert ORDERED.search(plan), f"{title}: all transactions take the same locks in the same order"
 
 
-def saying(change: UserChange | Organization) -> ReceivedChange:
-    return ReceivedChange(change, f"msg_{time.perf_counter_ns()}", "any", NOW, NOW)
-
-
 def member_of(clerk_id: str, number: int, *, ended_at: int | None = None) -> ReceivedChange:
     """Return that a user joined organization `number`, which is new."""
     name = Organization(f"org_new_{number}", Version(1, 1), "New")
     stay = Membership(f"orgmem_{clerk_id}", name.id, NOW, ended_at)
-    return saying(UserChange(clerk_id, memberships=(stay,), organizations=(name,)))
-
-
-def sign_ups(size: int) -> Sequence[ReceivedChange]:
-    return [
-        saying(
-            UserChange(
-                f"user_{size}_{i}",
-                Profile(Version(1, 1), 1, "Ann", None, "user"),
-                EmailClaim(Version(1, 1), f"{i}.{size}@example.com"),
-            )
-        )
-        for i in range(size)
-    ]
+    return received(UserChange(clerk_id, memberships=(stay,), organizations=(name,)))
 
 
 def joins(size: int) -> Sequence[ReceivedChange]:
@@ -526,51 +509,68 @@ def joins(size: int) -> Sequence[ReceivedChange]:
 
 
 def new_names(size: int) -> Sequence[ReceivedChange]:
-    return [saying(Organization(f"org_new_{i}", Version(size, 2), f"Name {size}")) for i in range(size)]
+    return [received(Organization(f"org_new_{i}", Version(size, 2), f"Name {size}")) for i in range(size)]
 
 
 def partings(size: int) -> Sequence[ReceivedChange]:
     return [member_of(f"user_{size}_{i}", i, ended_at=NOW) for i in range(size)]
 
 
-def departures(size: int) -> Sequence[ReceivedChange]:
-    return [saying(UserChange(f"user_{size}_{i}", deleted_at=NOW)) for i in range(size)]
+Counted = Callable[[Sequence[ReceivedChange], Policy], tuple[int, int]]
 
 
 @pytest.fixture
-def counted(
-    make_settings: Callable[..., config.Settings], database_url: str
-) -> Iterator[Callable[[Sequence[ReceivedChange]], tuple[int, int]]]:
+def counted(make_settings: MakeSettings, database_url: str) -> Iterator[Counted]:
     """Apply a batch, and return how many round trips and how many statements that took."""
     with TripCounter(database_url) as counter:
         url = SecretStr(counter.url)
         database = Database(make_settings(database_url=url, database_url_unpooled=None, redis_url=None))
-        users.apply(database, [saying(UserChange("user_first", login_at=1))], FOLLOWS)
+        users.apply(database, [received(UserChange("user_first", login_at=1))], FOLLOWS)
 
-        def apply(batch: Sequence[ReceivedChange]) -> tuple[int, int]:
+        def apply(batch: Sequence[ReceivedChange], policy: Policy) -> tuple[int, int]:
             with counter.counting() as trips:
-                users.apply(database, batch, FOLLOWS)
+                users.apply(database, batch, policy)
             return trips.count, count_statements(trips.sent)
 
         yield apply
         database.dispose()
 
 
-def test_a_batch_about_members_is_two_round_trips_and_as_many_statements_whatever_its_size(
-    counted: Callable[[Sequence[ReceivedChange]], tuple[int, int]],
+def count_statements(sent: bytes) -> int:
+    """Count the statements in what a client sent: Parse messages of PostgreSQL's extended protocol.
+
+    Each message is a letter and its length, https://www.postgresql.org/docs/current/protocol-overview.html.
+    """
+    found, at = 0, 0
+    while at < len(sent):
+        found += sent[at : at + 1] == b"P"
+        at += 1 + int.from_bytes(sent[at + 1 : at + 5], "big")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("policy", "shapes"),
+    [
+        (OURS, (sign_ups, rivals, sign_ins, moves, departures)),
+        (FOLLOWS, (sign_ups, joins, new_names, partings, departures)),
+    ],
+    ids=["users", "members"],
+)
+def test_a_batch_is_two_round_trips_and_as_many_statements_whatever_its_size(
+    counted: Counted, policy: Policy, shapes: Sequence[Callable[[int], Sequence[ReceivedChange]]]
 ) -> None:
-    for shape in (sign_ups, joins, new_names, partings, departures):
-        seen = {counted(shape(size)) for size in (1, 10, 100)}
+    for shape in shapes:
+        seen = {counted(shape(size), policy) for size in (1, 10, 100)}
         ((round_trips, _),) = seen
         assert round_trips == 2, shape.__name__
 
 
 def test_renaming_a_big_organization_is_one_batch_like_any_other(
-    crowd: psycopg.Connection[Any], counted: Callable[[Sequence[ReceivedChange]], tuple[int, int]]
+    crowd: psycopg.Connection[Any], counted: Counted
 ) -> None:
-    small = counted([saying(Organization("org_2", Version(2, 2), "New"))])
+    small = counted([received(Organization("org_2", Version(2, 2), "New"))], FOLLOWS)
     began = time.perf_counter()
-    big = counted([saying(Organization("org_1", Version(2, 2), "Newer"))])
+    big = counted([received(Organization("org_1", Version(2, 2), "Newer"))], FOLLOWS)
     took = time.perf_counter() - began
     assert small == big
     assert took < 10

@@ -307,20 +307,6 @@ def tell_all(trial: Trial) -> None:
                 assert trial.tables() == ending(story)._replace(instances=ends.instances), title
 
 
-def test_a_row_keeps_its_id_through_updates_and_anonymization(trial: Trial) -> None:
-    first, second, gone = deliveries(saved(ANN, 1, SHARED), saved(ANN, 2, OTHER), deleted(ANN))
-    trial.apply([first], ANONYMIZE)
-    ids = [row_id(trial)]
-    for delivery in (second, gone):
-        trial.apply([delivery], ANONYMIZE)
-        ids.append(row_id(trial))
-    assert len(set(ids)) == 1
-
-
-def row_id(trial: Trial) -> str:
-    return str(trial.connection.execute("SELECT id FROM users").fetchall())
-
-
 def test_columns_that_the_application_owns_stay_as_it_wrote_them(trial: Trial) -> None:
     owned = Choices("anonymize", role_source="none", organization_source="none")
     metadata = {"role": "user", "organization": "Acme"}
@@ -339,30 +325,12 @@ def test_columns_that_the_application_owns_stay_as_it_wrote_them(trial: Trial) -
     assert trial.rows()[ANN] == anonymous(ANN)
 
 
-def test_a_row_that_the_application_removed_is_back_with_the_next_delivery(trial: Trial) -> None:
-    newest, oldest = deliveries(saved(ANN, 5, SHARED), saved(ANN, 1, OTHER))
-    for again in (newest, oldest):
-        trial.reset()
-        trial.apply([newest], DELETE)
-        trial.connection.execute("DELETE FROM users")
-        trial.apply([again], DELETE)
-        # The claim has a version of its own, and is the newest still.
-        assert trial.rows() == {ANN: row(ANN, SHARED)}
-
-
-def test_a_removed_row_claims_nothing(trial: Trial) -> None:
-    holder, next_one = deliveries(saved(ANN, 5, SHARED), saved(BEN, 1, SHARED))
+@pytest.mark.parametrize("events", [[], [signed_in(ANN, 6)]], ids=["nothing more", "a sign-in"])
+def test_a_removed_row_claims_nothing(trial: Trial, events: list[Json]) -> None:
+    holder, *others = deliveries(saved(ANN, 5, SHARED), *events, saved(BEN, 1, SHARED))
     trial.apply([holder], DELETE)
     trial.connection.execute("DELETE FROM users")
-    trial.apply([next_one], DELETE)
-    assert trial.rows() == {BEN: row(BEN, SHARED)}
-
-
-def test_a_removed_row_claims_nothing_when_its_user_signs_in(trial: Trial) -> None:
-    holder, login, next_one = deliveries(saved(ANN, 5, SHARED), signed_in(ANN, 6), saved(BEN, 1, SHARED))
-    trial.apply([holder], DELETE)
-    trial.connection.execute("DELETE FROM users")
-    trial.apply([login, next_one], DELETE)
+    trial.apply(others, DELETE)
     assert trial.rows() == {BEN: row(BEN, SHARED)}
 
 

@@ -1,10 +1,8 @@
 """The apply, change by change. That any history ends the same is shown in test_histories."""
 
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import psycopg
 import pytest
 import structlog.testing
-from psycopg.errors import DeadlockDetected
 from psycopg.rows import dict_row
 from pydantic import SecretStr
 
@@ -24,29 +21,21 @@ from db.merge.incoming import Outcome, ReceivedChange
 from db.merge.policy import Policy
 from db.times import to_datetime
 from tests.support.payloads import ANN, BEN, CAT, NOW
-from tests.support.round_trips import TripCounter
 from tests.support.settings import MakeSettings
 from tests.support.waiting import wait_until
 
 SOON_S = 20
 SHARED, OTHER = "shared@example.com", "other@example.com"
 OURS = Policy()
-THEIRS = Policy(owns_role=False, owns_organization=False)
 ANONYMOUS = Policy(anonymize=True)
 
 _numbers = count(1)
 Row = dict[str, Any]
+Connection = psycopg.Connection[Row]
 
 
 @pytest.fixture
-def database(make_settings: MakeSettings) -> Iterator[Database]:
-    database = Database(make_settings(redis_url=None, db_pool_size=8))
-    yield database
-    database.dispose()
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection[Row]]:
+def connection(database_url: str) -> Iterator[Connection]:
     """The application's connection."""
     with psycopg.connect(
         database_url, autocommit=True, row_factory=dict_row, prepare_threshold=None
@@ -76,24 +65,24 @@ def apply(database: Database, *batch: ReceivedChange, policy: Policy = OURS) -> 
     return users.apply(database, batch, policy)
 
 
-def row(connection: psycopg.Connection[Row], clerk_id: str) -> Row | None:
-    return connection.execute("SELECT * FROM users WHERE clerk_id = %s", [clerk_id]).fetchone()
+def row(connection: Connection, clerk_id: str) -> Row:
+    found = connection.execute("SELECT * FROM users WHERE clerk_id = %s", [clerk_id]).fetchone()
+    assert found is not None
+    return found
 
 
-def sync_row(connection: psycopg.Connection[Row], clerk_id: str) -> Row:
+def sync_row(connection: Connection, clerk_id: str) -> Row:
     found = connection.execute("SELECT * FROM user_sync WHERE clerk_id = %s", [clerk_id]).fetchone()
     assert found is not None
     return found
 
 
-def emails(connection: psycopg.Connection[Row]) -> dict[str, str]:
+def emails(connection: Connection) -> dict[str, str]:
     rows = connection.execute("SELECT clerk_id, email FROM users").fetchall()
     return {found["clerk_id"]: found["email"] for found in rows}
 
 
-def test_changes_of_another_instance_change_nothing(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_changes_of_another_instance_change_nothing(database: Database, connection: Connection) -> None:
     """They may have been queued before CLERK_INSTANCE_ID was set."""
     own = Policy(instance_id="ins_own", follows_memberships=True)
     organization = Organization("org_a", Version(NOW, NOW), "Acme")
@@ -107,7 +96,7 @@ def test_changes_of_another_instance_change_nothing(
     assert connection.execute("SELECT id FROM organization_sync").fetchall() == []
 
 
-def existing(connection: psycopg.Connection[Row], clerk_id: str, email: str, **columns: Any) -> Row:
+def existing(connection: Connection, clerk_id: str, email: str, **columns: Any) -> Row:
     """Insert a row as an application did before there was a sync."""
     values = {"clerk_id": clerk_id, "email": email, "name": "Before", **columns}
     names = psycopg.sql.SQL(", ").join(map(psycopg.sql.Identifier, values))
@@ -121,57 +110,37 @@ def existing(connection: psycopg.Connection[Row], clerk_id: str, email: str, **c
 # Addresses
 
 
-def test_fifty_pass_their_addresses_round_in_one_batch(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_fifty_pass_their_addresses_round_in_one_batch(database: Database, connection: Connection) -> None:
     apply(database, *(saved(f"user_{i}", 1, f"{i}@example.com") for i in range(50)))
     apply(database, *(saved(f"user_{i}", 2, f"{(i + 1) % 50}@example.com") for i in range(50)))
     assert emails(connection) == {f"user_{i}": f"{(i + 1) % 50}@example.com" for i in range(50)}
 
 
-def test_a_claim_that_lost_keeps_its_row(database: Database, connection: psycopg.Connection[Row]) -> None:
-    apply(database, saved(ANN, 1, SHARED, name="Ann"))
-    before = row(connection, ANN)
-    apply(database, saved(BEN, 2, SHARED))
-    assert before is not None
-    assert row(connection, ANN) == {**before, "email": placeholder_address(ANN)}
-
-
 # Rows that the application removed, changed, or made before there was a sync
 
 
-@pytest.mark.parametrize("at", [1, 5, 9], ids=["older", "same", "newer"])
+@pytest.mark.parametrize(("at", "email"), [(1, SHARED), (5, SHARED), (9, OTHER)])
 def test_a_row_that_the_application_removed_comes_back_with_the_next_delivery(
-    at: int, database: Database, connection: psycopg.Connection[Row]
+    at: int, email: str, database: Database, connection: Connection
 ) -> None:
+    """Its address is that of the newest claim, which has a version of its own."""
     apply(database, saved(ANN, 5, SHARED))
     connection.execute("DELETE FROM users")
-    assert apply(database, saved(ANN, at, SHARED)) == [Outcome.APPLIED]
+    assert apply(database, saved(ANN, at, OTHER if at != 5 else SHARED)) == [Outcome.APPLIED]
     found = row(connection, ANN)
-    assert found is not None
-    assert (found["name"], found["email"]) == (f"name {at}", SHARED)
-
-
-def test_a_removed_row_of_a_deleted_user_stays_away(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
-    apply(database, saved(ANN, 1, SHARED), deleted(ANN, 2))
-    apply(database, saved(ANN, 9, SHARED))
-    assert row(connection, ANN) is None
+    assert (found["name"], found["email"]) == (f"name {at}", email)
 
 
 def test_a_row_that_the_application_made_for_a_deleted_user_goes_with_the_next_delivery(
-    database: Database, connection: psycopg.Connection[Row]
+    database: Database, connection: Connection
 ) -> None:
     apply(database, deleted(ANN, 2))
     existing(connection, ANN, SHARED)
     apply(database, saved(ANN, 9, SHARED))
-    assert row(connection, ANN) is None
+    assert emails(connection) == {}
 
 
-def test_a_row_older_than_the_sync_is_adopted(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_a_row_older_than_the_sync_is_adopted(database: Database, connection: Connection) -> None:
     before = existing(connection, ANN, OTHER, role="admin", organization="Old", last_login_at=moment(9))
     assert apply(database, saved(ANN, 1, SHARED, name="Ann")) == [Outcome.APPLIED]
     assert row(connection, ANN) == {
@@ -191,23 +160,21 @@ def moment(at: int) -> datetime:
 
 
 def test_a_sign_in_changes_nothing_else_of_a_row_older_than_the_sync(
-    database: Database, connection: psycopg.Connection[Row]
+    database: Database, connection: Connection
 ) -> None:
     before = existing(connection, ANN, OTHER, role="admin", organization="Old", created_at=moment(-5))
     apply(database, received(UserChange(ANN, login_at=NOW + 7)))
     assert row(connection, ANN) == {**before, "last_login_at": moment(7)}
 
 
-def test_a_deletion_reaches_a_row_older_than_the_sync(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_a_deletion_reaches_a_row_older_than_the_sync(database: Database, connection: Connection) -> None:
     existing(connection, ANN, OTHER)
     apply(database, deleted(ANN, 1))
     assert emails(connection) == {}
 
 
 def test_any_claim_is_newer_than_a_row_older_than_the_sync(
-    database: Database, connection: psycopg.Connection[Row]
+    database: Database, connection: Connection
 ) -> None:
     existing(connection, ANN, SHARED)
     existing(connection, BEN, OTHER)
@@ -216,70 +183,25 @@ def test_any_claim_is_newer_than_a_row_older_than_the_sync(
 
 
 def test_a_row_with_microseconds_is_adopted_to_the_millisecond(
-    database: Database, connection: psycopg.Connection[Row]
+    database: Database, connection: Connection
 ) -> None:
     login = datetime(2026, 1, 1, 10, 0, 0, 123456, tzinfo=UTC)
     existing(connection, ANN, OTHER, last_login_at=login)
     apply(database, saved(ANN, 1, OTHER), saved(ANN, 2, OTHER))
     found = row(connection, ANN)
-    assert found is not None
     assert found["last_login_at"].replace(microsecond=0) == login.replace(microsecond=0)
     assert apply(database, saved(ANN, 2, OTHER, name="name 2")) == [Outcome.STALE]
-
-
-def test_a_column_of_the_applications_own_stays(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
-    connection.execute("ALTER TABLE users ADD COLUMN plan text DEFAULT 'free'")
-    apply(database, saved(ANN, 1, SHARED))
-    connection.execute("UPDATE users SET plan = 'gold'")
-    apply(database, saved(ANN, 2, OTHER))
-    found = row(connection, ANN)
-    assert found is not None
-    assert (found["plan"], found["email"]) == ("gold", OTHER)
-
-
-# Columns that the application owns
-
-
-def test_what_the_application_writes_meanwhile_is_not_lost(
-    database: Database, database_url: str, connection: psycopg.Connection[Row]
-) -> None:
-    theirs = {"organization": None, "role": "user"}
-    clerk_ids = [f"user_{i}" for i in range(5)]
-    apply(database, *(saved(one, 0, f"{one}@example.com", **theirs) for one in clerk_ids), policy=THEIRS)
-    connection.execute("UPDATE users SET organization = '0'")
-    finished = threading.Event()
-
-    def application() -> int:
-        written = 0
-        with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as own:
-            while not (written and finished.is_set()):
-                with suppress(DeadlockDetected):  # it locks all rows in an order of its own, and tries again
-                    own.execute("UPDATE users SET organization = organization::int + 1, role = 'admin'")
-                    written += 1
-        return written
-
-    with ThreadPoolExecutor(1) as thread:
-        writing = thread.submit(application)
-        for at in range(1, 60):
-            batch = (saved(one, at, f"{at % 3}{one}@example.com", **theirs) for one in clerk_ids)
-            apply(database, *batch, policy=THEIRS)
-        finished.set()
-        written = writing.result(20)
-    rows = connection.execute("SELECT organization, role, name FROM users").fetchall()
-    assert rows == [{"organization": str(written), "role": "admin", "name": "name 59"}] * 5
 
 
 # Deletion
 
 
 def test_a_deletion_removes_the_row_and_leaves_a_tombstone_without_personal_data(
-    database: Database, connection: psycopg.Connection[Row]
+    database: Database, connection: Connection
 ) -> None:
     apply(database, saved(ANN, 1, SHARED), received(UserChange(ANN, login_at=NOW + 2)))
     apply(database, deleted(ANN, 3))
-    assert row(connection, ANN) is None
+    assert emails(connection) == {}
     assert sync_row(connection, ANN) == {
         **dict.fromkeys(sync_row(connection, ANN)),
         "clerk_id": ANN,
@@ -288,13 +210,10 @@ def test_a_deletion_removes_the_row_and_leaves_a_tombstone_without_personal_data
     }
 
 
-def test_anonymize_keeps_the_rows_id_and_nothing_personal(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_anonymize_keeps_the_rows_id_and_nothing_personal(database: Database, connection: Connection) -> None:
     admin = saved(ANN, 1, SHARED, role="admin", name="Ann")
     apply(database, admin, received(UserChange(ANN, login_at=NOW + 2)), policy=ANONYMOUS)
     before = row(connection, ANN)
-    assert before is not None
     apply(database, deleted(ANN, 3), policy=ANONYMOUS)
     anonymous = {
         "id": before["id"],
@@ -314,29 +233,25 @@ def test_anonymize_keeps_the_rows_id_and_nothing_personal(
 
 
 def test_a_deletion_that_another_table_forbids_is_refused_and_says_by_what(
-    database: Database, connection: psycopg.Connection[Row]
+    database: Database, connection: Connection
 ) -> None:
     apply(database, saved(ANN, 1, SHARED), saved(BEN, 1, OTHER))
     connection.execute("CREATE TABLE orders (user_id uuid CONSTRAINT orders_user REFERENCES users (id))")
     connection.execute("INSERT INTO orders SELECT id FROM users WHERE clerk_id = %s", [ANN])
     with pytest.raises(ChangeRefused, match=r"\(SQLSTATE 23503, constraint orders_user\)$"):
         apply(database, deleted(ANN, 2), saved(BEN, 2, OTHER))
-    assert row(connection, ANN) is not None
-    found = row(connection, BEN)
-    assert found is not None
-    assert found["name"] == "name 1", "of a refused batch nothing is written"
+    assert row(connection, ANN)["name"] == "name 1"
+    assert row(connection, BEN)["name"] == "name 1", "of a refused batch nothing is written"
 
 
 # The ledger
 
 
-def ledger(connection: psycopg.Connection[Row]) -> list[Row]:
+def ledger(connection: Connection) -> list[Row]:
     return connection.execute("SELECT * FROM webhook_events ORDER BY svix_id").fetchall()
 
 
-def test_a_delivery_leaves_one_row_in_the_ledger(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_a_delivery_leaves_one_row_in_the_ledger(database: Database, connection: Connection) -> None:
     change = UserChange(ANN, login_at=NOW)
     apply(database, ReceivedChange(change, "msg_1", "session.created", NOW + 3, NOW + 4))
     (found,) = ledger(connection)
@@ -351,9 +266,7 @@ def test_a_delivery_leaves_one_row_in_the_ledger(
     }
 
 
-def test_a_svix_id_has_one_row_however_often_it_comes(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_a_svix_id_has_one_row_however_often_it_comes(database: Database, connection: Connection) -> None:
     twice = saved(ANN, 1, SHARED)
     assert apply(database, twice, twice) == [Outcome.APPLIED, Outcome.STALE]
     first = ledger(connection)
@@ -362,17 +275,13 @@ def test_a_svix_id_has_one_row_however_often_it_comes(
     assert len(ledger(connection)) == 2
 
 
-def test_a_change_that_no_delivery_carried_leaves_none(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_a_change_that_no_delivery_carried_leaves_none(database: Database, connection: Connection) -> None:
     assert apply(database, received(UserChange(ANN, login_at=NOW), None)) == [Outcome.APPLIED]
     assert ledger(connection) == []
     assert sync_row(connection, ANN)["last_login_at"] == moment(0)
 
 
-def test_the_outcome_says_what_a_delivery_did(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_the_outcome_says_what_a_delivery_did(database: Database, connection: Connection) -> None:
     outcomes = apply(
         database,
         saved(ANN, 5, SHARED),
@@ -386,9 +295,7 @@ def test_the_outcome_says_what_a_delivery_did(
     assert Counter(found["outcome"] for found in ledger(connection)) == Counter(outcomes)
 
 
-def test_effect_and_ledger_are_one_transaction(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_effect_and_ledger_are_one_transaction(database: Database, connection: Connection) -> None:
     connection.execute("ALTER TABLE webhook_events RENAME TO gone")
     with pytest.raises(DatabaseUnavailable, match="42P01"):
         apply(database, saved(ANN, 1, SHARED))
@@ -430,9 +337,7 @@ def sign_ins(size: int) -> Sequence[ReceivedChange]:
     return [received(UserChange(f"user_{size}_{i}", login_at=NOW + 5)) for i in range(size)]
 
 
-def test_a_batch_reads_no_table_from_end_to_end(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_a_batch_reads_no_table_from_end_to_end(database: Database, connection: Connection) -> None:
     """At this size the planner would read all of `users` to find the holders of 100 addresses."""
     connection.execute(
         "INSERT INTO users (clerk_id, email, name)"
@@ -446,7 +351,7 @@ def test_a_batch_reads_no_table_from_end_to_end(
     assert scans(connection)["whole"] == before["whole"]
 
 
-def scans(connection: psycopg.Connection[Row]) -> Row:
+def scans(connection: Connection) -> Row:
     """Return how often `users` was read from end to end, and how many rows were written to it."""
     found = connection.execute(
         "SELECT seq_scan AS whole, n_tup_ins + n_tup_upd AS tuples FROM pg_stat_user_tables"
@@ -456,79 +361,17 @@ def scans(connection: psycopg.Connection[Row]) -> Row:
     return found
 
 
-def test_a_batch_is_two_round_trips_and_as_many_statements_whatever_its_size(
-    make_settings: MakeSettings, database_url: str
-) -> None:
-    with TripCounter(database_url) as counter:
-        far = make_settings(database_url=SecretStr(counter.url), database_url_unpooled=None, redis_url=None)
-        database = Database(far)
-        apply(database, saved(ANN, 1))
-        for shape in (sign_ups, rivals, sign_ins, moves, departures):
-            seen = set()
-            for size in (1, 10, 100):
-                batch = shape(size)
-                with counter.counting() as trips:
-                    apply(database, *batch)
-                seen.add((trips.count, statements(trips.sent)))
-            ((round_trips, _),) = seen
-            assert round_trips == 2, shape.__name__
-        database.dispose()
-
-
-def statements(sent: bytes) -> int:
-    """Count the statements in what a client sent: Parse messages of PostgreSQL's extended protocol.
-
-    Each message is a letter and its length, https://www.postgresql.org/docs/current/protocol-overview.html.
-    """
-    found, at = 0, 0
-    while at < len(sent):
-        found += sent[at : at + 1] == b"P"
-        at += 1 + int.from_bytes(sent[at + 1 : at + 5], "big")
-    return found
-
-
 # Many at once
 
 
-def test_batches_in_opposite_orders_never_deadlock(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
-    people = [f"user_{i:02}" for i in range(12)]
-    addresses = [f"{i}@example.com" for i in range(6)]  # two claim each, and all move on at every turn
-
-    def batch(turn: int) -> list[ReceivedChange]:
-        told_so = [saved(one, turn, addresses[(i + turn) % 6]) for i, one in enumerate(people)]
-        return told_so[::-1] if turn % 2 else told_so
-
-    with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda turn: apply(database, *batch(turn)), range(80)))
-    assert logs == [], "no attempt failed, so nothing was retried"
-    assert deadlocks(connection) == 0
-    expected = {addresses[(i + 79) % 6]: one for i, one in enumerate(people)}  # of two the greater id
-    holders = {address: one for one, address in emails(connection).items() if address in addresses}
-    assert holders == expected
-    assert len(ledger(connection)) == 80 * len(people)
-
-
-def test_many_who_claim_one_address_never_deadlock(
-    database: Database, connection: psycopg.Connection[Row]
-) -> None:
+def test_many_who_claim_one_address_never_deadlock(database: Database, connection: Connection) -> None:
     def claims(number: int) -> list[ReceivedChange]:
         return [saved(f"user_{number % 9}_{i}", number, SHARED) for i in range(4)]
 
-    with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(8) as threads:
+    with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(5) as threads:
         list(threads.map(lambda number: apply(database, *claims(number)), range(60)))
-    assert logs == []
-    assert deadlocks(connection) == 0
+    assert logs == [], "no attempt failed, so nothing was retried"
     assert [one for one, email in emails(connection).items() if email == SHARED] == ["user_5_3"]
-
-
-def deadlocks(connection: psycopg.Connection[Row]) -> int:
-    found = connection.execute(
-        "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    ).fetchone()
-    assert found is not None
-    return int(found["deadlocks"])
 
 
 def test_workers_with_nothing_in_common_do_not_wait_for_one_another(
