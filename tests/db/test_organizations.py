@@ -19,7 +19,7 @@ from db.connection.engine import Database
 from db.merge.change import Membership, Organization, UserChange, Version
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
-from tests.db.test_races import held, race, wait_until_blocked
+from tests.db.test_races import Meeting, held, meet, race, wait_until_blocked
 from tests.db.test_stories import ANN, BEN, CAT, anonymous, deleted, deliveries, row, saved, signed_in
 from tests.db.test_users import OURS, departures, moves, received, rivals, sign_ins, sign_ups
 from tests.support.database_trial import Trial
@@ -307,14 +307,6 @@ def test_what_the_application_wrote_is_overwritten_and_a_removed_row_comes_back_
 # Two at once
 
 
-class Meeting(NamedTuple):
-    """Two events that meet: each comes as far as the row of the user beside it, and the other then comes."""
-
-    before: list[Json]
-    one: tuple[Json, str]
-    other: tuple[Json, str]
-
-
 THERE = [saved(ANN, 1), saved(BEN, 1), joined(ANN, acme(), 1)]
 NEW_NAME = (renamed(acme("New", 5)), ANN)
 
@@ -352,15 +344,10 @@ MEETINGS = {
 
 
 @pytest.mark.parametrize("choices", [MEMBERSHIP, ANONYMIZE], ids=["delete", "anonymize"])
-def test_nothing_is_lost_when_two_meet(trial: Trial, choices: Choices) -> None:
+def test_nothing_is_lost_when_two_changes_of_members_meet(trial: Trial, choices: Choices) -> None:
     with structlog.testing.capture_logs() as logs:
-        for title, (before, one, other) in MEETINGS.items():
-            for (first, hold), (second, _) in ((one, other), (other, one)):
-                sent = deliveries(*before, first, second)
-                trial.reset()
-                trial.apply(sent[:-2], choices)
-                race(trial, hold, sent[-2:-1], sent[-1:], choices)
-                assert trial.tables() == tables(sent, choices), title
+        for meeting in MEETINGS.values():
+            meet(trial, meeting, choices)
     assert logs == [], "nothing had to be tried again"
 
 
