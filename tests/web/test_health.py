@@ -17,6 +17,7 @@ from tests.support.payloads import body, user_event
 from tests.support.queue import frozen
 from tests.support.settings import MakeSettings
 from web.app import create_app
+from worker.monitoring import probes
 from worker.monitoring.probes import LIMIT_S
 
 
@@ -45,8 +46,12 @@ def test_while_deliveries_are_refused_no_page_says_that_all_is_well(
 
 
 def test_with_both_servers_frozen_health_answers_in_time(
-    make_settings: MakeSettings, own_redis: RedisServer, own_postgres: PostgresServer
+    make_settings: MakeSettings,
+    own_redis: RedisServer,
+    own_postgres: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(probes, "LIMIT_S", 1)
     settings = make_settings(
         redis_url=own_redis.url, database_url=own_postgres.url, database_url_unpooled=None
     )

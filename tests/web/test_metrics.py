@@ -1,6 +1,7 @@
 import time
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cli.dev.servers import RedisServer, free_port
@@ -12,7 +13,7 @@ from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
 from web.signature import Reason
-from worker.monitoring import metrics
+from worker.monitoring import metrics, probes
 from worker.monitoring.metrics import FLUSH_EVERY_S
 from worker.monitoring.probes import LIMIT_S
 
@@ -66,8 +67,9 @@ def test_without_redis_the_metrics_still_answer_and_say_so(make_client: MakeClie
 
 
 def test_a_redis_that_hangs_is_not_waited_for_longer_than_the_limit(
-    make_client: MakeClient, own_redis: RedisServer
+    make_client: MakeClient, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(probes, "LIMIT_S", 1)
     client = make_client(redis_url=own_redis.url)
     assert value(client.get("/metrics").text, "clerk_sync_redis_up") == 1
     with frozen(own_redis):

@@ -1,10 +1,10 @@
 """What the receiver answers to a delivery, and what it then has put on the queue."""
 
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ from structlog.testing import capture_logs
 from werkzeug.test import TestResponse
 
 from tests.support.deliveries import FORGERY, PATH, MakeClient, genuine, signed
-from tests.support.payloads import ANN, body, session, session_event, svix_id, user, user_event
+from tests.support.payloads import ANN, body, session, svix_id, user, user_event
 from tests.support.queue import RqView
 from tests.support.settings import SECRET
+from web.signature import Reason
 from worker.clerk.payloads import HANDLED_TYPES
 from worker.queue.consumer import Failed, ReservedJobs
 
@@ -93,60 +94,27 @@ def test_any_of_several_secrets_may_have_signed(make_client: MakeClient) -> None
     assert deliver(client, secret=OTHER_SECRET).status_code == 202
 
 
-def without(name: str) -> Callable[[dict[str, str]], dict[str, str]]:
-    return lambda headers: {key: value for key, value in headers.items() if key != name}
-
-
-def replacing(name: str, value: str) -> Callable[[dict[str, str]], dict[str, str]]:
-    return lambda headers: {**headers, name: value}
-
-
-FORGERIES: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {
-    "no headers": lambda _: {},
-    "no id": without("svix-id"),
-    "no timestamp": without("svix-timestamp"),
-    "no signature": without("svix-signature"),
-    "another id": replacing("svix-id", "msg_another"),
-    "an id with a dot": replacing("svix-id", "msg.another"),
-    "an id with 256 characters": replacing("svix-id", "m" * 256),
-    "another timestamp": lambda headers: {
-        **headers,
-        "svix-timestamp": str(int(headers["svix-timestamp"]) - 1),
-    },
-    "no number": replacing("svix-timestamp", "now"),
-    "another signature": replacing("svix-signature", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
-    "no comma": replacing("svix-signature", "v1"),
-    "two commas": replacing("svix-signature", "v1,a,b"),
-    "bad base64": replacing("svix-signature", "v1,!!!"),
-    "spaces": replacing("svix-signature", "  "),
-    "not ASCII": replacing("svix-signature", "v1,\xfc"),
-    "signed by another": lambda headers: {**headers, **signed(secret=OTHER_SECRET, id_=headers["svix-id"])},
-    "too old": lambda headers: signed(id_=headers["svix-id"], age_s=301),
-    "from the future": lambda headers: signed(id_=headers["svix-id"], age_s=-302),
-}
-
-
-@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"svix-signature": ""}, Reason.MISSING),
+        ({"svix-id": "msg.another"}, Reason.MALFORMED),
+        ({"svix-timestamp": "now"}, Reason.MALFORMED),
+        ({"svix-signature": "v1,\xfc"}, Reason.MALFORMED),
+        ({"svix-id": "msg_another"}, Reason.MISMATCH),
+        ({"svix-timestamp": "1700000000"}, Reason.STALE),
+    ],
+    ids=repr,
+)
 def test_every_forgery_is_refused_in_the_same_words(
-    client: FlaskClient, redis: Redis, forge: Callable[[dict[str, str]], dict[str, str]]
+    client: FlaskClient, redis: Redis, headers: dict[str, str], reason: Reason
 ) -> None:
     content = genuine()
-    answer = client.post(PATH, data=content, headers=forge(signed(content)))
+    with capture_logs() as lines:
+        answer = client.post(PATH, data=content, headers={**signed(content), **headers})
     assert (answer.status_code, answer.json) == (400, FORGERY)
+    assert [line["reason"] for line in lines] == [reason]
     assert redis.dbsize() == 0
-
-
-def test_a_changed_body_is_a_forgery(client: FlaskClient) -> None:
-    content = genuine()
-    answer = client.post(PATH, data=content + b" ", headers=signed(content))
-    assert (answer.status_code, answer.json) == (400, FORGERY)
-
-
-def test_a_malformed_entry_beside_the_valid_one_does_no_harm(client: FlaskClient) -> None:
-    content = genuine()
-    headers = signed(content)
-    headers["svix-signature"] = f"v1,!!! v1 v1,a,b  v1a,MCow {headers['svix-signature']} "
-    assert client.post(PATH, data=content, headers=headers).status_code == 202
 
 
 @pytest.mark.parametrize(
@@ -176,52 +144,35 @@ def test_what_is_not_json_is_refused_even_when_signed(
     assert (lines[0]["status"], lines[0]["svix_id"]) == ("not_json", id_)
 
 
-@pytest.mark.parametrize("content", [b'{"type": "\xff"}', "{}".encode("utf-16")], ids=repr)
-def test_what_is_no_text_cannot_have_been_signed(client: FlaskClient, redis: Redis, content: bytes) -> None:
-    answer = deliver(client, content)
-    assert (answer.status_code, answer.json) == (400, FORGERY)
-    assert redis.dbsize() == 0
-
-
-@pytest.mark.parametrize("prefix", ["svix", "webhook"])
-def test_the_header_names_of_standard_webhooks_are_accepted_too(client: FlaskClient, prefix: str) -> None:
-    headers = {name.replace("svix-", f"{prefix}-"): value for name, value in signed().items()}
-    assert client.post(PATH, data=genuine(), headers=headers).status_code == 202
+NO_EVENTS: list[object] = [
+    [],
+    "user.created",
+    1,
+    None,
+    {},
+    {"type": None},
+    {"type": 7, "data": {"id": ANN}},
+    {"type": ["user.created"]},
+    {"type": {"user.created": 1}},
+]
+NO_DATA: list[object] = [None, [], "user_1", {}, {"id": None}, {"id": 5}, {"id": "zoë@example.com"}]
 
 
 @pytest.mark.parametrize(
-    "event",
+    ("event", "description"),
     [
-        [],
-        "user.created",
-        1,
-        None,
-        {},
-        {"type": None},
-        {"type": 7, "data": {"id": ANN}},
-        {"type": ["user.created"]},
-        {"type": {"user.created": 1}},
+        *((event, "unreadable") for event in NO_EVENTS),
+        *(({"type": "user.updated", "data": data}, "user.updated") for data in NO_DATA),
     ],
     ids=repr,
 )
 def test_genuine_json_that_is_not_understood_is_queued(
-    client: FlaskClient, rq: RqView, event: object
+    client: FlaskClient, rq: RqView, event: object, description: str
 ) -> None:
     id_ = svix_id()
     answer = deliver(client, body(event), id_=id_)
     assert (answer.status_code, answer.json) == (202, {"status": "queued"})
-    assert rq.job(id_).description == "unreadable"
-
-
-@pytest.mark.parametrize(
-    "data", [None, [], "user_1", {}, {"id": None}, {"id": 5}, {"id": "zoë@example.com"}], ids=repr
-)
-def test_a_handled_type_without_a_clerk_id_is_described_by_its_type(
-    client: FlaskClient, rq: RqView, data: object
-) -> None:
-    id_ = svix_id()
-    assert deliver(client, body({"type": "user.updated", "data": data}), id_=id_).status_code == 202
-    assert rq.job(id_).description == "user.updated"
+    assert rq.job(id_).description == description
 
 
 def test_numbers_of_any_length_and_deep_metadata_are_queued(client: FlaskClient) -> None:
@@ -271,24 +222,20 @@ def test_an_unknown_path_is_404_in_json(client: FlaskClient, path: str) -> None:
     assert (answer.status_code, answer.json) == (404, {"error": "Not Found"})
 
 
-def test_without_redis_clerk_is_asked_to_deliver_again(make_client: MakeClient) -> None:
-    client = make_client(redis_url="redis://127.0.0.1:1/0")
-    assert_asked_again(client)
-
-
-def test_a_redis_that_hangs_is_not_waited_for(make_client: MakeClient) -> None:
-    with redis_that_answers(None) as url:
-        assert_asked_again(make_client(redis_url=url))
-
-
 @pytest.mark.parametrize(
-    "reply", [b"-READONLY You can't write against a read only replica.\r\n", b":7\r\n", b"\x00"]
+    "reply",
+    [None, b"-READONLY You can't write against a read only replica.\r\n", b":7\r\n", b"\x00"],
+    ids=repr,
 )
 def test_whatever_redis_answers_clerk_is_asked_to_deliver_again(
-    make_client: MakeClient, reply: bytes
+    make_client: MakeClient, reply: bytes | None
 ) -> None:
     with redis_that_answers(reply) as url:
         assert_asked_again(make_client(redis_url=url))
+
+
+def test_without_redis_clerk_is_asked_to_deliver_again(make_client: MakeClient) -> None:
+    assert_asked_again(make_client(redis_url="redis://127.0.0.1:1/0"))
 
 
 def assert_asked_again(client: FlaskClient) -> None:
@@ -303,26 +250,20 @@ def assert_asked_again(client: FlaskClient) -> None:
 @contextmanager
 def redis_that_answers(reply: bytes | None) -> Iterator[str]:
     """Give the URL of a server that answers everything with `reply`, or nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=_answer, args=(server, reply))
+
+    class ReplyHandler(BaseRequestHandler):
+        def handle(self) -> None:
+            while self.request.recv(65536):
+                if reply is not None:
+                    self.request.sendall(reply)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), ReplyHandler) as server:
+        server.daemon_threads, server.block_on_close = True, False  # clients keep their connections
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
-
-
-def _answer(server: socket.socket, reply: bytes | None) -> None:
-    connections = []
-    while True:
-        try:
-            connection, _ = server.accept()
-        except OSError:
-            break
-        connections.append(connection)
-        while reply is not None and connection.recv(65536):
-            connection.sendall(reply)
-    for connection in connections:
-        connection.close()
+        yield f"redis://127.0.0.1:{server.server_address[1]}/0"
+        server.shutdown()
+        thread.join(10)
 
 
 def test_a_delivery_leaves_one_line_with_ids_and_nothing_else(make_client: MakeClient) -> None:
@@ -374,9 +315,3 @@ def test_no_line_holds_anything_personal_or_forged(client: FlaskClient) -> None:
         "too_large",
     ]
     assert MARK not in repr(lines)
-
-
-def test_an_impersonated_session_is_described_by_its_user(client: FlaskClient, rq: RqView) -> None:
-    id_ = svix_id()
-    deliver(client, body(session_event(data=session(actor={"sub": "user_staff"}))), id_=id_)
-    assert rq.job(id_).description == f"session.created {ANN}"
