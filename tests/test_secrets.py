@@ -1,12 +1,11 @@
 """Every secret is marked, and no log, answer, listing or process list shows the mark."""
 
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,21 +13,18 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from redis import Redis
-from rq import Queue
 
 import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import cli
 from db.connection.engine import Database
 from tests.support import commands, http
-from tests.support.deliveries import signed
 from tests.support.fake_clerk import FakeClerk
 from tests.support.migrations import migrate
-from tests.support.payloads import ANN, body, svix_id, user, user_event
-from tests.support.processes import clerk_sync, command_lines
-from tests.support.queue import RqView
+from tests.support.payloads import ANN, user
+from tests.support.processes import clerk_sync
 from tests.support.service_process import ServiceProcess
-from tests.support.stack import Stack, environment
+from tests.support.stack import environment
 from tests.support.waiting import wait_until
 from web.app import create_app
 from worker.queue.failed_jobs import failed_jobs
@@ -45,16 +41,6 @@ NOBODY_THERE = "127.0.0.1:1"
 PATIENCE_S = 40
 A_WHILE_S = 1.5
 AT_ONCE = 3
-HEALTHY = (
-    "/health",
-    "/health/live",
-    "/health/ready",
-    "/metrics",
-    "/console",
-    f"/console?user={ANN}",
-    "/none",
-)
-
 COMMANDS = (
     ["status"],
     ["status", "--json"],
@@ -74,20 +60,14 @@ COMMANDS = (
 Said = dict[str, str]
 
 
-class SecretServers(NamedTuple):
-    """A PostgreSQL and a Redis that ask for passwords, and a Clerk that asks for its key."""
-
-    settings: config.Settings
-    redis: RedisServer
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("secrets")
 
 
 @pytest.fixture(scope="module")
-def servers(_session_directory: Path) -> Iterator[SecretServers]:
+def settings(_session_directory: Path) -> Iterator[config.Settings]:
+    """Settings of a PostgreSQL and a Redis that ask for passwords, and of a Clerk that asks for its key."""
     postgres = PostgresServer(_session_directory / "postgres-with-password", free_port(), durable=False)
     redis = RedisServer(_session_directory / "redis-with-password", free_port(), durable=False)
     postgres.start()
@@ -96,7 +76,7 @@ def servers(_session_directory: Path) -> Iterator[SecretServers]:
         _ask_for_passwords(postgres, redis)
         with FakeClerk(key=API_KEY) as clerk:
             clerk.put(user(ANN))
-            settings = config.load(
+            made = config.load(
                 _env_file=None,
                 **_secrets(
                     database_url=_with_password(postgres.url, DATABASE_PASSWORD),
@@ -104,8 +84,8 @@ def servers(_session_directory: Path) -> Iterator[SecretServers]:
                     clerk_api_url=clerk.url,
                 ),
             )
-            migrate(settings)
-            yield SecretServers(settings, redis)
+            migrate(made)
+            yield made
     finally:
         redis.kill()
         postgres.stop("immediate")
@@ -201,98 +181,14 @@ def assert_unmarked(said: Mapping[str, str]) -> None:
         assert not lines, f"{what}: {len(lines)} lines, such as {lines[0]}"
 
 
-def everything_in(redis: Redis) -> str:
-    """Return all keys and values, with what is compressed in them."""
-    readers: dict[bytes, Callable[[bytes], Any]] = {
-        b"string": redis.get,
-        b"list": lambda key: redis.lrange(key, 0, -1),
-        b"set": redis.smembers,
-        b"zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
-        b"hash": redis.hgetall,
-        b"stream": redis.xrange,
-    }
-    found = []
-    for key in redis.scan_iter():
-        kind: Any = redis.type(key)
-        value = readers[kind](key)
-        found.append(repr((key, value)))
-        if isinstance(value, dict):
-            found += [repr(_inflated(part)) for part in value.values()]
-    return "\n".join(found)
-
-
-def _inflated(part: bytes) -> bytes:
-    try:
-        return zlib.decompress(part)
-    except zlib.error:
-        return b""
-
-
-def test_the_service_shows_no_secret_to_anybody(servers: SecretServers, directory: Path) -> None:
-    settings = servers.settings
-    said: Said = {}
-    with Stack(settings, directory) as stack, worker_redis(settings) as redis:
-        _make_it_speak(stack, redis)
-        for path in HEALTHY:
-            auth = ("x", CONSOLE_PASSWORD) if "console" in path else None
-            said[path] = _get(stack, path, auth=auth)
-        said |= run_all({" ".join(command): (settings, command) for command in COMMANDS})
-        for id_ in RqView(redis).ids("failed"):
-            said[f"failed show {id_}"] = run(settings, "failed", "show", id_, "--payload")
-        said["all that Redis holds"] = everything_in(redis)
-        for process in (stack.web, *stack.workers):
-            assert process.pid
-            said[f"command lines of {process.name}"] = command_lines(process.pid)
-        servers.redis.kill()
-        said["health without Redis"] = _get(stack, "/health")
-        _post(stack, body(user_event()))
-        servers.redis.start()
-        with Redis.from_url(servers.redis.url) as client:
-            client.config_set("requirepass", REDIS_PASSWORD)
-        wait_until(lambda: _post(stack, body(user_event())) == 202, PATIENCE_S, stack.logs)
-        stack.stop()
-        said["log"] = stack.logs()
-    assert said["failed list"].count("msg_") >= 1
-    assert '"status":"unavailable"' in said["log"]
-    assert_unmarked(said)
-
-
-def _make_it_speak(stack: Stack, redis: Redis) -> None:
-    """Use every secret, well and badly."""
-    content = body(user_event())
-    assert _post(stack, content) == 202
-    assert _post(stack, b"{}") == 202, "it is queued, and fails"
-    assert _post(stack, content, secret="whsec_c29tZWJvZHkgZWxzZSdzIGtleQ==") == 400
-    assert http.post(stack.url, content=content).status_code == 400
-    for token, status in ((PULL_TOKEN, 200), (f"{MARK}-other", 401), ("\xff", 401)):
-        headers = {b"Authorization": f"Bearer {token}".encode("latin-1")}
-        pulled = http.post(f"{stack.base_url}/users/{ANN}/pull", headers=headers, timeout=15)
-        assert pulled.status_code == status, pulled.text
-    for auth in (("x", f"{MARK}-wrong"), (f"{MARK}-wrong", "")):
-        assert "Password" not in _get(stack, "/console", auth=auth)
-    _get(stack, "/console", auth=("x", CONSOLE_PASSWORD))
-    Queue("clerk", connection=redis, serializer="json").enqueue("os.getenv", "DATABASE_URL", job_id="foreign")
-    wait_until(lambda: len(RqView(redis).ids("failed")) >= 2, PATIENCE_S, stack.logs)
-
-
-def _post(stack: Stack, content: bytes, secret: str = SIGNING) -> int:
-    headers = signed(content, id_=svix_id(), secret=secret)
-    return http.post(stack.url, content=content, headers=headers, timeout=15).status_code
-
-
-def _get(stack: Stack, path: str, auth: tuple[str, str] | None = None) -> str:
-    answer = http.get(stack.base_url + path, auth=auth, timeout=15)
-    return f"{answer.status_code} {answer.headers} {answer.text}"
-
-
 def test_wrong_secrets_and_servers_that_are_away_are_reported_without_a_secret(
-    servers: SecretServers,
+    settings: config.Settings,
 ) -> None:
     """With the traceback that --debug shows."""
     said = run_all(
         {
-            f"{what}: {command}": (settings, ["--debug", *command])
-            for what, settings in wrong(servers.settings).items()
+            f"{what}: {command}": (variant, ["--debug", *command])
+            for what, variant in wrong(settings).items()
             for command in ([["pull", ANN]] if "API" in what else [["failed", "list"], ["db", "current"]])
         }
     )
@@ -300,9 +196,11 @@ def test_wrong_secrets_and_servers_that_are_away_are_reported_without_a_secret(
     assert_unmarked(said)
 
 
-def test_processes_that_cannot_work_say_so_without_a_secret(servers: SecretServers, directory: Path) -> None:
+def test_processes_that_cannot_work_say_so_without_a_secret(
+    settings: config.Settings, directory: Path
+) -> None:
     """Some wait for a server that does not take them, some end with what a library makes of the URL."""
-    variants = wrong(servers.settings)
+    variants = wrong(settings)
     del (
         variants["wrong API key"],
         variants["no database and no Redis"],
@@ -310,7 +208,7 @@ def test_processes_that_cannot_work_say_so_without_a_secret(servers: SecretServe
     ends_at_once = variants.pop("options that do not exist")
     said = {name: run(ends_at_once, "--debug", name) for name in ("web", "worker")}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        outputs = pool.map(lambda settings: what_both_say(settings, directory), variants.values())
+        outputs = pool.map(lambda variant: what_both_say(variant, directory), variants.values())
         said |= dict(zip(variants, outputs, strict=True))
     assert any("waiting" in text for text in said.values())
     assert_unmarked(said)
@@ -344,9 +242,9 @@ def test_a_malformed_setting_is_named_and_not_quoted(variable: str, value: str, 
     assert_unmarked({"its output": ran.stdout + ran.stderr})
 
 
-def test_no_help_shows_what_is_set(servers: SecretServers) -> None:
+def test_no_help_shows_what_is_set(settings: config.Settings) -> None:
     groups = [[], ["db"], ["failed"], ["dev"], ["web"], ["worker"], *COMMANDS]
-    runner = CliRunner(env=environment(servers.settings))
+    runner = CliRunner(env=environment(settings))
     said = {}
     for words in groups:
         shown = runner.invoke(cli, [*words, "--help"])
@@ -355,8 +253,7 @@ def test_no_help_shows_what_is_set(servers: SecretServers) -> None:
     assert_unmarked(said)
 
 
-def test_objects_that_hold_a_secret_do_not_show_it(servers: SecretServers) -> None:
-    settings = servers.settings
+def test_objects_that_hold_a_secret_do_not_show_it(settings: config.Settings) -> None:
     database = Database(settings)
     worker_client, receiver_client = worker_redis(settings), fail_fast_redis(settings)
     app = create_app(settings)
