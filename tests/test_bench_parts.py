@@ -8,9 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cli.dev.servers import HOST, free_port
 from tests.bench import table
@@ -19,63 +18,13 @@ from tests.bench.load import LoadReport, Spec, percentile
 from tests.bench.load_process import ROOT, load_process
 from tests.bench.plan import Setting
 from tests.support.proxy import READY
+from tests.support.recorder import Recorder
 from tests.support.settings import SECRET
 from web.signature import svix_webhook
 
 DELAY_MS = 20.0
 QUICK_MS = 2 * DELAY_MS + 15  # a way there and back while the machine is not late
 ANSWER_S = 0.02
-
-
-class Received(NamedTuple):
-    """A delivery as a receiver saw it; `client` tells the connections apart."""
-
-    headers: dict[str, str]
-    body: bytes
-    client: tuple[str, int]
-    at: float
-
-
-class StubReceiver:
-    """Answers every delivery after ANSWER_S, and notes it."""
-
-    def __init__(self, protocol: str = "HTTP/1.1", status: int = 202) -> None:
-        self.received: list[Received] = []
-        receiver = self
-
-        class StubServer(ThreadingHTTPServer):
-            request_queue_size = 128
-            daemon_threads = True
-
-        class StubHandler(BaseHTTPRequestHandler):
-            protocol_version = protocol
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                receiver.received.append(Received(headers, body, self.client_address, time.monotonic()))
-                time.sleep(ANSWER_S)
-                self.send_response(status)
-                self.send_header("content-length", "2")
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = StubServer((HOST, 0), StubHandler)
-        self.port = self._server.server_port
-
-    @contextmanager
-    def running(self) -> Iterator["StubReceiver"]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown()
-            thread.join(20)
-            self._server.server_close()
 
 
 @contextmanager
@@ -181,50 +130,50 @@ def test_a_connection_through_the_proxy_ends_when_nothing_listens_behind_it() ->
 
 
 def test_every_delivery_is_signed_and_has_an_id_of_its_own() -> None:
-    with StubReceiver().running() as receiver:
-        report = deliver(receiver.port, deliveries=40)
+    with Recorder(answer_s=ANSWER_S).running() as receiver:
+        report = deliver(receiver.server_port, deliveries=40)
     assert (report.answered, report.failed) == (40, 0)
-    for request in receiver.received:
+    for request in receiver.requests:
         svix_webhook()(SECRET).verify(request.body, request.headers)
-    ids = {request.headers["svix-id"] for request in receiver.received}
-    assert len(ids) == len(receiver.received) == 40
+    ids = {request.headers["svix-id"] for request in receiver.requests}
+    assert len(ids) == len(receiver.requests) == 40
 
 
 def test_a_closed_loop_has_one_delivery_on_each_connection_and_measures_the_answer() -> None:
-    with StubReceiver().running() as receiver:
-        report = deliver(receiver.port, connections=4, seconds=1.2)
-    assert report.connected == len({r.client for r in receiver.received}) == 4
+    with Recorder(answer_s=ANSWER_S).running() as receiver:
+        report = deliver(receiver.server_port, connections=4, seconds=1.2)
+    assert report.connected == len({r.client for r in receiver.requests}) == 4
     assert report.p50_ms >= ANSWER_S * 1000
     assert report.rate <= 4 / ANSWER_S
     assert 0.2 < report.rate * report.p50_ms / 1000 / 4 < 1.5
 
 
 def test_an_open_loop_keeps_its_rate_whatever_an_answer_takes() -> None:
-    with StubReceiver().running() as receiver:
-        report = deliver(receiver.port, connections=40, rate=100, seconds=0.5)
+    with Recorder(answer_s=ANSWER_S).running() as receiver:
+        report = deliver(receiver.server_port, connections=40, rate=100, seconds=0.5)
     assert (report.answered, report.gave_up) == (50, False)
-    arrived = sorted(r.at for r in receiver.received)
+    arrived = sorted(r.at for r in receiver.requests)
     assert 0.29 < arrived[-1] - arrived[0] < 3
     assert len(report.sent_at) == 50
 
 
 def test_an_open_loop_counts_from_when_a_delivery_was_due_and_gives_up_when_it_is_late() -> None:
-    with StubReceiver().running() as receiver:
-        report = deliver(receiver.port, connections=1, rate=200, seconds=2.0, give_up_s=0.5)
+    with Recorder(answer_s=ANSWER_S).running() as receiver:
+        report = deliver(receiver.server_port, connections=1, rate=200, seconds=2.0, give_up_s=0.5)
     assert report.gave_up
     assert report.answered < 100
     assert report.p99_ms > 300
 
 
 def test_the_client_opens_a_new_connection_when_the_server_has_closed_the_last_one() -> None:
-    with StubReceiver("HTTP/1.0").running() as receiver:
-        report = deliver(receiver.port, connections=2, deliveries=20)
+    with Recorder(protocol="HTTP/1.0").running() as receiver:
+        report = deliver(receiver.server_port, connections=2, deliveries=20)
     assert (report.answered, report.failed, report.connected) == (20, 0, 20)
 
 
 def test_what_is_refused_is_counted_as_failed() -> None:
-    with StubReceiver(status=503).running() as receiver:
-        report = deliver(receiver.port, deliveries=5)
+    with Recorder(status=503).running() as receiver:
+        report = deliver(receiver.server_port, deliveries=5)
     assert (report.answered, report.failed) == (0, 5)
     assert deliver(free_port(), deliveries=5).failed == 5
 

@@ -1,11 +1,7 @@
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from socket import AF_INET, AF_INET6
-from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,6 +12,7 @@ from config import decode_signing_secret
 from db.merge.change import Organization, UserChange, merge_organizations
 from db.merge.incoming import ReceivedChange
 from tests.support.commands import RunCommand, runner
+from tests.support.recorder import Recorder
 from tests.support.settings import SECRET, MakeSettings
 from tests.support.stack import Stack
 from tests.support.storable import assert_storable, assert_storable_organization
@@ -28,58 +25,9 @@ NOW = 1_767_261_600_000
 OTHER_SECRET = "whsec_plJ3nmyCDGBKInavdOK15jsl"
 
 
-class RecordedRequest(NamedTuple):
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-class RecordingServer(HTTPServer):
-    """Keeps what is posted to it, and answers as it is set to."""
-
-    def __init__(self, address: str = "127.0.0.1") -> None:
-        self.address_family = AF_INET6 if ":" in address else AF_INET
-        super().__init__((address, 0), RecordingHandler)
-        self.requests: list[RecordedRequest] = []
-        self.answer = (202, b'{"status":"queued"}')
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class RecordingHandler(BaseHTTPRequestHandler):
-    server: RecordingServer
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.requests.append(RecordedRequest(self.path, headers, body))
-        status, answer = self.server.answer
-        self.send_response(status)
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def recording(server: RecordingServer) -> Iterator[RecordingServer]:
-    with server:
-        thread = Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join(10)
-
-
 @pytest.fixture
-def receiver() -> Iterator[RecordingServer]:
-    with recording(RecordingServer()) as server:
+def receiver() -> Iterator[Recorder]:
+    with Recorder().running() as server:
         yield server
 
 
@@ -218,9 +166,9 @@ def test_samples_about_one_user_fit_together() -> None:
     assert len({claim.address for claim in claims}) == 1
 
 
-def test_the_delivery_is_signed_as_svix_signs(run: RunCommand, receiver: RecordingServer) -> None:
+def test_the_delivery_is_signed_as_svix_signs(run: RunCommand, receiver: Recorder) -> None:
     assert run("user.created", "--url", f"{receiver.url}/webhooks/clerk", "--svix-id", "msg_1")[0] == 0
-    path, headers, body = receiver.requests[0]
+    path, headers, body, *_ = receiver.requests[0]
     assert path == "/webhooks/clerk"
     assert headers["svix-id"] == "msg_1"
     assert headers["content-type"] == "application/json"
@@ -231,7 +179,7 @@ def test_the_delivery_is_signed_as_svix_signs(run: RunCommand, receiver: Recordi
 
 @pytest.mark.parametrize("content", [b'{ "b" : 1,\r\n\t"a": "\xc3\xa9" }\n', b"\xff\x00 no JSON", b""])
 def test_a_file_is_sent_byte_by_byte(
-    run: RunCommand, receiver: RecordingServer, tmp_path: Path, content: bytes
+    run: RunCommand, receiver: Recorder, tmp_path: Path, content: bytes
 ) -> None:
     file = tmp_path / "payload.json"
     file.write_bytes(content)
@@ -244,9 +192,7 @@ def test_a_file_is_sent_byte_by_byte(
         assert samples.signed_headers(key, id_, sent, content).items() <= request.headers.items()
 
 
-def test_without_a_user_id_each_sample_is_about_a_new_user(
-    run: RunCommand, receiver: RecordingServer
-) -> None:
+def test_without_a_user_id_each_sample_is_about_a_new_user(run: RunCommand, receiver: Recorder) -> None:
     for _ in range(2):
         run("session.created", "--url", receiver.url)
     sessions = [json.loads(request.body)["data"] for request in receiver.requests]
@@ -256,7 +202,7 @@ def test_without_a_user_id_each_sample_is_about_a_new_user(
 
 
 def test_a_sample_comes_from_the_instance_that_is_expected(
-    run: RunCommand, receiver: RecordingServer, monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, receiver: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLERK_INSTANCE_ID", "ins_mine")
     run("user.created", "--url", receiver.url)
@@ -275,7 +221,7 @@ def test_a_sample_comes_from_the_instance_that_is_expected(
     ],
 )
 def test_the_answer_is_one_line_and_the_exit_status(
-    run: RunCommand, receiver: RecordingServer, answer: tuple[int, bytes], status: int, word: str
+    run: RunCommand, receiver: Recorder, answer: tuple[int, bytes], status: int, word: str
 ) -> None:
     receiver.answer = answer
     code, output, errors = run("user.created", "--url", receiver.url)
@@ -293,7 +239,7 @@ def test_a_receiver_that_is_not_there_is_one_line_without_a_password(run: RunCom
 
 
 def test_a_proxy_that_is_set_is_not_asked(
-    run: RunCommand, receiver: RecordingServer, monkeypatch: pytest.MonkeyPatch
+    run: RunCommand, receiver: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
@@ -341,7 +287,7 @@ def test_without_a_secret_the_line_names_the_variable(
 def test_without_a_url_it_goes_where_host_and_port_say(
     run: RunCommand, monkeypatch: pytest.MonkeyPatch, host: str, address: str
 ) -> None:
-    with recording(RecordingServer(address)) as server:
+    with Recorder(address).running() as server:
         monkeypatch.setenv("HOST", host)
         monkeypatch.setenv("PORT", str(server.server_port))
         assert run("user.created")[0] == 0
