@@ -335,6 +335,27 @@ def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> No
         assert target == ("users",)
 
 
+def test_foreign_keys_move_to_the_tables_of_another_instance_as_the_run_book_tells(
+    run: Run, empty_url: str
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("### Moving to another Clerk instance")[2].partition("\n## ")[0]
+    (move,) = re.findall(r"(?:^ {7}.*\n)+", section, re.MULTILINE)
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        for name in ("clerk", "live"):
+            assert run("upgrade", DATABASE_URL=empty_url, DATABASE_SCHEMA=name).exit_code == 0
+            row = f"('user_{name}', 'ann@example.com', 'Ann')"
+            connection.execute(f"INSERT INTO {name}.users (clerk_id, email, name) VALUES {row}".encode())
+        connection.execute(
+            "INSERT INTO live.user_profiles VALUES ('user_live', '{\"external_id\": \"user_clerk\"}', now())"
+        )
+        connection.execute("CREATE TABLE orders (user_id uuid REFERENCES clerk.users (id))")
+        connection.execute("INSERT INTO orders SELECT id FROM clerk.users")
+        connection.execute(move.encode())
+        joined = "SELECT clerk_id FROM orders JOIN live.users ON users.id = user_id"
+        assert connection.execute(joined).fetchall() == [("user_live",)]
+
+
 def test_who_holds_a_lock_is_listed_and_can_be_ended(
     run: Run, make_settings: MakeSettings, database_url_unpooled: str
 ) -> None:
