@@ -77,7 +77,11 @@ def local_url(settings: Settings) -> str:
 
 @click.command()
 @click.argument("type_", metavar="TYPE", required=False)
-@click.option("--url", callback=_check_url, help="URL of the receiver.  [default: the one at HOST and PORT]")
+@click.option(
+    "--url",
+    callback=_check_url,
+    help=f"URL of the endpoint, which ends in {PATH}.  [default: the one at HOST and PORT]",
+)
 @click.option(
     "--file",
     type=click.File("rb"),
