@@ -28,64 +28,53 @@ class Scene(NamedTuple):
 
     @property
     def worker(self) -> SupervisedProcess:
-        """The selected worker."""
         return self.service.workers[self.target % len(self.service.workers)]
 
     @property
     def receiver(self) -> SupervisedProcess:
-        """The selected receiver."""
         return self.service.receivers[self.target % len(self.service.receivers)]
 
 
-Damage = Callable[[Scene], AbstractContextManager[None]]
-
-
 class Fault(NamedTuple):
-    """Its track, its shortest and longest duration in s, and the function that causes it."""
+    """Its track, its shortest and longest duration in s, and the block that it lasts for."""
 
     track: str
     lasts_s: tuple[float, float]
-    damage: Damage
+    damage: Callable[[Scene], AbstractContextManager[None]]
 
 
 TRACKS = ("worker", "receiver", "postgres", "redis")
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(track: str, least_s: float, most_s: float) -> Callable[[Damage], Damage]:
+def fault(track: str, least_s: float, most_s: float) -> Callable[[Callable[[Scene], Iterator[None]]], None]:
     """Add a fault to FAULTS, under its function's name."""
 
-    def add(damage: Damage) -> Damage:
-        name = getattr(damage, "__name__", "").replace("_", " ")
-        FAULTS[name] = Fault(track, (least_s, most_s), damage)
-        return damage
+    def add(damage: Callable[[Scene], Iterator[None]]) -> None:
+        FAULTS[damage.__name__.replace("_", " ")] = Fault(track, (least_s, most_s), contextmanager(damage))
 
     return add
 
 
 @fault("worker", 0, 0)
-@contextmanager
 def worker_killed(scene: Scene) -> Iterator[None]:
     scene.worker.signal(signal.SIGKILL)
     yield
 
 
 @fault("worker", 0, 0)
-@contextmanager
 def worker_terminated(scene: Scene) -> Iterator[None]:
     scene.worker.signal(signal.SIGTERM)
     yield
 
 
 @fault("worker", 18, 24)  # until other workers have taken over its jobs
-@contextmanager
 def worker_frozen(scene: Scene) -> Iterator[None]:
     with _frozen(scene.worker):
         yield
 
 
 @fault("worker", 0, 0)
-@contextmanager
 def all_workers_killed(scene: Scene) -> Iterator[None]:
     for worker in scene.service.workers:
         worker.signal(signal.SIGKILL)
@@ -93,35 +82,30 @@ def all_workers_killed(scene: Scene) -> Iterator[None]:
 
 
 @fault("receiver", 0, 0)
-@contextmanager
 def receiver_killed(scene: Scene) -> Iterator[None]:
     scene.receiver.signal(signal.SIGKILL)
     yield
 
 
 @fault("receiver", 0, 0)
-@contextmanager
 def receivers_process_killed(scene: Scene) -> Iterator[None]:
     scene.receiver.signal(signal.SIGKILL, child=True)
     yield
 
 
 @fault("receiver", 0, 0)
-@contextmanager
 def receiver_terminated(scene: Scene) -> Iterator[None]:
     scene.receiver.signal(signal.SIGTERM)
     yield
 
 
 @fault("receiver", 2, 6)
-@contextmanager
 def receiver_frozen(scene: Scene) -> Iterator[None]:
     with _frozen(scene.receiver):
         yield
 
 
 @fault("postgres", 1, 5)
-@contextmanager
 def postgres_stopped(scene: Scene) -> Iterator[None]:
     scene.servers.postgres.stop("immediate")
     yield
@@ -129,7 +113,6 @@ def postgres_stopped(scene: Scene) -> Iterator[None]:
 
 
 @fault("postgres", 1, 3)
-@contextmanager
 def postgres_killed(scene: Scene) -> Iterator[None]:
     scene.servers.postgres.kill()
     yield
@@ -137,7 +120,6 @@ def postgres_killed(scene: Scene) -> Iterator[None]:
 
 
 @fault("postgres", 2, 4)
-@contextmanager
 def postgres_frozen(scene: Scene) -> Iterator[None]:
     assert scene.servers.postgres.pid
     with frozen_family(scene.servers.postgres.pid):
@@ -145,7 +127,6 @@ def postgres_frozen(scene: Scene) -> Iterator[None]:
 
 
 @fault("postgres", 2, 4)
-@contextmanager
 def postgres_connections_cut_again_and_again(scene: Scene) -> Iterator[None]:
     ended = threading.Event()
 
@@ -161,14 +142,12 @@ def postgres_connections_cut_again_and_again(scene: Scene) -> Iterator[None]:
 
 
 @fault("postgres", 2, 4)
-@contextmanager
 def postgres_says_too_many_connections(scene: Scene) -> Iterator[None]:
     with _altered(scene, "ROLE", ROLE, "CONNECTION LIMIT 0", "CONNECTION LIMIT -1"):
         yield
 
 
 @fault("postgres", 2, 4)
-@contextmanager
 def postgres_accepts_no_connections(scene: Scene) -> Iterator[None]:
     allow = "ALLOW_CONNECTIONS {}".format
     with _altered(scene, "DATABASE", scene.servers.database, allow("false"), allow("true")):
@@ -176,7 +155,6 @@ def postgres_accepts_no_connections(scene: Scene) -> Iterator[None]:
 
 
 @fault("postgres", 2, 4)
-@contextmanager
 def postgres_is_read_only(scene: Scene) -> Iterator[None]:
     setting = "default_transaction_read_only"
     with _altered(scene, "DATABASE", scene.servers.database, f"SET {setting} = on", f"RESET {setting}"):
@@ -185,7 +163,6 @@ def postgres_is_read_only(scene: Scene) -> Iterator[None]:
 
 
 @fault("postgres", 2, 4)
-@contextmanager
 def postgres_says_that_it_starts_up(scene: Scene) -> Iterator[None]:
     with scene.servers.postgres_proxy.starting_up():
         scene.servers.cut_connections()
@@ -193,14 +170,12 @@ def postgres_says_that_it_starts_up(scene: Scene) -> Iterator[None]:
 
 
 @fault("postgres", 2, 5)
-@contextmanager
 def postgres_far_away(scene: Scene) -> Iterator[None]:
     with scene.servers.postgres_proxy.slow(SLOW_S):
         yield
 
 
 @fault("redis", 1, 4)
-@contextmanager
 def redis_stopped(scene: Scene) -> Iterator[None]:
     scene.servers.redis.stop()
     yield
@@ -208,7 +183,6 @@ def redis_stopped(scene: Scene) -> Iterator[None]:
 
 
 @fault("redis", 0.5, 3)
-@contextmanager
 def redis_killed(scene: Scene) -> Iterator[None]:
     scene.servers.redis.kill()
     yield
@@ -216,7 +190,6 @@ def redis_killed(scene: Scene) -> Iterator[None]:
 
 
 @fault("redis", 2, 5)
-@contextmanager
 def redis_hangs(scene: Scene) -> Iterator[None]:
     assert scene.servers.redis.pid
     with frozen_family(scene.servers.redis.pid):
@@ -224,7 +197,6 @@ def redis_hangs(scene: Scene) -> Iterator[None]:
 
 
 @fault("redis", 3, 6)
-@contextmanager
 def redis_full(scene: Scene) -> Iterator[None]:
     with scene.servers.client() as client:
         client.config_set("maxmemory", int(client.info("memory")["used_memory"] * 0.8))
@@ -233,7 +205,6 @@ def redis_full(scene: Scene) -> Iterator[None]:
 
 
 @fault("redis", 0, 0)
-@contextmanager
 def redis_connections_cut(scene: Scene) -> Iterator[None]:
     with scene.servers.client() as client, suppress(RedisError):
         for kind in ("normal", "pubsub"):
@@ -242,7 +213,6 @@ def redis_connections_cut(scene: Scene) -> Iterator[None]:
 
 
 @fault("redis", 0, 0)
-@contextmanager
 def redis_forgets_the_scripts(scene: Scene) -> Iterator[None]:
     with scene.servers.client() as client:
         client.script_flush()
@@ -250,7 +220,6 @@ def redis_forgets_the_scripts(scene: Scene) -> Iterator[None]:
 
 
 @fault("redis", 2, 5)
-@contextmanager
 def redis_far_away(scene: Scene) -> Iterator[None]:
     with scene.servers.redis_proxy.slow(SLOW_S):
         yield
