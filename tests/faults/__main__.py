@@ -1,8 +1,5 @@
 """`make faults`: chaos trials of many seeds, then outages, overload, forgeries, locks and crowds.
 
-    python -m tests.faults [--seeds 20] [--first 1] [--seconds 60] [--outage 600] [--redis-outage 120]
-                           [--overload 60] [--forgeries 20] [--crowds 10] [--locks 1]
-
 The same seed gives the same plan. The exit status is 1 if a trial or a part fails.
 """
 
@@ -12,35 +9,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from tests.faults import application_locks, chaos, crowd, forgeries
 from tests.faults.forgeries import Flood, flood
-from tests.faults.outage import (
-    Outage,
-    RedisOutage,
-    check_outage,
-    check_redis_outage,
-    without_postgres,
-    without_redis,
-)
+from tests.faults.outage import check_outage, check_redis_outage, without_postgres, without_redis
 from tests.faults.overload import ROW_S, TIMES_TOO_MUCH, Overload, check, overload, slow_database
 from tests.faults.random_histories import some_deliveries
 from tests.faults.servers import Servers
 from tests.faults.service import Service, what_is_left
 from tests.support.directories import open_directory
+from tests.support.reference_model import SentEvent
 from tests.support.waiting import wait_until
 
 STEADY_PER_S = 20
-OUTAGE_SEED, REDIS_OUTAGE_SEED = 1001, 1002
 WORKERS = 2
 MAX_QUEUE_DEPTH = 5000
 BATCH_SIZE = 25  # a transaction of 25 slow rows is no longer than real ones may be
 DRAINED_WITHIN_S = 120
 
 Part = tuple[str, float, Callable[[Servers, float], object]]
+Seen = TypeVar("Seen")
 
 
 @click.command()
@@ -79,8 +70,12 @@ def main(
         if reports:
             click.echo(f"{_summary(reports)}\n{_recoveries(reports)}\n")
         parts: tuple[Part, ...] = (
-            ("a long outage of PostgreSQL", outage, _outage),
-            ("a long outage of Redis", redis_outage, _redis_outage),
+            ("a long outage of PostgreSQL", outage, partial(_outage, 1001, without_postgres, check_outage)),
+            (
+                "a long outage of Redis",
+                redis_outage,
+                partial(_outage, 1002, without_redis, check_redis_outage),
+            ),
             ("overload", overloaded, _overload),
             ("a flood of forgeries", flooded, _flood),
             ("locks of the application", locked, _locks),
@@ -107,23 +102,19 @@ def _service(servers: Servers, **overrides: Any) -> Iterator[Service]:
         assert all(process.running for process in service.processes), service.logs()
 
 
-def _outage(servers: Servers, seconds: float) -> Outage:
-    """Stop PostgreSQL for `seconds`, under a steady load."""
-    deliveries = some_deliveries(OUTAGE_SEED, round(seconds * STEADY_PER_S))
+def _outage(
+    seed: int,
+    without: Callable[[Servers, Service, Sequence[SentEvent], float], Seen],
+    check: Callable[[Seen], None],
+    servers: Servers,
+    seconds: float,
+) -> Seen:
+    """Let a server be away for `seconds`, under a steady load."""
+    deliveries = some_deliveries(seed, round(seconds * STEADY_PER_S))
     with _service(servers) as service:
-        seen = without_postgres(servers, service, deliveries, seconds)
+        seen = without(servers, service, deliveries, seconds)
     chaos.compare(service.settings, deliveries)
-    check_outage(seen)
-    return seen
-
-
-def _redis_outage(servers: Servers, seconds: float) -> RedisOutage:
-    """Kill Redis for `seconds`, under a steady load."""
-    deliveries = some_deliveries(REDIS_OUTAGE_SEED, round(seconds * STEADY_PER_S))
-    with _service(servers) as service:
-        seen = without_redis(servers, service, deliveries, seconds)
-    chaos.compare(service.settings, deliveries)
-    check_redis_outage(seen)
+    check(seen)
     return seen
 
 
