@@ -19,13 +19,12 @@ from tests.faults.random_histories import random_histories
 from tests.faults.servers import Servers
 from tests.faults.service import what_is_left
 from tests.support.directories import open_directory
-from tests.support.payloads import body
-from tests.support.queue import RqView
+from tests.support.queue import RqView, delivery
 from tests.support.reference_model import SentEvent
 from tests.support.stack import environment
 from tests.support.supervised_process import SupervisedProcess, has_begun, running, supervised_worker
 from tests.support.waiting import wait_until
-from worker.queue.producer import Delivery, DeliveryQueue
+from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import RETRY_INTERVALS_S
 from worker.redis_client import worker_redis
 
@@ -111,7 +110,7 @@ def fill(redis: Redis, deliveries: Sequence[SentEvent]) -> None:
     """Queue deliveries. A receiver's client would time out while all these processes start."""
     receiver = DeliveryQueue(redis)
     for svix_id, event, received_at in deliveries:
-        receiver.enqueue(Delivery(svix_id, body(event).decode(), "a delivery", received_at))
+        receiver.enqueue(delivery(event, id_=svix_id, received_at=received_at))
 
 
 def is_struck(process: SupervisedProcess) -> bool:

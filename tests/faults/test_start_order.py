@@ -1,10 +1,8 @@
 """The service starts before its servers, before its tables, or on another schema."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import httpx
 
@@ -37,20 +35,23 @@ def test_started_before_everything_it_waits_says_what_for_and_then_works(
         Service(settings, directory, is_awaited=False, worker=SHORT_WAITS) as service,
         Svix(service.ports, Random(0)) as svix,
     ):
+        (worker,) = service.workers
         svix.send(deliveries)
         # the proxy accepts each connection, and closes it, as nothing listens behind
-        await_words(service, CLOSED)
+        worker.await_line("waiting", SOON_S, reason=CLOSED)
         await_health(service, lambda errors: errors.get("redis") == CLOSED)
         wait_until(lambda: svix.answers["503"] > 0, SOON_S, service.logs)
         servers.redis.start()
         wait_until(lambda: takes_deliveries(service.ports[0]), SOON_S, service.logs)
-        await_words(service, NO_ANSWER)
+        worker.await_line("waiting", SOON_S, reason=NO_ANSWER)
         await_health(service, lambda errors: errors.get("database") == NO_ANSWER)
         servers.postgres.start()
-        await_words(service, missing := "the schema is missing: run clerk-sync db upgrade")
+        missing = "the schema is missing: run clerk-sync db upgrade"
+        worker.await_line("waiting", SOON_S, reason=missing)
         await_health(service, {"schema": missing}.__eq__)
         migrate(settings, OLDEST)
-        await_words(service, old := "the schema is old: run clerk-sync db upgrade")
+        old = "the schema is old: run clerk-sync db upgrade"
+        worker.await_line("waiting", SOON_S, reason=old)
         await_health(service, {"schema": old}.__eq__)
         migrate(settings)
         await_settled(service, svix)
@@ -70,20 +71,10 @@ def test_a_schema_that_is_newer_is_said_and_does_not_stop_the_version_that_is_be
         svix.send(deliveries)
         await_settled(service, svix)
         newer = "the schema is newer than this version: deploy the version that made it"
-        assert newer in [line["event"] for line in lines(service)]
+        (worker,) = service.workers
+        assert worker.lines(newer)
         await_health(service, {"schema": newer}.__eq__)
     compare(settings, deliveries)
-
-
-def await_words(service: Service, reason: str) -> None:
-    """Wait until the worker logs that it waits for that reason."""
-    wait_until(lambda: reason in [line.get("reason") for line in lines(service)], SOON_S, service.logs)
-
-
-def lines(service: Service) -> list[dict[str, Any]]:
-    """Return the lines of the worker's log."""
-    (worker,) = service.workers
-    return list(map(json.loads, worker.text().rpartition("\n")[0].splitlines()))
 
 
 def await_health(service: Service, holds: Callable[[dict[str, str]], object]) -> None:
