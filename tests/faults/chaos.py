@@ -46,7 +46,6 @@ class Recovery(NamedTuple):
 class ChaosReport(NamedTuple):
     """The results of a trial; `answers` counts statuses, and the names of errors without an answer."""
 
-    seed: int
     histories: int
     deliveries: int
     answers: Counter[str]
@@ -90,7 +89,6 @@ def run(servers: Servers, seed: int, seconds: float, say: Callable[[str], object
         restarts = sum(process.starts - 1 for process in service.processes)
     compare(settings, deliveries, choices)
     return ChaosReport(
-        seed,
         len(histories),
         len(deliveries),
         svix.answers,

@@ -1,6 +1,6 @@
 """A crowd of connections that stay open as long as they can, and genuine deliveries beside it.
 
-    python -m tests.faults.crowd PORT WAY CONNECTIONS SECONDS      the crowd alone, as a process of its own
+    python -m tests.faults.crowd PORT WAY SECONDS      the crowd alone, as a process of its own
 
 When the receiver closes a connection, the crowd opens another one at once.
 """
@@ -112,8 +112,8 @@ WAYS: dict[str, Callable[[Streams], Awaitable[None]]] = {
 }
 
 
-async def crowd(port: int, way: str, connections: int, seconds: float) -> None:
-    """Hold that many connections for `seconds`."""
+async def crowd(port: int, way: str, seconds: float) -> None:
+    """Hold CONNECTIONS for `seconds`."""
     hold = WAYS[way]
     ends_at = time.monotonic() + seconds
     asyncio.get_running_loop().call_later(FULL_AFTER_S, sys.stdout.write, "full\n")
@@ -127,7 +127,7 @@ async def crowd(port: int, way: str, connections: int, seconds: float) -> None:
                 finally:
                     streams[1].transport.abort()
 
-    await asyncio.gather(*(one() for _ in range(connections)))
+    await asyncio.gather(*(one() for _ in range(CONNECTIONS)))
 
 
 class SeenBesideCrowd(NamedTuple):
@@ -147,8 +147,8 @@ def beside(service: Service, way: str, seconds: float) -> SeenBesideCrowd:
     idle = most = memory_mb(receiver.living_pid)
     refused = 0
     times: list[float] = []
-    argv = [sys.executable, "-u", "-m", "tests.faults.crowd", str(port), way, str(CONNECTIONS)]
-    argv.append(str(seconds + FULL_AFTER_S))
+    lasts_s = str(seconds + FULL_AFTER_S)
+    argv = [sys.executable, "-u", "-m", "tests.faults.crowd", str(port), way, lasts_s]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE) as client:
         try:
             assert client.stdout
@@ -186,10 +186,10 @@ def memory_mb(pid: int) -> float:
     return sum(map(pss_mb, family(pid)))
 
 
-def main(port: str, way: str, connections: str, seconds: str) -> None:
+def main(port: str, way: str, seconds: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
-    asyncio.run(crowd(int(port), way, int(connections), float(seconds)))
+    asyncio.run(crowd(int(port), way, float(seconds)))
 
 
 if __name__ == "__main__":

@@ -105,10 +105,9 @@ class Servers:
         """Return a client of Redis without the proxy."""
         return Redis.from_url(self.redis.url, db=number)
 
-    def cut_connections(self) -> int:
-        """End every connection to the trial's database and return how many there were."""
+    def cut_connections(self) -> None:
+        """End every connection to the trial's database."""
         with self.admin() as connection:
-            found = connection.execute(
+            connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [self.database]
             )
-            return len(found.fetchall())

@@ -73,7 +73,7 @@ class Service:
             for process in self.processes:
                 process.start()
             if self._is_awaited:
-                self.await_ready()
+                wait_until(self._is_ready, READY_S, self.logs)
             if self._kept:
                 self._platform.start()
         except BaseException:
@@ -87,10 +87,6 @@ class Service:
     def url(self, path: str) -> str:
         """Return the URL of a page of the first receiver."""
         return f"http://{HOST}:{self.ports[0]}{path}"
-
-    def await_ready(self) -> None:
-        """Wait until every receiver takes deliveries and every worker has started."""
-        wait_until(self._is_ready, READY_S, self.logs)
 
     def logs(self) -> str:
         """Return the ends of the processes' logs."""

@@ -75,7 +75,9 @@ def test_a_new_version_with_a_migration_replaces_the_old_one_under_load_and_noth
     with Service(settings, old_directory) as old, Svix(old.ports, Random(0)) as svix:
         svix.send(deliveries[::2], over_s=LOAD_S, twice=0.1)
         time.sleep(STEP_S)
-        release(new_directory, {**environment(settings), **env})
+        command = clerk_sync("db", "upgrade")
+        env |= environment(settings)
+        subprocess.run(command, env=env, cwd=new_directory, check=True, timeout=SOON_S)
         with new:
             svix.ports = [*old.ports, *new.ports]
             svix.send(deliveries[1::2], over_s=2 * STEP_S, twice=0.1)
@@ -136,11 +138,6 @@ def assert_no_answer_but_success(svix: Svix) -> None:
     hung_up = sum(svix.answers.pop(name, 0) for name in HANGING_UP)
     assert set(svix.answers) <= {"200", "202", "ConnectionRefusedError"}, svix.answers
     assert hung_up <= THREADS
-
-
-def release(directory: Path, env: dict[str, str]) -> None:
-    """Run the migrations of the version in `directory`."""
-    subprocess.run(clerk_sync("db", "upgrade"), env=env, cwd=directory, check=True, timeout=SOON_S)
 
 
 def is_at_work(redis: Redis, worker: SupervisedProcess) -> bool:
