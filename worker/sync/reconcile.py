@@ -147,8 +147,17 @@ class Reconcile:
                 refusal = members.second_look(ghost)
         if members:
             found.note_organizations(members.stale)
-        report = found.report(len(listed), counted, local, ghost, refusal)
-        return report._replace(
+        return Report(
+            listed=len(listed),
+            counted=counted,
+            local=local,
+            missing=list(found.differing[Kind.MISSING]),
+            stale=list(starmap(Stale, found.differing[Kind.STALE].items())),
+            ghost=ghost,
+            claims=list(starmap(Claim, found.differing[Kind.CLAIM].items())),
+            tombstone=list(found.differing[Kind.TOMBSTONE]),
+            invalid=found.invalid,
+            refusal=refusal,
             memberships=members.report() if members else None,
             elsewhere=elsewhere,
             leftovers=leftovers.find(self._context.database, self._context.store.policy),
@@ -329,43 +338,26 @@ class _Found:
     """The users who differ, by kind, and those to check again."""
 
     def __init__(self) -> None:
-        self._differing: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
+        self.differing: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
         self.suspects: set[str] = set()
         self.invalid = 0
 
     def note(self, differences: Iterable[Difference], holder: str | None = None) -> None:
         """Add the differences of a user; `holder` is the user who has the claimed address."""
         for kind, clerk_id, columns in differences:
-            self._differing[kind][clerk_id] = holder if kind is Kind.CLAIM else columns
+            self.differing[kind][clerk_id] = holder if kind is Kind.CLAIM else columns
 
     def note_organizations(self, clerk_ids: Iterable[str]) -> None:
         """Add users who are stale in the column `organization`."""
-        stale = self._differing[Kind.STALE]
+        stale = self.differing[Kind.STALE]
         for clerk_id in sorted(clerk_ids):
             stale[clerk_id] = tuple(dict.fromkeys((*stale.get(clerk_id, ()), "organization")))
 
     def forget(self, clerk_ids: Iterable[str]) -> None:
         """Remove the differences of those users."""
         for clerk_id in clerk_ids:
-            for differing in self._differing.values():
+            for differing in self.differing.values():
                 differing.pop(clerk_id, None)
-
-    def report(
-        self, listed: int, counted: int, local: int, ghost: dict[str, int], refusal: str | None
-    ) -> Report:
-        """Return the report, with the other given facts."""
-        return Report(
-            listed,
-            counted,
-            local,
-            missing=list(self._differing[Kind.MISSING]),
-            stale=list(starmap(Stale, self._differing[Kind.STALE].items())),
-            ghost=ghost,
-            claims=list(starmap(Claim, self._differing[Kind.CLAIM].items())),
-            tombstone=list(self._differing[Kind.TOMBSTONE]),
-            invalid=self.invalid,
-            refusal=refusal,
-        )
 
 
 def _require_trusted(report: Report) -> None:
