@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from db.connection.engine import PoolState
 from tests.support.markdown import anchors
 from tests.support.settings import MakeSettings
-from worker.monitoring import metrics as m
 from worker.monitoring.metrics import Metrics
 from worker.monitoring.prometheus import MetricsEndpoint
 from worker.queue.rq_format import WORKER_PREFIX, WORKER_REPORT, WORKERS_KEY
@@ -54,7 +53,7 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     report = {"waiting_for": None, "pool": PoolState(5, 1, 0, 9, 0, 0)._asdict()}
     redis.hset(f"{WORKER_PREFIX}one", mapping={WORKER_REPORT: json.dumps(report), "state": "idle"})
     counts = Metrics()
-    counts.set_latest(m.LAST_APPLIED, 1.0)
+    counts.set_last_applied(1.0)
     redis.set("clerk-sync:last-received", 1)
     drift = {**dict.fromkeys(last_run.KINDS, 0), "merged": 0, "refusal": None}
     backfill = dict.fromkeys(("created", "updated"), 0)

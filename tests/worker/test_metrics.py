@@ -142,8 +142,8 @@ def test_a_total_that_a_process_keeps_itself_is_counted_once(endpoint: MetricsEn
 def test_the_latest_moment_is_kept_whichever_comes_last(endpoint: MetricsEndpoint, redis: Redis) -> None:
     for at in (1_700_000_000.5, 1_800_000_000.25, 1_750_000_000):
         process = Metrics()
-        process.set_latest(m.LAST_APPLIED, at)
-        process.set_latest(m.LAST_APPLIED, at - 1)
+        process.set_last_applied(at)
+        process.set_last_applied(at - 1)
         process.flush(redis)
     assert value(endpoint, "clerk_sync_last_applied_timestamp_seconds") == 1_800_000_000.25
 

@@ -85,13 +85,6 @@ class Histogram(NamedTuple):
         return str(self.buckets[index]) if index < len(self.buckets) else INFINITY
 
 
-class Timestamp(NamedTuple):
-    """When something last happened, in s since the epoch."""
-
-    name: str
-    help: str
-
-
 DELIVERIES = Counter(
     "clerk_sync_deliveries_total", "Deliveries by type and answer.", {"type": TYPES, "answer": ANSWERS}
 )
@@ -124,7 +117,7 @@ POOL_TIMEOUTS = Counter(
     "clerk_sync_pool_timeouts_total", "Times that no database connection was free within DB_POOL_TIMEOUT."
 )
 CONNECTIONS_LOST = Counter("clerk_sync_connections_lost_total", "Database connections found broken.")
-LAST_APPLIED = Timestamp("clerk_sync_last_applied_timestamp_seconds", "When an event was last applied.")
+LAST_APPLIED = "clerk_sync_last_applied_timestamp_seconds"
 
 COUNTERS = (
     DELIVERIES,
@@ -137,7 +130,6 @@ COUNTERS = (
     CONNECTIONS_LOST,
 )
 HISTOGRAMS = (ENQUEUE_SECONDS, BATCH_SIZE, APPLY_SECONDS, EVENT_LAG, DELIVERY_LAG)
-LATEST = (LAST_APPLIED,)
 
 Field = tuple[str, ...]
 
@@ -148,7 +140,7 @@ class Metrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: defaultdict[Field, float] = defaultdict(float)
-        self._latest: dict[Field, float] = {}
+        self._applied_at_s = 0.0
         self._known_totals: dict[Field, float] = {}
         self._flushing = threading.Lock()
         self._process = uuid.uuid4().hex
@@ -186,10 +178,10 @@ class Metrics:
         finally:
             self.observe(histogram, time.perf_counter() - began)
 
-    def set_latest(self, latest: Timestamp, at_s: float) -> None:
-        """Record the time of the last such event."""
+    def set_last_applied(self, at_s: float) -> None:
+        """Record when an event was applied, in s since the epoch."""
         with self._lock:
-            self._latest[latest.name,] = max(at_s, self._latest.get((latest.name,), 0))
+            self._applied_at_s = max(at_s, self._applied_at_s)
 
     def flush(self, redis: Redis) -> None:
         """Add the counts to the totals in Redis. Sends nothing if nothing was counted.
@@ -210,8 +202,9 @@ class Metrics:
     def _pack(self) -> list[str | float]:
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
-            latest, self._latest = self._latest, {}
+            applied_at_s, self._applied_at_s = self._applied_at_s, 0.0
         changed = {field: value for field, value in counts.items() if value}
+        latest = {(LAST_APPLIED,): applied_at_s} if applied_at_s else {}
         if not (changed or latest):
             return []
         self._recent = _recent(changed)

@@ -22,7 +22,7 @@ from worker.monitoring.metrics import (
     COUNTERS,
     HISTOGRAMS,
     INFINITY,
-    LATEST,
+    LAST_APPLIED,
     SUM,
     TOTALS_KEY,
     Counter,
@@ -89,7 +89,7 @@ def _families(answer: ProbeResult) -> Iterator[Metric]:
         totals = answer.facts["totals"]
         yield from (_counter(counter, totals) for counter in COUNTERS)
         yield from (_histogram(histogram, totals) for histogram in HISTOGRAMS)
-        yield from (Gauge(latest.name, latest.help, totals.get((latest.name,))) for latest in LATEST)
+        yield Gauge(LAST_APPLIED, "When an event was last applied.", totals.get((LAST_APPLIED,)))
 
 
 def _counter(counter: Counter, totals: Totals) -> Metric:

@@ -51,7 +51,7 @@ class BatchInstrumentation:
         for (type_, outcome), count in Counter(zip((i.type for i in batch), outcomes, strict=True)).items():
             self._metrics.count(m.EVENTS, type_, outcome.value, by=count)
         now = now_ms()
-        self._metrics.set_latest(m.LAST_APPLIED, now / 1000)
+        self._metrics.set_last_applied(now / 1000)
         first = [i for i in batch if not i.is_repeated]
         self._metrics.observe(m.DELIVERY_LAG, *(_lag_s(now, i.received_at) for i in first))
         self._metrics.observe(
