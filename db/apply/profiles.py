@@ -21,5 +21,5 @@ def write(pipeline: Pipeline, known: Mapping[str, UserChange], stored: Mapping[s
     """Send the rows that differ from the stored ones; delete those of users who must have none."""
     wanted = {clerk_id: row for clerk_id, change in known.items() if (row := profile_row(change))}
     changed = [row for row in wanted.values() if row != stored.get(row.clerk_id)]
-    statements.send_rows(pipeline, statements.WRITE_PROFILES, changed)
-    statements.send_ids(pipeline, statements.DELETE_PROFILES, sorted(stored.keys() - wanted.keys()))
+    pipeline.send_rows(statements.WRITE_PROFILES, changed)
+    pipeline.send_ids(statements.DELETE_PROFILES, sorted(stored.keys() - wanted.keys()))

@@ -1,6 +1,7 @@
 """The statements of the apply.
 
-Each takes a whole batch as arrays, one per column, so that their number does not grow with the batch.
+Each takes a whole batch as arrays, one per column, so that their number does not grow with the batch
+(`Pipeline.send_rows`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,7 +40,6 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.selectable import LateralFromClause, TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
-from db.connection.pipeline import Pipeline
 from db.merge.policy import Policy
 from db.merge.rows import SyncRow, UserRow
 from db.models import (
@@ -55,20 +55,6 @@ from db.models import (
 # Any two integers work, as long as no other code in the database uses the same first key for advisory locks.
 ADDRESS_LOCK = 0x636C6572
 ORGANIZATION_LOCK = 0x636C656F
-
-
-def send_rows(pipeline: Pipeline, statement: Executable, rows: Sequence[tuple[object, ...]]) -> None:
-    """Send a statement that reads its rows from arrays called c0, c1 and so on, unless there are none."""
-    if rows:
-        pipeline.send(
-            statement, **{f"c{i}": list(column) for i, column in enumerate(zip(*rows, strict=True))}
-        )
-
-
-def send_ids(pipeline: Pipeline, statement: Executable, ids: Sequence[str]) -> None:
-    """Send a statement that concerns `ids`, unless there are none."""
-    if ids:
-        pipeline.send(statement, ids=ids)
 
 
 def writes(policy: Policy) -> tuple[Executable, ...]:

@@ -129,14 +129,14 @@ def _apply(
         if change.deleted_at is not None and before[clerk_id].deleted_at is None
     ]
     for delete in (statements.DELETE_MEMBERSHIPS, statements.DELETE_PROFILES):
-        statements.send_ids(pipeline, delete, deleted)  # whether or not they are kept now, they may have been
+        pipeline.send_ids(delete, deleted)  # whether or not they are kept now, they may have been
     if policy.keeps_fields:
         profiles.write(pipeline, known, stored.profiles)
     if member_writes:
         outcomes = memberships.outcomes(member_writes, outcomes)
         memberships.write(pipeline, member_writes, policy.organization_value)
     instances = {incoming.instance_id for incoming in batch if incoming.instance_id is not None}
-    statements.send_ids(pipeline, statements.ADD_INSTANCES, sorted(instances))
+    pipeline.send_ids(statements.ADD_INSTANCES, sorted(instances))
     _record(pipeline, batch, outcomes)
     return outcomes
 
@@ -211,20 +211,20 @@ def _lock_users(pipeline: Pipeline, writes: Writes, member_writes: MembershipWri
         ids = sorted(writes.touched.union(member_writes.concerned))
         pipeline.send(statements.LOCK_USERS_AND_MEMBERS, ids=ids, changed=member_writes.renamed)
     else:
-        statements.send_ids(pipeline, statements.LOCK_USERS, sorted(writes.touched))
+        pipeline.send_ids(statements.LOCK_USERS, sorted(writes.touched))
 
 
 def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> None:
-    statements.send_ids(pipeline, statements.DELETE_USERS, writes.gone)
-    statements.send_rows(pipeline, statements.SET_EMAILS, writes.vacated)
+    pipeline.send_ids(statements.DELETE_USERS, writes.gone)
+    pipeline.send_rows(statements.SET_EMAILS, writes.vacated)
     for step in writes.changed:
         for left_alone in sorted({target.left_alone for target in step}):
             rows = [target.row for target in step if target.left_alone == left_alone]
             old = [row for row in rows if row.clerk_id in stored.users]
             new = [row for row in rows if row.clerk_id not in stored.users]
-            statements.send_rows(pipeline, statements.update_users(left_alone), old)
-            statements.send_rows(pipeline, statements.insert_users(left_alone), new)
-    statements.send_rows(pipeline, statements.SET_EMAILS, writes.assigned)
+            pipeline.send_rows(statements.update_users(left_alone), old)
+            pipeline.send_rows(statements.insert_users(left_alone), new)
+    pipeline.send_rows(statements.SET_EMAILS, writes.assigned)
 
 
 def _targets(
@@ -302,11 +302,11 @@ def _record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Seque
         for incoming, outcome in zip(batch, outcomes, strict=True)
         if incoming.svix_id is not None
     ]
-    statements.send_rows(pipeline, statements.RECORD_EVENTS, rows)
+    pipeline.send_rows(statements.RECORD_EVENTS, rows)
 
 
 def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> list[str]:
     """Send the rows that differ; return their Clerk ids."""
     rows = [row for change in known.values() if (row := sync_row(change)) != stored[row.clerk_id]]
-    statements.send_rows(pipeline, statements.UPDATE_SYNC_ROWS, rows)
+    pipeline.send_rows(statements.UPDATE_SYNC_ROWS, rows)
     return [row.clerk_id for row in rows]

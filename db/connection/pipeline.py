@@ -35,6 +35,17 @@ class Pipeline:
         }
         return self._driver.cursor().execute(cast("Any", sql), {**defaults, **values})
 
+    def send_rows(self, statement: Executable, rows: Sequence[tuple[object, ...]]) -> None:
+        """Queue a statement that reads `rows` from arrays called c0, c1 and so on, unless there are none."""
+        if rows:
+            columns = enumerate(zip(*rows, strict=True))
+            self.send(statement, **{f"c{i}": list(column) for i, column in columns})
+
+    def send_ids(self, statement: Executable, ids: Sequence[str]) -> None:
+        """Queue a statement that concerns `ids`, unless there are none."""
+        if ids:
+            self.send(statement, ids=ids)
+
     def send_no_rows(self, statement: Executable) -> None:
         """Queue `statement` with an empty array for each of its parameters."""
         names = (name for name, value in _compile(statement, self._schema)[1].items() if value is None)
