@@ -22,14 +22,8 @@ from worker import log
 from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson
 from worker.clerk.payloads import handled_types, summarize
-from worker.monitoring.metrics import (
-    DELIVERIES,
-    ENQUEUE_SECONDS,
-    FOREIGN,
-    REJECTED_SIGNATURES,
-    DeliveryAnswer,
-    Metrics,
-)
+from worker.monitoring import metrics as m
+from worker.monitoring.metrics import DeliveryAnswer
 from worker.queue.description import describe
 from worker.queue.producer import Delivery, DeliveryQueue
 from worker.redis_client import QueueUnavailable
@@ -50,26 +44,21 @@ class Reply(NamedTuple):
     level: str = "info"
 
 
+NOT_NOW = Reply(503, "the delivery cannot be taken now", "error")  # Clerk delivers again
 REPLIES: Mapping[DeliveryAnswer, Reply] = {
-    # Redis has confirmed the job.
-    DeliveryAnswer.QUEUED: Reply(202),
-    # The same svix-id again.
-    DeliveryAnswer.DUPLICATE: Reply(200),
-    # The same svix-id again, and its job had failed.
-    DeliveryAnswer.REQUEUED: Reply(202),
-    # A type that is not handled, or another instance's event.
-    DeliveryAnswer.IGNORED: Reply(200),
+    DeliveryAnswer.QUEUED: Reply(202),  # Redis has confirmed the job
+    DeliveryAnswer.DUPLICATE: Reply(200),  # the same svix-id again
+    DeliveryAnswer.REQUEUED: Reply(202),  # the same svix-id again, and its job had failed
+    DeliveryAnswer.IGNORED: Reply(200),  # a type that is not handled, or another instance's event
     # The same words whatever is wrong with the signature.
     DeliveryAnswer.FORGED: Reply(400, "the signature is missing or not valid", "warning"),
     DeliveryAnswer.NOT_JSON: Reply(400, "the body is not JSON", "warning"),
     DeliveryAnswer.TOO_LARGE: Reply(413, "the body is too large", "warning"),
     # The body took too long, or the client disconnected before it was complete.
     DeliveryAnswer.INCOMPLETE: Reply(408, "the body did not arrive completely in time", "warning"),
-    # The memory for large bodies is occupied: Clerk delivers again.
-    DeliveryAnswer.NO_ROOM: Reply(503, "the delivery cannot be taken now", "error"),
-    # Redis cannot store the job: Clerk delivers again.
-    DeliveryAnswer.UNAVAILABLE: Reply(503, "the delivery cannot be taken now", "error"),
-    DeliveryAnswer.ERROR: Reply(503, "the delivery cannot be taken now", "error"),
+    DeliveryAnswer.NO_ROOM: NOT_NOW,  # the memory for large bodies is occupied
+    DeliveryAnswer.UNAVAILABLE: NOT_NOW,  # Redis cannot store the job
+    DeliveryAnswer.ERROR: NOT_NOW,
 }
 
 REFUSALS: Mapping[type[Exception], DeliveryAnswer] = {
@@ -85,7 +74,7 @@ REFUSALS: Mapping[type[Exception], DeliveryAnswer] = {
 class Receiver:
     """Takes deliveries, in many threads: puts genuine ones on `queue`."""
 
-    def __init__(self, settings: Settings, queue: DeliveryQueue, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, queue: DeliveryQueue, metrics: m.Metrics) -> None:
         secrets = settings.clerk_webhook_signing_secret
         self._verifier = Verifier(secret.get_secret_value() for secret in secrets)
         self._bodies = BodyReader(settings.max_body_bytes)
@@ -127,15 +116,15 @@ class Receiver:
                 facts["foreign_instance"] = _if_shaped(CLERK_ID, summary.instance_id)
                 return DeliveryAnswer.IGNORED
             delivery = Delivery(svix_id, text, describe(summary), int(received_s * 1000))
-            with self._metrics.timed(ENQUEUE_SECONDS):
+            with self._metrics.timed(m.ENQUEUE_SECONDS):
                 return DeliveryAnswer(self._queue.enqueue(delivery).value)
 
     def _record(self, answer: DeliveryAnswer, facts: Facts, began: float) -> None:
-        self._metrics.count(DELIVERIES, facts.get("type"), answer.value)
+        self._metrics.count(m.DELIVERIES, facts.get("type"), answer.value)
         if answer is DeliveryAnswer.FORGED:
-            self._metrics.count(REJECTED_SIGNATURES, facts["reason"])
+            self._metrics.count(m.REJECTED_SIGNATURES, facts["reason"])
         if "foreign_instance" in facts:
-            self._metrics.count(FOREIGN)
+            self._metrics.count(m.FOREIGN)
         if "svix_id" not in facts and not self._unverified_lines.allows():
             return
         level = "warning" if "foreign_instance" in facts else REPLIES[answer].level
