@@ -34,7 +34,6 @@ def handle_body(body: str | bytes) -> None:
 
 
 def upsert(connection: psycopg.Connection[Any], event: dict[str, Any]) -> None:
-    """Write one event with one statement."""
     data = event["data"]
     if event["type"].startswith("session."):
         connection.execute(SIGN_IN, (data["created_at"], data["user_id"]))
@@ -45,7 +44,6 @@ def upsert(connection: psycopg.Connection[Any], event: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Write that many events of a seed, one after the other."""
     from tests.bench.events import traffic  # noqa: PLC0415 - no job needs it
 
     seed, count = int(sys.argv[1]), int(sys.argv[2])

@@ -26,7 +26,6 @@ ROUNDS = 60  # five times
 
 
 def main(log_format: str) -> None:
-    """Measure and print."""
     settings = config.load(log_format=log_format)
     now = now_ms()
     batch = [

@@ -289,7 +289,6 @@ def _content_length(head: bytes) -> int | None:
 
 
 def main() -> None:
-    """Send the deliveries of the Spec in the argument, and print the report."""
     report = Client(Spec(**json.loads(sys.argv[1]))).run()
     sys.stdout.write(json.dumps(report._asdict()))
 

@@ -26,7 +26,6 @@ class LoadProcess:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
         assert time.monotonic() < self._deadline
         return self._client.poll() is None
 

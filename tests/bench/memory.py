@@ -21,7 +21,6 @@ LIMIT_S = 300
 
 
 def measure(bench: Bench, plan: BenchPlan, figures: Figures) -> None:
-    """Measure starts first, then memory."""
     _measure_starts(bench, plan, figures)
     _measure_memory(bench, plan, figures)
 

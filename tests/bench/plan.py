@@ -69,5 +69,4 @@ QUICK = BenchPlan(
 
 
 def rounds(plan: BenchPlan, setting: Setting) -> int:
-    """Return the number of rounds in that setting."""
     return plan.rounds if setting is Setting.LOCAL else plan.far_rounds

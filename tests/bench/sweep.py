@@ -14,8 +14,6 @@ from worker.queue.rq_format import QUEUE
 
 PART = "settings of the worker"
 DELAYS_MS = (0, 5, 10)  # to PostgreSQL and Redis
-
-
 ENVIRONMENTS = (
     *({"DB_POOL_SIZE": n} for n in ("1", "2", "10")),
     *({"DB_POOL_SIZE": n, "DB_MAX_OVERFLOW": "0"} for n in ("1", "2")),

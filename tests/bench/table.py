@@ -30,7 +30,6 @@ def sheets(figures: Figures) -> list[Sheet]:
 
 
 def show(console: Console, facts: dict[str, str], figures: Figures) -> None:
-    """Print the facts and the tables."""
     for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False)
     for sheet in sheets(figures):
