@@ -19,6 +19,7 @@ from tests.faults.random_histories import random_histories
 from tests.faults.servers import Servers
 from tests.faults.service import what_is_left
 from tests.support.directories import open_directory
+from tests.support.processes import frozen_family
 from tests.support.queue import RqView, delivery
 from tests.support.reference_model import SentEvent
 from tests.support.stack import environment
@@ -98,12 +99,9 @@ def recover(settings: config.Settings, step: str) -> list[float]:
 @contextmanager
 def paused(worker: SupervisedProcess) -> Iterator[None]:
     """Let a worker take no jobs for the length of the block."""
-    worker.signal(signal.SIGSTOP)
-    time.sleep(IDLE_S)  # its blocking call ends in Redis only then
-    try:
+    with frozen_family(worker.living_pid):
+        time.sleep(IDLE_S)  # its blocking call ends in Redis only then
         yield
-    finally:
-        worker.signal(signal.SIGCONT)
 
 
 def fill(redis: Redis, deliveries: Sequence[SentEvent]) -> None:
