@@ -58,7 +58,8 @@ def play(settings: Settings, url: str) -> str:
         _show_answers(played, outcomes)
         click.echo("\nThe rows of users that they became (times are UTC)\n")
         _show(USER_COLUMNS, _users(database, story))
-        click.echo("\nstale: it was known, or something newer was. ignored: it says nothing about the user.")
+        click.echo("\nstale: it was known, or something newer was.")
+        click.echo("ignored: it says nothing about the user.")
         click.echo(_timing(first_row_ms, sum(item.is_awaited for item in played) - len(outcomes)))
     return story.clerk_id("ann")
 
