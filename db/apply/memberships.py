@@ -88,9 +88,16 @@ def decide(
 def write(pipeline: Pipeline, writes: MembershipWrites, value: str) -> None:
     """Send the writes, then set the column to ORGANIZATION_VALUE for all users that may be affected."""
     organizations = [_organization_row(organization) for organization in writes.organizations]
-    memberships = [_membership_row(clerk_id, membership) for clerk_id, membership in writes.memberships]
     pipeline.send_rows(statements.WRITE_ORGANIZATIONS, organizations)
+    memberships = [_membership_row(clerk_id, membership) for clerk_id, membership in writes.memberships]
     pipeline.send_rows(statements.WRITE_MEMBERSHIPS, memberships)
+    if organizations or memberships:
+        pipeline.send(
+            statements.REQUIRE_MEMBERSHIPS,
+            organizations=[organization.id for organization in writes.organizations],
+            ids=[clerk_id for clerk_id, _ in writes.memberships],
+            memberships=[membership.id for _, membership in writes.memberships],
+        )
     if writes.concerned or writes.renamed:
         pipeline.send(statements.SET_ORGANIZATIONS[value], ids=writes.concerned, changed=writes.renamed)
 

@@ -21,5 +21,8 @@ def write(pipeline: Pipeline, known: Mapping[str, UserChange], stored: Mapping[s
     """Send the rows that differ from the stored ones; delete those of users who must have none."""
     wanted = {clerk_id: row for clerk_id, change in known.items() if (row := profile_row(change))}
     changed = [row for row in wanted.values() if row != stored.get(row.clerk_id)]
+    gone = sorted(stored.keys() - wanted.keys())
     pipeline.send_rows(statements.WRITE_PROFILES, changed)
-    pipeline.send_ids(statements.DELETE_PROFILES, sorted(stored.keys() - wanted.keys()))
+    pipeline.send_ids(statements.DELETE_PROFILES, gone)
+    if changed or gone:
+        pipeline.send(statements.REQUIRE_PROFILES, ids=[row.clerk_id for row in changed], gone=gone)

@@ -161,16 +161,30 @@ def update_users(left_alone: tuple[str, ...]) -> Executable:
     return update(User).where(User.clerk_id == source.c.clerk_id).values(values)
 
 
-def _written(table: Any, ids: str, *columns: str) -> ColumnElement[int]:
-    """Count the rows of `ids` whose newest version this transaction, or a subtransaction, has written.
+def _require(*conditions: ColumnElement[bool]) -> Executable:
+    """Raise ROWS_MISSING unless all conditions hold.
 
-    A row counts only if one of `columns` has a value; without `columns`, every row counts.
+    A trigger, rule or policy of the application can suppress a write without an error. The row counts that
+    PostgreSQL returns do not help: in a pipeline the client reads them only after the commit.
     """
-    rows = table.alias("written")
-    is_new = func.age(literal_column("written.xmin")) <= 0
-    values = [func.num_nonnulls(*(rows.c[name] for name in columns)) > 0] if columns else []
-    found = select(func.count()).where(rows.c.clerk_id == any_(_array(ids)), is_new, *values)
-    return found.scalar_subquery()
+    return select(literal(1)).limit(case((and_(*conditions), 1), else_=-1))
+
+
+def _are_there(key: Any, ids: str, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Say whether there is a row for each of `ids` that meets the conditions."""
+    count = select(func.count()).where(key == any_(_array(ids)), *conditions).scalar_subquery()
+    return count == func.cardinality(_array(ids))
+
+
+def _are_written(key: Any, ids: str, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Say whether this transaction, or a subtransaction, has written each row of `ids`."""
+    age = func.age(literal_column(f"{key.table.name}.xmin"))
+    return _are_there(key, ids, age <= 0, *conditions)
+
+
+def _are_gone(key: Any, ids: str) -> ColumnElement[bool]:
+    """Say whether there is no row for any of `ids`."""
+    return not_(select(1).where(key == any_(_array(ids))).exists())
 
 
 SYNC_COLUMNS = _types(UserSync, SyncRow._fields)
@@ -339,17 +353,42 @@ RECORD_EVENTS = (
 )
 
 # ADD_SYNC_ROWS writes a new row with nothing but the id; every update of it sets one of these.
-_UPDATED = ("profile_updated_at", "claim_updated_at", "last_login_at", "deleted_at", "instance_seen_at")
-
-# Raise ROWS_MISSING unless this transaction has written each row of `ids`, and none of `gone` is left.
-# `ids` are rows of `users`, `sync_ids` of `user_sync`. A trigger, rule or policy of the application can
-# suppress a write without an error. The row counts that PostgreSQL returns do not help: in a pipeline the
-# client reads them only after the commit.
-_all_written = _written(User.__table__, "ids") + _written(UserSync.__table__, "sync_ids", *_UPDATED) == (
-    func.cardinality(_ids) + func.cardinality(_array("sync_ids"))
+_is_updated = (
+    func.num_nonnulls(
+        UserSync.profile_updated_at,
+        UserSync.claim_updated_at,
+        UserSync.last_login_at,
+        UserSync.deleted_at,
+        UserSync.instance_seen_at,
+    )
+    > 0
 )
-_left = select(func.count()).where(User.clerk_id == any_(_array("gone"))).scalar_subquery()
-REQUIRE_WRITTEN = select(literal(1)).limit(case((and_(_all_written, _left == 0), 1), else_=-1))
+
+# Raise ROWS_MISSING unless this transaction has written the rows `ids` of `users` and `sync_ids` of
+# `user_sync`, no row of `gone` is left in `users`, and nothing else of `deleted` is left.
+REQUIRE_WRITTEN = _require(
+    _are_written(User.clerk_id, "ids"),
+    _are_written(UserSync.clerk_id, "sync_ids", _is_updated),
+    _are_gone(User.clerk_id, "gone"),
+    _are_gone(UserProfile.clerk_id, "deleted"),
+    _are_gone(MembershipSync.clerk_id, "deleted"),
+)
+
+# The same for rows of `user_profiles`.
+REQUIRE_PROFILES = _require(
+    _are_written(UserProfile.clerk_id, "ids"), _are_gone(UserProfile.clerk_id, "gone")
+)
+
+# The same for organizations, and for `memberships` of the users in `ids`.
+REQUIRE_MEMBERSHIPS = _require(
+    _are_written(OrganizationSync.id, "organizations"),
+    _are_written(MembershipSync.id, "memberships", MembershipSync.clerk_id == _any_id),
+)
+
+# The same for the ledger and for `instance_sync`, whose rows may be older than this transaction.
+REQUIRE_RECORDED = _require(
+    _are_there(WebhookEvent.svix_id, "svix_ids"), _are_there(InstanceSync.id, "instances")
+)
 
 # Find the users in c0 whose address is not c1 yet, unless the stored claim is c1 or newer than c2.
 _move = _rows({"clerk_id": String(), "address": String(), "updated_at": BigInteger()})

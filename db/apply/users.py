@@ -120,9 +120,6 @@ def _apply(
     _lock_users(pipeline, writes, member_writes)
     _write_users(pipeline, writes, stored)
     synced = _write_sync(pipeline, known, stored.sync)
-    if writes.touched or synced:
-        ids = sorted(writes.touched.difference(writes.gone))
-        pipeline.send(statements.REQUIRE_WRITTEN, ids=ids, sync_ids=synced, gone=writes.gone)
     deleted = [
         clerk_id
         for clerk_id, change in known.items()
@@ -130,13 +127,14 @@ def _apply(
     ]
     for delete in (statements.DELETE_MEMBERSHIPS, statements.DELETE_PROFILES):
         pipeline.send_ids(delete, deleted)  # whether or not they are kept now, they may have been
+    if writes.touched or synced:
+        ids = sorted(writes.touched.difference(writes.gone))
+        pipeline.send(statements.REQUIRE_WRITTEN, ids=ids, sync_ids=synced, gone=writes.gone, deleted=deleted)
     if policy.keeps_fields:
         profiles.write(pipeline, known, stored.profiles)
     if member_writes:
         outcomes = memberships.outcomes(member_writes, outcomes)
         memberships.write(pipeline, member_writes, policy.organization_value)
-    instances = {incoming.instance_id for incoming in batch if incoming.instance_id is not None}
-    pipeline.send_ids(statements.ADD_INSTANCES, sorted(instances))
     _record(pipeline, batch, outcomes)
     return outcomes
 
@@ -289,7 +287,7 @@ def _assigned(competing: Sequence[CompetingClaim], holder_of: dict[str, str]) ->
 
 
 def _record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> None:
-    """Send the ledger's rows, one for each delivery; a svix-id that is there keeps its row."""
+    """Send the ledger's rows, one for each delivery, and the instances; what is there keeps its row."""
     rows = [
         (
             incoming.svix_id,
@@ -303,6 +301,11 @@ def _record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Seque
         if incoming.svix_id is not None
     ]
     pipeline.send_rows(statements.RECORD_EVENTS, rows)
+    instances = sorted({incoming.instance_id for incoming in batch if incoming.instance_id is not None})
+    pipeline.send_ids(statements.ADD_INSTANCES, instances)
+    svix_ids = list({row[0] for row in rows})
+    if svix_ids or instances:
+        pipeline.send(statements.REQUIRE_RECORDED, svix_ids=svix_ids, instances=instances)
 
 
 def _write_sync(pipeline: Pipeline, known: dict[str, UserChange], stored: dict[str, SyncRow]) -> list[str]:

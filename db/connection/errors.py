@@ -22,8 +22,7 @@ DATA_CLASSES = ("22", "23")
 APPLICATION_CLASSES = ("P0", "09", "27", "38", "39", "44")
 UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
-# PostgreSQL raises it for a negative LIMIT alone, which `db.apply.statements.REQUIRE_WRITTEN` computes when
-# rows are missing.
+# PostgreSQL raises it for a negative LIMIT alone, which `db.apply.statements` computes when rows are missing.
 ROWS_MISSING = "2201W"
 # Possibly a lost race: the next attempt sees what the other transaction wrote.
 RACES = (UNIQUE_VIOLATION, ROWS_MISSING)

@@ -20,12 +20,16 @@ from db.connection import session
 from db.connection.causes import Cause
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
+from db.merge.incoming import Outcome
 from db.merge.policy import Policy
 from tests.support.payloads import (
     NOW,
     Json,
     body,
     deleted_event,
+    membership,
+    membership_event,
+    organization,
     session_event,
     svix_id,
     user,
@@ -51,6 +55,10 @@ TRIGGER = """
     FOR EACH ROW EXECUTE FUNCTION interfere()
 """
 EVERY = "INSERT OR UPDATE OR DELETE"
+SUPPRESS = """
+    CREATE FUNCTION suppress() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+    CREATE TRIGGER suppress BEFORE {write} FOR EACH ROW EXECUTE FUNCTION suppress()
+"""
 
 
 def job(event: Json, **meta: object) -> TakenJob:
@@ -72,9 +80,13 @@ def process(database: Database) -> Process:
 
 
 def process_with(
-    database: Database, jobs: Sequence[TakenJob], policy: Policy | None = None
+    database: Database,
+    jobs: Sequence[TakenJob],
+    policy: Policy | None = None,
+    keys: FieldSources | None = None,
 ) -> dict[str, list[Settled]]:
-    done = batch.process(jobs, FieldSources(), Isolation(Tables(database, policy or Policy())))
+    isolation = Isolation(Tables(database, policy or Policy()))
+    done = batch.process(jobs, keys or FieldSources(), isolation)
     assert sorted(item.job.id for item in done) == sorted(one.id for one in jobs)
     return {
         kind.__name__: [item for item in done if isinstance(item, kind)]
@@ -405,6 +417,41 @@ def test_a_suppressed_write_of_the_syncs_state_is_never_applied(
     assert [(item.job, item.retryable) for item in failed(done)] == [(suppressed, True)]
     assert "not every row was written" in failed(done)[0].reason
     assert set(names(connection)) == {"user_8"}
+
+
+MEMBER = membership("user_7", organization("org_7"))
+RENAMED = membership("user_7", organization("org_7", "Apex", updated_at=LATER))
+PROMOTED = membership("user_7", organization("org_7"), role="org:admin", updated_at=LATER)
+
+
+@pytest.mark.parametrize(
+    ("write", "before", "event"),
+    [
+        ("INSERT ON webhook_events", None, saved(7)),
+        ("INSERT ON instance_sync", None, saved(7)),
+        ("INSERT ON user_profiles", None, saved(7)),
+        ("UPDATE ON user_profiles", saved(7, NOW), saved(7)),
+        ("DELETE ON user_profiles", saved(7, NOW), deleted_event("user_7")),
+        ("INSERT ON organization_sync", None, membership_event(data=MEMBER)),
+        ("UPDATE ON organization_sync", membership_event(data=MEMBER), membership_event(data=RENAMED)),
+        ("INSERT ON membership_sync", None, membership_event(data=MEMBER)),
+        ("UPDATE ON membership_sync", membership_event(data=MEMBER), membership_event(data=PROMOTED)),
+        ("DELETE ON membership_sync", membership_event(data=MEMBER), deleted_event("user_7")),
+    ],
+)
+def test_a_suppressed_write_of_another_table_is_never_applied(
+    write: str, before: Json | None, event: Json, database: Database, connection: Admin
+) -> None:
+    policy = Policy(owns_organization=False, follows_memberships=True, keeps_fields=True)
+    keys = FieldSources(organization=None, memberships=True, profile_fields=("first_name",))
+    apply = partial(process_with, database, policy=policy, keys=keys)
+    if before is not None:
+        assert len(apply([job(before)])["Finished"]) == 1
+    connection.execute(SUPPRESS.format(write=write).encode())
+    suppressed = job(event)
+    assert [item.job for item in failed(apply([suppressed]))] == [suppressed]
+    connection.execute("DROP FUNCTION suppress CASCADE")
+    assert apply([suppressed])["Finished"] == [Finished(suppressed, Outcome.APPLIED)], "nothing was applied"
 
 
 def test_a_trigger_that_changes_the_row_again_is_no_trouble(
