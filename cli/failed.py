@@ -143,17 +143,28 @@ def discard(**options: Any) -> None:
 
 
 def _chosen(jobs: FailedJobs, selection: Selection, what: str) -> Sequence[str]:
-    """Return the ids to act on. A dry run prints them and ends the command."""
+    """Return the ids to act on. A dry run prints them and ends the command.
+
+    Raises UnknownJob if a dry run names a job that is not a failed one.
+    """
     chosen = jobs.ids(selection.wanted) if selection.every else selection.ids
     if not selection.dry_run:
         return chosen
+    found = chosen if selection.every else jobs.failed(chosen)
     if selection.as_json:
-        show_json([{"id": id_, "outcome": what} for id_ in chosen])
+        show_json([{"id": id_, "outcome": what} for id_ in found])
     else:
-        for id_ in chosen:
+        for id_ in found:
             click.echo(printable(id_))
-        click.echo(f"{counted(len(chosen), 'failed job')} {what}", err=True)
+        click.echo(f"{counted(len(found), 'failed job')} {what}", err=True)
+    known = set(found)
+    _require_known([id_ for id_ in chosen if id_ not in known])
     raise click.exceptions.Exit(0)
+
+
+def _require_known(unknown: Sequence[str]) -> None:
+    if unknown:
+        raise UnknownJob(f"no failed job {', '.join(map(printable, unknown))}")
 
 
 def _report(results: Iterator[tuple[str, ReplayResult]], total: int, selection: Selection) -> None:
@@ -170,9 +181,8 @@ def _report(results: Iterator[tuple[str, ReplayResult]], total: int, selection: 
         done.update(results)  # which keeps the results before an error
     finally:
         _show_results(done, selection)
-    unknown = [printable(id_) for id_, result in done.items() if result is ReplayResult.GONE]
-    if unknown and not selection.every:
-        raise UnknownJob(f"no failed job {', '.join(unknown)}")
+    if not selection.every:
+        _require_known([id_ for id_, result in done.items() if result is ReplayResult.GONE])
 
 
 def _show_results(done: dict[str, ReplayResult], selection: Selection) -> None:

@@ -164,6 +164,19 @@ def test_a_dry_run_names_the_jobs_and_touches_none(run: RunCommand, redis: Redis
     assert listed(run) == [id_]
 
 
+@pytest.mark.parametrize("command", ["replay", "discard"])
+def test_a_dry_run_does_not_name_a_job_that_is_not_a_failed_one(
+    run: RunCommand, redis: Redis, command: str
+) -> None:
+    id_, waiting = fail(redis), delivery()
+    DeliveryQueue(redis).enqueue(waiting)
+    status, out, err = run(command, "nope", id_, waiting.svix_id, "--dry-run")
+    assert (status, out) == (1, f"{id_}\n")
+    assert err.endswith(f"clerk-sync: no failed job nope, {waiting.svix_id}\n")
+    status, out, err = run(command, "nope", "--dry-run", "--json")
+    assert (status, json.loads(out), err) == (1, [], "clerk-sync: no failed job nope\n")
+
+
 def test_discard_deletes(run: RunCommand, redis: Redis, rq: RqView) -> None:
     one, two, three = fail(redis), fail(redis), fail(redis)
     assert run("discard", one) == (0, f"{one}: discarded\n", "")

@@ -135,6 +135,14 @@ class FailedJobs:
             entries: Any = self._redis.zrange(rq.FAILED_KEY, 0, -1)
         return [_text(id_) for id_ in entries]
 
+    def failed(self, ids: Sequence[str]) -> list[str]:
+        """Return those of the ids that are failed jobs, in the same order."""
+        with _explained():
+            scores: Any = self._redis.zmscore(rq.FAILED_KEY, list(ids))
+        records = self._read(ids)
+        known = zip(ids, scores, records, strict=True)
+        return [id_ for id_, score, record in known if score is not None and record is not None]
+
     def show(self, id_: str) -> Details:
         """Return the details of one failed job. Raises UnknownJob."""
         with _explained():
