@@ -27,6 +27,16 @@ FAIL_FAST_TIMEOUT_S = 1.5
 PATIENCE_S = 15.0
 IDLE_S = 10.0
 OTHER_CONNECTIONS = 4  # one of them is for the heartbeat
+# Options of redis-py 8.1 that are functions or other objects: a URL, which holds only text, cannot set them.
+OBJECTS = frozenset(
+    {
+        "event_dispatcher",
+        "oss_cluster_maint_notifications_handler",
+        "redis_connect_func",
+        "socket_keepalive_options",
+        "socket_type",
+    }
+)
 ENCODING_ERRORS = "surrogateescape"  # bytes that are not UTF-8 are written as they were read
 # redis-py closes a connection on the errors that Retry names. ReadOnlyError is one of them: after a failover
 # an open connection would lead to the old primary for as long as that lives.
@@ -143,6 +153,7 @@ def _pool(settings: Settings, kind: type[ConnectionPool], count: int, **options:
             "maint_notifications_config": MaintNotificationsConfig(enabled=False),
             "driver_info": None,
             "decode_responses": False,
+            "encoding": "utf-8",
             "encoding_errors": ENCODING_ERRORS,
             "command_packer": _Packer(),
         },
@@ -166,7 +177,11 @@ def redis_url(settings: Settings) -> str:
         raise SettingsError("REDIS_URL is not set")
     url = settings.redis_url.get_secret_value()
     try:
-        ConnectionPool.from_url(url).make_connection()  # this opens no connection
-    except (RedisError, TypeError, ValueError):
-        raise SettingsError("REDIS_URL has an option that cannot be read") from None
+        named = ConnectionPool.from_url(url)
+        named.make_connection()  # this opens no connection
+        is_readable = OBJECTS.isdisjoint(named.connection_kwargs)
+    except (AttributeError, RedisError, TypeError, ValueError):
+        is_readable = False
+    if not is_readable:
+        raise SettingsError("REDIS_URL has an option that cannot be read")
     return url

@@ -87,6 +87,13 @@ def test_what_is_wrong_is_one_line_that_does_not_show_it(tmp_path: Path) -> None
         "rediss://:hunter2@h/0?ssl_cert_reqs=hunter2",
         "redis://:hunter2@h/0?socket_timeout=hunter2",
         "redis://:hunter2@h/0?hunter2=1",
+        "redis://:hunter2@h/0?cache_config=hunter2",
+        "redis://:hunter2@h/0?event_dispatcher=hunter2",
+        "redis://:hunter2@h/0?maint_notifications_config=hunter2",
+        "redis://:hunter2@h/0?oss_cluster_maint_notifications_handler=hunter2",
+        "redis://:hunter2@h/0?redis_connect_func=hunter2",
+        "redis://:hunter2@h/0?socket_keepalive_options=hunter2",
+        "redis://:hunter2@h/0?socket_type=hunter2",
     ],
 )
 def test_a_redis_url_that_cannot_be_read_is_one_line(command: str, url: str, tmp_path: Path) -> None:

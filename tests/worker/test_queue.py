@@ -288,7 +288,7 @@ def test_a_heartbeat_leaves_a_redis_that_has_become_a_replica(
 def test_what_stands_in_the_url_does_not_change_how_long_it_waits_nor_what_it_reads(
     make_settings: MakeSettings, own_redis: RedisServer
 ) -> None:
-    url = f"{own_redis.url}?socket_timeout=30&socket_connect_timeout=30&decode_responses=true"
+    url = f"{own_redis.url}?socket_timeout=30&socket_connect_timeout=30&decode_responses=true&encoding=bogus"
     settings = make_settings(**NO_DATABASE, redis_url=SecretStr(f"{url}&max_connections=2"))
     receiver, client = delivery_queue(settings), worker_redis(settings)
     with ThreadPoolExecutor(8) as threads:
