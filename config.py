@@ -90,6 +90,7 @@ def _split_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port
+        (parts.hostname or "").encode("idna")  # as Python does before it looks the name up
     except ValueError:
         raise ValueError("is not a valid URL") from None
     return parts

@@ -105,6 +105,9 @@ BAD: list[tuple[str, str]] = [
     ("REDIS_URL", "http://hunter2@h"),
     ("REDIS_URL", "h:6379"),
     ("REDIS_URL", "redis://:hunter2@h:port"),
+    ("REDIS_URL", "redis://:hunter2@h..example"),
+    ("REDIS_URL", f"redis://:hunter2@{'h' * 64}"),
+    ("CLERK_API_URL", "https://hunter2..example"),
     ("CLERK_SECRET_KEY", "sk_test hunter2"),
 ]
 BAD_SECRETS = {
