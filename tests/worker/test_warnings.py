@@ -338,7 +338,7 @@ def test_a_redis_that_was_emptied_under_traffic_is_said_for_an_hour(
     report: AskHealth, redis: Redis, connection: Admin
 ) -> None:
     """The deliveries that come meanwhile end no warning, and prove that a receiver is alive."""
-    _record(connection, ago="5 minutes")
+    _record(connection, ago="15 minutes")
     redis.flushdb()
     add_worker(redis)
     DeliveryQueue(redis).enqueue(delivery(received_at=now_ms()))
@@ -351,6 +351,22 @@ def test_a_redis_that_was_emptied_under_traffic_is_said_for_an_hour(
     assert _warning(report(), "without its data 4 min ago")
     redis.set(WATCHING_SINCE_KEY, int((time.time() - 3601) * 1000))
     assert _is_well(report())
+
+
+def test_two_receivers_with_different_clocks_are_no_loss_of_data(
+    report: AskHealth, redis: Redis, connection: Admin
+) -> None:
+    """Each accepts deliveries: its clock is less than five minutes away from Svix's."""
+    fast_ms, slow_ms = (int((time.time() + s) * 1000) for s in (290, -290))
+    redis.set(WATCHING_SINCE_KEY, fast_ms)
+    connection.execute(
+        "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
+        " SELECT 'msg_' || ms, 'user.created', 'user_1', to_timestamp(ms / 1000.0), 'applied'"
+        " FROM unnest(%s) AS ms",
+        ([fast_ms, slow_ms],),
+    )
+    DeliveryQueue(redis).enqueue(delivery(received_at=slow_ms))
+    assert "Redis was emptied" not in str(report()["warnings"])
 
 
 def test_what_only_the_database_shows_stays_in_the_metrics_while_it_is_away(

@@ -15,6 +15,8 @@ from worker.sync.last_run import Result
 STUCK_AFTER_S = 30
 A_FEW = 5
 CLOCKS_APART = timedelta(minutes=1)
+# A receiver accepts a delivery only if its clock and Svix's are at most 5 minutes apart.
+RECEIVERS_APART = timedelta(minutes=10)
 LOSS_IS_SAID_FOR = timedelta(hours=1)
 OVERDUE = 5  # if so many genuine deliveries were due and none came, it is no coincidence
 AT_LEAST_S = 10
@@ -200,8 +202,8 @@ def _redis_lost_data(facts: Facts) -> Iterator[str]:
     if known is None or oldest is None or "watching_since" not in facts:
         return
     last, since = facts["last_received_at"], datetime.fromisoformat(facts["watching_since"])
-    is_old = last is None or datetime.fromisoformat(last) < known - CLOCKS_APART
-    is_new = oldest < since - CLOCKS_APART and datetime.now(UTC) - since < LOSS_IS_SAID_FOR
+    is_old = last is None or datetime.fromisoformat(last) < known - RECEIVERS_APART
+    is_new = oldest < since - RECEIVERS_APART and datetime.now(UTC) - since < LOSS_IS_SAID_FOR
     if is_old or is_new:
         when = f" {ago(facts['watching_since'], datetime.now(UTC))}" if is_new else ""
         yield (
