@@ -170,7 +170,7 @@ def test_a_row_that_is_locked_delays_its_delivery_alone(
         (waiting,) = done["Deferred"]
         assert waiting.job is sixty[7]
         assert names(connection)["user_7"] == f"name {NOW}"
-        again = waiting.job._replace(meta={"waiting_since": 1})
+        again = waiting.job._replace(meta={"has_waited": True})
         with within(1.5):
             assert process([again, job(saved(60))])["Deferred"][0].job is again
     assert len(process([again])["Finished"]) == 1
@@ -254,7 +254,7 @@ def test_what_a_trigger_refuses_fails_alone_and_may_be_retried(
     assert len(failed(process([sixty[7]]))) == 1, "alone as well"
 
 
-@pytest.mark.parametrize("meta", [{}, {"waiting_since": 1}])
+@pytest.mark.parametrize("meta", [{}, {"has_waited": True}])
 def test_a_trigger_that_refuses_every_statement_fails_jobs_and_ends_no_worker(
     meta: dict[str, object], process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
@@ -308,7 +308,7 @@ def test_a_broken_trigger_fails_a_job_that_has_waited_for_a_lock_and_no_other(
     process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
     interfere(connection, "user_7", MISSING_TABLE)
-    sixty[7] = sixty[7]._replace(meta={"waiting_since": 1})
+    sixty[7] = sixty[7]._replace(meta={"has_waited": True})
     done = process(sixty)
     assert [item.job for item in failed(done)] == [sixty[7]]
     assert len(done["Finished"]) == 59
@@ -376,7 +376,7 @@ def test_however_long_an_attempt_takes_each_pass_leaves_fewer_behind_a_slow_trig
     for left in (4, 2, 1):
         done = process(waiting)
         assert len(done["Deferred"]) == left
-        waiting = [item.job._replace(meta={"waiting_since": 1}) for item in done["Deferred"]]
+        waiting = [item.job._replace(meta={"has_waited": True}) for item in done["Deferred"]]
     assert [job.id for job in waiting] == [sixty[7].id]
 
 

@@ -86,7 +86,7 @@ def test_a_delivery_is_recorded_with_when_it_came_and_when_it_happened() -> None
     ]
 
 
-@pytest.mark.parametrize("meta", [{"attempts": 2, "reason": "a reason"}, {lock_waits.SINCE: 1}])
+@pytest.mark.parametrize("meta", [{"attempts": 2, "reason": "a reason"}, {lock_waits.WAITED: True}])
 def test_a_delivery_that_was_tried_before_is_marked_as_repeated(meta: dict[str, object]) -> None:
     tables = Applied()
     process([person(1)._replace(meta=meta)], KEYS, tables)

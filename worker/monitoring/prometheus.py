@@ -138,11 +138,10 @@ def _measured(facts: Facts) -> Iterator[Metric]:
         "Longest time that a worker has been processing its batch; 0 if none has one.",
         max((worker["in_hand_s"] or 0 for worker in workers["list"]), default=0),
     )
-    since = facts["lock_waits"].since
     yield Gauge(
         "clerk_sync_lock_wait_seconds",
         "Longest time that a delivery has waited for a row locked by another transaction; 0 if none waits.",
-        (datetime.now(UTC) - since).total_seconds() if since else 0,
+        facts["lock_waits"].longest_s,
     )
     yield _labelled(
         "clerk_sync_degraded",

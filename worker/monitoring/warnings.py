@@ -87,13 +87,10 @@ def _stuck(facts: Facts) -> Iterator[str]:
 
 def _locked(facts: Facts) -> Iterator[str]:
     waits = facts.get("lock_waits")
-    if waits is None or waits.since is None:
-        return
-    age_s = (datetime.now(UTC) - waits.since).total_seconds()
-    if age_s > STUCK_AFTER_S:
+    if waits is not None and waits.longest_s > STUCK_AFTER_S:
         yield (
             f"{counted(waits.jobs, 'delivery waits', 'deliveries wait')} for a row that another transaction"
-            f" has locked for {age_s:.0f} s: clerk-sync db locks shows it and can end it"
+            f" has locked for {waits.longest_s:.0f} s: clerk-sync db locks shows it and can end it"
             " (docs/operations.md, A row is locked)"
         )
 

@@ -42,7 +42,7 @@ class TakenJob(NamedTuple):
     @property
     def has_waited(self) -> bool:
         """Whether another transaction's lock has delayed the job before."""
-        return lock_waits.SINCE in self.meta
+        return lock_waits.WAITED in self.meta
 
 
 class Finished(NamedTuple):
@@ -192,11 +192,9 @@ class ReservedJobs:
 
     def _send_deferred(self, pipeline: Any, deferred: Deferred) -> None:
         job = deferred.job
-        given = job.meta.get(lock_waits.SINCE)
-        since = given if isinstance(given, int | float) else time.time()
         keys = [self._reserved_key, rq.STARTED_KEY, rq.SCHEDULED_KEY, lock_waits.KEY, rq.JOB_PREFIX + job.id]
-        meta = _dumped({**job.meta, lock_waits.SINCE: since}, {lock_waits.SINCE: since})
-        args = [job.id, self.consumer_id, lock_waits.DEFER_S, since, meta]
+        meta = _dumped({**job.meta, lock_waits.WAITED: True}, {lock_waits.WAITED: True})
+        args = [job.id, self.consumer_id, lock_waits.DEFER_S, meta]
         _send(pipeline, self._defer, keys, args)
 
 
@@ -212,7 +210,7 @@ def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
     now = _now()
     attempts = meta.get("attempts")
     return {
-        **{key: value for key, value in meta.items() if key != lock_waits.SINCE},
+        **{key: value for key, value in meta.items() if key != lock_waits.WAITED},
         "reason": reason,
         "attempts": attempts + 1 if isinstance(attempts, int) else 1,
         "first_failed_at": meta.get("first_failed_at", now),
