@@ -419,6 +419,17 @@ def test_a_database_that_hangs_costs_the_page_no_more_than_its_limit(
             assert "no answer within" in page
 
 
+def test_browsers_that_do_not_know_light_dark_show_the_colours_too(console: FlaskClient) -> None:
+    """Browsers know that function of CSS since May 2024; a variable with an unknown function has no value."""
+    with console.get("/console/static/console.css", auth=AUTH) as answer:
+        css = answer.get_data(as_text=True)
+    assert "light-dark(" not in css
+    light, _, dark = css.partition("@media (prefers-color-scheme: dark)")
+    names = re.findall(r"^ +(--[a-z-]+): #[0-9a-f]{6};", css, re.MULTILINE)
+    assert len(names) > 20
+    assert all(names.count(name) == 2 and f"{name}:" in light and f"{name}:" in dark for name in names)
+
+
 def test_links_are_relative_so_that_the_console_works_under_a_path_prefix(
     console: FlaskClient, submit: Submit, redis: Redis
 ) -> None:
