@@ -109,11 +109,11 @@ class SyncCursor(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """The progress of a full run: its position among users and memberships, and its results."""
+    """The progress of a run: its position among users and memberships, and its results."""
 
-    position: Position
-    done: BackfillStats
     reach: SyncCursor
+    done: BackfillStats = BackfillStats()
+    position: Position = Position()
     members: Position = Position()
 
 
@@ -129,16 +129,19 @@ OnProgress = Callable[[BackfillStats], object]
 
 
 class Backfill:
-    """Reads users from Clerk's API into the tables. `on_progress` is called after every page.
-
-    `reach` is the cursor of the last run, over all its interruptions.
-    """
+    """Reads users from Clerk's API into the tables. `on_progress` is called after every page."""
 
     def __init__(self, context: SyncContext, on_progress: OnProgress = lambda _: None) -> None:
         self._context = context
         self._on_progress = on_progress
         self._source = fingerprint(context.settings)
-        self.reach = SyncCursor(0)
+        self._at = Checkpoint(SyncCursor(0))
+        self._is_full = False
+
+    @property
+    def reach(self) -> SyncCursor:
+        """The cursor of the last run, over all its interruptions."""
+        return self._at.reach
 
     def resumable(self) -> BackfillStats | None:
         """Return the results of an interrupted run that can be resumed, None if there is none."""
@@ -152,27 +155,19 @@ class Backfill:
 
         Raises ClerkApiError, DatabaseError, and Stopped; everything read until then is kept.
         """
-        self._context.api.check_instance()
+        api = self._context.api
+        api.check_instance()
         saved = None if restart else self._saved()
-        position, done, self.reach, members = saved or Checkpoint(
-            Position(), BackfillStats(), SyncCursor(now_ms())
-        )
-        before = self._context.api.count()
-        done = done._replace(expected=before)
-        steps = paginate(self._context.api, position)
-        for step, page_done in self._taken(steps):
-            done, position = done.plus(page_done), step.position
-            self._save(Checkpoint(position, done, self.reach, members))
-            self._on_progress(done)
-        done = done._replace(expected=min(before, self._context.api.count()))
-        done = self._members(
-            members,
-            done,
-            lambda done, members: self._save(Checkpoint(position, done, self.reach, members)),
-        )
-        if saved or not done.is_cut_short:  # what is missing even after the end may stand before it
+        self._is_full = True
+        self._at = saved or Checkpoint(SyncCursor(now_ms()))
+        before = api.count()
+        self._expect(expected=before)
+        self._read_users(paginate(api, self._at.position))
+        self._expect(expected=min(before, api.count()))
+        self._read_members()
+        if saved or not self._at.done.is_cut_short:  # what is missing even after the end may stand before it
             progress.clear(self._context.database, TASK)
-        return done
+        return self._at.done
 
     def since(self, since_ms: int) -> BackfillStats:
         """Read the users updated at `since_ms` or later, the last updated first. Raises like `everything`.
@@ -180,43 +175,49 @@ class Backfill:
         The listing ends at the first user who was updated earlier. If there is none, all users were listed:
         then fewer than Clerk counts mean that the listing was cut short.
         """
-        self._context.api.check_instance()
-        self.reach = SyncCursor(now_ms())
+        api = self._context.api
+        api.check_instance()
+        self._is_full = False
+        self._at = Checkpoint(SyncCursor(now_ms()))
         recent = _Recent(since_ms)
-        steps = paginate(self._context.api, Position(), LAST_UPDATED_FIRST)
-        done = BackfillStats()
-        for _, page_done in self._taken(recent.of(steps)):
-            done = done.plus(page_done)
-            self._on_progress(done)
+        self._read_users(recent.of(paginate(api, Position(), LAST_UPDATED_FIRST)))
         if not recent.is_whole:
-            done = done._replace(expected=self._context.api.count())
-        return self._members(Position(), done)
+            self._expect(expected=api.count())
+        self._read_members()
+        return self._at.done
 
-    def _members(
-        self,
-        start: Position,
-        done: BackfillStats,
-        keep: Callable[[BackfillStats, Position], object] = lambda *_: None,
-    ) -> BackfillStats:
-        """Write all memberships after `start`, if the settings use them; call `keep` after each page."""
+    def _read_users(self, steps: Iterator[PageStep]) -> None:
+        """Write the pages, several at a time; record each, in order."""
+        stopping = self._context.api.stopping
+        for step, done, refused in results(self._write_users, steps, stopping, PAGES_AT_ONCE):
+            reach = self._at.reach.past(step.page, refused)
+            self._advance(done, position=step.position, reach=reach)
+
+    def _read_members(self) -> None:
+        """Write all memberships in the same way, if the settings use them."""
         if not self._context.store.policy.follows_memberships:
-            return done
-        done = done._replace(memberships_expected=self._context.api.count_members())
-        steps = paginate_members(self._context.api, start)
-        for step, page_done in results(self._take_members, steps, self._context.api.stopping, PAGES_AT_ONCE):
-            expected = min(done.memberships_expected, step.page.total or 0)
-            done = done.plus(page_done)._replace(memberships_expected=expected)
-            keep(done, step.position)
-            self._on_progress(done)
-        return done
+            return
+        api = self._context.api
+        expected = api.count_members()
+        self._expect(memberships_expected=expected)
+        steps = paginate_members(api, self._at.members)
+        for step, done, _ in results(self._write_members, steps, api.stopping, PAGES_AT_ONCE):
+            expected = min(expected, step.page.total or 0)
+            self._expect(memberships_expected=expected)
+            self._advance(done, members=step.position)
 
-    def _taken(self, steps: Iterator[PageStep]) -> Iterator[tuple[PageStep, BackfillStats]]:
-        """Write the pages, several at a time; yield each, in order, with its results."""
-        for taken in results(self._take, steps, self._context.api.stopping, PAGES_AT_ONCE):
-            self.reach = self.reach.past(taken.step.page, taken.refused)
-            yield taken.step, taken.done
+    def _expect(self, **numbers: Any) -> None:
+        self._at = self._at._replace(done=self._at.done._replace(**numbers))
 
-    def _take(self, step: PageStep) -> PageResult:
+    def _advance(self, done: BackfillStats, **moved: Any) -> None:
+        """Record a page; save the progress of a full run, which the next one resumes."""
+        self._at = self._at._replace(done=self._at.done.plus(done), **moved)
+        if self._is_full:
+            parts = {name: part._asdict() for name, part in self._at._asdict().items()}
+            progress.save(self._context.database, TASK, {"source": self._source, **parts})
+        self._on_progress(self._at.done)
+
+    def _write_users(self, step: PageStep) -> PageResult:
         """Write a page of users, and count its results."""
         page = step.page
         changes = [user_change(user, page.observed_at) for user in page.users]
@@ -232,11 +233,12 @@ class Backfill:
         )
         return PageResult(step, done, refused)
 
-    def _take_members(self, step: PageStep) -> tuple[PageStep, BackfillStats]:
-        """Write a page of memberships."""
+    def _write_members(self, step: PageStep) -> PageResult:
+        """Write a page of memberships, and count its results."""
         page = step.page
         refused = self._context.store.write(changes_in(page), page.observed_at)
-        return step, _left_out("membership", step, refused)._replace(memberships=len(page.entries))
+        done = _left_out("membership", step, refused)._replace(memberships=len(page.entries))
+        return PageResult(step, done, refused)
 
     def _kinds(self, changes: list[UserChange]) -> dict[str, str]:
         """Return for each user what the merge will do: created, updated or unchanged."""
@@ -245,10 +247,6 @@ class Backfill:
             change.clerk_id: _kind(change, stored[change.clerk_id], self._context.store.policy)
             for change in changes
         }
-
-    def _save(self, saved: Checkpoint) -> None:
-        parts = {name: part._asdict() for name, part in saved._asdict().items()}
-        progress.save(self._context.database, TASK, {"source": self._source, **parts})
 
     def _saved(self) -> Checkpoint | None:
         state = progress.load(self._context.database, TASK, GOES_ON_WITHIN)
