@@ -1,6 +1,7 @@
 """Finds the differences between the tables and Clerk (drift), and fixes them through the merge.
 
-1. List all of Clerk's users and compare each page with the tables. Only a hash of each listed id is kept.
+1. List all of Clerk's users and compare each page with the tables. Only a hash of each listed id is kept: it
+   has 64 bits and a random key in every process (PEP 456), so ids with the same hash cannot be constructed.
 2. A listing with fewer users than Clerk counts, readable or not, does not prove any deletion: the
    reconciliation ends here. Before that the end of the listing is read again: a user who signed up after it
    was read may be counted in place of one who was deleted before the listing reached that user.
@@ -31,7 +32,6 @@ from worker.clerk.lookup import confirm_by_id, look_up
 from worker.clerk.pagination import Position, paginate
 from worker.sync.context import RECENT_MS, ROWS_AT_A_TIME, SyncContext
 from worker.sync.reconcile_memberships import MemberDrift, MemberReport, OnProgress
-from worker.sync.seen_ids import IdSet
 from worker.threads import chunks
 
 ALL_UNKNOWN_FROM = 3  # local users, none of them in Clerk: the key may be of another instance
@@ -126,7 +126,7 @@ class Reconcile:
         api = self._context.api
         api.check_instance()
         before = api.count()
-        found, listed = _Found(), IdSet()
+        found, listed = _Found(), set[int]()
         end = self._first_look(found, listed, Position(), before)
         counted = min(before, api.count())
         if len(listed) + found.invalid < counted:
@@ -215,13 +215,13 @@ class Reconcile:
     def _member_drift(self) -> MemberDrift:
         return MemberDrift(self._context, self._allow_deletes, self._on_progress)
 
-    def _first_look(self, found: "_Found", listed: IdSet, position: Position, expected: int) -> Position:
+    def _first_look(self, found: "_Found", listed: set[int], position: Position, expected: int) -> Position:
         """Compare all users that are listed after `position`; return the position of the last one."""
         recent_ms = now_ms() - RECENT_MS
         for step in paginate(self._context.api, position):
             page, position = step
             ids = page.ids
-            listed.add(ids)
+            listed.update(map(hash, ids))
             found.invalid += len(page.entries) - len(ids)
             for change, stored, differences in self._compared(page):
                 found.note(differences)
@@ -230,12 +230,12 @@ class Reconcile:
             self._on_progress(position.seen, expected)
         return position
 
-    def _unlisted(self, listed: IdSet) -> tuple[int, list[str]]:
+    def _unlisted(self, listed: set[int]) -> tuple[int, list[str]]:
         """Return how many users have a row, and which of them were not listed, but have a valid Clerk id."""
         local, unlisted = 0, []
         for ids in user_drift.living_ids(self._context.database):
             local += len(ids)
-            unlisted += [clerk_id for clerk_id in ids if clerk_id not in listed]
+            unlisted += [clerk_id for clerk_id in ids if hash(clerk_id) not in listed]
         return local, [clerk_id for clerk_id in unlisted if CLERK_ID.fullmatch(clerk_id)]
 
     def _look_at_suspects(self, found: "_Found") -> list[str]:

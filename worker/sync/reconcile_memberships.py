@@ -30,7 +30,6 @@ from worker.clerk.changes import member_change
 from worker.clerk.lookup import Members, members_of
 from worker.clerk.pagination import Position, paginate_members
 from worker.sync.context import RECENT_MS, ROWS_AT_A_TIME, SyncContext
-from worker.sync.seen_ids import IdSet
 from worker.threads import chunks
 
 ASKED_ALONE = 20  # users; for more, all memberships are listed if that takes fewer requests
@@ -57,7 +56,7 @@ class MemberDrift:
         self._allow_deletes = allow_deletes
         self._on_progress = on_progress
         self._recent_ms = now_ms() - RECENT_MS
-        self._listed = IdSet()
+        self._listed: set[int] = set()  # hashes of ids
         self._without_id = 0
         self._here = 0
         self._unlisted: dict[str, list[Membership]] = {}
@@ -88,7 +87,7 @@ class MemberDrift:
         counted = self._context.api.count_members()
         for step in paginate_members(self._context.api, Position()):
             counted = min(counted, step.page.total or 0)
-            self._listed.add(step.page.ids)
+            self._listed.update(map(hash, step.page.ids))
             self._without_id += len(step.page.entries) - len(step.page.ids)
             for shown, stored in self._differences(changes_in(step.page)):
                 self._differing.add(shown.clerk_id)
@@ -150,7 +149,7 @@ class MemberDrift:
         for rows in membership_drift.current(self._context.database):
             self._here += len(rows)
             for clerk_id, membership in rows:
-                if membership.id not in self._listed and membership.joined_at < self._recent_ms:
+                if hash(membership.id) not in self._listed and membership.joined_at < self._recent_ms:
                     self._unlisted.setdefault(clerk_id, []).append(membership)
         own = self._context.own(self._unlisted)
         self._unlisted = {clerk_id: them for clerk_id, them in self._unlisted.items() if clerk_id in own}
