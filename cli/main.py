@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Exit as end:
         status = end.exit_code
     except click.Abort:
-        status = _fail("stopped", 1)
+        status = _fail("stopped")
     except click.ClickException as error:
         error.show()
         status = error.exit_code
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         if isinstance(error, OSError) and error.errno in OUTPUT_ERRORS:
             _drop_output()
-        status = _fail(describe(error), 1)
+        status = _fail(describe(error))
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -119,9 +119,9 @@ def _drop_output() -> int:
     return 1
 
 
-def _fail(message: str, status: int) -> int:
+def _fail(message: str) -> int:
     click.echo(f"clerk-sync: {message}", err=True)
-    return status
+    return 1
 
 
 if __name__ == "__main__":
