@@ -53,7 +53,7 @@ def sample(type_: str, clerk_id: str, now: int, instance_id: str = INSTANCE) -> 
     return event(type_, data, now, instance_id)
 
 
-def event(type_: str, data: Json, timestamp: int, instance_id: str = INSTANCE) -> Json:
+def event(type_: str, data: Json, timestamp: int, instance_id: str) -> Json:
     """Return `data` in Clerk's envelope; `timestamp` is when it happened."""
     return template("event") | {
         "data": data,

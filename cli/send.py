@@ -2,7 +2,7 @@
 
 import time
 from contextlib import suppress
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple
 
 import click
 import httpx
@@ -45,28 +45,18 @@ def _check_svix_id(_context: click.Context, _parameter: click.Parameter, svix_id
     return svix_id
 
 
-class Sender:
-    """Delivers like Svix: signs with one key and posts to one URL, ignoring proxy settings."""
+def http_client() -> httpx.Client:
+    """Return a client that waits as long as Svix, and ignores proxy settings."""
+    return httpx.Client(trust_env=False, timeout=TIMEOUT_S)
 
-    def __init__(self, url: str, key: bytes) -> None:
-        self._url = url
-        self._key = key
-        self._client = httpx.Client(trust_env=False, timeout=TIMEOUT_S)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-
-    def deliver(self, svix_id: str, body: bytes, *, age_s: int = 0) -> DeliveryResponse:
-        """Post `body`, signed as it was `age_s` seconds ago, and return the answer. Raises NotDelivered."""
-        headers = samples.signed_headers(self._key, svix_id, int(time.time()) - age_s, body)
-        try:
-            response = self._client.post(self._url, content=body, headers=headers)
-        except httpx.TransportError as error:
-            raise NotDelivered(_explain(error, httpx.URL(self._url))) from None
-        return DeliveryResponse(response.status_code, _word(response))
+def deliver(client: httpx.Client, url: str, headers: dict[str, str], body: bytes) -> DeliveryResponse:
+    """Post `body` with its signed headers, and return the answer. Raises NotDelivered."""
+    try:
+        response = client.post(url, content=body, headers=headers)
+    except httpx.TransportError as error:
+        raise NotDelivered(_explain(error, httpx.URL(url))) from None
+    return DeliveryResponse(response.status_code, _word(response))
 
 
 def local_url(settings: Settings) -> str:
@@ -117,8 +107,9 @@ def send(
         event = samples.sample(str(type_), clerk_id, now_ms(), settings.clerk_instance_id or samples.INSTANCE)
         what, body = f"{type_} of {clerk_id}", samples.encode(event)
     svix_id = svix_id or samples.new_id("msg")
-    with Sender(url or local_url(settings) + PATH, settings.signing_keys[0]) as sender:
-        answer = sender.deliver(svix_id, body)
+    headers = samples.signed_headers(settings.signing_keys[0], svix_id, int(time.time()), body)
+    with http_client() as client:
+        answer = deliver(client, url or local_url(settings) + PATH, headers, body)
     click.echo(f"{answer}: {what}, delivery {svix_id}")
     return 0 if httpx.codes.is_success(answer.http_status) else 1
 

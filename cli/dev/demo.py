@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cli import samples
 from cli.dev.demo_events import Story, StoryStep
-from cli.send import DeliveryResponse, Sender
+from cli.send import DeliveryResponse, deliver, http_client
 from config import Settings
 from db import ledger
 from db.connection.engine import Database
@@ -67,11 +67,13 @@ def play(settings: Settings, url: str) -> str:
 def _deliver(story: Story, url: str, key: bytes, database: Database) -> tuple[list[Played], float | None]:
     """Return every delivery with its answer, and the time until the first had become a row, in ms."""
     played, first_row_ms = [], None
-    with Sender(url, key) as clerk, Sender(url, FORGED_KEY) as forger:
+    with http_client() as client:
         began = time.perf_counter()
         for step in story.steps():
-            sender = forger if step.is_forged else clerk
-            played.append(Played(step, sender.deliver(step.svix_id, step.body, age_s=step.age_s)))
+            signed_at = int(time.time()) - step.age_s
+            signing_key = FORGED_KEY if step.is_forged else key
+            headers = samples.signed_headers(signing_key, step.svix_id, signed_at, step.body)
+            played.append(Played(step, deliver(client, url, headers, step.body)))
             if len(played) == 1 and _poll(lambda: _users(database, story), bool):
                 first_row_ms = (time.perf_counter() - began) * 1000
     return played, first_row_ms
