@@ -163,7 +163,7 @@ def test_who_is_locked_when_the_run_is_stopped_is_not_refused(settings: config.S
         change = user_change(parse_user(user(ANN, first_name="New"), FieldSources()), now_ms())
         threading.Timer(1, stopping.request).start()
         with pytest.raises(Stopped):
-            both.store.write([change], now_ms())
+            both.write([change], now_ms())
 
 
 def is_first(request: Request) -> bool:

@@ -56,7 +56,7 @@ class Interleaving:
         self.loses = loses  # that part of the deliveries, but none of `never_lost`
         self.never_lost: tuple[str, ...] = ()
         self.random = Random(seed)
-        self.cast = MEMBERS if both.store.policy.follows_memberships else CAST
+        self.cast = MEMBERS if both.policy.follows_memberships else CAST
         self.world = World(self.cast.addresses)
         self.waiting: list[Json] = []
         self._seed = seed

@@ -29,9 +29,8 @@ from worker.clerk.api import LAST_UPDATED_FIRST, Entry, InvalidEntry, Page
 from worker.clerk.changes import user_change
 from worker.clerk.pagination import PageStep, Position, paginate, paginate_members
 from worker.clerk.payloads import ClerkUser, FieldSources
-from worker.sync.context import SyncContext
+from worker.sync.context import RejectedUser, SyncContext
 from worker.sync.reconcile_memberships import changes_in
-from worker.sync.writer import RejectedUser
 from worker.threads import results
 
 TASK = "backfill"
@@ -195,7 +194,7 @@ class Backfill:
 
     def _read_members(self) -> None:
         """Write all memberships in the same way, if the settings use them."""
-        if not self._context.store.policy.follows_memberships:
+        if not self._context.policy.follows_memberships:
             return
         api = self._context.api
         expected = api.count_members()
@@ -222,7 +221,7 @@ class Backfill:
         page = step.page
         changes = [user_change(user, page.observed_at) for user in page.users]
         kinds = self._kinds(changes)
-        refused = self._context.store.write(changes, page.observed_at)
+        refused = self._context.write(changes, page.observed_at)
         untaken = {clerk_id for clerk_id, _ in refused}
         count = Counter(kind for clerk_id, kind in kinds.items() if clerk_id not in untaken)
         done = _left_out("entry", step, refused)._replace(
@@ -236,7 +235,7 @@ class Backfill:
     def _write_members(self, step: PageStep) -> PageResult:
         """Write a page of memberships, and count its results."""
         page = step.page
-        refused = self._context.store.write(changes_in(page), page.observed_at)
+        refused = self._context.write(changes_in(page), page.observed_at)
         done = _left_out("membership", step, refused)._replace(memberships=len(page.entries))
         return PageResult(step, done, refused)
 
@@ -244,7 +243,7 @@ class Backfill:
         """Return for each user what the merge will do: created, updated or unchanged."""
         stored = user_drift.read(self._context.database, [change.clerk_id for change in changes])
         return {
-            change.clerk_id: _kind(change, stored[change.clerk_id], self._context.store.policy)
+            change.clerk_id: _kind(change, stored[change.clerk_id], self._context.policy)
             for change in changes
         }
 

@@ -54,7 +54,7 @@ def pull(context: SyncContext, clerk_id: str, *, confirmed: bool) -> Pulled:
         return _store(context, clerk_id, second_look)
     if not confirmed and others and not set(others) & set(second_look.ids):
         return Pulled(PullOutcome.UNPROVEN)
-    context.store.write([UserChange(clerk_id, deleted_at=second_look.observed_at)], second_look.observed_at)
+    context.write([UserChange(clerk_id, deleted_at=second_look.observed_at)], second_look.observed_at)
     return Pulled(PullOutcome.DELETED)
 
 
@@ -63,9 +63,9 @@ def _store(context: SyncContext, clerk_id: str, page: Page) -> Pulled:
     if not users:
         raise unexpected("that user")
     change = user_change(users[0], page.observed_at)
-    if context.store.policy.follows_memberships:
+    if context.policy.follows_memberships:
         change = merge(change, memberships_now(context, clerk_id))
-    refused = context.store.write([change], page.observed_at)
+    refused = context.write([change], page.observed_at)
     if refused:
         raise ClerkRefused(refused[0].reason)
     return Pulled(PullOutcome.FOUND, user_drift.find(context.database, clerk_id))

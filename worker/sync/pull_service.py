@@ -18,13 +18,11 @@ from config import Settings
 from db.connection.engine import Database
 from db.connection.errors import DatabaseError
 from db.merge.change import CLERK_ID
-from db.merge.policy import Policy
 from worker.clerk.api import PERIOD_S, ClerkApi, ClerkApiError, ClerkUnavailable, rate_limit
 from worker.redis_client import fail_fast_redis
 from worker.sync.context import SyncContext
 from worker.sync.pull import Pulled, PullOutcome, pull
 from worker.sync.shared_rate_limit import NoTurn, SharedLimit
-from worker.sync.writer import ChangeWriter
 from worker.threads import in_background
 
 SHARE = 0.5  # of Clerk's rate limit; the application uses the same key
@@ -84,8 +82,7 @@ class PullService:
             read_timeout_s=API_TIMEOUT_S,
         )
         database = Database(settings, attempts=DATABASE_ATTEMPTS)
-        store = ChangeWriter(database, Policy.of(settings), api, patience_s=0)
-        self._context = SyncContext(settings, api, store)
+        self._context = SyncContext(settings, database, api, patience_s=0)
         self._at_once = settings.db_pool_size + settings.db_max_overflow
         self._places = threading.BoundedSemaphore(self._at_once)
 

@@ -135,7 +135,7 @@ class Reconcile:
         own = self._context.own(unlisted)
         elsewhere, unlisted = len(unlisted) - len(own), [it for it in unlisted if it in own]
         refusal = _listing_refusal(len(listed), found.invalid, counted, local)
-        members = self._member_drift() if self._context.store.policy.follows_memberships else None
+        members = self._member_drift() if self._context.policy.follows_memberships else None
         if members and refusal is None:
             refusal = members.first_look()
         ghost: dict[str, int] = {}
@@ -160,7 +160,7 @@ class Reconcile:
             refusal=refusal,
             memberships=members.report() if members else None,
             elsewhere=elsewhere,
-            leftovers=leftovers.find(self._context.database, self._context.store.policy),
+            leftovers=leftovers.find(self._context.database, self._context.policy),
         )
 
     def refresh(self, report: Report) -> Report:
@@ -197,10 +197,10 @@ class Reconcile:
     def _remove_leftovers(self, found: Leftovers) -> list[str]:
         """Remove the rows that the settings no longer keep; return the users whom the database refused."""
         if found.total:
-            leftovers.remove(self._context.database, self._context.store.policy)
+            leftovers.remove(self._context.database, self._context.policy)
         refused = []
         for chunk in chunks(found.users, ROWS_AT_A_TIME):  # an empty change applies the settings
-            refused += self._context.store.write([UserChange(clerk_id) for clerk_id in chunk], now_ms())
+            refused += self._context.write([UserChange(clerk_id) for clerk_id in chunk], now_ms())
         return [clerk_id for clerk_id, _ in refused]
 
     def _members_left(self, report: Report) -> set[str]:
@@ -287,7 +287,7 @@ class Reconcile:
     def _merge(self, page: Page) -> list[str]:
         """Merge the users of a page; return the ids of those who still differ."""
         changes = [user_change(user, page.observed_at) for user in page.users]
-        self._context.store.write(changes, page.observed_at)
+        self._context.write(changes, page.observed_at)
         return [change.clerk_id for change, _, differences in self._compared(page) if differences]
 
     def _delete_ghosts(self, ghosts: dict[str, int]) -> list[str]:
@@ -295,7 +295,7 @@ class Reconcile:
         refused = []
         for chunk in chunks(ghosts, ROWS_AT_A_TIME):
             tombstones = [UserChange(clerk_id, deleted_at=ghosts[clerk_id]) for clerk_id in chunk]
-            refused += self._context.store.write(tombstones, ghosts[chunk[0]])
+            refused += self._context.write(tombstones, ghosts[chunk[0]])
             log.info("gone in Clerk, deleted here", users=len(chunk))
         return [clerk_id for clerk_id, _ in refused]
 
@@ -304,7 +304,7 @@ class Reconcile:
         stored = user_drift.read(self._context.database, [change.clerk_id for change in changes])
         for change in changes:
             local = stored[change.clerk_id]
-            yield change, local, user_drift.compare(change, local, self._context.store.policy)
+            yield change, local, user_drift.compare(change, local, self._context.policy)
 
     def _living(self, clerk_ids: Iterable[str]) -> list[str]:
         """Return the users among those who have a row and no tombstone."""

@@ -125,20 +125,19 @@ class MemberDrift:
 
         Return the ids of users who still differ. Raises like `first_look`.
         """
-        store = self._context.store
         left: set[str] = set()
         for ended in chunks(report.ended, ROWS_AT_A_TIME):
-            left |= {clerk_id for clerk_id, _ in store.write(ended, now_ms())}
+            left |= {clerk_id for clerk_id, _ in self._context.write(ended, now_ms())}
         wanted = {*clerk_ids, *(change.clerk_id for change in report.ended)}
         for changes in self._confirmed(wanted, report.listed):
-            left |= {clerk_id for clerk_id, _ in store.write(changes, now_ms())}
+            left |= {clerk_id for clerk_id, _ in self._context.write(changes, now_ms())}
             left |= {shown.clerk_id for shown, _ in self._differences(changes)}
         for chunk in chunks(wanted, ROWS_AT_A_TIME):
             left |= set(self._wrong_organization(chunk))
         return sorted(left)
 
     def _wrong_organization(self, clerk_ids: Sequence[str]) -> list[str]:
-        value = self._context.store.policy.organization_value
+        value = self._context.policy.organization_value
         return membership_drift.wrong_organization(self._context.database, clerk_ids, value)
 
     def _look_here(self) -> None:
