@@ -14,12 +14,6 @@ from worker.shutdown import Stopped
 from worker.sync.backfill import Backfill, BackfillStats
 
 
-class Interrupted(Exception):
-    """The command was stopped; the message says where the next run resumes."""
-
-    retryable = True
-
-
 @click.command()
 @click.option("--since", type=TimeParam(), help=f"Only users updated since then: {WHEN}.")
 @click.option("--restart", is_flag=True, help="Start over instead of resuming an interrupted run.")
@@ -40,7 +34,7 @@ def backfill(since: datetime | None, restart: bool) -> None:
                     )
                 done = task.everything(restart=restart)
         except Stopped:
-            raise Interrupted(_after_stop(since, task.resumable())) from None
+            raise Stopped(_after_stop(since, task.resumable())) from None
     _show(done)
     sys.exit(1 if done.is_cut_short or done.refused else 0)
 
