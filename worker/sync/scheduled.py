@@ -30,7 +30,7 @@ from worker.sync import last_run
 from worker.sync.backfill import COUNTED, Backfill, BackfillStats, fingerprint
 from worker.sync.context import SyncContext, sync_context
 from worker.sync.lock import LOCK_S, ReconciliationLock
-from worker.sync.reconcile import SETTLE_S, Reconcile, Report
+from worker.sync.reconcile import SETTLE_S, Reconcile
 
 TASK = "incremental"
 LOOK_EVERY_S = 1.0
@@ -111,7 +111,8 @@ class ScheduledReconciliation:
         result: dict[str, Any] = {"error": None, "backfill": None, "drift": None}
         try:
             with sync_context(self._settings, self._database, lock.stopping) as context:
-                result["backfill"] = _numbers(self._fetch(context, lock))
+                done = self._fetch(context, lock)
+                result["backfill"] = {name: getattr(done, name) for name in COUNTED}
                 result["drift"] = _refreshed(Reconcile(context, settle_s=self._timing.settle_s))
         except (Stopped, LockError, RedisError):
             raise
@@ -156,17 +157,10 @@ def _refreshed(task: Reconcile) -> dict[str, Any]:
     """Merge the users who are missing or stale; return their number, and the report of what still differs."""
     found = task.report()
     left = found if found.refusal is not None else task.refresh(found)
-    return {**_sizes(left), "merged": found.differing - left.differing}
-
-
-def _numbers(done: BackfillStats) -> dict[str, int]:
-    return {name: getattr(done, name) for name in COUNTED}
-
-
-def _sizes(report: Report) -> dict[str, Any]:
     return {
-        "listed": report.listed,
-        "local": report.local,
-        **{name: len(getattr(report, name)) for name in last_run.KINDS},
-        "refusal": report.refusal,
+        "listed": left.listed,
+        "local": left.local,
+        **{name: len(getattr(left, name)) for name in last_run.KINDS},
+        "refusal": left.refusal,
+        "merged": found.differing - left.differing,
     }
