@@ -88,12 +88,11 @@ class SyncCursor(NamedTuple):
     def past(self, page: Page, refused: Iterable[RejectedUser]) -> "SyncCursor":
         """Return the cursor after a page that was read, some of whose users were refused."""
         updates = {user.id: user.updated_at or 0 for user in page.users}
-        untaken = [updates[clerk_id] for clerk_id, _ in refused if clerk_id in updates]
+        refused_at = [updates[clerk_id] for clerk_id, _ in refused if clerk_id in updates]
         if self.refused is not None:
-            untaken.append(self.refused)
-        return SyncCursor(
-            self.began_at, max([self.newest, *updates.values()]), min(untaken) if untaken else None
-        )
+            refused_at.append(self.refused)
+        newest = max([self.newest, *updates.values()])
+        return SyncCursor(self.began_at, newest, min(refused_at, default=None))
 
     @property
     def since(self) -> int:
@@ -222,8 +221,9 @@ class Backfill:
         changes = [user_change(user, page.observed_at) for user in page.users]
         kinds = self._kinds(changes)
         refused = self._context.write(changes, page.observed_at)
-        untaken = {clerk_id for clerk_id, _ in refused}
-        count = Counter(kind for clerk_id, kind in kinds.items() if clerk_id not in untaken)
+        for clerk_id, _ in refused:
+            kinds.pop(clerk_id, None)
+        count = Counter(kinds.values())
         done = _left_out("entry", step, refused)._replace(
             seen=len(page.entries),
             created=count["created"],

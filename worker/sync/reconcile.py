@@ -371,8 +371,8 @@ def _listing_refusal(listed: int, invalid: int, counted: int, local: int) -> str
     if listed + invalid < counted:
         return f"the listing was cut short: {listed + invalid} of {counted} users came. Try again later"
     if not listed and local:
-        away = "If they are gone indeed: clerk-sync pull ID, for each"
-        return f"Clerk lists no users, and {local} are here: check CLERK_SECRET_KEY. {away}"
+        override = "If they are gone indeed: clerk-sync pull ID, for each"
+        return f"Clerk lists no users, and {local} are here: check CLERK_SECRET_KEY. {override}"
     return None
 
 

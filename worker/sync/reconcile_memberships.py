@@ -62,13 +62,13 @@ class MemberDrift:
         self._unlisted: dict[str, list[Membership]] = {}
         self._suspects: set[str] = set()
         self._differing: set[str] = set()
-        self._misnamed: set[str] = set()
+        self._wrong_column: set[str] = set()
         self._ended: list[UserChange] = []
 
     @property
     def stale(self) -> set[str]:
         """The users whose memberships differ, or whose column `organization` does not match them."""
-        return self._differing | self._misnamed
+        return self._differing | self._wrong_column
 
     @property
     def is_doubtful(self) -> bool:
@@ -153,7 +153,7 @@ class MemberDrift:
         own = self._context.own(self._unlisted)
         self._unlisted = {clerk_id: them for clerk_id, them in self._unlisted.items() if clerk_id in own}
         for clerk_ids in user_drift.living_ids(self._context.database):
-            self._misnamed.update(self._wrong_organization(clerk_ids))
+            self._wrong_column.update(self._wrong_organization(clerk_ids))
 
     def _look_at(self, members: Members, unlisted: Sequence[Membership]) -> None:
         """Compare one user's own list; `unlisted` memberships that it lacks have ended."""
