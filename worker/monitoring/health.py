@@ -115,7 +115,10 @@ class Status:
 
 
 class MigrationsUrl:
-    """Whether DATABASE_URL_UNPOOLED leads to the tables of DATABASE_URL; if so, kept for RECHECK_S."""
+    """Checks whether DATABASE_URL_UNPOOLED leads to the tables of DATABASE_URL.
+
+    Each check opens a connection, so a positive result is kept for RECHECK_S.
+    """
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._database = database

@@ -17,8 +17,9 @@ QUIET_MINUTES = 2  # after so many minutes with only genuine deliveries, earlier
 class Recent(NamedTuple):
     """Deliveries of the last WINDOW_MINUTES: verified ones, refused ones by reason, other instances' ones.
 
-    `is_over`: only genuine deliveries arrived in the last QUIET_MINUTES. `since_genuine` are those refused
-    from the minute of the newest genuine one on, which arrived `genuine_age_s` ago (None: none arrived).
+    `is_over`: only genuine deliveries arrived in the last QUIET_MINUTES. `genuine_age_s`: how long ago the
+    newest genuine one arrived, None if none did. `since_genuine`: the refused ones since that minute, by
+    reason.
     """
 
     genuine: int
