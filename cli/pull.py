@@ -11,7 +11,6 @@ from worker.sync.pull import Pulled, PullOutcome
 from worker.sync.pull import pull as pull_user
 
 CLERKS_SHAPE = re.compile("user_[A-Za-z0-9_]+")
-FAILURES = (Pulled(PullOutcome.FOUND), Pulled(PullOutcome.ELSEWHERE))
 
 
 @click.command()
@@ -32,7 +31,7 @@ def pull(clerk_id: str, yes: bool) -> None:
     with context_from_environment() as context:
         pulled = pull_user(context, clerk_id, confirmed=True)
     click.echo(_sentence(clerk_id, pulled))
-    sys.exit(1 if pulled in FAILURES else 0)
+    sys.exit(0 if pulled.user is not None or pulled.outcome is PullOutcome.DELETED else 1)
 
 
 def _sentence(clerk_id: str, pulled: Pulled) -> str:
