@@ -79,13 +79,11 @@ BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
     (PermissionError, "a file that REDIS_URL or REDIS_SSL_CA_CERTS names may not be opened"),
     (OSError, "no route to where REDIS_URL leads: check the network"),
 )
-CERTIFICATE_EXPIRED = "Redis's certificate has expired: renew it"
 CERTIFICATE_OF_ANOTHER = "Redis's certificate is for another host name: write that one into REDIS_URL"
-X509_EXPIRED, X509_HOSTNAME, X509_IP = 10, 62, 64  # openssl's X509_V_ERR_…
-VERIFICATIONS = {
-    X509_EXPIRED: CERTIFICATE_EXPIRED,
-    X509_HOSTNAME: CERTIFICATE_OF_ANOTHER,
-    X509_IP: CERTIFICATE_OF_ANOTHER,
+VERIFICATIONS = {  # by openssl's X509_V_ERR_…
+    10: "Redis's certificate has expired: renew it",  # CERT_HAS_EXPIRED
+    62: CERTIFICATE_OF_ANOTHER,  # HOSTNAME_MISMATCH
+    64: CERTIFICATE_OF_ANOTHER,  # IP_ADDRESS_MISMATCH
 }
 
 COMMAND = re.compile(r"(?:run the|unknown command) [`'\"]([A-Za-z|]{2,40})")
