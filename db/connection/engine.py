@@ -40,7 +40,6 @@ class PoolState(NamedTuple):
     size: int
     in_use: int
     overflow: int
-    checkouts: int
     timeouts: int
     invalidated: int
 
@@ -70,7 +69,6 @@ class Database:
         )
         self._counts: Counter[str] = Counter()
         event.listen(self.engine, "connect", self._connected)
-        event.listen(self.engine, "checkout", self._checked_out)
         event.listen(self.engine, "invalidate", self._invalidated)
         self._renewing = Lock()
 
@@ -106,7 +104,6 @@ class Database:
             size=pool.size(),
             in_use=pool.checkedout(),
             overflow=max(0, pool.overflow()),
-            checkouts=self._counts["checkouts"],
             timeouts=self._counts["timeouts"],
             invalidated=self._counts["invalidated"],
         )
@@ -184,9 +181,6 @@ class Database:
         pool = cast("ReplaceablePool", self.engine.pool)
         if pool.overflow() > 0:
             log.info("pool overflows", size=pool.size(), overflow=pool.overflow())
-
-    def _checked_out(self, *_: object) -> None:
-        self._counts["checkouts"] += 1
 
     def _invalidated(self, *_: object) -> None:
         self._counts["invalidated"] += 1

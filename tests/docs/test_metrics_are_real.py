@@ -50,7 +50,7 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     )
     redis = worker_redis(settings)
     redis.sadd(WORKERS_KEY, f"{WORKER_PREFIX}one")
-    report = {"waiting_for": None, "pool": PoolState(5, 1, 0, 9, 0, 0)._asdict()}
+    report = {"waiting_for": None, "pool": PoolState(5, 1, 0, 0, 0)._asdict()}
     redis.hset(f"{WORKER_PREFIX}one", mapping={WORKER_REPORT: json.dumps(report), "state": "idle"})
     counts = Metrics()
     counts.set_last_applied(1.0)

@@ -22,6 +22,7 @@ from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
 from db.merge.incoming import Outcome
 from db.merge.policy import Policy
+from tests.support.checkouts import count_checkouts
 from tests.support.payloads import (
     NOW,
     Json,
@@ -349,11 +350,11 @@ def test_a_missing_table_fails_no_job_and_costs_two_transactions(
     damage: str, process: Process, connection: Admin, database: Database, sixty: list[TakenJob]
 ) -> None:
     connection.execute(damage.encode())
-    before = database.pool_state().checkouts
+    checkouts = count_checkouts(database)
     with pytest.raises(DatabaseUnavailable) as waits:
         process(sixty)
     assert waits.value.cause is Cause.TABLE_MISSING
-    assert database.pool_state().checkouts - before == 2
+    assert checkouts() == 2
 
 
 def test_a_slow_trigger_delays_its_delivery_alone(
