@@ -280,9 +280,9 @@ def _steps(
 def _assigned(competing: Sequence[CompetingClaim], holder_of: dict[str, str]) -> list[tuple[str, str]]:
     """Return the users outside the batch who get an address that was released."""
     return [
-        (claim.clerk_id, claim.address)
-        for claim in competing
-        if holder_of[claim.address] == claim.clerk_id and claim.current != claim.address
+        (rank.clerk_id, address)
+        for address, rank, current in competing
+        if holder_of[address] == rank.clerk_id and current != address
     ]
 
 

@@ -21,11 +21,6 @@ class CompetingClaim(NamedTuple):
     rank: ClaimRank
     current: str
 
-    @property
-    def clerk_id(self) -> str:
-        """The id of the user who claims the address."""
-        return self.rank.clerk_id
-
 
 def resolve(
     known: Iterable[UserChange], competing: Iterable[CompetingClaim], contested: frozenset[str]
