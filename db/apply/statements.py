@@ -202,11 +202,13 @@ def _are_gone(key: Any, ids: str) -> ColumnElement[bool]:
 
 SYNC_COLUMNS = _types(UserSync, SyncRow._fields)
 USER_COLUMNS = _types(User, UserRow._fields)
+# The columns of a UserRow, and of a ProfileRow with the profile as text.
+USER_ROW = [User.__table__.c[name] for name in UserRow._fields]
+PROFILE_ROW: list[Any] = [UserProfile.clerk_id, cast(UserProfile.profile, Text), UserProfile.updated_at]
 EVENT_COLUMNS = _types(WebhookEvent, ("svix_id", "type", "clerk_id", "event_at", "received_at", "outcome"))
 
 _ids, _changed, _addresses = _array("ids"), _array("changed"), _array("addresses")
 _any_id, _any_changed = any_(_ids), any_(_changed)
-_user_columns = [User.__table__.c[name] for name in USER_COLUMNS]
 _contested = union(
     select(_unnested(_addresses, "address")),
     select(UserSync.claimed_email).where(UserSync.clerk_id == _any_id, UserSync.claimed_email.is_not(None)),
@@ -235,7 +237,7 @@ LOCK_ADDRESSES = select(
 ).select_from(_keys)
 
 # Return the rows of the users in `ids`.
-READ_USERS = select(*_user_columns).where(User.clerk_id == _any_id)
+READ_USERS = select(*USER_ROW).where(User.clerk_id == _any_id)
 
 # Return each contested address, then the greatest claim on it by a user who has a row and is not in
 # `all_ids`, then the row that holds it now, with whether its claim is missing; NULLs where there is none.
@@ -261,7 +263,7 @@ _claim = (
     .lateral("claim")
 )
 _holder = (
-    select(*_user_columns, UserSync.claim_updated_at.is_(None).label("is_unclaimed"))
+    select(*USER_ROW, UserSync.claim_updated_at.is_(None).label("is_unclaimed"))
     .outerjoin(UserSync, UserSync.clerk_id == User.clerk_id)
     .where(User.email == _wanted.c.address)
     .limit(1)
@@ -323,10 +325,8 @@ READ_MEMBERSHIPS = (
     .order_by(MembershipSync.id.collate("C"))
 )
 
-# Return the rows of `user_profiles` of the users in `ids`, the profile as text.
-READ_PROFILES = select(UserProfile.clerk_id, cast(UserProfile.profile, Text), UserProfile.updated_at).where(
-    UserProfile.clerk_id == _any_id
-)
+# Return the rows of `user_profiles` of the users in `ids`.
+READ_PROFILES = select(*PROFILE_ROW).where(UserProfile.clerk_id == _any_id)
 
 WRITE_PROFILES = _insert_or_replace(UserProfile.__table__)
 WRITE_ORGANIZATIONS = _insert_or_replace(OrganizationSync.__table__)

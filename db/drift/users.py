@@ -5,9 +5,10 @@ from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
-from sqlalchemy import ARRAY, String, Text, bindparam, cast, exists, func, select
+from sqlalchemy import ARRAY, String, bindparam, cast, exists, func, select
 
 from db.apply.profiles import stored_profile
+from db.apply.statements import PROFILE_ROW, USER_ROW
 from db.connection.engine import Database
 from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange, placeholder_address
@@ -23,12 +24,7 @@ _living = select(User.clerk_id).where(~HAS_TOMBSTONE)
 _ids = func.unnest(bindparam("ids", type_=ARRAY(String())))
 _wanted = _ids.table_valued("clerk_id").render_derived()
 # The rows of each of `ids` in `user_sync`, `users` and `user_profiles`, or nulls.
-_all_rows = select(
-    _wanted.c.clerk_id,
-    *UserSync.__table__.columns,
-    *(User.__table__.c[name] for name in UserRow._fields),
-    *(UserProfile.clerk_id, cast(UserProfile.profile, Text), UserProfile.updated_at),
-).select_from(
+_all_rows = select(_wanted.c.clerk_id, *UserSync.__table__.columns, *USER_ROW, *PROFILE_ROW).select_from(
     _wanted.outerjoin(UserSync, UserSync.clerk_id == _wanted.c.clerk_id)
     .outerjoin(User, User.clerk_id == _wanted.c.clerk_id)
     .outerjoin(UserProfile, UserProfile.clerk_id == _wanted.c.clerk_id)
@@ -121,8 +117,9 @@ def some_ids(database: Database, count: int) -> list[str]:
 
 def find(database: Database, clerk_id: str) -> dict[str, Any] | None:
     """Return the row of a user, by column; None if there is none, or the user was deleted."""
-    columns = (cast(User.id, String).label("id"), *(User.__table__.c[name] for name in UserRow._fields))
-    query = select(*columns).where(User.clerk_id == clerk_id, ~HAS_TOMBSTONE)
+    query = select(cast(User.id, String).label("id"), *USER_ROW).where(
+        User.clerk_id == clerk_id, ~HAS_TOMBSTONE
+    )
     row = database.run(lambda connection: connection.execute(query).mappings().one_or_none())
     return None if row is None else dict(row)
 
