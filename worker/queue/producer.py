@@ -20,6 +20,7 @@ from worker.redis_client import FAIL_FAST_TIMEOUT_S, QueueUnavailable, delivery_
 
 LAST_RECEIVED_KEY = "clerk-sync:last-received"
 WATCHING_SINCE_KEY = "clerk-sync:watching-since"
+COMMON_KEYS = (rq.QUEUE_KEY, rq.QUEUES_KEY, rq.FAILED_KEY, rq.CANCELED_KEY, LAST_RECEIVED_KEY)
 QUEUE_FULL = -1
 
 
@@ -61,14 +62,7 @@ class DeliveryQueue:
         Raises QueueUnavailable if Redis cannot be reached, is too slow, or refuses writes (full, read-only),
         and if the queue is full (MAX_QUEUE_DEPTH).
         """
-        keys = (
-            rq.JOB_PREFIX + delivery.svix_id,
-            rq.QUEUE_KEY,
-            rq.QUEUES_KEY,
-            rq.FAILED_KEY,
-            rq.CANCELED_KEY,
-            LAST_RECEIVED_KEY,
-        )
+        keys = (rq.JOB_PREFIX + delivery.svix_id, *COMMON_KEYS)
         own = rq.own_fields(delivery.body, delivery.description, delivery.received_at)
         arguments = (delivery.svix_id, delivery.received_at, self._max_depth, *own)
         try:
