@@ -67,7 +67,7 @@ def put_job(redis: Redis, id_: str | bytes, data: bytes, **fields: Any) -> None:
 
 def beat(redis: Redis, worker: str = "beating") -> Beat:
     """Do what a worker of that name does at intervals."""
-    return Heartbeat(redis, worker, [worker]).beat()
+    return Heartbeat(redis, worker, [worker]).beat({})
 
 
 class RqView:

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -167,7 +166,7 @@ class ReservedJobs:
         keys = [rq.QUEUE_KEY, self._reserved_key, CONSUMERS_KEY]
         keys += [rq.STARTED_KEY, rq.SUSPENDED_KEY, rq.FINISHED_KEY]
         prefixes = (rq.JOB_PREFIX, rq.RESULT_PREFIX)
-        args = [self.worker, limit, MAX_BATCH_BYTES, _now(), *prefixes, self.consumer_id]
+        args = [self.worker, limit, MAX_BATCH_BYTES, rq.now(), *prefixes, self.consumer_id]
         _send(pipeline, self._take, keys, args)
 
     def _send_finished(self, pipeline: Any, done: Sequence[Finished]) -> None:
@@ -175,7 +174,8 @@ class ReservedJobs:
             return
         keys = [self._reserved_key, rq.STARTED_KEY, rq.FINISHED_KEY, self._worker_key]
         ids = (item.job.id for item in done)
-        _send(pipeline, self._finish, keys, [self.consumer_id, _now(), rq.RESULT_TTL_S, rq.JOB_PREFIX, *ids])
+        args = [self.consumer_id, rq.now(), rq.RESULT_TTL_S, rq.JOB_PREFIX, *ids]
+        _send(pipeline, self._finish, keys, args)
 
     def _send_failed(self, pipeline: Any, failed: Failed) -> None:
         job = failed.job
@@ -187,7 +187,7 @@ class ReservedJobs:
         keys = [self._reserved_key, rq.STARTED_KEY, registry, self._worker_key]
         keys += [rq.RESULT_PREFIX + job.id, rq.JOB_PREFIX + job.id]
         meta = _dumped(failure_meta(job.meta, failed.reason), failure_meta({}, failed.reason))
-        args = [job.id, self.worker, self.consumer_id, _now(), rq.FAILURE_TTL_S, retry_in_s, meta]
+        args = [job.id, self.worker, self.consumer_id, rq.now(), rq.FAILURE_TTL_S, retry_in_s, meta]
         _send(pipeline, self._fail, keys, [*args, exc_info, exc_string])
 
     def _send_deferred(self, pipeline: Any, deferred: Deferred) -> None:
@@ -207,7 +207,7 @@ def _dumped(meta: dict[str, Any], otherwise: dict[str, Any]) -> str:
 
 def failure_meta(meta: dict[str, Any], reason: str) -> dict[str, Any]:
     """Return a job's `meta` after one more failure: reason, attempts, first and last failure."""
-    now = _now()
+    now = rq.now()
     attempts = meta.get("attempts")
     return {
         **{key: value for key, value in meta.items() if key != lock_waits.WAITED},
@@ -240,7 +240,3 @@ def _intervals(text: bytes) -> tuple[int, ...]:
     # Nearly every job has the same: parsed once, not once a job.
     found = rq.read_json(text, list)
     return tuple(item for item in found if isinstance(item, int) and 0 <= item <= rq.FAILURE_TTL_S)
-
-
-def _now() -> str:
-    return rq.timestamp(datetime.now(UTC))

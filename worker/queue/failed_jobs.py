@@ -160,7 +160,7 @@ class FailedJobs:
 
         A job whose list or registry was lost is queued again too.
         """
-        now, intervals = rq.timestamp(datetime.now(UTC)), json.dumps(rq.RETRY_INTERVALS_S)
+        now, intervals = rq.now(), json.dumps(rq.RETRY_INTERVALS_S)
 
         def send(pipeline: Any, id_: str) -> object:
             keys = [rq.JOB_PREFIX + id_, rq.FAILED_KEY, rq.QUEUE_KEY, rq.QUEUES_KEY, rq.INTERMEDIATE_KEY]

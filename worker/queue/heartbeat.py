@@ -1,8 +1,6 @@
 """A worker's heartbeat: one script that also releases the jobs of dead workers and queues due retries."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import NamedTuple
 
 from redis import Redis
@@ -39,11 +37,10 @@ class Heartbeat:
         own = (rq.QUEUES_KEY, rq.SCHEDULER_LOCK_KEY, rq.WORKER_PREFIX + worker)
         self._keys = (CONSUMERS_KEY, rq.QUEUE_KEY, rq.STARTED_KEY, rq.SCHEDULED_KEY, *own)
 
-    def beat(self, fields: Mapping[str, str] = MappingProxyType({})) -> Beat:
+    def beat(self, fields: Mapping[str, str]) -> Beat:
         """Run the script once, and write `fields` into the worker's hash. Raises redis.RedisError."""
         pairs = [part for field in fields.items() for part in field]
-        now = rq.timestamp(datetime.now(UTC))
         args: list[str | int] = [DEAD_AFTER_S, FORGET_AFTER_S, rq.JOB_PREFIX, RESERVED_PREFIX]
-        args += [RETRIED_AT_ONCE, now, WORKER_HASH_TTL_S, len(self._consumer_ids), *self._consumer_ids]
+        args += [RETRIED_AT_ONCE, rq.now(), WORKER_HASH_TTL_S, len(self._consumer_ids), *self._consumer_ids]
         released, retried, is_known, wait_s = self._script(self._keys, [*args, *pairs])
         return Beat(released, retried, bool(is_known), wait_s)

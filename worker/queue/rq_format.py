@@ -72,6 +72,11 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def now() -> str:
+    """Return the current time in RQ's format."""
+    return timestamp(datetime.now(UTC))
+
+
 def parse_timestamp(text: str) -> datetime:
     """Parse a time in RQ's format, with or without fractions of a second. Raises ValueError."""
     try:
