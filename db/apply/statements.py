@@ -297,22 +297,22 @@ LOCK_USERS_AND_MEMBERS = _in_order.where(User.clerk_id.in_(_ids_and_members))
 # Lock the organizations in `changed`; share the lock of those that the users in `ids` are members of.
 _incoming = _unnested(_changed, "id")
 _both = union_all(
-    select(_incoming.c.id, true().label("alone")),
+    select(_incoming.c.id, true().label("is_exclusive")),
     select(MembershipSync.organization_id, false()).where(
         MembershipSync.clerk_id == _any_id, MembershipSync.ended_at.is_(None)
     ),
 ).subquery()
 _organizations = (
-    select(func.hashtext(_both.c.id).label("key"), func.bool_or(_both.c.alone).label("alone"))
+    select(func.hashtext(_both.c.id).label("key"), func.bool_or(_both.c.is_exclusive).label("is_exclusive"))
     .group_by("key")
     .order_by("key")
     .offset(0)
     .subquery()
 )
 _lock = (cast(literal(ORGANIZATION_LOCK), Integer), _organizations.c.key)
-_alone, _shared = func.pg_advisory_xact_lock(*_lock), func.pg_advisory_xact_lock_shared(*_lock)
+_exclusive, _shared = func.pg_advisory_xact_lock(*_lock), func.pg_advisory_xact_lock_shared(*_lock)
 LOCK_ORGANIZATIONS = select(
-    func.count(case((_organizations.c.alone, cast(_alone, Text)), else_=cast(_shared, Text)))
+    func.count(case((_organizations.c.is_exclusive, cast(_exclusive, Text)), else_=cast(_shared, Text)))
 ).select_from(_organizations)
 
 # Return the stored organizations in `ids`.

@@ -92,24 +92,24 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
     Raises DatabaseUnavailable or ChangeRefused.
     """
     batch = [incoming.of_instance(policy.instance_id) for incoming in batch]
-    joined: frozenset[str] = frozenset()
-    are_free = False
+    added: frozenset[str] = frozenset()
+    has_freed = False
     while batch:
         try:
-            return database.run_pipeline(partial(_apply, batch=batch, joined=joined, policy=policy))
+            return database.run_pipeline(partial(_apply, batch=batch, added=added, policy=policy))
         except UnrecordedClaims as found:
-            joined |= found.clerk_ids
+            added |= found.clerk_ids
         except ChangeRefused as refused:
-            if are_free or refused.constraint != EMAIL_INDEX or not placeholders.free(database):
+            if has_freed or refused.constraint != EMAIL_INDEX or not placeholders.free(database):
                 raise
-            are_free = True
+            has_freed = True
     return []
 
 
 def _apply(
-    pipeline: Pipeline, batch: Sequence[ReceivedChange], joined: frozenset[str], policy: Policy
+    pipeline: Pipeline, batch: Sequence[ReceivedChange], added: frozenset[str], policy: Policy
 ) -> list[Outcome]:
-    stored = _lock_and_read(pipeline, batch, joined, policy)
+    stored = _lock_and_read(pipeline, batch, added, policy)
     before = {clerk_id: stored.change(clerk_id, policy) for clerk_id in stored.sync}
     known, outcomes = apply_batch(before, batch, policy)
     writes = _decide(known, stored, policy)
@@ -140,10 +140,10 @@ def _apply(
 
 
 def _lock_and_read(
-    pipeline: Pipeline, batch: Sequence[ReceivedChange], joined: frozenset[str], policy: Policy
+    pipeline: Pipeline, batch: Sequence[ReceivedChange], added: frozenset[str], policy: Policy
 ) -> StoredState:
     changes = [incoming.change for incoming in batch if isinstance(incoming.change, UserChange)]
-    ids = sorted({*joined, *(change.clerk_id for change in changes)})
+    ids = sorted({*added, *(change.clerk_id for change in changes)})
     moving = [change for change in changes if _concerns_address(change)]
     concerned = sorted({change.clerk_id for change in moving})
     addresses = sorted({change.email.address for change in moving if change.email and change.email.address})

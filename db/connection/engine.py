@@ -55,7 +55,7 @@ class Database:
         attempts: int = ATTEMPTS,
         answer_limit_s: float = ANSWER_LIMIT_S,
     ) -> None:
-        # A migration may take its time.
+        # A migration has no time limit.
         self.engine = _engine(settings, unpooled, answer_limit_s=None if unpooled else answer_limit_s)
         self.encoding = UTF8
         self._variable = variable(settings, unpooled=unpooled)

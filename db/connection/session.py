@@ -43,7 +43,7 @@ LIMITS = {
     "idle_in_transaction_session_timeout": "30s",
     "transaction_timeout": "0",
 }
-NO_LIMITS = dict.fromkeys(LIMITS, "0")  # a migration may take its time
+NO_LIMITS = dict.fromkeys(LIMITS, "0")  # for migrations
 TRANSACTION_TIMEOUT_SINCE = 170_000  # https://www.postgresql.org/docs/17/release-17.html
 
 
