@@ -61,18 +61,18 @@ def create_app(settings: Settings, counts: Metrics | None = None) -> Flask:
         app.register_blueprint(pull.blueprint(service, settings.pull_token.get_secret_value()))
     if settings.console_password:
         app.register_blueprint(console.blueprint(settings, settings.console_password, status))
-    app.register_error_handler(HTTPException, _say_in_json)
-    app.register_error_handler(Exception, _ask_to_come_again)
+    app.register_error_handler(HTTPException, _as_json)
+    app.register_error_handler(Exception, _not_now)
     return app
 
 
-def _say_in_json(error: HTTPException) -> Response:
+def _as_json(error: HTTPException) -> Response:
     response = error.get_response()
     response.content_type = "application/json"
     response.set_data(json.dumps({"error": error.name}))
     return response
 
 
-def _ask_to_come_again(error: Exception) -> ResponseReturnValue:
+def _not_now(error: Exception) -> ResponseReturnValue:
     _log.error("unexpected error", error=log.fault(error))
     return {"error": "not now"}, 503, {"Retry-After": str(webhook.RETRY_AFTER_S)}

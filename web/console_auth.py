@@ -35,12 +35,12 @@ class ConsoleAuth:
         """Return the answer to a request that is refused; None if it is admitted."""
         given = request.authorization
         if given is None or given.type != "basic" or given.password is None:
-            return _ask()
+            return _unauthorized()
         if not self._throttle.may_try(request.remote_addr):
             headers = {"Retry-After": str(WINDOW_S)}
             return Response("Too many attempts.\n", 429, headers, mimetype="text/plain")
         if not hmac.compare_digest(_digest(given.password), self._password):
-            return _ask()
+            return _unauthorized()
         self._throttle.succeeded(request.remote_addr)
         return None
 
@@ -57,7 +57,7 @@ class ConsoleAuth:
         return True
 
 
-def _ask() -> Response:
+def _unauthorized() -> Response:
     challenge = {"WWW-Authenticate": 'Basic realm="clerk-sync", charset="UTF-8"'}
     return Response("A password is required.\n", 401, challenge, mimetype="text/plain")
 

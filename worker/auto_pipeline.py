@@ -219,7 +219,8 @@ def _exchange(connection: Any, together: "Sequence[Asked]") -> None:
 
 def _too_many_clients(error: RedisConnectionError) -> bool:
     # Redis sends this error and closes the connection; the close may be noticed before the error.
-    return "max number of clients" in str(error) or "losed by server" in str(error) or "reset" in str(error)
+    text = str(error).lower()
+    return any(words in text for words in ("max number of clients", "closed by server", "reset"))
 
 
 def _is_read_only(error: BaseException) -> bool:

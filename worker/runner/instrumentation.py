@@ -41,22 +41,20 @@ class BatchInstrumentation:
         if not outcomes:
             return
         facts = {"of": len(batch), "ms": round(seconds * 1000, 1)}
-        ids: list[dict[str, Any]] = [
+        events: list[dict[str, Any]] = [
             {"svix_id": i.svix_id, "type": i.type, "clerk_id": i.subject, "outcome": outcome.value}
             for i, outcome in zip(batch, outcomes, strict=True)
         ]
-        for events in chunks(ids, EVENTS_A_LINE):
-            sums = Counter(event["outcome"] for event in events)
-            log.info("batch", jobs=len(events), **facts, **sums, events=events)
+        for part in chunks(events, EVENTS_A_LINE):
+            sums = Counter(event["outcome"] for event in part)
+            log.info("batch", jobs=len(part), **facts, **sums, events=part)
         for (type_, outcome), count in Counter(zip((i.type for i in batch), outcomes, strict=True)).items():
             self._metrics.count(m.EVENTS, type_, outcome.value, by=count)
         now = now_ms()
         self._metrics.set_last_applied(now / 1000)
-        first = [i for i in batch if not i.is_repeated]
-        self._metrics.observe(m.DELIVERY_LAG, *(_lag_s(now, i.received_at) for i in first))
-        self._metrics.observe(
-            m.EVENT_LAG, *(_lag_s(now, i.event_at) for i in first if i.event_at is not None)
-        )
+        new = [i for i in batch if not i.is_repeated]
+        self._metrics.observe(m.DELIVERY_LAG, *(_lag_s(now, i.received_at) for i in new))
+        self._metrics.observe(m.EVENT_LAG, *(_lag_s(now, i.event_at) for i in new if i.event_at is not None))
 
     def failed(self, failed: Failed) -> None:
         """Log and count a failed job."""

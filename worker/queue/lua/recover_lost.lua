@@ -25,7 +25,7 @@
 
 local queue, intermediate, started, scheduled, failed, consumers = unpack(KEYS, 1, 6)
 local job_prefix, reserved_prefix, name, now, settled = unpack(ARGV, 1, 5)
-local looks = 1000000 / (redis.call('LLEN', queue) + 1000)
+local searches_left = 1000000 / (redis.call('LLEN', queue) + 1000)
 
 local function oldest()
   local id = redis.call('LINDEX', queue, 0)
@@ -37,8 +37,8 @@ local function is_lost(id, status, since, queued_before)
   if status == 'scheduled' then
     return not redis.call('ZSCORE', scheduled, id)
   elseif (status == 'queued' and since <= queued_before) or status == 'started' then
-    looks = looks - 1
-    return looks > 0 and since < settled
+    searches_left = searches_left - 1
+    return searches_left > 0 and since < settled
       and is_in_no_list(id, queue, intermediate, started, consumers, reserved_prefix)
   end
 end
