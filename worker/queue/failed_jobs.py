@@ -153,7 +153,7 @@ class FailedJobs:
         body = None
         with suppress(rq.ForeignJobError):
             body = rq.decode_call(record.data)
-        return Details(_failed_job(record), _traceback(record), body, record.raised)
+        return Details(_failed_job(record), _traceback(record), body, record.traceback)
 
     def replay(self, ids: Iterable[str]) -> Iterator[tuple[str, ReplayResult]]:
         """Queue jobs again with all their retries, and yield the result of each.
@@ -221,14 +221,14 @@ def _explained() -> Iterator[None]:
 
 
 class _Record(NamedTuple):
-    """The stored fields of one job: `raised` is the traceback of its last failure, at `failed_at`."""
+    """The stored fields of one job: `traceback` is that of its last failure, at `failed_at`."""
 
     id: str
     data: bytes
     description: bytes | None
     meta: dict[str, Any]
     attempts: int
-    raised: str
+    traceback: str
     failed_at: str | None
 
 
@@ -238,16 +238,16 @@ def _record(
     data, description, meta, retries_left, intervals = fields
     if data is None:
         return None
-    raised, failed_at = "", None
+    traceback, failed_at = "", None
     if results and not isinstance(results, ResponseError):  # a stream, whose ids begin with the time in ms
         at, entry = results[0]
-        raised = _inflated(entry.get(b"exc_string", b""))
+        traceback = _inflated(entry.get(b"exc_string", b""))
         with suppress(OverflowError):
             failed_at = rq.timestamp(to_datetime(int(at.partition(b"-")[0])))
     # how often RQ has tried, judging by the retries that are left
     attempts = len(rq.read_json(intervals or b"", list)) - rq.read_count(retries_left or b"") + 1
     return _Record(
-        id_, data, description, rq.read_json(meta or b"", dict), max(1, attempts), raised, failed_at
+        id_, data, description, rq.read_json(meta or b"", dict), max(1, attempts), traceback, failed_at
     )
 
 
@@ -259,7 +259,7 @@ def _failed_job(record: _Record) -> FailedJob:
     attempts = attempts if isinstance(attempts, int) else 0
     reason = _own_reason(record)
     if reason is None:
-        reason = f"{_error_class(record.raised)}: failed by another RQ worker, whose message is not shown"
+        reason = f"{_error_class(record.traceback)}: failed by another RQ worker, whose message is not shown"
         attempts = max(record.attempts, attempts + 1)
         first, last = first or record.failed_at, record.failed_at
     return FailedJob(record.id, type_, clerk_id, reason, max(attempts, 1), first, last)
@@ -268,19 +268,19 @@ def _failed_job(record: _Record) -> FailedJob:
 def _own_reason(record: _Record) -> str | None:
     """Return the reason that `clerk-sync worker` stored, unless another worker has failed the job since."""
     reason = record.meta.get("reason")
-    return reason if isinstance(reason, str) and reason and record.raised.endswith(reason) else None
+    return reason if isinstance(reason, str) and reason and record.traceback.endswith(reason) else None
 
 
 def _traceback(record: _Record) -> str:
     if _own_reason(record) is not None:
-        return record.raised
-    kept = [line for line in record.raised.splitlines() if FRAME.match(line) or line in (CAUSE, CONTEXT)]
-    return "\n".join([*kept, _error_class(record.raised)])
+        return record.traceback
+    kept = [line for line in record.traceback.splitlines() if FRAME.match(line) or line in (CAUSE, CONTEXT)]
+    return "\n".join([*kept, _error_class(record.traceback)])
 
 
-def _error_class(raised: str) -> str:
+def _error_class(traceback: str) -> str:
     """Return the class of the error in a traceback that another RQ worker stored."""
-    lines = raised.splitlines()
+    lines = traceback.splitlines()
     frames = [i for i, line in enumerate(lines) if FRAME.match(line)]
     if not frames:
         known = ABANDONED.match(lines[0]) if lines else None
