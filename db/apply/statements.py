@@ -11,10 +11,8 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
-    BindParameter,
     ColumnElement,
     Executable,
-    Integer,
     String,
     Subquery,
     Text,
@@ -28,7 +26,6 @@ from sqlalchemy import (
     false,
     func,
     insert,
-    literal,
     literal_column,
     not_,
     select,
@@ -104,7 +101,7 @@ def _types(model: Any, names: Iterable[str]) -> dict[str, TypeEngine[Any]]:
     return {name: type(type_)() if isinstance(type_, String) else type_ for name, type_ in types.items()}
 
 
-def _array(name: str) -> BindParameter[Sequence[str]]:
+def _array(name: str) -> ColumnElement[Sequence[str]]:
     return bindparam(name, type_=ARRAY(String()))
 
 
@@ -177,7 +174,7 @@ def _require(*conditions: ColumnElement[bool]) -> Executable:
     A trigger, rule or policy of the application can suppress a write without an error. The row counts that
     PostgreSQL returns do not help: in a pipeline the client reads them only after the commit.
     """
-    return select(literal(1)).limit(case((and_(*conditions), 1), else_=-1))
+    return select(true()).limit(case((and_(*conditions), 1), else_=-1))
 
 
 def _are_there(key: Any, ids: str, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -232,9 +229,7 @@ LOCK_SYNC_ROWS = (
 # other's row. The locks end with the transaction.
 _address = _contested.subquery().c.address
 _keys = select(func.hashtext(_address).label("key")).distinct().order_by("key").offset(0).subquery()
-LOCK_ADDRESSES = select(
-    func.count(func.pg_advisory_xact_lock(cast(literal(ADDRESS_LOCK), Integer), _keys.c.key))
-).select_from(_keys)
+LOCK_ADDRESSES = select(func.count(func.pg_advisory_xact_lock(ADDRESS_LOCK, _keys.c.key))).select_from(_keys)
 
 # Return the rows of the users in `ids`.
 READ_USERS = select(*USER_ROW).where(User.clerk_id == _any_id)
@@ -309,7 +304,7 @@ _organizations = (
     .offset(0)
     .subquery()
 )
-_lock = (cast(literal(ORGANIZATION_LOCK), Integer), _organizations.c.key)
+_lock = (ORGANIZATION_LOCK, _organizations.c.key)
 _exclusive, _shared = func.pg_advisory_xact_lock(*_lock), func.pg_advisory_xact_lock_shared(*_lock)
 LOCK_ORGANIZATIONS = select(
     func.count(case((_organizations.c.is_exclusive, cast(_exclusive, Text)), else_=cast(_shared, Text)))
