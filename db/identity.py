@@ -3,7 +3,7 @@
 import secrets
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Connection, cast, func, literal, select
+from sqlalchemy import BigInteger, Connection, func, literal, select
 
 from db.connection.engine import Database, schema_of
 from db.models import TIMESTAMPTZ, UserSync
@@ -24,7 +24,7 @@ def leads_to_same_tables(database: Database, other: Database) -> bool:
     database. This works through a pooler and needs no rights. Names and ids would not do: a copy of a
     database, such as a branch of Neon, has the same ones.
     """
-    key = cast(literal(secrets.randbits(KEY_BITS)), BigInteger)
+    key = literal(secrets.randbits(KEY_BITS), BigInteger)
 
     def held(connection: Connection) -> bool:
         table = _table(connection)
