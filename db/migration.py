@@ -42,7 +42,7 @@ def _migrate(database: Database, move: Callable[[Config, str], None], revision: 
     try:
         database.run(lambda connection: move(_config(connection), revision))
     except CommandError as error:
-        raise _no_way(database, str(error)) from None
+        raise _impossible(database, str(error)) from None
     except DatabaseUnavailable as error:
         if error.state != DEPENDENT_OBJECTS:
             raise
@@ -62,10 +62,10 @@ def steps_down(database: Database, revision: str) -> list[str]:
         steps = script.iterate_revisions(found, revision, select_for_downgrade=True)
         return [f"{step.revision}  {step.doc}" for step in steps]
     except RevisionError:
-        raise _no_way(database, f"no migration leads from {found or 'base'} down to {revision}") from None
+        raise _impossible(database, f"no migration leads from {found or 'base'} down to {revision}") from None
 
 
-def _no_way(database: Database, reason: str) -> MigrationError:
+def _impossible(database: Database, reason: str) -> MigrationError:
     """Return the error of a migration that is impossible: a newer version made the schema, else `reason`."""
     found = state(database)
     return MigrationError(str(found.trouble) if found is SchemaState.NEWER else reason)
