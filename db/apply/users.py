@@ -289,16 +289,9 @@ def _assigned(competing: Sequence[CompetingClaim], holder_of: dict[str, str]) ->
 def _record(pipeline: Pipeline, batch: Sequence[ReceivedChange], outcomes: Sequence[Outcome]) -> None:
     """Send the ledger's rows, one for each delivery, and the instances; what is there keeps its row."""
     rows = [
-        (
-            incoming.svix_id,
-            incoming.type,
-            incoming.subject,
-            maybe_datetime(incoming.event_at),
-            to_datetime(incoming.received_at),
-            outcome.value,
-        )
-        for incoming, outcome in zip(batch, outcomes, strict=True)
-        if incoming.svix_id is not None
+        (i.svix_id, i.type, i.subject, maybe_datetime(i.event_at), to_datetime(i.received_at), outcome.value)
+        for i, outcome in zip(batch, outcomes, strict=True)
+        if i.svix_id is not None
     ]
     pipeline.send_rows(statements.RECORD_EVENTS, rows)
     instances = sorted({incoming.instance_id for incoming in batch if incoming.instance_id is not None})
