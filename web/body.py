@@ -59,8 +59,9 @@ class BodyReader:
                 yield _read(environ, length)
 
     def _body_of_any_length(self, environ: WSGIEnvironment) -> Iterator[bytes]:
-        beginning = _receive(environ, min(ORDINARY_BYTES, self._max_bytes) + 1)
-        if len(beginning) <= min(ORDINARY_BYTES, self._max_bytes):
+        ordinary = min(ORDINARY_BYTES, self._max_bytes)
+        beginning = _receive(environ, ordinary + 1)
+        if len(beginning) <= ordinary:
             yield beginning
             return
         with self._room_for(self._max_bytes):

@@ -19,7 +19,7 @@ from flask.typing import ResponseReturnValue
 from db.merge.change import CLERK_ID
 from worker.sync.pull_service import PullService, PullStatus
 
-STATUS = {PullStatus.FOUND: 200, PullStatus.ABSENT: 404, PullStatus.BUSY: 429, PullStatus.UNAVAILABLE: 503}
+STATUS = {PullStatus.ABSENT: 404, PullStatus.BUSY: 429, PullStatus.UNAVAILABLE: 503}
 RETRY_AFTER_S = 2  # unless Clerk asks for a longer wait
 
 _log = structlog.get_logger("web.pull")
@@ -38,12 +38,8 @@ def blueprint(service: PullService, token: str) -> Blueprint:
             return {"error": "not a Clerk user id"}, 400
         began = time.perf_counter()
         answer = service.pull(clerk_id)
-        _log.info(
-            "pull",
-            clerk_id=clerk_id,
-            status=answer.status.value,
-            ms=round((time.perf_counter() - began) * 1000, 1),
-        )
+        ms = round((time.perf_counter() - began) * 1000, 1)
+        _log.info("pull", clerk_id=clerk_id, status=answer.status.value, ms=ms)
         if answer.user is not None:
             return answer.user
         status = STATUS[answer.status]

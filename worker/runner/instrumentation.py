@@ -60,14 +60,8 @@ class BatchInstrumentation:
         """Log and count a failed job."""
         type_, clerk_id = _subject(failed.job)
         self._metrics.count(m.RETRIES if failed.has_retry else m.FAILURES, type_)
-        log.error(
-            "job failed",
-            svix_id=failed.job.id,
-            type=type_,
-            clerk_id=clerk_id,
-            reason=failed.reason,
-            is_tried_again=failed.has_retry,
-        )
+        facts = {"svix_id": failed.job.id, "type": type_, "clerk_id": clerk_id, "reason": failed.reason}
+        log.error("job failed", **facts, is_tried_again=failed.has_retry)
 
     def deferred(self, deferred: Deferred) -> None:
         """Log that a job waits for a lock, only the first time."""
