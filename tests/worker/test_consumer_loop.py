@@ -14,12 +14,12 @@ import config
 from cli.dev.servers import RedisServer, free_port
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
-from tests.support.payloads import Json, user, user_event
-from tests.support.queue import RqView, delivery
+from tests.support.payloads import user, user_event
+from tests.support.queue import RqView, enqueue
+from tests.support.reserved_jobs import fill
 from tests.support.settings import MakeSettings
 from tests.support.waiting import wait_until
 from worker.queue.consumer import MAX_BATCH_BYTES, Finished, ReservedJobs, Settled, TakenJob
-from worker.queue.producer import DeliveryQueue
 from worker.queue.rq_format import SUSPENDED_KEY
 from worker.redis_client import worker_redis
 from worker.runner import consumer_loop
@@ -31,8 +31,9 @@ BATCH = 2
 
 
 class Helper(NamedTuple):
-    """A helper in a thread, and what steers it."""
+    """A consumer in a thread, and what steers it."""
 
+    consumer: ConsumerThread
     backlog: threading.Event
     stopping: StopSignal
     thread: threading.Thread
@@ -55,18 +56,21 @@ def helping(
     settings: config.Settings,
     redis: Redis,
     process: Process,
+    *,
     batch_size: int = BATCH,
     run: Callable[[ConsumerThread], None] = ConsumerThread.run_helper,
+    waiting_for: str | None = None,
 ) -> Iterator[Helper]:
     database = Database(settings)
     stopping, backlog = StopSignal(), threading.Event()
     consumer = ConsumerThread(
         ReservedJobs(redis, "w", ".2"), SharedState(process, batch_size, database, stopping, backlog)
     )
+    consumer.waiting_for = waiting_for
     thread = threading.Thread(target=run, args=(consumer,), daemon=True)
     thread.start()
     try:
-        yield Helper(backlog, stopping, thread)
+        yield Helper(consumer, backlog, stopping, thread)
         assert thread.is_alive(), "it ends only on a stop request"
     finally:
         stopping.request()
@@ -79,18 +83,11 @@ def finish(jobs: list[TakenJob]) -> list[Settled]:
     return [Finished(job, "applied") for job in jobs]
 
 
-def fill(redis: Redis, count: int, event: Json | None = None) -> None:
-    queue = DeliveryQueue(redis)
-    for _ in range(count):
-        queue.enqueue(delivery(event))
-    queue.close()
-
-
 def finished(redis: Redis) -> int:
     return len(RqView(redis).ids("finished"))
 
 
-def test_it_sleeps_until_it_is_crowded(settings: config.Settings, redis: Redis) -> None:
+def test_a_helper_sleeps_until_there_is_a_backlog(settings: config.Settings, redis: Redis) -> None:
     fill(redis, 1)
     with helping(settings, redis, finish) as helper:
         helper.thread.join(1)
@@ -101,7 +98,7 @@ def test_it_sleeps_until_it_is_crowded(settings: config.Settings, redis: Redis) 
 
 
 @pytest.mark.parametrize("count", [BATCH, BATCH + 1, 5 * BATCH])
-def test_it_settles_what_it_has_done_before_it_rests(
+def test_a_helper_settles_what_it_has_done_before_it_rests(
     settings: config.Settings, redis: Redis, count: int
 ) -> None:
     fill(redis, count)
@@ -110,7 +107,7 @@ def test_it_settles_what_it_has_done_before_it_rests(
         wait_until(lambda: finished(redis) == count, SOON_S)
 
 
-def test_it_settles_although_another_says_that_the_crowd_is_gone(
+def test_a_helper_settles_although_another_thread_says_that_the_backlog_is_gone(
     settings: config.Settings, redis: Redis
 ) -> None:
     def process(jobs: list[TakenJob]) -> list[Settled]:
@@ -127,7 +124,8 @@ def test_a_batch_that_is_full_by_its_bytes_is_no_end_of_the_backlog(
     settings: config.Settings, redis: Redis
 ) -> None:
     large = user_event(data=user(public_metadata={"text": "x" * (MAX_BATCH_BYTES // 2)}))
-    fill(redis, 5, large)
+    for _ in range(5):
+        enqueue(redis, large)
     with helping(settings, redis, finish, batch_size=100) as helper:
         helper.backlog.set()
         wait_until(lambda: finished(redis) == 5, SOON_S)
@@ -175,7 +173,7 @@ def test_batches_become_smaller_until_the_server_takes_them(
     assert sizes[:3] == [4, 2, 1]
 
 
-def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(
+def test_while_the_database_is_away_a_helper_sleeps_with_no_job_reserved(
     settings: config.Settings, redis: Redis
 ) -> None:
     tried: list[int] = []
@@ -193,7 +191,7 @@ def test_a_database_that_is_away_sends_it_to_sleep_with_nothing_in_hand(
         assert RqView(redis).queue.count == BATCH
 
 
-def test_suspended_it_rests_with_nothing_in_hand(settings: config.Settings, redis: Redis) -> None:
+def test_a_suspended_helper_rests_with_no_job_reserved(settings: config.Settings, redis: Redis) -> None:
     fill(redis, BATCH)
     ReservedJobs(redis, "w", ".2").settle_and_take([], BATCH)  # its answer is lost
     redis.set(SUSPENDED_KEY, 1)
@@ -202,54 +200,41 @@ def test_suspended_it_rests_with_nothing_in_hand(settings: config.Settings, redi
         wait_until(lambda: RqView(redis).queue.count == BATCH, SOON_S)
 
 
-def test_it_says_no_more_what_it_waited_for_although_nothing_comes(
+def test_a_consumer_waits_for_no_server_any_more_although_no_job_comes(
     settings: config.Settings, redis: Redis
 ) -> None:
-    database, stopping = Database(settings), StopSignal()
-    consumer = ConsumerThread(
-        ReservedJobs(redis, "w"), SharedState(finish, BATCH, database, stopping, threading.Event())
-    )
-    consumer.waiting_for = "database"
-    thread = threading.Thread(target=consumer.run_primary, daemon=True)
-    thread.start()
-    wait_until(lambda: consumer.waiting_for is None, SOON_S)
-    stopping.request()
-    thread.join(SOON_S)
-    database.dispose()
-    assert not thread.is_alive()
+    run = ConsumerThread.run_primary
+    with helping(settings, redis, finish, run=run, waiting_for="database") as helper:
+        wait_until(lambda: helper.consumer.waiting_for is None, SOON_S)
 
 
 @pytest.mark.parametrize(("before", "meanwhile"), [("database", "database"), ("Redis", None)])
-def test_it_waits_for_the_database_until_a_batch_has_passed_and_for_redis_until_it_has_one(
+def test_a_consumer_waits_for_the_database_until_a_batch_has_passed_and_for_redis_until_it_has_one(
     settings: config.Settings, redis: Redis, before: str, meanwhile: str | None
 ) -> None:
     """An attempt may take seconds, as with a locked table, and is no end of what it waits for."""
     said: list[str | None] = []
+    is_known = threading.Event()
 
     def process(jobs: list[TakenJob]) -> list[Settled]:
-        said.append(consumer.waiting_for)
+        assert is_known.wait(SOON_S)
+        said.append(helper.consumer.waiting_for)
         return finish(jobs)
 
-    database, stopping = Database(settings), StopSignal()
-    consumer = ConsumerThread(
-        ReservedJobs(redis, "w"), SharedState(process, BATCH, database, stopping, threading.Event())
-    )
-    consumer.waiting_for = before
     fill(redis, 1)
-    thread = threading.Thread(target=consumer.run_primary, daemon=True)
-    thread.start()
-    wait_until(lambda: finished(redis) == 1, SOON_S)
-    stopping.request()
-    thread.join(SOON_S)
-    database.dispose()
+    run = ConsumerThread.run_primary
+    with helping(settings, redis, process, run=run, waiting_for=before) as helper:
+        is_known.set()
+        wait_until(lambda: finished(redis) == 1, SOON_S)
     assert said == [meanwhile]
-    assert consumer.waiting_for is None
+    assert helper.consumer.waiting_for is None
 
 
 def test_a_redis_that_has_become_a_replica_is_left(
     settings: config.Settings, redis: Redis, own_redis: RedisServer
 ) -> None:
     fill(redis, BATCH)
+    redis.close()  # the connections that were opened for that
     with Redis.from_url(own_redis.url) as instrument, helping(settings, redis, finish) as helper:
         instrument.ping()
         redis.ping()
@@ -261,7 +246,7 @@ def test_a_redis_that_has_become_a_replica_is_left(
         wait_until(lambda: finished(redis) == BATCH, SOON_S)
 
 
-def test_when_both_servers_go_it_ends_not_and_gives_back_in_the_end(
+def test_a_helper_survives_the_loss_of_both_servers_and_releases_its_jobs(
     settings: config.Settings, redis: Redis, own_redis: RedisServer
 ) -> None:
     tried: list[int] = []
