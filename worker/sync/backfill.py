@@ -168,21 +168,26 @@ class Backfill:
         return self._at.done
 
     def since(self, since_ms: int) -> BackfillStats:
-        """Read the users updated at `since_ms` or later, the last updated first. Raises like `everything`.
-
-        The listing ends at the first user who was updated earlier. If there is none, all users were listed:
-        then fewer than Clerk counts mean that the listing was cut short.
-        """
+        """Read the users updated at `since_ms` or later, the last updated first. Raises like `everything`."""
         api = self._context.api
         api.check_instance()
         self._is_full = False
         self._at = Checkpoint(SyncCursor(now_ms()))
-        recent = _Recent(since_ms)
-        self._read_users(recent.of(paginate(api, Position(), LAST_UPDATED_FIRST)))
-        if not recent.is_whole:
-            self._expect(expected=api.count())
+        self._read_users(self._recent(paginate(api, Position(), LAST_UPDATED_FIRST), since_ms))
         self._read_members()
         return self._at.done
+
+    def _recent(self, steps: Iterable[PageStep], since_ms: int) -> Iterator[PageStep]:
+        """Yield the steps without the users updated before `since_ms`, and end at the first of these.
+
+        If there is none, all users were listed: then fewer than Clerk counts mean that it was cut short.
+        """
+        for step in steps:
+            recent = [entry for entry in step.page.entries if _is_recent(entry, since_ms)]
+            yield step._replace(page=step.page._replace(entries=recent))
+            if len(recent) < len(step.page.entries):
+                return
+        self._expect(expected=self._context.api.count())
 
     def _read_users(self, steps: Iterator[PageStep]) -> None:
         """Write the pages, several at a time; record each, in order."""
@@ -279,26 +284,6 @@ def _kind(change: UserChange, stored: StoredUser, policy: Policy) -> str:
     if Kind.MISSING in kinds:
         return "created"
     return "updated" if Kind.STALE in kinds else "unchanged"
-
-
-class _Recent:
-    """The part of a listing, last updated first, that was updated at `since_ms` or later.
-
-    `is_whole`: the listing reached a user who was updated earlier.
-    """
-
-    def __init__(self, since_ms: int) -> None:
-        self._since_ms = since_ms
-        self.is_whole = False
-
-    def of(self, steps: Iterable[PageStep]) -> Iterator[PageStep]:
-        """Yield the steps without older users, and end at the first older user."""
-        for step in steps:
-            recent = [entry for entry in step.page.entries if _is_recent(entry, self._since_ms)]
-            self.is_whole = len(recent) < len(step.page.entries)
-            yield step._replace(page=step.page._replace(entries=recent))
-            if self.is_whole:
-                return
 
 
 def _is_recent(entry: Entry, since_ms: int) -> bool:
