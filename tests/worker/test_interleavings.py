@@ -36,6 +36,7 @@ from worker.sync.reconcile import Reconcile
 from worker.sync.scheduled import ScheduledReconciliation, Timing
 
 TRIES = int(os.environ.get("INTERLEAVINGS", "5"))
+pytestmark = pytest.mark.timeout(300 + 5 * TRIES)
 CAST = Cast(
     [*CLERK_IDS, *(f"user_{i}" for i in range(8))],
     [*ADDRESSES, *(f"{letter}@example.com" for letter in "abcd")],
@@ -156,7 +157,6 @@ def both(
             yield clerk, made
 
 
-@pytest.mark.timeout(300 + 5 * TRIES)
 def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk, SyncContext]) -> None:
     clerk, context = both
     for seed in range(TRIES):
@@ -166,7 +166,6 @@ def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk,
         tried.assert_ends_as_at_clerk()
 
 
-@pytest.mark.timeout(300 + 5 * TRIES)
 def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
     both: tuple[FakeClerk, SyncContext],
 ) -> None:
@@ -182,7 +181,6 @@ def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
         tried.assert_ends_as_at_clerk()
 
 
-@pytest.mark.timeout(300 + 5 * TRIES)
 def test_what_webhooks_lost_is_fetched_by_a_run_since_then_among_webhooks(
     both: tuple[FakeClerk, SyncContext],
 ) -> None:
@@ -202,7 +200,6 @@ def test_what_webhooks_lost_is_fetched_by_a_run_since_then_among_webhooks(
         tried.assert_ends_as_at_clerk()
 
 
-@pytest.mark.timeout(300 + 5 * TRIES)
 def test_reconciliations_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
     both: tuple[FakeClerk, SyncContext], redis: Redis
 ) -> None:
@@ -230,7 +227,6 @@ def none(_: Request) -> None:
     """Let nothing happen."""
 
 
-@pytest.mark.timeout(300 + 5 * TRIES)
 def test_what_webhooks_lost_is_fixed_among_webhooks(both: tuple[FakeClerk, SyncContext]) -> None:
     clerk, context = both
     for seed in range(TRIES):
