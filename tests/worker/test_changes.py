@@ -1,5 +1,6 @@
 """What an event means, one row for each rule: deliveries in, what they say about the user out."""
 
+import re
 import unicodedata
 from functools import reduce
 from itertools import permutations
@@ -50,9 +51,10 @@ ODD: list[object] = [
     {},
     {"a": 1},
 ]
-ODD_TIMES: list[object] = [None, ABSENT, "", "soon", "1767261600000", True, False, -1, 10**30, 1e30, [], {}]
-LONG = "n" * 3000
 DIGITS = "a number of 6,000 digits"
+ODD_TIMES: list[object] = [None, ABSENT, "", "soon", "1767261600000", True, False, -1, 10**30, 1e30, [], {}]
+ODD_TIMES += [DIGITS, f"-{DIGITS}"]
+LONG = "n" * 3000
 
 Deliveries = Json | list[Json]
 Rules = dict[str, tuple[Deliveries, UserChange]]
@@ -71,7 +73,7 @@ def change(event: object, keys: FieldSources = KEYS, received_at: int = RECEIVED
 
 def text_of(event: object) -> str:
     """Return the body of `event`, with a number that Python itself refuses to write where it holds DIGITS."""
-    return body(event).decode().replace(f'"{DIGITS}"', "-" + "9" * 6000)
+    return re.sub(f'"(-?){DIGITS}"', rf"\g<1>{'9' * 6000}", body(event).decode())
 
 
 def ann(
@@ -503,15 +505,13 @@ def test_when_a_delivery_was_received_orders_no_profile() -> None:
 
 
 @pytest.mark.parametrize("value", ODD_TIMES, ids=repr)
-def test_an_odd_envelope_timestamp_counts_as_none(value: Any) -> None:
+def test_an_odd_time_counts_as_none(value: Any) -> None:
     assert said(user_event(timestamp=value)) == ann(version=(NOW + 20, NOW + 20))
     assert said(deleted_event(timestamp=value)) == nothing(deleted_at=RECEIVED)
-
-
-@pytest.mark.parametrize("value", ODD_TIMES, ids=repr)
-def test_an_odd_sign_in_time_is_no_login(value: Any) -> None:
     assert said(user_event(data=user(last_sign_in_at=value))) == ann()
     assert said(session_event(data=session(created_at=value, user=user()), timestamp=NOW + 35)) == ann()
+    with pytest.raises(Unreadable):
+        said(session_event(data=session(created_at=value)))
 
 
 @pytest.mark.parametrize("value", ODD_TIMES, ids=repr)
@@ -532,12 +532,6 @@ def test_a_profile_without_updated_at_is_newer_than_those_before_it(value: Any) 
     found = said(after, before)
     assert found.profile is not None
     assert found.profile.name == "Marisol Okonkwo"
-
-
-@pytest.mark.parametrize("value", ODD_TIMES, ids=repr)
-def test_a_session_that_tells_neither_login_nor_user_cannot_be_understood(value: Any) -> None:
-    with pytest.raises(Unreadable):
-        said(session_event(data=session(created_at=value)))
 
 
 MEANINGFUL = {

@@ -199,15 +199,6 @@ def test_odd_json_is_json_all_the_same(raw: bytes) -> None:
     decode(raw)
 
 
-@pytest.mark.parametrize("field", ["created_at", "updated_at", "last_sign_in_at"])
-@pytest.mark.parametrize("sign", ["", "-"])
-def test_a_time_of_6000_digits_is_no_time(field: str, sign: str) -> None:
-    text = as_text(user_event(data=user(**{field: "digits"}))).replace('"digits"', sign + DIGITS)
-    event = parse(text, KEYS).fact
-    assert isinstance(event, UserUpserted)
-    assert getattr(event.user, field) is None
-
-
 def test_fields_nested_to_any_depth_are_understood_or_unreadable() -> None:
     for depth in (45, 46, 47, 48, 49, 50, 51, 52, *range(900, 1100, 7), 4000):
         nested = "[" * depth + "]" * depth
@@ -273,12 +264,6 @@ def test_a_summary_never_holds_what_is_no_clerk_id(value: object) -> None:
     for event in (user_event(data=user(value)), deleted_event(value), session_event(data=session(value))):
         assert summarize(event).clerk_id is None
         assert not summarize(event).is_ignored
-
-
-def test_a_summary_of_odd_data_names_no_user() -> None:
-    odd: list[object] = [None, [], "text", 5, {}]
-    for data in odd:
-        assert summarize({"type": "user.created", "data": data}).clerk_id is None
 
 
 odd_text = st.text(
@@ -396,11 +381,7 @@ def test_any_bytes_are_json_or_not_json(raw: bytes) -> None:
     try:
         decode(raw)
     except NotJson as error:
-        reason: EventError | None = error
-    else:
-        reason = None
-    if reason:
-        assert_clean(reason)
+        assert_clean(error)
 
 
 @no_deadline
