@@ -1,6 +1,7 @@
 import json
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import psycopg
 import pytest
@@ -29,7 +30,6 @@ from worker.queue.consumer import Failed, Finished, Settled, TakenJob
 from worker.queue.rq_format import JOB_FUNCTION, encode_call
 from worker.runner import batch
 
-KEYS = FieldSources()
 MARK = "marked.person"
 
 
@@ -46,8 +46,8 @@ def person(i: int) -> TakenJob:
     return job(user_event(data=user(f"user_{i}", first_name=f"name {i}", last_name=None)))
 
 
-def process(jobs: Sequence[TakenJob], keys: FieldSources, tables: Tables) -> list[Settled]:
-    return batch.process(jobs, keys, Isolation(tables))
+def process(jobs: Sequence[TakenJob], tables: Tables) -> list[Settled]:
+    return batch.process(jobs, FieldSources(), Isolation(tables))
 
 
 def outcomes(done: Sequence[Settled]) -> dict[str, str]:
@@ -63,24 +63,20 @@ def the_failed(done: Sequence[Settled]) -> Failed:
     return failed
 
 
-def test_a_batch_is_applied_in_one_call_and_each_job_has_its_outcome() -> None:
-    jobs = [person(i) for i in range(3)]
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_batch_is_applied_in_one_call_and_each_job_has_its_outcome(count: int) -> None:
+    jobs = [person(i) for i in range(count)]
     tables = Applied()
-    done = process(jobs, KEYS, tables)
-    assert tables.calls == [[one.id for one in jobs]]
-    assert done == [Finished(jobs[0], "applied"), Finished(jobs[1], "stale"), Finished(jobs[2], "applied")]
-
-
-def test_nothing_is_applied_for_no_jobs() -> None:
-    tables = Applied()
-    assert process([], KEYS, tables) == []
-    assert tables.calls == []
+    done = process(jobs, tables)
+    assert tables.calls == ([[one.id for one in jobs]] if jobs else [])
+    outcomes = ["applied", "stale", "applied"][:count]
+    assert done == [Finished(*pair) for pair in zip(jobs, outcomes, strict=True)]
 
 
 def test_a_delivery_is_recorded_with_when_it_came_and_when_it_happened() -> None:
     tables = Applied()
     one = job(session_event(data=session(ANN), timestamp=NOW + 7), created_at="2026-01-01T10:00:00.250000Z")
-    process([one], KEYS, tables)
+    process([one], tables)
     assert [i[1:] for i in tables.batches[0]] == [
         (one.id, "session.created", NOW + 7, NOW + 250, INSTANCE, False)
     ]
@@ -89,13 +85,13 @@ def test_a_delivery_is_recorded_with_when_it_came_and_when_it_happened() -> None
 @pytest.mark.parametrize("meta", [{"attempts": 2, "reason": "a reason"}, {lock_waits.WAITED: True}])
 def test_a_delivery_that_was_tried_before_is_marked_as_repeated(meta: dict[str, object]) -> None:
     tables = Applied()
-    process([person(1)._replace(meta=meta)], KEYS, tables)
+    process([person(1)._replace(meta=meta)], tables)
     assert [i.is_repeated for i in tables.batches[0]] == [True]
 
 
 @pytest.mark.parametrize("created_at", ["", "yesterday", "2026-13-01T10:00:00Z", "0001-01-01T00:00:00+23:59"])
 def test_a_job_that_does_not_say_when_it_came_is_applied_all_the_same(created_at: str) -> None:
-    (done,) = process([job(created_at=created_at)], KEYS, Applied())
+    (done,) = process([job(created_at=created_at)], Applied())
     assert isinstance(done, Finished)
 
 
@@ -118,7 +114,7 @@ UNREADABLE: dict[str, object] = {
 def test_an_event_that_cannot_be_understood_fails_alone_and_for_good(event: object) -> None:
     jobs = [person(1), job(event), person(2)]
     tables = Applied()
-    failed = the_failed(done := process(jobs, KEYS, tables))
+    failed = the_failed(done := process(jobs, tables))
     assert outcomes(done) == {jobs[0].id: "applied", jobs[1].id: "Unreadable", jobs[2].id: "stale"}
     assert tables.calls == [[jobs[0].id, jobs[2].id]]
     assert failed.retryable is False
@@ -126,7 +122,7 @@ def test_an_event_that_cannot_be_understood_fails_alone_and_for_good(event: obje
 
 def test_a_reason_holds_nothing_of_the_payload() -> None:
     event = user_event(data=user(f"{MARK}@example.com", first_name=MARK))
-    failed = the_failed(process([job(event)], KEYS, Applied()))
+    failed = the_failed(process([job(event)], Applied()))
     assert failed.reason == "Unreadable: the event's data.id is not a Clerk id"
     assert failed.traceback.startswith("Traceback (most recent call last):\n")
     assert failed.traceback.endswith(failed.reason)
@@ -135,44 +131,39 @@ def test_a_reason_holds_nothing_of_the_payload() -> None:
 
 def test_a_body_that_is_no_json_fails_for_good() -> None:
     data = json.dumps([JOB_FUNCTION, None, [f"{{{MARK}"], {}]).encode()
-    failed = the_failed(process([job(data=data)], KEYS, Applied()))
+    failed = the_failed(process([job(data=data)], Applied()))
     assert (failed.reason, failed.retryable) == ("Unreadable: body is not JSON", False)
     assert MARK not in failed.traceback
 
 
-@pytest.mark.parametrize("at", [0, 1, 49, 98, 99])
-def test_one_that_is_refused_fails_alone_and_the_others_are_applied(at: int) -> None:
+@pytest.mark.parametrize("at", [[0], [1], [49], [98], [99], [0, 7, 8, 19, 99]])
+@pytest.mark.parametrize("retryable", [True, False])
+def test_those_that_are_refused_fail_alone_and_the_others_are_applied(
+    at: list[int], *, retryable: bool
+) -> None:
     jobs = [person(i) for i in range(100)]
-    tables = Applied(ChangeRefused("refused", retryable=False), [jobs[at].id])
-    done = process(jobs, KEYS, tables)
-    assert the_failed(done).job == jobs[at]
-    assert sorted(outcomes(done)) == sorted(one.id for one in jobs)
-    assert len(tables.calls) <= 2 * 7 + 1, "halved each time, not tried one by one"
-
-
-def test_several_that_are_refused_fail_and_the_others_are_applied() -> None:
-    jobs = [person(i) for i in range(20)]
-    refused = {jobs[i].id for i in (0, 7, 8, 19)}
-    tables = Applied(ChangeRefused("refused", retryable=True), list(refused))
-    done = process(jobs, KEYS, tables)
+    refused = {jobs[i].id for i in at}
+    tables = Applied(ChangeRefused("refused", retryable=retryable), list(refused))
+    done = process(jobs, tables)
     failed = [item for item in done if isinstance(item, Failed)]
     assert {item.job.id for item in failed} == refused
-    assert [(item.reason, item.retryable) for item in failed] == [("ChangeRefused: refused", True)] * 4
-    assert len(done) == 20
+    assert {(item.reason, item.retryable) for item in failed} == {("ChangeRefused: refused", retryable)}
+    assert sorted(outcomes(done)) == sorted(one.id for one in jobs)
+    assert len(tables.calls) <= 2 * 7 * len(at) + 1, "halved each time, not tried one by one"
 
 
 def test_a_database_that_is_away_is_no_jobs_fault() -> None:
     jobs = [person(i) for i in range(10)]
     tables = Applied(DatabaseUnavailable("no connection"), [jobs[3].id])
     with pytest.raises(DatabaseUnavailable):
-        process(jobs, KEYS, tables)
+        process(jobs, tables)
     assert len(tables.calls) == 1, "it is not halved"
 
 
 def test_a_fault_of_our_own_fails_alone_is_tried_again_and_quotes_nothing() -> None:
     jobs = [person(i) for i in range(5)]
     tables = Applied(KeyError(f"{MARK}@example.com"), [jobs[2].id])
-    failed = the_failed(process(jobs, KEYS, tables))
+    failed = the_failed(process(jobs, tables))
     assert failed.job == jobs[2]
     assert failed.retryable is True
     assert failed.reason.startswith("KeyError in apply, line ")
@@ -183,22 +174,20 @@ def test_a_fault_of_our_own_fails_alone_is_tried_again_and_quotes_nothing() -> N
 
 
 def test_what_the_database_refuses_fails_alone_with_sqlstate_and_constraint(
-    database: Database, database_url: str
+    database: Database, connection: psycopg.Connection[Any]
 ) -> None:
-    with psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection:
-        connection.execute(f"ALTER TABLE users ADD CONSTRAINT no_name CHECK (name <> '{MARK}')")
-        jobs = [person(i) for i in range(30)]
-        jobs[17] = job(user_event(data=user(BEN, f"{MARK}@example.com", first_name=MARK, last_name=None)))
-        done = process(jobs, KEYS, Tables(database, Policy()))
-        failed = the_failed(done)
-        assert failed.job == jobs[17]
-        assert failed.reason == (
-            "ChangeRefused: the database refused the change:"
-            " CheckViolation (SQLSTATE 23514, constraint no_name)"
-        )
-        assert failed.retryable is False
-        assert MARK not in failed.traceback
-        names = connection.execute("SELECT name FROM users").fetchall()
-        assert sorted(names) == sorted((f"name {i}",) for i in range(30) if i != 17)
-        ids = connection.execute("SELECT svix_id FROM webhook_events").fetchall()
-        assert sorted(ids) == sorted((one.id,) for one in jobs if one != jobs[17])
+    connection.execute(f"ALTER TABLE users ADD CONSTRAINT no_name CHECK (name <> '{MARK}')")
+    jobs = [person(i) for i in range(30)]
+    jobs[17] = job(user_event(data=user(BEN, f"{MARK}@example.com", first_name=MARK, last_name=None)))
+    done = process(jobs, Tables(database, Policy()))
+    failed = the_failed(done)
+    assert failed.job == jobs[17]
+    assert failed.reason == (
+        "ChangeRefused: the database refused the change: CheckViolation (SQLSTATE 23514, constraint no_name)"
+    )
+    assert failed.retryable is False
+    assert MARK not in failed.traceback
+    names = connection.execute("SELECT name FROM users").fetchall()
+    assert sorted(names) == sorted((f"name {i}",) for i in range(30) if i != 17)
+    ids = connection.execute("SELECT svix_id FROM webhook_events").fetchall()
+    assert sorted(ids) == sorted((one.id,) for one in jobs if one != jobs[17])
