@@ -11,7 +11,7 @@ from rq.job_lifecycle import record_job_failure
 
 from tests.support.failed_jobs import REASON, fail, fail_in_another_worker, forget, raise_personal
 from tests.support.payloads import ANN, BEN, NOW, deleted_event, session, session_event, user, user_event
-from tests.support.queue import RqView, delivery
+from tests.support.queue import RqView, delivery, enqueue
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.together import together
 from worker.queue import rq_format
@@ -92,12 +92,6 @@ def test_a_job_whose_subject_is_unknown_is_listed_all_the_same(
     assert job[:4] == ("msg_1", None, None, REASON)
 
 
-def test_what_has_expired_is_not_listed(failed: FailedJobs, redis: Redis) -> None:
-    forget(redis, fail(redis))
-    kept = fail(redis)
-    assert [job.id for job in failed.newest()] == [kept]
-
-
 def test_many_pages_are_walked_without_a_gap(failed: FailedJobs, redis: Redis) -> None:
     with redis.pipeline() as pipeline:
         for i in range(1234):
@@ -134,23 +128,21 @@ def test_a_queue_that_rq_has_forgotten_is_known_again(failed: FailedJobs, redis:
     assert [queue.name for queue in type(rq.queue).all(connection=redis, serializer="json")] == ["clerk"]
 
 
-def test_each_job_is_listed_with_what_became_of_it(
-    failed: FailedJobs, redis: Redis, rq: RqView, queue: DeliveryQueue
-) -> None:
+def test_a_replay_says_what_became_of_each_job(failed: FailedJobs, redis: Redis, rq: RqView) -> None:
     good, expired, again = fail(redis), fail(redis), fail(redis)
     forget(redis, expired)
     list(failed.replay([again]))
-    waiting = delivery()
-    queue.enqueue(waiting)
-    assert list(failed.replay([good, expired, again, waiting.svix_id, "msg_never"])) == [
+    assert [job.id for job in failed.newest()] == [good], "what has expired is not listed"
+    waiting = enqueue(redis)
+    assert list(failed.replay([good, expired, again, waiting, "msg_never"])) == [
         (good, ReplayResult.REPLAYED),
         (expired, ReplayResult.GONE),
         (again, ReplayResult.NOT_FAILED),
-        (waiting.svix_id, ReplayResult.NOT_FAILED),
+        (waiting, ReplayResult.NOT_FAILED),
         ("msg_never", ReplayResult.GONE),
     ]
     assert failed.count() == 0, "the entry of what has expired is dropped"
-    assert rq.queue.get_job_ids() == [again, waiting.svix_id, good]
+    assert rq.queue.get_job_ids() == [again, waiting, good]
 
 
 def test_a_job_that_rq_requeue_lost_halfway_is_put_back(failed: FailedJobs, redis: Redis, rq: RqView) -> None:
@@ -173,25 +165,21 @@ def test_two_that_replay_the_same_queue_it_once(redis: Redis, rq: RqView) -> Non
     assert sorted(rq.queue.get_job_ids()) == sorted(ids)
 
 
-def test_discarding_leaves_nothing_and_the_delivery_can_come_anew(
-    failed: FailedJobs, redis: Redis, queue: DeliveryQueue
+def test_discarding_a_failed_job_leaves_nothing_and_the_delivery_can_come_anew(
+    failed: FailedJobs, redis: Redis, rq: RqView, queue: DeliveryQueue
 ) -> None:
     given = delivery()
     fail(redis, id_=given.svix_id)
-    kept = fail(redis)
-    assert list(failed.discard([given.svix_id, "msg_never"])) == [
+    kept, queued = fail(redis), enqueue(redis)
+    assert list(failed.discard([given.svix_id, "msg_never", queued])) == [
         (given.svix_id, ReplayResult.DISCARDED),
         ("msg_never", ReplayResult.GONE),
+        (queued, ReplayResult.NOT_FAILED),
     ]
+    assert rq.places(queued) == ["queue"]
     assert not list(redis.scan_iter(f"*{given.svix_id}*"))
     assert failed.ids() == [kept]
     assert queue.enqueue(given) is EnqueueResult.QUEUED
-
-
-def test_what_is_not_failed_is_not_discarded(failed: FailedJobs, rq: RqView, queue: DeliveryQueue) -> None:
-    queue.enqueue(given := delivery())
-    assert list(failed.discard([given.svix_id])) == [(given.svix_id, ReplayResult.NOT_FAILED)]
-    assert rq.places(given.svix_id) == ["queue"]
 
 
 def test_a_job_is_shown_with_its_traceback_and_body(failed: FailedJobs, redis: Redis) -> None:
