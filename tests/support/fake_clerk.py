@@ -268,6 +268,9 @@ class FakeClerk:
         """The requests about users and memberships; whose the key is, is asked once."""
         return [request for request in self.requests if request.path != "/instance"]
 
+    def requests_for(self, path: str) -> list[Request]:
+        return [request for request in self.requests if request.path == path]
+
     def most_within(self, seconds: float) -> int:
         """Return how many requests came within any such time at most."""
         times = sorted(request.at for request in self.requests)

@@ -37,10 +37,6 @@ def adds_up(done: BackfillStats) -> bool:
     return done.created + done.updated + done.unchanged + done.invalid + done.refused == done.seen
 
 
-def pages(clerk: FakeClerk) -> list[Request]:
-    return [request for request in clerk.requests if request.path == "/users"]
-
-
 def test_an_empty_table_gets_every_user(clerk: FakeClerk, both: SyncContext) -> None:
     clerk.put_many(1200)
     done = Backfill(both).everything()
@@ -188,7 +184,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         done = Backfill(both).everything()
         assert done.seen == done.expected == 3200
         assert Backfill(both).resumable() is None
-    assert all(not is_first(request) for request in pages(clerk))
+    assert all(not is_first(request) for request in clerk.requests_for("/users"))
     assert set(rows(settings)) == set(clerk.ids())
 
 
@@ -224,7 +220,7 @@ def test_a_failure_of_the_api_keeps_what_was_read(clerk: FakeClerk, settings: co
         clerk.before = lambda _: None
         clerk.requests.clear()
         assert Backfill(both).everything().seen == 1700
-        assert pages(clerk)[0].parameter("starting_after") == numbered_id(999)
+        assert clerk.requests_for("/users")[0].parameter("starting_after") == numbered_id(999)
 
 
 def refuse_after(clerk: FakeClerk, cursor: str, request: Request) -> None:
@@ -263,7 +259,7 @@ def test_a_run_begins_anew_where_going_on_would_leave_something_out(
     with open_context(settings) as both:
         done = Backfill(both).everything(restart=reason == "restart")
     assert done.seen == 1200
-    assert is_first(pages(clerk)[0])
+    assert is_first(clerk.requests_for("/users")[0])
     assert count(settings) == 1200
 
 
@@ -276,7 +272,7 @@ def test_a_listing_that_ends_early_is_no_whole_one(clerk: FakeClerk, both: SyncC
     clerk.lists_at_most = None
     clerk.requests.clear()
     assert not Backfill(both).everything().is_cut_short
-    assert pages(clerk)[0].parameter("starting_after") == numbered_id(799)
+    assert clerk.requests_for("/users")[0].parameter("starting_after") == numbered_id(799)
     assert count(both.settings) == 1700
 
 
@@ -301,7 +297,7 @@ def test_only_what_was_updated_since_is_read(clerk: FakeClerk, both: SyncContext
     done = Backfill(both).since(NOW + 999)
     assert (done.seen, done.created) == (2, 2)
     assert rows(both.settings).keys() == {ANN, BEN}
-    assert len(pages(clerk)) == 1
+    assert len(clerk.requests_for("/users")) == 1
     assert not query(both.settings, "SELECT 1 FROM sync_progress")
 
 

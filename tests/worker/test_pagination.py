@@ -39,18 +39,15 @@ def paginated(api: ClerkApi, start: Position = BEGINNING, **options: str) -> lis
     return [clerk_id for step in paginate(api, start, **options) for clerk_id in step.page.ids]
 
 
-def lists(clerk: FakeClerk) -> list[Request]:
-    return [request for request in clerk.requests if request.path == "/users"]
-
-
 def everyone(number: int = MANY) -> list[str]:
     return [numbered_id(i) for i in range(number)]
 
 
 def test_everyone_is_seen_once_by_cursor(clerk: FakeClerk, api: ClerkApi) -> None:
     assert paginated(api) == everyone()
-    assert all("offset" not in request.parameters for request in lists(clerk))
-    assert len(lists(clerk)) <= MANY // 500 + 2
+    lists = clerk.requests_for("/users")
+    assert all("offset" not in request.parameters for request in lists)
+    assert len(lists) <= MANY // 500 + 2
 
 
 def test_everyone_is_seen_once_where_the_cursor_is_overlooked(clerk: FakeClerk, api: ClerkApi) -> None:
@@ -205,7 +202,7 @@ def test_last_updated_first_skips_no_user_while_users_change(clerk: FakeClerk, a
     clerk.before = partial(touch_some, clerk, iter(range(0, MANY, 9)), 30)
     changed = {numbered_id(number) for number in range(0, MANY, 9)}
     assert set(paginated(api, order_by=LAST_UPDATED_FIRST)) >= set(everyone()) - changed
-    assert all("starting_after" not in request.parameters for request in lists(clerk))
+    assert all("starting_after" not in request.parameters for request in clerk.requests_for("/users"))
 
 
 def touch_some(clerk: FakeClerk, numbers: Iterator[int], how_many: int, _: Request) -> None:

@@ -95,7 +95,7 @@ def test_it_reads_all_memberships_of_the_instance_five_hundred_at_a_time(
     assert not done.is_cut_short
     assert organizations(both)[numbered_id(7)] == "Firm 7"
     assert organizations(both)[numbered_id(1100)] is None
-    lists = [it for it in clerk.requests if it.path == "/organization_memberships"]
+    lists = clerk.requests_for("/organization_memberships")
     assert len(lists) <= 4
     assert all(it.parameter("order_by") == "+created_at" for it in lists if it.parameter("limit") == "500")
 

@@ -375,14 +375,14 @@ def test_after_a_worker_was_killed_in_a_reconciliation_another_one_goes_on_soon(
     clerk: FakeClerk, worker: ReconcilingWorker, redis: Redis, other: BaseProcess
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "30"})
-    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 60, lambda: "no request")
+    wait_until(lambda: clerk.requests_for("/users"), 60)
     time.sleep(2 * SHORT_LOCK_S)
     worker.run_if_due()
     assert load(redis) is None
     other.kill()
     other.join(60)
     assert redis.pttl(LOCK_KEY) <= SHORT_LOCK_S * 1000
-    wait_until(lambda: not lock_is_held(redis), 20, lambda: "the lock stays")
+    wait_until(lambda: not lock_is_held(redis), 20)
     worker.run_if_due()
     assert worker.result["error"] is None
 
@@ -391,10 +391,10 @@ def test_a_worker_that_slept_through_the_loss_of_the_lock_does_nothing_more(
     clerk: FakeClerk, worker: ReconcilingWorker, other: BaseProcess
 ) -> None:
     clerk.answer_next(429, path="/users", headers={"Retry-After": "5"})
-    wait_until(lambda: any(it.path == "/users" for it in clerk.requests), 60, lambda: "no request")
+    wait_until(lambda: clerk.requests_for("/users"), 60)
     assert other.pid is not None
     os.kill(other.pid, signal.SIGSTOP)
-    wait_until(lambda: not lock_is_held(worker.redis), 20, lambda: "the lock stays")
+    wait_until(lambda: not lock_is_held(worker.redis), 20)
     clerk.put(user(ANN))
     worker.run_if_due()
     done = worker.result
