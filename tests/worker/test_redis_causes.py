@@ -1,8 +1,6 @@
 """Each cause of trouble with Redis, produced on a real server, and the words for it."""
 
-import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +13,7 @@ from redis.exceptions import RedisError
 
 from cli.dev.servers import RedisServer, free_port, port_in_use
 from tests.support.certificates import self_signed
+from tests.support.queue import frozen
 from tests.support.redis_servers import BINARY, keep_busy, redis_server, refuse_to_save
 from tests.support.service_process import ServiceProcess
 from tests.support.settings import NO_DATABASE, MakeSettings
@@ -96,15 +95,23 @@ def test_where_nothing_listens_or_no_host_is_that_is_said(why: Explain, tmp_path
     assert why(f"unix://{tmp_path}/none.sock").startswith("a file that REDIS_URL or REDIS_SSL_CA_CERTS names")
 
 
-def test_a_password_that_is_missing_or_wrong_is_distinguished(serve: Serve, why: Explain) -> None:
-    port = serve("--requirepass", "right")
-    assert why(f"redis://127.0.0.1:{port}").startswith("Redis requires a password")
-    assert why(f"redis://:wrong@127.0.0.1:{port}").startswith("Redis refused the user or password")
-    assert why(f"redis://:right@127.0.0.1:{port}") == "no trouble"
+PASSWORD = ("--requirepass", "right")
+WITHOUT_HELLO = ("--rename-command", "HELLO", "")
+CAUSES: list[tuple[tuple[str, ...], str, str]] = [
+    (PASSWORD, "redis://127.0.0.1:{}", "Redis requires a password"),
+    (PASSWORD, "redis://:wrong@127.0.0.1:{}", "Redis refused the user or password"),
+    (PASSWORD, "redis://:right@127.0.0.1:{}", "no trouble"),
+    (WITHOUT_HELLO, "redis://127.0.0.1:{}", "Redis does not know HELLO: use Redis 6.2 or newer"),
+    (WITHOUT_HELLO, "redis://:pw@127.0.0.1:{}", "Redis does not know HELLO"),
+    ((), "redis://127.0.0.1:{}/99", "Redis has no database of that number"),
+]
 
 
-def test_a_database_that_is_not_there_is_said(serve: Serve, why: Explain) -> None:
-    assert why(f"redis://127.0.0.1:{serve()}/99").startswith("Redis has no database of that number")
+@pytest.mark.parametrize(("options", "url", "words"), CAUSES)
+def test_what_the_url_lacks_is_named(
+    serve: Serve, why: Explain, options: tuple[str, ...], url: str, words: str
+) -> None:
+    assert why(url.format(serve(*options))).startswith(words)
 
 
 def test_tls_that_is_required_or_not_offered_is_distinguished(
@@ -187,10 +194,9 @@ def test_persistence_that_is_misconfigured_is_said(serve: Serve, why: Explain, t
     assert why(f"redis://127.0.0.1:{port}").startswith("Redis cannot write to its disk")
 
 
-def test_a_protocol_or_a_version_that_is_too_old_names_the_command(serve: Serve, why: Explain) -> None:
-    old = serve("--rename-command", "HELLO", "")
-    assert why(f"redis://127.0.0.1:{old}").startswith("Redis does not know HELLO: use Redis 6.2 or newer")
-    assert why(f"redis://:pw@127.0.0.1:{old}").startswith("Redis does not know HELLO")
+def test_a_version_that_is_too_old_names_the_command_and_nothing_of_its_arguments(
+    serve: Serve, why: Explain
+) -> None:
     older = serve("--rename-command", "LMOVE", "")
     moved = ("LMOVE", "rq:a", "user@example.com", "LEFT", "RIGHT")
     assert why(f"redis://127.0.0.1:{older}", moved).startswith("Redis does not know LMOVE: ")
@@ -200,12 +206,8 @@ def test_a_protocol_or_a_version_that_is_too_old_names_the_command(serve: Serve,
 def test_a_redis_that_hangs_or_runs_a_script_says_which(
     own_redis: RedisServer, serve: Serve, why: Explain
 ) -> None:
-    assert own_redis.pid
-    os.kill(own_redis.pid, signal.SIGSTOP)
-    try:
+    with frozen(own_redis):
         assert why(own_redis.url).startswith("Redis did not answer in time")
-    finally:
-        os.kill(own_redis.pid, signal.SIGCONT)
     busy = f"redis://127.0.0.1:{serve('--busy-reply-threshold', '20')}"
     keep_busy(busy)
     assert why(busy).startswith("Redis is busy with a script")
