@@ -239,16 +239,6 @@ def test_what_waits_and_what_has_failed_is_measured(
     assert (value(endpoint, "clerk_sync_last_received_timestamp_seconds") or 0) > 1.7e9
 
 
-def test_the_totals_survive_every_process(settings: config.Settings, redis: Redis) -> None:
-    process = Metrics()
-    process.count(m.FAILURES, "user.created")
-    process.flush(redis)
-    del process
-    for _ in range(2):
-        later = MetricsEndpoint(settings, Metrics())
-        assert value(later, "clerk_sync_jobs_failed_total", type="user.created") == 1
-
-
 def test_flushing_nothing_asks_redis_nothing(make_settings: MakeSettings) -> None:
     nowhere = fail_fast_redis(make_settings(redis_url="redis://127.0.0.1:1/0", **NO_DATABASE))
     Metrics().flush(nowhere)
