@@ -10,15 +10,14 @@ import pwd
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from cli.dev.process import Account, Process
 from cli.dev.servers import ENVIRONMENT, HOST, free_port, port_in_use
 from tests.support.certificates import Authority, Certificate
-from tests.support.directories import memory
+from tests.support.directories import memory, open_directory
 from tests.support.redis_servers import redis_server
 from tests.support.waiting import wait_until
 
@@ -30,13 +29,9 @@ PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)
 FAST = ("-c", "fsync=off", "-c", "max_connections=200")
 
 
-@contextmanager
-def server_folder() -> Iterator[Path]:
-    """Make a folder that the servers' account may read: pytest's own are closed to it."""
-    folder = Path(tempfile.mkdtemp(prefix="clerk-sync-", dir=memory()))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+def server_folder() -> AbstractContextManager[Path]:
+    """Make a folder in memory that the servers' account may pass through."""
+    return open_directory(memory())
 
 
 @contextmanager
@@ -60,20 +55,8 @@ def postgres(folder: Path, certificate: Certificate | None = None) -> Iterator[i
         )
         tls = ("-c", "ssl=on", *tls)
     port = free_port()
-    command: tuple[str | Path, ...] = (
-        POSTGRES,
-        "-D",
-        data,
-        "-p",
-        str(port),
-        "-k",
-        "",
-        "-h",
-        HOST,
-        *FAST,
-        *tls,
-    )
-    with _serving("PostgreSQL", command, folder, port):
+    at = ("-D", data, "-p", str(port), "-k", "", "-h", HOST)
+    with _serving("PostgreSQL", (POSTGRES, *at, *FAST, *tls), folder, port):
         yield port
 
 
