@@ -581,72 +581,54 @@ def test_odd_entries_among_the_addresses_lose_no_address() -> None:
 
 MARISOL = "user_36F9wJ2xNcVb6sQeLhG0pTrKyZa"
 OONA = "user_2eXk5RzWcTq7VbNyLm0HpGsAuJd"
-SIGNED_UP = Version(1764580211879, 1764580211893)
 MARISOL_AT = "marisol.okonkwo@example.com"
+SIGNED_UP_AT = 1764580211852
 
 
-def full(
+def shown(
     clerk_id: str,
-    version: Version,
+    version: tuple[int, int],
     created_at: int,
     name: str,
+    address: str | None = None,
     *,
-    email: EmailClaim | None,
     login_at: int | None = None,
 ) -> UserChange:
-    """Return a change whose profile has default role and organization."""
-    return UserChange(clerk_id, Profile(version, created_at, name, None, "user"), email, login_at)
+    """Return a change with this profile, without role and organization, and a verified address or none."""
+    profile = Profile(Version(*version), created_at, name, None, "user")
+    return UserChange(clerk_id, profile, EmailClaim(profile.version, address, bool(address)), login_at)
 
 
 def in_session(observed_at: int) -> UserChange:
-    version = Version(1764755003229, observed_at)
-    email = EmailClaim(version, MARISOL_AT, True)
-    return full(MARISOL, version, 1764580211852, "Marisol Okonkwo", email=email, login_at=1764755003217)
+    version = (1764755003229, observed_at)
+    return shown(MARISOL, version, SIGNED_UP_AT, "Marisol Okonkwo", MARISOL_AT, login_at=1764755003217)
 
 
+WITH_PHONE = (1764671905534, 1764671905549)
+WITH_WALLET = (1764702117031, 1764702117040)
+UNLISTED = (1764719440147, 1764719440161)
+RENAMED = Version(1764757811436, 1764757811459)
 FIXTURES = {
-    "user.created": full(
-        MARISOL, SIGNED_UP, 1764580211852, "Marisol Okonkwo", email=EmailClaim(SIGNED_UP, MARISOL_AT, True)
+    "user.created": shown(
+        MARISOL, (1764580211879, 1764580211893), SIGNED_UP_AT, "Marisol Okonkwo", MARISOL_AT
     ),
     "user.updated": UserChange(
         MARISOL,
-        Profile(
-            Version(1764757811436, 1764757811459),
-            1764580211852,
-            "Marisol Jørgensen Okonkwo",
-            "Fjord & Sønner A/S",
-            "admin",
-        ),
-        EmailClaim(Version(1764757811436, 1764757811459), "marisol@jørgensen-okonkwo.example", True),
+        Profile(RENAMED, SIGNED_UP_AT, "Marisol Jørgensen Okonkwo", "Fjord & Sønner A/S", "admin"),
+        EmailClaim(RENAMED, "marisol@jørgensen-okonkwo.example", True),
         1764755003217,
     ),
-    "user.created.phone": full(
-        "user_36Hn0QvTzXc4LbWpRk9MeYsAoJd",
-        Version(1764671905534, 1764671905549),
-        1764671905498,
-        "Unnamed user",
-        email=EmailClaim(Version(1764671905534, 1764671905549), None),
+    "user.created.phone": shown(
+        "user_36Hn0QvTzXc4LbWpRk9MeYsAoJd", WITH_PHONE, 1764671905498, "Unnamed user"
     ),
-    "user.created.wallet": full(
-        "user_36Jp7CzKsWb1RtNqYx5GuLvMoEh",
-        Version(1764702117031, 1764702117040),
-        1764702116995,
-        "night_heron",
-        email=EmailClaim(Version(1764702117031, 1764702117040), None),
+    "user.created.wallet": shown(
+        "user_36Jp7CzKsWb1RtNqYx5GuLvMoEh", WITH_WALLET, 1764702116995, "night_heron"
     ),
-    "user.updated.unlisted-primary": full(
-        "user_36Kd4TmVbYx9QwLzGc2HsRnPuAe",
-        Version(1764719440147, 1764719440161),
-        1764719440120,
-        "Teodor",
-        email=None,
-    ),
-    "user.created.older": full(
-        OONA,
-        Version(1712563018229, 1712563018229),
-        1712563018204,
-        "Oona Vasquez",
-        email=EmailClaim(Version(1712563018229, 1712563018229), "oona@example.com", True),
+    "user.updated.unlisted-primary": shown(
+        "user_36Kd4TmVbYx9QwLzGc2HsRnPuAe", UNLISTED, 1764719440120, "Teodor"
+    )._replace(email=None),
+    "user.created.older": shown(
+        OONA, (1712563018229,) * 2, 1712563018204, "Oona Vasquez", "oona@example.com"
     ),
     "user.deleted": UserChange(MARISOL, deleted_at=1765012345678),
     "user.deleted.older": UserChange(OONA, deleted_at=RECEIVED),
