@@ -95,7 +95,6 @@ class Trial:
         self._threads = ThreadPoolExecutor(settings.db_pool_size)
 
     def close(self) -> None:
-        """Close every connection."""
         self._threads.shutdown()
         self.connection.close()
         self._database.dispose()
@@ -140,7 +139,6 @@ class Trial:
         self.tried["deliveries"] += sum(map(len, plan.batches))
 
     def apply(self, batch: Sequence[SentEvent], choices: Choices) -> None:
-        """Apply one batch as a worker does."""
         settings = self._settings.model_copy(update=choices._asdict())
         keys = FieldSources.of(settings)
         changes = [incoming(d.svix_id, body(d.event).decode(), d.received_at, keys) for d in batch]

@@ -47,7 +47,6 @@ class Request(NamedTuple):
     at: float
 
     def parameter(self, name: str, default: str = "") -> str:
-        """Return the first value."""
         return self.parameters.get(name, [default])[0]
 
 
@@ -148,7 +147,6 @@ class FakeClerk:
             self._put(_numbered(i, parts))
 
     def remove(self, *clerk_ids: str) -> None:
-        """Delete users."""
         with self._lock:
             for clerk_id in clerk_ids:
                 self._remove(clerk_id)
@@ -177,7 +175,6 @@ class FakeClerk:
                 self._put_member(FakeMember(at, id_, numbered_id(i), of, make))
 
     def remove_members(self, *membership_ids: str) -> None:
-        """End memberships."""
         with self._lock:
             for id_ in membership_ids:
                 member = self._members.pop(id_)
@@ -185,7 +182,6 @@ class FakeClerk:
                 del self._by_joining[bisect_left(self._by_joining, (member.created_at, id_))]
 
     def members_of(self, clerk_id: str) -> list[str]:
-        """Return the ids of a user's memberships."""
         with self._lock:
             return list(self._members_of[clerk_id])
 
@@ -210,7 +206,6 @@ class FakeClerk:
             return [clerk_id for _, clerk_id in self._by_creation]
 
     def text(self, clerk_id: str) -> str:
-        """Return a user's JSON."""
         return self._records[clerk_id].body().decode()
 
     def user(self, clerk_id: str) -> Json:
@@ -465,7 +460,6 @@ def answer(value: object) -> Response:
 
 
 def error(status: int, code: str, message: str) -> Response:
-    """Return an error as Clerk tells it."""
     errors = [{"message": message, "long_message": message, "code": code, "meta": {}}]
     text = json.dumps({"errors": errors, "clerk_trace_id": TRACE_ID})
     return Response(status, text.encode(), JSON)
@@ -475,7 +469,6 @@ TOO_MANY = error(429, "too_many_requests", "Too many requests. Please retry late
 
 
 def numbered_id(number: int) -> str:
-    """Return the id of a made-up user."""
     return f"user_2fake{number:08}"
 
 
@@ -512,7 +505,6 @@ def _around(text: str, mark: str) -> list[str]:
 
 
 def main() -> None:
-    """Serve made-up users until killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("--members", type=int, default=0, help="how many of them are in an organization")

@@ -114,7 +114,6 @@ casts_of_members = st.builds(Cast, clerk_ids, addresses, organization_ids)
 
 @st.composite
 def histories(draw: st.DrawFn, max_size: int = 16, casts: st.SearchStrategy[Cast] = casts) -> list[SentEvent]:
-    """Draw a wild history."""
     cast = draw(casts)
     events = draw(st.lists(any_event(cast), min_size=1, max_size=max_size))
     received = draw(st.lists(ticks, min_size=len(events), max_size=len(events)))
@@ -141,14 +140,12 @@ def any_event(cast: Cast) -> st.SearchStrategy[Json]:
 
 @st.composite
 def user_events(draw: st.DrawFn, cast: Cast) -> Json:
-    """Draw user.created or user.updated."""
     type_ = draw(st.sampled_from(["user.created", "user.updated"]))
     return user_event(type_, draw(users(cast)), timestamp=draw(stamps))
 
 
 @st.composite
 def deletions(draw: st.DrawFn, cast: Cast) -> Json:
-    """Draw user.deleted."""
     return deleted_event(draw(st.sampled_from(cast.clerk_ids)), timestamp=draw(stamps))
 
 
@@ -218,13 +215,11 @@ def organizations(draw: st.DrawFn, cast: Cast) -> Json:
 
 @st.composite
 def renames(draw: st.DrawFn, cast: Cast) -> Json:
-    """Draw organization.updated."""
     return organization_event(data=draw(organizations(cast)), timestamp=draw(stamps))
 
 
 @st.composite
 def dissolutions(draw: st.DrawFn, cast: Cast) -> Json:
-    """Draw organization.deleted."""
     data = dissolved(draw(st.sampled_from(cast.organization_ids)))
     return organization_event("organization.deleted", data, timestamp=draw(stamps))
 
@@ -262,8 +257,6 @@ def fields(entries: list[Json], primary: str | None) -> dict[str, Any]:
 
 @dataclass
 class Person:
-    """A user as Clerk knows it in an orderly history."""
-
     clerk_id: str
     address: str | None
     name: str
@@ -273,7 +266,6 @@ class Person:
     is_deleted: bool = False
 
     def json(self) -> Json:
-        """Return what a payload shows of this user now."""
         return user(
             self.clerk_id,
             self.address,
@@ -287,22 +279,17 @@ class Person:
 
 @dataclass
 class Firm:
-    """An organization as Clerk knows it in an orderly history."""
-
     id: str
     name: str
     updated_at: int
     is_dissolved: bool = False
 
     def json(self) -> Json:
-        """Return what a payload shows of this organization now."""
         return organization(self.id, self.name, updated_at=self.updated_at)
 
 
 @dataclass
 class WorldMember:
-    """A membership as Clerk knows it in an orderly history."""
-
     id: str
     clerk_id: str
     firm: Firm
@@ -317,7 +304,6 @@ class WorldMember:
         return not (self.has_left or self.firm.is_dissolved)
 
     def json(self) -> Json:
-        """Return what a payload shows of this membership now."""
         return membership(
             self.clerk_id,
             self.firm.json(),
@@ -340,11 +326,9 @@ class World:
     emitted: list[Json] = field(default_factory=list)
 
     def living(self) -> list[Person]:
-        """Return the users who are not deleted."""
         return [person for person in self.people.values() if not person.is_deleted]
 
     def living_ids(self) -> set[str]:
-        """Return the ids of the users who are not deleted."""
         return {person.clerk_id for person in self.living()}
 
     def free_addresses(self) -> list[str | None]:
@@ -353,12 +337,10 @@ class World:
         return [None, *(address for address in self.addresses if address not in taken)]
 
     def sign_up(self, clerk_id: str, address: str | None) -> None:
-        """Let a new user come."""
         self.people[clerk_id] = Person(clerk_id, address, "Ann", self.now, self.now + 25)
         self._tell(user_event("user.created", self.people[clerk_id].json()))
 
     def update(self, person: Person, name: str, address: str | None) -> None:
-        """Change a user's name and address."""
         person.name, person.address, person.updated_at = name, address, self.now
         self._tell(user_event("user.updated", person.json()))
 
@@ -387,23 +369,19 @@ class World:
         self.firms.append(Firm(organization_id, name, self.now))
 
     def join(self, person: Person, firm: Firm) -> None:
-        """Let a user join an organization."""
         id_ = f"orgmem_{len(self.members)}-{person.clerk_id}"
         self.members.append(WorldMember(id_, person.clerk_id, firm, self.now, self.now))
         self._tell(membership_event(data=self.members[-1].json(), timestamp=self.now))
 
     def promote(self, member: WorldMember) -> None:
-        """Change a member's role."""
         member.role, member.updated_at = "org:admin", self.now
         self._tell(membership_event("organizationMembership.updated", member.json(), timestamp=self.now))
 
     def leave(self, member: WorldMember) -> None:
-        """Let a user leave an organization."""
         member.has_left = True
         self._tell(membership_event("organizationMembership.deleted", member.json(), timestamp=self.now))
 
     def rename(self, firm: Firm, name: str) -> None:
-        """Give an organization another name."""
         firm.name, firm.updated_at = name, self.now
         self._tell(organization_event(data=firm.json(), timestamp=self.now))
 

@@ -61,7 +61,6 @@ def frozen_family(pid: int) -> Iterator[None]:
 
 
 def send(pids: list[int], number: signal.Signals) -> None:
-    """Send a signal to each process that is still there."""
     for pid in pids:
         try:
             os.kill(pid, number)

@@ -83,11 +83,9 @@ class RqView:
         return Job.fetch(id_, connection=self.redis, serializer="json")
 
     def fields(self, id_: str) -> dict[bytes, bytes]:
-        """Return the job's hash as it is."""
         return cast("dict[bytes, bytes]", self.redis.hgetall(Job.key_for(id_)))
 
     def status(self, id_: str) -> str:
-        """Return the job's status."""
         return str(self.job(id_).get_status().value)
 
     def ids(self, registry: str) -> list[str]:
@@ -103,7 +101,6 @@ class RqView:
         return found
 
     def workers(self) -> list[BaseWorker]:
-        """Return the workers that RQ knows."""
         return Worker.all(queue=self.queue)
 
 

@@ -26,8 +26,6 @@ class SentEvent(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """What the deployment chose."""
-
     user_deletion: Literal["delete", "anonymize"] = "delete"
     role_source: Literal["metadata", "none"] = "metadata"
     organization_source: Literal["metadata", "membership", "none"] = "metadata"
@@ -197,7 +195,6 @@ def user_in(event: Json) -> Json | None:
 
 
 def look_at_user(seen: dict[str, ObservedUser], user: Json, observed_at: int, choices: Choices) -> None:
-    """Add what a user's JSON shows."""
     entry = address_entry(user)
     address = entry["email_address"] if isinstance(entry, dict) else entry
     claimed = address if isinstance(address, str) and can_be_stored(address) else None
@@ -251,7 +248,6 @@ class Shown(NamedTuple):
 
 
 def memberships_in(delivery: SentEvent) -> list[Shown]:
-    """Return the memberships that a delivery shows."""
     event, data = delivery.event, delivery.event["data"]
     stamp = envelope_time(event)
     if event["type"].startswith("organizationMembership."):
@@ -335,7 +331,6 @@ def maybe_stored(text: str | None) -> tuple[bool, str]:
 
 
 def first(*times: int | None) -> int:
-    """Return the first time that is known."""
     return next(time for time in times if time is not None)
 
 
@@ -351,7 +346,6 @@ def address_entry(user: Json) -> Any:
 
 
 def is_verified(entry: Json) -> bool:
-    """Say whether an address is verified."""
     return bool(entry["verification"]) and entry["verification"]["status"] == "verified"
 
 
@@ -420,7 +414,6 @@ def holders_of_addresses(living: dict[str, ObservedUser]) -> dict[str, str]:
 
 
 def living_row(clerk_id: str, user: ObservedUser, holders: dict[str, str]) -> Row:
-    """Return the row of a user who was not deleted."""
     newest, claim = newest_snapshot(user), newest_claim(user)
     address = claim.address if claim else None
     return Row(
@@ -435,6 +428,5 @@ def living_row(clerk_id: str, user: ObservedUser, holders: dict[str, str]) -> Ro
 
 
 def anonymous_row(clerk_id: str, user: ObservedUser) -> Row:
-    """Return the row that stays of a deleted user."""
     created_at = newest_snapshot(user).created_at
     return Row(clerk_id, f"{clerk_id}@placeholder.invalid", "Deleted user", None, "user", created_at, None)

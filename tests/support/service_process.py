@@ -58,7 +58,6 @@ class ServiceProcess(Process):
 
     @property
     def living_pid(self) -> int:
-        """The process id of one that runs."""
         assert self.pid, self.text()
         return self.pid
 

@@ -71,7 +71,6 @@ class SupervisedProcess(ServiceProcess):
 
 @contextmanager
 def running(process: SupervisedProcess) -> Iterator[SupervisedProcess]:
-    """Run a process for the length of the block."""
     process.start()
     try:
         yield process

@@ -127,7 +127,6 @@ def rows(settings: config.Settings) -> dict[str, Row]:
 
 
 def count(settings: config.Settings) -> int:
-    """Return how many rows `users` has."""
     return int(query(settings, "SELECT count(*) FROM users")[0][0])
 
 
@@ -137,7 +136,6 @@ def tombstones(settings: config.Settings) -> set[str]:
 
 
 def query(settings: config.Settings, statement: str) -> list[tuple[Any, ...]]:
-    """Return what a statement returns."""
     return _run(settings, statement)
 
 
