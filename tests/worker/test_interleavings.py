@@ -6,7 +6,7 @@ tries more of them. Each is made from its number alone.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from random import Random
 
@@ -53,16 +53,16 @@ TABLES = "users, user_sync, webhook_events, sync_progress, membership_sync, orga
 class Interleaving:
     """Things happen at Clerk, and deliveries come, whenever the fake is asked for something."""
 
-    def __init__(self, clerk: FakeClerk, both: SyncContext, seed: int, *, loses: float) -> None:
+    def __init__(self, clerk: FakeClerk, context: SyncContext, seed: int, *, loses: float) -> None:
         self.loses = loses  # that part of the deliveries, but none of `never_lost`
         self.never_lost: tuple[str, ...] = ()
         self.random = Random(seed)
-        self.cast = MEMBERS if both.policy.follows_memberships else CAST
+        self.cast = MEMBERS if context.policy.follows_memberships else CAST
         self.world = World(self.cast.addresses)
         self.waiting: list[Json] = []
-        self._seed = seed
-        self._clerk = clerk
-        self._both = both
+        self.name = f"interleaving {seed}"
+        self.clerk = clerk
+        self.context = context
         self._emitted = 0
         clerk.remove(*clerk.ids())
         clerk.knows_cursor = self.random.random() < 0.5
@@ -70,7 +70,7 @@ class Interleaving:
         by_cursor = clerk.knows_cursor and not self.cast.organization_ids
         clerk.shortens_pages_to = self.random.choice([1, 2, 5] if by_cursor else BY_OFFSET)
         clerk.remove_members(*clerk.member_ids())
-        execute(both.settings, f"TRUNCATE {TABLES}")
+        execute(context.settings, f"TRUNCATE {TABLES}")
 
     def happen(self, times: int) -> None:
         """Let things happen at Clerk; word of them waits, or is lost."""
@@ -81,9 +81,9 @@ class Interleaving:
                 happen(self.world, self.cast, self.random)
         for person in self.world.people.values():
             if not person.is_deleted:
-                self._clerk.put(person.json())
-            elif person.clerk_id in self._clerk.ids():
-                self._clerk.remove(person.clerk_id)
+                self.clerk.put(person.json())
+            elif person.clerk_id in self.clerk.ids():
+                self.clerk.remove(person.clerk_id)
         self._show_members()
         emitted = self.world.emitted[self._emitted :]
         self._emitted = len(self.world.emitted)
@@ -97,8 +97,8 @@ class Interleaving:
         """Let Clerk show who is a member of what in the world."""
         living = self.world.living_ids()
         shown = {it.id: it.json() for it in self.world.members if it.is_in and it.clerk_id in living}
-        self._clerk.remove_members(*(id_ for id_ in self._clerk.member_ids() if id_ not in shown))
-        self._clerk.put_members(*shown.values())
+        self.clerk.remove_members(*(id_ for id_ in self.clerk.member_ids() if id_ not in shown))
+        self.clerk.put_members(*shown.values())
 
     def deliver(self, times: int) -> None:
         """Deliver some of what waits, in any order, now and then twice."""
@@ -106,7 +106,7 @@ class Interleaving:
             event = self.random.choice(self.waiting)
             if self.random.random() < 0.8:
                 self.waiting.remove(event)
-            deliver(self._both, event)
+            deliver(self.context, event)
 
     def deliver_all(self) -> None:
         """Deliver whatever waits."""
@@ -122,13 +122,13 @@ class Interleaving:
         """Let some things happen, some word of them come, and from now on more of both at any request."""
         self.happen(self.random.randint(0, 25))
         self.deliver(self.random.randint(0, 10))
-        self._clerk.before = self.meanwhile
+        self.clerk.before = self.meanwhile
 
     def assert_ends_as_at_clerk(self) -> None:
         """Let nothing more happen, and deliver whatever waits: the tables are as Clerk is."""
-        self._clerk.before = lambda _: None
+        self.clerk.before = lambda _: None
         self.deliver_all()
-        assert rows(self._both.settings) == self.rows_at_clerk(), f"interleaving {self._seed}"
+        assert rows(self.context.settings) == self.rows_at_clerk(), self.name
 
     def rows_at_clerk(self) -> dict[str, Row]:
         """Return the rows that Clerk's own state makes."""
@@ -146,80 +146,75 @@ class Interleaving:
         }
 
 
+Interleavings = Callable[..., Iterator[Interleaving]]
+
+
 @pytest.fixture(params=["metadata", "membership"])
-def both(
-    make_settings: MakeSettings, request: pytest.FixtureRequest
-) -> Iterator[tuple[FakeClerk, SyncContext]]:
+def interleavings(make_settings: MakeSettings, request: pytest.FixtureRequest) -> Iterator[Interleavings]:
+    """Make so many, one after the other, in which that part of the deliveries is lost."""
     with FakeClerk() as clerk:
         settings: config.Settings = api_settings(make_settings, clerk, organization_source=request.param)
-        with open_context(settings) as made:
+        with open_context(settings) as context:
             clerk.rate_limit = 10**6
-            yield clerk, made
+            yield lambda *, loses, tries=TRIES: (
+                Interleaving(clerk, context, seed, loses=loses) for seed in range(tries)
+            )
 
 
-def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(both: tuple[FakeClerk, SyncContext]) -> None:
-    clerk, context = both
-    for seed in range(TRIES):
-        tried = Interleaving(clerk, context, seed, loses=0)
+def test_a_backfill_among_webhooks_ends_as_it_is_at_clerk(interleavings: Interleavings) -> None:
+    for tried in interleavings(loses=0):
         tried.begin()
-        Backfill(context).everything(restart=True)
+        Backfill(tried.context).everything(restart=True)
         tried.assert_ends_as_at_clerk()
 
 
-def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(
-    both: tuple[FakeClerk, SyncContext],
-) -> None:
-    clerk, context = both
-    for seed in range(TRIES):
-        tried = Interleaving(clerk, context, seed, loses=0)
+def test_an_interrupted_backfill_among_webhooks_ends_as_it_is_at_clerk(interleavings: Interleavings) -> None:
+    for tried in interleavings(loses=0):
         tried.begin()
         for _ in range(3):
             with suppress(Stopped):  # unless it was through before
-                backfill_until(context.settings, tried.random.randint(1, 4))
+                backfill_until(tried.context.settings, tried.random.randint(1, 4))
             tried.meanwhile(ANY_REQUEST)
-        Backfill(context).everything()
+        Backfill(tried.context).everything()
         tried.assert_ends_as_at_clerk()
 
 
 def test_what_webhooks_lost_is_fetched_by_a_run_since_then_among_webhooks(
-    both: tuple[FakeClerk, SyncContext],
+    interleavings: Interleavings,
 ) -> None:
-    clerk, context = both
-    for seed in range(TRIES):
-        tried = Interleaving(clerk, context, seed, loses=0)
+    for tried in interleavings(loses=0):
         tried.happen(tried.random.randint(5, 30))
         tried.deliver_all()
-        task = Backfill(context)
+        task = Backfill(tried.context)
         task.everything(restart=True)
         tried.loses, tried.never_lost = 1, ENDS
         tried.happen(tried.random.randint(1, 20))
         tried.loses = 0
-        clerk.shortens_pages_to = tried.random.choice(BY_OFFSET)
-        clerk.before = tried.meanwhile
+        tried.clerk.shortens_pages_to = tried.random.choice(BY_OFFSET)
+        tried.clerk.before = tried.meanwhile
         task.since(task.reach.newest - SIGN_UP_MS)
         tried.assert_ends_as_at_clerk()
 
 
 def test_reconciliations_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
-    both: tuple[FakeClerk, SyncContext], redis: Redis
+    interleavings: Interleavings, redis: Redis
 ) -> None:
-    clerk, context = both
-    reconciliation = ScheduledReconciliation(
-        context.settings, redis, context.database, StopSignal(), Timing(settle_s=0)
-    )
-    for seed in range(TRIES // 2):
-        tried = Interleaving(clerk, context, seed, loses=0.5)
+    for tried in interleavings(loses=0.5, tries=TRIES // 2):
+        context = tried.context
+        reconciliation = ScheduledReconciliation(
+            context.settings, redis, context.database, StopSignal(), Timing(settle_s=0)
+        )
         tried.never_lost = ENDS
-        clerk.shortens_pages_to = tried.random.choice(BY_OFFSET)
+        tried.clerk.shortens_pages_to = tried.random.choice(BY_OFFSET)
         for happens in (tried.meanwhile, tried.meanwhile, none):
             tried.happen(tried.random.randint(0, 15))
             tried.deliver(tried.random.randint(0, 10))
-            clerk.before = happens
+            tried.clerk.before = happens
             redis.delete(last_run.KEY)
             reconciliation.run_if_due()
             last = last_run.load(redis)
             assert last is not None
-            assert last["error"] is None, f"interleaving {seed}"
+            assert last["error"] is None, tried.name
         tried.assert_ends_as_at_clerk()
 
 
@@ -227,21 +222,19 @@ def none(_: Request) -> None:
     """Let nothing happen."""
 
 
-def test_what_webhooks_lost_is_fixed_among_webhooks(both: tuple[FakeClerk, SyncContext]) -> None:
-    clerk, context = both
-    for seed in range(TRIES):
-        tried = Interleaving(clerk, context, seed, loses=0.5)
+def test_what_webhooks_lost_is_fixed_among_webhooks(interleavings: Interleavings) -> None:
+    for tried in interleavings(loses=0.5):
         tried.happen(tried.random.randint(5, 30))
         tried.deliver(tried.random.randint(0, 30))
-        clerk.before = tried.meanwhile
-        task = Reconcile(context, settle_s=0, allow_deletes=100)
+        tried.clerk.before = tried.meanwhile
+        task = Reconcile(tried.context, settle_s=0, allow_deletes=100)
         report = task.report()
         if report.refusal is None:
             task.fix(report)
-        clerk.before = lambda _: None
+        tried.clerk.before = lambda _: None
         tried.deliver_all()
         if not tried.world.living():  # an empty list proves nothing
             continue
-        task = Reconcile(context, settle_s=0, allow_deletes=100)
-        assert task.fix(task.report()) == [], f"interleaving {seed}"
-        assert rows(context.settings) == tried.rows_at_clerk(), f"interleaving {seed}"
+        task = Reconcile(tried.context, settle_s=0, allow_deletes=100)
+        assert task.fix(task.report()) == [], tried.name
+        assert rows(tried.context.settings) == tried.rows_at_clerk(), tried.name
