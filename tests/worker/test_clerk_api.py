@@ -217,31 +217,41 @@ def test_a_connection_cut_in_the_middle_is_tried_again(clerk: FakeClerk, api: Cl
     assert api.page(OLDEST_FIRST).ids == [ANN]
 
 
-def test_a_server_that_is_not_there_is_one_line(clerk: FakeClerk) -> None:
+def vanish(clerk: FakeClerk) -> None:
     clerk.__exit__()
-    with client(api_alone(clerk), patience_s=0) as api, pytest.raises(ClerkUnavailable) as raised:
-        api.count()
-    assert_one_line(raised.value, clerk)
 
 
-def test_a_server_that_does_not_answer_is_one_line(clerk: FakeClerk) -> None:
-    goes_on = threading.Event()
-    clerk.before = lambda _: none(goes_on.wait(10))
-    with client(api_alone(clerk), patience_s=0, read_timeout_s=0.3) as api:
-        with pytest.raises(ClerkUnavailable) as raised:
-            api.count()
-        goes_on.set()
-    assert "ReadTimeout" in str(raised.value)
-    assert_one_line(raised.value, clerk)
+def hang(clerk: FakeClerk) -> None:
+    clerk.before = lambda _: time.sleep(2)
 
 
-def test_an_answer_that_comes_too_slowly_is_one_line(clerk: FakeClerk) -> None:
+def answer_slowly(clerk: FakeClerk) -> None:
     clerk.answer_next(200, '{"total_count":0}' + " " * 1000, pause_s=0.1)
-    with client(api_alone(clerk), patience_s=0, read_timeout_s=0.5) as api:
-        began = time.monotonic()
-        with pytest.raises(ClerkUnavailable, match="ReadTimeout") as raised:
-            api.count()
+
+
+def ask_to_wait_for_an_hour(clerk: FakeClerk) -> None:
+    clerk.answer_next(429, headers={"Retry-After": "3600"})
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words", "retry_after_s"),
+    [
+        (vanish, "ConnectError", None),
+        (hang, "ReadTimeout", None),
+        (answer_slowly, "ReadTimeout", None),
+        (ask_to_wait_for_an_hour, "rate limit", 3600),
+    ],
+)
+def test_a_server_that_gives_no_answer_in_time_is_one_line(
+    clerk: FakeClerk, trouble: Callable[[FakeClerk], None], words: str, retry_after_s: float | None
+) -> None:
+    trouble(clerk)
+    began = time.monotonic()
+    limits = {"patience_s": 0, "limited_patience_s": 5, "read_timeout_s": 0.5}
+    with client(api_alone(clerk), **limits) as api, pytest.raises(ClerkUnavailable, match=words) as raised:
+        api.count()
     assert time.monotonic() - began < 20
+    assert raised.value.retry_after_s == retry_after_s
     assert_one_line(raised.value, clerk)
 
 
@@ -274,14 +284,6 @@ def test_a_429_holds_back_every_thread(clerk: FakeClerk, api: ClerkApi) -> None:
     times = sorted(request.at for request in clerk.requests)
     assert len(times) == 6
     assert times[1] - times[0] >= 1.95
-
-
-def test_a_429_that_asks_for_too_much_is_one_line(clerk: FakeClerk) -> None:
-    clerk.answer_next(429, headers={"Retry-After": "3600"})
-    with client(api_alone(clerk), limited_patience_s=5) as api, pytest.raises(ClerkUnavailable) as raised:
-        api.count()
-    assert raised.value.retry_after_s == 3600
-    assert_one_line(raised.value, clerk)
 
 
 def test_waiting_for_a_429_uses_up_no_patience_for_trouble(clerk: FakeClerk) -> None:
@@ -430,10 +432,6 @@ def test_no_period_sees_more_turns_than_the_limit(monkeypatch: pytest.MonkeyPatc
     assert turns[-1] < 200 / 50 * 1.2
     for start in turns:
         assert sum(start <= turn < start + 1 for turn in turns) <= 50
-
-
-def none(_: object) -> None:
-    """Let a hook do something."""
 
 
 def assert_one_line(error: Exception, clerk: FakeClerk) -> None:
