@@ -1,7 +1,8 @@
 """Waits that have a deadline."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.01, 0.1  # what is looked at may cost more than the wait
 
@@ -14,3 +15,11 @@ def wait_until(holds: Callable[[], object], timeout: float, explain: Callable[[]
         assert time.monotonic() < deadline, explain()
         time.sleep(pause_s)
         pause_s = min(1.5 * pause_s, MAX_PAUSE_S)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail when the block takes that long."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,6 +37,7 @@ from tests.support.payloads import (
     user_event,
 )
 from tests.support.settings import MakeSettings
+from tests.support.waiting import within
 from worker.clerk.payloads import FieldSources
 from worker.queue.consumer import Deferred, Failed, Finished, Settled, TakenJob
 from worker.queue.rq_format import encode_call
@@ -102,13 +102,6 @@ def transaction(connection: Admin) -> Iterator[Admin]:
     with psycopg.connect(connection.info.dsn, password=connection.info.password) as application:
         yield application
         application.rollback()
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    assert time.monotonic() - began < seconds
 
 
 def names(connection: Admin) -> dict[str, str]:

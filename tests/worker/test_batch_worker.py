@@ -28,7 +28,7 @@ from tests.support.queue import RqView, delivery, frozen, rq_command
 from tests.support.service_process import SOON_S, START_S, ServiceProcess
 from tests.support.settings import NO_DATABASE, NOTHING_LISTENS, MakeSettings
 from tests.support.stack import environment
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until, within
 from worker import redis_client
 from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 from worker.queue.lock_waits import lock_waits
@@ -404,10 +404,8 @@ def test_a_redis_that_hangs_is_reported_after_one_time_out(
         redis.ping()
         with frozen(own_redis):
             for _ in ("an open connection", "a new one"):
-                began = time.monotonic()
-                with pytest.raises(RedisError):
+                with within(2), pytest.raises(RedisError):
                     redis.ping()
-                assert time.monotonic() - began < 2
         assert redis.ping()
 
 

@@ -18,7 +18,7 @@ from tests.support.fake_clerk import TRACE_ID, FakeClerk, numbered_id
 from tests.support.payloads import ABSENT, ANN, BEN, CAT, NOW, body, user
 from tests.support.sync import api_alone, client
 from tests.support.together import together
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until, within
 from worker.clerk import rate_limit
 from worker.clerk.api import (
     LAST_UPDATED_FIRST,
@@ -203,10 +203,8 @@ def test_trouble_at_clerk_is_waited_out(clerk: FakeClerk, api: ClerkApi, status:
 
 def test_trouble_that_does_not_end_is_one_line(clerk: FakeClerk) -> None:
     clerk.answer_next(502, "<html>oops</html>", times=50)
-    began = time.monotonic()
-    with client(api_alone(clerk), patience_s=2) as api, pytest.raises(ClerkUnavailable) as raised:
+    with within(12), client(api_alone(clerk), patience_s=2) as api, pytest.raises(ClerkUnavailable) as raised:
         api.count()
-    assert time.monotonic() - began < 12
     assert 1 < len(clerk.requests) < 50
     assert_one_line(raised.value, clerk)
 
@@ -246,11 +244,10 @@ def test_a_server_that_gives_no_answer_in_time_is_one_line(
     clerk: FakeClerk, trouble: Callable[[FakeClerk], None], words: str, retry_after_s: float | None
 ) -> None:
     trouble(clerk)
-    began = time.monotonic()
     limits = {"patience_s": 0, "limited_patience_s": 5, "read_timeout_s": 0.5}
-    with client(api_alone(clerk), **limits) as api, pytest.raises(ClerkUnavailable, match=words) as raised:
+    gives_up = pytest.raises(ClerkUnavailable, match=words)
+    with within(20), client(api_alone(clerk), **limits) as api, gives_up as raised:
         api.count()
-    assert time.monotonic() - began < 20
     assert raised.value.retry_after_s == retry_after_s
     assert_one_line(raised.value, clerk)
 
@@ -309,10 +306,9 @@ def test_nor_does_waiting_for_the_429_of_another_thread(clerk: FakeClerk) -> Non
 def test_trouble_after_a_429_does_not_go_on_for_ever(clerk: FakeClerk) -> None:
     clerk.answer_next(429, headers={"Retry-After": "1"})
     clerk.answer_next(503, times=50)
-    began = time.monotonic()
-    with client(api_alone(clerk), patience_s=1) as api, pytest.raises(ClerkUnavailable, match="fails"):
+    gives_up = pytest.raises(ClerkUnavailable, match="fails")
+    with within(12), client(api_alone(clerk), patience_s=1) as api, gives_up:
         api.count()
-    assert time.monotonic() - began < 12
     assert len(clerk.requests) < 50
 
 
@@ -408,10 +404,8 @@ def test_a_stop_ends_every_wait(clerk: FakeClerk, answer: dict[str, Any]) -> Non
     clerk.answer_next(**answer)
     with client(api_alone(clerk), stopping=stopping) as api:
         threading.Timer(0.3, stopping.request).start()
-        began = time.monotonic()
-        with pytest.raises(Stopped):
+        with within(20), pytest.raises(Stopped):
             api.count()
-    assert time.monotonic() - began < 20
 
 
 def test_a_development_key_keeps_its_smaller_limit(clerk: FakeClerk) -> None:

@@ -22,7 +22,7 @@ from tests.support.reserved_jobs import fail_for_good, failure, settle, take
 from tests.support.round_trips import TripCounter
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.together import together
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until, within
 from worker.auto_pipeline import Asked
 from worker.monitoring import receivers
 from worker.queue import rq_format
@@ -206,10 +206,8 @@ def test_a_redis_that_is_away_is_said_at_once_and_without_its_address(make_setti
     receiver = delivery_queue(
         make_settings(**NO_DATABASE, redis_url=SecretStr(f"redis://:hunter2@127.0.0.1:{port}"))
     )
-    began = time.monotonic()
-    with pytest.raises(QueueUnavailable) as refused:
+    with within(5), pytest.raises(QueueUnavailable) as refused:
         receiver.enqueue(delivery())
-    assert time.monotonic() - began < 5
     assert refused.value.retryable
     assert str(refused.value) == "nothing listens where REDIS_URL leads: start Redis, or correct REDIS_URL"
 
@@ -285,10 +283,9 @@ def test_what_stands_in_the_url_does_not_change_how_long_it_waits_nor_what_it_re
     assert answers == [EnqueueResult.QUEUED] * 8
     assert len(take(ReservedJobs(client, "w"))) == 8
     with frozen(own_redis):
-        began = time.monotonic()
-        with pytest.raises(QueueUnavailable, match=r"did not answer in time|connecting to Redis timed out"):
+        late = r"did not answer in time|connecting to Redis timed out"
+        with within(5), pytest.raises(QueueUnavailable, match=late):
             receiver.enqueue(delivery())
-        assert time.monotonic() - began < 5
     receiver.close()
     client.close()
 
@@ -314,13 +311,10 @@ def test_behind_a_redis_that_hangs_all_are_answered_in_time(
         return str(refused.value)
 
     with frozen(own_redis), ThreadPoolExecutor(len(given)) as threads:
-        began = time.monotonic()
-        reasons = set(threads.map(reason, given))
-        assert time.monotonic() - began < 5
-        began = time.monotonic()
-        with pytest.raises(QueueUnavailable):
+        with within(5):
+            reasons = set(threads.map(reason, given))
+        with within(5), pytest.raises(QueueUnavailable):
             receiver.ping()
-        assert time.monotonic() - began < 5
     assert reasons <= {
         "all connections to Redis are in use here: raise REDIS_MAX_CONNECTIONS",
         "Redis did not answer in time: see what keeps it busy (SLOWLOG), or whether it hangs",
