@@ -31,6 +31,13 @@ def api(clerk: FakeClerk) -> Iterator[ClerkApi]:
         yield made
 
 
+@pytest.fixture(params=[True, False], ids=["cursor", "offset"])
+def any_clerk(clerk: FakeClerk, request: pytest.FixtureRequest) -> FakeClerk:
+    """A server that pages by cursor, and one that overlooks it."""
+    clerk.knows_cursor = request.param
+    return clerk
+
+
 BEGINNING = Position()
 
 
@@ -75,14 +82,13 @@ def refuse_cursors(clerk: FakeClerk, request: Request) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 499])
-@pytest.mark.parametrize("knows_cursor", [True, False])
 def test_pages_shorter_than_they_should_be_end_no_walk(
-    clerk: FakeClerk, api: ClerkApi, size: int, knows_cursor: bool
+    any_clerk: FakeClerk, api: ClerkApi, size: int
 ) -> None:
     users = 60 if size < 10 else MANY
-    clerk.remove(*everyone()[users:])
-    clerk.knows_cursor, clerk.shortens_pages_to = knows_cursor, size
-    if knows_cursor or size > OVERLAP:
+    any_clerk.remove(*everyone()[users:])
+    any_clerk.shortens_pages_to = size
+    if any_clerk.knows_cursor or size > OVERLAP:
         assert paginated(api) == everyone(users)
 
 
@@ -118,22 +124,19 @@ def show_oddity(clerk: FakeClerk, cursor: str, request: Request) -> None:
         clerk.answer_next(200, "[null" + "".join("," + clerk.text(clerk_id) for clerk_id in shown) + "]")
 
 
-@pytest.mark.parametrize("knows_cursor", [True, False])
 @pytest.mark.parametrize("at", [0, 498, 499, 500, 501, MANY - 1])
 def test_entries_without_an_id_are_shown_once_wherever_they_stand(
-    clerk: FakeClerk, api: ClerkApi, at: int, knows_cursor: bool
+    any_clerk: FakeClerk, api: ClerkApi, at: int
 ) -> None:
-    clerk.knows_cursor = knows_cursor
     without_id = {numbered_id(at), numbered_id(min(at + 1, MANY - 1))}
-    clerk.before = partial(show_without_id, clerk, without_id)
+    any_clerk.before = partial(show_without_id, any_clerk, without_id)
     steps = list(paginate(api, Position()))
     assert sum(len(step.page.entries) for step in steps) == steps[-1].position.seen == MANY
     assert [it for step in steps for it in step.page.ids] == [it for it in everyone() if it not in without_id]
 
 
-@pytest.mark.parametrize("knows_cursor", [True, False])
-def test_a_walk_goes_on_from_any_page(clerk: FakeClerk, api: ClerkApi, knows_cursor: bool) -> None:
-    clerk.knows_cursor = knows_cursor
+@pytest.mark.usefixtures("any_clerk")
+def test_a_walk_goes_on_from_any_page(api: ClerkApi) -> None:
     for stop_after in range(1, 4):
         position = position_after(api, stop_after)
         assert paginated(api, position) == everyone()[position.seen :]
@@ -145,26 +148,22 @@ def position_after(api: ClerkApi, pages: int) -> Position:
 
 
 @pytest.mark.parametrize("gone", [1, 2, OVERLAP, 300])
-@pytest.mark.parametrize("knows_cursor", [True, False])
 def test_a_walk_goes_on_though_the_last_users_were_deleted(
-    clerk: FakeClerk, api: ClerkApi, gone: int, knows_cursor: bool
+    any_clerk: FakeClerk, api: ClerkApi, gone: int
 ) -> None:
-    clerk.knows_cursor = knows_cursor
     position = position_after(api, 2)
-    clerk.remove(*everyone()[position.seen - gone : position.seen])
+    any_clerk.remove(*everyone()[position.seen - gone : position.seen])
     assert set(paginated(api, position)) >= set(everyone()[position.seen :])
 
 
-@pytest.mark.parametrize("knows_cursor", [True, False])
 @pytest.mark.parametrize("deleted_at_a_time", [1, 15, 60, 400])
 def test_no_user_is_skipped_while_others_are_deleted(
-    clerk: FakeClerk, api: ClerkApi, knows_cursor: bool, deleted_at_a_time: int
+    any_clerk: FakeClerk, api: ClerkApi, deleted_at_a_time: int
 ) -> None:
-    clerk.knows_cursor = knows_cursor
     to_delete = iter(everyone()[:900])
-    clerk.before = partial(delete_some, clerk, to_delete, deleted_at_a_time)
+    any_clerk.before = partial(delete_some, any_clerk, to_delete, deleted_at_a_time)
     seen = paginated(api)
-    assert set(seen) >= set(clerk.ids())
+    assert set(seen) >= set(any_clerk.ids())
 
 
 def delete_some(clerk: FakeClerk, to_delete: Iterator[str], number: int, request: Request) -> None:
@@ -172,12 +171,8 @@ def delete_some(clerk: FakeClerk, to_delete: Iterator[str], number: int, request
         clerk.remove(*islice(to_delete, number))
 
 
-@pytest.mark.parametrize("knows_cursor", [True, False])
-def test_who_signs_up_meanwhile_is_seen_and_skips_no_user(
-    clerk: FakeClerk, api: ClerkApi, knows_cursor: bool
-) -> None:
-    clerk.knows_cursor = knows_cursor
-    clerk.before = partial(sign_up_some, clerk, 70)
+def test_who_signs_up_meanwhile_is_seen_and_skips_no_user(any_clerk: FakeClerk, api: ClerkApi) -> None:
+    any_clerk.before = partial(sign_up_some, any_clerk, 70)
     seen = paginated(api)
     assert set(seen) >= set(everyone())
     assert seen[: len(everyone())] == everyone()
