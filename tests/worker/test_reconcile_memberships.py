@@ -253,11 +253,17 @@ def test_a_listing_that_shrank_too_much_ends_nothing(
         assert sum(name is not None for name in organizations(both).values()) == local - gone
 
 
+def show_members_of(
+    clerk: FakeClerk, clerk_id: str, entries: list[Json | None], total: int, times: int = 1
+) -> None:
+    """Answer the next requests for the memberships of that user with these."""
+    path = f"/users/{clerk_id}/organization_memberships"
+    clerk.answer_next(200, body({"data": entries, "total_count": total}), path=path, times=times)
+
+
 def test_a_users_own_list_that_was_cut_short_ends_nothing(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members("orgmem_c")
-    clerk.answer_next(
-        200, '{"data": [], "total_count": 1}', path=f"/users/{BEN}/organization_memberships", times=10
-    )
+    show_members_of(clerk, BEN, [], total=1, times=10)
     with pytest.raises(ClerkUnavailable, match="fewer memberships"):
         report(few)
     assert organizations(few)[BEN] == "Acme"
@@ -265,9 +271,7 @@ def test_a_users_own_list_that_was_cut_short_ends_nothing(clerk: FakeClerk, few:
 
 def test_a_users_own_list_that_cannot_be_read_ends_nothing(clerk: FakeClerk, few: SyncContext) -> None:
     clerk.remove_members("orgmem_c")
-    clerk.answer_next(
-        200, '{"data": [null], "total_count": 1}', path=f"/users/{BEN}/organization_memberships"
-    )
+    show_members_of(clerk, BEN, [None], total=1)
     assert report(few).differing == 0
 
 
@@ -302,9 +306,7 @@ def test_a_membership_that_cannot_be_read_keeps_no_other_from_ending(
     clerk: FakeClerk, few: SyncContext
 ) -> None:
     clerk.remove_members(IN_ZOO)
-    of_ann = f"/users/{ANN}/organization_memberships"
-    shown = {"data": [unreadable(ANN, id=IN_ACME)], "total_count": 1}
-    clerk.answer_next(200, body(shown), path=of_ann)
+    show_members_of(clerk, ANN, [unreadable(ANN, id=IN_ACME)], total=1)
     found = report(few)
     assert found.memberships is not None
     ((change),) = found.memberships.ended
@@ -473,7 +475,7 @@ def test_a_pull_brings_joins_renames_and_ends(clerk: FakeClerk, few: SyncContext
 
 
 def test_one_empty_answer_ends_nothing_in_a_pull(clerk: FakeClerk, few: SyncContext) -> None:
-    clerk.answer_next(200, '{"data": [], "total_count": 0}', path=f"/users/{ANN}/organization_memberships")
+    show_members_of(clerk, ANN, [], total=0)
     pull(few, ANN, confirmed=False)
     assert organizations(few)[ANN] == "Zoo"
     assert report(few).differing == 0
