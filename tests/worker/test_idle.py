@@ -11,12 +11,11 @@ from redis import Redis
 
 from cli.dev.servers import RedisServer, free_port
 from db.connection.engine import Database
-from tests.support.queue import RqView, commands, delivery
+from tests.support.queue import RqView, commands, enqueue
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
 from worker.queue.maintenance import QueueMaintenance
-from worker.queue.producer import DeliveryQueue
 from worker.runner import batch_worker
 from worker.shutdown import StopSignal
 
@@ -54,15 +53,14 @@ def test_an_idle_minute_of_web_and_worker_is_at_most_sixty_commands(
 def test_an_idle_worker_opens_no_connection_to_the_database(
     make_settings: MakeSettings,
     redis: Redis,
-    queue: DeliveryQueue,
+    database: Database,
     connection: psycopg.Connection[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Pruning, which needs a connection, is due all the time here."""
     monkeypatch.setattr(batch_worker, "PRUNE_EVERY_S", 0.1)
-    settings = make_settings()
-    database, stopping = Database(settings), StopSignal()
-    worker = batch_worker.BatchWorker(settings, redis, database, stopping)
+    stopping = StopSignal()
+    worker = batch_worker.BatchWorker(make_settings(), redis, database, stopping)
     with ThreadPoolExecutor(1) as thread:
         working = thread.submit(worker.work)
         wait_until(lambda: len(RqView(redis).workers()) == 1, START_S)
@@ -70,11 +68,10 @@ def test_an_idle_worker_opens_no_connection_to_the_database(
         before = sessions(connection)
         time.sleep(3)
         assert sessions(connection) == before
-        queue.enqueue(delivery())
+        enqueue(redis)
         wait_until(lambda: len(RqView(redis).ids("finished")) == 1, START_S)
         stopping.request()
         assert working.result(START_S) is True
-    database.dispose()
 
 
 def sessions(connection: psycopg.Connection[Any]) -> int:
