@@ -259,6 +259,15 @@ def ask(service: PullService, answers: list[PullResult]) -> None:
     answers.append(service.pull(ANN))
 
 
+def test_an_answer_is_what_clerk_shows_now(clerk: FakeClerk, service: PullService) -> None:
+    clerk.put(user(ANN))
+    service.pull(ANN)
+    clerk.put(user(ANN, first_name="New", updated_at=NOW + 100))
+    answer = service.pull(ANN)
+    assert answer.user is not None
+    assert answer.user["name"].startswith("New")
+
+
 def test_calls_together_leave_half_of_clerks_limit_to_the_application(
     clerk: FakeClerk,
     make_settings: MakeSettings,
