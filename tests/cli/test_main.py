@@ -19,28 +19,16 @@ from tests.support import http
 from tests.support.commands import Ran, run_with
 from tests.support.processes import clerk_sync
 from tests.support.service_process import ServiceProcess
-from tests.support.settings import NOTHING_LISTENS, MakeSettings
+from tests.support.settings import NOTHING_LISTENS, SECRET, MakeSettings
 from tests.support.stack import environment
 from tests.support.waiting import wait_until
+
+DATABASE = {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
 
 
 def run(*arguments: str, directory: Path, **variables: str) -> Ran:
     """Run `clerk-sync` in an empty directory with no settings but `variables`."""
     return run_with(_environment(variables), *arguments, directory=directory)
-
-
-def run_process(*arguments: str, directory: Path, **variables: str) -> Ran:
-    """Do the same in a process of its own."""
-    ran = subprocess.run(
-        clerk_sync(*arguments),
-        cwd=directory,
-        env=_environment(variables),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    return Ran(ran.returncode, ran.stdout, ran.stderr)
 
 
 def _environment(variables: dict[str, str]) -> dict[str, str]:
@@ -64,63 +52,72 @@ def test_the_version_is_reported(tmp_path: Path) -> None:
     "arguments", [("worke",), ("db", "upgrad"), ("events", "--limit", "many"), ("status", "x")]
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    ran = run(*arguments, directory=tmp_path, DATABASE_URL="postgresql://127.0.0.1:1/x")
+    ran = run(*arguments, directory=tmp_path, **DATABASE)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "Error: " in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
-def test_what_is_not_set_is_one_line_and_ends_with_1(tmp_path: Path) -> None:
-    ran = run_process("worker", directory=tmp_path)
-    assert ran == (1, "", "clerk-sync: REDIS_URL is not set; DATABASE_URL is not set\n")
+NEEDED = DATABASE | {
+    "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+    "REDIS_URL": "redis://127.0.0.1:1/0",
+    "PORT": "0",
+}
+SERVICE = ("web", "worker", "status")
+ODD_REDIS_URLS = (
+    "rediss://:hunter2@h/0?ssl_cert_reqs=hunter2",
+    "redis://:hunter2@h/0?socket_timeout=hunter2",
+    "redis://:hunter2@h/0?hunter2=1",
+    "redis://:hunter2@h/0?cache_config=hunter2",
+    "redis://:hunter2@h/0?event_dispatcher=hunter2",
+    "redis://:hunter2@h/0?maint_notifications_config=hunter2",
+    "redis://:hunter2@h/0?oss_cluster_maint_notifications_handler=hunter2",
+    "redis://:hunter2@h/0?redis_connect_func=hunter2",
+    "redis://:hunter2@h/0?socket_keepalive_options=hunter2",
+    "redis://:hunter2@h/0?socket_type=hunter2",
+)
 
 
-def test_what_is_wrong_is_one_line_that_does_not_show_it(tmp_path: Path) -> None:
-    ran = run("db", "current", directory=tmp_path, DATABASE_URL="mysql://u:hunter2@h/d")
-    assert ran == (1, "", "clerk-sync: DATABASE_URL must begin with postgres:// or postgresql://\n")
-
-
-@pytest.mark.parametrize("command", ["web", "worker", "status"])
 @pytest.mark.parametrize(
-    "url",
+    ("command", "variables", "message"),
     [
-        "rediss://:hunter2@h/0?ssl_cert_reqs=hunter2",
-        "redis://:hunter2@h/0?socket_timeout=hunter2",
-        "redis://:hunter2@h/0?hunter2=1",
-        "redis://:hunter2@h/0?cache_config=hunter2",
-        "redis://:hunter2@h/0?event_dispatcher=hunter2",
-        "redis://:hunter2@h/0?maint_notifications_config=hunter2",
-        "redis://:hunter2@h/0?oss_cluster_maint_notifications_handler=hunter2",
-        "redis://:hunter2@h/0?redis_connect_func=hunter2",
-        "redis://:hunter2@h/0?socket_keepalive_options=hunter2",
-        "redis://:hunter2@h/0?socket_type=hunter2",
+        ("worker", {}, "REDIS_URL is not set; DATABASE_URL is not set"),
+        (
+            "db current",
+            {"DATABASE_URL": "mysql://u:hunter2@h/d"},
+            "DATABASE_URL must begin with postgres:// or postgresql://",
+        ),
+        (
+            "db current",
+            {"DATABASE_URL": "postgresql://secret_user:hunter2@127.0.0.1:1/secret_name"},
+            NOTHING_LISTENS,
+        ),
+        (
+            "status",
+            {"PORT": "x", "BATCH_SIZE": "0", "LOG_LEVEL": "loud", "DB_POOL_TIMEOUT": "soon"},
+            "BATCH_SIZE must be greater than or equal to 1; DB_POOL_TIMEOUT must be a number;"
+            " LOG_LEVEL must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'; PORT must be a number",
+        ),
+        *(
+            (command, NEEDED | {"REDIS_URL": url}, "REDIS_URL has an option that cannot be read")
+            for command in SERVICE
+            for url in ODD_REDIS_URLS
+        ),
+        *(
+            (
+                command,
+                NEEDED | {"DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x?pgbouncer=true"},
+                "DATABASE_URL has an option that libpq does not know: remove it",
+            )
+            for command in SERVICE
+        ),
     ],
 )
-def test_a_redis_url_that_cannot_be_read_is_one_line(command: str, url: str, tmp_path: Path) -> None:
-    needed = {
-        "CLERK_WEBHOOK_SIGNING_SECRET": "whsec_dGhpcyBpcyBhIGtleSBmb3IgdGhlIHRlc3Rz",
-        "DATABASE_URL": "postgresql://127.0.0.1:1/x",
-        "PORT": "0",
-    }
-    ran = run(command, directory=tmp_path, REDIS_URL=url, **needed)
-    assert ran == (1, "", "clerk-sync: REDIS_URL has an option that cannot be read\n")
-
-
-@pytest.mark.parametrize("arguments", [("web",), ("worker",), ("status",)])
-def test_a_database_url_that_cannot_work_is_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    needed = {
-        "CLERK_WEBHOOK_SIGNING_SECRET": "whsec_dGhpcyBpcyBhIGtleSBmb3IgdGhlIHRlc3Rz",
-        "DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x?pgbouncer=true",
-        "PORT": "0",
-    }
-    ran = run(*arguments, directory=tmp_path, REDIS_URL="redis://127.0.0.1:1/0", **needed)
-    assert ran == (1, "", "clerk-sync: DATABASE_URL has an option that libpq does not know: remove it\n")
-
-
-def test_a_database_that_is_away_is_one_line_without_its_address(tmp_path: Path) -> None:
-    url = f"postgresql://secret_user:hunter2@127.0.0.1:{free_port()}/secret_name"
-    ran = run("db", "current", directory=tmp_path, DATABASE_URL=url)
-    assert ran == (1, "", f"clerk-sync: {NOTHING_LISTENS}\n")
+def test_what_is_wrong_is_one_line_that_does_not_show_it(
+    command: str, variables: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    ran = run(*command.split(), directory=tmp_path, **variables)
+    assert ran == (1, "", f"clerk-sync: {message}\n")
 
 
 def test_debug_shows_where_it_happened_as_well_and_no_address_either(tmp_path: Path) -> None:
@@ -143,13 +140,22 @@ def test_a_question_without_a_terminal_is_wrong_usage_and_changes_nothing(
 
 def test_settings_are_read_from_a_file_in_the_directory(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("DATABASE_URL=mysql://h/d\n")
-    ran = run_process("db", "current", directory=tmp_path)
-    assert ran.stderr == "clerk-sync: DATABASE_URL must begin with postgres:// or postgresql://\n"
+    ran = subprocess.run(
+        clerk_sync("db", "current"),
+        cwd=tmp_path,
+        env=_environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    message = "clerk-sync: DATABASE_URL must begin with postgres:// or postgresql://\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", message)
 
 
 def test_a_command_answers_and_logs_nothing(tmp_path: Path, make_settings: MakeSettings) -> None:
-    settings = make_settings(redis_url=None, log_level="DEBUG")
-    ran = run("events", "--json", directory=tmp_path, **environment(settings))
+    variables = environment(make_settings(redis_url=None)) | {"LOG_LEVEL": "debug"}
+    ran = run("events", "--json", directory=tmp_path, **variables)
     assert ran == (0, "[]\n", "")
 
 
@@ -182,22 +188,6 @@ def _all_commands() -> Iterator[tuple[str, ...]]:
         command = cli.get_command(click.Context(cli), name)
         if isinstance(command, click.Group):
             yield from ((name, part) for part in command.commands)
-
-
-WRONG = {"PORT": "x", "BATCH_SIZE": "0", "LOG_LEVEL": "loud", "DB_POOL_TIMEOUT": "soon"}
-
-
-def test_a_setting_that_is_wrong_says_what_it_must_be(tmp_path: Path) -> None:
-    ran = run("status", directory=tmp_path, **WRONG)
-    assert ran.stderr == (
-        "clerk-sync: BATCH_SIZE must be greater than or equal to 1; DB_POOL_TIMEOUT must be a number;"
-        " LOG_LEVEL must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'; PORT must be a number\n"
-    )
-
-
-def test_the_log_level_may_be_in_lower_case(tmp_path: Path, make_settings: MakeSettings) -> None:
-    variables = environment(make_settings()) | {"LOG_LEVEL": "info"}
-    assert run("events", "--json", directory=tmp_path, **variables) == (0, "[]\n", "")
 
 
 EACH_IN_A_FORK = """
