@@ -1,7 +1,6 @@
 import base64
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -19,97 +18,83 @@ def secret(raw: bytes) -> str:
     return f"whsec_{base64.b64encode(raw).decode()}"
 
 
-# Each variable with what it takes, and what becomes of it.
-GOOD: list[tuple[str, str, Any]] = [
-    ("PORT", "0", 0),
-    ("PORT", "65535", 65535),
-    ("WEB_WORKERS", "1", 1),
-    ("MAX_BODY_BYTES", "2048", 2048),
-    ("HOST", "::1", "::1"),
-    ("HOST", "[::]", "::"),
-    ("HOST", "localhost", "127.0.0.1"),
-    ("DB_POOL_SIZE", "200", 200),
-    ("DB_MAX_OVERFLOW", "0", 0),
-    ("DB_POOL_TIMEOUT", "0.5", 0.5),
-    ("BATCH_SIZE", "1", 1),
-    ("BATCH_SIZE", "500", 500),
-    ("SHUTDOWN_SECONDS", "5", 5),
-    ("USER_DELETION", "anonymize", "anonymize"),
-    ("ROLE_SOURCE", "none", "none"),
-    ("ROLE_METADATA_KEY", "level", "level"),
-    ("ORGANIZATION_SOURCE", "none", "none"),
-    ("ORGANIZATION_METADATA_KEY", "company", "company"),
-    ("ORGANIZATION_METADATA_KEY", "https://app.example/the company", "https://app.example/the company"),
-    ("EVENT_RETENTION_DAYS", "1", 1),
-    ("SILENCE_ALARM_MINUTES", "30", 30),
-    ("LOG_LEVEL", "DEBUG", "DEBUG"),
-    ("LOG_FORMAT", "json", "json"),
-    ("CLERK_INSTANCE_ID", "ins_1", "ins_1"),
-    ("CLERK_API_URL", "http://127.0.0.1:9", "http://127.0.0.1:9"),
-    (
-        "DATABASE_URL",
+# Each variable with values that it takes, and with some that it does not.
+GOOD: dict[str, tuple[str, ...]] = {
+    "PORT": ("0", "65535"),
+    "WEB_WORKERS": ("1",),
+    "MAX_BODY_BYTES": ("2048",),
+    "HOST": ("::1",),
+    "DB_POOL_SIZE": ("200",),
+    "DB_MAX_OVERFLOW": ("0",),
+    "DB_POOL_TIMEOUT": ("0.5",),
+    "BATCH_SIZE": ("1", "500"),
+    "SHUTDOWN_SECONDS": ("5.5",),
+    "USER_DELETION": ("anonymize",),
+    "ROLE_SOURCE": ("none",),
+    "ROLE_METADATA_KEY": ("level",),
+    "ORGANIZATION_SOURCE": ("none",),
+    "ORGANIZATION_METADATA_KEY": ("company", "https://app.example/the company"),
+    "EVENT_RETENTION_DAYS": ("1",),
+    "SILENCE_ALARM_MINUTES": ("30.5",),
+    "LOG_LEVEL": ("DEBUG",),
+    "LOG_FORMAT": ("json",),
+    "CLERK_INSTANCE_ID": ("ins_1",),
+    "CLERK_API_URL": ("http://127.0.0.1:9",),
+    "CLERK_SECRET_KEY": ("sk_test_1",),
+    "CONSOLE_PASSWORD": ("open sesame",),
+    "DATABASE_URL": (
         "postgres://u:p@h:5432/d?sslmode=require",
-        SecretStr("postgres://u:p@h:5432/d?sslmode=require"),
+        "postgresql://h/d",
+        "postgresql://u:p?w@h/d",
+        "postgresql://u:p@h1:5432,[::1]:5433,h3/d?target_session_attrs=read-write",
     ),
-    ("DATABASE_URL", "postgresql://h/d", SecretStr("postgresql://h/d")),
-    ("DATABASE_URL", "postgresql://u:p?w@h/d", SecretStr("postgresql://u:p?w@h/d")),
-    ("DATABASE_URL_UNPOOLED", "postgres://h/d", SecretStr("postgres://h/d")),
-    ("REDIS_URL", "redis://:p@h:6379/0", SecretStr("redis://:p@h:6379/0")),
-    ("REDIS_URL", "rediss://h", SecretStr("rediss://h")),
-    ("REDIS_URL", "unix:///run/redis.sock", SecretStr("unix:///run/redis.sock")),
-    ("CONSOLE_PASSWORD", "open sesame", SecretStr("open sesame")),
-    ("CLERK_SECRET_KEY", "sk_test_1", SecretStr("sk_test_1")),
-]
-BAD: list[tuple[str, str]] = [
-    ("PORT", "-1"),
-    ("PORT", "65536"),
-    ("PORT", "http"),
-    ("WEB_WORKERS", "0"),
-    ("WEB_WORKERS", "two"),
-    ("MAX_BODY_BYTES", "10"),
-    ("HOST", "example.com"),
-    ("HOST", "127.0.0.1:80"),
-    ("MAX_BODY_BYTES", "1MiB"),
-    ("DB_POOL_SIZE", "0"),
-    ("DB_POOL_SIZE", "1.5"),
-    ("DB_MAX_OVERFLOW", "-1"),
-    ("DB_POOL_TIMEOUT", "0"),
-    ("DB_POOL_TIMEOUT", "nan"),
-    ("DB_POOL_TIMEOUT", "inf"),
-    ("BATCH_SIZE", "0"),
-    ("BATCH_SIZE", "501"),
-    ("SHUTDOWN_SECONDS", "-1"),
-    ("USER_DELETION", "forget"),
-    ("USER_DELETION", "DELETE FROM users"),
-    ("ROLE_SOURCE", "unsafe_metadata"),
-    ("ORGANIZATION_SOURCE", "email"),
-    ("EVENT_RETENTION_DAYS", "0"),
-    ("EVENT_RETENTION_DAYS", "a month"),
-    ("EVENT_RETENTION_DAYS", "1000000"),
-    ("SILENCE_ALARM_MINUTES", "0"),
-    ("LOG_LEVEL", "VERBOSE"),
-    ("LOG_FORMAT", "xml"),
-    ("CLERK_API_URL", "api.clerk.example"),
-    ("CLERK_INSTANCE_ID", '"ins_2abc"'),
-    ("CLERK_INSTANCE_ID", "ins_2abc,ins_2def"),
-    ("ROLE_METADATA_KEY", '"role"'),
-    ("ORGANIZATION_METADATA_KEY", "'company'"),
-    ("DATABASE_URL", "mysql://hunter2@h/d"),
-    ("DATABASE_URL", "hunter2"),
-    ("DATABASE_URL", "replace_me"),
-    ("DATABASE_URL", "postgresql://u:hunter2@h:port/d"),
-    ("DATABASE_URL", "postgresql://u:hunter2@[h/d"),
-    ("DATABASE_URL", "postgresql://u:p@hunter2@h:5432/d"),
-    ("DATABASE_URL", "postgresql://u:p@hunter2:w@h/d"),
-    ("DATABASE_URL_UNPOOLED", "http://hunter2@h/d"),
-    ("REDIS_URL", "http://hunter2@h"),
-    ("REDIS_URL", "h:6379"),
-    ("REDIS_URL", "redis://:hunter2@h:port"),
-    ("REDIS_URL", "redis://:hunter2@h..example"),
-    ("REDIS_URL", f"redis://:hunter2@{'h' * 64}"),
-    ("CLERK_API_URL", "https://hunter2..example"),
-    ("CLERK_SECRET_KEY", "sk_test hunter2"),
-]
+    "DATABASE_URL_UNPOOLED": ("postgres://h/d",),
+    "REDIS_URL": ("redis://:p@h:6379/0", "rediss://h", "unix:///run/redis.sock"),
+}
+BAD: dict[str, tuple[str, ...]] = {
+    "PORT": ("-1", "65536", "http"),
+    "WEB_WORKERS": ("0", "two"),
+    "MAX_BODY_BYTES": ("10", "1MiB"),
+    "HOST": ("example.com", "127.0.0.1:80"),
+    "DB_POOL_SIZE": ("0", "1.5"),
+    "DB_MAX_OVERFLOW": ("-1",),
+    "DB_POOL_TIMEOUT": ("0", "nan", "inf"),
+    "BATCH_SIZE": ("0", "501"),
+    "SHUTDOWN_SECONDS": ("-1",),
+    "USER_DELETION": ("forget", "DELETE FROM users"),
+    "ROLE_SOURCE": ("unsafe_metadata",),
+    "ROLE_METADATA_KEY": ('"role"',),
+    "ORGANIZATION_SOURCE": ("email",),
+    "ORGANIZATION_METADATA_KEY": ("'company'",),
+    "EVENT_RETENTION_DAYS": ("0", "a month", "1000000"),
+    "SILENCE_ALARM_MINUTES": ("0",),
+    "RECONCILE_EVERY": ("hunter2",),
+    "LOG_LEVEL": ("VERBOSE",),
+    "LOG_FORMAT": ("xml",),
+    "CLERK_API_URL": ("api.clerk.example", "https://hunter2..example"),
+    "CLERK_INSTANCE_ID": ('"ins_2abc"', "ins_2abc,ins_2def"),
+    "CLERK_SECRET_KEY": ("sk_test hunter2", "hunter2\nx"),
+    "PULL_TOKEN": ("hunter2 é",),
+    "DATABASE_URL": (
+        "mysql://hunter2@h/d",
+        "hunter2",
+        "replace_me",
+        "postgresql://u:hunter2@h:port/d",
+        "postgresql://u:hunter2@h:hunter2/d",
+        "postgresql://u:hunter2@[h/d",
+        "postgresql://u:p@hunter2@h:5432/d",
+        "postgresql://u:p@hunter2:w@h/d",
+    ),
+    "DATABASE_URL_UNPOOLED": ("http://hunter2@h/d", "hunter2"),
+    "REDIS_URL": (
+        "http://hunter2@h",
+        "h:6379",
+        "redis://:hunter2@h:port",
+        "hunter2://:hunter2@h",
+        "redis://:hunter2@h..example",
+        f"redis://:hunter2@{'h' * 64}",
+    ),
+}
 BAD_SECRETS = {
     "no prefix": base64.b64encode(key()).decode(),
     "another prefix": f"whpk_{base64.b64encode(key()).decode()}",
@@ -128,15 +113,23 @@ BAD_SECRETS = {
 }
 
 
-@pytest.mark.parametrize(("variable", "value", "read"), GOOD)
-def test_a_good_value_is_read(
-    variable: str, value: str, read: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def each(values: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    return [(variable, value) for variable, some in values.items() for value in some]
+
+
+@pytest.mark.parametrize(("variable", "value"), each(GOOD))
+def test_a_good_value_is_read(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, value)
-    assert getattr(load(), variable.lower()) == read
+    read = getattr(load(), variable.lower())
+    assert (read.get_secret_value() if isinstance(read, SecretStr) else str(read)) == value
 
 
-@pytest.mark.parametrize(("variable", "value"), BAD)
+@pytest.mark.parametrize(("host", "address"), [("[::]", "::"), ("localhost", "127.0.0.1")])
+def test_a_host_is_read_as_its_address(host: str, address: str) -> None:
+    assert load(host=host).host == address
+
+
+@pytest.mark.parametrize(("variable", "value"), each(BAD))
 def test_a_bad_value_is_refused_with_a_line_that_names_the_variable_and_not_the_value(
     variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,53 +179,18 @@ def test_nothing_set_is_nothing_wrong_and_every_default_stands() -> None:
     assert (settings.user_deletion, settings.role_source, settings.log_format) == ("delete", "metadata", None)
 
 
-def test_what_a_command_needs_is_named_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError) as refused:
-        load("clerk_webhook_signing_secret", "redis_url", "database_url")
-    assert str(refused.value) == (
-        "CLERK_WEBHOOK_SIGNING_SECRET is not set; REDIS_URL is not set; DATABASE_URL is not set"
-    )
-    monkeypatch.setenv("REDIS_URL", "redis://h")
-    with pytest.raises(SettingsError, match=r"^DATABASE_URL is not set$"):
-        load("redis_url", "database_url")
-
-
 def test_an_empty_value_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "")
     monkeypatch.setenv("BATCH_SIZE", "")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://h/d")
     assert load().batch_size == 400
     with pytest.raises(SettingsError, match=r"^REDIS_URL is not set$"):
-        load("redis_url")
-
-
-def test_everything_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PORT", "http")
-    monkeypatch.setenv("REDIS_URL", "http://h")
-    with pytest.raises(SettingsError) as refused:
-        load()
-    assert [part.partition(" ")[0].rstrip(":") for part in str(refused.value).split("; ")] == [
-        "PORT",
-        "REDIS_URL",
-    ]
+        load("redis_url", "database_url")
 
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         load().port = 1  # type: ignore[misc] # that is the point
-
-
-def test_settings_do_not_show_their_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, value in (
-        ("CLERK_WEBHOOK_SIGNING_SECRET", SECRET),
-        ("DATABASE_URL", "postgresql://u:hunter2@h/d"),
-        ("REDIS_URL", "redis://:hunter2@h"),
-        ("CLERK_SECRET_KEY", "sk_test_hunter2"),
-        ("CONSOLE_PASSWORD", "hunter2"),
-    ):
-        monkeypatch.setenv(variable, value)
-    shown = f"{load()!r} {load()}"
-    assert "hunter2" not in shown
-    assert SECRET.removeprefix("whsec_") not in shown
 
 
 def test_an_override_replaces_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,8 +255,3 @@ def test_white_space_around_a_value_is_stripped(
     stripped = load()
     monkeypatch.setenv(variable, value.strip())
     assert stripped == load()
-
-
-def test_a_url_of_several_hosts_is_taken() -> None:
-    url = "postgresql://u:p@h1:5432,[::1]:5433,h3/d?target_session_attrs=read-write"
-    assert load(database_url=url).database_url == SecretStr(url)
