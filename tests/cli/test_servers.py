@@ -24,8 +24,11 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root meets this")
 
 
 @pytest.fixture
-def postgres(server_directory: Path) -> Iterator[PostgresServer]:
-    server = PostgresServer(server_directory / "postgres", free_port())
+def postgres(server_directory: Path, request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """One that does not wait for the disk; the parameter True makes it as `dev` starts it."""
+    server = PostgresServer(
+        server_directory / "postgres", free_port(), durable=getattr(request, "param", False)
+    )
     yield server
     server.stop("immediate")
 
@@ -49,6 +52,7 @@ def client(server: Server) -> Iterator[redis.Redis]:
         yield opened
 
 
+@pytest.mark.parametrize("postgres", [True, False], indirect=True, ids=["durable", "fast"])
 def test_postgres_keeps_what_was_committed_over_a_restart_and_a_crash(postgres: PostgresServer) -> None:
     postgres.start()
     query(postgres, b"CREATE TABLE kept AS SELECT 1 AS one")
@@ -83,36 +87,14 @@ def test_postgres_writes_no_row_into_its_log(postgres: PostgresServer) -> None:
     assert "ann@" not in log
 
 
-def test_a_fast_server_for_tests_survives_its_own_death(server_directory: Path) -> None:
-    server = PostgresServer(server_directory / "postgres", free_port(), durable=False)
-    server.start()
-    try:
-        query(server, b"CREATE TABLE kept AS SELECT 1 AS one")
-        server.kill()
-        server.start()
-        assert query(server, b"SELECT one FROM kept") == [(1,)]
-    finally:
-        server.stop("immediate")
-
-
-def test_redis_keeps_its_data_over_a_restart(redis_store: RedisServer) -> None:
+def test_redis_keeps_its_data_and_has_loaded_it_when_it_has_started(redis_store: RedisServer) -> None:
     redis_store.start()
     with client(redis_store) as connection:
-        connection.set("kept", "1")
+        connection.eval("for i = 1, 200000 do redis.call('SET', i, i) end", 0)
     redis_store.stop()
     assert (redis_store.running, redis_store.pid, redis_store.exit_status) == (False, None, 0)
     redis_store.start()
     with client(redis_store) as connection:
-        assert connection.get("kept") == "1"
-
-
-def test_redis_has_loaded_its_data_when_it_has_started(redis_store: RedisServer) -> None:
-    redis_store.start()
-    with redis.Redis.from_url(redis_store.url) as connection:
-        connection.eval("for i = 1, 200000 do redis.call('SET', i, i) end", 0)
-    redis_store.stop()
-    redis_store.start()
-    with redis.Redis.from_url(redis_store.url) as connection:
         assert connection.dbsize() == 200_000
 
 
@@ -298,8 +280,8 @@ def test_another_user_of_the_machine_needs_the_password(kind: Kind, server_direc
 
 def _greet(url: str) -> None:
     if url.startswith("redis"):
-        with redis.Redis.from_url(url) as client:
-            client.ping()
+        with redis.Redis.from_url(url) as opened:
+            opened.ping()
     else:
         psycopg.connect(url).close()
 
