@@ -14,10 +14,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from pydantic import SecretStr
 from sqlalchemy import text
 
-import config
 from cli.dev.servers import HOST, PostgresServer, free_port
 from db.connection import engine
 from db.connection.causes import Cause
@@ -103,19 +101,24 @@ def make_certificate(data: Path) -> None:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def cause_of(settings: config.Settings) -> Cause:
+CauseOf = Callable[[str], Cause]
+
+
+@pytest.fixture
+def cause_of(make_settings: MakeSettings) -> CauseOf:
     """Return the cause of what a connection meets; its words hold nothing of the URL or the server's text."""
-    database = Database(settings, attempts=1)
-    try:
-        with pytest.raises(DatabaseUnavailable) as refused:
+
+    def connect(url: str) -> Cause:
+        settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
+        with Database(settings, attempts=1) as database, pytest.raises(DatabaseUnavailable) as refused:
             database.run(lambda connection: connection.execute(text("SELECT 1")))
-    finally:
-        database.dispose()
-    words = str(refused.value)
-    assert words.endswith(f": {refused.value.cause.sentence}; {refused.value.cause.next_step}")
-    assert "\n" not in words
-    assert not any(secret in words for secret in (*SECRETS, HOST))
-    return refused.value.cause
+        words = str(refused.value)
+        assert words.endswith(f": {refused.value.cause.sentence}; {refused.value.cause.next_step}")
+        assert "\n" not in words
+        assert not any(secret in words for secret in (*SECRETS, HOST))
+        return refused.value.cause
+
+    return connect
 
 
 URLS: dict[Cause, Callable[[FaultyServer], str]] = {
@@ -143,15 +146,12 @@ URLS: dict[Cause, Callable[[FaultyServer], str]] = {
 
 
 @pytest.mark.parametrize("cause", URLS, ids=lambda cause: cause.name)
-def test_a_connection_that_fails_says_why(
-    cause: Cause, place: FaultyServer, make_settings: MakeSettings
-) -> None:
-    url = SecretStr(URLS[cause](place))
-    assert cause_of(make_settings(redis_url=None, database_url=url, database_url_unpooled=None)) is cause
+def test_a_connection_that_fails_says_why(cause: Cause, place: FaultyServer, cause_of: CauseOf) -> None:
+    assert cause_of(URLS[cause](place)) is cause
 
 
 def test_a_server_without_tls_a_stranger_and_a_silent_one_are_distinguished(
-    make_settings: MakeSettings, database_url_unpooled: str, monkeypatch: pytest.MonkeyPatch
+    cause_of: CauseOf, database_url_unpooled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT_S", 2)
     with socket.create_server((HOST, 0)) as silent, socket.create_server((HOST, 0)) as stranger:
@@ -161,8 +161,7 @@ def test_a_server_without_tls_a_stranger_and_a_silent_one_are_distinguished(
             (Cause.NOT_POSTGRESQL, f"postgresql://{HOST}:{stranger.getsockname()[1]}/x?sslmode=disable"),
             (Cause.CONNECT_TIMEOUT, f"postgresql://{HOST}:{silent.getsockname()[1]}/x"),
         ):
-            settings = make_settings(redis_url=None, database_url=SecretStr(url), database_url_unpooled=None)
-            assert cause_of(settings) is cause
+            assert cause_of(url) is cause
 
 
 def answer(listener: socket.socket) -> None:
@@ -188,18 +187,14 @@ REFUSED_OPTIONS = [
 @pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") == "1", reason="a pooler refuses others")
 @pytest.mark.parametrize("options", REFUSED_OPTIONS)
 def test_an_option_of_the_url_that_libpq_or_the_server_refuses_is_said(
-    options: str, make_settings: MakeSettings, database_url: str
+    options: str, cause_of: CauseOf, database_url: str
 ) -> None:
-    url = SecretStr(f"{database_url}?{options}")
-    settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
-    assert cause_of(settings) is Cause.URL_OPTION
+    assert cause_of(f"{database_url}?{options}") is Cause.URL_OPTION
 
 
 @pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") != "1", reason="TEST_PGBOUNCER=1 starts the pooler")
-def test_a_pooler_that_refuses_an_option_is_named(make_settings: MakeSettings, database_url: str) -> None:
-    url = SecretStr(f"{database_url}?options=-c%20work_mem%3D1MB")
-    settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
-    assert cause_of(settings) is Cause.STARTUP_OPTION
+def test_a_pooler_that_refuses_an_option_is_named(cause_of: CauseOf, database_url: str) -> None:
+    assert cause_of(f"{database_url}?options=-c%20work_mem%3D1MB") is Cause.STARTUP_OPTION
 
 
 @pytest.mark.parametrize(
@@ -211,33 +206,29 @@ def test_a_pooler_that_refuses_an_option_is_named(make_settings: MakeSettings, d
     ],
 )
 def test_an_address_that_is_refused_is_not_said_to_lack_tls_alone(
-    mode: str, cause: Cause, place: FaultyServer, make_settings: MakeSettings
+    mode: str, cause: Cause, place: FaultyServer, cause_of: CauseOf
 ) -> None:
-    url = SecretStr(place.url("refused", sslmode=mode))
-    assert cause_of(make_settings(redis_url=None, database_url=url, database_url_unpooled=None)) is cause
+    assert cause_of(place.url("refused", sslmode=mode)) is cause
 
 
 def test_a_client_certificate_that_the_server_does_not_trust_is_named(
-    place: FaultyServer, make_settings: MakeSettings
+    place: FaultyServer, cause_of: CauseOf
 ) -> None:
     cert, key = (str(path) for path in place.stranger)
-    url = SecretStr(place.url("certified", sslmode="require", sslcert=cert, sslkey=key))
-    settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
-    assert cause_of(settings) is Cause.CLIENT_CERTIFICATE
+    url = place.url("certified", sslmode="require", sslcert=cert, sslkey=key)
+    assert cause_of(url) is Cause.CLIENT_CERTIFICATE
 
 
 def test_a_server_that_waits_for_its_last_sessions_is_stopping(
-    place: FaultyServer, make_settings: MakeSettings
+    place: FaultyServer, cause_of: CauseOf
 ) -> None:
-    url = SecretStr(place.url())
-    settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
     with psycopg.connect(place.server.url):
         assert place.server.pid
         os.kill(place.server.pid, signal.SIGTERM)
         wait_until(lambda: "stopping" in (place.server.data / "postmaster.pid").read_text(), 30)
-        assert cause_of(settings) is Cause.STOPPING
+        assert cause_of(place.url()) is Cause.STOPPING
     wait_until(lambda: not place.server.running, 30)
-    assert cause_of(settings) is Cause.NOTHING_LISTENS
+    assert cause_of(place.url()) is Cause.NOTHING_LISTENS
     place.server.start()
     place.admit()
 
@@ -252,13 +243,12 @@ def test_a_server_that_waits_for_its_last_sessions_is_stopping(
     ],
 )
 def test_a_pooler_without_a_server_or_without_room_says_which(
-    option: str, cause: Cause, server_directory: Path, make_settings: MakeSettings
+    option: str, cause: Cause, server_directory: Path, cause_of: CauseOf
 ) -> None:
     away = PostgresServer(server_directory / "away", free_port())
     process, url = start_pgbouncer(server_directory / "pgbouncer", away, option)
     try:
-        settings = make_settings(redis_url=None, database_url=SecretStr(url), database_url_unpooled=None)
-        assert cause_of(settings) is cause
+        assert cause_of(url) is cause
     finally:
         process.end()
 
@@ -276,12 +266,11 @@ WORDS = {
 
 @pytest.mark.parametrize(("words", "cause"), WORDS.items(), ids=WORDS)
 def test_what_a_pooler_or_provider_says_instead_of_a_server_is_understood(
-    words: str, cause: Cause, make_settings: MakeSettings
+    words: str, cause: Cause, cause_of: CauseOf
 ) -> None:
     with refusing(words) as port:
-        url = SecretStr(f"postgresql://someone:hunter2@{HOST}:{port}/some_database?sslmode=disable")
-        settings = make_settings(redis_url=None, database_url=url, database_url_unpooled=None)
-        assert cause_of(settings) is cause
+        url = f"postgresql://someone:hunter2@{HOST}:{port}/some_database?sslmode=disable"
+        assert cause_of(url) is cause
 
 
 @contextmanager
@@ -362,14 +351,14 @@ STATEMENTS: dict[str, tuple[Cause, list[str]]] = {
 def test_a_statement_that_fails_says_why(
     cause: Cause, statements: list[str], make_settings: MakeSettings
 ) -> None:
-    database = Database(make_settings(redis_url=None), attempts=1)
-
     def work(connection: Any) -> None:
         for statement in statements:
             connection.execute(text(statement))
 
-    with pytest.raises(DatabaseUnavailable) as refused:
+    with (
+        Database(make_settings(redis_url=None), attempts=1) as database,
+        pytest.raises(DatabaseUnavailable) as refused,
+    ):
         database.run(work)
-    database.dispose()
     assert refused.value.cause is cause
     assert not any(secret in str(refused.value) for secret in SECRETS)

@@ -84,27 +84,6 @@ def test_verify_ca_takes_a_certificate_for_another_host(
     _ping(make_settings, _url(strangers, f"sslmode=verify-ca&sslrootcert={authority.ca}"))
 
 
-def test_verify_full_refuses_a_certificate_for_another_host(
-    make_settings: MakeSettings, authority: Authority, strangers: int
-) -> None:
-    with pytest.raises(DatabaseUnavailable, match="certificate is for another host name"):
-        _ping(make_settings, _url(strangers, f"sslmode=verify-full&sslrootcert={authority.ca}"))
-
-
-@pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
-def test_a_certificate_of_an_unknown_authority_is_refused_and_named(
-    make_settings: MakeSettings, ours: int, tmp_path: Path, mode: str
-) -> None:
-    unknown = Authority(tmp_path / "unknown")
-    with pytest.raises(DatabaseUnavailable, match="certificate is not trusted"):
-        _ping(make_settings, _url(ours, f"sslmode={mode}&sslrootcert={unknown.ca}"))
-
-
-def test_a_server_that_requires_tls_is_named(make_settings: MakeSettings, ours: int) -> None:
-    with pytest.raises(DatabaseUnavailable, match="requires TLS"):
-        _ping(make_settings, _url(ours, "sslmode=disable"))
-
-
 @pytest.mark.skipif(not (PGBOUNCER and BINARY), reason="needs pgbouncer and redis-server")
 def test_a_delivery_goes_its_way_with_tls_on_every_connection(
     make_settings: MakeSettings, authority: Authority, ours: int, tmp_path: Path
