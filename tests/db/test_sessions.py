@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -88,14 +87,7 @@ def urls(request: pytest.FixtureRequest) -> tuple[str, str]:
     if request.param == "Debian 15":
         url = request.getfixturevalue("debian_url")
         return url, url
-    return request.getfixturevalue("empty_pooled_url"), request.getfixturevalue("empty_url")
-
-
-@pytest.fixture
-def empty_pooled_url(empty_url: str, _pooler_url: str | None) -> str:
-    if _pooler_url is None:
-        return empty_url
-    return urlsplit(_pooler_url)._replace(path=urlsplit(empty_url).path).geturl()
+    return request.getfixturevalue("empty_database_url"), request.getfixturevalue("empty_url")
 
 
 def history() -> list[SentEvent]:
@@ -147,7 +139,8 @@ def test_hostile_defaults_change_nothing(
                 assert trial.tables() == tables(history(), choices)
                 assert trial.ledger() == expected_ledger(history())
         look_at_reads(settings)
-        assert constraints(admin) == constraints_elsewhere(database_url_unpooled)
+        with psycopg.connect(database_url_unpooled) as elsewhere:
+            assert constraints(admin) == constraints(elsewhere)
     finally:
         trial.close()
 
@@ -158,19 +151,10 @@ def set_defaults(admin: psycopg.Connection[Any]) -> None:
     if "transaction_timeout" in known:
         hostile["transaction_timeout"] = "100ms"
     for name, value in hostile.items():
-        admin.execute(
-            sql.SQL("ALTER DATABASE {} SET {} = {}").format(
-                sql.Identifier(admin.info.dbname), sql.Identifier(name), sql.Literal(value)
-            )
-        )
-        admin.execute(
-            sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} = {}").format(
-                sql.Identifier(admin.info.user),
-                sql.Identifier(admin.info.dbname),
-                sql.Identifier(name),
-                sql.Literal(value),
-            )
-        )
+        default = (sql.Identifier(admin.info.dbname), sql.Identifier(name), sql.Literal(value))
+        admin.execute(sql.SQL("ALTER DATABASE {} SET {} = {}").format(*default))
+        role = sql.Identifier(admin.info.user)
+        admin.execute(sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} = {}").format(role, *default))
 
 
 def look_at_reads(settings: config.Settings) -> None:
@@ -204,11 +188,6 @@ def constraints(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
     """Return the checks that the migrations made: a pattern with backslashes is one of them."""
     query = "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c' ORDER BY 1"
     return connection.execute(query).fetchall()
-
-
-def constraints_elsewhere(url: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(url) as connection:
-        return constraints(connection)
 
 
 def test_every_default_of_a_client_has_a_decision(database_url_unpooled: str) -> None:

@@ -162,10 +162,8 @@ def test_trouble_with_the_database_or_redis_is_503(make_settings: MakeSettings, 
 
 
 def test_a_database_that_hangs_is_answered_in_time_and_is_not_asked_by_ever_more(
-    clerk: FakeClerk, make_settings: MakeSettings, server_directory: Path, tmp_path: Path
+    clerk: FakeClerk, make_settings: MakeSettings, own_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    server = PostgresServer(server_directory / "postgres", free_port(), durable=False)
-    server.start()
     clerk.put(*(user(f"user_{i}") for i in range(13)))
     settings = api_settings(
         make_settings,
@@ -175,8 +173,8 @@ def test_a_database_that_hangs_is_answered_in_time_and_is_not_asked_by_ever_more
         web_workers=1,
         db_pool_size=2,
         db_max_overflow=2,
-        database_url=server.url,
-        database_url_unpooled=server.url,
+        database_url=own_postgres.url,
+        database_url_unpooled=own_postgres.url,
     )
     migrate(settings)
     answers: list[httpx.Response] = []
@@ -189,8 +187,8 @@ def test_a_database_that_hangs_is_answered_in_time_and_is_not_asked_by_ever_more
     with Stack(settings, tmp_path, workers=0):
         assert call(12).status_code == 200
         answers.clear()
-        assert server.pid
-        with frozen_family(server.pid):
+        assert own_postgres.pid
+        with frozen_family(own_postgres.pid):
             together(partial(call, i % 12) for i in range(24))
         assert len(answers) == 24
         assert {answer.status_code for answer in answers} == {503, 429}
@@ -199,7 +197,6 @@ def test_a_database_that_hangs_is_answered_in_time_and_is_not_asked_by_ever_more
             assert answer.headers["Retry-After"]
             assert answer.elapsed.total_seconds() < 15
         wait_until(lambda: call(12).status_code == 200, 40)
-    server.stop("immediate")
 
 
 def test_too_many_users_at_once_are_429(
