@@ -23,19 +23,9 @@ def test_only_config_reads_the_environment() -> None:
 
 
 def test_the_top_level_holds_what_convention_puts_there() -> None:
-    expected = {
-        "clerk_sync.py",
-        "cli",
-        "config.py",
-        "db",
-        "docs",
-        "migrations",
-        "pyproject.toml",
-        "tests",
-        "web",
-        "worker",
-    }
-    assert expected <= {path.name for path in ROOT.iterdir()}
+    folders = {"cli", "db", "docs", "migrations", "tests", "web", "worker"}
+    files = {"clerk_sync.py", "config.py", "pyproject.toml"}
+    assert folders | files <= {path.name for path in ROOT.iterdir()}
 
 
 def test_no_two_classes_have_the_same_name() -> None:

@@ -144,12 +144,6 @@ def test_nothing_is_asked_where_nothing_is_lost(run: Run, empty_url: str) -> Non
     assert run("reset", DATABASE_URL=empty_url).exit_code == 0
 
 
-def test_reset_need_not_ask(run: Run, database_url_unpooled: str) -> None:
-    run("seed", DATABASE_URL=database_url_unpooled)
-    assert run("reset", "--yes").output == f"schema at {schema.head()}, tables empty\n"
-    assert users(database_url_unpooled) == []
-
-
 REMOTE = [
     "postgresql://db.example.com/app",
     "postgresql://u:p@10.1.2.3:5432/app",

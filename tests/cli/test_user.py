@@ -24,23 +24,21 @@ ADDRESS = "ann@example.com"
 
 
 @pytest.fixture
-def connection(database_url_unpooled: str) -> Any:
-    with psycopg.connect(database_url_unpooled, autocommit=True) as opened:
-        opened.execute(
-            "INSERT INTO users (clerk_id, email, name) VALUES ('user_one', 'ann@example.com', 'Ann')"
-        )
-        opened.execute(
-            "INSERT INTO user_sync (clerk_id, claimed_email, claim_updated_at, claim_observed_at,"
-            " profile_updated_at, profile_observed_at) VALUES ('user_one', %(email)s, 2, 2, 2, 2),"
-            " ('user_two', %(email)s, 1, 1, 1, 1)",
-            {"email": ADDRESS},
-        )
-        opened.execute("INSERT INTO user_sync (clerk_id, deleted_at) VALUES ('user_gone', now())")
-        opened.execute(
-            "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
-            " VALUES ('msg_applied', 'user.created', 'user_one', now(), 'applied')"
-        )
-        yield opened
+def connection(connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """The test's connection, and what is stored about three users."""
+    connection.execute("INSERT INTO users (clerk_id, email, name) VALUES ('user_one', %s, 'Ann')", [ADDRESS])
+    connection.execute(
+        "INSERT INTO user_sync (clerk_id, claimed_email, claim_updated_at, claim_observed_at,"
+        " profile_updated_at, profile_observed_at) VALUES ('user_one', %(email)s, 2, 2, 2, 2),"
+        " ('user_two', %(email)s, 1, 1, 1, 1)",
+        {"email": ADDRESS},
+    )
+    connection.execute("INSERT INTO user_sync (clerk_id, deleted_at) VALUES ('user_gone', now())")
+    connection.execute(
+        "INSERT INTO webhook_events (svix_id, type, clerk_id, received_at, outcome)"
+        " VALUES ('msg_applied', 'user.created', 'user_one', now(), 'applied')"
+    )
+    return connection
 
 
 @pytest.fixture

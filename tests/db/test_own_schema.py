@@ -14,7 +14,6 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 from pydantic import SecretStr
-from sqlalchemy.schema import CreateSchema
 
 import config
 from cli.main import cli
@@ -23,7 +22,6 @@ from db.apply import users
 from db.connection.engine import Database
 from db.connection.errors import DatabaseUnavailable
 from db.merge.policy import Policy
-from db.models import VIEWS, Base
 from db.schema import SchemaState
 from tests.db.test_schema import catalog
 from tests.support.fake_clerk import FakeClerk
@@ -125,20 +123,6 @@ def test_everything_is_made_in_the_schema_as_it_is_without_one(
         migration.downgrade(database, "base")
         assert schema.state(database) == SchemaState.MISSING
         assert not any(catalog(empty_url, "Clerk-sync").values())
-
-
-def test_the_models_are_the_migrations_in_a_schema_too(
-    settings: config.Settings, empty_url: str, owner: Connection
-) -> None:
-    with opened(settings) as database:
-        migration.upgrade(database)
-        made = catalog(empty_url, "Clerk-sync")
-        owner.execute('DROP SCHEMA "Clerk-sync" CASCADE')
-        database.run(lambda connection: connection.execute(CreateSchema("Clerk-sync")))
-        database.run(Base.metadata.create_all)
-        assert catalog(empty_url, "Clerk-sync") == {
-            part: [it for it in found if it[0] not in VIEWS] for part, found in made.items()
-        }
 
 
 @pytest.mark.parametrize("search_path", SEARCH_PATHS.values(), ids=SEARCH_PATHS)

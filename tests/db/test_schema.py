@@ -97,28 +97,10 @@ def test_every_migration_goes_down_and_up_by_itself(empty: Database, empty_url: 
     assert schema.state(empty) == SchemaState.CURRENT
 
 
-def test_the_state_of_the_schema_is_known(empty: Database) -> None:
-    assert schema.state(empty) == SchemaState.MISSING
-    migration.upgrade(empty)
-    assert schema.state(empty) == SchemaState.CURRENT
-    assert schema.current_revision(empty) == schema.head()
-    migration.downgrade(empty, "0001")
-    assert schema.state(empty) == (SchemaState.CURRENT if schema.head() == "0001" else SchemaState.OLD)
-    migration.downgrade(empty, "base")
-    assert schema.state(empty) == SchemaState.MISSING
-
-
 def test_the_revisions_by_name_are_those_of_the_migrations(empty: Database) -> None:
     migration.upgrade(empty)
     steps = migration.steps_down(empty, "base")
     assert [step.split()[0] for step in steps] == list(reversed(schema.revisions()))
-
-
-def test_a_revision_that_this_version_does_not_know_is_newer(empty: Database, empty_url: str) -> None:
-    migration.upgrade(empty)
-    with psycopg.connect(empty_url, autocommit=True) as connection:
-        connection.execute("UPDATE clerk_sync_version SET version_num = '9999'")
-    assert schema.state(empty) == SchemaState.NEWER
 
 
 def test_processes_that_upgrade_at_once_do_no_harm(

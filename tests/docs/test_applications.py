@@ -21,7 +21,7 @@ from sqlalchemy import create_engine
 from db import schema
 from db.apply import users
 from db.connection.engine import Database
-from db.merge.change import UserChange, placeholder_address
+from db.merge.change import UserChange
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from tests.db.test_users import OTHER, SHARED, deleted, received, saved
@@ -406,12 +406,3 @@ def test_the_welcome_mail_is_sent_once(database: Database, outbox: Connection) -
     while consume(outbox, act):
         pass
     assert welcomed == [ANN]
-
-
-def test_a_row_that_the_application_wrote_claims_with_less_right(
-    database: Database, application: Connection
-) -> None:
-    application.execute("INSERT INTO users (clerk_id, email, name) VALUES ('theirs', %s, 'T')", [SHARED])
-    apply(database, saved(ANN, 1, SHARED))
-    found = dict(application.execute("SELECT clerk_id, email FROM users").fetchall())
-    assert found == {"theirs": placeholder_address("theirs"), ANN: SHARED}
