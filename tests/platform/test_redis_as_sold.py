@@ -55,8 +55,7 @@ def test_a_small_plan_takes_every_delivery_of_a_burst_and_answers_afterwards(
 def test_too_many_connections_of_ours_cost_no_delivery(make_settings: MakeSettings, tmp_path: Path) -> None:
     """More connections are allowed here than Redis gives: deliveries wait for one that is open."""
     with redis_server(tmp_path, "--maxclients", "5") as port:
-        settings = make_settings(**NO_DATABASE, redis_url=f"redis://{HOST}:{port}", redis_max_connections=50)
-        queue = delivery_queue(settings)
+        queue = delivery_queue(_settings(make_settings, port, redis_max_connections=50))
         with ThreadPoolExecutor(30) as threads:
             answers = list(threads.map(lambda _: queue.enqueue(delivery()), range(90)))
         assert answers == [EnqueueResult.QUEUED] * 90
@@ -66,7 +65,7 @@ def test_too_many_connections_of_ours_cost_no_delivery(make_settings: MakeSettin
 @pytest.mark.usefixtures("patient_receiver")
 def test_a_process_opens_no_more_connections_than_it_may(make_settings: MakeSettings, tmp_path: Path) -> None:
     with redis_server(tmp_path) as port:
-        settings = make_settings(**NO_DATABASE, redis_url=f"redis://{HOST}:{port}", redis_max_connections=6)
+        settings = _settings(make_settings, port, redis_max_connections=6)
         queue, other = delivery_queue(settings), [fail_fast_redis(settings) for _ in range(5)]
         with ThreadPoolExecutor(60) as threads:
             pings = threads.map(lambda one: one.ping(), other * 20)
@@ -83,7 +82,7 @@ def test_connections_that_are_not_used_are_closed(
 ) -> None:
     monkeypatch.setattr("worker.redis_client.IDLE_S", 0.2)
     with redis_server(tmp_path, "--set-proc-title", "no") as port:
-        settings = make_settings(**NO_DATABASE, redis_url=f"redis://{HOST}:{port}")
+        settings = _settings(make_settings, port)
         queue, other = delivery_queue(settings), fail_fast_redis(settings)
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda _: (queue.enqueue(delivery()), other.ping()), range(50)))
@@ -101,7 +100,7 @@ def test_a_certificate_of_its_own_authority_is_taken_with_the_authoritys_file(
     make_settings: MakeSettings, authority: Authority, tmp_path: Path
 ) -> None:
     with redis_server(tmp_path, certificate=authority.sign("redis")) as port:
-        _assert_served(_tls_settings(make_settings, port, redis_ssl_ca_certs=str(authority.ca)))
+        _assert_served(_settings(make_settings, port, "rediss", redis_ssl_ca_certs=str(authority.ca)))
 
 
 @pytest.mark.parametrize("addresses", ["IP:127.0.0.1", "DNS:another.example"])
@@ -109,7 +108,7 @@ def test_without_a_check_any_certificate_is_taken(
     make_settings: MakeSettings, authority: Authority, tmp_path: Path, addresses: str
 ) -> None:
     with redis_server(tmp_path, certificate=authority.sign("redis", addresses)) as port:
-        _assert_served(_tls_settings(make_settings, port, redis_ssl_cert_reqs="none"))
+        _assert_served(_settings(make_settings, port, "rediss", redis_ssl_cert_reqs="none"))
 
 
 @pytest.mark.parametrize(
@@ -117,19 +116,17 @@ def test_without_a_check_any_certificate_is_taken(
     [
         ({}, "IP:127.0.0.1", "not trusted: name its CA's file in REDIS_SSL_CA_CERTS"),
         ({"redis_ssl_cert_reqs": "required"}, "IP:127.0.0.1", "or set REDIS_SSL_CERT_REQS=none"),
-        ({"redis_ssl_ca_certs": "certificates/ca.pem"}, "DNS:another.example", "for another host name"),
+        ({"redis_ssl_ca_certs": "{ca}"}, "DNS:another.example", "for another host name"),
     ],
 )
 def test_a_certificate_that_is_not_trusted_is_named_wherever_it_is_met(
-    make_settings: MakeSettings, tmp_path: Path, given: dict[str, Any], addresses: str, words: str
+    make_settings: MakeSettings, tmp_path: Path, given: dict[str, str], addresses: str, words: str
 ) -> None:
     authority = Authority(tmp_path / "certificates")
-    if "redis_ssl_ca_certs" in given:
-        given = {"redis_ssl_ca_certs": str(tmp_path / given["redis_ssl_ca_certs"])}
+    given = {name: value.format(ca=authority.ca) for name, value in given.items()}
     with redis_server(tmp_path, certificate=authority.sign("redis", addresses)) as port:
-        settings = _tls_settings(make_settings, port, **given)
-        with pytest.raises(QueueUnavailable, match=words):
-            delivery_queue(settings).ping()
+        settings = _settings(make_settings, port, "rediss", **given)
+        _assert_refused(settings, words)
         done = commands.run(settings.model_copy(update={"database_url": None}), "failed", "list")
         assert words in done.stderr
         assert done.returncode == 1
@@ -158,20 +155,14 @@ def test_readiness_names_a_redis_that_takes_no_delivery(
     make_settings: MakeSettings, tmp_path: Path, options: list[str], words: str
 ) -> None:
     with redis_server(tmp_path, *options) as port:
-        queue = delivery_queue(make_settings(**NO_DATABASE, redis_url=f"redis://{HOST}:{port}"))
-        with pytest.raises(QueueUnavailable, match=words):
-            queue.ping()
-        queue.close()
+        _assert_refused(_settings(make_settings, port), words)
 
 
 def test_readiness_names_a_user_who_may_not_run_scripts(make_settings: MakeSettings, tmp_path: Path) -> None:
     with redis_server(tmp_path) as port:
         with Redis(port=port) as redis:
             redis.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "&*", "+@all", "-@scripting")
-        queue = delivery_queue(make_settings(**NO_DATABASE, redis_url=f"redis://plain:pw@{HOST}:{port}"))
-        with pytest.raises(QueueUnavailable, match="may not run EVALSHA"):
-            queue.ping()
-        queue.close()
+        _assert_refused(_settings(make_settings, port, user="plain:pw@"), "may not run EVALSHA")
 
 
 def test_a_probe_changes_nothing_but_the_time_of_the_first(
@@ -188,8 +179,17 @@ def test_a_probe_changes_nothing_but_the_time_of_the_first(
     queue.close()
 
 
-def _tls_settings(make_settings: MakeSettings, port: int, **given: Any) -> config.Settings:
-    return make_settings(**NO_DATABASE, redis_url=f"rediss://{HOST}:{port}", **given)
+def _settings(
+    make_settings: MakeSettings, port: int, scheme: str = "redis", user: str = "", **given: Any
+) -> config.Settings:
+    return make_settings(**NO_DATABASE, redis_url=f"{scheme}://{user}{HOST}:{port}", **given)
+
+
+def _assert_refused(settings: config.Settings, words: str) -> None:
+    queue = delivery_queue(settings)
+    with pytest.raises(QueueUnavailable, match=words):
+        queue.ping()
+    queue.close()
 
 
 def _assert_served(settings: config.Settings) -> None:
