@@ -186,9 +186,7 @@ REFUSED_OPTIONS = [
 
 @pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") == "1", reason="a pooler refuses others")
 @pytest.mark.parametrize("options", REFUSED_OPTIONS)
-def test_an_option_of_the_url_that_libpq_or_the_server_refuses_is_said(
-    options: str, cause_of: CauseOf, database_url: str
-) -> None:
+def test_a_refused_option_of_the_url_is_named(options: str, cause_of: CauseOf, database_url: str) -> None:
     assert cause_of(f"{database_url}?{options}") is Cause.URL_OPTION
 
 
@@ -211,17 +209,13 @@ def test_an_address_that_is_refused_is_not_said_to_lack_tls_alone(
     assert cause_of(place.url("refused", sslmode=mode)) is cause
 
 
-def test_a_client_certificate_that_the_server_does_not_trust_is_named(
-    place: FaultyServer, cause_of: CauseOf
-) -> None:
+def test_an_untrusted_client_certificate_is_named(place: FaultyServer, cause_of: CauseOf) -> None:
     cert, key = (str(path) for path in place.stranger)
     url = place.url("certified", sslmode="require", sslcert=cert, sslkey=key)
     assert cause_of(url) is Cause.CLIENT_CERTIFICATE
 
 
-def test_a_server_that_waits_for_its_last_sessions_is_stopping(
-    place: FaultyServer, cause_of: CauseOf
-) -> None:
+def test_a_server_that_waits_for_sessions_is_stopping(place: FaultyServer, cause_of: CauseOf) -> None:
     with psycopg.connect(place.server.url):
         assert place.server.pid
         os.kill(place.server.pid, signal.SIGTERM)
@@ -265,9 +259,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize(("words", "cause"), WORDS.items(), ids=WORDS)
-def test_what_a_pooler_or_provider_says_instead_of_a_server_is_understood(
-    words: str, cause: Cause, cause_of: CauseOf
-) -> None:
+def test_messages_of_poolers_or_providers_are_understood(words: str, cause: Cause, cause_of: CauseOf) -> None:
     with refusing(words) as port:
         url = f"postgresql://someone:hunter2@{HOST}:{port}/some_database?sslmode=disable"
         assert cause_of(url) is cause
@@ -348,9 +340,7 @@ STATEMENTS: dict[str, tuple[Cause, list[str]]] = {
 
 
 @pytest.mark.parametrize(("cause", "statements"), STATEMENTS.values(), ids=STATEMENTS)
-def test_a_statement_that_fails_says_why(
-    cause: Cause, statements: list[str], make_settings: MakeSettings
-) -> None:
+def test_failed_statements_say_why(cause: Cause, statements: list[str], make_settings: MakeSettings) -> None:
     def work(connection: Any) -> None:
         for statement in statements:
             connection.execute(text(statement))

@@ -141,9 +141,7 @@ def test_a_pipeline_whose_connection_dies_is_sent_again(database: Database, admi
     assert database.pool_state().invalidated == 1
 
 
-def test_the_idle_siblings_of_a_dead_connection_are_not_tried_one_by_one(
-    make_database: MakeDatabase, admin: Admin
-) -> None:
+def test_one_dead_connection_replaces_all_idle_ones(make_database: MakeDatabase, admin: Admin) -> None:
     database = make_database(db_pool_size=4)
     everyone = threading.Barrier(4)
 
@@ -219,9 +217,7 @@ def test_a_unique_violation_is_tried_again_as_it_may_be_a_race(database: Databas
     assert reasons == ["perhaps a lost race (SQLSTATE 23505)"]
 
 
-def test_a_unique_violation_that_stays_is_the_changes_own_fault_but_may_heal_later(
-    make_database: MakeDatabase, admin: Admin
-) -> None:
+def test_a_lasting_unique_violation_is_retryable(make_database: MakeDatabase, admin: Admin) -> None:
     admin.execute("INSERT INTO things VALUES (1, 'there')")
     work = Work(add(1))
     with pytest.raises(ChangeRefused) as refused:
@@ -401,9 +397,7 @@ NOT_NOW = "the database cannot take changes now"
     ],
 )
 @pytest.mark.usefixtures("admin")
-def test_what_is_wrong_with_the_data_or_the_deployment_is_reported_at_once(
-    statement: str, reason: str, database: Database
-) -> None:
+def test_errors_that_stay_are_reported_at_once(statement: str, reason: str, database: Database) -> None:
     error = refuse(f"DO $$ BEGIN {statement}; END $$" if ";" in statement else statement, database)
     assert isinstance(error, ChangeRefused if reason.startswith(REFUSED) else DatabaseUnavailable)
     assert error.retryable is isinstance(error, DatabaseUnavailable)
@@ -426,9 +420,7 @@ def test_only_classes_22_and_23_are_a_changes_own_fault(state: str) -> None:
 @pytest.mark.parametrize(
     ("moment", "nearest"), [("infinity", LATEST), ("-infinity", EARLIEST), ("0044-03-15 BC", EARLIEST)]
 )
-def test_a_time_that_python_does_not_have_is_read_as_the_nearest(
-    moment: str, nearest: datetime, database: Database
-) -> None:
+def test_a_time_beyond_pythons_is_the_nearest(moment: str, nearest: datetime, database: Database) -> None:
     query = text(f"SELECT '{moment}'::timestamptz")
     assert database.run(lambda connection: connection.scalar(query)) == nearest
 
@@ -543,9 +535,7 @@ def test_a_connection_that_comes_back_after_the_pool_was_emptied_is_closed(datab
     database.ping()
 
 
-def test_no_connection_is_left_open_however_often_the_pool_is_replaced(
-    make_database: MakeDatabase, admin: Admin
-) -> None:
+def test_replacing_the_pool_leaves_no_connection_open(make_database: MakeDatabase, admin: Admin) -> None:
     database = make_database(db_pool_size=3, db_max_overflow=5)
     checkouts = count_checkouts(database)
     begun_at = time.monotonic()
@@ -611,9 +601,7 @@ def test_a_connection_is_used_again(database: Database) -> None:
     assert len(pids) == 1
 
 
-def test_a_connection_is_replaced_before_neon_would_suspend_it(
-    make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_connection_is_replaced(make_database: MakeDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.RECYCLE_S < 300
     monkeypatch.setattr(engine, "RECYCLE_S", 0.1)
     database = make_database()
@@ -648,9 +636,7 @@ def test_connections_have_a_name_and_are_closed_with_the_pool(database: Database
     wait_until(lambda: admin.execute(named, [admin.info.dbname]).fetchone() is None, 20)
 
 
-def test_several_hosts_are_tried_until_one_is_as_wanted(
-    make_database: MakeDatabase, database_url_unpooled: str
-) -> None:
+def test_several_hosts_are_tried_in_turn(make_database: MakeDatabase, database_url_unpooled: str) -> None:
     url = urlsplit(database_url_unpooled)
     user, _, host = url.netloc.rpartition("@")
     several = url._replace(

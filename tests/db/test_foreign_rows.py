@@ -75,9 +75,7 @@ def test_an_address_that_was_taken_comes_back_to_a_row_without_history_whatever_
     assert emails(connection) == {ANN: SHARED, BEN: OTHER}
 
 
-def test_a_row_without_history_keeps_its_claim_while_another_has_its_address(
-    database: Database, connection: Connection
-) -> None:
+def test_a_row_without_history_keeps_a_lost_claim(database: Database, connection: Connection) -> None:
     existing(connection, ANN, SHARED)
     batches(database, [saved(BEN, 1, SHARED)])
     assert emails(connection) == {ANN: placeholder_address(ANN), BEN: SHARED}
@@ -130,9 +128,7 @@ def test_a_row_that_holds_the_placeholder_of_another_gives_it_to_that_user(
     assert [found["claimed_email"] for found in claimed] == [OTHER]
 
 
-def test_a_user_who_loses_an_address_gets_a_placeholder_that_another_row_holds(
-    database: Database, connection: Connection
-) -> None:
+def test_a_placeholder_is_taken_from_another_row(database: Database, connection: Connection) -> None:
     batches(database, [saved(ANN, 1, SHARED)])
     existing(connection, CAT, placeholder_address(ANN))
     batches(database, [saved(BEN, 2, SHARED)])
@@ -155,9 +151,7 @@ def test_a_value_that_the_applications_own_index_refuses_reads_no_table_from_end
 
 
 @pytest.mark.parametrize("moment", ODD_TIMES)
-def test_a_row_with_any_time_takes_every_event_and_can_be_compared(
-    moment: str, database: Database, connection: Connection
-) -> None:
+def test_a_row_of_any_time_takes_every_event(moment: str, database: Database, connection: Connection) -> None:
     existing(connection, ANN, SHARED, created_at=moment, last_login_at=moment)
     assert drift.read(database, [ANN])[ANN].user is not None
     assert drift.find(database, ANN) is not None
@@ -167,9 +161,7 @@ def test_a_row_with_any_time_takes_every_event_and_can_be_compared(
 
 
 @pytest.mark.parametrize("moment", ["infinity", "294276-12-31"])
-def test_a_time_beyond_every_calendar_is_no_login(
-    moment: str, database: Database, connection: Connection
-) -> None:
+def test_a_time_beyond_calendars_is_no_login(moment: str, database: Database, connection: Connection) -> None:
     existing(connection, ANN, SHARED, last_login_at=moment)
     batches(database, [signed_in(ANN, 5)])
     found = row(connection, ANN)
@@ -179,9 +171,7 @@ def test_a_time_beyond_every_calendar_is_no_login(
 # What the application added to the table
 
 
-def test_what_the_application_added_to_the_table_stays_untouched(
-    database: Database, connection: Connection
-) -> None:
+def test_what_the_application_added_stays_untouched(database: Database, connection: Connection) -> None:
     connection.execute("""
         ALTER TABLE users ADD plan text, ADD points int NOT NULL DEFAULT 7;
         CREATE UNIQUE INDEX users_lower ON users (lower(email));
@@ -204,9 +194,7 @@ def test_what_the_application_added_to_the_table_stays_untouched(
     assert connection.execute("SELECT indexname FROM pg_indexes WHERE indexname = 'users_lower'").fetchone()
 
 
-def test_a_row_is_written_only_when_it_changes_and_then_once(
-    database: Database, connection: Connection
-) -> None:
+def test_a_row_is_written_once_when_it_changes_only(database: Database, connection: Connection) -> None:
     batches(database, [saved(ANN, 1, SHARED), saved(BEN, 1, OTHER)])
     connection.execute("""
         CREATE TABLE seen (what text);
@@ -232,9 +220,7 @@ def written(connection: Connection) -> list[Any]:
 
 
 @pytest.mark.parametrize("column", ["role", "organization"])
-def test_a_column_that_the_application_owns_is_in_no_statement(
-    column: str, database: Database, connection: Connection
-) -> None:
+def test_an_owned_column_is_in_no_statement(column: str, database: Database, connection: Connection) -> None:
     connection.execute(f"""
         ALTER TABLE users ALTER {column} SET DEFAULT 'admin', ALTER {column} SET NOT NULL;
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'ours'; END $$;

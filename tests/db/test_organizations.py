@@ -293,7 +293,7 @@ def test_from_metadata_to_membership_the_next_profile_says_it(trial: Trial) -> N
     assert trial.rows()[BEN] == row(BEN)
 
 
-def test_what_the_application_wrote_is_overwritten_and_a_removed_row_comes_back_with_its_organization(
+def test_an_overwritten_or_removed_row_comes_back_with_its_organization(
     trial: Trial,
 ) -> None:
     first, member, again = deliveries(saved(ANN, 1), joined(ANN, acme(), 2), saved(ANN, 1))
@@ -552,9 +552,7 @@ def test_a_batch_is_two_round_trips_and_as_many_statements_whatever_its_size(
         assert round_trips == 2, shape.__name__
 
 
-def test_renaming_a_big_organization_is_one_batch_like_any_other(
-    crowd: psycopg.Connection[Any], counted: Counted
-) -> None:
+def test_renaming_a_big_organization_costs_no_more(crowd: psycopg.Connection[Any], counted: Counted) -> None:
     small = counted([received(Organization("org_2", Version(2, 2), "New"))], FOLLOWS)
     began = time.perf_counter()
     big = counted([received(Organization("org_1", Version(2, 2), "Newer"))], FOLLOWS)

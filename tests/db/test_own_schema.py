@@ -150,9 +150,7 @@ def test_every_command_works_beside_the_applications_tables_whatever_the_search_
     assert owner.execute("SELECT * FROM public.alembic_version").fetchall() == [("0001",)]
 
 
-def test_what_reads_clerk_follows_the_schema_too(
-    settings: config.Settings, owner: Connection, clerk: FakeClerk
-) -> None:
+def test_api_commands_use_the_schema(settings: config.Settings, owner: Connection, clerk: FakeClerk) -> None:
     owner.execute(APPLICATION.encode())
     settings = settings.model_copy(
         update={"clerk_secret_key": SecretStr(clerk.key), "clerk_api_url": clerk.url}

@@ -73,9 +73,7 @@ def catalog(url: str, name: str = "public") -> dict[str, list[tuple[object, ...]
         return {part: sorted(connection.execute(query, names), key=str) for part, query in CATALOG.items()}
 
 
-def test_the_migrations_arrive_at_the_models(
-    empty: Database, empty_url: str, database_url_unpooled: str
-) -> None:
+def test_the_migrations_make_the_models(empty: Database, empty_url: str, database_url_unpooled: str) -> None:
     empty.run(Base.metadata.create_all)
     made = catalog(database_url_unpooled)
     assert {part: [it for it in found if it[0] not in VIEWS] for part, found in made.items()} == catalog(

@@ -41,9 +41,7 @@ def test_every_form_of_url_that_providers_give_is_taken(url: str) -> None:
     ],
 )
 @pytest.mark.parametrize("field", ["database_url", "database_url_unpooled"])
-def test_a_url_that_cannot_work_is_a_settings_error_that_names_the_variable(
-    url: str, why: str, field: str
-) -> None:
+def test_a_url_that_cannot_work_is_an_error_that_names_its_variable(url: str, why: str, field: str) -> None:
     settings = config.load(_env_file=None, **{field: url})
     with pytest.raises(SettingsError) as refused:
         Database(settings, unpooled=field.endswith("unpooled"))

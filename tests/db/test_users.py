@@ -159,9 +159,7 @@ def moment(at: int) -> datetime:
     return to_datetime(NOW + at)
 
 
-def test_a_sign_in_changes_nothing_else_of_a_row_older_than_the_sync(
-    database: Database, connection: Connection
-) -> None:
+def test_a_sign_in_changes_nothing_else_of_an_older_row(database: Database, connection: Connection) -> None:
     before = existing(connection, ANN, OTHER, role="admin", organization="Old", created_at=moment(-5))
     apply(database, received(UserChange(ANN, login_at=NOW + 7)))
     assert row(connection, ANN) == {**before, "last_login_at": moment(7)}
@@ -173,18 +171,14 @@ def test_a_deletion_reaches_a_row_older_than_the_sync(database: Database, connec
     assert emails(connection) == {}
 
 
-def test_any_claim_is_newer_than_a_row_older_than_the_sync(
-    database: Database, connection: Connection
-) -> None:
+def test_any_claim_is_newer_than_that_of_an_older_row(database: Database, connection: Connection) -> None:
     existing(connection, ANN, SHARED)
     existing(connection, BEN, OTHER)
     apply(database, saved(BEN, -NOW + 1, SHARED))
     assert emails(connection) == {ANN: placeholder_address(ANN), BEN: SHARED}
 
 
-def test_a_row_with_microseconds_is_adopted_to_the_millisecond(
-    database: Database, connection: Connection
-) -> None:
+def test_microseconds_are_adopted_as_milliseconds(database: Database, connection: Connection) -> None:
     login = datetime(2026, 1, 1, 10, 0, 0, 123456, tzinfo=UTC)
     existing(connection, ANN, OTHER, last_login_at=login)
     apply(database, saved(ANN, 1, OTHER), saved(ANN, 2, OTHER))
@@ -196,9 +190,7 @@ def test_a_row_with_microseconds_is_adopted_to_the_millisecond(
 # Deletion
 
 
-def test_a_deletion_removes_the_row_and_leaves_a_tombstone_without_personal_data(
-    database: Database, connection: Connection
-) -> None:
+def test_a_tombstone_keeps_no_personal_data(database: Database, connection: Connection) -> None:
     apply(database, saved(ANN, 1, SHARED), received(UserChange(ANN, login_at=NOW + 2)))
     apply(database, deleted(ANN, 3))
     assert emails(connection) == {}
@@ -232,9 +224,7 @@ def test_anonymize_keeps_the_rows_id_and_nothing_personal(database: Database, co
     assert row(connection, ANN) == anonymous
 
 
-def test_a_deletion_that_another_table_forbids_is_refused_and_says_by_what(
-    database: Database, connection: Connection
-) -> None:
+def test_a_deletion_that_a_foreign_key_forbids_is_refused(database: Database, connection: Connection) -> None:
     apply(database, saved(ANN, 1, SHARED), saved(BEN, 1, OTHER))
     connection.execute("CREATE TABLE orders (user_id uuid CONSTRAINT orders_user REFERENCES users (id))")
     connection.execute("INSERT INTO orders SELECT id FROM users WHERE clerk_id = %s", [ANN])
@@ -374,9 +364,7 @@ def test_many_who_claim_one_address_never_deadlock(database: Database, connectio
     assert [one for one, email in emails(connection).items() if email == SHARED] == ["user_5_3"]
 
 
-def test_workers_with_nothing_in_common_do_not_wait_for_one_another(
-    database: Database, database_url: str
-) -> None:
+def test_workers_with_nothing_in_common_do_not_wait(database: Database, database_url: str) -> None:
     apply(database, saved(ANN, 1, SHARED), saved(BEN, 1, OTHER))
     with psycopg.connect(database_url, prepare_threshold=None) as other:
         other.execute("SELECT 1 FROM user_sync WHERE clerk_id = %s FOR UPDATE", [ANN])
