@@ -312,9 +312,7 @@ def test_a_form_that_is_too_large_is_refused(submit: Submit, redis: Redis) -> No
     assert submit("replay", filler="x" * 300_000).status_code == 413
 
 
-def test_a_token_of_another_password_is_refused(
-    make_console: MakeClient, submit: Submit, redis: Redis
-) -> None:
+def test_another_passwords_token_is_refused(make_console: MakeClient, submit: Submit, redis: Redis) -> None:
     fail(redis)
     page = make_console(console_password="another one").get("/console", auth=("x", "another one")).text
     assert submit("replay all", page=page, confirmed="1").status_code == 400
@@ -340,9 +338,7 @@ def test_what_another_worker_raised_stays_out_of_the_page(console: FlaskClient, 
     assert MARK not in page
 
 
-def test_the_last_reconciliation_is_a_line_where_reconciliations_run(
-    make_console: MakeClient, redis: Redis
-) -> None:
+def test_the_last_reconciliation_is_shown_if_they_run(make_console: MakeClient, redis: Redis) -> None:
     drift = {**dict.fromkeys(KINDS, 0), "stale": 1200, "refusal": None}
     moments = dict.fromkeys(("started_at", "finished_at"), datetime.now(UTC).isoformat())
     keep(redis, {**moments, "error": None, "backfill": None, "drift": drift})
@@ -381,9 +377,7 @@ def test_a_form_while_redis_is_away_says_so(make_console: MakeClient, own_redis:
     assert "Redis does not answer. Some jobs" in client.get(target(answer), auth=AUTH).text
 
 
-def test_two_who_look_at_different_users_each_see_their_own(
-    console: FlaskClient, connection: psycopg.Connection
-) -> None:
+def test_two_operators_see_different_users(console: FlaskClient, connection: psycopg.Connection) -> None:
     ids = {clerk_id: record(connection, clerk_id, minutes_ago=90) for clerk_id in (ANN, BEN)}
     for i in range(40):
         record(connection, f"user_{i}")
@@ -430,9 +424,7 @@ def test_browsers_that_do_not_know_light_dark_show_the_colours_too(console: Flas
     assert all(names.count(name) == 2 and f"{name}:" in light and f"{name}:" in dark for name in names)
 
 
-def test_links_are_relative_so_that_the_console_works_under_a_path_prefix(
-    console: FlaskClient, submit: Submit, redis: Redis
-) -> None:
+def test_the_console_works_under_a_path_prefix(console: FlaskClient, submit: Submit, redis: Redis) -> None:
     id_ = fail(redis)
     page = shown(console)
     confirm = submit("discard", id_)

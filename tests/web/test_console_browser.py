@@ -102,9 +102,7 @@ def await_failed(redis_url: str, count: int) -> None:
         wait_until(lambda: len(rq.ids("failed")) == count and not rq.queue.count, 20)
 
 
-def test_the_page_refreshes_itself_and_leaves_alone_what_is_ticked(
-    visit: Visit, stack: Stack, redis_url: str
-) -> None:
+def test_a_refresh_leaves_alone_what_is_ticked(visit: Visit, stack: Stack, redis_url: str) -> None:
     deliver(stack, 1, 2)
     await_failed(redis_url, 2)
     page = visit.open()

@@ -81,9 +81,7 @@ def test_a_redis_that_hangs_is_not_waited_for_longer_than_the_limit(
         assert time.monotonic() - began < 2 * LIMIT_S
 
 
-def test_the_figures_are_those_of_all_processes_and_outlive_them(
-    make_settings: MakeSettings, tmp_path: Path
-) -> None:
+def test_metrics_sum_all_processes_and_outlive_them(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(port=free_port(), web_workers=2)
     with Stack(settings, tmp_path, workers=2) as stack:
         for _ in range(40):

@@ -46,9 +46,7 @@ def calling(settings: config.Settings) -> Iterator[FlaskClient]:
         yield app.test_client()
 
 
-def test_the_row_is_there_in_one_call(
-    clerk: FakeClerk, client: FlaskClient, settings: config.Settings
-) -> None:
+def test_one_call_returns_the_row(clerk: FakeClerk, client: FlaskClient, settings: config.Settings) -> None:
     clerk.put(user(ANN))
     answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
     assert answer.status_code == 200
@@ -66,9 +64,7 @@ def test_a_user_unknown_to_clerk_is_not_found(client: FlaskClient, settings: con
     assert not tombstones(settings)
 
 
-def test_who_is_gone_in_clerk_is_gone_here(
-    clerk: FakeClerk, client: FlaskClient, settings: config.Settings
-) -> None:
+def test_a_gone_user_is_deleted(clerk: FakeClerk, client: FlaskClient, settings: config.Settings) -> None:
     clerk.put(user(BEN))
     with open_context(settings) as both:
         deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
@@ -77,9 +73,7 @@ def test_who_is_gone_in_clerk_is_gone_here(
     assert tombstones(settings) == {ANN}
 
 
-def test_when_clerk_knows_none_of_those_here_no_user_is_deleted(
-    client: FlaskClient, settings: config.Settings
-) -> None:
+def test_no_user_is_deleted_if_clerk_knows_none(client: FlaskClient, settings: config.Settings) -> None:
     with open_context(settings) as both:
         deliver(both, user_event(data=user(ANN)), user_event(data=user(BEN)))
     answer = client.post(f"/users/{ANN}/pull", headers=BEARER)
@@ -212,9 +206,7 @@ def test_too_many_users_at_once_are_429(
     assert {answer.status_code for answer in answers} == {404, 429}
 
 
-def test_calls_to_several_web_processes_are_all_answered(
-    clerk: FakeClerk, make_settings: MakeSettings, tmp_path: Path
-) -> None:
+def test_every_web_process_answers(clerk: FakeClerk, make_settings: MakeSettings, tmp_path: Path) -> None:
     clerk.put(user(ANN), user(BEN))
     settings = api_settings(
         make_settings,

@@ -312,7 +312,7 @@ def _status(receiver: ReceiverProcess, raw: bytes) -> int:
     return 0
 
 
-def test_a_client_that_leaves_half_way_does_no_harm_and_counts_as_no_forger(
+def test_a_client_that_leaves_half_way_is_harmless_and_no_forger(
     receiver: ReceiverProcess,
 ) -> None:
     head, content = request_of(genuine())

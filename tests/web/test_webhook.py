@@ -133,9 +133,7 @@ def test_every_forgery_is_refused_in_the_same_words(
     ],
     ids=lambda content: repr(content[:30]),
 )
-def test_what_is_not_json_is_refused_even_when_signed(
-    client: FlaskClient, redis: Redis, content: bytes
-) -> None:
+def test_signed_bodies_without_json_are_refused(client: FlaskClient, redis: Redis, content: bytes) -> None:
     id_ = svix_id()
     with capture_logs() as lines:
         answer = deliver(client, content, id_=id_)
@@ -166,9 +164,7 @@ NO_DATA: list[object] = [None, [], "user_1", {}, {"id": None}, {"id": 5}, {"id":
     ],
     ids=repr,
 )
-def test_genuine_json_that_is_not_understood_is_queued(
-    client: FlaskClient, rq: RqView, event: object, description: str
-) -> None:
+def test_unknown_json_is_queued(client: FlaskClient, rq: RqView, event: object, description: str) -> None:
     id_ = svix_id()
     answer = deliver(client, body(event), id_=id_)
     assert (answer.status_code, answer.json) == (202, {"status": "queued"})
@@ -192,9 +188,7 @@ def test_events_of_another_instance_are_ignored_with_a_warning(make_client: Make
 
 
 @pytest.mark.parametrize("instance_id", ["ins_ours", None, 5, ""])
-def test_events_that_name_our_instance_or_none_are_queued(
-    make_client: MakeClient, instance_id: object
-) -> None:
+def test_events_of_our_instance_or_none_are_queued(make_client: MakeClient, instance_id: object) -> None:
     client = make_client(clerk_instance_id="ins_ours")
     status = deliver(client, body(user_event(instance_id=instance_id))).status_code
     assert status == (200 if instance_id == "" else 202)
@@ -227,9 +221,7 @@ def test_an_unknown_path_is_404_in_json(client: FlaskClient, path: str) -> None:
     [None, b"-READONLY You can't write against a read only replica.\r\n", b":7\r\n", b"\x00"],
     ids=repr,
 )
-def test_whatever_redis_answers_clerk_is_asked_to_deliver_again(
-    make_client: MakeClient, reply: bytes | None
-) -> None:
+def test_any_error_of_redis_asks_clerk_to_deliver_again(make_client: MakeClient, reply: bytes | None) -> None:
     with redis_that_answers(reply) as url:
         assert_asked_again(make_client(redis_url=url))
 
