@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import psycopg
+from sqlalchemy import text
 
 from db.apply import statements, users
 from db.connection.engine import Database
@@ -50,8 +51,10 @@ class Tables:
         """
 
         def look(pipeline: Pipeline) -> frozenset[str]:
+            pipeline.send(text("SAVEPOINT no_rows"))
             for write in statements.writes(self._policy):
                 pipeline.send_no_rows(write)
+            pipeline.send(text("ROLLBACK TO SAVEPOINT no_rows"))  # what triggers per statement have written
             rows = [pipeline.send(query, ids=ids, **moves) for query in statements.STORED_IDS]
             unlocked = [pipeline.send(query, ids=ids, **moves) for query in statements.UNLOCKED_IDS]
             pipeline.wait()

@@ -277,6 +277,21 @@ def failed(done: dict[str, list[Settled]]) -> list[Failed]:
     return [item for item in done["Failed"] if isinstance(item, Failed)]
 
 
+def test_a_trigger_per_statement_leaves_nothing_of_the_writes_that_are_only_tried(
+    process: Process, connection: Admin, sixty: list[TakenJob]
+) -> None:
+    connection.execute("""
+        CREATE TABLE fired (operation text);
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO fired VALUES (TG_OP); RETURN NULL; END $$;
+        CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON users
+        FOR EACH STATEMENT EXECUTE FUNCTION note()
+    """)
+    interfere(connection, "user_7", MISSING_TABLE)
+    assert len(process(sixty)["Finished"]) == 59
+    assert set(connection.execute("SELECT operation FROM fired")) == {("UPDATE",)}
+
+
 def test_one_job_alone_fails_where_a_trigger_refuses_it(
     process: Process, connection: Admin, sixty: list[TakenJob]
 ) -> None:
