@@ -99,8 +99,7 @@ def write(pipeline: Pipeline, writes: MembershipWrites, value: str) -> None:
             memberships=[membership.id for _, membership in writes.memberships],
         )
     if writes.concerned or writes.renamed:
-        for statement in (statements.SET_ORGANIZATIONS[value], statements.REQUIRE_ORGANIZATIONS[value]):
-            pipeline.send(statement, ids=writes.concerned, changed=writes.renamed)
+        pipeline.send(statements.SET_ORGANIZATIONS[value], ids=writes.concerned, changed=writes.renamed)
 
 
 def outcomes(writes: MembershipWrites, of_users: Sequence[Outcome]) -> list[Outcome]:

@@ -14,7 +14,6 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     String,
-    Subquery,
     Text,
     and_,
     any_,
@@ -125,26 +124,17 @@ def _insert_or_replace(table: Any) -> Executable:
 
 
 def _set_organizations(value: str) -> Executable:
-    found = _found_organizations(value)
-    return update(User).where(*_differs(found)).values(organization=found.c.value)
-
-
-def _require_organizations(value: str) -> Executable:
-    unwritten = not_(_is_written(User.__table__))
-    return _require(not_(select(1).where(*_differs(_found_organizations(value)), unwritten).exists()))
-
-
-def _found_organizations(value: str) -> Subquery:
     joined_last = organization_joined_last(_concerned.c.clerk_id, value)
-    return (
+    found = (
         select(_concerned.c.clerk_id, joined_last.c.value)
         .select_from(_concerned.outerjoin(joined_last, true()))
         .subquery("found")
     )
-
-
-def _differs(found: Subquery) -> tuple[ColumnElement[bool], ...]:
-    return User.clerk_id == found.c.clerk_id, User.organization.is_distinct_from(found.c.value)
+    return (
+        update(User)
+        .where(User.clerk_id == found.c.clerk_id, User.organization.is_distinct_from(found.c.value))
+        .values(organization=found.c.value)
+    )
 
 
 @cache
@@ -185,11 +175,8 @@ def _are_there(key: Any, ids: str, *conditions: ColumnElement[bool]) -> ColumnEl
 
 def _are_written(key: Any, ids: str, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     """Say whether this transaction, or a subtransaction, has written each row of `ids`."""
-    return _are_there(key, ids, _is_written(key.table), *conditions)
-
-
-def _is_written(table: Any) -> ColumnElement[bool]:
-    return func.age(literal_column(f"{table.name}.xmin")) <= 0
+    age = func.age(literal_column(f"{key.table.name}.xmin"))
+    return _are_there(key, ids, age <= 0, *conditions)
 
 
 def _are_gone(key: Any, ids: str) -> ColumnElement[bool]:
@@ -335,9 +322,6 @@ DELETE_USERS = delete(User).where(User.clerk_id == _any_id)
 # Set the organization of the users in `ids` and of the members of the organizations in `changed`, by the
 # column that is written: the organization's name, id or slug. Deleted users get none.
 SET_ORGANIZATIONS = {value: _set_organizations(value) for value in ("name", "id", "slug")}
-
-# Raise ROWS_MISSING if SET_ORGANIZATIONS has not written a row that differs.
-REQUIRE_ORGANIZATIONS = {value: _require_organizations(value) for value in ("name", "id", "slug")}
 
 # Set c1, the address, for the users in c0.
 _held = _rows({"clerk_id": String(), "email": String()})

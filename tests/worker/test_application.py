@@ -421,11 +421,10 @@ PROMOTED = membership("user_7", organization("org_7"), role="org:admin", updated
         ("UPDATE ON organization_sync", membership_event(data=MEMBER), membership_event(data=RENAMED)),
         ("INSERT ON membership_sync", None, membership_event(data=MEMBER)),
         ("UPDATE ON membership_sync", membership_event(data=MEMBER), membership_event(data=PROMOTED)),
-        ("UPDATE ON users", saved(7, NOW, organization_memberships=[MEMBER]), membership_event(data=RENAMED)),
         ("DELETE ON membership_sync", membership_event(data=MEMBER), deleted_event("user_7")),
     ],
 )
-def test_a_suppressed_write_of_any_table_is_never_applied(
+def test_a_suppressed_write_of_another_table_is_never_applied(
     write: str, before: Json | None, event: Json, database: Database, connection: Admin
 ) -> None:
     policy = Policy(owns_organization=False, follows_memberships=True, keeps_fields=True)
