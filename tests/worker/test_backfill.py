@@ -24,7 +24,7 @@ from tests.support.payloads import (
     user_event,
 )
 from tests.support.sync import backfill_until, count, deliver, execute, open_context, query, rows, tombstones
-from worker.clerk.api import ClerkRefused
+from worker.clerk.api import ClerkRefused, ClerkUnavailable
 from worker.clerk.changes import user_change
 from worker.clerk.payloads import FieldSources, parse_user
 from worker.shutdown import Stopped, StopSignal
@@ -210,11 +210,15 @@ def test_a_run_goes_on_after_its_last_user_was_deleted(clerk: FakeClerk, setting
     assert set(rows(settings)) >= set(clerk.ids())
 
 
-def test_a_failure_of_the_api_keeps_what_was_read(clerk: FakeClerk, settings: config.Settings) -> None:
+@pytest.mark.parametrize(("status", "failure"), [(403, ClerkRefused), (503, ClerkUnavailable)])
+def test_a_failure_of_the_api_is_an_error_and_keeps_what_was_read(
+    clerk: FakeClerk, settings: config.Settings, status: int, failure: type[Exception]
+) -> None:
     clerk.put_many(1700)
-    clerk.before = partial(refuse_after, clerk, numbered_id(999))
+    clerk.before = partial(fail_after, clerk, numbered_id(999), status)
     with open_context(settings) as both:
-        with pytest.raises(ClerkRefused):
+        both.api._patience_s = 0.5
+        with pytest.raises(failure):
             Backfill(both).everything()
         assert count(settings) == 1000
         clerk.before = lambda _: None
@@ -223,9 +227,9 @@ def test_a_failure_of_the_api_keeps_what_was_read(clerk: FakeClerk, settings: co
         assert clerk.requests_for("/users")[0].parameter("starting_after") == numbered_id(999)
 
 
-def refuse_after(clerk: FakeClerk, cursor: str, request: Request) -> None:
+def fail_after(clerk: FakeClerk, cursor: str, status: int, request: Request) -> None:
     if request.parameter("starting_after") == cursor:
-        clerk.answer_next(403, "{}")
+        clerk.answer_next(status, "{}")
 
 
 OTHER_SETTINGS: dict[str, object] = {
