@@ -11,9 +11,12 @@ from pathlib import Path
 def main() -> None:
     """Run the command that the arguments name."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from cli.main import main as run  # noqa: PLC0415 - found only now
+    try:
+        from cli.main import main as run  # noqa: PLC0415 - found only now
 
-    run()
+        run()
+    except KeyboardInterrupt:  # during the imports, which are most of the start
+        sys.exit("clerk-sync: stopped")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,19 @@ def test_help_names_every_command_and_is_no_failure(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     listed = {line.split()[0] for line in ran.stdout.partition("Commands:")[2].splitlines() if line.strip()}
     assert listed >= COMMANDS.keys()
+
+
+def test_ctrl_c_during_the_first_imports_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-P", "-m", "clerk_sync", "status"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=_environment({}), stderr=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stderr
+        next(line for line in started.stderr if line.split()[-1] == "click.globals")
+        started.send_signal(signal.SIGINT)
+        said = [line for line in started.stderr if not line.startswith("import time:")]
+    assert (started.returncode, said[-1]) == (1, "clerk-sync: stopped\n")
+    assert "Traceback" not in "".join(said)
 
 
 def test_the_version_is_reported(tmp_path: Path) -> None:
