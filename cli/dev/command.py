@@ -16,7 +16,7 @@ import httpx
 
 import config
 from cli.dev.data_directory import data_directory, kept, write_private
-from cli.dev.process import DevError, Process, ignore_signals, interrupted_by_signals
+from cli.dev.process import DevError, Process, ignore_signals, interrupted_by_signals, raise_if_interrupted
 from cli.dev.servers import HOST, PostgresServer, RedisServer, Server, free_port, port_in_use
 from cli.send import local_url
 from db import migration
@@ -105,7 +105,8 @@ class _Started(ExitStack):
         return super().__exit__(*error)
 
     def check(self) -> None:
-        """Raise DevError when a child has ended by itself."""
+        """Raise DevError when a child has ended by itself, KeyboardInterrupt when a signal has come."""
+        raise_if_interrupted()
         for child in self._children:
             if child.exit_status is not None:
                 raise DevError(f"{child.name} ended unexpectedly {child.last_words()}")

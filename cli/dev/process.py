@@ -266,7 +266,10 @@ def _signals_deferred() -> Iterator[None]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the first SIGINT, SIGTERM or SIGHUP; ignore later ones."""
+    """Raise KeyboardInterrupt at the first SIGINT, SIGTERM or SIGHUP; ignore later ones.
+
+    Python can lose the exception, for example in a destructor: see `raise_if_interrupted`.
+    """
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
         ignore_signals()
@@ -290,5 +293,14 @@ def _handled_by(handler: Handler, signals: Sequence[signal.Signals]) -> Iterator
 def ignore_signals() -> None:
     """Ignore further signals, so that stopping is not interrupted."""
     for signum in STOP_SIGNALS:
-        # a handler, because a child would inherit SIG_IGN
-        signal.signal(signum, lambda _signum, _frame: None)
+        signal.signal(signum, _ignored)
+
+
+def raise_if_interrupted() -> None:
+    """Raise KeyboardInterrupt if a signal has come, in case the first one was lost."""
+    if signal.getsignal(signal.SIGINT) is _ignored:
+        raise KeyboardInterrupt
+
+
+def _ignored(_signum: int, _frame: FrameType | None) -> None:
+    """Do nothing. It is a handler, because a child would inherit SIG_IGN."""

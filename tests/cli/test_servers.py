@@ -1,6 +1,7 @@
 import importlib.util
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import redis
 
 import config
 from cli.dev import servers
-from cli.dev.process import DevError, Process
+from cli.dev.process import DevError, Process, interrupted_by_signals, raise_if_interrupted
 from cli.dev.servers import PostgresServer, RedisServer, Server, free_port
 from tests.support.waiting import wait_until
 
@@ -377,3 +378,22 @@ for kind in (PostgresServer, RedisServer):
 
 def test_no_test_sees_the_settings_of_its_environment() -> None:
     assert config.load().database_url is None
+
+
+class Interrupted:
+    """Ctrl-C comes in its destructor, where Python loses what is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_python_loses_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: lost.append(found.exc_type))
+    with interrupted_by_signals():
+        raise_if_interrupted()
+        Interrupted()
+        assert lost == [KeyboardInterrupt]
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted()
+    raise_if_interrupted()
