@@ -71,9 +71,7 @@ def test_seeding_adds_made_up_users_once(run: Run, database_url_unpooled: str) -
 
 
 @pytest.mark.parametrize("revision", ["0001", "1a2b3c4d"])
-def test_a_revision_of_the_applications_own_migrations_is_neither_read_nor_changed(
-    run: Run, empty_url: str, revision: str
-) -> None:
+def test_an_applications_own_revision_is_left_alone(run: Run, empty_url: str, revision: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
         connection.execute("INSERT INTO alembic_version VALUES (%s)", [revision])
@@ -108,9 +106,7 @@ def test_what_is_lost_is_said_and_asked_for(
 
 
 @pytest.mark.parametrize("command", DESTROY.values(), ids=DESTROY)
-def test_without_a_terminal_nothing_is_removed_unless_it_is_said(
-    command: list[str], run: Run, database_url_unpooled: str
-) -> None:
+def test_without_a_terminal_it_needs_yes(command: list[str], run: Run, database_url_unpooled: str) -> None:
     run("seed", DATABASE_URL=database_url_unpooled)
     for answer in ("", "y\n"):
         ran = run(*command, stdin=answer)
@@ -121,9 +117,7 @@ def test_without_a_terminal_nothing_is_removed_unless_it_is_said(
 
 
 @pytest.mark.parametrize("command", DESTROY.values(), ids=DESTROY)
-def test_every_table_that_is_dropped_is_named(
-    command: list[str], run: Run, database_url_unpooled: str
-) -> None:
+def test_every_dropped_table_is_named(command: list[str], run: Run, database_url_unpooled: str) -> None:
     asked = run(*command, DATABASE_URL=database_url_unpooled).output
     with psycopg.connect(database_url_unpooled) as connection:
         there = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
@@ -201,9 +195,7 @@ def test_a_revision_that_is_none_is_said(run: Run, database_url_unpooled: str) -
 
 
 @pytest.mark.parametrize("command", ["upgrade", "downgrade", "reset"])
-def test_a_schema_that_a_newer_version_made_is_named_as_status_names_it(
-    command: str, run: Run, empty_url: str
-) -> None:
+def test_a_schema_of_a_newer_version_is_named_as_in_status(command: str, run: Run, empty_url: str) -> None:
     run("upgrade", DATABASE_URL=empty_url)
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute("UPDATE clerk_sync_version SET version_num = '9999'")
@@ -241,9 +233,7 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("statement", IN_THE_WAY.values(), ids=IN_THE_WAY)
-def test_a_table_that_is_there_already_is_left_alone_and_reported_in_one_line(
-    run: Run, empty_url: str, statement: str
-) -> None:
+def test_a_table_that_exists_already_is_left_alone(run: Run, empty_url: str, statement: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute(statement.encode())
         ran = run("upgrade", DATABASE_URL=empty_url)
@@ -259,9 +249,7 @@ def test_a_table_that_is_there_already_is_left_alone_and_reported_in_one_line(
 
 
 @pytest.mark.parametrize("kind", ["TABLE", "VIEW", "MATERIALIZED VIEW"])
-def test_a_view_that_the_applications_table_keeps_from_being_created_is_named(
-    run: Run, empty_url: str, kind: str
-) -> None:
+def test_a_view_that_cannot_be_created_is_named(run: Run, empty_url: str, kind: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute(f"CREATE {kind} organizations AS SELECT 7 AS mine".encode())
         done = run("upgrade", DATABASE_URL=empty_url)
@@ -278,9 +266,7 @@ def test_a_view_that_the_applications_table_keeps_from_being_created_is_named(
         assert connection.execute("SELECT mine FROM organizations").fetchone() == (7,)
 
 
-def test_an_upgrade_warns_of_a_database_that_cannot_hold_every_character(
-    run: Run, database_url_unpooled: str
-) -> None:
+def test_an_upgrade_warns_of_an_encoding_other_than_utf8(run: Run, database_url_unpooled: str) -> None:
     with encoded_database(database_url_unpooled, "LATIN1") as url:
         done = run("upgrade", DATABASE_URL=url)
     assert done.stderr == (
@@ -290,9 +276,7 @@ def test_an_upgrade_warns_of_a_database_that_cannot_hold_every_character(
     assert (done.exit_code, done.stdout) == (0, f"schema at {schema.head()}\n")
 
 
-def test_an_upgrade_that_waits_for_a_table_gives_up_and_says_so(
-    run: Run, empty_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upgrade_gives_up_on_a_lock(run: Run, empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migration, "LOCK_TIMEOUT", "200ms")
     assert run("upgrade", "0003", DATABASE_URL=empty_url).exit_code == 0
     with psycopg.connect(empty_url) as application:
@@ -350,9 +334,7 @@ def test_foreign_keys_move_to_the_tables_of_another_instance_as_the_run_book_tel
         assert connection.execute(joined).fetchall() == [("user_live",)]
 
 
-def test_who_holds_a_lock_is_listed_and_can_be_ended(
-    run: Run, make_settings: MakeSettings, database_url_unpooled: str
-) -> None:
+def test_locks_are_shown_and_ended(run: Run, make_settings: MakeSettings, database_url_unpooled: str) -> None:
     settings = make_settings(redis_url=None)
     run("seed", DATABASE_URL=database_url_unpooled)
     with (
@@ -386,9 +368,7 @@ def test_who_holds_a_lock_is_listed_and_can_be_ended(
     assert run("locks", "--json").output == "[]\n"
 
 
-def test_no_connection_is_ended_that_holds_no_lock_on_the_tables(
-    run: Run, database_url_unpooled: str
-) -> None:
+def test_only_a_connection_with_a_lock_on_the_tables_is_ended(run: Run, database_url_unpooled: str) -> None:
     with psycopg.connect(database_url_unpooled) as other:
         other.execute("SELECT 1")
         ended = run(
@@ -398,9 +378,7 @@ def test_no_connection_is_ended_that_holds_no_lock_on_the_tables(
         other.execute("SELECT 1")
 
 
-def test_who_waits_for_a_transaction_that_holds_no_lock_here_names_it(
-    run: Run, database_url_unpooled: str
-) -> None:
+def test_a_transaction_that_another_waits_for_can_be_ended(run: Run, database_url_unpooled: str) -> None:
     with (
         psycopg.connect(database_url_unpooled, autocommit=True) as first,
         psycopg.connect(database_url_unpooled) as second,

@@ -57,9 +57,7 @@ def listed(run: RunCommand, *arguments: str) -> list[str]:
     return [row["svix_id"] for row in json.loads(out)]
 
 
-def test_the_ledger_is_filtered_by_user_type_outcome_and_time(
-    run: RunCommand, connection: psycopg.Connection
-) -> None:
+def test_the_ledger_is_filtered_by_each_option(run: RunCommand, connection: psycopg.Connection) -> None:
     record(connection, "old", minutes_ago=180)
     record(connection, "session", minutes_ago=60, type_="session.created")
     record(connection, "other", clerk_id="user_2", outcome="stale")
@@ -81,9 +79,7 @@ def test_the_listing_shows_the_same(run: RunCommand, connection: psycopg.Connect
     assert run("--outcome", "ignored") == (0, "no deliveries applied\n", "")
 
 
-def test_in_a_pipe_too_the_longest_delivery_takes_80_columns(
-    run: RunCommand, connection: psycopg.Connection
-) -> None:
+def test_the_longest_delivery_takes_80_columns(run: RunCommand, connection: psycopg.Connection) -> None:
     record(connection, svix_id(), clerk_id=ANN, type_="organizationMembership.created", minutes_ago=119)
     assert max(len(line) for line in run()[1].splitlines()) <= 80
 

@@ -105,9 +105,7 @@ def test_wrong_usage_has_exit_status_2(run: RunCommand, redis: Redis, arguments:
     assert listed(run) == [id_]
 
 
-def test_show_tells_the_reason_and_the_traceback_and_the_body_only_when_asked(
-    run: RunCommand, redis: Redis
-) -> None:
+def test_show_prints_the_body_only_with_payload(run: RunCommand, redis: Redis) -> None:
     id_ = fail(redis, user_event(data=user(ANN, email=MARK)))
     status, out, _ = run("show", id_)
     assert status == 0
@@ -210,9 +208,7 @@ def test_without_redis_the_line_says_so(run: RunCommand, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("answer", [b"\n", b"\x04"])
-def test_on_a_terminal_all_is_asked_for_and_only_a_yes_is_taken(
-    redis: Redis, redis_url: str, answer: bytes
-) -> None:
+def test_replay_of_all_on_a_terminal_needs_a_yes(redis: Redis, redis_url: str, answer: bytes) -> None:
     fail(redis)
     status, said = on_terminal(redis_url, "replay", "--all", answer=answer)
     assert "Replay 1 failed job?" in said

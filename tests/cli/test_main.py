@@ -144,9 +144,7 @@ def test_debug_shows_where_it_happened_as_well_and_no_address_either(tmp_path: P
     assert "secret_" not in ran.stderr
 
 
-def test_a_question_without_a_terminal_is_wrong_usage_and_changes_nothing(
-    tmp_path: Path, make_settings: MakeSettings
-) -> None:
+def test_a_question_without_a_terminal_is_wrong_usage(tmp_path: Path, make_settings: MakeSettings) -> None:
     ran = run("db", "reset", directory=tmp_path, **environment(make_settings(redis_url=None)))
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.endswith("Error: nothing was changed: without a terminal, add --yes to confirm\n")
@@ -173,9 +171,7 @@ def test_a_command_answers_and_logs_nothing(tmp_path: Path, make_settings: MakeS
     assert ran == (0, "[]\n", "")
 
 
-def test_status_ends_with_1_when_something_is_wrong_and_says_what(
-    tmp_path: Path, make_settings: MakeSettings
-) -> None:
+def test_status_ends_with_1_and_names_what_is_wrong(tmp_path: Path, make_settings: MakeSettings) -> None:
     settings = make_settings(redis_url=f"redis://:hunter2@127.0.0.1:{free_port()}")
     ran = run("status", "--json", directory=tmp_path, **environment(settings))
     assert (ran.returncode, ran.stderr) == (1, "")

@@ -48,7 +48,7 @@ def bars(terminal: Terminal) -> Iterator[re.Match[str]]:
             yield bar
 
 
-def test_a_bar_shows_how_many_how_fast_and_how_long_yet_and_leaves_one_line(
+def test_a_bar_shows_number_rate_and_time_left_and_leaves_one_line(
     settings: config.Settings,
 ) -> None:
     with on_a_terminal(settings, "backfill") as terminal:
@@ -61,9 +61,7 @@ def test_a_bar_shows_how_many_how_fast_and_how_long_yet_and_leaves_one_line(
     assert terminal.left == "3,000 users: 3,000 created, 0 updated, 0 unchanged\n"
 
 
-def test_ctrl_c_ends_it_within_seconds_with_one_line_that_says_how_to_go_on(
-    clerk: FakeClerk, settings: config.Settings
-) -> None:
+def test_ctrl_c_ends_it_within_seconds_and_it_resumes(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.before = lambda _: time.sleep(0.15 if len(clerk.requests) < 6 else 1)
     with on_a_terminal(settings, "backfill") as terminal:
         next(bar for bar in bars(terminal) if int(bar[1]) >= 500)
@@ -82,9 +80,7 @@ def test_ctrl_c_ends_it_within_seconds_with_one_line_that_says_how_to_go_on(
     assert count(settings) == USERS
 
 
-def test_connections_that_are_cut_in_the_middle_do_not_fail_the_run(
-    clerk: FakeClerk, settings: config.Settings
-) -> None:
+def test_connections_that_are_cut_do_not_fail_the_run(clerk: FakeClerk, settings: config.Settings) -> None:
     port = urlsplit(clerk.url).port
     assert port
     proxy = FaultyProxy(port)

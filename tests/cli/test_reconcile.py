@@ -116,9 +116,7 @@ def test_fix_is_exit_status_0_once_all_is_fixed(clerk: FakeClerk, settings: conf
     assert run(settings, "reconcile").returncode == 0
 
 
-def test_fix_refuses_too_many_deletions_without_the_override(
-    clerk: FakeClerk, settings: config.Settings
-) -> None:
+def test_fix_refuses_too_many_deletions(clerk: FakeClerk, settings: config.Settings) -> None:
     clerk.put(user(ANN))
     clerk.remove(*(numbered_id(i) for i in range(11)))
     ran = run(settings, "reconcile", "--fix")
@@ -132,9 +130,7 @@ def test_fix_refuses_too_many_deletions_without_the_override(
 
 
 @pytest.mark.parametrize("listed", [0, 20])
-def test_fix_refuses_a_listing_that_is_cut_short_or_empty(
-    clerk: FakeClerk, settings: config.Settings, listed: int
-) -> None:
+def test_fix_refuses_an_incomplete_listing(clerk: FakeClerk, settings: config.Settings, listed: int) -> None:
     clerk.put(user(ANN))
     clerk.lists_at_most = listed
     ran = run(settings, "reconcile", "--fix", "--allow-deletes", "30")
@@ -178,9 +174,7 @@ def test_pull_of_what_is_no_id_is_wrong_usage(settings: config.Settings) -> None
     assert run(settings, "backfill", "--since", "soon").returncode == 2
 
 
-def test_where_memberships_decide_they_are_counted_compared_and_fixed(
-    clerk: FakeClerk, make_settings: MakeSettings
-) -> None:
+def test_memberships_are_counted_compared_and_fixed(clerk: FakeClerk, make_settings: MakeSettings) -> None:
     clerk.put_many_members(12)
     settings = api_settings(make_settings, clerk, organization_source="membership")
     assert run(settings, "backfill").stdout == (

@@ -178,9 +178,7 @@ def test_the_delivery_is_signed_as_svix_signs(run: RunCommand, receiver: Recorde
 
 
 @pytest.mark.parametrize("content", [b'{ "b" : 1,\r\n\t"a": "\xc3\xa9" }\n', b"\xff\x00 no JSON", b""])
-def test_a_file_is_sent_byte_by_byte(
-    run: RunCommand, receiver: Recorder, tmp_path: Path, content: bytes
-) -> None:
+def test_a_file_is_sent_as_it_is(run: RunCommand, receiver: Recorder, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "payload.json"
     file.write_bytes(content)
     assert run("--url", receiver.url, "--file", str(file))[0] == 0
@@ -238,9 +236,7 @@ def test_a_receiver_that_is_not_there_is_one_line_without_a_password(run: RunCom
     )
 
 
-def test_a_proxy_that_is_set_is_not_asked(
-    run: RunCommand, receiver: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_proxy_is_used(run: RunCommand, receiver: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     assert run("user.created", "--url", receiver.url)[0] == 0
@@ -273,9 +269,7 @@ def test_what_cannot_be_sent_is_wrong_usage(run: RunCommand, arguments: tuple[st
     assert run(*arguments)[0] == 2
 
 
-def test_without_a_secret_the_line_names_the_variable(
-    run: RunCommand, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_secret_is_named(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLERK_WEBHOOK_SIGNING_SECRET")
     assert run("user.created") == (1, "", "clerk-sync: CLERK_WEBHOOK_SIGNING_SECRET is not set\n")
 

@@ -69,9 +69,7 @@ def test_postgres_keeps_what_was_committed_over_a_restart_and_a_crash(postgres: 
     assert query(postgres, b"SELECT one FROM kept") == [(1,)]
 
 
-def test_postgres_speaks_utf8_whatever_the_locale(
-    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_postgres_uses_utf8_in_any_locale(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "no_SUCH.locale")
     postgres.start()
     assert query(postgres, "SELECT lower('ZOË'), length('zoë')".encode()) == [("zoë", 3)]
@@ -167,7 +165,7 @@ def test_a_record_that_names_a_foreign_process_ends_no_process(server_directory:
         assert bystander.poll() is None
 
 
-def test_a_postmaster_file_whose_number_is_another_process_s_by_now_does_not_matter(
+def test_postgres_starts_when_its_old_process_id_belongs_to_another_process(
     postgres: PostgresServer,
 ) -> None:
     postgres.start()
@@ -293,7 +291,7 @@ def _arguments(server: Server) -> str:
     ).stdout
 
 
-def test_postgres_that_once_let_everyone_in_asks_for_a_password_and_keeps_its_rows(
+def test_data_from_before_there_was_a_password_is_protected_and_kept(
     postgres: PostgresServer,
 ) -> None:
     postgres.start()
@@ -309,9 +307,7 @@ def test_postgres_that_once_let_everyone_in_asks_for_a_password_and_keeps_its_ro
 
 
 @pytest.mark.parametrize("name", ["valkey-server", "redis-server"])
-def test_without_the_wheel_a_server_on_the_path_is_used(
-    name: str, server_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_on_path_is_used(name: str, server_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = RedisServer(server_directory / "redis", free_port(), durable=False)
     (server_directory / name).symlink_to(server._binary())
     monkeypatch.setenv("PATH", str(server_directory))

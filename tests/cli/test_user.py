@@ -83,9 +83,7 @@ def about(clerk_id: str) -> dict[str, Any]:
     return user_event(data=user(clerk_id))
 
 
-def test_json_is_an_object_with_the_clerk_id_first_and_all_that_is_known(
-    run: RunCommand, redis: Redis
-) -> None:
+def test_json_has_the_clerk_id_first_and_all_that_is_known(run: RunCommand, redis: Redis) -> None:
     failed = fail(redis, about("user_one"))
     queue = DeliveryQueue(redis)
     held = delivery(about("user_one"))
@@ -112,9 +110,7 @@ def test_json_is_an_object_with_the_clerk_id_first_and_all_that_is_known(
     assert found["clerk"] is None
 
 
-def test_in_80_columns_everything_is_in_words_also_in_a_pipe(
-    run: RunCommand, make_settings: MakeSettings, redis: Redis
-) -> None:
+def test_the_output_fits_80_columns(run: RunCommand, make_settings: MakeSettings, redis: Redis) -> None:
     fail(redis, about("user_one"))
     status, piped, _ = run("user_one")
     assert status == 0
@@ -139,9 +135,7 @@ def test_a_deletion_and_an_unknown_user_are_shown(run: RunCommand) -> None:
     assert run("no id!")[0] == 2
 
 
-def test_until_when_redis_keeps_the_bodies_of_applied_deliveries_is_shown(
-    run: RunCommand, connection: psycopg.Connection
-) -> None:
+def test_the_end_of_the_bodies_in_redis_is_shown(run: RunCommand, connection: psycopg.Connection) -> None:
     """An erasure asks whether anything is left."""
     assert "In Redis       bodies of applied deliveries, until 20" in run("user_one")[1]
     assert json.loads(run("user_one", "--json")[1])["bodies_until"] is not None
@@ -157,9 +151,7 @@ def test_with_clerk_the_api_is_asked(run: RunCommand, clerk: FakeClerk) -> None:
     assert found["clerk"] == {"exists": False, "updated_at": None}
 
 
-def test_without_redis_the_tables_are_shown_all_the_same(
-    run: RunCommand, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_redis_the_tables_are_shown(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     began = time.monotonic()
     status, out, _ = run("user_one")
