@@ -147,9 +147,7 @@ def test_a_bad_value_is_refused_with_a_line_that_names_the_variable_and_not_the_
 
 
 @pytest.mark.parametrize("value", BAD_SECRETS.values(), ids=BAD_SECRETS.keys())
-def test_a_signing_secret_that_is_none_is_refused_and_not_shown(
-    value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_signing_secret_is_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLERK_WEBHOOK_SIGNING_SECRET", value)
     with pytest.raises(SettingsError, match=r"^CLERK_WEBHOOK_SIGNING_SECRET[ :]") as refused:
         load()
@@ -157,9 +155,7 @@ def test_a_signing_secret_that_is_none_is_refused_and_not_shown(
 
 
 @pytest.mark.parametrize("separator", [",", " ", ", ", "\n", " ,  "])
-def test_several_signing_secrets_are_read_in_their_order(
-    separator: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_signing_secrets_keep_their_order(separator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     other = secret(key())
     monkeypatch.setenv("CLERK_WEBHOOK_SIGNING_SECRET", f" {SECRET}{separator}{other},")
     assert load().signing_keys == (base64.b64decode(SECRET.removeprefix("whsec_")), key())
@@ -199,9 +195,7 @@ def test_an_override_replaces_what_the_environment_says(monkeypatch: pytest.Monk
     assert load().port == 8001
 
 
-def test_a_file_is_read_in_development_and_the_environment_wins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_goes_before_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("PORT=8001\nBATCH_SIZE=7\nSOMETHING_ELSE=1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(Settings.model_config, "env_file", ".env")
@@ -248,9 +242,7 @@ def test_an_env_file_that_may_not_be_read_is_a_settings_error(tmp_path: Path) ->
         ("CLERK_SECRET_KEY", " \n"),
     ],
 )
-def test_white_space_around_a_value_is_stripped(
-    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_white_space_is_stripped(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, value)
     stripped = load()
     monkeypatch.setenv(variable, value.strip())

@@ -45,7 +45,7 @@ def test_the_command_table_names_every_command() -> None:
     assert sorted(row[0] for row in table("Commands")) == sorted(COMMANDS)
 
 
-def test_what_a_reconciliation_synced_is_in_status_health_metrics_and_the_console(
+def test_what_a_reconciliation_synced_is_shown_everywhere(
     make_settings: MakeSettings,
 ) -> None:
     settings = make_settings(
@@ -67,9 +67,7 @@ def test_what_a_reconciliation_synced_is_in_status_health_metrics_and_the_consol
     assert "1,234 synced (30 created, 4 updated, 1,200 merged), 0 differing" in shown
 
 
-def test_every_command_of_the_section_on_filling_and_repairing_works(
-    clerk: FakeClerk, make_settings: MakeSettings
-) -> None:
+def test_every_command_for_filling_and_repairing_works(clerk: FakeClerk, make_settings: MakeSettings) -> None:
     clerk.put_many(30)
     settings = api_settings(make_settings, clerk)
     with open_context(settings) as both:

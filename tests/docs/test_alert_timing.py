@@ -127,9 +127,7 @@ def rules() -> dict[str, str]:
     return {rule["alert"]: rule["labels"]["severity"] for rule in loaded}
 
 
-def test_an_alert_fires_once_its_patience_is_over_and_for_all_targets_together(
-    rules: dict[str, str], tmp_path: Path
-) -> None:
+def test_an_alert_fires_after_its_time_once_for_all_targets(rules: dict[str, str], tmp_path: Path) -> None:
     files = {name: tmp_path / f"{name}.yml" for name in CASES}
     for name, case in CASES.items():
         files[name].write_text(yaml.safe_dump(_unit_test(case, rules)))

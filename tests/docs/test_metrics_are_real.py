@@ -68,7 +68,7 @@ def shown(make_settings: MakeSettings) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def test_every_metric_in_the_rules_and_on_the_dashboard_is_shown(
+def test_every_metric_of_rules_and_dashboard_is_shown(
     shown: dict[str, list[dict[str, str]]],
 ) -> None:
     named = {name for expression in expressions() for name in NAME.findall(expression)}

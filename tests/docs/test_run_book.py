@@ -59,9 +59,7 @@ def test_every_command_in_the_run_book_is_there_with_its_options(command: list[s
     assert {word for word in words if word.startswith("--")} <= known
 
 
-def test_a_failed_job_is_seen_understood_repaired_and_replayed_by_the_run_book(
-    make_settings: MakeSettings, tmp_path: Path
-) -> None:
+def test_a_failed_job_is_repaired_by_the_run_book(make_settings: MakeSettings, tmp_path: Path) -> None:
     """The application has added a constraint that Clerk knows nothing of."""
     settings = make_settings(port=free_port(), web_workers=1)
     blocks = re.findall(r"^    (clerk-sync .+)$", section("Jobs fail"), re.MULTILINE)

@@ -165,9 +165,7 @@ def test_readiness_names_a_user_who_may_not_run_scripts(make_settings: MakeSetti
         _assert_refused(_settings(make_settings, port, user="plain:pw@"), "may not run EVALSHA")
 
 
-def test_a_probe_changes_nothing_but_the_time_of_the_first(
-    make_settings: MakeSettings, redis_url: str
-) -> None:
+def test_a_probe_stores_the_time_of_the_first_only(make_settings: MakeSettings, redis_url: str) -> None:
     queue = delivery_queue(make_settings(**NO_DATABASE))
     queue.ping()
     with Redis.from_url(redis_url) as redis:
