@@ -41,42 +41,38 @@ FOREIGN_ROWS = """
 
 
 def explore(
-    trial: Trial, *, max_size: int, max_examples: int, plans_each: int, with_organizations: bool = False
+    trial: Trial,
+    *,
+    max_examples: int,
+    plans_each: int,
+    max_size: int | None = None,
+    with_organizations: bool = False,
 ) -> None:
-    """Deliver wild histories, each in several ways, and compare the tables with the model."""
-    generated = histories(max_size, casts_of_members if with_organizations else casts)
-    chosen_among = choices_of_source if with_organizations else choices
+    """Deliver histories, each in several ways, and compare the tables with the model.
+
+    They are wild ones of that size; without a size what Clerk may really send, and the tables are compared
+    with Clerk too.
+    """
+    cast = casts_of_members if with_organizations else casts
+    generated = (
+        orderly_histories(24 if with_organizations else 16, cast)
+        if max_size is None
+        else histories(max_size, cast)
+    )
 
     @settings(no_deadline, max_examples=max_examples, database=None)
-    @given(generated, chosen_among, st.randoms(use_true_random=False))
-    def tables_equal_the_model(deliveries: list[SentEvent], chosen: Choices, random: Random) -> None:
+    @given(generated, choices_of_source if with_organizations else choices, st.randoms(use_true_random=False))
+    def tables_equal_the_model(made: World | list[SentEvent], chosen: Choices, random: Random) -> None:
         trial.tried["histories"] += 1
+        deliveries = made.deliveries() if isinstance(made, World) else made
         for plan in islice(plans(deliveries, random, workers=WORKERS), plans_each):
             trial.deliver(plan, chosen)
             assert trial.tables() == tables(deliveries, chosen)
             assert trial.ledger() == expected_ledger(deliveries)
+            if isinstance(made, World):
+                assert living_rows(trial, made) == at_clerk(made, chosen)
 
     tables_equal_the_model()
-
-
-def explore_orderly(
-    trial: Trial, *, max_examples: int, plans_each: int, with_organizations: bool = False
-) -> None:
-    """Deliver what Clerk may really tell, each in several ways, and compare the tables with Clerk."""
-    generated = orderly_histories(24, casts_of_members) if with_organizations else orderly_histories()
-    chosen_among = choices_of_source if with_organizations else choices
-
-    @settings(no_deadline, max_examples=max_examples, database=None)
-    @given(generated, chosen_among, st.randoms(use_true_random=False))
-    def tables_equal_clerk(world: World, chosen: Choices, random: Random) -> None:
-        trial.tried["histories"] += 1
-        deliveries = world.deliveries()
-        for plan in islice(plans(deliveries, random, workers=WORKERS), plans_each):
-            trial.deliver(plan, chosen)
-            assert trial.tables() == tables(deliveries, chosen)
-            assert living_rows(trial, world) == at_clerk(world, chosen)
-
-    tables_equal_clerk()
 
 
 def living_rows(trial: Trial, world: World) -> dict[str, Row]:
@@ -102,12 +98,23 @@ def at_clerk(world: World, chosen: Choices) -> dict[str, Row]:
     }
 
 
-def test_any_history_delivered_in_any_way_ends_as_the_model_says(trial: Trial) -> None:
-    explore(trial, max_size=16, max_examples=30, plans_each=4)
+with_and_without_organizations = pytest.mark.parametrize(
+    "with_organizations", [False, True], ids=["users", "members"]
+)
 
 
-def test_what_clerk_tells_delivered_in_any_way_ends_as_it_is_at_clerk(trial: Trial) -> None:
-    explore_orderly(trial, max_examples=20, plans_each=3)
+@with_and_without_organizations
+def test_any_history_delivered_in_any_way_ends_as_the_model_says(
+    trial: Trial, with_organizations: bool
+) -> None:
+    explore(trial, max_size=16, max_examples=25, plans_each=4, with_organizations=with_organizations)
+
+
+@with_and_without_organizations
+def test_what_clerk_tells_delivered_in_any_way_ends_as_it_is_at_clerk(
+    trial: Trial, with_organizations: bool
+) -> None:
+    explore(trial, max_examples=20, plans_each=3, with_organizations=with_organizations)
 
 
 def test_workers_that_meet_in_the_same_users_and_addresses_do_no_harm(trial: Trial) -> None:
@@ -115,14 +122,6 @@ def test_workers_that_meet_in_the_same_users_and_addresses_do_no_harm(trial: Tri
     with structlog.testing.capture_logs() as logs:
         explore(trial, max_size=30, max_examples=10, plans_each=3)
     assert logs == []
-
-
-def test_any_history_of_members_delivered_in_any_way_ends_as_the_model_says(trial: Trial) -> None:
-    explore(trial, max_size=16, max_examples=20, plans_each=4, with_organizations=True)
-
-
-def test_what_clerk_tells_of_members_delivered_in_any_way_ends_as_it_is_at_clerk(trial: Trial) -> None:
-    explore_orderly(trial, max_examples=20, plans_each=3, with_organizations=True)
 
 
 @pytest.mark.parametrize("dawdling", [False, True], ids=["fast", "dawdling"])
@@ -173,7 +172,7 @@ def test_thorough(
                 explore(
                     trial, max_size=30, max_examples=10, plans_each=10, with_organizations=told_of_members
                 )
-                explore_orderly(trial, max_examples=5, plans_each=10, with_organizations=told_of_members)
+                explore(trial, max_examples=5, plans_each=10, with_organizations=told_of_members)
     retries = sum(entry["event"] == "database retry" for entry in logs)
     figures = {**trial.tried, "differences": 0, "retries": retries, "deadlocks": trial.deadlocks()}
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
