@@ -89,19 +89,16 @@ CASES = {
         {'degraded{cause="redis_lost_data"}': "0x5 1x9 0x100"},
         {5: set(), 7: {"ClerkSyncRedisLostData"}, 20: set()},
     ),
-    "two databases": AlertCase(
-        {'degraded{cause="two_databases"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncTwoDatabases"}}
-    ),
-    "a second instance": AlertCase(
-        {'degraded{cause="second_instance"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncSecondInstance"}}
-    ),
-    "suspended": AlertCase(
-        {'degraded{cause="suspended"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncSuspended"}}
-    ),
-    "refused again": AlertCase(
-        {'degraded{cause="retries"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncRefusedAgain"}}
-    ),
-    "a wrong clock": AlertCase({'degraded{cause="clock"}': "0x5 1x100"}, {5: set(), 7: {"ClerkSyncClock"}}),
+    **{
+        cause: AlertCase({f'degraded{{cause="{cause}"}}': "0x5 1x100"}, {5: set(), 7: {f"ClerkSync{alert}"}})
+        for cause, alert in {
+            "two_databases": "TwoDatabases",
+            "second_instance": "SecondInstance",
+            "suspended": "Suspended",
+            "retries": "RefusedAgain",
+            "clock": "Clock",
+        }.items()
+    },
     "failed jobs": AlertCase({"failed_jobs": "0x5 1x195"}, {6: set(), 7: {"ClerkSyncFailedJobs"}}),
     "a reconciliation fails": AlertCase(
         {'reconcile_result{result="failed"}': "0x5 1x195"}, {10: set(), 11: {"ClerkSyncReconciliationFails"}}

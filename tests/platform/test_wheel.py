@@ -113,22 +113,22 @@ def test_the_wheel_migrates_and_serves_in_a_hostile_folder(
         assert http.get(f"{stack.base_url}/health").is_success, stack.logs()
 
 
-@pytest.mark.parametrize("path", [".", None])
+@pytest.mark.parametrize("path", [{"PYTHONPATH": "."}, {}], ids=str)
 @pytest.mark.parametrize("call", [["clerk-sync"], ["python", "-m", "clerk_sync"]])
 def test_the_wheel_is_not_misled_by_its_neighbours(
-    installed: Path, hostile: Path, call: list[str], path: str | None
+    installed: Path, hostile: Path, call: list[str], path: dict[str, str]
 ) -> None:
-    name, *arguments = call
-    given = {"PYTHONPATH": path} if path else {}
-    done = _run((installed / name, *arguments, "web", "--help"), hostile, given)
-    assert done.stdout.startswith("Usage: clerk-sync web"), done.stderr
+    _assert_not_misled(installed, hostile, call, path)
 
 
 @pytest.mark.parametrize("call", [["clerk-sync"], ["python", "-m", "clerk_sync"]])
 def test_neither_is_the_project_installed_to_be_edited(hostile: Path, call: list[str]) -> None:
+    _assert_not_misled(Path(sys.executable).parent, hostile, call, {"PYTHONPATH": "."})
+
+
+def _assert_not_misled(commands: Path, hostile: Path, call: list[str], path: dict[str, str]) -> None:
     name, *arguments = call
-    bin_folder = Path(sys.executable).parent
-    done = _run((bin_folder / name, *arguments, "web", "--help"), hostile, {"PYTHONPATH": "."})
+    done = _run((commands / name, *arguments, "web", "--help"), hostile, path)
     assert done.stdout.startswith("Usage: clerk-sync web"), done.stderr
 
 
