@@ -14,14 +14,14 @@ from db.connection.driver import BoundedTimestamptzLoader
 from db.connection.engine import RACE_ATTEMPTS, Database
 from db.connection.errors import ChangeRefused
 from db.drift import users as drift
-from db.merge.change import UserChange, placeholder_address
+from db.merge.change import placeholder_address
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
-from tests.db.test_users import OTHER, SHARED, Row, deleted, emails, existing, received, row, saved, sync_row
+from tests.db.test_users import OTHER, SHARED, deleted, emails, existing, row, saved, signed_in, sync_row
 from tests.support.checkouts import count_checkouts
 from tests.support.payloads import ANN, BEN, CAT, NOW
 
-Connection = psycopg.Connection[Row]
+Connection = psycopg.Connection[dict[str, Any]]
 ODD_IDS = {
     "another provider's": "google:42",
     "one that is too long for a placeholder": "u" * 255,
@@ -46,10 +46,6 @@ def connection(database_url: str) -> Iterator[Connection]:
     ) as connection:
         connection.adapters.register_loader("timestamptz", BoundedTimestamptzLoader)
         yield connection
-
-
-def signed_in(clerk_id: str, at: int) -> ReceivedChange:
-    return received(UserChange(clerk_id, login_at=NOW + at))
 
 
 def batches(database: Database, *story: Sequence[ReceivedChange]) -> None:

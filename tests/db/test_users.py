@@ -57,6 +57,10 @@ def saved(clerk_id: str, at: int, email: str | None = None, **fields: Any) -> Re
     return received(UserChange(clerk_id, Profile(version, **values), EmailClaim(version, email)))
 
 
+def signed_in(clerk_id: str, at: int) -> ReceivedChange:
+    return received(UserChange(clerk_id, login_at=NOW + at))
+
+
 def deleted(clerk_id: str, at: int) -> ReceivedChange:
     return received(UserChange(clerk_id, deleted_at=NOW + at))
 
@@ -161,7 +165,7 @@ def moment(at: int) -> datetime:
 
 def test_a_sign_in_changes_nothing_else_of_an_older_row(database: Database, connection: Connection) -> None:
     before = existing(connection, ANN, OTHER, role="admin", organization="Old", created_at=moment(-5))
-    apply(database, received(UserChange(ANN, login_at=NOW + 7)))
+    apply(database, signed_in(ANN, 7))
     assert row(connection, ANN) == {**before, "last_login_at": moment(7)}
 
 
@@ -191,7 +195,7 @@ def test_microseconds_are_adopted_as_milliseconds(database: Database, connection
 
 
 def test_a_tombstone_keeps_no_personal_data(database: Database, connection: Connection) -> None:
-    apply(database, saved(ANN, 1, SHARED), received(UserChange(ANN, login_at=NOW + 2)))
+    apply(database, saved(ANN, 1, SHARED), signed_in(ANN, 2))
     apply(database, deleted(ANN, 3))
     assert emails(connection) == {}
     assert sync_row(connection, ANN) == {
@@ -204,7 +208,7 @@ def test_a_tombstone_keeps_no_personal_data(database: Database, connection: Conn
 
 def test_anonymize_keeps_the_rows_id_and_nothing_personal(database: Database, connection: Connection) -> None:
     admin = saved(ANN, 1, SHARED, role="admin", name="Ann")
-    apply(database, admin, received(UserChange(ANN, login_at=NOW + 2)), policy=ANONYMOUS)
+    apply(database, admin, signed_in(ANN, 2), policy=ANONYMOUS)
     before = row(connection, ANN)
     apply(database, deleted(ANN, 3), policy=ANONYMOUS)
     anonymous = {
@@ -220,7 +224,7 @@ def test_anonymize_keeps_the_rows_id_and_nothing_personal(database: Database, co
     assert row(connection, ANN) == anonymous
     kept = sync_row(connection, ANN)
     assert (kept["claimed_email"], kept["last_login_at"]) == (None, None)
-    apply(database, saved(ANN, 9, SHARED), received(UserChange(ANN, login_at=NOW + 9)), policy=ANONYMOUS)
+    apply(database, saved(ANN, 9, SHARED), signed_in(ANN, 9), policy=ANONYMOUS)
     assert row(connection, ANN) == anonymous
 
 
@@ -277,7 +281,7 @@ def test_the_outcome_says_what_a_delivery_did(database: Database, connection: Co
         saved(ANN, 5, SHARED),
         saved(ANN, 1, SHARED),
         received(UserChange(ANN)),
-        received(UserChange(ANN, login_at=NOW + 1)),
+        signed_in(ANN, 1),
         deleted(ANN, 9),
         saved(ANN, 99, OTHER),
     )
