@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -137,20 +137,10 @@ def shared(
 
 
 @pytest.fixture
-def start(redis_url: str, tmp_path: Path) -> Iterator[Callable[..., ReceiverProcess]]:
-    """Start receivers; they are stopped after the test."""
-    with ExitStack() as stack:
-
-        def start_one(url: str = redis_url, port: int | None = None) -> ReceiverProcess:
-            return stack.enter_context(ReceiverProcess(url, tmp_path, port or free_port()))
-
-        yield start_one
-
-
-@pytest.fixture
-def receiver(start: Callable[..., ReceiverProcess]) -> ReceiverProcess:
+def receiver(redis_url: str, tmp_path: Path) -> Iterator[ReceiverProcess]:
     """A running receiver of the test's own."""
-    return start()
+    with ReceiverProcess(redis_url, tmp_path, free_port()) as running:
+        yield running
 
 
 def request_of(content: bytes, id_: str | None = None, *, length: int | None = None) -> tuple[bytes, bytes]:
@@ -445,17 +435,18 @@ def slow_clients(
             thread.join(DEADLINE_S)
 
 
-def test_a_redis_that_hangs_holds_no_caller_for_long(start: Callable[..., ReceiverProcess]) -> None:
+def test_a_redis_that_hangs_holds_no_caller_for_long(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0), backlog=200) as silent:
-        receiver = start(f"redis://{HOST}:{silent.getsockname()[1]}/0")
-        answers: list[tuple[int, float]] = []
+        url = f"redis://{HOST}:{silent.getsockname()[1]}/0"
+        with ReceiverProcess(url, tmp_path, free_port()) as waiting:
+            answers: list[tuple[int, float]] = []
 
-        def deliver() -> None:
-            started = time.monotonic()
-            status = receiver.deliver().status
-            answers.append((status, time.monotonic() - started))
+            def deliver() -> None:
+                started = time.monotonic()
+                status = waiting.deliver().status
+                answers.append((status, time.monotonic() - started))
 
-        together([deliver] * 40, 60)
+            together([deliver] * 40, 60)
     assert {status for status, _ in answers} == {503}
     assert len(answers) == 40
     assert max(seconds for _, seconds in answers) < 5
