@@ -1,7 +1,6 @@
 """`clerk-sync reconcile` and `clerk-sync pull` as an operator, or a script, runs them."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,10 +24,9 @@ from tests.support.sync import api_settings, count, deliver, open_context, rows,
 
 
 @pytest.fixture
-def clerk() -> Iterator[FakeClerk]:
-    with FakeClerk() as fake:
-        fake.put_many(30)
-        yield fake
+def clerk(clerk: FakeClerk) -> FakeClerk:
+    clerk.put_many(30)
+    return clerk
 
 
 @pytest.fixture

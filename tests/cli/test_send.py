@@ -46,7 +46,7 @@ def sampled(type_: str, clerk_id: str) -> ReceivedChange:
 
 def test_every_type_is_delivered_and_applied(
     make_settings: MakeSettings,
-    database_url: str,
+    connection: psycopg.Connection,
     tmp_path: Path,
     run: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
@@ -54,10 +54,7 @@ def test_every_type_is_delivered_and_applied(
     settings = make_settings(port=free_port(), web_workers=1, organization_source="membership")
     monkeypatch.setenv("PORT", str(settings.port))
     clerk_id = samples.new_id("user")
-    with (
-        psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as connection,
-        Stack(settings, tmp_path) as stack,
-    ):
+    with Stack(settings, tmp_path) as stack:
 
         def row() -> Any:
             found = connection.execute(

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +103,12 @@ class Prometheus:
         self._process.end()
 
 
-@pytest.fixture
-def clerk() -> Iterator[FakeClerk]:
-    with FakeClerk() as fake:
-        yield fake
-
-
 def test_every_alert_fires_for_what_it_is_there_for(
-    make_settings: MakeSettings, own_redis: RedisServer, clerk: FakeClerk, tmp_path: Path
+    make_settings: MakeSettings,
+    own_redis: RedisServer,
+    clerk: FakeClerk,
+    connection: psycopg.Connection,
+    tmp_path: Path,
 ) -> None:
     settings = make_settings(
         redis_url=own_redis.url,
@@ -125,12 +122,8 @@ def test_every_alert_fires_for_what_it_is_there_for(
         reconcile_every="5s",
         clerk_instance_id=OURS,
     )
-    assert settings.database_url_unpooled
     clerk.instance_id = OURS
-    with (
-        Stack(settings, tmp_path) as stack,
-        psycopg.connect(settings.database_url_unpooled.get_secret_value(), autocommit=True) as connection,
-    ):
+    with Stack(settings, tmp_path) as stack:
         prometheus = Prometheus(tmp_path, f"127.0.0.1:{settings.port}")
         try:
             wait_until(lambda: _knows(prometheus), PATIENCE_S)

@@ -21,11 +21,10 @@ from sqlalchemy import create_engine
 from db import schema
 from db.apply import users
 from db.connection.engine import Database
-from db.merge.change import UserChange
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
-from tests.db.test_users import OTHER, SHARED, deleted, received, saved
-from tests.support.payloads import ANN, BEN, CAT, NOW, user, user_event
+from tests.db.test_users import OTHER, SHARED, deleted, saved, signed_in
+from tests.support.payloads import ANN, BEN, CAT, user, user_event
 from tests.worker.test_application import job, process_with
 from worker.queue.consumer import Failed
 
@@ -60,10 +59,6 @@ def run_python(source: str) -> dict[str, Any]:
 def application(database_url_unpooled: str) -> Iterator[Connection]:
     with psycopg.connect(database_url_unpooled, autocommit=True, row_factory=namedtuple_row) as connection:
         yield connection
-
-
-def signed_in(clerk_id: str, at: int) -> ReceivedChange:
-    return received(UserChange(clerk_id, login_at=NOW + at))
 
 
 def apply(database: Database, *changes: ReceivedChange, policy: Policy = DELETE) -> None:

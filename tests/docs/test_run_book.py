@@ -59,16 +59,14 @@ def test_every_command_in_the_run_book_is_there_with_its_options(command: list[s
     assert {word for word in words if word.startswith("--")} <= known
 
 
-def test_a_failed_job_is_repaired_by_the_run_book(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_a_failed_job_is_repaired_by_the_run_book(
+    make_settings: MakeSettings, connection: psycopg.Connection, tmp_path: Path
+) -> None:
     """The application has added a constraint that Clerk knows nothing of."""
     settings = make_settings(port=free_port(), web_workers=1)
     blocks = re.findall(r"^    (clerk-sync .+)$", section("Jobs fail"), re.MULTILINE)
     see, understand, *_, rehearse, replay, look_again = map(shlex.split, blocks)
-    assert settings.database_url_unpooled
-    with (
-        Stack(settings, tmp_path) as stack,
-        psycopg.connect(settings.database_url_unpooled.get_secret_value(), autocommit=True) as connection,
-    ):
+    with Stack(settings, tmp_path) as stack:
 
         def run(command: list[str], svix_id: str = "") -> str:
             arguments = [svix_id if word == PLACEHOLDER else word for word in command[1:]]
