@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 
 from cli.dev.servers import RedisServer
 from tests.support.deliveries import MakeClient
-from tests.support.failed_jobs import fail, fail_in_another_worker, raise_personal
+from tests.support.failed_jobs import fail
 from tests.support.payloads import ANN, BEN, svix_id, user, user_event
 from tests.support.queue import RqView
 from tests.support.settings import MakeSettings
@@ -236,13 +236,6 @@ def test_what_is_no_clerk_id_is_not_looked_for(console: FlaskClient, asked: str)
     assert "<script>alert" not in page
 
 
-def test_one_job_is_replayed(submit: Submit, redis: Redis, rq: RqView) -> None:
-    one, two = fail(redis), fail(redis)
-    answer = submit(f"replay {one}")
-    assert answer.status_code == 303
-    assert (rq.places(one), rq.places(two)) == (["queue"], ["failed"])
-
-
 def test_some_jobs_are_replayed_and_the_page_says_what_became_of_them(
     console: FlaskClient, submit: Submit, redis: Redis, rq: RqView
 ) -> None:
@@ -252,11 +245,6 @@ def test_some_jobs_are_replayed_and_the_page_says_what_became_of_them(
     answer = submit("replay", *ids[:2], page=page)
     assert [rq.places(id_) for id_ in ids] == [["queue"], [], ["failed"]]
     assert "1 replayed, 1 gone" in console.get(target(answer), auth=AUTH).text
-
-
-def test_nothing_selected_is_said(console: FlaskClient, submit: Submit, redis: Redis) -> None:
-    fail(redis)
-    assert "No failed job was selected" in console.get(target(submit("replay")), auth=AUTH).text
 
 
 @pytest.mark.parametrize("do", ["replay all", "discard all", "discard", "discard one"])
@@ -329,13 +317,6 @@ def test_an_id_that_another_program_chose_is_shown_and_treated_like_any(
     submit(f"replay {value[1]}", page=page)
     assert redis.zcard("rq:failed:clerk") == 0
     assert redis.llen("rq:queue:clerk") == 1
-
-
-def test_what_another_worker_raised_stays_out_of_the_page(console: FlaskClient, redis: Redis) -> None:
-    fail_in_another_worker(redis, raise_personal, MARK)
-    page = shown(console)
-    assert "LookupError" in page
-    assert MARK not in page
 
 
 def test_the_last_reconciliation_is_shown_if_they_run(make_console: MakeClient, redis: Redis) -> None:

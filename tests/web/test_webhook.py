@@ -22,7 +22,6 @@ from worker.clerk.payloads import HANDLED_TYPES
 from worker.queue.consumer import Failed, ReservedJobs
 
 OTHER_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
-MARK = "q7Zx"  # stands for whatever is personal: no line of the log may hold it
 
 
 def deliver(client: FlaskClient, content: bytes | None = None, **attempt: Any) -> TestResponse:
@@ -282,28 +281,3 @@ def test_a_fault_is_logged_with_the_svix_id_of_the_delivery(make_client: MakeCli
         ("unexpected error", id_),
         ("delivery", id_),
     ]
-
-
-def test_no_line_holds_anything_personal_or_forged(client: FlaskClient) -> None:
-    marked = user(email=f"{MARK}@example.com", first_name=MARK, username=MARK, public_metadata={MARK: MARK})
-    signature = f"v1,{MARK}{'A' * (43 - len(MARK))}="
-    forged = {"svix-id": MARK, "svix-timestamp": str(int(time.time())), "svix-signature": signature}
-    with capture_logs() as lines:
-        deliver(client, body(user_event("user.created", marked)))
-        deliver(client, body(user_event(f"{MARK}\n{MARK}", marked)))
-        deliver(client, body(user_event("user.updated", {**marked, "id": f"{MARK}@example.com"})))
-        deliver(client, body({"type": [MARK], "data": MARK}))
-        deliver(client, MARK.encode())
-        client.post(PATH, data=MARK, headers=forged)
-        client.post(PATH, data=MARK * 1_000_000, headers=forged)
-        client.get(f"/{MARK}?{MARK}")
-    assert [line["status"] for line in lines] == [
-        "queued",
-        "ignored",
-        "queued",
-        "queued",
-        "not_json",
-        "forged",
-        "too_large",
-    ]
-    assert MARK not in repr(lines)
