@@ -507,17 +507,6 @@ def test_what_takes_long_is_not_tried_many_times(
     assert [line["attempt"] for line in logs if line["event"] == "database retry"] == [1]
 
 
-def test_a_connection_that_was_not_answered_is_closed(through_proxy: tuple[Database, FaultyProxy]) -> None:
-    far, proxy = through_proxy
-    with far.engine.connect() as late:
-        driver = late.connection.driver_connection
-        assert isinstance(driver, psycopg.Connection)
-        proxy.forget()
-        with pytest.raises(DBAPIError):
-            late.execute(text("SELECT 1"))
-        assert driver.closed
-
-
 def test_a_migration_may_take_longer_than_any_answer(make_database: MakeDatabase) -> None:
     make_database(answer_limit_s=0.2).run(execute("SELECT pg_sleep(0.5)"))
 
