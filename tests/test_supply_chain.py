@@ -84,10 +84,9 @@ def needed(requirements: list[str]) -> set[str]:
         name, extra = to_do.pop()
         if (name, extra) in seen or name == "clerk-sync":
             continue
-        try:
-            requirements = distribution(name).requires or []
-        except PackageNotFoundError:  # for another Python or another system
+        if not _is_installed(name):  # for another Python or another system
             continue
+        requirements = distribution(name).requires or []
         seen.add((name, extra))
         to_do += [part for line in requirements if parsed(line)[3] == extra for part in _parts(line)]
     return {name for name, _ in seen}
