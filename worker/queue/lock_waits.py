@@ -38,5 +38,5 @@ def lock_waits(redis: Redis) -> LockWaits:
     since = [at for id_, at in found if id_ not in past]
     if not since:
         return LockWaits(0, None, 0)
-    now: Any = redis.time()
-    return LockWaits(len(since), datetime.fromtimestamp(since[0], UTC), now[0] - since[0])
+    seconds, us = redis.time()
+    return LockWaits(len(since), datetime.fromtimestamp(since[0], UTC), seconds + us / 1e6 - since[0])
