@@ -201,8 +201,8 @@ def pace_s(jobs: int) -> float:
     """Return the time from a take of that many jobs to the next take, in s.
 
     It grows with the batch: from some 1,700 deliveries/s on, the batches grow until the time is MAX_PACE_S.
-    A delivery at such a rate waits for that time, and costs servers and worker some 15 % less CPU time
-    (docs/performance.md).
+    Then a delivery costs the worker and PostgreSQL a third less CPU time
+    (docs/decisions/008-why-several-consumer-threads.md).
     """
     return min(max(PACE_S, jobs * PACE_PER_JOB_S), MAX_PACE_S)
 
