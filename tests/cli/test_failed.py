@@ -9,7 +9,7 @@ from config import load
 from tests.support.commands import RunCommand, runner
 from tests.support.failed_jobs import REASON, fail, fail_in_another_worker, forget, raise_personal
 from tests.support.payloads import ANN, BEN, svix_id, user, user_event
-from tests.support.queue import RqView, delivery
+from tests.support.queue import RqView, delivery, put
 from tests.support.terminal import on_a_terminal
 from worker.queue.failed_jobs import PAGE
 from worker.queue.producer import DeliveryQueue
@@ -167,7 +167,7 @@ def test_a_dry_run_does_not_name_a_job_that_is_not_a_failed_one(
     run: RunCommand, redis: Redis, command: str
 ) -> None:
     id_, waiting = fail(redis), delivery()
-    DeliveryQueue(redis).enqueue(waiting)
+    put(redis, waiting)
     status, out, err = run(command, "nope", id_, waiting.svix_id, "--dry-run")
     assert (status, out) == (1, f"{id_}\n")
     assert err.endswith(f"clerk-sync: no failed job nope, {waiting.svix_id}\n")

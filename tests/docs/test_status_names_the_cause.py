@@ -21,7 +21,7 @@ from cli.dev.servers import PostgresServer, free_port
 from cli.main import main
 from tests.support.certificates import self_signed
 from tests.support.failed_jobs import fail
-from tests.support.queue import delivery, frozen
+from tests.support.queue import delivery, frozen, put
 from tests.support.redis_servers import BINARY, keep_busy, redis_server, refuse_to_save
 from tests.support.service import add_service, add_worker
 from tests.support.settings import MakeSettings
@@ -29,7 +29,6 @@ from tests.support.stack import environment
 from tests.support.waiting import wait_until
 from worker.monitoring import probes, receivers, recent
 from worker.queue import lock_waits, rq_format
-from worker.queue.producer import DeliveryQueue
 
 FAULTS = Path(__file__).parents[2] / "docs" / "faults.md"
 LIMIT_S = 30
@@ -265,7 +264,7 @@ CASES: dict[str, tuple[Fault, str]] = {
         "2 Clerk instances have written",
     ),
     "Redis emptied": (_emptied, "Redis was emptied"),
-    "queue full": (_in_redis(lambda redis: DeliveryQueue(redis).enqueue(delivery())), "the queue is full"),
+    "queue full": (_in_redis(lambda redis: put(redis, delivery())), "the queue is full"),
 }
 
 

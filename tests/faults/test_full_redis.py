@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -85,8 +85,9 @@ def test_workers_stay_known_in_a_full_redis(service: Service) -> None:
 
 
 @pytest.fixture
-def queue(apart: Redis) -> DeliveryQueue:
-    return DeliveryQueue(apart)
+def queue(apart: Redis) -> Iterator[DeliveryQueue]:
+    with closing(DeliveryQueue(apart)) as receiver:
+        yield receiver
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 import struct
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
-from cli.dev.servers import free_port
 from tests.support.proxy import HOST, End, OneWay, Proxy
 
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
@@ -24,7 +24,8 @@ class FaultyProxy(Proxy):
 
     def __init__(self, target_port: int) -> None:
         super().__init__(target_port, 0)
-        self.port = free_port()
+        self._listener = socket.create_server((HOST, 0), backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
         self._ways: WeakSet[OneWay] = WeakSet()
         self._refuses = False
         self._listens = threading.Event()
@@ -95,7 +96,7 @@ class FaultyProxy(Proxy):
 
     async def _serve(self) -> None:
         self._closing = asyncio.Event()
-        async with await self._loop.create_server(self.accept, HOST, self.port, backlog=1024) as server:
+        async with await self._loop.create_server(self.accept, sock=self._listener, backlog=1024) as server:
             self._listens.set()
             await self._closing.wait()
             server.close()

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, cast
 
 from click.testing import CliRunner
@@ -46,10 +46,16 @@ def delivery(event: Json | None = None, *, id_: str | None = None, received_at: 
     return Delivery(id_ or svix_id(), body(event).decode(), description, received_at)
 
 
+def put(redis: Redis, given: Delivery) -> EnqueueResult:
+    """Enqueue a delivery as the receiver does, over a connection that is closed then."""
+    with closing(DeliveryQueue(redis)) as queue:
+        return queue.enqueue(given)
+
+
 def enqueue(redis: Redis, event: Json | None = None) -> str:
     """Enqueue a new delivery of `event` (default: user.created) as the receiver does, and return its id."""
     given = delivery(event)
-    assert DeliveryQueue(redis).enqueue(given) is EnqueueResult.QUEUED
+    assert put(redis, given) is EnqueueResult.QUEUED
     return given.svix_id
 
 

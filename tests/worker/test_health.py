@@ -9,7 +9,7 @@ from cli.dev.servers import RedisServer
 from db.times import now_ms
 from tests.support.failed_jobs import fail
 from tests.support.faulty_proxy import proxy_to
-from tests.support.queue import beat, delivery, frozen
+from tests.support.queue import beat, delivery, frozen, put
 from tests.support.service import AskHealth, add_service, add_worker
 from tests.support.waiting import wait_until, within
 from worker.monitoring import probes, receivers
@@ -141,7 +141,7 @@ def test_a_redis_that_takes_no_writes_fails_and_what_is_in_it_is_reported(
 ) -> None:
     with Redis.from_url(own_redis.url) as redis:
         add_worker(redis, "one")
-        DeliveryQueue(redis).enqueue(delivery())
+        put(redis, delivery())
         redis.execute_command(*damage)
     found = report(redis_url=own_redis.url)
     assert found["status"] == "failing"

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from cli.dev.servers import RedisServer
-from tests.support.queue import RqView, beat, delivery, enqueue
+from tests.support.queue import RqView, beat, delivery, enqueue, put
 from tests.support.reserved_jobs import failure, settle, take
 from worker.queue import rq_format
 from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, Finished, ReservedJobs
@@ -173,7 +173,7 @@ def test_lost_jobs_are_found_behind_newer_ones_and_no_others(
     ids = [enqueue(redis) for _ in range(30)]
     redis.delete(rq_format.QUEUE_KEY)
     newer = delivery(received_at=1_790_000_000_000)
-    DeliveryQueue(redis).enqueue(newer)
+    put(redis, newer)
     assert maintenance.recover_lost() == 30
     assert sorted(rq.queue.get_job_ids()) == sorted([newer.svix_id, *ids])
 

@@ -15,7 +15,7 @@ from db.merge.change import UserChange
 from db.merge.incoming import Outcome, ReceivedChange
 from db.times import now_ms
 from tests.support.failed_jobs import fail
-from tests.support.queue import delivery
+from tests.support.queue import delivery, put
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.together import together
 from worker.monitoring import metrics as m
@@ -203,7 +203,7 @@ def test_a_redis_that_takes_no_writes_is_still_read(
     process = Metrics()
     endpoint = MetricsEndpoint(make_settings(redis_url=own_redis.url, **NO_DATABASE), process)
     with Redis.from_url(own_redis.url) as redis:
-        DeliveryQueue(redis).enqueue(delivery())
+        put(redis, delivery())
         assert value(endpoint, "clerk_sync_redis_takes_writes") == 1
         process.count(m.RETRIES, "user.created")
         redis.execute_command(*damage)

@@ -18,7 +18,7 @@ from db.times import now_ms
 from tests.support.deliveries import PATH, MakeClient, signed
 from tests.support.failed_jobs import fail
 from tests.support.payloads import body, user_event
-from tests.support.queue import beat, delivery
+from tests.support.queue import beat, delivery, put
 from tests.support.reserved_jobs import fill, settle, take
 from tests.support.service import AskHealth, add_service, add_worker
 from tests.support.settings import SECRET, MakeSettings
@@ -122,7 +122,7 @@ def test_a_worker_that_applies_to_another_database_is_said(
 ) -> None:
     """The ledger here lacks the newest delivery that a worker has applied."""
     given = delivery(received_at=now_ms())
-    DeliveryQueue(redis).enqueue(given)
+    put(redis, given)
     _finish(redis)
     assert "DATABASE_SCHEMA" in _warning(report(), "a worker applies deliveries to another database")
     _record(connection, given.svix_id)
@@ -145,7 +145,7 @@ def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(
     report: AskHealth, redis: Redis
 ) -> None:
     reserved = ReservedJobs(redis, "one")
-    DeliveryQueue(redis).enqueue(delivery(received_at=now_ms()))
+    put(redis, delivery(received_at=now_ms()))
     [job] = reserved.settle_and_take([], 1) or []
     redis.zadd(lock_waits.KEY, {job.id: time.time() - 20})
     short = report()
@@ -159,7 +159,7 @@ def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(
 
 
 def test_what_a_suspended_worker_holds_is_counted(report: AskHealth, redis: Redis) -> None:
-    DeliveryQueue(redis).enqueue(delivery(received_at=now_ms()))
+    put(redis, delivery(received_at=now_ms()))
     assert ReservedJobs(redis, "one").wait(1, StopSignal())
     redis.set(SUSPENDED_KEY, 1)
     queue = report()["queue"]
@@ -341,7 +341,7 @@ def test_a_redis_that_was_emptied_under_traffic_is_said_for_an_hour(
     _record(connection, ago="15 minutes")
     redis.flushdb()
     add_worker(redis)
-    DeliveryQueue(redis).enqueue(delivery(received_at=now_ms()))
+    put(redis, delivery(received_at=now_ms()))
     report()  # or a receiver's heartbeat: since then Redis remembers
     said = report()
     assert re.search("without its data (now|. s ago): what waited there", _warning(said, "restarted"))
@@ -365,7 +365,7 @@ def test_two_receivers_with_different_clocks_are_no_loss_of_data(
         " FROM unnest(%s) AS ms",
         ([fast_ms, slow_ms],),
     )
-    DeliveryQueue(redis).enqueue(delivery(received_at=slow_ms))
+    put(redis, delivery(received_at=slow_ms))
     assert "Redis was emptied" not in str(report()["warnings"])
 
 
