@@ -360,14 +360,15 @@ _is_updated = (
 )
 
 # Raise ROWS_MISSING unless this transaction has written the rows `ids` of `users` and `sync_ids` of
-# `user_sync`, no row of `gone` is left in `users`, and nothing else of `deleted` is left.
+# `user_sync`, and no row of `gone` is left in `users`.
 REQUIRE_WRITTEN = _require(
     _are_written(User.clerk_id, "ids"),
     _are_written(UserSync.clerk_id, "sync_ids", _is_updated),
     _are_gone(User.clerk_id, "gone"),
-    _are_gone(UserProfile.clerk_id, "deleted"),
-    _are_gone(MembershipSync.clerk_id, "deleted"),
 )
+
+# The same for what DELETE_PROFILES and DELETE_MEMBERSHIPS leave of the users in `ids`.
+REQUIRE_DELETED = _require(_are_gone(UserProfile.clerk_id, "ids"), _are_gone(MembershipSync.clerk_id, "ids"))
 
 # The same for rows of `user_profiles`.
 REQUIRE_PROFILES = _require(

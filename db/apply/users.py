@@ -120,16 +120,17 @@ def _apply(
     _lock_users(pipeline, writes, member_writes)
     _write_users(pipeline, writes, stored)
     synced = _write_sync(pipeline, known, stored.sync)
+    if writes.touched or synced:
+        ids = sorted(writes.touched.difference(writes.gone))
+        pipeline.send(statements.REQUIRE_WRITTEN, ids=ids, sync_ids=synced, gone=writes.gone)
     deleted = [
         clerk_id
         for clerk_id, change in known.items()
         if change.deleted_at is not None and before[clerk_id].deleted_at is None
     ]
-    for delete in (statements.DELETE_MEMBERSHIPS, statements.DELETE_PROFILES):
-        pipeline.send_ids(delete, deleted)  # whether or not they are kept now, they may have been
-    if writes.touched or synced:
-        ids = sorted(writes.touched.difference(writes.gone))
-        pipeline.send(statements.REQUIRE_WRITTEN, ids=ids, sync_ids=synced, gone=writes.gone, deleted=deleted)
+    # Whether or not profiles and memberships are kept now, they may have been.
+    for statement in (statements.DELETE_MEMBERSHIPS, statements.DELETE_PROFILES, statements.REQUIRE_DELETED):
+        pipeline.send_ids(statement, deleted)
     if policy.keeps_fields:
         profiles.write(pipeline, known, stored.profiles)
     if member_writes:

@@ -255,7 +255,7 @@ def is_of_trigger(error: BaseException) -> bool:
     """
     if not isinstance(error, psycopg.Error) or not (error.sqlstate or "").startswith(CONNECTION_CLASSES):
         return False
-    return error.diag.severity_nonlocalized == "ERROR" and error.diag.source_function is not None
+    return error.diag.severity_nonlocalized == "ERROR" and _raised_by(error) is not None
 
 
 def _raised_by(error: BaseException) -> str | None:
