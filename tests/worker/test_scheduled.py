@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog.testing
 from pydantic import SecretStr
 from redis import Redis
 
@@ -35,7 +36,7 @@ from worker.shutdown import StopSignal
 from worker.sync import scheduled
 from worker.sync.backfill import OVERLAP_MS
 from worker.sync.last_run import KEY, keep, load, summary, synced
-from worker.sync.lock import LOCK_KEY, LOCK_S
+from worker.sync.lock import LOCK_KEY, LOCK_S, LOST, ReconciliationLock
 from worker.sync.scheduled import ScheduledReconciliation, Timing
 
 
@@ -422,6 +423,17 @@ def test_a_worker_that_lost_the_lock_leaves_the_rest_to_others(
     assert load(redis) is None
     assert not query(worker.settings, "SELECT 1 FROM sync_progress WHERE task = 'incremental'")
     assert redis.get(LOCK_KEY) == b"another"
+
+
+def test_the_loss_of_the_lock_is_logged_once(redis: Redis) -> None:
+    lock = ReconciliationLock(redis, StopSignal(), 0.6)
+    with structlog.testing.capture_logs() as logs:
+        assert lock.acquire()
+        redis.set(LOCK_KEY, "another")
+        wait_until(lambda: lock.stopping.requested, 20)
+        time.sleep(1)  # for several renewals
+    lock.release()
+    assert [entry["event"] for entry in logs].count(LOST) == 1
 
 
 def test_a_failure_is_reported_in_one_line_and_tried_again_soon(worker: ReconcilingWorker) -> None:

@@ -14,6 +14,7 @@ from worker.sync import last_run
 LOCK_KEY = f"{last_run.KEY}:lock"
 LOCK_S = 60.0  # after a worker was killed, another one can start after that time
 RENEWALS = 6  # in that time
+LOST = "another worker holds the reconciliation lock, so this one stops"
 
 log = structlog.get_logger("worker.sync.lock")
 
@@ -48,8 +49,9 @@ class ReconciliationLock:
         try:
             self._lock.reacquire()
         except LockError:
+            if self._held_until:  # later attempts are about the same loss
+                log.warning(LOST)
             self._held_until = 0.0
-            log.warning("another worker holds the reconciliation lock, so this one stops")
             raise
         self._held_until = asked_at + self._lock_s
 
