@@ -1,6 +1,7 @@
 import json
 import re
 import time
+from contextlib import closing
 
 import pytest
 from redis import Redis
@@ -260,10 +261,10 @@ def test_what_is_done_is_reported_also_when_redis_refuses_the_rest(
 
 def fail_many(redis: Redis, ids: list[str]) -> None:
     """Let there be failed jobs of these ids, in the order of their ids."""
-    queue = DeliveryQueue(redis)
-    for id_ in ids:
-        queue.enqueue(delivery(id_=id_))
-        redis.hset(f"rq:job:{id_}", "status", "failed")
+    with closing(DeliveryQueue(redis)) as queue:
+        for id_ in ids:
+            queue.enqueue(delivery(id_=id_))
+            redis.hset(f"rq:job:{id_}", "status", "failed")
     redis.delete("rq:queue:clerk")
     redis.zadd("rq:failed:clerk", dict.fromkeys(ids, 4e9))
 

@@ -13,12 +13,11 @@ from tests.support.commands import RunCommand, run_with
 from tests.support.failed_jobs import fail
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import user, user_event
-from tests.support.queue import delivery
+from tests.support.queue import delivery, put
 from tests.support.settings import MakeSettings
 from tests.support.stack import environment
 from tests.support.terminal import on_a_terminal
 from worker.queue.consumer import ReservedJobs
-from worker.queue.producer import DeliveryQueue
 
 ADDRESS = "ann@example.com"
 
@@ -85,13 +84,12 @@ def about(clerk_id: str) -> dict[str, Any]:
 
 def test_json_has_the_clerk_id_first_and_all_that_is_known(run: RunCommand, redis: Redis) -> None:
     failed = fail(redis, about("user_one"))
-    queue = DeliveryQueue(redis)
     held = delivery(about("user_one"))
-    queue.enqueue(held)
+    put(redis, held)
     ReservedJobs(redis, "w").settle_and_take([], 10)
     waiting = delivery(about("user_one"))
-    queue.enqueue(waiting)
-    queue.enqueue(delivery(about("user_two")))
+    put(redis, waiting)
+    put(redis, delivery(about("user_two")))
     status, out, err = run("user_one", "--json")
     assert (status, err) == (0, "")
     found = json.loads(out)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -104,10 +104,10 @@ def beside(service: Service, connection: Connection, trouble: str, at: int) -> S
 
 def fill(service: Service, at: int) -> None:
     """Queue a delivery of each user's version of that time (ms after NOW)."""
-    queue = DeliveryQueue(service.redis)
-    for i in range(USERS):
-        data = user(f"user_{i}", first_name=f"version {at}", last_name=None, updated_at=NOW + at)
-        queue.enqueue(delivery(user_event("user.updated", data, timestamp=NOW + at)))
+    with closing(DeliveryQueue(service.redis)) as queue:
+        for i in range(USERS):
+            data = user(f"user_{i}", first_name=f"version {at}", last_name=None, updated_at=NOW + at)
+            queue.enqueue(delivery(user_event("user.updated", data, timestamp=NOW + at)))
 
 
 def _applied(service: Service, at: int) -> int:

@@ -106,9 +106,9 @@ def paused(worker: SupervisedProcess) -> Iterator[None]:
 
 def fill(redis: Redis, deliveries: Sequence[SentEvent]) -> None:
     """Queue deliveries. A receiver's client would time out while all these processes start."""
-    receiver = DeliveryQueue(redis)
-    for svix_id, event, received_at in deliveries:
-        receiver.enqueue(delivery(event, id_=svix_id, received_at=received_at))
+    with closing(DeliveryQueue(redis)) as receiver:
+        for svix_id, event, received_at in deliveries:
+            receiver.enqueue(delivery(event, id_=svix_id, received_at=received_at))
 
 
 def is_struck(process: SupervisedProcess) -> bool:

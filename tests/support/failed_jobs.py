@@ -8,9 +8,8 @@ from rq import Queue, Retry
 from rq.worker import SimpleWorker
 
 from tests.support.payloads import Json
-from tests.support.queue import delivery
+from tests.support.queue import delivery, put
 from worker.queue.consumer import Failed, ReservedJobs
-from worker.queue.producer import DeliveryQueue
 
 REASON = "Unreadable: the event's data.id is not a Clerk id"
 
@@ -19,10 +18,10 @@ def fail(
     redis: Redis, event: Json | None = None, *, id_: str | None = None, reason: str = REASON, times: int = 1
 ) -> str:
     """Enqueue a delivery, let a worker of ours fail it that many times, and return its id."""
-    queue, reserved = DeliveryQueue(redis), ReservedJobs(redis, "failing")
+    reserved = ReservedJobs(redis, "failing")
     given = delivery(event, id_=id_)
     for _ in range(times):
-        queue.enqueue(given)
+        put(redis, given)
         jobs = reserved.settle_and_take([], 100) or []
         traceback = f'Traceback (most recent call last):\n  File "worker/clerk/payloads.py", line 1\n{reason}'
         reserved.settle_and_take([Failed(job, reason, traceback, retryable=False) for job in jobs], 0)

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -374,8 +374,8 @@ def test_a_redis_that_goes_and_comes_back_is_waited_for(
     own_redis: RedisServer, connection: psycopg.Connection[Any], launch: Launch
 ) -> None:
     worker = launch(redis_url=SecretStr(own_redis.url)).ready()
-    with Redis.from_url(own_redis.url) as client:
-        queue, rq = DeliveryQueue(client), RqView(client)
+    with Redis.from_url(own_redis.url) as client, closing(DeliveryQueue(client)) as queue:
+        rq = RqView(client)
         await_status(rq, fill(queue, range(3)), "finished")
         own_redis.stop()
         worker.await_line("waiting", START_S, what="Redis")
@@ -412,8 +412,8 @@ def test_a_redis_that_hangs_is_reported_after_one_time_out(
 def test_a_redis_that_dies_while_a_batch_is_held_loses_no_job(
     own_redis: RedisServer, connection: psycopg.Connection[Any], launch: Launch
 ) -> None:
-    with Redis.from_url(own_redis.url) as client:
-        queue, rq = DeliveryQueue(client), RqView(client)
+    with Redis.from_url(own_redis.url) as client, closing(DeliveryQueue(client)) as queue:
+        rq = RqView(client)
         ids = fill(queue, range(5))
         with held_up(connection, "user_0"):
             worker = launch(redis_url=SecretStr(own_redis.url)).ready()

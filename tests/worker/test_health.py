@@ -1,4 +1,5 @@
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -72,11 +73,10 @@ def test_silence_from_the_beginning_counts_from_the_first_look(report: AskHealth
 
 @pytest.mark.usefixtures("worker")
 def test_a_delivery_that_finds_the_queue_too_long_came_all_the_same(report: AskHealth, redis: Redis) -> None:
-    queue = DeliveryQueue(redis, max_depth=1)
-    queue.enqueue(delivery(received_at=now_ms() - 600_000))
+    put(redis, delivery(received_at=now_ms() - 600_000))
     alarms = {"silence_alarm_minutes": 5, "max_queue_depth": 1}
     assert any("no delivery" in warning for warning in report(**alarms)["warnings"])
-    with pytest.raises(QueueUnavailable):
+    with closing(DeliveryQueue(redis, max_depth=1)) as queue, pytest.raises(QueueUnavailable):
         queue.enqueue(delivery(received_at=now_ms()))
     found = report(**alarms)
     assert found["status"] == "degraded"

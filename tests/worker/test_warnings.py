@@ -32,7 +32,7 @@ from worker.monitoring.redis_stats import CAUSES_KEY
 from worker.queue import lock_waits
 from worker.queue.consumer import Failed, Finished, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
-from worker.queue.producer import WATCHING_SINCE_KEY, DeliveryQueue
+from worker.queue.producer import WATCHING_SINCE_KEY
 from worker.queue.rq_format import SCHEDULED_KEY, SUSPENDED_KEY
 from worker.shutdown import StopSignal
 
@@ -319,18 +319,17 @@ def test_a_heartbeat_needs_no_memory(report: AskHealth, own_redis: RedisServer) 
 def test_a_redis_that_was_emptied_is_reported_by_the_ledger(
     report: AskHealth, redis: Redis, connection: Admin
 ) -> None:
-    queue = DeliveryQueue(redis)
     received_at = now_ms()
-    queue.enqueue(delivery(received_at=received_at))
+    put(redis, delivery(received_at=received_at))
     assert _is_well(report())
     _record(connection)
     assert _is_well(report())
     redis.flushdb()
     add_service(redis)
     assert "what waited there is lost" in _warning(report(), "Redis was emptied")
-    queue.enqueue(delivery(received_at=received_at - 3_600_000))
+    put(redis, delivery(received_at=received_at - 3_600_000))
     assert _warning(report(), "Redis was emptied"), "what came back is an old snapshot"
-    queue.enqueue(delivery(received_at=received_at + 1000))
+    put(redis, delivery(received_at=received_at + 1000))
     assert _is_well(report())
 
 
