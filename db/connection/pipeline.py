@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
+import orjson
 import psycopg
 from sqlalchemy import Executable
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
@@ -30,7 +31,7 @@ class Pipeline:
         """Queue `statement`. Reading from the cursor waits for its answer and the answers before it."""
         sql, defaults = _compile(statement, self._schema)
         values = {
-            name: array_literal(value) if isinstance(value, list) else value
+            name: array_literal(value) if isinstance(value, list | tuple) else value
             for name, value in parameters.items()
         }
         return self._driver.cursor().execute(cast("Any", sql), {**defaults, **values})
@@ -39,7 +40,7 @@ class Pipeline:
         """Queue a statement that reads `rows` from arrays called c0, c1 and so on, unless there are none."""
         if rows:
             columns = enumerate(zip(*rows, strict=True))
-            self.send(statement, **{f"c{i}": list(column) for i, column in columns})
+            self.send(statement, **{f"c{i}": column for i, column in columns})
 
     def send_ids(self, statement: Executable, ids: Sequence[str]) -> None:
         """Queue a statement that concerns `ids`, unless there are none."""
@@ -93,22 +94,16 @@ def _compile(statement: Executable, schema: str | None) -> tuple[str, dict[str, 
 
 
 def array_literal(values: Sequence[object]) -> str:
-    """Return a list as PostgreSQL writes an array.
+    r"""Return values as PostgreSQL writes an array: texts, whole numbers, booleans, datetimes and None.
 
-    A batch of 100 updates takes 18 ms with this function and 23 ms with psycopg's own arrays, on the same
-    machine. Accepts texts, whole numbers, booleans, datetimes and None.
+    It is their JSON in other brackets, unless a text contains a character that JSON writes as a letter (\n).
     https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
     """
-    literal = _joined(values)
-    quotes = 2 * (len(values) - values.count(None))
-    if "\\" in literal or literal.count('"') != quotes:  # few texts contain anything to escape
-        return _joined([_escaped(value) if isinstance(value, str) else value for value in values])
-    return literal
+    json = orjson.dumps(values).decode()
+    if "\\" in json.replace(r"\\", "").replace(r"\"", ""):
+        return "{" + ",".join("NULL" if value is None else f'"{_escaped(value)}"' for value in values) + "}"
+    return "{" + json[1:-1] + "}"
 
 
-def _joined(values: Sequence[object]) -> str:
-    return "{" + ",".join(["NULL" if value is None else f'"{value}"' for value in values]) + "}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+def _escaped(value: object) -> str:
+    return str(value).replace("\\", r"\\").replace('"', r"\"")

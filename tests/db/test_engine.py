@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import product
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from db.connection.driver import ANSWER_LIMIT_S
 from db.connection.engine import ATTEMPTS, Database
 from db.connection.errors import ChangeRefused, DatabaseError, DatabaseUnavailable, translate
 from db.connection.pipeline import Pipeline
-from db.times import EARLIEST, LATEST
+from db.times import EARLIEST, LATEST, to_datetime
 from tests.support.checkouts import count_checkouts
 from tests.support.faulty_proxy import FaultyProxy, proxy_to
 from tests.support.settings import MakeSettings
@@ -423,6 +424,30 @@ def test_only_classes_22_and_23_are_a_changes_own_fault(state: str) -> None:
 def test_a_time_beyond_pythons_is_the_nearest(moment: str, nearest: datetime, database: Database) -> None:
     query = text(f"SELECT '{moment}'::timestamptz")
     assert database.run(lambda connection: connection.scalar(query)) == nearest
+
+
+def test_an_array_arrives_as_it_was_sent(database: Database) -> None:
+    texts = ["".join(text) for n in range(4) for text in product('"\\\n,{}u', repeat=n)]
+    texts += [*map(chr, range(1, 0x500)), "NULL", "null", "\U0001f600"]
+    texts += ["".join(texts), "".join(text for text in texts if "\n" not in text)]
+    moments = [EARLIEST, LATEST, *(to_datetime(ms) for ms in (-1, 0, 1, 1_764_000_000_123))]
+    lists: dict[str, list[list[object]]] = {
+        "text": [[text, None] for text in texts],
+        "bigint": [[0, -1, 2**63 - 1, None]],
+        "boolean": [[True, False, None]],
+        "timestamptz": [[*moments, None]],
+    }
+
+    def exchange(pipeline: Pipeline) -> list[tuple[list[object], Any]]:
+        answers = [
+            (values, pipeline.send(text(f"SELECT CAST(:values AS {type_}[])"), values=values))
+            for type_, sent in lists.items()
+            for values in (*sent, [])
+        ]
+        return [(values, answer.fetchone()) for values, answer in answers]
+
+    received = database.run_pipeline(exchange)
+    assert received == [(values, (values,)) for values, _ in received]
 
 
 @pytest.mark.usefixtures("admin")
