@@ -8,6 +8,7 @@ EARLIEST = datetime.min.replace(tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 def now_ms() -> int:
@@ -17,12 +18,12 @@ def now_ms() -> int:
 
 def to_datetime(ms: int) -> datetime:
     """Return the datetime `ms` milliseconds after the epoch, exactly (a float would round it)."""
-    return _EPOCH + timedelta(milliseconds=ms)
+    return _EPOCH + ms * _MILLISECOND
 
 
 def to_ms(moment: datetime) -> int:
     """Return the whole milliseconds since the epoch at `moment`."""
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
+    return (moment - _EPOCH) // _MILLISECOND
 
 
 def maybe_datetime(ms: int | None) -> datetime | None:

@@ -117,11 +117,12 @@ def _apply(
     if losing:
         raise UnrecordedClaims(losing)
     member_writes = stored.memberships and memberships.decide(stored.memberships, known, batch)
-    _lock_users(pipeline, writes, member_writes)
+    touched = writes.touched
+    _lock_users(pipeline, touched, member_writes)
     _write_users(pipeline, writes, stored)
     synced = _write_sync(pipeline, known, stored.sync)
-    if writes.touched or synced:
-        ids = sorted(writes.touched.difference(writes.gone))
+    if touched or synced:
+        ids = sorted(touched.difference(writes.gone))
         pipeline.send(statements.REQUIRE_WRITTEN, ids=ids, sync_ids=synced, gone=writes.gone)
     deleted = [
         clerk_id
@@ -205,12 +206,12 @@ def _decide(known: dict[str, UserChange], stored: StoredState, policy: Policy) -
     )
 
 
-def _lock_users(pipeline: Pipeline, writes: Writes, member_writes: MembershipWrites | None) -> None:
+def _lock_users(pipeline: Pipeline, touched: set[str], member_writes: MembershipWrites | None) -> None:
     if member_writes:
-        ids = sorted(writes.touched.union(member_writes.concerned))
+        ids = sorted(touched.union(member_writes.concerned))
         pipeline.send(statements.LOCK_USERS_AND_MEMBERS, ids=ids, changed=member_writes.renamed)
     else:
-        pipeline.send_ids(statements.LOCK_USERS, sorted(writes.touched))
+        pipeline.send_ids(statements.LOCK_USERS, sorted(touched))
 
 
 def _write_users(pipeline: Pipeline, writes: Writes, stored: StoredState) -> None:

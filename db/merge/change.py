@@ -104,6 +104,7 @@ class UserChange(NamedTuple):
 
 _Known = TypeVar("_Known", Organization, Membership)
 _Part = TypeVar("_Part", Profile, EmailClaim)
+_Given = TypeVar("_Given", int, Source)
 
 
 def merge(a: UserChange, b: UserChange) -> UserChange:
@@ -127,7 +128,7 @@ def merge(a: UserChange, b: UserChange) -> UserChange:
 
 def latest_source(a: Source | None, b: Source | None) -> Source | None:
     """Return the later of the two."""
-    return max((source for source in (a, b) if source), default=None)
+    return _present(max, a, b)
 
 
 def merge_organizations(a: Organization, b: Organization) -> Organization:
@@ -199,7 +200,7 @@ def _none_first(text: str | None) -> tuple[bool, str]:
     return text is not None, text or ""
 
 
-def _present(choose: Callable[[int, int], int], a: int | None, b: int | None) -> int | None:
+def _present(choose: Callable[[_Given, _Given], _Given], a: _Given | None, b: _Given | None) -> _Given | None:
     if a is None or b is None:
         return b if a is None else a
     return choose(a, b)

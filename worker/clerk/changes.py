@@ -163,4 +163,7 @@ def _address(address: str | None) -> str | None:
 
 
 def _first(*times: int | None) -> int:
-    return next(time for time in times if time is not None)
+    for time in times:
+        if time is not None:
+            return time
+    raise ValueError("one of the times must be known")

@@ -80,7 +80,7 @@ def now() -> str:
 def parse_timestamp(text: str) -> datetime:
     """Parse a time in RQ's format, with or without fractions of a second. Raises ValueError."""
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+        return datetime.fromisoformat(text).astimezone(UTC)
     except OverflowError:
         raise ValueError("there is no such time") from None
 

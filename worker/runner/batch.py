@@ -56,17 +56,20 @@ def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:
     try:
         if len(job.id) > MAX_ID:
             raise ForeignJobError("the job's id is longer than any svix-id")
-        change = incoming(job.id, decode_call(job.data), received_at(job), keys)
-        return Parsed(job, change._replace(is_repeated=job.has_failed or job.has_waited))
+        is_repeated = job.has_failed or job.has_waited
+        return Parsed(job, incoming(job.id, decode_call(job.data), received_at(job), keys, is_repeated))
     except Exception as error:  # a bug that concerns one event must not stop the others
         return _failed(job, error)
 
 
-def incoming(svix_id: str | None, body: str, received_ms: int, keys: FieldSources) -> ReceivedChange:
+def incoming(
+    svix_id: str | None, body: str, received_ms: int, keys: FieldSources, is_repeated: bool = False
+) -> ReceivedChange:
     """Return the change that a delivery's body makes. Raises Unreadable."""
     event = parse(body, keys)
     change = change_of(event, received_ms)
-    return ReceivedChange(change, svix_id, event.type, event.happened_at, received_ms, event.instance_id)
+    origin = event.type, event.happened_at, received_ms, event.instance_id
+    return ReceivedChange(change, svix_id, *origin, is_repeated)
 
 
 def _unexplained(parsed: Sequence[Parsed], results: Sequence[Result]) -> DatabaseUnavailable | None:
