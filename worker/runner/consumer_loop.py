@@ -31,7 +31,7 @@ log = structlog.get_logger("worker")
 
 WAIT_S = 20  # the longest wait for a job, in one command to Redis
 PACE_S = 0.01
-PACE_PER_JOB_S = 0.0005
+PACE_PER_JOB_S = 0.001
 MAX_PACE_S = 0.1
 SUSPENDED_PAUSE_S = 1
 FIRST_PAUSE_S = 0.25
@@ -200,7 +200,7 @@ class ConsumerThread:
 def pace_s(jobs: int) -> float:
     """Return the time from a take of that many jobs to the next take, in s.
 
-    It grows with the batch: from some 1,700 deliveries/s on, the batches grow until the time is MAX_PACE_S.
+    It grows with the batch: from some 1,000 deliveries/s on, the batches grow until the time is MAX_PACE_S.
     Then a delivery costs the worker and PostgreSQL a third less CPU time
     (docs/decisions/008-why-several-consumer-threads.md).
     """
