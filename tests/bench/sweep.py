@@ -1,6 +1,6 @@
 """The drain under other settings: pool size, overflow, batch size, worker processes, at 0, 5 and 10 ms.
 
-It shows how to tune a worker. It takes a quarter of an hour, so only `--only sweep` runs it.
+It shows how to tune a worker. It takes ten minutes, so only `--only sweep` runs it.
 """
 
 from functools import partial
