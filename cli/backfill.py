@@ -1,12 +1,13 @@
 """`backfill`: reads every user from Clerk's API into the tables."""
 
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
 import click
 
-from cli.clerk import UserBar, context_from_environment
+from cli.clerk import context_from_environment, progress_bar
 from cli.options import WHEN, TimeParam
 from db.times import to_ms
 from worker.monitoring.words import counted
@@ -22,8 +23,8 @@ def backfill(since: datetime | None, restart: bool) -> None:
 
     An interrupted run resumes where it stopped. Live deliveries may arrive meanwhile.
     """
-    with context_from_environment() as context, UserBar("Users") as bar:
-        task = Backfill(context, partial(_progress, bar))
+    with context_from_environment() as context, progress_bar("Users") as show:
+        task = Backfill(context, partial(_progress, show))
         try:
             if since is not None:
                 done = task.since(to_ms(since))
@@ -39,11 +40,11 @@ def backfill(since: datetime | None, restart: bool) -> None:
     sys.exit(1 if done.is_cut_short or done.refused else 0)
 
 
-def _progress(bar: UserBar, done: BackfillStats) -> None:
+def _progress(show: Callable[..., None], done: BackfillStats) -> None:
     if done.memberships_expected:
-        bar.show(done.memberships, done.memberships_expected, "Memberships")
+        show(done.memberships, done.memberships_expected, "Memberships")
     else:
-        bar.show(done.seen, done.expected)
+        show(done.seen, done.expected)
 
 
 def _after_stop(since: datetime | None, done: BackfillStats | None) -> str:

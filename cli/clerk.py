@@ -1,20 +1,10 @@
 """Shared by the commands that read Clerk's API: the context of a sync, and a progress bar."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+import click
 
 from config import load
 from db.connection.engine import Database
@@ -38,29 +28,20 @@ def context_from_environment() -> Iterator[SyncContext]:
             yield context
 
 
-class UserBar(Progress):
-    """A progress bar with the rate and the time left; without a terminal it prints nothing."""
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[..., None]]:
+    """Yield a function that shows how many of `expected` (0: unknown) were seen, with another title if given.
 
-    def __init__(self, title: str) -> None:
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self.add_task(title, total=None)
+    Without a terminal it prints nothing.
+    """
+    with click.progressbar(
+        length=0, label=title, show_pos=True, file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
 
-    def show(self, seen: int, expected: int, title: str | None = None) -> None:
-        """Show how many of `expected` (0: unknown) were seen, from now on with `title` if there is one."""
-        total = max(seen, expected) if expected else None
-        self.update(self._task, description=title, completed=seen, total=total)
+        def show(seen: int, expected: int, title: str | None = None) -> None:
+            bar.label, bar.length = title or bar.label, max(seen, expected) if expected else None
+            bar.pos, bar.finished = seen, False
+            bar.make_step(0)  # computes the time that is left
+            bar.render_progress()
 
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        """Return the current number of users per second."""
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+        yield show

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import click
-from rich.console import Console
-from rich.progress import track
 
 from cli.options import WHEN, TimeParam
 from cli.output import exact, show_json, wrapped
@@ -174,11 +172,11 @@ def _report(results: Iterator[tuple[str, ReplayResult]], total: int, selection: 
     """
     if total == 0 and not selection.as_json:
         click.echo(_none(selection.wanted))
-    if total >= MANY and not selection.as_json:
-        results = iter(track(results, "Working", total, transient=True, console=Console(stderr=True)))
+    is_silent = total < MANY or selection.as_json or not sys.stderr.isatty()
     done: dict[str, ReplayResult] = {}
     try:
-        done.update(results)  # which keeps the results before an error
+        with click.progressbar(results, total, "Working", hidden=is_silent, file=sys.stderr) as shown:
+            done.update(shown)  # which keeps the results before an error
     finally:
         _show_results(done, selection)
     if not selection.every:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli.clerk import UserBar, context_from_environment
+from cli.clerk import context_from_environment, progress_bar
 from cli.output import show_entry, show_json
 from worker.monitoring.words import counted, printable
 from worker.sync.reconcile import Reconcile, Report
@@ -42,8 +42,8 @@ def reconcile(fix: bool, allow_deletes: int | None, as_json: bool) -> None:
     """
     left: list[str] = []
     with context_from_environment() as context:
-        with UserBar("Comparing") as bar:
-            task = Reconcile(context, allow_deletes=allow_deletes, on_progress=bar.show)
+        with progress_bar("Comparing") as show:
+            task = Reconcile(context, allow_deletes=allow_deletes, on_progress=show)
             report = task.report()
         is_fixed = fix and report.refusal is None
         if is_fixed:

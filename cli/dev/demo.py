@@ -9,11 +9,10 @@ from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from cli import samples
 from cli.dev.demo_events import Story, StoryStep
+from cli.output import show_entry
 from cli.send import DeliveryResponse, deliver, http_client
 from config import Settings
 from db import ledger
@@ -57,7 +56,7 @@ def play(settings: Settings, url: str) -> str:
         outcomes = _await_outcomes(database, failed, played)
         _show_answers(played, outcomes)
         click.echo("\nThe rows of users that they became (times are UTC)\n")
-        _show(USER_COLUMNS, _users(database, story))
+        _show_users(_users(database, story))
         click.echo("\nstale: it was known, or something newer was.")
         click.echo("ignored: it says nothing about the user.")
         click.echo(_timing(first_row_ms, sum(item.is_awaited for item in played) - len(outcomes)))
@@ -112,7 +111,8 @@ def _show_answers(played: Sequence[Played], outcomes: Mapping[str, str]) -> None
     click.echo(f"\n{len(played)} deliveries: what the receiver answered → what the worker did with it")
     for chapter, items in groupby(played, lambda item: item.step.chapter):
         click.echo(f"\n{chapter}")
-        _show(None, ((item.step.line, _result(item, outcomes)) for item in items), LINE_WIDTH)
+        for item in items:
+            show_entry(item.step.line, _result(item, outcomes), LINE_WIDTH)
 
 
 def _result(item: Played, outcomes: Mapping[str, str]) -> str:
@@ -120,14 +120,12 @@ def _result(item: Played, outcomes: Mapping[str, str]) -> str:
     return f"{item.answer} → {outcome}" if outcome else str(item.answer)
 
 
-def _show(headings: Sequence[str] | None, rows: Iterable[Sequence[object]], first_width: int = 0) -> None:
-    """Print a table. Text that is too wide for the terminal continues in the next line: nothing is cut."""
-    table = Table(show_header=headings is not None, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, heading in enumerate(headings or ("", "")):
-        table.add_column(heading, overflow="fold", min_width=None if number else first_width)
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    Console(highlight=False).print(table)
+def _show_users(rows: Iterable[Sequence[object]]) -> None:
+    lines = [USER_COLUMNS, *(tuple(map(_cell, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
 
 
 def _cell(value: object) -> str:

@@ -21,7 +21,6 @@ ROWS = 30
 SOON_S = 20
 # What a terminal does not show: colours, and moves of the cursor. Source: ECMA-48, 5.4 "Control sequences"
 CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-ERASED = "\x1b[2K"  # the line is empty again, which is how the bar is drawn anew and goes in the end
 # A session of its own whose terminal this is, as in a login: only so does Ctrl-C become a signal.
 LOG_IN = """
 import fcntl, os, sys, termios
@@ -46,8 +45,9 @@ class Terminal:
 
     @property
     def left(self) -> str:
-        """What stands below the last line that was erased."""
-        return CONTROL.sub("", self.written.rpartition(ERASED)[2]).replace("\r", "").replace("^C", "")
+        """What is to be seen in the end: of a line that was drawn anew, what was drawn last."""
+        lines = self.shown.replace("\r\n", "\n").split("\n")
+        return "\n".join(line.rpartition("\r")[2] for line in lines)
 
     def press(self, keys: bytes) -> None:
         os.write(self._keyboard, keys)
