@@ -87,7 +87,8 @@ def _declared_length(environ: WSGIEnvironment) -> int | None:
     """Return the Content-Length, or None for a chunked body."""
     declared = environ.get("CONTENT_LENGTH", "")
     if declared.isascii() and declared.isdigit():
-        return int(declared)
+        # int() refuses more than 4,300 digits, and granian any length beyond 64 bits, but no leading zeros.
+        return int(declared.lstrip("0") or "0")
     return None if environ.get("wsgi.input_terminated") else 0
 
 

@@ -195,6 +195,13 @@ def test_what_headers_alone_show_is_refused_before_the_body_comes(
         assert first_line(connection) == b"HTTP/1.1 400 Bad Request"
 
 
+def test_a_length_is_read_whatever_its_leading_zeros(shared: ReceiverProcess) -> None:
+    head, content = request_of(genuine())
+    with shared.connect() as connection:
+        connection.sendall(head.replace(b"content-length: ", b"content-length: " + b"0" * 5000) + content)
+        assert first_line(connection) == b"HTTP/1.1 202 Accepted"
+
+
 def test_a_body_that_is_too_large_is_refused_before_it_comes(shared: ReceiverProcess) -> None:
     head, _ = request_of(genuine(), length=2 * 1024 * 1024)
     with shared.connect() as connection:
