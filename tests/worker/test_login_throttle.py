@@ -47,6 +47,13 @@ def test_right_passwords_are_not_counted(attempts: LoginThrottle, make_settings:
     assert [other_process.may_try("192.0.2.1") for _ in range(LIMIT + 1)] == [True] * LIMIT + [False]
 
 
+def test_right_passwords_that_are_refused_do_not_lock_the_address(attempts: LoginThrottle) -> None:
+    allowed = [attempts.may_try("192.0.2.1") for _ in range(3 * LIMIT)].count(True)
+    for _ in range(allowed):
+        attempts.succeeded("192.0.2.1")
+    assert attempts.may_try("192.0.2.1")
+
+
 def test_an_attempt_that_is_taken_back_after_the_window_leaves_nothing(
     attempts: LoginThrottle, redis: Redis
 ) -> None:

@@ -22,8 +22,8 @@ class LoginThrottle:
     """Counts attempts by address: after LIMIT wrong ones in WINDOW_S, further ones are refused.
 
     An attempt is counted before its password is compared, and subtracted if it is right. So simultaneous
-    guesses are limited like sequential ones. Attempts are counted in Redis, and in this process while Redis
-    is unavailable.
+    guesses are limited like sequential ones. A refused attempt is not counted, as its password may be right.
+    Attempts are counted in Redis, and in this process while Redis is unavailable.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -33,9 +33,14 @@ class LoginThrottle:
         self._redis_again_at = 0.0
 
     def may_try(self, address: str | None) -> bool:
-        """Count an attempt, and say whether it is allowed."""
+        """Say whether an attempt is allowed, and count it if so."""
         key = _key(address)
-        return self._count_here(key, 1) <= LIMIT and self._count_in_redis(key, 1) <= LIMIT
+        if self._count_here(key, 1) > LIMIT:
+            return False
+        if self._count_in_redis(key, 1) > LIMIT:
+            self._count_here(key, -1)
+            return False
+        return True
 
     def succeeded(self, address: str | None) -> None:
         """Subtract an attempt whose password was right."""
@@ -50,14 +55,16 @@ class LoginThrottle:
             if len(self._here) >= KEPT:
                 self._here.clear()
             count, since = self._here.get(key, (0, now))
-            self._here[key] = (max(0, count + by), since)
+            if count + by <= LIMIT:
+                self._here[key] = (max(0, count + by), since)
             return count + by
 
     def _count_in_redis(self, key: str, by: int) -> int:
         if time.monotonic() < self._redis_again_at:
             return 0
         try:
-            count: object = self._redis.eval(scripts.load("count_attempt"), 1, KEY_PREFIX + key, WINDOW_S, by)
+            script, arguments = scripts.load("count_attempt"), (WINDOW_S, by, LIMIT)
+            count: object = self._redis.eval(script, 1, KEY_PREFIX + key, *arguments)
         except RedisError:
             # Otherwise every request would wait for Redis's time-out.
             self._redis_again_at = time.monotonic() + REDIS_PAUSE_S
