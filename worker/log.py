@@ -26,8 +26,10 @@ def configure(settings: Settings) -> None:
     ]
     is_terminal = sys.stdout.isatty()
     is_json = settings.log_format == "json" or (settings.log_format is None and not is_terminal)
-    render = _render_json if is_json else structlog.dev.ConsoleRenderer(colors=is_terminal)
-    text: list[Processor] = [_without_traceback, render]
+    render: list[Processor] = (
+        [_render_json] if is_json else [_escaped, structlog.dev.ConsoleRenderer(colors=is_terminal)]
+    )
+    text = [_without_traceback, *render]
     structlog.configure(
         processors=[*fields, *text],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
@@ -96,6 +98,14 @@ def _without_traceback(_logger: object, _name: str, event: EventDict) -> EventDi
     elif isinstance(exc_info, tuple) and exc_info[0] is not None:
         event["error"] = exc_info[0].__name__
     return event
+
+
+def _escaped(_logger: object, _name: str, event: EventDict) -> EventDict:
+    # Ids from Redis may be any text: they must not steer the terminal, nor begin another line.
+    return {
+        key: repr(value)[1:-1] if isinstance(value, str) and not value.isprintable() else value
+        for key, value in event.items()
+    }
 
 
 def _render_json(_logger: object, _name: str, event: EventDict) -> str:

@@ -113,6 +113,24 @@ def test_on_a_console_every_event_is_a_line(tmp_path: Path) -> None:
     assert_nothing_is_quoted("".join(lines))
 
 
+STEER = """
+import logging
+import structlog
+import config
+from worker import log
+
+log.configure(config.load())
+structlog.get_logger("worker").error("job failed", svix_id="\\x1b[2J\\x9b2J\\u202e")
+logging.getLogger("rq.worker").warning("Job %s", "\\x1b[2J\\nforged line")
+"""
+
+
+def test_on_a_console_no_text_from_elsewhere_steers_the_terminal(tmp_path: Path) -> None:
+    foreign, of_rq = speak(tmp_path, STEER, LOG_FORMAT="console")
+    assert r"svix_id=\x1b[2J\x9b2J\u202e" in foreign
+    assert r"Job \x1b[2J\nforged line" in of_rq
+
+
 def assert_nothing_is_quoted(said: str) -> None:
     assert MARK not in said
     assert "Traceback" not in said
