@@ -45,42 +45,39 @@ class BodyReader:
     def body(self, environ: WSGIEnvironment) -> Iterator[bytes]:
         """Yield the whole body; its memory stays reserved until the block ends.
 
-        Raises TooLarge and NoRoom (before reading, if the length is declared), and Incomplete.
+        Memory is reserved for each part before it is read, not for the declared length: else a few clients
+        that declare large bodies and send nothing would leave no room for others.
+        Raises TooLarge (before reading, if the length is declared), NoRoom and Incomplete.
         """
         length = _declared_length(environ)
-        if length is None:
-            yield from self._body_of_any_length(environ)
-        elif length > self._max_bytes:
+        if length is not None and length > self._max_bytes:
             raise TooLarge("larger than MAX_BODY_BYTES")
-        elif length <= ORDINARY_BYTES:
-            yield _read(environ, length)
-        else:
-            with self._room_for(length):
-                yield _read(environ, length)
-
-    def _body_of_any_length(self, environ: WSGIEnvironment) -> Iterator[bytes]:
-        ordinary = min(ORDINARY_BYTES, self._max_bytes)
-        beginning = _receive(environ, ordinary + 1)
-        if len(beginning) <= ordinary:
-            yield beginning
-            return
-        with self._room_for(self._max_bytes):
-            body = beginning + _receive(environ, self._max_bytes + 1 - len(beginning))
-            if len(body) > self._max_bytes:
-                raise TooLarge("larger than MAX_BODY_BYTES")
-            yield body
-
-    @contextmanager
-    def _room_for(self, length: int) -> Iterator[None]:
-        with self._lock:
-            if length > self._room:
-                raise NoRoom("too many large bodies at once")
-            self._room -= length
+        end = self._max_bytes + 1 if length is None else length
+        parts: list[bytes] = []
+        size = reserved = 0
         try:
-            yield
+            while size < end:
+                step = min(ORDINARY_BYTES, end - size)
+                if parts:
+                    self._reserve(step)
+                    reserved += step
+                parts.append(_receive(environ, step))
+                size += len(parts[-1])
+                if len(parts[-1]) < step:
+                    break
+            if size > self._max_bytes:
+                raise TooLarge("larger than MAX_BODY_BYTES")
+            if length is not None and size < length:
+                raise Incomplete("late or cut off")
+            yield b"".join(parts)
         finally:
-            with self._lock:
-                self._room += length
+            self._reserve(-reserved)
+
+    def _reserve(self, size: int) -> None:
+        with self._lock:
+            if size > self._room:
+                raise NoRoom("too many large bodies at once")
+            self._room -= size
 
 
 def _declared_length(environ: WSGIEnvironment) -> int | None:
@@ -90,13 +87,6 @@ def _declared_length(environ: WSGIEnvironment) -> int | None:
         # int() refuses more than 4,300 digits, and granian any length beyond 64 bits, but no leading zeros.
         return int(declared.lstrip("0") or "0")
     return None if environ.get("wsgi.input_terminated") else 0
-
-
-def _read(environ: WSGIEnvironment, length: int) -> bytes:
-    body = _receive(environ, length)
-    if len(body) < length:
-        raise Incomplete("late or cut off")
-    return body
 
 
 def _receive(environ: WSGIEnvironment, size: int) -> bytes:

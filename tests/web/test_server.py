@@ -220,6 +220,27 @@ def test_a_chunked_body_that_is_too_large_is_refused_before_it_ends(shared: Rece
     assert shared.deliver().status == 202
 
 
+def test_large_bodies_that_are_announced_and_do_not_come_keep_no_large_one_out(
+    shared: ReceiverProcess,
+) -> None:
+    announced, content = request_of(genuine(), length=1024 * 1024)
+    large = genuine() + b" " * 20_000
+    with ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(shared.connect()).sendall(announced + content[:100])
+        assert [shared.deliver(large).status for _ in range(20)] == [202] * 20
+
+
+def test_a_large_body_is_taken_in_parts_of_any_size(shared: ReceiverProcess) -> None:
+    head, content = request_of(genuine() + b" " * 100_000)
+    with shared.connect() as connection:
+        connection.sendall(head)
+        for part in (content[:1], content[1:8192], content[8192:50_001], content[50_001:]):
+            connection.sendall(part)
+            time.sleep(0.05)
+        assert first_line(connection) == b"HTTP/1.1 202 Accepted"
+
+
 def test_a_client_that_asks_first_is_asked_to_go_on(shared: ReceiverProcess) -> None:
     head, content = request_of(genuine())
     with shared.connect() as connection:
