@@ -14,13 +14,13 @@ import psycopg
 import pytest
 import redis
 import structlog
-from psycopg import sql
 
 import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import GC_THRESHOLD
 from db import migration
 from db.connection.engine import Database
+from tests.support.databases import new_database, with_database
 from tests.support.directories import memory, open_directory
 from tests.support.fake_clerk import FakeClerk
 from tests.support.pooler import start_pgbouncer
@@ -183,16 +183,13 @@ def _admin(postgres_server: PostgresServer | GivenServer) -> Iterator[psycopg.Co
 def _template(_admin: psycopg.Connection, postgres_server: PostgresServer | GivenServer) -> Iterator[str]:
     """A database that is migrated once and cloned for every test."""
     name = f"clerk_sync_test_{os.getpid()}"
-    _admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    try:
+    with new_database(_admin, name):
         database = Database(
-            config.load(_env_file=None, database_url=_with_database(postgres_server.url, name))
+            config.load(_env_file=None, database_url=with_database(postgres_server.url, name))
         )
         migration.upgrade(database)
         database.dispose()
         yield name
-    finally:
-        _drop(_admin, name)
 
 
 @pytest.fixture(scope="session")
@@ -210,11 +207,9 @@ def database_url_unpooled(
     """A fresh, migrated database, reached without a pooler; dropped after the test."""
     name = f"{_template}_{next(_numbers)}"
     # By its files, which takes half of the time: nobody writes to the template.
-    strategy = " STRATEGY = FILE_COPY" if _admin.info.server_version >= 150_000 else ""
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}" + strategy)
-    _admin.execute(create.format(sql.Identifier(name), sql.Identifier(_template)))
-    yield _with_database(postgres_server.url, name)
-    _drop(_admin, name)
+    strategy = "STRATEGY = FILE_COPY" if _admin.info.server_version >= 150_000 else ""
+    with new_database(_admin, name, f"TEMPLATE {_template} {strategy}"):
+        yield with_database(postgres_server.url, name)
 
 
 @pytest.fixture
@@ -229,9 +224,8 @@ def empty_url(
 ) -> Iterator[str]:
     """A database without a table, reached without a pooler; dropped after the test."""
     name = f"clerk_sync_empty_{os.getpid()}_{next(_numbers)}"
-    _admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield _with_database(postgres_server.url, name)
-    _drop(_admin, name)
+    with new_database(_admin, name):
+        yield with_database(postgres_server.url, name)
 
 
 @pytest.fixture
@@ -326,12 +320,4 @@ def make_settings(request: pytest.FixtureRequest) -> MakeSettings:
 
 
 def _through(pooler_url: str | None, url: str) -> str:
-    return url if pooler_url is None else _with_database(pooler_url, urlsplit(url).path.removeprefix("/"))
-
-
-def _with_database(url: str, name: str) -> str:
-    return urlsplit(url)._replace(path=f"/{name}").geturl()
-
-
-def _drop(admin: psycopg.Connection, name: str) -> None:
-    admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    return url if pooler_url is None else with_database(pooler_url, urlsplit(url).path.removeprefix("/"))

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import psycopg
@@ -19,6 +18,7 @@ from cli.dev.servers import PostgresServer, RedisServer, free_port
 from cli.main import cli
 from db.connection.engine import Database
 from tests.support import commands, http
+from tests.support.databases import with_account, with_place
 from tests.support.fake_clerk import FakeClerk
 from tests.support.migrations import migrate
 from tests.support.payloads import ANN, user
@@ -79,8 +79,8 @@ def settings(_session_directory: Path) -> Iterator[config.Settings]:
             made = config.load(
                 _env_file=None,
                 **_secrets(
-                    database_url=_with_password(postgres.url, DATABASE_PASSWORD),
-                    redis_url=_with_password(redis.url, REDIS_PASSWORD),
+                    database_url=with_account(postgres.url, "postgres", DATABASE_PASSWORD),
+                    redis_url=with_account(redis.url, "", REDIS_PASSWORD),
                     clerk_api_url=clerk.url,
                 ),
             )
@@ -111,18 +111,15 @@ def _secrets(**fields: Any) -> dict[str, Any]:
     }
 
 
-def _with_password(url: str, password: str) -> str:
-    parts = urlsplit(url)
-    account, _, place = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{account.partition(':')[0]}:{password}@{place}").geturl()
-
-
 def wrong(settings: config.Settings) -> dict[str, config.Settings]:
     """Return settings with secrets that no server accepts, and with servers that are not there."""
     assert settings.database_url
     assert settings.redis_url
     postgres, redis = (url.get_secret_value() for url in (settings.database_url, settings.redis_url))
-    no_database, no_redis = {"database_url": _moved(postgres)}, {"redis_url": _moved(redis)}
+    no_database, no_redis = (
+        {"database_url": with_place(postgres, NOBODY_THERE)},
+        {"redis_url": with_place(redis, NOBODY_THERE)},
+    )
     variants = {
         "wrong database password": {"database_url": postgres.replace("-database", "-wrong")},
         "wrong Redis password": {"redis_url": redis.replace("-redis", "-wrong")},
@@ -138,11 +135,6 @@ def wrong(settings: config.Settings) -> dict[str, config.Settings]:
         },
     }
     return {what: _changed(settings, **fields) for what, fields in variants.items()}
-
-
-def _moved(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{NOBODY_THERE}").geturl()
 
 
 def _changed(settings: config.Settings, **fields: Any) -> config.Settings:

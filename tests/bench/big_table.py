@@ -5,9 +5,10 @@ from functools import partial
 from tests.bench import drain
 from tests.bench.drain import Backlog, Contender
 from tests.bench.figures import ComparedCase, Figures
-from tests.bench.harness import Bench, Urls, migrate, with_database
+from tests.bench.harness import Bench, Urls, migrate
 from tests.bench.plan import BenchPlan, Setting
 from tests.support import payloads
+from tests.support.databases import with_database
 from worker.queue.rq_format import QUEUE
 
 PART = "drain with users in the tables"

@@ -16,7 +16,6 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, Self
-from urllib.parse import urlsplit
 
 import httpx
 import psycopg
@@ -29,6 +28,7 @@ from tests.bench.load import LoadReport, Spec
 from tests.bench.load_process import ROOT, load_process
 from tests.bench.plan import ROUND_TRIP_MS, Setting
 from tests.support import http, migrations
+from tests.support.databases import with_database, with_place
 from tests.support.processes import clerk_sync
 from tests.support.service_process import ServiceProcess
 from tests.support.waiting import wait_until
@@ -229,7 +229,10 @@ class Bench:
             self._proxy(postgres, self.postgres.port, round_trip_ms),
             self._proxy(redis, self.redis_server.port, round_trip_ms),
         ):
-            yield Urls(_at(self.postgres.url, postgres), _at(self.redis_server.url, redis))
+            yield Urls(
+                with_place(self.postgres.url, f"{HOST}:{postgres}"),
+                with_place(self.redis_server.url, f"{HOST}:{redis}"),
+            )
 
     @contextmanager
     def _proxy(self, port: int, target_port: int, round_trip_ms: float) -> Iterator[None]:
@@ -243,14 +246,3 @@ class Bench:
 def migrate(database_url: str) -> None:
     """Make the tables."""
     migrations.migrate(load(_env_file=None, database_url=database_url))
-
-
-def with_database(url: str, name: str) -> str:
-    """Return the URL of another database of the same server."""
-    return urlsplit(url)._replace(path=f"/{name}").geturl()
-
-
-def _at(url: str, port: int) -> str:
-    parts = urlsplit(url)
-    user, at, _ = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{user}{at}{HOST}:{port}").geturl()

@@ -1,11 +1,10 @@
 import json
-import os
 import re
 import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,13 +14,14 @@ from cli.database import db
 from db import migration, schema
 from db.connection.causes import Cause
 from db.connection.errors import DatabaseUnavailable
-from tests.support.encodings import encoded_database
+from tests.support.databases import encoded_database, new_role, with_account
 from tests.support.payloads import ANN
 from tests.support.settings import MakeSettings
 from tests.support.terminal import on_a_terminal
 from tests.support.waiting import wait_until
 
 Run = Callable[..., Result]
+Connection = psycopg.Connection[Any]
 
 
 @pytest.fixture
@@ -395,24 +395,21 @@ def test_a_transaction_that_another_waits_for_can_be_ended(run: Run, database_ur
         assert not waiting.is_alive()
 
 
-def test_a_role_without_rights_sees_that_there_is_a_lock(run: Run, database_url_unpooled: str) -> None:
+def test_a_role_without_rights_sees_that_there_is_a_lock(
+    run: Run, connection: Connection, database_url_unpooled: str
+) -> None:
     """The state is hidden from it, and ending the transaction is refused with the GRANT that is missing."""
-    role = f"narrow_{os.getpid()}"
-    parts = urlsplit(database_url_unpooled)
-    url = parts._replace(netloc=f"{role}:pw@{parts.hostname}:{parts.port}").geturl()
-    with psycopg.connect(database_url_unpooled, autocommit=True) as owner:
-        owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pw'".encode())
-        try:
-            with psycopg.connect(database_url_unpooled, application_name="report") as holder:
-                holder.execute("LOCK TABLE users")
-                shown = run("locks", DATABASE_URL=url).output
-                assert "report: state not visible (GRANT pg_read_all_stats to the role)" in _unwrapped(shown)
-                refused = run("locks", "--end", str(holder.info.backend_pid), "--yes").exception
-                assert isinstance(refused, DatabaseUnavailable)
-                assert refused.cause is Cause.END_RIGHTS
-                holder.execute("SELECT 1")
-        finally:
-            owner.execute(f"DROP ROLE {role}".encode())
+    with (
+        new_role(connection) as role,
+        psycopg.connect(database_url_unpooled, application_name="report") as holder,
+    ):
+        holder.execute("LOCK TABLE users")
+        shown = run("locks", DATABASE_URL=with_account(database_url_unpooled, role)).output
+        assert "report: state not visible (GRANT pg_read_all_stats to the role)" in _unwrapped(shown)
+        refused = run("locks", "--end", str(holder.info.backend_pid), "--yes").exception
+        assert isinstance(refused, DatabaseUnavailable)
+        assert refused.cause is Cause.END_RIGHTS
+        holder.execute("SELECT 1")
 
 
 def _unwrapped(shown: str) -> str:

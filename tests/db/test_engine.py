@@ -1,4 +1,3 @@
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,12 +7,11 @@ from datetime import datetime
 from functools import partial
 from itertools import product
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 import structlog.testing
-from psycopg import errors, sql
+from psycopg import errors
 from pydantic import SecretStr
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError
@@ -27,6 +25,7 @@ from db.connection.errors import ChangeRefused, DatabaseError, DatabaseUnavailab
 from db.connection.pipeline import Pipeline
 from db.times import EARLIEST, LATEST, to_datetime
 from tests.support.checkouts import count_checkouts
+from tests.support.databases import new_role, with_account
 from tests.support.faulty_proxy import FaultyProxy, proxy_to
 from tests.support.settings import MakeSettings
 from tests.support.waiting import wait_until
@@ -232,30 +231,20 @@ def test_a_lasting_unique_violation_is_retryable(make_database: MakeDatabase, ad
 def test_a_server_that_has_no_connection_left_is_asked_again(
     make_database: MakeDatabase, admin: Admin, database_url_unpooled: str
 ) -> None:
-    role = f"crowded_{os.getpid()}"
-    admin.execute(
-        sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x' CONNECTION LIMIT 1").format(sql.Identifier(role))
-    )
-    url = urlsplit(database_url_unpooled)
-    url = url._replace(netloc=f"{role}:x@{url.netloc.rpartition('@')[2]}")
-    crowded = SecretStr(url.geturl())
-    try:
-        with psycopg.connect(url.geturl()) as only_one:
-            many_attempts = make_database(attempts=20, database_url=crowded, database_url_unpooled=None)
-            few_attempts = make_database(attempts=2, database_url=crowded, database_url_unpooled=None)
+    with new_role(admin, "CONNECTION LIMIT 1") as role:
+        crowded = with_account(database_url_unpooled, role)
+        urls = {"database_url": SecretStr(crowded), "database_url_unpooled": None}
+        many_attempts = make_database(attempts=20, **urls)
+        with psycopg.connect(crowded) as only_one:
             with pytest.raises(DatabaseUnavailable, match=r"the server has no connection left"):
-                few_attempts.run(execute("SELECT 1"))
-            with ThreadPoolExecutor(1) as thread:
-                waiting = thread.submit(
-                    many_attempts.run, lambda connection: connection.scalar(text("SELECT 1"))
-                )
-                time.sleep(0.2)
+                make_database(attempts=2, **urls).run(execute("SELECT 1"))
+            with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(1) as thread:
+                waiting = thread.submit(many_attempts.run, pid)
+                wait_until(lambda: logs, 20)
                 assert not waiting.done()
                 only_one.close()
-                assert waiting.result(30) == 1
+                assert waiting.result(30)
         many_attempts.dispose()
-    finally:
-        admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
 @pytest.fixture
@@ -651,10 +640,8 @@ def test_connections_have_a_name_and_are_closed_with_the_pool(database: Database
 
 
 def test_several_hosts_are_tried_in_turn(make_database: MakeDatabase, database_url_unpooled: str) -> None:
-    url = urlsplit(database_url_unpooled)
-    user, _, host = url.netloc.rpartition("@")
-    several = url._replace(
-        netloc=f"{user}@{HOST}:{free_port()},{host}", query="target_session_attrs=read-write"
+    several = (
+        database_url_unpooled.replace("@", f"@{HOST}:{free_port()},") + "?target_session_attrs=read-write"
     )
-    database = make_database(database_url=SecretStr(several.geturl()), database_url_unpooled=None)
+    database = make_database(database_url=SecretStr(several), database_url_unpooled=None)
     assert database.run(lambda connection: connection.scalar(text("SELECT 1"))) == 1

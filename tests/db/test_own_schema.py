@@ -1,14 +1,12 @@
 """DATABASE_SCHEMA: everything is in that schema, beside an application's tables of the same names."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -24,6 +22,7 @@ from db.connection.errors import DatabaseUnavailable
 from db.merge.policy import Policy
 from db.schema import SchemaState
 from tests.db.test_schema import catalog
+from tests.support.databases import new_role, with_account
 from tests.support.fake_clerk import FakeClerk
 from tests.support.payloads import (
     ANN,
@@ -60,7 +59,6 @@ APPLICATION = """
     CREATE TRIGGER keep_out BEFORE INSERT OR UPDATE OR DELETE ON users EXECUTE FUNCTION keep_out();
     CREATE TRIGGER keep_out BEFORE INSERT OR UPDATE OR DELETE ON webhook_events EXECUTE FUNCTION keep_out();
 """
-ROLE_PASSWORD = "let-me-in"
 SEARCH_PATHS = {"the default": '"$user", public', "none": "", "no such": "nosuch", "other": "pg_temp, public"}
 
 
@@ -99,17 +97,13 @@ def ran(settings: config.Settings, *arguments: str) -> str:
 
 
 def as_role(url: str, role: str) -> SecretStr:
-    parts = urlsplit(url)
-    return SecretStr(parts._replace(netloc=f"{role}:{ROLE_PASSWORD}@{parts.hostname}:{parts.port}").geturl())
+    return SecretStr(with_account(url, role))
 
 
 @pytest.fixture
 def role(owner: Connection) -> Iterator[str]:
-    """A role without any right of its own."""
-    name = f"runtime_{os.getpid()}"
-    owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{ROLE_PASSWORD}'".encode())
-    yield name
-    owner.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
+    with new_role(owner) as name:
+        yield name
 
 
 def test_everything_is_made_in_the_schema_as_it_is_without_one(

@@ -24,8 +24,8 @@ from db.connection.errors import ChangeRefused
 from db.drift import users as user_drift
 from tests.db.test_stories import deleted, saved, signed_in
 from tests.support.database_trial import Trial, expected_ledger
+from tests.support.databases import encoded_database
 from tests.support.debian import DEBIAN, DebianServer
-from tests.support.encodings import encoded_database
 from tests.support.histories import plans
 from tests.support.payloads import NOW
 from tests.support.reference_model import Choices, SentEvent, tables

@@ -1,7 +1,6 @@
 """docs/applications.md, run as an application developer would: its models, queries, triggers and loops."""
 
 import ast
-import os
 import re
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from db.connection.engine import Database
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from tests.db.test_users import OTHER, SHARED, deleted, saved, signed_in
+from tests.support.databases import new_role
 from tests.support.payloads import ANN, BEN, CAT, user, user_event
 from tests.worker.test_application import job, process_with
 from worker.queue.consumer import Failed
@@ -184,9 +184,7 @@ def test_the_prisma_model_is_the_table(application: Connection) -> None:
 def test_the_rights_of_the_page_find_a_user_and_suffice(database: Database, application: Connection) -> None:
     apply(database, saved(ANN, 1, SHARED))
     query, grants = indented("Who is signed in?")
-    role = f"application_{os.getpid()}"
-    application.execute(f"CREATE ROLE {role}".encode())
-    try:
+    with new_role(application) as role:
         application.execute(re.sub(r"\bapplication\b", role, grants).encode())
         application.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
         application.execute(f"SET ROLE {role}".encode())
@@ -198,8 +196,6 @@ def test_the_rights_of_the_page_find_a_user_and_suffice(database: Database, appl
         application.execute("RESET ROLE")
         apply(database, deleted(ANN, 2))
         assert application.execute("SELECT operation FROM user_changes").fetchall() == [("DELETE",)]
-    finally:
-        application.execute(f"RESET ROLE; DROP OWNED BY {role} CASCADE; DROP ROLE {role}".encode())
 
 
 @pytest.mark.parametrize("policy", [DELETE, Policy(anonymize=True)], ids=["delete", "anonymize"])

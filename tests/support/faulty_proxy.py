@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
+from tests.support.databases import with_place
 from tests.support.proxy import HOST, End, OneWay, Proxy
 
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
@@ -107,13 +108,12 @@ class FaultyProxy(Proxy):
 @contextmanager
 def proxy_to(url: str) -> Iterator[tuple[FaultyProxy, str]]:
     """Give a proxy to where `url` leads, on this machine, and the URL through it."""
-    there = urlsplit(url)
-    assert there.port
-    proxy = FaultyProxy(there.port)
+    port = urlsplit(url).port
+    assert port
+    proxy = FaultyProxy(port)
     proxy.start()
-    account = there.netloc.rpartition("@")[0]
     try:
-        yield proxy, there._replace(netloc=f"{account}@{HOST}:{proxy.port}").geturl()
+        yield proxy, with_place(url, f"{HOST}:{proxy.port}")
     finally:
         proxy.stop()
 

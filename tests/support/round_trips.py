@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from typing import Self
 from urllib.parse import urlsplit
 
+from tests.support.databases import with_place
+
 QUIET_S = 0.04
 CHUNK = 1 << 16
 
@@ -38,9 +40,7 @@ class TripCounter:
         parts = urlsplit(target)
         self._target = (parts.hostname, parts.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        host = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        user = parts.netloc.rpartition("@")[0]
-        self.url = parts._replace(netloc=f"{user}@{host}" if user else host).geturl()
+        self.url = with_place(target, f"127.0.0.1:{self._listener.getsockname()[1]}")
         self._trips = Trips()
         self._sockets: list[socket.socket] = []
 

@@ -23,6 +23,7 @@ from rq import Queue
 import config
 from cli.dev.servers import RedisServer, free_port
 from tests.support import http
+from tests.support.databases import with_database
 from tests.support.deliveries import signed
 from tests.support.failed_jobs import fail_in_another_worker, raise_personal
 from tests.support.fake_clerk import KEY, FakeClerk
@@ -320,9 +321,9 @@ def _without_database(stack: Stack, redis: Redis) -> None:
 def _database_away(settings: config.Settings) -> Iterator[None]:
     assert settings.database_url_unpooled
     url = settings.database_url_unpooled.get_secret_value()
-    server, _, name = url.rpartition("/")
+    name = url.rpartition("/")[2]
     allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as admin:
+    with psycopg.connect(with_database(url, "postgres"), autocommit=True) as admin:
         admin.execute(allow.format(sql.Identifier(name), sql.SQL("false")))
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
         try:

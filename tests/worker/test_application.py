@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, LiteralString
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -23,6 +22,7 @@ from db.connection.errors import DatabaseUnavailable
 from db.merge.incoming import Outcome
 from db.merge.policy import Policy
 from tests.support.checkouts import count_checkouts
+from tests.support.databases import new_role, with_account
 from tests.support.payloads import (
     NOW,
     Json,
@@ -466,20 +466,13 @@ def test_a_trigger_that_changes_the_row_again_is_no_trouble(
 @pytest.fixture
 def unprivileged(make_settings: MakeSettings, connection: Admin, database_url: str) -> Iterator[Database]:
     """The database as a role sees it that has every right on the tables, and does not own them."""
-    role = f"writer_{os.getpid()}"
-    name = sql.Identifier(role)
-    connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret'").format(name))
-    connection.execute(
-        sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {}").format(name)
-    )
-    url = urlsplit(database_url)
-    direct = url._replace(netloc=f"{role}:secret@{url.netloc.rpartition('@')[2]}").geturl()
-    database = Database(
-        make_settings(redis_url=None, database_url=SecretStr(direct), database_url_unpooled=None)
-    )
-    yield database
-    database.dispose()
-    connection.execute(sql.SQL("DROP OWNED BY {}; DROP ROLE {}").format(name, name))
+    rights = "SELECT, INSERT, UPDATE, DELETE"
+    with new_role(connection) as role:
+        connection.execute(f"GRANT {rights} ON ALL TABLES IN SCHEMA public TO {role}".encode())
+        url = SecretStr(with_account(database_url, role))
+        database = Database(make_settings(redis_url=None, database_url=url, database_url_unpooled=None))
+        yield database
+        database.dispose()
 
 
 @pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") == "1", reason="PgBouncer connects as one role here")

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg import sql
 from pydantic import SecretStr
 from redis import Redis
 from redis.exceptions import RedisError
@@ -20,6 +18,7 @@ from rq.command import send_shutdown_command
 
 import config
 from cli.dev.servers import PostgresServer, RedisServer, free_port
+from tests.support.databases import with_database
 from tests.support.directories import open_directory
 from tests.support.migrations import migrate
 from tests.support.payloads import NOW, deleted_event, user, user_event
@@ -317,14 +316,14 @@ def server() -> Iterator[PostgresServer]:
 def own_database(server: PostgresServer, make_settings: MakeSettings, redis_url: str) -> Iterator[SecretStr]:
     name = f"test_{redis_url.rpartition('/')[2]}"
     with psycopg.connect(server.url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    url = SecretStr(urlsplit(server.url)._replace(path=f"/{name}").geturl())
+        admin.execute(f"CREATE DATABASE {name}".encode())
+    url = SecretStr(with_database(server.url, name))
     migrate(make_settings(database_url=url, database_url_unpooled=None))
     yield url
     if not server.running:
         server.start()
     with psycopg.connect(server.url, autocommit=True) as admin:
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 def report(redis: Redis, worker: Worker) -> Any:

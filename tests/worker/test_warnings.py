@@ -15,6 +15,7 @@ from cli.dev.servers import PostgresServer, RedisServer
 from db.connection.engine import Database
 from db.identity import leads_to_same_tables
 from db.times import now_ms
+from tests.support.databases import new_database, with_database
 from tests.support.deliveries import PATH, MakeClient, signed
 from tests.support.failed_jobs import fail
 from tests.support.payloads import body, user_event
@@ -399,14 +400,17 @@ def _kept(redis: Redis) -> Any:
 
 
 def test_two_urls_that_lead_to_different_tables_are_said(
-    report: AskHealth, database_url: str, database_url_unpooled: str, own_postgres: PostgresServer
+    report: AskHealth,
+    database_url: str,
+    database_url_unpooled: str,
+    connection: psycopg.Connection,
+    own_postgres: PostgresServer,
 ) -> None:
     same = database_url_unpooled + "?application_name=other"
     assert _is_well(report(database_url=database_url, database_url_unpooled=same))
     different = report(database_url=database_url, database_url_unpooled=own_postgres.url)
     assert "DATABASE_URL_UNPOOLED" in _warning(different, "lead to different tables")
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        connection.execute("CREATE SCHEMA elsewhere")
+    connection.execute("CREATE SCHEMA elsewhere")
     hidden = f"{database_url_unpooled}?options=-csearch_path%3Delsewhere"
     assert _warning(
         report(database_url=database_url, database_url_unpooled=hidden), "lead to different tables"
@@ -417,17 +421,19 @@ def test_two_urls_that_lead_to_different_tables_are_said(
 
 
 def test_a_database_and_its_copy_are_two(make_settings: MakeSettings, database_url_unpooled: str) -> None:
-    there, _, name = database_url_unpooled.rpartition("/")
-    url = f"{there}/{name}_copy"
-    with psycopg.connect(f"{there}/postgres", autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}_copy" TEMPLATE "{name}"'.encode())
+    name = database_url_unpooled.rpartition("/")[2]
+    copied = f"{name}_copy"
+    url = with_database(database_url_unpooled, copied)
+    with (
+        psycopg.connect(with_database(url, "postgres"), autocommit=True) as admin,
+        new_database(admin, copied, f"TEMPLATE {name}"),
+    ):
         one, again = (Database(make_settings(database_url=database_url_unpooled)) for _ in range(2))
         copy = Database(make_settings(database_url=url, database_url_unpooled=url))
         assert leads_to_same_tables(one, again)
         assert not leads_to_same_tables(one, copy)
         for database in (one, again, copy):
             database.dispose()
-        admin.execute(f'DROP DATABASE "{name}_copy" WITH (FORCE)'.encode())
 
 
 def test_a_clock_that_is_more_than_a_minute_off_is_said(
