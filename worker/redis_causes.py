@@ -2,7 +2,7 @@
 
 `explain` maps an error (of redis-py 8.1) to a line: the cause, then what to do. A line contains no host,
 user, password, key or text of the server; for a refused permission it names the command. docs/operations.md
-explains each line; tests/worker/test_redis_causes.py produces each on a real server.
+explains each line; the tests produce each on a real server.
 """
 
 import re
