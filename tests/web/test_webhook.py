@@ -116,65 +116,28 @@ def test_every_forgery_is_refused_in_the_same_words(
     assert redis.dbsize() == 0
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"{}{}",
-        b"{'type': 'user.created'}",
-        b'{"type": NaN}',
-        b'{"type": "user.created", "data": "\x00"}',
-        b"\xef\xbb\xbf{}",
-        b"[" * 50_000,
-        b'{"data": ' + b"9" * 6000 + b",}",
-        b'{"data":' * 50_000 + b"1",
-    ],
-    ids=lambda content: repr(content[:30]),
-)
-def test_signed_bodies_without_json_are_refused(client: FlaskClient, redis: Redis, content: bytes) -> None:
+def test_a_signed_body_without_json_is_refused(client: FlaskClient, redis: Redis) -> None:
     id_ = svix_id()
     with capture_logs() as lines:
-        answer = deliver(client, content, id_=id_)
+        answer = deliver(client, b"{'type': 'user.created'}", id_=id_)
     assert (answer.status_code, answer.json) == (400, {"error": "the body is not JSON"})
     assert redis.dbsize() == 0
     assert (lines[0]["status"], lines[0]["svix_id"]) == ("not_json", id_)
 
 
-NO_EVENTS: list[object] = [
-    [],
-    "user.created",
-    1,
-    None,
-    {},
-    {"type": None},
-    {"type": 7, "data": {"id": ANN}},
-    {"type": ["user.created"]},
-    {"type": {"user.created": 1}},
-]
-NO_DATA: list[object] = [None, [], "user_1", {}, {"id": None}, {"id": 5}, {"id": "zoë@example.com"}]
-
-
 @pytest.mark.parametrize(
     ("event", "description"),
     [
-        *((event, "unreadable") for event in NO_EVENTS),
-        *(({"type": "user.updated", "data": data}, "user.updated") for data in NO_DATA),
+        ([], "unreadable"),
+        ({"type": 7, "data": {"id": ANN}}, "unreadable"),
+        ({"type": "user.updated", "data": {"id": "zoë@example.com"}}, "user.updated"),
     ],
-    ids=repr,
 )
 def test_unknown_json_is_queued(client: FlaskClient, rq: RqView, event: object, description: str) -> None:
     id_ = svix_id()
     answer = deliver(client, body(event), id_=id_)
     assert (answer.status_code, answer.json) == (202, {"status": "queued"})
     assert rq.job(id_).description == description
-
-
-def test_numbers_of_any_length_and_deep_metadata_are_queued(client: FlaskClient) -> None:
-    for depth in (800, 1100, 4000):
-        metadata = b"[" * depth + b"9" * 6000 + b"]" * depth
-        content = genuine().replace(b'"public_metadata":', b'"deep":' + metadata + b',"public_metadata":', 1)
-        assert deliver(client, content).status_code == 202
 
 
 def test_events_of_another_instance_are_ignored_with_a_warning(make_client: MakeClient, redis: Redis) -> None:
