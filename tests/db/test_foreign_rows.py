@@ -17,7 +17,7 @@ from db.merge.change import placeholder_address
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
 from db.times import to_datetime
-from tests.db.test_users import OTHER, SHARED, deleted, emails, existing, row, saved, signed_in, sync_row
+from tests.db.test_users import OTHER, SHARED, deleted, emails, existing, row, saved, signed_in
 from tests.support.checkouts import count_checkouts
 from tests.support.payloads import ANN, BEN, CAT, NOW
 
@@ -69,15 +69,6 @@ def test_an_address_that_was_taken_comes_back_to_a_row_without_history_whatever_
     ordered = story[::-1] if backwards else story
     batches(database, *(ordered[at : at + size] for at in range(0, len(ordered), size)))
     assert emails(connection) == {ANN: SHARED, BEN: OTHER}
-
-
-def test_a_row_without_history_keeps_a_lost_claim(database: Database, connection: Connection) -> None:
-    existing(connection, ANN, SHARED)
-    batches(database, [saved(BEN, 1, SHARED)])
-    assert emails(connection) == {ANN: placeholder_address(ANN), BEN: SHARED}
-    assert sync_row(connection, ANN)["claimed_email"] == SHARED
-    batches(database, [deleted(BEN, 2)])
-    assert emails(connection) == {ANN: SHARED}
 
 
 # Any Clerk id
