@@ -13,8 +13,7 @@ from tests.support.faulty_proxy import proxy_to
 from tests.support.queue import beat, delivery, frozen, put
 from tests.support.service import AskHealth, add_service, add_worker
 from tests.support.waiting import wait_until, within
-from worker.monitoring import probes, receivers
-from worker.monitoring.health import ANSWER_LIMIT_S
+from worker.monitoring import health, probes, receivers
 from worker.monitoring.probes import LIMIT_S, Probe, ask
 from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs, ReplayResult
@@ -183,26 +182,26 @@ def test_without_a_worker_the_service_is_degraded(report: AskHealth, redis: Redi
 
 
 def test_connections_that_have_died_since_are_no_trouble(
-    report: AskHealth, database_url_unpooled: str
+    report: AskHealth, connection: psycopg.Connection
 ) -> None:
     report()
-    with psycopg.connect(database_url_unpooled, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
     checks = report()["checks"]
     assert {name: check["error"] for name, check in checks.items()} == dict.fromkeys(checks)
 
 
 def test_a_connection_that_was_forgotten_on_its_way_is_trouble_for_seconds_only(
-    report: AskHealth, database_url: str
+    report: AskHealth, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(health, "ANSWER_LIMIT_S", LIMIT_S + 0.5)
     with proxy_to(database_url) as (proxy, url):
         assert report(database_url=url)["checks"]["database"]["ok"]
         proxy.forget()
         assert not report(database_url=url)["checks"]["database"]["ok"]
-        wait_until(lambda: report(database_url=url)["checks"]["database"]["ok"], ANSWER_LIMIT_S + 5)
+        wait_until(lambda: report(database_url=url)["checks"]["database"]["ok"], 20)
 
 
 @pytest.mark.usefixtures("worker")
