@@ -47,16 +47,6 @@ from worker.redis_client import (
 CONNECTIONS = config.Settings.model_fields["redis_max_connections"].default - OTHER_CONNECTIONS
 
 
-def test_a_new_delivery_is_queued_once(queue: DeliveryQueue, rq: RqView) -> None:
-    given = delivery()
-    assert [queue.enqueue(given) for _ in range(3)] == [
-        EnqueueResult.QUEUED,
-        EnqueueResult.DUPLICATE,
-        EnqueueResult.DUPLICATE,
-    ]
-    assert rq.places(given.svix_id) == ["queue"]
-
-
 @pytest.mark.usefixtures("patient_receiver")
 def test_eight_receivers_with_one_delivery_queue_it_once(make_settings: MakeSettings, rq: RqView) -> None:
     given = [delivery() for _ in range(10)]
@@ -157,18 +147,6 @@ def test_a_job_that_rq_deleted_is_new_again(queue: DeliveryQueue, rq: RqView) ->
     rq.job(given.svix_id).delete()
     assert queue.enqueue(given) == EnqueueResult.QUEUED
     assert rq.places(given.svix_id) == ["queue"]
-
-
-def test_the_job_keeps_the_whole_body_and_tells_no_more_than_type_and_id(
-    queue: DeliveryQueue, rq: RqView
-) -> None:
-    given = delivery()
-    queue.enqueue(given)
-    job = rq.job(given.svix_id)
-    assert job.args == [given.body]
-    assert job.description == given.description
-    fields = rq.fields(given.svix_id)
-    assert b"@" not in b"".join(value for name, value in fields.items() if name != b"data")
 
 
 def test_when_the_last_delivery_came_is_known(queue: DeliveryQueue, redis: Redis) -> None:

@@ -80,11 +80,6 @@ def stale(*clerk_ids: str) -> list[Stale]:
     return [Stale(clerk_id, ("organization",)) for clerk_id in sorted(clerk_ids)]
 
 
-def test_a_backfill_brings_the_organization_that_each_user_joined_last(few: SyncContext) -> None:
-    assert organizations(few) == BEFORE
-    assert report(few).differing == 0
-
-
 def test_it_reads_all_memberships_of_the_instance_five_hundred_at_a_time(
     clerk: FakeClerk, both: SyncContext
 ) -> None:

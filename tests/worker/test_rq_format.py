@@ -121,20 +121,6 @@ def seen(rq: RqView, id_: str, attribute: str) -> Any:
         return None
 
 
-def test_the_hash_of_a_job_has_rqs_fields_and_no_others(queue: DeliveryQueue, rq: RqView) -> None:
-    given = delivery()._replace(description="user.created user_1")
-    queue.enqueue(given)
-    theirs = rq.fields(enqueue_with_rq(rq, given.body).id)
-    ours = rq.fields(given.svix_id)
-    assert ours.keys() <= theirs.keys()
-    assert {name for name in theirs.keys() - ours.keys() if theirs[name]} == {b"enqueued_at"}
-    times = {b"created_at", b"data"}
-    assert {name: ours[name] for name in ours.keys() - times} == {
-        name: theirs[name] for name in ours.keys() - times
-    }
-    assert ours[b"data"] == zlib.decompress(theirs[b"data"])
-
-
 @pytest.mark.parametrize("size", [10, rq_format.COMPRESS_FROM_BYTES, 200_000])
 def test_rq_reads_the_body_of_a_small_and_of_a_large_delivery(
     queue: DeliveryQueue, rq: RqView, size: int
