@@ -1,4 +1,3 @@
-import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +26,7 @@ from tests.support.payloads import (
 from worker.clerk.payloads import FieldSources
 from worker.queue import lock_waits
 from worker.queue.consumer import Failed, Finished, Settled, TakenJob
-from worker.queue.rq_format import JOB_FUNCTION, encode_call
+from worker.queue.rq_format import encode_call
 from worker.runner import batch
 
 MARK = "marked.person"
@@ -98,41 +97,26 @@ def test_a_job_that_does_not_say_when_it_came_is_applied_all_the_same(created_at
 # What fails
 
 
-UNREADABLE: dict[str, object] = {
-    "no object": [],
-    "no type": {"data": {}},
-    "a type that is no text": user_event(type=7),
-    "no data": {"type": "user.created"},
-    "no id": user_event(data=user(None)),
-    "an id that is none": user_event(data=user("user 1'; --")),
-    "an id that is too long": user_event(data=user("u" * 201)),
-    "a session without a user or a time": session_event(data=session(ANN, created_at=None)),
-}
+UNREADABLE: list[tuple[TakenJob, str]] = [
+    (job(user_event(data=user(MARK, first_name=MARK))), "the event's data.id is not a Clerk id"),
+    (job(data=encode_call(f"{{{MARK}")), "body is not JSON"),
+    (
+        job(session_event(data=session(ANN, created_at=None))),
+        "the session's created_at is not a time, and it has no user",
+    ),
+]
 
 
-@pytest.mark.parametrize("event", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_an_event_that_cannot_be_understood_fails_alone_and_for_good(event: object) -> None:
-    jobs = [person(1), job(event), person(2)]
+@pytest.mark.parametrize(("unreadable", "reason"), UNREADABLE)
+def test_what_cannot_be_understood_fails_alone_and_for_good(unreadable: TakenJob, reason: str) -> None:
+    jobs = [person(1), unreadable, person(2)]
     tables = Applied()
     failed = the_failed(done := process(jobs, tables))
     assert outcomes(done) == {jobs[0].id: "applied", jobs[1].id: "Unreadable", jobs[2].id: "stale"}
     assert tables.calls == [[jobs[0].id, jobs[2].id]]
-    assert failed.retryable is False
-
-
-def test_a_reason_holds_nothing_of_the_payload() -> None:
-    event = user_event(data=user(f"{MARK}@example.com", first_name=MARK))
-    failed = the_failed(process([job(event)], Applied()))
-    assert failed.reason == "Unreadable: the event's data.id is not a Clerk id"
+    assert (failed.reason, failed.retryable) == (f"Unreadable: {reason}", False)
     assert failed.traceback.startswith("Traceback (most recent call last):\n")
     assert failed.traceback.endswith(failed.reason)
-    assert MARK not in failed.traceback
-
-
-def test_a_body_that_is_no_json_fails_for_good() -> None:
-    data = json.dumps([JOB_FUNCTION, None, [f"{{{MARK}"], {}]).encode()
-    failed = the_failed(process([job(data=data)], Applied()))
-    assert (failed.reason, failed.retryable) == ("Unreadable: body is not JSON", False)
     assert MARK not in failed.traceback
 
 
