@@ -117,10 +117,12 @@ def test_what_clerk_tells_delivered_in_any_way_ends_as_it_is_at_clerk(
     explore(trial, max_examples=20, plans_each=3, with_organizations=with_organizations)
 
 
-def test_workers_that_meet_in_the_same_users_and_addresses_do_no_harm(trial: Trial) -> None:
+@with_and_without_organizations
+def test_workers_that_meet_in_the_same_rows_do_no_harm(trial: Trial, with_organizations: bool) -> None:
     trial.dawdle()
     with structlog.testing.capture_logs() as logs:
-        explore(trial, max_size=30, max_examples=10, plans_each=3)
+        explore(trial, max_size=30, max_examples=10, plans_each=3, with_organizations=with_organizations)
+    assert trial.deadlocks() == 0
     assert logs == []
 
 
@@ -141,14 +143,6 @@ def test_rows_that_the_application_wrote_end_the_same_whatever_the_batches(
         assert ends == ends[:1] * len(ends)
 
     tables_are_equal()
-
-
-def test_workers_that_meet_in_the_same_organizations_do_no_harm(trial: Trial) -> None:
-    trial.dawdle()
-    with structlog.testing.capture_logs() as logs:
-        explore(trial, max_size=30, max_examples=10, plans_each=3, with_organizations=True)
-    assert trial.deadlocks() == 0
-    assert logs == []
 
 
 def test_the_language_that_the_database_sorts_by_decides_nothing(trial: Trial) -> None:
