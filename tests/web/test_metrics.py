@@ -8,14 +8,13 @@ from prometheus_client.samples import Sample
 from cli.dev.servers import RedisServer, free_port
 from tests.support import http
 from tests.support.deliveries import PATH, MakeClient, signed
-from tests.support.payloads import body, deleted_event, user_event
-from tests.support.queue import frozen
+from tests.support.payloads import Json, body, deleted_event, user_event
+from tests.support.queue import RqView, frozen
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
 from web.signature import Reason
 from worker.monitoring import metrics, probes
-from worker.monitoring.metrics import FLUSH_EVERY_S
 from worker.monitoring.probes import LIMIT_S
 
 
@@ -81,13 +80,20 @@ def test_a_redis_that_hangs_is_not_waited_for_longer_than_the_limit(
         assert time.monotonic() - began < 2 * LIMIT_S
 
 
-def test_metrics_sum_all_processes_and_outlive_them(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_metrics_sum_all_processes_and_outlive_them(
+    make_settings: MakeSettings, tmp_path: Path, rq: RqView
+) -> None:
     settings = make_settings(port=free_port(), web_workers=2)
     with Stack(settings, tmp_path, workers=2) as stack:
-        for _ in range(40):
-            content = body(user_event())
+
+        def deliver(event: Json) -> str:
+            content = body(event)
             headers = {**signed(content), "Connection": "close"}
             assert http.post(stack.url, content=content, headers=headers).status_code == 202
+            return headers["svix-id"]
+
+        for _ in range(40):
+            deliver(user_event())
         applied = {"type": "user.created", "outcome": "applied"}
         wait_until(lambda: _sum(_scrape(stack), "clerk_sync_events_applied_total") == 40, 20, stack.logs)
         wait_until(lambda: _sum(_scrape(stack), "clerk_sync_deliveries_total") == 40, 20, stack.logs)
@@ -97,8 +103,7 @@ def test_metrics_sum_all_processes_and_outlive_them(make_settings: MakeSettings,
         assert value(text, "clerk_sync_workers_alive") == 2
         assert value(text, "clerk_sync_delivery_lag_seconds_count") == 40
         assert {sample.value for sample in samples(text, "clerk_sync_pool_size")} == {5}
-        gone = body(deleted_event())
-        http.post(stack.url, content=gone, headers=signed(gone))
+        deliver(deleted_event())
         stack.web.end()
         stack.web.start()
         stack.await_ready()
@@ -106,16 +111,13 @@ def test_metrics_sum_all_processes_and_outlive_them(make_settings: MakeSettings,
         assert _sum(text, "clerk_sync_deliveries_total") == 41, (
             "what was not flushed yet went with the process"
         )
-
-
-def test_a_worker_that_stops_leaves_its_last_counts(make_settings: MakeSettings, tmp_path: Path) -> None:
-    with Stack(make_settings(port=free_port(), web_workers=1), tmp_path) as stack:
-        time.sleep(FLUSH_EVERY_S / 2)
-        content = body(user_event())
-        http.post(stack.url, content=content, headers=signed(content))
-        wait_until(lambda: '"applied"' in stack.logs() or "applied" in stack.logs(), 30, stack.logs)
+        stack.workers[1].end()
+        deliver(user_event())
+        wait_until(lambda: _sum(_scrape(stack), "clerk_sync_events_applied_total") == 42, 20, stack.logs)
+        last = deliver(user_event())  # the only worker flushed just now
+        wait_until(lambda: rq.status(last) == "finished", 20, stack.logs)
         stack.workers[0].end()
-        assert _sum(_scrape(stack), "clerk_sync_events_applied_total") == 1
+        assert _sum(_scrape(stack), "clerk_sync_events_applied_total") == 43
 
 
 def _scrape(stack: Stack) -> str:
