@@ -469,15 +469,6 @@ def hang(_: Request) -> None:
     time.sleep(3 * READ_TIMEOUT_S)
 
 
-def test_without_an_interval_no_worker_asks_clerk(
-    clerk: FakeClerk, make_settings: MakeSettings, tmp_path: Path
-) -> None:
-    settings = api_settings(make_settings, clerk, port=free_port(), web_workers=1)
-    with Stack(settings, tmp_path):
-        time.sleep(1.5)
-    assert clerk.requests == []
-
-
 def test_an_interval_needs_a_key_for_clerk(make_settings: MakeSettings) -> None:
     with pytest.raises(config.SettingsError, match=r"^RECONCILE_EVERY .*CLERK_SECRET_KEY"):
         make_settings(reconcile_every="1h")
