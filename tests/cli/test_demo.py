@@ -45,13 +45,22 @@ def answers(output: str) -> dict[str, str]:
 
 
 def test_the_demo_shows_every_answer_in_80_columns_and_the_rows_and_can_be_run_again(
-    make_settings: MakeSettings, database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_settings: MakeSettings,
+    database_url: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Once more, without a worker, it says that no row came."""
     with Stack(make_settings(port=free_port(), web_workers=1), tmp_path) as stack:
         demo.play(stack.settings, stack.url)
         first = capsys.readouterr().out
         demo.play(stack.settings, stack.url)
         second = capsys.readouterr().out
+        stack.workers[0].end()
+        monkeypatch.setattr(demo, "TIMEOUT_S", 0.2)
+        demo.play(stack.settings, stack.url)
+        third = capsys.readouterr().out
 
     for output in (first, second):
         assert max(map(len, output.splitlines())) <= 80
@@ -79,23 +88,9 @@ def test_the_demo_shows_every_answer_in_80_columns_and_the_rows_and_can_be_run_a
         assert {name: value for name, value in run.items() if value} == {"cat": "Acme", "fay": "Acme"}
     for run in users(database_url, "extract(minute FROM last_login_at - created_at)::int"):
         assert {name: minute for name, minute in run.items() if minute is not None} == LOGIN_MINUTES
+    assert "No row after 0.2 s: check that a worker runs" in third
+    assert "35 deliveries were not applied" in third
     assert len(users(database_url, "name")) == 2
-
-
-def test_a_demo_that_no_worker_applies_says_so(
-    make_settings: MakeSettings,
-    database_url: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(demo, "TIMEOUT_S", 0.2)
-    with Stack(make_settings(port=free_port(), web_workers=1), tmp_path, workers=0) as stack:
-        demo.play(stack.settings, stack.url)
-    output = capsys.readouterr().out
-    assert "No row after 0.2 s: check that a worker runs" in output
-    assert "35 deliveries were not applied" in output
-    assert users(database_url, "name") == []
 
 
 def test_every_line_of_the_story_fits_its_column() -> None:
