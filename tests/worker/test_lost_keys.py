@@ -15,8 +15,10 @@ from worker.queue.consumer import CONSUMERS_KEY, RESERVED_PREFIX, Finished, Rese
 from worker.queue.failed_jobs import FailedJobs, ReplayResult
 from worker.queue.maintenance import SEARCH_KEY, QueueMaintenance
 from worker.queue.producer import DeliveryQueue, EnqueueResult
+from worker.runner.batch_worker import MAX_CONSUMERS
 
 LONG_AGO = "2026-01-01T00:00:00.000000Z"
+LAST_THREAD = f".{MAX_CONSUMERS}"
 
 
 @pytest.fixture
@@ -24,11 +26,15 @@ def maintenance(rq: RqView) -> QueueMaintenance:
     return QueueMaintenance(rq.queue)
 
 
-def started(redis: Redis) -> str:
+def started(redis: Redis, part: str = "") -> str:
     id_ = enqueue(redis)
-    assert len(take(ReservedJobs(redis, "w"))) == 1
+    assert len(take(ReservedJobs(redis, "w", part))) == 1
     redis.hset(rq_format.JOB_PREFIX + id_, "started_at", LONG_AGO)
     return id_
+
+
+def started_by_the_last_thread(redis: Redis) -> str:
+    return started(redis, LAST_THREAD)
 
 
 def failed(redis: Redis, *, retryable: bool = False) -> str:
@@ -49,6 +55,7 @@ def finish(reserved: ReservedJobs) -> None:
 LOST: dict[str, tuple[Callable[[Redis], str], str]] = {
     "the queue": (enqueue, rq_format.QUEUE_KEY),
     "a reserved list": (started, f"{RESERVED_PREFIX}w"),
+    "that of a worker's last thread": (started_by_the_last_thread, f"{RESERVED_PREFIX}w{LAST_THREAD}"),
     "the scheduled registry": (scheduled, rq_format.SCHEDULED_KEY),
     "the consumers, of which one is dead": (started, CONSUMERS_KEY),
 }

@@ -30,6 +30,7 @@ local function is_in_no_list(id, queue, intermediate, started, consumers, reserv
 end
 
 local function forget_started(started, id, worker)
-  -- One entry for each consumer thread that the worker may have: see CONSUMERS in worker/runner/batch_worker.py.
-  redis.call('ZREM', started, id .. ':' .. worker, id .. ':' .. worker .. '.2')
+  -- Any thread of the worker may have taken it: see MAX_CONSUMERS in worker/runner/batch_worker.py.
+  local entry = id .. ':' .. worker
+  redis.call('ZREM', started, entry, entry .. '.2', entry .. '.3')
 end
