@@ -6,12 +6,10 @@ them (`worker.monitoring.prometheus`); workers need no port.
 
 import json
 import threading
-import time
 import uuid
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -168,15 +166,6 @@ class Metrics:
             for value in values:
                 self._counts[histogram.name, histogram.bound(value)] += 1
             self._counts[histogram.name, SUM] += sum(values)
-
-    @contextmanager
-    def timed(self, histogram: Histogram) -> Iterator[None]:
-        """Add the seconds that the block takes, also if it raises."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.observe(histogram, time.perf_counter() - began)
 
     def set_last_applied(self, at_s: float) -> None:
         """Record when an event was applied, in s since the epoch."""
