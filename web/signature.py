@@ -10,10 +10,11 @@ Source: docs.svix.com, "Verifying webhooks"; github.com/standard-webhooks, whose
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from worker.monitoring.metrics import SignatureReason
 
 if TYPE_CHECKING:
     from svix.webhooks import Webhook
@@ -28,21 +29,12 @@ TIMESTAMP = re.compile(r"[0-9]{1,12}")
 SIGNATURE = re.compile(r"(?<!\S)v1,[A-Za-z0-9+/]{43}=(?!\S)")  # HMAC-SHA256 in base64, an entry of its own
 
 
-class Reason(StrEnum):
-    """Why a delivery is refused as forged: for the log and the counters, never for the sender."""
-
-    MISSING = "missing"
-    MALFORMED = "malformed"
-    STALE = "stale"
-    MISMATCH = "mismatch"
-
-
 class Forged(Exception):
     """The delivery is not proven to come from Clerk, or is too old."""
 
     retryable = False
 
-    def __init__(self, reason: Reason) -> None:
+    def __init__(self, reason: SignatureReason) -> None:
         super().__init__(reason.value)
         self.reason = reason
 
@@ -58,12 +50,12 @@ def read_headers(environ: Mapping[str, Any], now_s: float) -> dict[str, str]:
         for name, other in (ID_HEADERS, TIMESTAMP_HEADERS, SIGNATURE_HEADERS)
     )
     if not (svix_id and timestamp and signature):
-        raise Forged(Reason.MISSING)
+        raise Forged(SignatureReason.MISSING)
     entries = SIGNATURE.findall(signature)
     if not (SVIX_ID.fullmatch(svix_id) and TIMESTAMP.fullmatch(timestamp) and entries):
-        raise Forged(Reason.MALFORMED)
+        raise Forged(SignatureReason.MALFORMED)
     if abs(now_s - int(timestamp)) > TOLERANCE_S:
-        raise Forged(Reason.STALE)
+        raise Forged(SignatureReason.STALE)
     return {"svix-id": svix_id, "svix-timestamp": timestamp, "svix-signature": " ".join(entries)}
 
 
@@ -94,9 +86,9 @@ class Verifier:
         try:
             text = body.decode()
         except UnicodeDecodeError:  # Svix signs text
-            raise Forged(Reason.MALFORMED) from None
+            raise Forged(SignatureReason.MALFORMED) from None
         if not any(_is_signed(webhook, text, headers) for webhook in self._webhooks):
-            raise Forged(Reason.MISMATCH)
+            raise Forged(SignatureReason.MISMATCH)
         return text
 
 

@@ -13,8 +13,7 @@ from tests.support.queue import RqView, frozen
 from tests.support.settings import MakeSettings
 from tests.support.stack import Stack
 from tests.support.waiting import wait_until
-from web.signature import Reason
-from worker.monitoring import metrics, probes
+from worker.monitoring import probes
 from worker.monitoring.probes import LIMIT_S
 
 
@@ -51,10 +50,6 @@ def test_each_delivery_is_counted_by_type_and_answer(make_client: MakeClient) ->
     assert value(text, "clerk_sync_rejected_signatures_total", reason="stale") == 1
     assert value(text, "clerk_sync_rejected_signatures_total", reason="missing") == 1
     assert value(text, "clerk_sync_enqueue_seconds_count") == 2
-
-
-def test_every_reason_of_a_rejected_signature_has_its_counter() -> None:
-    assert {reason.value for reason in Reason} == set(metrics.SIGNATURE_REASONS)
 
 
 def test_without_redis_the_metrics_still_answer_and_say_so(make_client: MakeClient) -> None:

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.settings import SECRET
-from web.signature import TOLERANCE_S, Forged, Reason, Verifier, read_headers, svix_webhook
+from web.signature import TOLERANCE_S, Forged, Verifier, read_headers, svix_webhook
+from worker.monitoring.metrics import SignatureReason
 
 WEBHOOK = (
     svix_webhook()
@@ -69,7 +70,7 @@ def verify(
     return signed["svix-id"]
 
 
-def reason(environ: dict[str, str], *, now_s: float = SENT, body: bytes = BODY) -> Reason:
+def reason(environ: dict[str, str], *, now_s: float = SENT, body: bytes = BODY) -> SignatureReason:
     with pytest.raises(Forged) as forged:
         verify(body, environ, [SECRET], now_s)
     return forged.value.reason
@@ -99,7 +100,7 @@ def test_published_examples_are_genuine_under_both_header_names(  # noqa: PLR091
 def test_svix_names_go_before_those_of_standard_webhooks() -> None:
     forged = headers("msg_other", "1", "v1," + "A" * 43 + "=", STANDARD)
     assert verify(BODY, {**forged, **headers()}, [SECRET], SENT) == ID
-    assert reason({**headers(names=STANDARD), **headers("msg_other")}) is Reason.MISMATCH
+    assert reason({**headers(names=STANDARD), **headers("msg_other")}) is SignatureReason.MISMATCH
 
 
 @given(key=KEYS, id_=IDS, body=BODIES, age_s=st.integers(-290, 290))
@@ -157,13 +158,16 @@ def test_no_header_text_does_anything_but_prove_or_fail(
 
 @given(st.dictionaries(st.one_of(st.sampled_from([*SVIX, *STANDARD]), st.text()), st.text()))
 def test_no_set_of_headers_does_anything_but_fail(given: dict[str, str]) -> None:
-    assert reason(given) in set(Reason)
+    assert reason(given) in set(SignatureReason)
 
 
 @pytest.mark.parametrize("missing", SVIX)
 def test_a_missing_or_empty_header_is_named_so(missing: str) -> None:
-    assert reason({name: value for name, value in headers().items() if name != missing}) is Reason.MISSING
-    assert reason({**headers(), missing: ""}) is Reason.MISSING
+    assert (
+        reason({name: value for name, value in headers().items() if name != missing})
+        is SignatureReason.MISSING
+    )
+    assert reason({**headers(), missing: ""}) is SignatureReason.MISSING
 
 
 @pytest.mark.parametrize(
@@ -197,12 +201,12 @@ def test_a_missing_or_empty_header_is_named_so(missing: str) -> None:
     ],
 )
 def test_a_signature_header_without_a_well_formed_entry_is_malformed(signature: str) -> None:
-    assert reason(headers(signature=signature)) is Reason.MALFORMED
+    assert reason(headers(signature=signature)) is SignatureReason.MALFORMED
 
 
 def test_an_entry_that_does_not_match_is_a_mismatch() -> None:
-    assert reason(headers(signature="v1," + "A" * 43 + "=")) is Reason.MISMATCH
-    assert reason(headers(signature=VALID.lower())) is Reason.MISMATCH
+    assert reason(headers(signature="v1," + "A" * 43 + "=")) is SignatureReason.MISMATCH
+    assert reason(headers(signature=VALID.lower())) is SignatureReason.MISMATCH
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_a_valid_entry_counts_beside_any_other(other: str) -> None:
 
 @pytest.mark.parametrize("body", [b"\xff", "{}".encode("utf-16")])
 def test_a_body_that_is_no_text_is_refused(body: bytes) -> None:
-    assert reason(headers(), body=body) is Reason.MALFORMED
+    assert reason(headers(), body=body) is SignatureReason.MALFORMED
 
 
 def test_any_of_several_secrets_may_have_signed() -> None:
@@ -235,7 +239,7 @@ def test_five_minutes_either_way_are_tolerated(drift_s: float) -> None:
 
 @pytest.mark.parametrize("drift_s", [-TOLERANCE_S - 0.001, TOLERANCE_S + 0.001, 86_400, -86_400])
 def test_more_than_five_minutes_either_way_are_stale(drift_s: float) -> None:
-    assert reason(headers(), now_s=SENT + drift_s) is Reason.STALE
+    assert reason(headers(), now_s=SENT + drift_s) is SignatureReason.STALE
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,7 @@ def test_more_than_five_minutes_either_way_are_stale(drift_s: float) -> None:
     ],
 )
 def test_a_timestamp_is_nothing_but_digits(timestamp: str) -> None:
-    assert reason(headers(timestamp=timestamp)) is Reason.MALFORMED
+    assert reason(headers(timestamp=timestamp)) is SignatureReason.MALFORMED
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,7 @@ def test_a_timestamp_is_nothing_but_digits(timestamp: str) -> None:
 )
 def test_an_id_that_cannot_name_a_job_is_refused_even_when_signed(id_: str) -> None:
     signature = sign(SECRET, id_, datetime.fromtimestamp(SENT, UTC), BODY.decode())
-    assert reason(headers(id_=id_, signature=signature)) is Reason.MALFORMED
+    assert reason(headers(id_=id_, signature=signature)) is SignatureReason.MALFORMED
 
 
 def test_the_longest_id_is_taken() -> None:

@@ -17,8 +17,8 @@ from tests.support.deliveries import FORGERY, PATH, MakeClient, genuine, signed
 from tests.support.payloads import ANN, body, session, svix_id, user, user_event
 from tests.support.queue import RqView
 from tests.support.settings import SECRET
-from web.signature import Reason
 from worker.clerk.payloads import HANDLED_TYPES
+from worker.monitoring.metrics import SignatureReason
 from worker.queue.consumer import Failed, ReservedJobs
 
 OTHER_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
@@ -96,17 +96,17 @@ def test_any_of_several_secrets_may_have_signed(make_client: MakeClient) -> None
 @pytest.mark.parametrize(
     ("headers", "reason"),
     [
-        ({"svix-signature": ""}, Reason.MISSING),
-        ({"svix-id": "msg.another"}, Reason.MALFORMED),
-        ({"svix-timestamp": "now"}, Reason.MALFORMED),
-        ({"svix-signature": "v1,\xfc"}, Reason.MALFORMED),
-        ({"svix-id": "msg_another"}, Reason.MISMATCH),
-        ({"svix-timestamp": "1700000000"}, Reason.STALE),
+        ({"svix-signature": ""}, SignatureReason.MISSING),
+        ({"svix-id": "msg.another"}, SignatureReason.MALFORMED),
+        ({"svix-timestamp": "now"}, SignatureReason.MALFORMED),
+        ({"svix-signature": "v1,\xfc"}, SignatureReason.MALFORMED),
+        ({"svix-id": "msg_another"}, SignatureReason.MISMATCH),
+        ({"svix-timestamp": "1700000000"}, SignatureReason.STALE),
     ],
     ids=repr,
 )
 def test_every_forgery_is_refused_in_the_same_words(
-    client: FlaskClient, redis: Redis, headers: dict[str, str], reason: Reason
+    client: FlaskClient, redis: Redis, headers: dict[str, str], reason: SignatureReason
 ) -> None:
     content = genuine()
     with capture_logs() as lines:

@@ -38,6 +38,15 @@ class DeliveryAnswer(StrEnum):
     ERROR = "error"
 
 
+class SignatureReason(StrEnum):
+    """Why a delivery is refused as forged: for the log and the counters, never for the sender."""
+
+    MISSING = "missing"
+    MALFORMED = "malformed"
+    STALE = "stale"
+    MISMATCH = "mismatch"
+
+
 TOTALS_KEY = "clerk-sync:metrics"
 FLUSH_EVERY_S = 2.0
 OTHER = "other"
@@ -53,7 +62,6 @@ VERIFIED = frozenset(ANSWERS) - {
     DeliveryAnswer.NO_ROOM,
     DeliveryAnswer.ERROR,
 }
-SIGNATURE_REASONS = ("missing", "malformed", "stale", "mismatch")
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
 
 FAST_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -89,7 +97,7 @@ DELIVERIES = Counter(
 REJECTED_SIGNATURES = Counter(
     "clerk_sync_rejected_signatures_total",
     "Deliveries refused because of their signature, by reason.",
-    {"reason": SIGNATURE_REASONS},
+    {"reason": tuple(SignatureReason)},
 )
 FOREIGN = Counter(
     "clerk_sync_foreign_deliveries_total",
