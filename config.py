@@ -41,10 +41,12 @@ FIELD_NAME = re.compile("[a-z][a-z0-9_]{0,99}")
 MIN_SECRET_BYTES = 16  # Svix generates 24 and accepts 24 to 64; its published test vector has 18.
 
 
-class SettingsError(Exception):
-    """The environment cannot be used; the message is one line that names each variable and shows no value."""
+class ServiceError(Exception):
+    """An error of this service. Its message is safe to show: no secret, no personal data."""
 
-    retryable = False
+
+class SettingsError(ServiceError):
+    """The environment cannot be used; the message is one line that names each variable and shows no value."""
 
 
 def decode_signing_secret(secret: str) -> bytes:

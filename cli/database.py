@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli.output import show_entry, show_json, wrapped
-from config import Settings, load
+from config import ServiceError, Settings, load
 from db import locks, migration, schema
 from db.connection.engine import Database
 from db.connection.errors import UTF8
@@ -28,10 +28,8 @@ VIEW_MISSING = (
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
-class NotLocal(Exception):
+class NotLocal(ServiceError):
     """A command that deletes data was called for a database that is not on this machine."""
-
-    retryable = False
 
 
 @click.group()

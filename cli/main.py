@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from config import ServiceError
 from worker import log
 
 # New objects between two garbage collections. With Python's default they take an eighth of the start-up time
@@ -86,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def describe(error: Exception) -> str:
-    """Return the line that a user sees. Only the texts of this project's own errors are safe to show."""
-    if hasattr(error, "retryable"):
+    """Return the line that a user sees. Only the text of a ServiceError is safe to show."""
+    if isinstance(error, ServiceError):
         return str(error)
     if isinstance(error, OSError) and error.errno in OUTPUT_ERRORS:
         return f"the output cannot be written: {os.strerror(error.errno or 0)}"

@@ -8,7 +8,7 @@ import click
 import httpx
 
 from cli import samples
-from config import Settings, load
+from config import ServiceError, Settings, load
 from db.times import now_ms
 from web.webhook import PATH
 from worker.clerk.payloads import ALL_TYPES
@@ -16,10 +16,8 @@ from worker.clerk.payloads import ALL_TYPES
 TIMEOUT_S = 15  # as long as Svix waits for an answer
 
 
-class NotDelivered(Exception):
+class NotDelivered(ServiceError):
     """The delivery got no answer."""
-
-    retryable = True
 
 
 class DeliveryResponse(NamedTuple):

@@ -10,6 +10,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, func, inspect, select
 from sqlalchemy.schema import CreateSchema
 
+from config import ServiceError
 from db.connection.engine import Database, schema_of
 from db.connection.errors import DatabaseUnavailable
 from db.schema import TABLES, SchemaState, current_revision, relations, state
@@ -19,10 +20,8 @@ DEPENDENT_OBJECTS = "2BP01"
 LOCK_TIMEOUT = "10s"
 
 
-class MigrationError(Exception):
+class MigrationError(ServiceError):
     """The migrations cannot run; the message says why and what to do."""
-
-    retryable = False
 
 
 def upgrade(database: Database, revision: str = "head") -> None:

@@ -18,8 +18,6 @@ LARGE_BODIES_BYTES = 2 * 1024 * 1024
 class BodyRefused(Exception):
     """The body is not read, or not to its end."""
 
-    retryable = True
-
 
 class TooLarge(BodyRefused):
     """The body is larger than MAX_BODY_BYTES."""

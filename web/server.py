@@ -20,7 +20,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from config import Settings
+from config import ServiceError, Settings
 from web.app import start
 from web.body_timeout import BodyTimeout
 from web.connections import Limits
@@ -36,10 +36,8 @@ PARENT_CHECK_S = 1.0
 DEFAULT_LIMITS = Limits()
 
 
-class CannotListen(Exception):
+class CannotListen(ServiceError):
     """The receiver cannot listen on the port; the message says why."""
-
-    retryable = False
 
 
 def serve(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:

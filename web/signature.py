@@ -32,8 +32,6 @@ SIGNATURE = re.compile(r"(?<!\S)v1,[A-Za-z0-9+/]{43}=(?!\S)")  # HMAC-SHA256 in 
 class Forged(Exception):
     """The delivery is not proven to come from Clerk, or is too old."""
 
-    retryable = False
-
     def __init__(self, reason: SignatureReason) -> None:
         super().__init__(reason.value)
         self.reason = reason

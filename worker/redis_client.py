@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from config import Settings, SettingsError
+from config import ServiceError, Settings, SettingsError
 
 FAIL_FAST_TIMEOUT_S = 1.5
 PATIENCE_S = 15.0
@@ -47,10 +47,8 @@ FAIL_FAST: dict[str, Any] = {
 }
 
 
-class QueueUnavailable(Exception):
+class QueueUnavailable(ServiceError):
     """Redis did not accept or return a job. Waiting helps."""
-
-    retryable = True
 
 
 class OtherConnections(BlockingConnectionPool):

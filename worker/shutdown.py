@@ -4,13 +4,13 @@ import signal
 import time
 from collections.abc import Callable
 
+from config import ServiceError
+
 SLICE_S = 0.2
 
 
-class Stopped(Exception):
+class Stopped(ServiceError):
     """The process was asked to stop; finished work is kept."""
-
-    retryable = True
 
 
 class StopSignal:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
 
+from config import ServiceError
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.02  # s
 PATIENCE = 30.0  # s, after which a child that does not end is killed
@@ -20,10 +22,8 @@ SETPRIV = "setpriv"  # of util-linux
 Handler = Callable[[int, FrameType | None], None]
 
 
-class DevError(Exception):
+class DevError(ServiceError):
     """The local stack cannot run; the message is one line that says what to do."""
-
-    retryable = False
 
 
 def open_own(path: Path, flags: int, mode: int = 0o600) -> int:

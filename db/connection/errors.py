@@ -15,6 +15,7 @@ from psycopg.errors import Diagnostic
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from config import ServiceError
 from db.connection.causes import Cause, cause_of, is_of_trigger
 
 DATA_CLASSES = ("22", "23")
@@ -37,7 +38,7 @@ UNREPRESENTABLE = ("22021", "22P05")
 UTF8 = "UTF8"
 
 
-class DatabaseError(Exception):
+class DatabaseError(ServiceError):
     """PostgreSQL did not do the work. `retryable` says whether waiting can help."""
 
     retryable: bool

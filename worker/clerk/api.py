@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, NoReturn
 import httpx
 import tenacity
 
-from config import Settings, SettingsError
+from config import ServiceError, Settings, SettingsError
 from db.merge.change import is_foreign
 from db.times import now_ms, to_ms
 from worker.clerk.decoding import decode
@@ -76,16 +76,12 @@ OLDEST_FIRST = "+created_at"
 LAST_UPDATED_FIRST = "-updated_at"
 
 
-class ClerkApiError(Exception):
+class ClerkApiError(ServiceError):
     """A request to Clerk's API failed. The message is one line that says what to do."""
-
-    retryable: bool
 
 
 class ClerkUnavailable(ClerkApiError):
     """Clerk's API does not answer now. `retry_after_s` is the wait that it requests, if any."""
-
-    retryable = True
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -94,8 +90,6 @@ class ClerkUnavailable(ClerkApiError):
 
 class ClerkRefused(ClerkApiError):
     """Clerk's API refused the request, and would refuse it again. `code` is Clerk's error code."""
-
-    retryable = False
 
     def __init__(self, message: str, status: int | None = None, code: str | None = None) -> None:
         super().__init__(message)

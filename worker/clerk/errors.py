@@ -7,8 +7,10 @@
 Both carry `retryable`: waiting never helps an event.
 """
 
+from config import ServiceError
 
-class EventError(Exception):
+
+class EventError(ServiceError):
     """A delivery that cannot be used. The message holds no personal data."""
 
     retryable = False

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
 
+from config import ServiceError
 from db.connection.errors import DatabaseError
 from worker.redis_causes import explain
 from worker.redis_client import QueueUnavailable
@@ -19,10 +20,8 @@ LIMIT_S = 2.5
 Facts = Mapping[str, Any]
 
 
-class ProbeFailed(Exception):
+class ProbeFailed(ServiceError):
     """A part answered and reports a problem. The message says what to do; `facts` are what is known."""
-
-    retryable = True
 
     def __init__(self, message: str, facts: Facts | None = None) -> None:
         super().__init__(message)

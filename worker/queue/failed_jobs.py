@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from config import Settings
+from config import ServiceError, Settings
 from db.times import to_datetime
 from worker.queue import rq_format as rq
 from worker.queue import scripts
@@ -39,10 +39,8 @@ CAUSE = "The above exception was the direct cause of the following exception:"
 CONTEXT = "During handling of the above exception, another exception occurred:"
 
 
-class UnknownJob(Exception):
+class UnknownJob(ServiceError):
     """There is no failed job with that id."""
-
-    retryable = False
 
 
 class ReplayResult(StrEnum):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import orjson
 from redis import Redis
 
+from config import ServiceError
 from db.times import to_datetime
 
 _Json = TypeVar("_Json", list[Any], dict[str, Any])
@@ -46,7 +47,7 @@ WORKER_PREFIX = "rq:worker:"
 WORKER_REPORT = "clerk_sync"  # a field added to RQ's hash of a worker: what it waits for, and its pool
 
 
-class ForeignJobError(Exception):
+class ForeignJobError(ServiceError):
     """A job on the queue does not call this project's function with a delivery's body."""
 
     retryable = False
