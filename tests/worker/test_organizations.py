@@ -363,7 +363,7 @@ def test_a_summary_names_the_user_or_the_organization(type_: str) -> None:
     data, subject = (organization(), ACME) if type_ in (RENAMED, CLOSED) else (membership(), ANN)
     event = membership_event(type_, data)
     assert summarize(event, everything) == (type_, False, subject, event["instance_id"])
-    assert summarize(event) == (type_, True, None, event["instance_id"])
+    assert summarize(event, HANDLED_TYPES) == (type_, True, None, event["instance_id"])
     for odd in ODD:
         malformed = {**event, "data": None if odd is ABSENT else odd}
         assert summarize(malformed, everything) == (type_, False, None, event["instance_id"])

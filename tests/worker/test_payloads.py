@@ -240,7 +240,7 @@ def awkward_metadata() -> Iterator[str]:
 def test_a_summary_names_type_user_and_instance(name: str) -> None:
     event = payload(name)
     about = event["data"].get("user_id", event["data"]["id"])
-    assert summarize(event) == (event["type"], False, about, event.get("instance_id"))
+    assert summarize(event, HANDLED_TYPES) == (event["type"], False, about, event.get("instance_id"))
 
 
 @pytest.mark.parametrize(
@@ -261,15 +261,15 @@ def test_a_summary_names_type_user_and_instance(name: str) -> None:
 def test_a_summary_says_whether_the_type_is_handled(
     envelope: object, type_: str | None, handled: bool | None
 ) -> None:
-    summary = summarize(envelope)
+    summary = summarize(envelope, HANDLED_TYPES)
     assert (summary.type, summary.is_ignored) == (type_, handled is False)
 
 
 @pytest.mark.parametrize("value", BAD_IDS.values(), ids=BAD_IDS.keys())
 def test_a_summary_never_holds_what_is_no_clerk_id(value: object) -> None:
     for event in (user_event(data=user(value)), deleted_event(value), session_event(data=session(value))):
-        assert summarize(event).clerk_id is None
-        assert not summarize(event).is_ignored
+        assert summarize(event, HANDLED_TYPES).clerk_id is None
+        assert not summarize(event, HANDLED_TYPES).is_ignored
 
 
 odd_text = st.text(
@@ -393,7 +393,7 @@ def test_any_bytes_are_json_or_not_json(raw: bytes) -> None:
 @no_deadline
 @given(anything)
 def test_any_json_can_be_summarized(value: object) -> None:
-    assert not summarize(decode(body(value))).is_ignored or isinstance(value, dict)
+    assert not summarize(decode(body(value)), HANDLED_TYPES).is_ignored or isinstance(value, dict)
 
 
 @no_deadline

@@ -167,13 +167,13 @@ def handled_types(settings: Settings) -> tuple[str, ...]:
     return HANDLED_TYPES
 
 
-def summarize(envelope: object, types: Collection[str] | None = None) -> Summary:
+def summarize(envelope: object, types: Collection[str]) -> Summary:
     """Return the summary of a decoded body; `types` are the types to queue."""
     if not isinstance(envelope, dict):
         return Summary(None, False, None, None)
     type_ = _text(envelope, "type")
     data = envelope.get("data")
-    is_ignored = type_ is not None and type_ not in (HANDLED_TYPES if types is None else types)
+    is_ignored = type_ is not None and type_ not in types
     clerk_id = None if is_ignored else _subject(type_, data)
     return Summary(type_, is_ignored, clerk_id, _text(envelope, "instance_id"))
 

@@ -11,7 +11,7 @@ from db.merge.incoming import Outcome, ReceivedChange
 from db.times import now_ms
 from worker.clerk.decoding import decode_text
 from worker.clerk.errors import NotJson
-from worker.clerk.payloads import summarize
+from worker.clerk.payloads import ALL_TYPES, summarize
 from worker.monitoring import metrics as m
 from worker.queue.consumer import Deferred, Failed, TakenJob
 from worker.queue.rq_format import ForeignJobError, decode_call
@@ -77,7 +77,7 @@ class BatchInstrumentation:
 def _subject(job: TakenJob) -> tuple[str | None, str | None]:
     """Return a delivery's type and Clerk id; None for a type that is not handled, or a missing id."""
     try:
-        summary = summarize(decode_text(decode_call(job.data)), m.TYPES)
+        summary = summarize(decode_text(decode_call(job.data)), ALL_TYPES)
     except (NotJson, ForeignJobError):
         return None, None
     return (None, None) if summary.is_ignored else (summary.type, summary.clerk_id)
