@@ -30,11 +30,7 @@ SIGNATURE = re.compile(r"(?<!\S)v1,[A-Za-z0-9+/]{43}=(?!\S)")  # HMAC-SHA256 in 
 
 
 class Forged(Exception):
-    """The delivery is not proven to come from Clerk, or is too old."""
-
-    def __init__(self, reason: SignatureReason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
+    """The delivery is not proven to come from Clerk, or is too old. The text is a SignatureReason."""
 
 
 def read_headers(environ: Mapping[str, Any], now_s: float) -> dict[str, str]:
