@@ -19,6 +19,7 @@ from worker.clerk.payloads import FieldSources
 from worker.monitoring.metrics import TOTALS_KEY, Metrics
 from worker.monitoring.prometheus import MetricsEndpoint
 from worker.monitoring.receivers import NAMES_KEY
+from worker.monitoring.recent import GENUINE_AT_KEY
 from worker.monitoring.redis_stats import CAUSES_KEY, redis_facts
 from worker.queue import lock_waits
 from worker.queue.consumer import CONSUMERS_KEY, ReservedJobs
@@ -172,9 +173,11 @@ def test_keys_that_are_no_job_among_the_failed_are_passed_over_and_go(redis: Red
     assert [fate.name for _, fate in failed.replay(["text", "odd"])] == ["GONE", "REPLAYED"]
 
 
-def test_odd_values_in_our_own_keys_hide_no_figures(redis: Redis, make_settings: MakeSettings) -> None:
-    odd = b"\xff"
-    for key in (LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, last_run.KEY):
+@pytest.mark.parametrize("odd", [b"\xff", b"9" * 5000], ids=["bytes", "digits"])
+def test_odd_values_in_our_own_keys_hide_no_figures(
+    odd: bytes, redis: Redis, make_settings: MakeSettings
+) -> None:
+    for key in (LAST_RECEIVED_KEY, WATCHING_SINCE_KEY, GENUINE_AT_KEY, last_run.KEY):
         redis.set(key, odd)
     redis.set(CAUSES_KEY, "[[]]")
     redis.zadd(CONSUMERS_KEY, {odd: 1e300})

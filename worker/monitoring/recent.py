@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
+from worker.queue.rq_format import read_count
+
 KEY_PREFIX = "clerk-sync:recent:"
 GENUINE_AT_KEY = "clerk-sync:genuine-at"  # when the last verified delivery arrived, in s of Redis's clock
 MINUTE_S = 60
@@ -55,7 +57,7 @@ def read(redis: Redis, now_s: int) -> Recent:
             pipeline.hmget(f"{KEY_PREFIX}{minute}", KINDS)
         pipeline.get(GENUINE_AT_KEY)
         *hashes, genuine_s = pipeline.execute()
-    rows = [dict(zip(KINDS, map(_count, values), strict=True)) for values in hashes]
+    rows = [dict(zip(KINDS, (read_count(it or b"") for it in values), strict=True)) for values in hashes]
     total: Counter[str] = Counter()
     for row in rows:
         total.update(row)
@@ -69,9 +71,5 @@ def read(redis: Redis, now_s: int) -> Recent:
         total[FOREIGN],
         is_over,
         {kind: sum(row[kind] for row in rows[max(genuine_at, 0) :]) for kind in (MISMATCH, STALE)},
-        None if genuine_s is None else now_s - _count(genuine_s),
+        None if genuine_s is None else now_s - read_count(genuine_s),
     )
-
-
-def _count(value: bytes | None) -> int:
-    return int(value) if value is not None and value.isdigit() else 0

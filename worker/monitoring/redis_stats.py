@@ -164,4 +164,4 @@ def _text(found: bytes) -> str:
 
 
 def _moment(ms: bytes | None) -> str | None:
-    return iso_of(int(ms) / 1000 if ms and ms.isdigit() else None)
+    return iso_of(rq.read_count(ms or b"") / 1000 or None)

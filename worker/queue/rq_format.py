@@ -96,8 +96,8 @@ def read_json(text: bytes, kind: type[_Json]) -> _Json:
 
 
 def read_count(text: bytes) -> int:
-    """Return a small number, 0 for anything else."""
-    return int(text) if text.isdigit() and len(text) < 10 else 0
+    """Return a number of at most 15 digits, such as a time in ms; 0 for anything else."""
+    return int(text) if text.isdigit() and len(text) < 16 else 0
 
 
 COMMON_FIELDS: dict[str, str | int] = {
