@@ -186,7 +186,7 @@ class ClerkApi:
         key = settings.clerk_secret_key.get_secret_value()
         self._limiter = limiter
         self._expected_instance_id = settings.clerk_instance_id
-        self._keys = FieldSources.of(settings)
+        self._sources = FieldSources.of(settings)
         self.stopping = stopping or StopSignal()
         self._patience_s = patience_s
         self._limited_patience_s = limited_patience_s
@@ -291,7 +291,7 @@ class ClerkApi:
         raise unexpected("memberships")
 
     def _page(self, entries: list[Any], observed_at: int) -> Page:
-        parse = partial(parse_user, keys=self._keys)
+        parse = partial(parse_user, sources=self._sources)
         return Page([_read(entry, parse, "it has no Clerk id") for entry in entries], observed_at)
 
     def _get(self, path: str, parameters: dict[str, Any] | None = None) -> ApiResponse:

@@ -139,7 +139,7 @@ class FieldSources(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> "FieldSources":
-        """Return the keys that the settings name."""
+        """Return the sources that the settings name."""
         return cls(
             settings.role_metadata_key if settings.role_source == "metadata" else None,
             settings.organization_metadata_key if settings.organization_source == "metadata" else None,
@@ -178,7 +178,7 @@ def summarize(envelope: object, types: Collection[str]) -> Summary:
     return Summary(type_, is_ignored, clerk_id, _text(envelope, "instance_id"))
 
 
-def parse(body: str, keys: FieldSources) -> Event:
+def parse(body: str, sources: FieldSources) -> Event:
     """Return the fact that a delivery states. Raises Unreadable with a reason that holds no personal data."""
     try:
         envelope = decode_text(body)
@@ -199,11 +199,11 @@ def parse(body: str, keys: FieldSources) -> Event:
         type_,
         _envelope_time(envelope.get("timestamp")),
         valid_id(envelope.get("instance_id")),
-        parser(type_, data, keys),
+        parser(type_, data, sources),
     )
 
 
-def parse_user(data: dict[str, Any], keys: FieldSources) -> ClerkUser:
+def parse_user(data: dict[str, Any], sources: FieldSources) -> ClerkUser:
     """Return the user in Clerk's JSON. Raises Unreadable when the id is missing or no Clerk id."""
     address = _address(data)
     metadata = data.get("public_metadata")
@@ -218,10 +218,10 @@ def parse_user(data: dict[str, Any], keys: FieldSources) -> ClerkUser:
         _text(data, "last_name"),
         _text(data, "username"),
         *address,
-        _text(metadata, keys.role),
-        _text(metadata, keys.organization),
-        _memberships(data) if keys.memberships else (),
-        _fields(data, keys.profile_fields) if keys.profile_fields else None,
+        _text(metadata, sources.role),
+        _text(metadata, sources.organization),
+        _memberships(data) if sources.memberships else (),
+        _fields(data, sources.profile_fields) if sources.profile_fields else None,
     )
 
 
@@ -236,15 +236,15 @@ def _fields(data: dict[str, Any], names: Sequence[str]) -> str:
     return canonical({name: data[name] for name in names if name in data})
 
 
-def _user_upserted(_type: str, data: dict[str, Any], keys: FieldSources) -> Fact:
-    return UserUpserted(parse_user(data, keys))
+def _user_upserted(_type: str, data: dict[str, Any], sources: FieldSources) -> Fact:
+    return UserUpserted(parse_user(data, sources))
 
 
-def _user_deleted(_type: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
+def _user_deleted(_type: str, data: dict[str, Any], _sources: FieldSources) -> Fact:
     return UserDeleted(_clerk_id(data, "id"))
 
 
-def _session_changed(_type: str, data: dict[str, Any], keys: FieldSources) -> Fact:
+def _session_changed(_type: str, data: dict[str, Any], sources: FieldSources) -> Fact:
     user_id = _clerk_id(data, "user_id")
     user = data.get("user")
     if not isinstance(user, dict) or user.get("id") != user_id:
@@ -254,15 +254,15 @@ def _session_changed(_type: str, data: dict[str, Any], keys: FieldSources) -> Fa
         _time(data.get("created_at")),
         _time(data.get("updated_at")),
         data.get("actor") is not None,
-        parse_user(user, keys) if user else None,
+        parse_user(user, sources) if user else None,
     )
 
 
-def _membership_changed(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
+def _membership_changed(type_: str, data: dict[str, Any], _sources: FieldSources) -> Fact:
     return MembershipChanged(parse_member(data), type_ == "organizationMembership.deleted")
 
 
-def _organization_changed(type_: str, data: dict[str, Any], _keys: FieldSources) -> Fact:
+def _organization_changed(type_: str, data: dict[str, Any], _sources: FieldSources) -> Fact:
     return OrganizationChanged(_organization(data, "data"), type_ == "organization.deleted")
 
 

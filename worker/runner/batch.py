@@ -27,7 +27,7 @@ class Parsed(NamedTuple):
     incoming: ReceivedChange
 
 
-def process(jobs: Sequence[TakenJob], keys: FieldSources, isolation: Isolation) -> list[Settled]:
+def process(jobs: Sequence[TakenJob], sources: FieldSources, isolation: Isolation) -> list[Settled]:
     """Apply the deliveries of `jobs` together and return the result of each.
 
     1. A job that cannot be understood fails alone.
@@ -36,7 +36,7 @@ def process(jobs: Sequence[TakenJob], keys: FieldSources, isolation: Isolation) 
 
     Raises DatabaseUnavailable if no job is at fault: the same jobs can be processed again.
     """
-    parsed = [_parse(job, keys) for job in jobs]
+    parsed = [_parse(job, sources) for job in jobs]
     failed = [item for item in parsed if isinstance(item, Failed)]
     has_waited = attrgetter("job.has_waited")
     understood = sorted((item for item in parsed if isinstance(item, Parsed)), key=has_waited)
@@ -52,21 +52,21 @@ def process(jobs: Sequence[TakenJob], keys: FieldSources, isolation: Isolation) 
     return [*failed, *(_settled(item.job, result) for item, result in settled)]
 
 
-def _parse(job: TakenJob, keys: FieldSources) -> Parsed | Failed:
+def _parse(job: TakenJob, sources: FieldSources) -> Parsed | Failed:
     try:
         if len(job.id) > MAX_ID:
             raise ForeignJobError("the job's id is longer than any svix-id")
         is_repeated = job.has_failed or job.has_waited
-        return Parsed(job, incoming(job.id, decode_call(job.data), received_at(job), keys, is_repeated))
+        return Parsed(job, incoming(job.id, decode_call(job.data), received_at(job), sources, is_repeated))
     except Exception as error:  # a bug that concerns one event must not stop the others
         return _failed(job, error)
 
 
 def incoming(
-    svix_id: str | None, body: str, received_ms: int, keys: FieldSources, is_repeated: bool = False
+    svix_id: str | None, body: str, received_ms: int, sources: FieldSources, is_repeated: bool = False
 ) -> ReceivedChange:
     """Return the change that a delivery's body makes. Raises Unreadable."""
-    event = parse(body, keys)
+    event = parse(body, sources)
     change = change_of(event, received_ms)
     origin = event.type, event.happened_at, received_ms, event.instance_id
     return ReceivedChange(change, svix_id, *origin, is_repeated)

@@ -78,7 +78,7 @@ class BatchWorker(SimpleWorker):
         self._instrumentation = BatchInstrumentation(self._metrics)
         tables = Tables(database, Policy.of(settings), self._instrumentation.record_transaction)
         self._isolation = Isolation(tables)
-        self._keys = FieldSources.of(settings)
+        self._sources = FieldSources.of(settings)
         shared = SharedState(self._process, settings.batch_size, database, stopping, Event())
         parts = ["", *(f".{i}" for i in range(2, consumer_count(settings) + 1))]
         self._threads = [ConsumerThread(ReservedJobs(redis, self.name, part), shared) for part in parts]
@@ -127,7 +127,7 @@ class BatchWorker(SimpleWorker):
 
     def _process(self, jobs: list[TakenJob]) -> list[Settled]:
         self._metrics.observe(BATCH_SIZE, len(jobs))
-        done = batch.process(jobs, self._keys, self._isolation)
+        done = batch.process(jobs, self._sources, self._isolation)
         for item in done:
             if isinstance(item, Failed):
                 self._instrumentation.failed(item)
