@@ -234,39 +234,31 @@ _RIGHTS = {
 
 def cause_of(error: BaseException) -> Cause:
     """Return the cause of an error of psycopg: by its SQLSTATE, else by the text of a failed connection."""
-    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return _first(_TEXTS, str(error)) or Cause.NO_CONNECTION
     if is_of_trigger(error):
         return Cause.REFUSED
-    if state is None or state.startswith("08"):
-        return _first(_TEXTS, str(error)) or (Cause.NO_CONNECTION if state is None else Cause.NO_ANSWER)
+    # the name of the function in PostgreSQL's source is not translated, unlike the text
+    state, raised_by = error.sqlstate, error.diag.source_function
+    if state.startswith("08"):
+        return _first(_TEXTS, str(error)) or Cause.NO_ANSWER
     if state == "42501":
-        return _missing_right(error)
-    if state == "0A000" and _raised_by(error) == "call_bool_check_hook":  # READ WRITE on a replica
+        is_hidden = raised_by == "check_enable_rls"
+        return Cause.ROW_SECURITY if is_hidden else _first(_RIGHTS, str(error)) or Cause.RIGHTS
+    if state == "0A000" and raised_by == "call_bool_check_hook":  # READ WRITE on a replica
         return Cause.READ_ONLY
     fitting = (state[:length] for length in range(len(state), 1, -1))
     return next((_STATES[prefix] for prefix in fitting if prefix in _STATES), Cause.REFUSED)
 
 
-def is_of_trigger(error: BaseException) -> bool:
+def is_of_trigger(error: psycopg.Error) -> bool:
     """Say whether a statement raised an error of a class that otherwise means that there is no connection.
 
     A trigger does so that cannot reach another server, with dblink for example. If the connection itself is
     at fault, PostgreSQL ends it and the severity is FATAL. A pooler names no function of PostgreSQL's source.
     """
-    if not isinstance(error, psycopg.Error) or not (error.sqlstate or "").startswith(CONNECTION_CLASSES):
-        return False
-    return error.diag.severity_nonlocalized == "ERROR" and _raised_by(error) is not None
-
-
-def _raised_by(error: BaseException) -> str | None:
-    """Return the name of the function in PostgreSQL's source, which is not translated, unlike the text."""
-    return error.diag.source_function if isinstance(error, psycopg.Error) else None
-
-
-def _missing_right(error: BaseException) -> Cause:
-    if _raised_by(error) == "check_enable_rls":
-        return Cause.ROW_SECURITY
-    return _first(_RIGHTS, str(error)) or Cause.RIGHTS
+    is_connections = (error.sqlstate or "").startswith(CONNECTION_CLASSES)
+    return is_connections and error.diag.severity_nonlocalized == "ERROR" and bool(error.diag.source_function)
 
 
 def _first(patterns: dict[Cause, str], text: str) -> Cause | None:

@@ -8,8 +8,6 @@ A message consists only of the SQLSTATE, the cause and the constraint's name: Po
 the values of the row (DETAIL line), and SQLAlchemy's contains the parameters.
 """
 
-from typing import cast
-
 import psycopg
 from psycopg.errors import Diagnostic
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -81,7 +79,7 @@ class ChangeRefused(DatabaseError):
 def sqlstate(error: BaseException) -> str | None:
     """Return the SQLSTATE of an error of psycopg or SQLAlchemy; None when the server sent none."""
     cause = _driver_error(error)
-    return cause.sqlstate if isinstance(cause, psycopg.Error) else None
+    return cause.sqlstate if cause else None
 
 
 def is_transient(error: BaseException) -> bool:
@@ -89,10 +87,10 @@ def is_transient(error: BaseException) -> bool:
 
     A race counts: the next attempt sees the winner's row.
     """
-    state, cause = sqlstate(error), _driver_error(error)
-    if state is not None and cause is not None:
-        return state.startswith(TRANSIENT) and not is_of_trigger(cause)
-    return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
+    cause = _driver_error(error)
+    if cause is None or cause.sqlstate is None:
+        return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
+    return cause.sqlstate.startswith(TRANSIENT) and not is_of_trigger(cause)
 
 
 def loses_connection(error: BaseException) -> bool:
@@ -100,12 +98,12 @@ def loses_connection(error: BaseException) -> bool:
 
     No connection to a replica is kept: the same host may lead to the new primary by now.
     """
-    state, cause = sqlstate(error), _driver_error(error)
-    if state is None or cause is None:
+    cause = _driver_error(error)
+    if cause is None or cause.sqlstate is None:
         return is_transient(error)
     if is_of_trigger(cause):
         return False
-    return state.startswith(("08", "25P03", "25P04", "57P0")) or cause_of(cause) is Cause.READ_ONLY
+    return cause.sqlstate.startswith(("08", "25P03", "25P04", "57P0")) or cause_of(cause) is Cause.READ_ONLY
 
 
 def translate(
@@ -117,18 +115,17 @@ def translate(
     """
     if isinstance(error, PoolTimeout):
         return unavailable("no connection is free", Cause.POOL_EXHAUSTED)
-    state, cause = sqlstate(error), _driver_error(error)
-    if state is None and isinstance(cause, psycopg.DataError):
-        # Raised by the driver itself: a NUL in a text, or a stored date beyond the year 9999.
-        return ChangeRefused("the change holds or meets a value that cannot be represented", retryable=False)
-    found = cause_of(cause or error)
-    if state is None:
-        return unavailable(f"no connection to the database ({variable})", found)
-    diagnostic = cast("psycopg.Error", cause).diag  # only the driver's errors have an SQLSTATE
-    what = f"{_name(state)} (SQLSTATE {state}{_place(diagnostic)})"
+    cause = _driver_error(error)
+    if cause is None or cause.sqlstate is None:
+        if isinstance(cause, psycopg.DataError):  # of the driver: a NUL in a text, or a date beyond 9999
+            text = "the change holds or meets a value that cannot be represented"
+            return ChangeRefused(text, retryable=False)
+        return unavailable(f"no connection to the database ({variable})", cause_of(cause or error))
+    state = cause.sqlstate
+    what = f"{_name(state)} (SQLSTATE {state}{_place(cause.diag)})"
     if state.startswith((*DATA_CLASSES, *APPLICATION_CLASSES)):
-        return _refused(state, what, encoding, diagnostic.constraint_name)
-    return unavailable(f"the database cannot take changes now: {what}", found, state)
+        return _refused(state, what, encoding, cause.diag.constraint_name)
+    return unavailable(f"the database cannot take changes now: {what}", cause_of(cause), state)
 
 
 def unavailable(what: str, cause: Cause, state: str | None = None) -> DatabaseUnavailable:
@@ -148,8 +145,9 @@ def _refused(state: str, what: str, encoding: str, constraint: str | None) -> Ch
     return ChangeRefused(message, retryable=is_passing, constraint=constraint)
 
 
-def _driver_error(error: BaseException) -> BaseException | None:
-    return error.orig if isinstance(error, DBAPIError) else error
+def _driver_error(error: BaseException) -> psycopg.Error | None:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return cause if isinstance(cause, psycopg.Error) else None
 
 
 def _name(state: str) -> str:
