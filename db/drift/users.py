@@ -10,7 +10,6 @@ from sqlalchemy import ARRAY, String, bindparam, cast, exists, func, select
 from db.apply.profiles import stored_profile
 from db.apply.statements import PROFILE_ROW, USER_ROW
 from db.connection.engine import Database
-from db.connection.pipeline import Pipeline
 from db.merge.change import UserChange, placeholder_address
 from db.merge.policy import Policy
 from db.merge.rows import StoredUser, SyncRow, UserRow
@@ -52,16 +51,13 @@ class Difference(NamedTuple):
 
 def read(database: Database, clerk_ids: Sequence[str]) -> dict[str, StoredUser]:
     """Return the stored state of each of those users, read in one statement."""
-
-    def rows(pipeline: Pipeline) -> list[Any]:
-        return pipeline.send(_all_rows, ids=list(clerk_ids)).fetchall()
-
+    rows = database.run_pipeline(lambda pipeline: pipeline.send(_all_rows, ids=list(clerk_ids)).fetchall())
     width = len(SyncRow._fields)
     return {
         clerk_id: StoredUser(
             _row(SyncRow, row[:width]), _row(UserRow, row[width:-3]), _row(stored_profile, row[-3:])
         )
-        for clerk_id, *row in database.run_pipeline(rows)
+        for clerk_id, *row in rows
     }
 
 
