@@ -142,7 +142,7 @@ def _check_api_url(value: str) -> str:
 def _read_duration(value: object) -> object:
     if not isinstance(value, str):
         return value
-    found = DURATION.fullmatch(value.strip())
+    found = DURATION.fullmatch(value)
     if found is None:
         raise ValueError("must be a number of seconds, or like 90s, 30m, 6h or 1d")
     return float(found[1]) * DURATION_UNITS[found[2]]

@@ -20,9 +20,7 @@ class Pipeline:
     https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html
     """
 
-    def __init__(
-        self, driver: psycopg.Connection[Any], sent: psycopg.Pipeline, schema: str | None = None
-    ) -> None:
+    def __init__(self, driver: psycopg.Connection[Any], sent: psycopg.Pipeline, schema: str | None) -> None:
         self._driver = driver
         self._sent = sent
         self._schema = schema
