@@ -17,6 +17,7 @@ USED: dict[str, tuple[Callable[..., Any], str]] = {
     "worker.redis_client, a connection of a pool": (BlockingConnectionPool.make_connection, "self"),
     "worker.redis_client, a question": (Connection.send_command, "self, args, kwargs"),
     "worker.queue.consumer, a wait": (Connection.can_read, "self, timeout"),
+    "worker.runner.batch_worker, address": (SimpleWorker._set_ip_address, "self, connection"),
     "worker.runner.batch_worker, registration": (SimpleWorker.serialize, "self"),
     "worker.runner.batch_worker, commands": (
         SimpleWorker._pubsub_exception_handler,

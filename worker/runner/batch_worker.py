@@ -15,6 +15,7 @@ for, and waits.
 
 import json
 import os
+import socket
 import sys
 import time
 from concurrent.futures import wait
@@ -42,10 +43,9 @@ from worker.queue.consumer import DEAD_AFTER_S, Deferred, Failed, ReservedJobs, 
 from worker.queue.heartbeat import Heartbeat
 from worker.queue.maintenance import QueueMaintenance
 from worker.queue.rq_format import QUEUE, WORKER_REPORT, timestamp
-from worker.redis_causes import explain
 from worker.redis_client import worker_redis
 from worker.runner import batch
-from worker.runner.consumer_loop import FIRST_PAUSE_S, MAX_PAUSE_S, ConsumerThread, SharedState
+from worker.runner.consumer_loop import ConsumerThread, SharedState
 from worker.runner.instrumentation import BatchInstrumentation
 from worker.shutdown import StopSignal
 from worker.threads import in_background
@@ -69,7 +69,11 @@ class BatchWorker(SimpleWorker):
 
     def __init__(self, settings: Settings, redis: Redis, database: Database, stopping: StopSignal) -> None:
         queue = Queue(QUEUE, connection=redis, serializer="json")
-        super().__init__([queue], connection=redis, serializer="json", worker_ttl=WORKER_TTL_S)
+        # `prepare_for_work` would send commands: `_introduce` does, which waits for Redis
+        super().__init__(
+            [queue], connection=redis, serializer="json", worker_ttl=WORKER_TTL_S, prepare_for_work=False
+        )
+        self.hostname, self.pid = socket.gethostname(), os.getpid()
         self.birth_date = datetime.now(UTC)
         self.settings = settings
         self.database = database
@@ -93,7 +97,8 @@ class BatchWorker(SimpleWorker):
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
         """Take and apply batches until the stop signal; then settle the last batch and release the rest."""
-        self._introduce()
+        if not self._introduce():
+            return False
         runners = self._periodic_runners()
         for runner in runners:
             runner.start()
@@ -113,17 +118,19 @@ class BatchWorker(SimpleWorker):
             helper.result()
         return True
 
-    def _introduce(self) -> None:
-        """Register and listen for commands. Unlike RQ's own method, this one can be repeated."""
+    def _introduce(self) -> bool:
+        """Register and listen for commands once Redis answers; return False if stopped before."""
         while not self.stopping.requested:
             try:
+                self._set_ip_address(self.connection)  # private in RQ 3.0 (tests/test_private_names.py)
                 with suppress(ResponseError):  # Redis is full: a later heartbeat registers the worker
                     self._beat()
                 self.subscribe()
             except RedisError as error:
                 self._primary.pause_for_redis(error)
             else:
-                return
+                return True
+        return False
 
     def _process(self, jobs: list[TakenJob]) -> list[Settled]:
         self._metrics.observe(BATCH_SIZE, len(jobs))
@@ -237,10 +244,8 @@ def run(settings: Settings) -> None:
     database = Database(settings)
     redis = worker_redis(settings)
     try:
-        worker = _make_worker(settings, redis, database, stopping)
-        if worker is not None:
-            with _reconciling(settings, redis, database, stopping):
-                worker.work()
+        with _reconciling(settings, redis, database, stopping):
+            BatchWorker(settings, redis, database, stopping).work()
     finally:
         database.dispose()
         redis.close()
@@ -254,21 +259,6 @@ def _reconciling(
     from worker.sync.scheduled import reconciling  # noqa: PLC0415 - loads an HTTP client, which most workers do without
 
     return reconciling(settings, redis, database, stopping)
-
-
-def _make_worker(
-    settings: Settings, redis: Redis, database: Database, stopping: StopSignal
-) -> BatchWorker | None:
-    """Return a worker once Redis answers, which RQ's constructor needs; None if stopped before."""
-    pause_s = FIRST_PAUSE_S
-    while not stopping.requested:
-        try:
-            return BatchWorker(settings, redis, database, stopping)
-        except RedisError as error:
-            log.warning("waiting", what="Redis", reason=explain(error))
-            stopping.wait(pause_s)
-            pause_s = min(pause_s * 2, MAX_PAUSE_S)
-    return None
 
 
 def _end_when_overdue(stopping: StopSignal, limit_s: float) -> None:
