@@ -1,7 +1,6 @@
 """`user`: shows everything stored about one user on one screen."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +33,7 @@ def user(clerk_id: str, asks_clerk: bool, as_json: bool) -> None:
     if not CLERK_ID.fullmatch(clerk_id):
         raise click.BadParameter("not a Clerk user id", param_hint="USER_ID")
     settings = load("redis_url", "database_url")
-    with Database(settings) as database, closing(fail_fast_redis(settings)) as redis:
+    with Database(settings) as database, fail_fast_redis(settings) as redis:
         report = user_report(database, redis, clerk_id)
     in_clerk = _in_clerk(clerk_id) if asks_clerk else None
     if as_json:

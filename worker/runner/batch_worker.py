@@ -241,14 +241,12 @@ def run(settings: Settings) -> None:
     stopping = StopSignal()
     stopping.listen()
     Thread(target=_end_when_overdue, args=(stopping, settings.shutdown_seconds), daemon=True).start()
-    database = Database(settings)
-    redis = worker_redis(settings)
-    try:
-        with _reconciling(settings, redis, database, stopping):
-            BatchWorker(settings, redis, database, stopping).work()
-    finally:
-        database.dispose()
-        redis.close()
+    with (
+        Database(settings) as database,
+        worker_redis(settings) as redis,
+        _reconciling(settings, redis, database, stopping),
+    ):
+        BatchWorker(settings, redis, database, stopping).work()
 
 
 def _reconciling(
