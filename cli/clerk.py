@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import click
 
-from config import load
+from config import ServiceError, load
+from db import schema
 from db.connection.engine import Database
-from worker.monitoring.health import schema_facts
 from worker.shutdown import StopSignal
 from worker.sync.context import SyncContext, sync_context
 
@@ -17,13 +17,14 @@ from worker.sync.context import SyncContext, sync_context
 def context_from_environment() -> Iterator[SyncContext]:
     """Yield the context of a sync from Clerk's API, which stops on Ctrl-C and SIGTERM.
 
-    Raises SettingsError, and ProbeFailed if migrations are missing.
+    Raises SettingsError, and ServiceError if migrations are missing.
     """
     settings = load("clerk_secret_key", "database_url")
     stopping = StopSignal()
     stopping.listen()
     with Database(settings) as database:
-        schema_facts(database)
+        if trouble := schema.state(database).trouble:
+            raise ServiceError(trouble)
         with sync_context(settings, database, stopping) as context:
             yield context
 
