@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from config import ServiceError
-from db.connection.errors import DatabaseError
 from worker.redis_causes import explain
-from worker.redis_client import QueueUnavailable
 
 LIMIT_S = 2.5
 
@@ -77,7 +75,7 @@ class Probe:
             facts = self._ask(*about) or {}
         except ProbeFailed as trouble:
             facts, error = trouble.facts, str(trouble)
-        except (DatabaseError, QueueUnavailable) as trouble:
+        except ServiceError as trouble:
             error = str(trouble)
         except RedisError as trouble:
             error = explain(trouble)

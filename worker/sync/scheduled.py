@@ -18,11 +18,9 @@ import structlog
 from redis import Redis
 from redis.exceptions import LockError, RedisError
 
-from config import Settings, SettingsError
+from config import ServiceError, Settings
 from db import progress
 from db.connection.engine import Database
-from db.connection.errors import DatabaseError
-from worker.clerk.api import ClerkApiError
 from worker.log import fault
 from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.shutdown import Stopped, StopSignal
@@ -116,7 +114,7 @@ class ScheduledReconciliation:
                 result["drift"] = _refreshed(Reconcile(context, settle_s=self._timing.settle_s))
         except (Stopped, LockError, RedisError):
             raise
-        except (ClerkApiError, DatabaseError, SettingsError) as error:
+        except ServiceError as error:
             result["error"] = str(error)
         except Exception as error:  # /health must show it, and the next attempt wait for RETRY_S
             result["error"] = f"{fault(error)}: a fault of clerk-sync, report it"
