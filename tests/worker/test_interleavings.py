@@ -33,7 +33,7 @@ from worker.sync import last_run
 from worker.sync.backfill import Backfill
 from worker.sync.context import SyncContext
 from worker.sync.reconcile import Reconcile
-from worker.sync.scheduled import ScheduledReconciliation, Timing
+from worker.sync.scheduled import ScheduledReconciliation
 
 TRIES = int(os.environ.get("INTERLEAVINGS", "5"))
 pytestmark = pytest.mark.timeout(300 + 5 * TRIES)
@@ -202,7 +202,7 @@ def test_reconciliations_among_webhooks_that_lose_words_end_as_it_is_at_clerk(
     for tried in interleavings(loses=0.5, tries=TRIES // 2):
         context = tried.context
         reconciliation = ScheduledReconciliation(
-            context.settings, redis, context.database, StopSignal(), Timing(settle_s=0)
+            context.settings, redis, context.database, StopSignal(), settle_s=0
         )
         tried.never_lost = ENDS
         tried.clerk.shortens_pages_to = tried.random.choice(BY_OFFSET)

@@ -37,7 +37,7 @@ from worker.sync import scheduled
 from worker.sync.backfill import OVERLAP_MS
 from worker.sync.last_run import KEY, keep, load, summary, synced
 from worker.sync.lock import LOCK_KEY, LOCK_S, LOST, ReconciliationLock
-from worker.sync.scheduled import ScheduledReconciliation, Timing
+from worker.sync.scheduled import ScheduledReconciliation
 
 
 @pytest.fixture
@@ -54,8 +54,9 @@ class ReconcilingWorker:
         self.database = database
 
     def run_if_due(self, lock_s: float = LOCK_S) -> None:
-        timing = Timing(lock_s, settle_s=0)
-        ScheduledReconciliation(self.settings, self.redis, self.database, StopSignal(), timing).run_if_due()
+        servers = self.redis, self.database
+        task = ScheduledReconciliation(self.settings, *servers, StopSignal(), lock_s=lock_s, settle_s=0)
+        task.run_if_due()
 
     def run_again(self) -> dict[str, Any]:
         """Reconcile, however short a time ago the last one was, and return the result."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from redis import Redis
@@ -38,38 +38,31 @@ STOP_TIMEOUT_S = 3.0
 log = structlog.get_logger("worker.sync.scheduled")
 
 
-class Timing(NamedTuple):
-    """The expiry of the lock, and the time for deliveries to arrive before users are checked again."""
-
-    lock_s: float = LOCK_S
-    settle_s: float = SETTLE_S
-
-
-USUAL = Timing()
-
-
 class ScheduledReconciliation:
-    """Runs a reconciliation when one is due and no other worker runs it."""
+    """Runs a reconciliation when one is due and no other worker runs it. Tests use shorter times."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - two of them for tests
         self,
         settings: Settings,
         redis: Redis,
         database: Database,
         stopping: StopSignal,
-        timing: Timing = USUAL,
+        *,
+        lock_s: float = LOCK_S,
+        settle_s: float = SETTLE_S,
     ) -> None:
         self._settings = settings
         self._redis = redis
         self._database = database
         self._stopping = stopping
-        self._timing = timing
+        self._lock_s = lock_s
+        self._settle_s = settle_s
 
     def run_if_due(self) -> None:
         """Run a reconciliation if one is due, and store its result. Raises RedisError."""
         if not self._is_due():
             return
-        lock = ReconciliationLock(self._redis, self._stopping, self._timing.lock_s)
+        lock = ReconciliationLock(self._redis, self._stopping, self._lock_s)
         if not lock.acquire():
             return
         try:
@@ -111,7 +104,7 @@ class ScheduledReconciliation:
             with sync_context(self._settings, self._database, lock.stopping) as context:
                 done = self._fetch(context, lock)
                 result["backfill"] = {name: getattr(done, name) for name in COUNTED}
-                result["drift"] = _refreshed(Reconcile(context, settle_s=self._timing.settle_s))
+                result["drift"] = _refreshed(Reconcile(context, settle_s=self._settle_s))
         except (Stopped, LockError, RedisError):
             raise
         except ServiceError as error:
