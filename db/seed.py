@@ -14,12 +14,9 @@ CHUNK = 500
 
 def seed_users(database: Database, count: int) -> int:
     """Add `count` users, always the same ones; return how many are new."""
-    changes = [_user(i) for i in range(count)]
-    added = 0
-    for start in range(0, count, CHUNK):
-        batch = [ReceivedChange(change, None, "seed", None, 0) for change in changes[start : start + CHUNK]]
-        added += users.apply(database, batch, Policy()).count(Outcome.APPLIED)
-    return added
+    changes = [ReceivedChange(_user(i), None, "seed", None, 0) for i in range(count)]
+    batches = (changes[start : start + CHUNK] for start in range(0, count, CHUNK))
+    return sum(users.apply(database, batch, Policy()).count(Outcome.APPLIED) for batch in batches)
 
 
 def _user(i: int) -> UserChange:
