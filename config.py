@@ -42,7 +42,12 @@ MIN_SECRET_BYTES = 16  # Svix generates 24 and accepts 24 to 64; its published t
 
 
 class ServiceError(Exception):
-    """An error of this service. Its message is safe to show: no secret, no personal data."""
+    """An error of this service. Its message is safe to show: no secret, no personal data.
+
+    `retryable` says whether trying again later can help.
+    """
+
+    retryable: bool = False
 
 
 class SettingsError(ServiceError):

@@ -19,6 +19,8 @@ TIMEOUT_S = 15  # as long as Svix waits for an answer
 class NotDelivered(ServiceError):
     """The delivery got no answer."""
 
+    retryable = True
+
 
 class DeliveryResponse(NamedTuple):
     """The receiver's answer: the HTTP status, and its word for the result."""

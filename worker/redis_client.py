@@ -50,6 +50,8 @@ FAIL_FAST: dict[str, Any] = {
 class QueueUnavailable(ServiceError):
     """Redis did not accept or return a job. Waiting helps."""
 
+    retryable = True
+
 
 class OtherConnections(BlockingConnectionPool):
     """The connections of a receiver for everything except deliveries; a thread may have to wait for one."""

@@ -37,9 +37,7 @@ UTF8 = "UTF8"
 
 
 class DatabaseError(ServiceError):
-    """PostgreSQL did not do the work. `retryable` says whether waiting can help."""
-
-    retryable: bool
+    """PostgreSQL did not do the work."""
 
 
 class DatabaseUnavailable(DatabaseError):

@@ -83,6 +83,8 @@ class ClerkApiError(ServiceError):
 class ClerkUnavailable(ClerkApiError):
     """Clerk's API does not answer now. `retry_after_s` is the wait that it requests, if any."""
 
+    retryable = True
+
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s

@@ -4,16 +4,14 @@
     ├── NotJson          the body is not JSON: the receiver refuses it
     └── Unreadable       genuine, but it cannot be understood: the job fails
 
-Both carry `retryable`: waiting never helps an event.
+Neither is retryable: waiting never helps an event.
 """
 
 from config import ServiceError
 
 
 class EventError(ServiceError):
-    """A delivery that cannot be used. The message holds no personal data."""
-
-    retryable = False
+    """A delivery that cannot be used."""
 
 
 class NotJson(EventError):

@@ -21,6 +21,8 @@ Facts = Mapping[str, Any]
 class ProbeFailed(ServiceError):
     """A part answered and reports a problem. The message says what to do; `facts` are what is known."""
 
+    retryable = True
+
     def __init__(self, message: str, facts: Facts | None = None) -> None:
         super().__init__(message)
         self.facts = facts or {}

@@ -50,8 +50,6 @@ WORKER_REPORT = "clerk_sync"  # a field added to RQ's hash of a worker: what it 
 class ForeignJobError(ServiceError):
     """A job on the queue does not call this project's function with a delivery's body."""
 
-    retryable = False
-
 
 def keys_beside(job_id: str) -> tuple[str, ...]:
     """Return the keys that RQ may keep for a job, besides its hash."""
