@@ -56,16 +56,16 @@ def current_revision(database: Database) -> str | None:
 
 
 def _revision(connection: Connection) -> str | None:
-    _require_usage(connection)
     schema = schema_of(connection)
     if not inspect(connection).has_table(VERSION_TABLE, schema):
+        _require_usage(connection)
         return None
     versions = table(VERSION_TABLE, column("version_num", String), schema=schema)
     return connection.scalar(select(versions.c.version_num))
 
 
 def _require_usage(connection: Connection) -> None:
-    """Raise DatabaseUnavailable without USAGE: PostgreSQL would report the tables as missing."""
+    """Raise DatabaseUnavailable without USAGE: PostgreSQL reports the tables as missing."""
     schema = schema_of(connection)
     path = func.string_to_array(func.translate(func.current_setting("search_path"), '" ', ""), ",")
     is_one = NAMESPACES.c.nspname == (any_(path) if schema is None else schema)

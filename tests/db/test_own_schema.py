@@ -246,6 +246,23 @@ def test_a_missing_right_to_the_schema_is_said_as_such(
         schema.state(database)
 
 
+def test_a_schema_of_the_search_path_that_holds_no_table_of_ours_needs_no_right(
+    settings: config.Settings, owner: Connection, empty_url: str, role: str
+) -> None:
+    owner.execute(f"CREATE SCHEMA audit; GRANT ALL ON SCHEMA public TO {role}".encode())
+    owner.execute(f"ALTER DATABASE {owner.info.dbname} SET search_path = public, audit".encode())
+    runtime = settings.model_copy(
+        update={
+            "database_url": as_role(empty_url, role),
+            "database_url_unpooled": None,
+            "database_schema": None,
+        }
+    )
+    assert ran(runtime, "db", "upgrade") == f"schema at {schema.head()}\n"
+    with opened(runtime) as database:
+        work(database, runtime)
+
+
 def test_a_role_that_may_not_create_is_answered_with_what_to_grant(
     settings: config.Settings, owner: Connection, empty_url: str, role: str
 ) -> None:
