@@ -1,21 +1,25 @@
 """Runs the migrations, up and down, and reports what prevents them."""
 
 from collections.abc import Callable
+from typing import cast
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 from sqlalchemy import Connection, func, inspect, select
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.schema import CreateSchema
 
 from config import ServiceError
 from db.connection.engine import Database, schema_of
-from db.connection.errors import DatabaseUnavailable
+from db.connection.errors import DatabaseUnavailable, sqlstate
 from db.schema import TABLES, SchemaState, current_revision, relations, state
 
 DEPENDENT_OBJECTS = "2BP01"
+DUPLICATES = ("42P07", "42710")  # of a table, view or index; of a type
 # For a statement that waits to change a table: meanwhile every reader of the table waits too.
 LOCK_TIMEOUT = "10s"
 
@@ -38,8 +42,21 @@ def downgrade(database: Database, revision: str) -> None:
 
 
 def _migrate(database: Database, move: Callable[[Config, str], None], revision: str) -> None:
+    def run(connection: Connection) -> None:
+        try:
+            move(_config(connection), revision)
+        except ProgrammingError as error:
+            if sqlstate(error) not in DUPLICATES:
+                raise
+            # The text contains only the name.
+            found = cast("psycopg.Error", error.orig).diag.message_primary
+            raise MigrationError(
+                f"{found} and is not this service's: rename it, or set DATABASE_SCHEMA to a schema of its own"
+                " (docs/operations.md, Moving the tables into a schema)"
+            ) from None
+
     try:
-        database.run(lambda connection: move(_config(connection), revision))
+        database.run(run)
     except CommandError as error:
         raise _impossible(database, str(error)) from None
     except DatabaseUnavailable as error:

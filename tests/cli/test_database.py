@@ -313,6 +313,50 @@ def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> No
         assert target == ("users",)
 
 
+def test_tables_move_into_a_schema_as_the_run_book_tells_if_an_upgrade_needs_a_name_of_the_application(
+    run: Run, empty_url: str
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("### Moving the tables into a schema")[2].partition("\n### ")[0]
+    (move,) = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        assert run("upgrade", "0004", DATABASE_URL=empty_url).exit_code == 0
+        connection.execute(
+            "INSERT INTO users (clerk_id, email, name) VALUES ('user_1', 'a@example.com', 'Ann')"
+        )
+        connection.execute("CREATE TABLE orders (user_id uuid REFERENCES users (id))")
+        connection.execute("INSERT INTO orders SELECT id FROM users")
+        connection.execute("CREATE TABLE user_profiles (picture text)")
+        refused = run("upgrade")
+        assert isinstance(refused.exception, migration.MigrationError)
+        assert str(refused.exception) == (
+            'relation "user_profiles" already exists and is not this service\'s: rename it, or set'
+            " DATABASE_SCHEMA to a schema of its own (docs/operations.md, Moving the tables into a schema)"
+        )
+        assert run("current").output == "0004 (old)\n"
+        not_yet = ("user_profiles", "organizations", "organization_members")
+        lines = [line for line in move.splitlines() if not any(f" {name} " in line for name in not_yet)]
+        connection.execute("\n".join(lines).encode())
+        assert run("upgrade", DATABASE_SCHEMA="clerk").output == f"schema at {schema.head()}\n"
+        joined = "SELECT name FROM orders JOIN clerk.users ON users.id = user_id"
+        assert connection.execute(joined).fetchall() == [("Ann",)]
+        left = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+        assert connection.execute(left).fetchall() == [("orders",), ("user_profiles",)]
+        assert run("downgrade", "base", "--yes", DATABASE_SCHEMA="clerk").exit_code == 1, "orders refer to it"
+
+
+def test_every_table_and_view_moves_into_a_schema(run: Run, empty_url: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.partition("### Moving the tables into a schema")[2].partition("\n### ")[0]
+    (move,) = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        assert run("upgrade", DATABASE_URL=empty_url).exit_code == 0
+        connection.execute(move.encode())
+        left = connection.execute("SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace")
+        assert left.rowcount == 0
+        assert run("current", DATABASE_SCHEMA="clerk").output == f"{schema.head()} (current)\n"
+
+
 def test_foreign_keys_move_to_the_tables_of_another_instance_as_the_run_book_tells(
     run: Run, empty_url: str
 ) -> None:
