@@ -242,7 +242,8 @@ OTHER_SETTINGS: dict[str, object] = {
 
 
 @pytest.mark.parametrize(
-    "reason", ["restart", "another key", "a day ago", "another database", *OTHER_SETTINGS]
+    "reason",
+    ["restart", "another key", "a day ago", "another database", "another version", *OTHER_SETTINGS],
 )
 def test_a_run_begins_anew_where_going_on_would_leave_something_out(
     clerk: FakeClerk, settings: config.Settings, reason: str
@@ -258,6 +259,8 @@ def test_a_run_begins_anew_where_going_on_would_leave_something_out(
         settings = settings.model_copy(update={reason: OTHER_SETTINGS[reason]})
     if reason == "a day ago":
         execute(settings, "UPDATE sync_progress SET saved_at = saved_at - interval '25 hours'")
+    if reason == "another version":
+        execute(settings, "UPDATE sync_progress SET state = jsonb_set(state, '{done,renamed}', '1')")
     if reason == "another database":
         execute(settings, "TRUNCATE users, user_sync, sync_progress")
     with open_context(settings) as both:

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import structlog
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from config import Settings
 from db import progress
@@ -256,7 +256,10 @@ class Backfill:
         state = progress.load(self._context.database, TASK, GOES_ON_WITHIN)
         if state is None or state.pop("source", None) != self._source:
             return None
-        return TypeAdapter(Checkpoint).validate_python(state)
+        try:
+            return TypeAdapter(Checkpoint).validate_python(state)
+        except ValidationError:  # another version has saved it
+            return None
 
 
 def _left_out(what: str, step: PageStep, refused: list[RejectedUser]) -> BackfillStats:
