@@ -101,7 +101,14 @@ def prepare(connection: Connection) -> None:
                 f' CREATE SCHEMA "{schema}" AUTHORIZATION …, then run this again'
             )
         connection.execute(CreateSchema(schema))
-    if not connection.scalar(select(func.has_schema_privilege(schema or func.current_schema(), "CREATE"))):
+    where = schema or func.current_schema()
+    may_create = connection.scalar(select(func.has_schema_privilege(where, "CREATE")))
+    if may_create is None:
+        raise MigrationError(
+            "the role's search_path names no schema that exists and that it may use: correct it, or set"
+            " DATABASE_SCHEMA to a schema of its own (docs/neon-setup.md)"
+        )
+    if not may_create:
         raise MigrationError(
             "the role has no right to create tables: GRANT CREATE, USAGE ON SCHEMA … TO …, or set"
             " DATABASE_SCHEMA to a schema of its own (docs/neon-setup.md)"

@@ -284,6 +284,18 @@ def test_a_role_that_may_not_create_is_answered_with_what_to_grant(
         migration.upgrade(database)
 
 
+@pytest.mark.parametrize("search_path", ["nosuch", "''"])
+def test_a_search_path_without_a_schema_is_said_as_such(
+    settings: config.Settings, owner: Connection, search_path: str
+) -> None:
+    owner.execute(f"ALTER DATABASE {owner.info.dbname} SET search_path = {search_path}".encode())
+    with (
+        opened(settings, database_schema=None) as database,
+        pytest.raises(migration.MigrationError, match="search_path names no schema that exists"),
+    ):
+        migration.upgrade(database)
+
+
 @pytest.mark.parametrize("name", ["pg_clerk", "information_schema", 'a"b', "a.b", "1a", "x" * 64, "a%b"])
 def test_a_name_that_cannot_be_a_schema_is_refused_at_the_start(name: str) -> None:
     with pytest.raises(config.SettingsError, match="DATABASE_SCHEMA must be"):
