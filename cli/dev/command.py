@@ -165,9 +165,8 @@ def _new_secret() -> str:
 def _start_service(
     settings: config.Settings, data: Path, overrides: Overrides, started: _Started, *, verbose: bool
 ) -> None:
+    write_private(data / "env", _exports(settings))
     variables = {name.upper(): value for name, value in overrides.items()}
-    exports = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
-    write_private(data / "env", "".join(exports))
     variables["PYTHONUNBUFFERED"] = "1"
     if "log_format" not in settings.model_fields_set:
         variables["LOG_FORMAT"] = "console"  # these logs are read by people
@@ -176,6 +175,20 @@ def _start_service(
     for command in ("worker", "web"):
         log = None if verbose else data / f"{command}.log"
         started.start(_Command(data, command, settings, log))
+
+
+def _exports(settings: config.Settings) -> str:
+    """Return the settings for another terminal, whose variables may be those of an earlier run."""
+    urls = {
+        "DATABASE_URL": settings.database_url,
+        "DATABASE_URL_UNPOOLED": settings.database_url_unpooled or settings.database_url,
+        "REDIS_URL": settings.redis_url,
+    }
+    variables = {name: url.get_secret_value() for name, url in urls.items() if url}
+    signing_secrets = [secret.get_secret_value() for secret in settings.clerk_webhook_signing_secret]
+    variables["CLERK_WEBHOOK_SIGNING_SECRET"] = " ".join(signing_secrets)
+    variables |= {"HOST": settings.host, "PORT": str(settings.port)}
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 def _await_ready(url: str, started: _Started) -> None:

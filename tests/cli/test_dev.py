@@ -1,5 +1,6 @@
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -113,6 +114,13 @@ def test_the_example_of_the_settings_with_a_real_secret_is_enough(running: Dev) 
     url = httpx.URL(running.announced("Webhook URL"))
     assert url.path == "/webhooks/clerk"
     assert http.get(url.copy_with(path="/health/ready")).status_code == 200
+
+
+def test_the_settings_for_another_terminal_include_those_that_the_service_has_from_elsewhere(
+    running: Dev,
+) -> None:
+    """Also in a terminal that has the secret of an earlier run, which goes before the one in .env."""
+    assert shlex.split(running.variable("CLERK_WEBHOOK_SIGNING_SECRET")) == [SECRET]
 
 
 def test_the_logs_go_to_files(running: Dev) -> None:
@@ -232,7 +240,8 @@ def test_servers_that_the_environment_names_are_used_and_left_alone(
     dev = start(DATABASE_URL=database_url, REDIS_URL=redis_url).await_ready()
     assert not (dev.data / "postgres").exists()
     assert not (dev.data / "redis").exists()
-    assert "_URL" not in (dev.data / "env").read_text()
+    for name, url in (("DATABASE_URL", database_url), ("REDIS_URL", redis_url)):
+        assert shlex.split(dev.variable(name)) == [url]
     assert dev.stop(signal.SIGINT, END_S) == 0, dev.text()
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
