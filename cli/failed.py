@@ -133,7 +133,7 @@ def discard(**options: Any) -> None:
     with closing(failed_jobs(load("redis_url"))) as jobs:
         chosen = _chosen(jobs, selection, "would be discarded")
         if chosen and selection.every and not selection.yes:
-            what = f"{counted(len(chosen), 'failed job')} and the deliveries in them"
+            what = counted(len(chosen), "failed job with its delivery", "failed jobs with their deliveries")
             if not sys.stdin.isatty():
                 raise click.UsageError(f"discard --all deletes {what} permanently: add --yes to confirm")
             click.confirm(f"Delete {what} permanently?", abort=True, err=True)

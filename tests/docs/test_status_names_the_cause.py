@@ -250,10 +250,10 @@ CASES: dict[str, tuple[Fault, str]] = {
     ),
     "a batch hangs": (_in_redis(lambda redis: add_worker(redis, in_hand_s=45)), "the same batch for 45"),
     "a row is locked": (_in_redis(_waiting), "another transaction has locked"),
-    "a trigger refuses every change": (_in_redis(_refused_again), "2 deliveries refused more than once"),
+    "a trigger refuses every change": (_in_redis(_refused_again), "2 deliveries were refused more than once"),
     "a worker applies to another database": (
         _in_redis(_applied_elsewhere),
-        "a worker applies deliveries to another database",
+        "a worker uses another DATABASE_URL",
     ),
     "a job failed": (_in_redis(fail), "1 job has failed"),
     "wrong signing secret": (_in_redis(_refused(recent.MISMATCH)), "the signature does not match"),

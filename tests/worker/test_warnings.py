@@ -94,7 +94,7 @@ def test_deliveries_that_are_refused_again_and_again_are_said_before_they_fail(
     assert beat(redis).retried == 2
     _refuse(redis)
     said = _warning(report(), "refused more than once")
-    assert said.startswith("2 deliveries refused more than once, and tried again: ChangeRefused:")
+    assert said.startswith("2 deliveries were refused more than once, and will be tried again: Change")
     assert "P0001" in said
     redis.zadd(SCHEDULED_KEY, dict.fromkeys(ids, 0))
     beat(redis)
@@ -124,7 +124,7 @@ def test_a_worker_that_applies_to_another_database_is_said(
     given = delivery(received_at=now_ms())
     put(redis, given)
     _finish(redis)
-    assert "DATABASE_SCHEMA" in _warning(report(), "a worker applies deliveries to another database")
+    assert "DATABASE_SCHEMA" in _warning(report(), "is not in the ledger")
     _record(connection, given.svix_id)
     assert _is_well(report())
 
@@ -151,7 +151,7 @@ def test_a_delivery_that_waits_for_a_lock_is_said_after_thirty_seconds(
     short = report()
     assert (short["status"], short["lock_waits"]["jobs"]) == ("ok", 1)
     redis.zadd(lock_waits.KEY, {job.id: time.time() - 40})
-    assert "1 delivery waits for a row that another transaction has locked for 40" in _warning(
+    assert "1 delivery has waited 40 s for a row that another transaction has locked" in _warning(
         report(), "row"
     )
     reserved.settle_and_take([Finished(job, "applied")], 0)

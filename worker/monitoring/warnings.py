@@ -88,9 +88,10 @@ def _stuck(facts: Facts) -> Iterator[str]:
 def _locked(facts: Facts) -> Iterator[str]:
     waits = facts.get("lock_waits")
     if waits is not None and waits.longest_s > STUCK_AFTER_S:
+        waited = counted(waits.jobs, "delivery has waited", "deliveries have waited up to")
         yield (
-            f"{counted(waits.jobs, 'delivery waits', 'deliveries wait')} for a row that another transaction"
-            f" has locked for {waits.longest_s:.0f} s: clerk-sync db locks shows it and can end it"
+            f"{waited} {waits.longest_s:.0f} s for a row that another transaction has locked:"
+            " clerk-sync db locks shows that transaction and can end it"
             " (docs/operations.md, A row is locked)"
         )
 
@@ -98,8 +99,11 @@ def _locked(facts: Facts) -> Iterator[str]:
 def _refused_again(facts: Facts) -> Iterator[str]:
     waits = facts.get("retries")
     if waits is not None and waits.jobs:
-        who = counted(waits.jobs, "delivery", "deliveries")
-        yield f"{who} refused more than once, and tried again: {waits.reason} (docs/operations.md, Jobs fail)"
+        who = counted(waits.jobs, "delivery was", "deliveries were")
+        yield (
+            f"{who} refused more than once, and will be tried again: {waits.reason}"
+            " (docs/operations.md, Jobs fail)"
+        )
 
 
 def _failed(facts: Facts) -> Iterator[str]:
@@ -212,8 +216,8 @@ def _redis_lost_data(facts: Facts) -> Iterator[str]:
 def _two_databases(facts: Facts) -> Iterator[str]:
     if facts.get("applied_here") is False:
         yield (
-            "a worker applies deliveries to another database: set DATABASE_URL and DATABASE_SCHEMA of"
-            " receivers and workers to the same tables (docs/operations.md, Two databases)"
+            "the newest delivery that was applied is not in the ledger: this database was reset or restored,"
+            " or a worker uses another DATABASE_URL or DATABASE_SCHEMA (docs/operations.md, Two databases)"
         )
     if facts.get("same_tables") is False:
         yield (
