@@ -257,7 +257,7 @@ CASES: dict[str, tuple[Fault, str]] = {
     ),
     "a job failed": (_in_redis(fail), "1 job has failed"),
     "wrong signing secret": (_in_redis(_refused(recent.MISMATCH)), "the signature does not match"),
-    "wrong clock": (_in_redis(_refused(recent.STALE)), "the signature is too old"),
+    "wrong clock": (_in_redis(_refused(recent.STALE)), "the signed time is more than five minutes off"),
     "another instance's deliveries": (_in_redis(_refused(recent.FOREIGN)), "another Clerk instance ignored"),
     "two instances": (
         _ours("INSERT INTO instance_sync (id) VALUES ('ins_1'), ('ins_2')"),

@@ -220,7 +220,7 @@ def test_a_reason_that_is_over_is_not_named_beside_one_that_goes_on(report: AskH
     _move(redis, 2)
     recent.add(redis, {recent.STALE: 9})
     said = report()
-    assert _warning(said, "the signature is too old")
+    assert _warning(said, "the signed time is more than five minutes off")
     assert "does not match" not in str(said["warnings"])
 
 
@@ -241,7 +241,9 @@ def test_deliveries_that_are_too_old_name_the_clock(
 ) -> None:
     client = make_client()
     _send(client, 8, age_s=600)
-    assert "(0 genuine ones came): set the clock" in _warning(report(), "the signature is too old")
+    assert "(0 genuine ones came): set the clock" in _warning(
+        report(), "the signed time is more than five minutes off"
+    )
     _move(redis, 3)
     _send(client, 1)
     assert report()["status"] == "ok", "it is over: genuine ones alone have come since"

@@ -139,7 +139,8 @@ def _signatures(facts: Facts) -> Iterator[str]:
     if recent.stale > A_FEW and (recent.since_genuine[STALE] or not is_going_on):
         yield (
             f"{counted(recent.stale, 'delivery', 'deliveries')} refused in the last {WINDOW_MINUTES} minutes"
-            f" because the signature is too old {genuine}: set the clock of the receiver's machine"
+            f" because the signed time is more than five minutes off {genuine}: set the clock of the"
+            " receiver's machine"
         )
 
 
@@ -162,7 +163,7 @@ def _forgeries(facts: Facts) -> Iterator[str]:
     if recent is None or recent.mismatch + recent.stale <= A_FEW or _is_refusing(recent):
         return
     yield (
-        f"{counted(recent.mismatch + recent.stale, 'delivery', 'deliveries')} with a wrong or old signature"
+        f"{counted(recent.mismatch + recent.stale, 'delivery', 'deliveries')} with a wrong signature or time"
         f" refused in the last {WINDOW_MINUTES} minutes, beside {counted(recent.genuine, 'genuine one')}:"
         " forgeries, a second endpoint's, or those of a fault that is over"
         " (docs/operations.md, Signature errors)"
