@@ -126,7 +126,7 @@ class Cause(Enum):
     SCHEMA_USAGE = ("the role lacks USAGE on the schema", "GRANT USAGE ON SCHEMA to the role")
     TABLE_RIGHTS = (
         "the role lacks a right on a table",
-        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA to the role",
+        "GRANT the role what docs/neon-setup.md, Rights, lists for each table",
     )
     DATABASE_RIGHTS = ("the role may not connect to the database", "GRANT CONNECT ON DATABASE to the role")
     CREATE_RIGHTS = (
