@@ -183,8 +183,9 @@ def _second_instance(facts: Facts) -> Iterator[str]:
     found = facts.get("instances", ())
     if len(found) > 1:
         yield (
-            f"{len(found)} Clerk instances have written to these tables: use a separate schema for each, and"
-            " set CLERK_INSTANCE_ID (docs/operations.md, Several Clerk instances)"
+            f"{len(found)} Clerk instances have written to these tables: use a separate schema for each and"
+            " set CLERK_INSTANCE_ID, or remove the rows of an example from Clerk's dashboard"
+            " (docs/operations.md, Several Clerk instances)"
         )
 
 
