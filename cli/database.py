@@ -51,7 +51,10 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("revision", default="head")
 @_with_settings
 def upgrade(settings: Settings, revision: str) -> None:
-    """Create the tables, or run the migrations that have not run yet."""
+    """Create the tables, or run the migrations that have not run yet.
+
+    With REVISION it stops there.
+    """
     with Database(settings, unpooled=True) as database:
         migration.upgrade(database, revision)
         if database.encoding != UTF8:
@@ -122,9 +125,10 @@ def seed(settings: Settings, users: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @_with_settings
 def locks_(settings: Settings, pid: int | None, yes: bool, as_json: bool) -> None:
-    """List the transactions that hold locks on the tables, oldest first.
+    """List the transactions that hold locks on the tables.
 
-    With --end it ends one of them: the database closes its connection and undoes what it has not committed.
+    The oldest comes first. With --end it ends one of them: the database closes its connection and undoes
+    what it has not committed.
     """
     with Database(settings, unpooled=True) as database:
         found = locks.holders(database)

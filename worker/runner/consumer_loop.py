@@ -201,7 +201,7 @@ def pace_s(jobs: int) -> float:
     """Return the time from a take of that many jobs to the next take, in s.
 
     It grows with the batch: from some 1,000 deliveries/s on, the batches grow until the time is MAX_PACE_S.
-    Then a delivery costs the worker and PostgreSQL a third less CPU time
+    Then a delivery costs the worker a third less CPU time, and PostgreSQL half as much
     (docs/decisions/008-why-several-consumer-threads.md).
     """
     return min(max(PACE_S, jobs * PACE_PER_JOB_S), MAX_PACE_S)
