@@ -1,7 +1,7 @@
 """psycopg, changed in two places: it limits the wait for an answer, and reads every timestamp."""
 
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import psycopg
@@ -45,13 +45,15 @@ class BoundedTimestamptzLoader(Loader):
 
     psycopg's own loader asks for the DateStyle that the server reported last, and a server reports what a
     pipeline sets only at its end. `infinity`, BC and years from 10000 on are read as the latest or earliest
-    moment: an application may have written them, and one such row must not stop the others.
+    moment: an application may have written them, and one such row must not stop the others. A `timestamp`
+    is in UTC: some applications' ORMs change the columns' type to it.
     """
 
     def load(self, data: Buffer) -> datetime:
         """Return the moment."""
         text = bytes(data).decode()
         try:
-            return datetime.fromisoformat(text)
+            moment = datetime.fromisoformat(text)
         except ValueError:
             return EARLIEST if text.startswith(BEFORE_PYTHON) or text.endswith("BC") else LATEST
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

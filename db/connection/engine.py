@@ -239,7 +239,8 @@ def _engine(settings: Settings, unpooled: bool, answer_limit_s: float | None) ->
     ) -> TimeoutConnection:
         connection = TimeoutConnection.connect(*arguments, **options)
         connection.answer_limit_s = answer_limit_s
-        connection.adapters.register_loader("timestamptz", BoundedTimestamptzLoader)
+        for type_ in ("timestamptz", "timestamp"):
+            connection.adapters.register_loader(type_, BoundedTimestamptzLoader)
         if getattr(dialect, "server_version_info", None) is None:
             # On the first connection SQLAlchemy reads the server's version: no default time-out may end that.
             try:

@@ -16,6 +16,7 @@ from db.drift import users as drift
 from db.merge.change import placeholder_address
 from db.merge.incoming import ReceivedChange
 from db.merge.policy import Policy
+from db.merge.rows import UserRow
 from db.times import to_datetime
 from tests.db.test_users import OTHER, SHARED, deleted, emails, existing, row, saved, signed_in
 from tests.support.checkouts import count_checkouts
@@ -146,6 +147,22 @@ def test_a_row_of_any_time_takes_every_event(moment: str, database: Database, co
     found = row(connection, ANN)
     assert (found["email"], found["created_at"]) == (OTHER, to_datetime(NOW))
     assert found["last_login_at"] == to_datetime(NOW + 5), "a time beyond every calendar is no login"
+
+
+def test_columns_without_a_time_zone_are_read_and_written_in_utc(
+    database: Database, connection: Connection
+) -> None:
+    existing(connection, BEN, OTHER, created_at="infinity")
+    connection.execute(
+        "ALTER TABLE users ALTER created_at TYPE timestamp(3), ALTER last_login_at TYPE timestamp(3)"
+    )
+    batches(database, [saved(ANN, 1, SHARED), signed_in(ANN, 5)])
+    batches(database, [saved(ANN, 6, SHARED), saved(BEN, 7, OTHER)])
+    assert drift.read(database, [ANN])[ANN].user == UserRow(
+        ANN, SHARED, "name 6", "Acme", "user", to_datetime(NOW), to_datetime(NOW + 5)
+    )
+    assert row(connection, ANN)["created_at"] == to_datetime(NOW).replace(tzinfo=None)
+    assert row(connection, BEN)["last_login_at"] is None
 
 
 # What the application added to the table
