@@ -55,15 +55,17 @@ ORGANIZATION_LOCK = 0x636C656F
 
 
 def writes(policy: Policy) -> tuple[Executable, ...]:
-    """Return the statements that an apply may write with; of several that update `users`, the widest."""
-    always = (ADD_SYNC_ROWS, SET_EMAILS, UPDATE_SYNC_ROWS, DELETE_MEMBERSHIPS)
+    """Return the statements that an apply may write or check with; of updates of `users`, the widest."""
+    always = (ADD_SYNC_ROWS, SET_EMAILS, UPDATE_SYNC_ROWS, DELETE_MEMBERSHIPS, DELETE_PROFILES)
     deleting = () if policy.anonymize else (DELETE_USERS,)
     column = SET_ORGANIZATIONS[policy.organization_value]
-    following = (WRITE_ORGANIZATIONS, WRITE_MEMBERSHIPS, column) if policy.follows_memberships else ()
-    keeping = (WRITE_PROFILES,) if policy.keeps_fields else ()
+    members = (WRITE_ORGANIZATIONS, WRITE_MEMBERSHIPS, REQUIRE_MEMBERSHIPS, column)
+    following = members if policy.follows_memberships else ()
+    keeping = (WRITE_PROFILES, REQUIRE_PROFILES) if policy.keeps_fields else ()
     targets = {policy.left_alone, *([()] if policy.anonymize else [])}
     users = (write(left_alone) for left_alone in targets for write in (update_users, insert_users))
-    return (*always, *users, *deleting, *following, *keeping, DELETE_PROFILES, ADD_INSTANCES, RECORD_EVENTS)
+    recording = (REQUIRE_WRITTEN, REQUIRE_DELETED, ADD_INSTANCES, RECORD_EVENTS, REQUIRE_RECORDED)
+    return (*always, *users, *deleting, *following, *keeping, *recording)
 
 
 def organization_joined_last(clerk_id: ColumnElement[str], value: str) -> LateralFromClause:

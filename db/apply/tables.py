@@ -45,9 +45,9 @@ class Tables:
         """Return the users whose rows another transaction has locked against the changes of `batch`.
 
         A foreign key to a user locks the row only against a deletion and a new address. First, every write
-        runs on no rows, which fails if a table or right is missing, the database is read-only, or a table is
-        locked. One round trip; changes nothing. Raises DatabaseUnavailable when no change can be applied,
-        ChangeRefused when a statement-level trigger refuses the writes: it fires without any row too.
+        and check runs on no rows, which fails if a table or right is missing, the database is read-only, or a
+        table is locked. One round trip; changes nothing. Raises DatabaseUnavailable when no change can be
+        applied, ChangeRefused when a statement-level trigger refuses the writes: it also fires without a row.
         """
 
         def look(pipeline: Pipeline) -> frozenset[str]:

@@ -491,3 +491,17 @@ def test_row_level_security_is_an_error_and_hides_no_deletion(
     connection.execute("ALTER TABLE users DISABLE ROW LEVEL SECURITY")
     assert len(process_with(unprivileged, [deletion])["Finished"]) == 1
     assert "user_7" not in names(connection)
+
+
+@pytest.mark.skipif(os.environ.get("TEST_PGBOUNCER") == "1", reason="PgBouncer connects as one role here")
+def test_a_right_that_only_changes_need_is_the_deployments_trouble_though_others_pass(
+    connection: Admin, unprivileged: Database, sixty: list[TakenJob]
+) -> None:
+    role = sql.Identifier(f"writer_{os.getpid()}")
+    columns = "id, clerk_id, email, name, organization, role, created_at, last_login_at"
+    connection.execute(sql.SQL("REVOKE SELECT ON users FROM {}").format(role))
+    connection.execute(sql.SQL("GRANT SELECT ({}) ON users TO {}").format(sql.SQL(columns), role))
+    stale = job(saved(30, NOW))
+    with pytest.raises(DatabaseUnavailable) as refused:
+        process_with(unprivileged, [*sixty[:20], stale])
+    assert refused.value.cause is Cause.TABLE_RIGHTS
