@@ -403,7 +403,8 @@ _moving = (
 
 # Find which of `ids` have a row in each table that is locked, and which users lose an address. UNLOCKED_IDS
 # leaves out the rows that another transaction has locked: for an update, and for the loss of an address.
-_stored = tuple(select(model.clerk_id).where(model.clerk_id == _any_id) for model in (UserSync, User))
+_models = (UserSync, User, UserProfile)
+_stored = tuple(select(model.clerk_id).where(model.clerk_id == _any_id) for model in _models)
 STORED_IDS = (*_stored, _moving)
 UNLOCKED_IDS = (
     *(query.with_for_update(key_share=True, skip_locked=True) for query in _stored),

@@ -213,6 +213,17 @@ def test_a_locked_table_is_the_deployments_trouble_and_is_named_soon(
     assert waits.value.cause is Cause.LOCKED
 
 
+def test_locked_profiles_delay_their_deliveries_alone(database: Database, connection: Admin) -> None:
+    keys = FieldSources(profile_fields=("first_name",))
+    apply = partial(process_with, database, policy=Policy(keeps_fields=True), keys=keys)
+    apply([job(saved(i, NOW)) for i in range(60)])
+    with transaction(connection) as application:
+        application.execute("SELECT FROM user_profiles WHERE clerk_id LIKE 'user_%5' FOR UPDATE")
+        with within(10):
+            done = apply([job(saved(i)) for i in range(60)])
+    assert (len(done["Finished"]), len(done["Deferred"])) == (54, 6)
+
+
 # Triggers, rules and policies
 
 
