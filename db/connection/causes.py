@@ -108,6 +108,10 @@ class Cause(Enum):
         "the pooler has no connection to the server",
         "look at the pooler's log: the server is down, full, or refuses the pooler",
     )
+    POOL_MODE = (
+        "the pooler is in statement mode",
+        "set its pool_mode to transaction",
+    )
     ENDPOINT = (
         "the provider does not serve this endpoint now",
         "see the provider's console: the endpoint is unknown, disabled, or out of its quota",
@@ -183,11 +187,15 @@ _TEXTS = {
     Cause.ROLE_MISSING: r"role .* does not exist|no such user|is not permitted to log in",
     Cause.PASSWORD_REFUSED: r"(password|SASL|SCRAM|MD5) authentication failed|wrong password",
     Cause.DATABASE_RIGHTS: r"permission denied for database",
-    Cause.NOT_ALLOWED: r"pg_hba\.conf|not allowed to connect|IP address .* not allowed",
+    Cause.NOT_ALLOWED: r"pg_hba\.conf|not allowed to connect|IP address .* not allowed|login rejected",
     Cause.STARTING: r"starting up|in recovery mode|not (yet )?accepting connections",
     Cause.STOPPING: r"shutting down|administrator command|crash of another server process",
     Cause.ENDPOINT: r"endpoint|quota|compute time",
-    Cause.POOLER: r"pgbouncer cannot connect|server[_ ]login|query_wait_timeout|client_login_timeout",
+    Cause.POOL_MODE: r"statement pooling",
+    Cause.POOLER: (
+        r"pgbouncer cannot connect|server[_ ]login|query_wait_timeout|client_login_timeout"
+        r"|database (.* is disabled|removed)"
+    ),
     Cause.READ_ONLY: r"session is read-only|server is in hot standby",
     Cause.NOT_POSTGRESQL: r"invalid response to SSL negotiation|expected authentication request",
     Cause.TLS_FAILED: r"SSL error|TLS",

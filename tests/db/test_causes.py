@@ -247,12 +247,26 @@ def test_a_pooler_without_a_server_or_without_room_says_which(
         process.end()
 
 
+@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="PgBouncer is not installed")
+def test_a_pooler_in_statement_mode_is_named(
+    postgres_server: PostgresServer, server_directory: Path, cause_of: CauseOf
+) -> None:
+    process, url = start_pgbouncer(server_directory / "pgbouncer", postgres_server, "pool_mode = statement")
+    try:
+        assert cause_of(url) is Cause.POOL_MODE
+    finally:
+        process.end()
+
+
 WORDS = {
     "SSL required": Cause.TLS_REQUIRED,
     "connection is insecure (try using `sslmode=require`)": Cause.TLS_REQUIRED,
     "The requested endpoint could not be found, or you don't have access to it.": Cause.ENDPOINT,
     "The endpoint has been disabled. Enable it using the API and retry.": Cause.ENDPOINT,
     "Your account or project has exceeded the compute time quota.": Cause.ENDPOINT,
+    'database "some_database" is disabled': Cause.POOLER,
+    "database removed": Cause.POOLER,
+    "login rejected": Cause.NOT_ALLOWED,
     "someone has fallen asleep": Cause.NO_CONNECTION,
     "": Cause.NO_ANSWER,
 }
