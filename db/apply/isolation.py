@@ -57,11 +57,13 @@ class Isolation:
         results = iter(self._divide([incoming for incoming in batch if incoming.subject not in locked]))
         return [row_is_locked if incoming.subject in locked else next(results) for incoming in batch]
 
-    def _divide(self, batch: Sequence[ReceivedChange], deadline: float | None = None) -> list[Result]:
+    def _divide(
+        self, batch: Sequence[ReceivedChange], deadline: float | None = None, *, waits_briefly: bool = False
+    ) -> list[Result]:
         if not batch:
             return []
         try:
-            return list(self._tables.apply(batch))
+            return list(self._tables.apply(batch, waits_briefly=waits_briefly))
         except Exception as error:
             if isinstance(error, DatabaseUnavailable) and not error.may_concern_one_row:
                 raise
@@ -73,8 +75,14 @@ class Isolation:
         deadline = deadline or time.monotonic() + DIVIDES_FOR_S
         if len(batch) == 1 or (is_delay(error) and time.monotonic() > deadline):
             return [error] * len(batch)
+        # The batch has waited for the lock: its parts need not wait as long.
+        waits_briefly = isinstance(error, DatabaseUnavailable) and error.state == LOCK_NOT_AVAILABLE
         middle = len(batch) // 2
-        return [*self._divide(batch[:middle], deadline), *self._divide(batch[middle:], deadline)]
+        return [
+            result
+            for part in (batch[:middle], batch[middle:])
+            for result in self._divide(part, deadline, waits_briefly=waits_briefly)
+        ]
 
 
 def is_delay(result: Result) -> bool:

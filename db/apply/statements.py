@@ -28,6 +28,7 @@ from sqlalchemy import (
     literal_column,
     not_,
     select,
+    text,
     true,
     union,
     union_all,
@@ -52,6 +53,7 @@ from db.models import (
 # Any two integers work, as long as no other code in the database uses the same first key for advisory locks.
 ADDRESS_LOCK = 0x636C6572
 ORGANIZATION_LOCK = 0x636C656F
+WAIT_BRIEFLY = text("SET LOCAL lock_timeout = '200ms'")
 
 
 def writes(policy: Policy) -> tuple[Executable, ...]:

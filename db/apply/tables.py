@@ -31,12 +31,12 @@ class Tables:
         self._policy = policy
         self._observe = observe
 
-    def apply(self, batch: Sequence[ReceivedChange]) -> list[Outcome]:
+    def apply(self, batch: Sequence[ReceivedChange], *, waits_briefly: bool = False) -> list[Outcome]:
         """Apply `batch` in one transaction; return what each change did. Raises as `users.apply`."""
         began = time.perf_counter()
         outcomes: list[Outcome] = []
         try:
-            outcomes = users.apply(self._database, batch, self._policy)
+            outcomes = users.apply(self._database, batch, self._policy, waits_briefly=waits_briefly)
         finally:
             self._observe(batch, outcomes, time.perf_counter() - began)
         return outcomes

@@ -76,7 +76,9 @@ class Writes(NamedTuple):
         return {*self.gone, *changed, *(clerk_id for clerk_id, _ in (*self.vacated, *self.assigned))}
 
 
-def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -> list[Outcome]:
+def apply(
+    database: Database, batch: Sequence[ReceivedChange], policy: Policy, *, waits_briefly: bool = False
+) -> list[Outcome]:
     """Merge `batch` into the tables and record it in the ledger; return what each change did, in order.
 
     1. Lock the users' rows in `user_sync`, in one order, then the addresses concerned, in one order, then
@@ -88,7 +90,8 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
     If a row without history loses its address, it is added to the batch, so that its claim is recorded, and
     all steps run again. They also run again after a row has given up another user's placeholder.
 
-    Two round trips, whatever the size of the batch. If the process is killed, all or nothing is written.
+    Two round trips, whatever the size of the batch. If the process is killed, all or nothing is written. With
+    `waits_briefly` a lock is waited for less long than BATCH_LIMITS say.
     Raises DatabaseUnavailable or ChangeRefused.
     """
     batch = [incoming.of_instance(policy.instance_id) for incoming in batch]
@@ -96,7 +99,8 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
     has_freed = False
     while batch:
         try:
-            return database.run_pipeline(partial(_apply, batch=batch, added=added, policy=policy))
+            work = partial(_apply, batch=batch, added=added, policy=policy, waits_briefly=waits_briefly)
+            return database.run_pipeline(work)
         except UnrecordedClaims as found:
             added |= found.clerk_ids
         except ChangeRefused as refused:
@@ -107,8 +111,15 @@ def apply(database: Database, batch: Sequence[ReceivedChange], policy: Policy) -
 
 
 def _apply(
-    pipeline: Pipeline, batch: Sequence[ReceivedChange], added: frozenset[str], policy: Policy
+    pipeline: Pipeline,
+    batch: Sequence[ReceivedChange],
+    added: frozenset[str],
+    policy: Policy,
+    *,
+    waits_briefly: bool,
 ) -> list[Outcome]:
+    if waits_briefly:
+        pipeline.send(statements.WAIT_BRIEFLY)
     stored = _lock_and_read(pipeline, batch, added, policy)
     before = {clerk_id: stored.change(clerk_id, policy) for clerk_id in stored.sync}
     known, outcomes = apply_batch(before, batch, policy)

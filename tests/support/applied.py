@@ -19,7 +19,7 @@ class Applied(Tables):
         """The ids of the deliveries of each batch."""
         return [[str(one.svix_id) for one in batch] for batch in self.batches]
 
-    def apply(self, batch: Sequence[ReceivedChange]) -> list[Outcome]:
+    def apply(self, batch: Sequence[ReceivedChange], *, waits_briefly: bool = False) -> list[Outcome]:  # noqa: ARG002
         """Return `applied` and `stale` in turn."""
         self.batches.append(batch)
         if self._refusal and self._refused & set(self.calls[-1]):

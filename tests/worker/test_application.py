@@ -224,6 +224,18 @@ def test_locked_profiles_delay_their_deliveries_alone(database: Database, connec
     assert (len(done["Finished"]), len(done["Deferred"])) == (54, 6)
 
 
+def test_locks_that_only_a_trigger_meets_delay_their_deliveries_alone(
+    process: Process, connection: Admin, sixty: list[TakenJob]
+) -> None:
+    connection.execute("CREATE TABLE accounts AS SELECT clerk_id, name FROM users")
+    interfere(connection, "user_%", "UPDATE accounts SET name = NEW.name WHERE clerk_id = NEW.clerk_id")
+    with transaction(connection) as application:
+        application.execute("SELECT FROM accounts WHERE clerk_id LIKE 'user_%5' FOR UPDATE")
+        with within(20):
+            done = process(sixty)
+    assert (len(done["Finished"]), len(done["Deferred"])) == (54, 6)
+
+
 # Triggers, rules and policies
 
 
