@@ -90,8 +90,12 @@ def test_who_was_never_seen_gets_a_tombstone_only_from_a_caller_who_is_sure(
     assert tombstones(both.settings) == {BEN}
 
 
-def test_who_has_only_just_signed_up_is_not_deleted_unasked(clerk: FakeClerk, both: SyncContext) -> None:
-    now = now_ms()
+@pytest.mark.parametrize("ahead_s", [None, -600, 600])
+def test_who_has_only_just_signed_up_is_not_deleted_unasked(
+    clerk: FakeClerk, both: SyncContext, ahead_s: float | None
+) -> None:
+    clerk.ahead_s = ahead_s
+    now = now_ms() + int((ahead_s or 0) * 1000)
     deliver(
         both, session_event(data=session(BEN)), user_event(data=user(ANN, created_at=now, updated_at=now))
     )

@@ -148,6 +148,24 @@ def test_who_was_only_left_out_of_the_listing_is_no_ghost(clerk: FakeClerk, both
     assert (found.listed, found.local, found.ghost, found.refusal) == (200, 300, {}, None)
 
 
+@pytest.mark.parametrize("ahead_s", [None, -600, 600])
+def test_who_has_only_just_signed_up_is_no_ghost(
+    clerk: FakeClerk, both: SyncContext, ahead_s: float | None
+) -> None:
+    clerk.ahead_s = ahead_s
+    filled(clerk, both, 20)
+    signed_up_at = now_ms() + int((ahead_s or 0) * 1000) - 10_000
+    deliver(both, user_event(data=user(ANN, created_at=signed_up_at), timestamp=signed_up_at))
+    assert fix(both) == []
+    assert ANN in rows(both.settings)
+    execute(
+        both.settings,
+        f"UPDATE users SET created_at = created_at - interval '1 minute' WHERE clerk_id = '{ANN}'",
+    )
+    assert fix(both) == []
+    assert tombstones(both.settings) == {ANN}
+
+
 def test_where_ids_are_overlooked_each_ghost_is_asked_for_alone(clerk: FakeClerk, both: SyncContext) -> None:
     filled(clerk, both, 600)
     clerk.knows_user_id = False
@@ -383,9 +401,14 @@ def test_a_deletion_and_a_sign_up_around_the_end_of_the_listing_do_not_cut_it_sh
     assert (found.listed, found.counted, found.refusal, found.differing) == (1200, 1200, None, 0)
 
 
-def test_a_delivery_that_is_on_its_way_is_waited_for(clerk: FakeClerk, both: SyncContext) -> None:
+@pytest.mark.parametrize("ahead_s", [None, -600, 600])
+def test_a_delivery_that_is_on_its_way_is_waited_for(
+    clerk: FakeClerk, both: SyncContext, ahead_s: float | None
+) -> None:
     filled(clerk, both, 20)
-    shown = user(ANN, created_at=now_ms(), updated_at=now_ms())
+    clerk.ahead_s = ahead_s
+    now = now_ms() + int((ahead_s or 0) * 1000)
+    shown = user(ANN, created_at=now, updated_at=now)
     clerk.put(shown)
 
     def deliver_it_with_the_count(request: Request) -> None:

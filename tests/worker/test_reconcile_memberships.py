@@ -323,8 +323,13 @@ def test_many_memberships_that_cannot_be_read_stop_no_walk(clerk: FakeClerk, few
     assert report(few).differing == 0
 
 
-def test_a_membership_that_has_only_just_begun_is_not_ended(few: SyncContext) -> None:
-    deliver(few, membership_event(data=membership(CAT, id="orgmem_d", created_at=now_ms())))
+@pytest.mark.parametrize("ahead_s", [None, -600, 600])
+def test_a_membership_that_has_only_just_begun_is_not_ended(
+    clerk: FakeClerk, few: SyncContext, ahead_s: float | None
+) -> None:
+    clerk.ahead_s = ahead_s
+    now = now_ms() + int((ahead_s or 0) * 1000)
+    deliver(few, membership_event(data=membership(CAT, id="orgmem_d", created_at=now)))
     assert report(few).differing == 0
     assert pull(few, CAT, confirmed=True).outcome is PullOutcome.FOUND
     assert organizations(few)[CAT] == "Acme"

@@ -197,6 +197,7 @@ class ClerkApi:
         self._idle = threading.Condition()
         self._in_flight = 0
         self._is_closed = False
+        self._ahead_ms = 0
         self._http = httpx.Client(
             base_url=f"{settings.clerk_api_url}/v1",
             headers={"Authorization": f"Bearer {key}", "Accept": "application/json"},
@@ -219,7 +220,7 @@ class ClerkApi:
             answer = self._get(f"/users/{clerk_id}")
         except ClerkRefused as error:
             if error.code == NOT_FOUND:
-                return self._page([], now_ms())
+                return self._page([], self.clock_ms())
             raise
         if not isinstance(answer.body, dict):
             raise unexpected("a user")
@@ -247,7 +248,7 @@ class ClerkApi:
             return self._members(f"/users/{clerk_id}/organization_memberships", offset)
         except ClerkRefused as error:
             if error.code == NOT_FOUND:
-                return self._page([], now_ms())
+                return self._page([], self.clock_ms())
             raise
 
     @cached_property
@@ -269,6 +270,10 @@ class ClerkApi:
         expected = self._expected_instance_id
         if expected is not None and is_foreign(self.instance_id, expected):
             raise ClerkRefused("CLERK_SECRET_KEY belongs to another instance than CLERK_INSTANCE_ID names")
+
+    def clock_ms(self) -> int:
+        """Return the time (ms): by Clerk's clock, if its last answer shows that this machine's is wrong."""
+        return now_ms() - self._ahead_ms
 
     def close(self) -> None:
         """Close the connections, after the requests in progress."""
@@ -318,9 +323,10 @@ class ClerkApi:
             with self._counted():
                 observed_at = now_ms()
                 response = self._response(path, parameters)
+        ahead_ms = self._ahead_ms = _ahead_ms(response)
         if not response.is_success:
             self._refuse(response)
-        return ApiResponse(_decoded(response), observed_at - _ahead_ms(response))
+        return ApiResponse(_decoded(response), observed_at - ahead_ms)
 
     def _response(self, path: str, parameters: dict[str, Any] | None) -> httpx.Response:
         try:

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import structlog
 
-from db.times import now_ms
 from worker.clerk.api import MAX_PAGE, OLDEST_FIRST, ClerkApi, ClerkRefused, ClerkUnavailable, Entry, Page
 from worker.shutdown import StopSignal
 from worker.threads import AHEAD, await_result, in_background
@@ -72,7 +71,7 @@ def paginate(api: ClerkApi, start: Position, order_by: str = OLDEST_FIRST) -> It
         lambda offset: api.page(order_by, offset=offset),
         api.stopping,
         position._replace(by_offset=True),
-        catches_up=order_by == OLDEST_FIRST,
+        latest_ms=api.clock_ms() + GRACE_MS if order_by == OLDEST_FIRST else None,
     )
 
 
@@ -80,11 +79,12 @@ def paginate_members(api: ClerkApi, start: Position, clerk_id: str | None = None
     """Yield the memberships after `start`, those of one user or of all, as `paginate` yields users."""
     page_at = api.members if clerk_id is None else partial(api.members_of, clerk_id)
     start = start._replace(by_offset=True)
-    return _by_offset(page_at, api.stopping, start, catches_up=clerk_id is None)
+    latest_ms = api.clock_ms() + GRACE_MS if clerk_id is None else None
+    return _by_offset(page_at, api.stopping, start, latest_ms=latest_ms)
 
 
 def _by_cursor(api: ClerkApi, position: Position) -> Iterator[PageStep]:
-    latest_ms = now_ms() + GRACE_MS
+    latest_ms = api.clock_ms() + GRACE_MS
     following = in_background(_page_after, api, position)
     while True:
         page = await_result(following, api.stopping)
@@ -117,10 +117,9 @@ def _page_after(api: ClerkApi, position: Position) -> Page:
 
 
 def _by_offset(
-    page_at: Callable[[int], Page], stopping: StopSignal, position: Position, *, catches_up: bool
+    page_at: Callable[[int], Page], stopping: StopSignal, position: Position, *, latest_ms: int | None
 ) -> Iterator[PageStep]:
-    """List by offset. With `catches_up` the order is that of creation, and the newest users mark the end."""
-    latest_ms = now_ms() + GRACE_MS
+    """List by offset. With `latest_ms` the order is that of creation, and a later entry marks the end."""
     steps_back = 0
     pages = _PagesAhead(page_at)
     pages.go_to(max(0, position.seen - OVERLAP))
@@ -144,7 +143,7 @@ def _by_offset(
         yield PageStep(fresh, position)
         if is_short and page.total is not None and position.seen >= page.total:
             return
-        if _is_last(page, fresh) or (catches_up and _has_caught_up(page, latest_ms)):
+        if _is_last(page, fresh) or (latest_ms is not None and _has_caught_up(page, latest_ms)):
             return
 
 

@@ -1,18 +1,17 @@
 """Reads one user from Clerk's API into the tables, and returns the row."""
 
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from db.drift import users as user_drift
 from db.merge.change import UserChange, merge
+from db.times import to_ms
 from worker.clerk.api import ClerkRefused, Page, unexpected
 from worker.clerk.changes import user_change
-from worker.sync.context import SyncContext
+from worker.sync.context import RECENT_MS, SyncContext
 from worker.sync.reconcile_memberships import memberships_now
 
 OTHERS = 20
-NEW_FOR = timedelta(minutes=1)
 
 
 class PullOutcome(StrEnum):
@@ -72,6 +71,6 @@ def _store(context: SyncContext, clerk_id: str, page: Page) -> Pulled:
 
 
 def _is_settled(context: SyncContext, clerk_id: str) -> bool:
-    """Say whether the user has a row and signed up more than NEW_FOR ago."""
+    """Say whether the user has a row and signed up before the last minute."""
     user = user_drift.find(context.database, clerk_id)
-    return user is not None and datetime.now(UTC) - user["created_at"] > NEW_FOR
+    return user is not None and to_ms(user["created_at"]) < context.api.clock_ms() - RECENT_MS

@@ -13,6 +13,7 @@
    Hence the refusals: see `Report.refusal`.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from db.drift import users as user_drift
 from db.drift.users import Difference, Kind
 from db.merge.change import CLERK_ID, UserChange
 from db.merge.rows import StoredUser
-from db.times import now_ms
+from db.times import to_ms
 from worker.clerk.api import Page
 from worker.clerk.changes import user_change
 from worker.clerk.lookup import confirm_by_id, look_up
@@ -200,7 +201,8 @@ class Reconcile:
             leftovers.remove(self._context.database, self._context.policy)
         refused = []
         for chunk in chunks(found.users, ROWS_AT_A_TIME):  # an empty change applies the settings
-            refused += self._context.write([UserChange(clerk_id) for clerk_id in chunk], now_ms())
+            changes = [UserChange(clerk_id) for clerk_id in chunk]
+            refused += self._context.write(changes, self._context.api.clock_ms())
         return [clerk_id for clerk_id, _ in refused]
 
     def _members_left(self, report: Report) -> set[str]:
@@ -217,7 +219,7 @@ class Reconcile:
 
     def _first_look(self, found: "_Found", listed: set[int], position: Position, expected: int) -> Position:
         """Compare all users that are listed after `position`; return the position of the last one."""
-        recent_ms = now_ms() - RECENT_MS
+        recent_ms = self._context.api.clock_ms() - RECENT_MS
         for step in paginate(self._context.api, position):
             page, position = step
             ids = page.ids
@@ -252,14 +254,16 @@ class Reconcile:
     ) -> tuple[str | None, dict[str, int]]:
         """Return why no user may be deleted, if so, and the ghosts among the candidates, with times.
 
-        If there are more candidates than may be deleted, they are not requested one by one.
+        If there are more candidates than may be deleted, they are not requested one by one. A user who has
+        only just signed up is no ghost: Clerk may not return new users yet.
         """
+        recent_ms = self._context.api.clock_ms() - RECENT_MS
         not_returned: dict[str, int] = {}
         own = self._context.own(candidates)
         for look in look_up(self._context.api, sorted(own)):
             self._note(found, look.page)
             not_returned |= dict.fromkeys(look.not_returned, look.page.observed_at)
-        doubtful = self._living(not_returned)
+        doubtful = self._living(not_returned, recent_ms)
         refusal = self._ghost_refusal(len(doubtful), local)
         if refusal is not None:
             return refusal, {clerk_id: not_returned[clerk_id] for clerk_id in doubtful}
@@ -267,7 +271,7 @@ class Reconcile:
         for look in confirm_by_id(self._context.api, not_returned):
             self._note(found, look.page)
             gone |= dict.fromkeys(look.not_returned, look.page.observed_at)
-        return None, {clerk_id: gone[clerk_id] for clerk_id in self._living(gone)}
+        return None, {clerk_id: gone[clerk_id] for clerk_id in self._living(gone, recent_ms)}
 
     def _note(self, found: "_Found", page: Page) -> None:
         for change, _, differences in self._compared(page):
@@ -306,13 +310,13 @@ class Reconcile:
             local = stored[change.clerk_id]
             yield change, local, user_drift.compare(change, local, self._context.policy)
 
-    def _living(self, clerk_ids: Iterable[str]) -> list[str]:
-        """Return the users among those who have a row and no tombstone."""
+    def _living(self, clerk_ids: Iterable[str], before_ms: float = math.inf) -> list[str]:
+        """Return the users among those who have a row and no tombstone, and signed up before `before_ms`."""
         return [
             clerk_id
             for chunk in chunks(clerk_ids, ROWS_AT_A_TIME)
             for clerk_id, local in user_drift.read(self._context.database, chunk).items()
-            if local.user and not local.is_deleted
+            if local.user and not local.is_deleted and to_ms(local.user.created_at) < before_ms
         ]
 
     def _holder(self, change: UserChange, differences: Iterable[Difference]) -> str | None:

@@ -24,7 +24,6 @@ from db.merge.change import (
     merge_memberships,
     merge_organizations,
 )
-from db.times import now_ms
 from worker.clerk.api import MAX_PAGE, Page
 from worker.clerk.changes import member_change
 from worker.clerk.lookup import Members, members_of
@@ -55,7 +54,7 @@ class MemberDrift:
         self._context = context
         self._allow_deletes = allow_deletes
         self._on_progress = on_progress
-        self._recent_ms = now_ms() - RECENT_MS
+        self._recent_ms = context.api.clock_ms() - RECENT_MS
         self._listed: set[int] = set()  # hashes of ids
         self._without_id = 0
         self._here = 0
@@ -127,10 +126,10 @@ class MemberDrift:
         """
         left: set[str] = set()
         for ended in chunks(report.ended, ROWS_AT_A_TIME):
-            left |= {clerk_id for clerk_id, _ in self._context.write(ended, now_ms())}
+            left |= {clerk_id for clerk_id, _ in self._context.write(ended, self._context.api.clock_ms())}
         wanted = {*clerk_ids, *(change.clerk_id for change in report.ended)}
         for changes in self._confirmed(wanted, report.listed):
-            left |= {clerk_id for clerk_id, _ in self._context.write(changes, now_ms())}
+            left |= {clerk_id for clerk_id, _ in self._context.write(changes, self._context.api.clock_ms())}
             left |= {shown.clerk_id for shown, _ in self._differences(changes)}
         for chunk in chunks(wanted, ROWS_AT_A_TIME):
             left |= set(self._wrong_organization(chunk))
@@ -224,7 +223,7 @@ def memberships_now(context: SyncContext, clerk_id: str) -> UserChange:
     A membership has ended if two requests both lack it, unless it began recently. Raises ClerkApiError,
     DatabaseError, Stopped.
     """
-    recent_ms = now_ms() - RECENT_MS
+    recent_ms = context.api.clock_ms() - RECENT_MS
     local = [membership for membership in _current(context, clerk_id) if membership.joined_at < recent_ms]
     page = _page(context, clerk_id)
     shown = changes_in(page) if page else []
