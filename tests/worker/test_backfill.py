@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 import psycopg
@@ -337,6 +338,22 @@ def test_a_run_reaches_no_further_than_its_beginning_over_all_interruptions(
         task.everything()
     assert before <= task.reach.began_at <= after
     assert task.reach.since == task.reach.began_at - OVERLAP_MS
+
+
+@pytest.mark.parametrize("ahead_s", [None, -1200, 1200])
+@pytest.mark.parametrize("read", [Backfill.everything, lambda task: task.since(0)], ids=["all", "since"])
+def test_who_changed_after_their_page_is_read_by_the_next_run_whatever_the_clock_here(
+    clerk: FakeClerk, both: SyncContext, read: Callable[[Backfill], object], ahead_s: float | None
+) -> None:
+    clerk.ahead_s = ahead_s
+    minute = 60_000
+    began_at = now_ms() + int((ahead_s or 0) * 1000)
+    clerk.put(user(ANN), user(BEN, created_at=NOW + 1, updated_at=began_at + 15 * minute))
+    task = Backfill(both)
+    read(task)
+    clerk.put(user(ANN, first_name="New", updated_at=began_at + minute))
+    Backfill(both).since(task.reach.since)
+    assert rows(both.settings)[ANN].name.startswith("New")
 
 
 def test_everything_since_the_beginning_is_everything(clerk: FakeClerk, both: SyncContext) -> None:

@@ -77,8 +77,8 @@ class BackfillStats(NamedTuple):
 class SyncCursor(NamedTuple):
     """Up to which time a run has read changes (ms): the next run need not read them again.
 
-    `began_at` is the start of the run, by this machine's clock. `newest` and `refused` are by Clerk's clock:
-    the last update among all users who were read, and the first one among those whom the database refused.
+    `began_at` is the start of the run, by Clerk's clock once a page was read. `newest` is the last update
+    among all users who were read, `refused` the first one among those whom the database refused.
     """
 
     began_at: int
@@ -92,7 +92,8 @@ class SyncCursor(NamedTuple):
         if self.refused is not None:
             refused_at.append(self.refused)
         newest = max([self.newest, *updates.values()])
-        return SyncCursor(self.began_at, newest, min(refused_at, default=None))
+        began_at = min(self.began_at, page.observed_at)
+        return SyncCursor(began_at, newest, min(refused_at, default=None))
 
     @property
     def since(self) -> int:
