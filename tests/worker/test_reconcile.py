@@ -270,6 +270,21 @@ def test_a_key_that_knows_no_user_here_deletes_no_user(clerk: FakeClerk, both: S
     assert rows(both.settings).keys() == {ANN, BEN}
 
 
+def test_a_key_of_another_instance_than_all_users_here_fixes_nothing(
+    clerk: FakeClerk, both: SyncContext
+) -> None:
+    filled(clerk, both, 3)
+    clerk.instance_id = "ins_other"
+    clerk.remove(*clerk.ids())
+    clerk.put(user(ANN), user(BEN))
+    with open_context(both.settings) as wrong:
+        assert_refused(wrong, "CLERK_SECRET_KEY")
+        assert_refused(wrong, "CLERK_SECRET_KEY", allow_deletes=100)
+        Backfill(wrong).everything()
+        assert fix(wrong) == []
+    assert count(both.settings) == 5
+
+
 def test_a_claim_that_clerk_does_not_know_is_found_and_fixed(clerk: FakeClerk, both: SyncContext) -> None:
     """Ben had Ann's address once, and the word that he let it go was lost."""
     deliver(both, user_event(data=user(BEN, "shared@example.com", updated_at=NOW + 500)))

@@ -136,6 +136,9 @@ class Reconcile:
         own = self._context.own(unlisted)
         elsewhere, unlisted = len(unlisted) - len(own), [it for it in unlisted if it in own]
         refusal = _listing_refusal(len(listed), found.invalid, counted, local)
+        if refusal is None and elsewhere == local >= ALL_UNKNOWN_FROM:
+            override = "If it is right: clerk-sync backfill"
+            refusal = f"all {local} users here are of another instance: check CLERK_SECRET_KEY. {override}"
         members = self._member_drift() if self._context.policy.follows_memberships else None
         if members and refusal is None:
             refusal = members.first_look()
