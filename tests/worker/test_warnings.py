@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 from web.app import create_app
 from worker.monitoring import probes, receivers, recent
 from worker.monitoring.health import Status
-from worker.monitoring.metrics import Metrics
+from worker.monitoring.metrics import DELIVERIES, DeliveryAnswer, Metrics
 from worker.monitoring.receivers import ReceiverTasks
 from worker.monitoring.redis_stats import CAUSES_KEY
 from worker.queue import lock_waits
@@ -106,6 +106,12 @@ def _finish(redis: Redis) -> None:
     """Let a worker apply what is in the queue, elsewhere."""
     held = ReservedJobs(redis, "one")
     settle(held, *(Finished(job, "applied") for job in take(held)))
+
+
+def _flush(counts: Metrics, redis: Redis) -> None:
+    """Count a delivery as a process does, and add it to the totals."""
+    counts.count(DELIVERIES, "user.created", DeliveryAnswer.QUEUED)
+    counts.flush(redis)
 
 
 def _record(connection: Admin, svix_id: str = "msg_1", ago: str = "0") -> None:
@@ -347,13 +353,35 @@ def test_a_redis_that_was_emptied_under_traffic_is_said_for_an_hour(
     assert redis.exists(WATCHING_SINCE_KEY)
     redis.set(WATCHING_SINCE_KEY, now_ms() + 900)  # which is "now" for nearly two seconds
     said = report()
-    assert _warning(said, "restarted without its data now: what waited there is lost")
+    assert _warning(said, "lost data now: what waited there is lost")
     assert "no receiver" not in str(said["warnings"])
     receivers.beat(redis, "receiver")
     redis.set(WATCHING_SINCE_KEY, int((time.time() - 240) * 1000))
-    assert _warning(report(), "without its data 4 min ago")
+    assert _warning(report(), "lost data 4 min ago")
     redis.set(WATCHING_SINCE_KEY, int((time.time() - 3601) * 1000))
     assert _is_well(report())
+
+
+def test_a_redis_that_lost_its_newest_data_is_said_under_traffic(
+    report: AskHealth, redis: Redis, connection: Admin
+) -> None:
+    """An old snapshot was restored, or a replica that lagged became the primary: nobody else can tell."""
+    _record(connection, ago="15 minutes")
+    counts = Metrics()
+    redis.set(WATCHING_SINCE_KEY, now_ms() - 86_400_000)
+    _flush(counts, redis)
+    snapshot = {key: redis.dump(key) or b"" for key in redis.scan_iter()}
+    _flush(counts, redis)
+    _flush(counts, redis)
+    put(redis, delivery(received_at=now_ms()))
+    assert _is_well(report())
+    redis.flushdb()
+    for key, value in snapshot.items():
+        redis.restore(key, 0, value)
+    _flush(counts, redis)
+    add_service(redis)
+    put(redis, delivery(received_at=now_ms()))
+    assert _warning(report(), "lost data now: what waited there is lost")
 
 
 def test_two_receivers_with_different_clocks_are_no_loss_of_data(

@@ -16,10 +16,11 @@ from typing import NamedTuple
 from redis import Redis
 
 from db.merge.incoming import Outcome
+from db.times import now_ms
 from worker.clerk.payloads import ALL_TYPES
 from worker.monitoring import recent
 from worker.queue import scripts
-from worker.queue.producer import EnqueueResult
+from worker.queue.producer import WATCHING_SINCE_KEY, EnqueueResult
 
 
 class DeliveryAnswer(StrEnum):
@@ -184,15 +185,16 @@ class Metrics:
         """Add the counts to the totals in Redis. Sends nothing if nothing was counted.
 
         A delta that Redis did not confirm is sent again unchanged, and Redis adds each delta only once. So no
-        count is lost when this raises RedisError.
+        count is lost when this raises RedisError. The numbers of the deltas also show a Redis that has lost
+        what it had confirmed.
         """
         with self._flushing:
             if not self._delta:
                 self._delta = self._pack()
             if self._delta:
-                redis.eval(
-                    scripts.load("add_counts"), 2, TOTALS_KEY, f"{TOTALS_KEY}:{self._process}", *self._delta
-                )
+                keys = (TOTALS_KEY, f"{TOTALS_KEY}:{self._process}", WATCHING_SINCE_KEY)
+                number, *counts = self._delta
+                redis.eval(scripts.load("add_counts"), len(keys), *keys, number, now_ms(), *counts)
                 recent.add(redis, self._recent)
                 self._delta = []
 

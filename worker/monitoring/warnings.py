@@ -210,7 +210,7 @@ def _redis_lost_data(facts: Facts) -> Iterator[str]:
     if is_old or is_new:
         when = f" {ago(facts['watching_since'], datetime.now(UTC))}" if is_new else ""
         yield (
-            f"Redis was emptied, or restarted without its data{when}: what waited there is lost"
+            f"Redis was emptied, or lost data{when}: what waited there is lost"
             " (docs/operations.md, Redis lost)"
         )
 
