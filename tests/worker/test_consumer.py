@@ -16,6 +16,7 @@ from rq.registry import clean_registries
 from rq.results import Result
 from rq.scheduler import RQScheduler
 from rq.worker import SimpleWorker
+from structlog.testing import capture_logs
 
 from tests.support.queue import RqView, beat, commands, delivery, enqueue, put_job, rq_command
 from tests.support.reserved_jobs import (
@@ -409,11 +410,15 @@ def test_a_job_that_is_on_the_queue_twice_is_finished_once(rq: RqView, reserved:
     assert rq.places(id_) == ["finished"]
 
 
-def test_an_id_without_a_job_is_dropped(rq: RqView, reserved: ReservedJobs) -> None:
+def test_an_id_without_a_job_is_dropped_and_said(rq: RqView, reserved: ReservedJobs) -> None:
     queued = fill(rq.redis, 3)
     rq.redis.delete(Job.key_for(queued[1]))
-    assert ids(take(reserved)) == [queued[0], queued[2]]
+    with capture_logs() as logs:
+        assert ids(take(reserved)) == [queued[0], queued[2]]
     assert rq.places(queued[1]) == []
+    assert [(line["log_level"], line["jobs"], line["svix_ids"]) for line in logs] == [
+        ("error", 1, [queued[1]])
+    ]
 
 
 @pytest.mark.parametrize("end", ["finished", "failed", "scheduled", "given back"])

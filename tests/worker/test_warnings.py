@@ -34,7 +34,14 @@ from worker.queue import lock_waits
 from worker.queue.consumer import Failed, Finished, ReservedJobs
 from worker.queue.failed_jobs import FailedJobs
 from worker.queue.producer import WATCHING_SINCE_KEY
-from worker.queue.rq_format import FAILED_KEY, SCHEDULED_KEY, SUSPENDED_KEY
+from worker.queue.rq_format import (
+    FAILED_KEY,
+    JOB_PREFIX,
+    SCHEDULED_KEY,
+    SUSPENDED_KEY,
+    WORKER_PREFIX,
+    WORKERS_KEY,
+)
 from worker.shutdown import StopSignal
 
 
@@ -382,6 +389,25 @@ def test_a_redis_that_lost_its_newest_data_is_said_under_traffic(
     add_service(redis)
     put(redis, delivery(received_at=now_ms()))
     assert _warning(report(), "lost data now: what waited there is lost")
+
+
+def test_evicted_jobs_are_said_for_an_hour(report: AskHealth, redis: Redis, connection: Admin) -> None:
+    _record(connection, ago="15 minutes")
+    redis.set(WATCHING_SINCE_KEY, now_ms() - 86_400_000)
+    lost, kept = (delivery(received_at=now_ms()) for _ in range(2))
+    put(redis, lost)
+    put(redis, kept)
+    redis.delete(f"{JOB_PREFIX}{lost.svix_id}")
+    assert _is_well(report())
+    assert len(take(ReservedJobs(redis, "one"))) == 1
+    assert _warning(report(), "lost data now: what waited there is lost")
+
+
+@pytest.mark.parametrize("evicted", [f"{WORKER_PREFIX}one", WORKERS_KEY])
+def test_a_worker_whose_keys_redis_evicted_is_alive(report: AskHealth, redis: Redis, evicted: str) -> None:
+    """A policy such as volatile-ttl evicts the hash first, because it expires soon."""
+    redis.delete(evicted)
+    assert report()["workers"]["alive"] == 1
 
 
 def test_two_receivers_with_different_clocks_are_no_loss_of_data(

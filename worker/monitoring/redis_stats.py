@@ -130,15 +130,21 @@ def _age_s(enqueued_at: bytes | None, created_at: bytes | None) -> float | None:
 
 
 def _workers(redis: Redis, keys: set[bytes], beats: Mapping[str, float], now_s: int) -> dict[str, Any]:
-    """Return RQ's workers, except those without a heartbeat, which RQ removes much later."""
+    """Return RQ's workers, except those without a heartbeat, which RQ removes much later.
+
+    A worker with a heartbeat counts also if Redis has evicted its hash, or the set of names.
+    """
     gone = {name for name, at in beats.items() if at < now_s - DEAD_AFTER_S}
-    names = sorted({_text(key).removeprefix(rq.WORKER_PREFIX) for key in keys} - gone)
+    known = {_text(key).removeprefix(rq.WORKER_PREFIX) for key in keys}
+    names = sorted((known | beats.keys()) - gone)
     with redis.pipeline(transaction=False) as pipeline:
         for name in names:
             pipeline.hgetall(rq.WORKER_PREFIX + name)
         hashes = pipeline.execute()
     alive = [
-        _worker(name, fields, beats.get(name)) for name, fields in zip(names, hashes, strict=True) if fields
+        _worker(name, fields, beats.get(name))
+        for name, fields in zip(names, hashes, strict=True)
+        if fields or (name in known and name in beats)
     ]
     return {"alive": len(alive), "list": alive}
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
+import structlog
 from redis import Redis
 from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -13,13 +14,17 @@ from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from worker.queue import lock_waits, scripts
 from worker.queue import rq_format as rq
+from worker.queue.producer import WATCHING_SINCE_KEY
 from worker.shutdown import SLICE_S, StopSignal
+
+log = structlog.get_logger("worker.queue")
 
 CONSUMERS_KEY = "clerk-sync:consumers"
 RESERVED_PREFIX = "clerk-sync:reserved:"
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 DEAD_AFTER_S = 15  # without a heartbeat; then another worker releases its jobs
 FULL_PAUSE_S = 1.0
+SHOWN_IDS = 50
 WAIT_ANSWER_S = 5.0  # after the time-out of a blocking command, before its connection counts as broken
 
 
@@ -111,7 +116,13 @@ class ReservedJobs:
             for script in (self._take, self._finish, self._fail, self._defer):
                 self.redis.script_load(script.script)
             taken = self._send_and_take(done, limit)
-        return None if taken is None else [_taken_job(fields) for fields in taken]
+        if taken is None:
+            return None
+        jobs, missing = taken
+        if missing:
+            shown = [id_.decode(errors="replace") for id_ in missing[:SHOWN_IDS]]
+            log.error("jobs lost: Redis may have evicted keys", jobs=len(missing), svix_ids=shown)
+        return [_taken_job(fields) for fields in jobs]
 
     def _send_and_take(self, done: Sequence[Settled], limit: int) -> Any:
         with self.redis.pipeline(transaction=False) as pipeline:
@@ -164,7 +175,7 @@ class ReservedJobs:
 
     def _send_take(self, pipeline: Any, limit: int) -> None:
         keys = [rq.QUEUE_KEY, self._reserved_key, CONSUMERS_KEY]
-        keys += [rq.STARTED_KEY, rq.SUSPENDED_KEY, rq.FINISHED_KEY]
+        keys += [rq.STARTED_KEY, rq.SUSPENDED_KEY, rq.FINISHED_KEY, WATCHING_SINCE_KEY]
         prefixes = (rq.JOB_PREFIX, rq.RESULT_PREFIX)
         args = [self.worker, limit, MAX_BATCH_BYTES, rq.now(), *prefixes, self.consumer_id]
         _send(pipeline, self._take, keys, args)

@@ -9,6 +9,7 @@
 -- KEYS[4] started jobs (sorted set of `job id:consumer id`)
 -- KEYS[5] set while `rq suspend` is in force
 -- KEYS[6] finished jobs (sorted set)
+-- KEYS[7] since when Redis has had its data, in ms (string)
 -- ARGV[1] the worker's name
 -- ARGV[2] the number of jobs
 -- ARGV[3] the number of bytes of their data
@@ -17,7 +18,8 @@
 -- ARGV[6] the prefix of a job's results
 -- ARGV[7] the consumer id
 --
--- Returns false while suspended, else a list of {id, data, created_at, retries_left, retry_intervals, meta}.
+-- Returns false while suspended, else a list of {id, data, created_at, retries_left, retry_intervals, meta}, and a
+-- list of the ids whose job is not there: Redis may have evicted it. They are dropped.
 
 -- Free memory in a full Redis: delete the jobs that finished first. ZADD XX adds no member, so it changes nothing,
 -- but it is refused if Redis is full.
@@ -42,7 +44,7 @@ if redis.call('EXISTS', suspended) == 1 then
   return false
 end
 local ids = redis.call('LRANGE', reserved, 0, -1)
-local jobs, entries, bytes, i = {}, {}, 0, 0
+local jobs, missing, entries, bytes, i = {}, {}, {}, 0, 0
 -- Ids without a job are skipped, a limited number, so that Redis is not blocked for long.
 while #jobs < limit and bytes < max_bytes and i < 10 * limit do
   i = i + 1
@@ -67,9 +69,13 @@ while #jobs < limit and bytes < max_bytes and i < 10 * limit do
   else
     redis.call('LREM', reserved, 0, id)
     redis.call('ZREM', started, id .. ':' .. consumer_id)
+    missing[#missing + 1] = id
   end
 end
 if #entries > 0 then
   redis.call('ZADD', started, unpack(entries))
 end
-return jobs
+if #missing > 0 then
+  redis.call('SET', KEYS[7], redis.call('TIME')[1] .. '000')
+end
+return {jobs, missing}
