@@ -22,7 +22,8 @@ BY_CODE = {
     "LOADING": "Redis is loading its data: wait until it is done",
     "OOM": "Redis is out of memory: raise its maxmemory, or free memory",
     "MISCONF": "Redis cannot write to its disk: free space, or fix the disk",
-    "READONLY": "REDIS_URL leads to a read-only replica: name the primary",
+    # UNBLOCKED is the answer to a client that waits for a job while the primary becomes a replica
+    **dict.fromkeys(("READONLY", "UNBLOCKED"), "REDIS_URL leads to a read-only replica: name the primary"),
     "MASTERDOWN": "REDIS_URL leads to a replica without its primary: name the primary",
     "NOREPLICAS": "Redis has too few replicas: start them, or lower min-replicas-to-write",
     "BUSY": "Redis is busy with a script of another client: end it (SCRIPT KILL)",
@@ -124,7 +125,11 @@ def _about_the_connection(error: RedisError) -> str | None:
     )
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def _chain(error: RedisError) -> Iterator[BaseException]:
+    """Yield the error and what caused it, but nothing of an earlier connection that redis-py opened anew."""
+    caused: BaseException | None = error
+    is_below = False  # whether an error of redis-py's own was caused by another one
+    while caused is not None and not (is_below and isinstance(caused, RedisError)):
+        yield caused
+        is_below = not isinstance(caused, RedisError)
+        caused = caused.__cause__ or caused.__context__

@@ -6,6 +6,7 @@ The others are in test_status_names_the_cause.
 import re
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from cli.dev.servers import RedisServer, free_port, port_in_use
+from config import Settings
 from tests.support.certificates import self_signed
 from tests.support.queue import frozen
 from tests.support.redis_servers import BINARY, redis_server
@@ -23,7 +25,7 @@ from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.waiting import wait_until
 from worker import redis_causes
 from worker.redis_causes import explain
-from worker.redis_client import fail_fast_redis
+from worker.redis_client import fail_fast_redis, worker_redis
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 Serve = Callable[..., int]
@@ -94,6 +96,35 @@ def test_valkey_and_redis_since_7_put_it_otherwise(
 
 def test_a_file_that_is_not_there_is_said(why: Explain, tmp_path: Path) -> None:
     assert why(f"unix://{tmp_path}/none.sock").startswith("a file that REDIS_URL or REDIS_SSL_CA_CERTS names")
+
+
+@pytest.mark.parametrize("client", [fail_fast_redis, worker_redis])
+def test_a_redis_that_has_ended_is_named_also_where_a_connection_was_open(
+    client: Callable[[Settings], Redis], own_redis: RedisServer, make_settings: MakeSettings
+) -> None:
+    """The closed connection is no cause: it is opened anew, and that fails."""
+    with client(make_settings(**NO_DATABASE, redis_url=own_redis.url)) as redis:
+        redis.ping()
+        own_redis.kill()
+        with pytest.raises(RedisError) as raised:
+            redis.ping()
+        redis.connection_pool.disconnect()
+    assert explain(raised.value).startswith("nothing listens where REDIS_URL leads")
+
+
+def test_a_primary_that_becomes_a_replica_is_named_to_who_waits_there(
+    own_redis: RedisServer, make_settings: MakeSettings
+) -> None:
+    with (
+        worker_redis(make_settings(**NO_DATABASE, redis_url=own_redis.url)) as redis,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        waiting = thread.submit(redis.blmove, "rq:from", "rq:to", 10)
+        wait_until(lambda: redis.info("clients")["blocked_clients"] == 1, 20)
+        redis.replicaof("127.0.0.1", "1")
+        with pytest.raises(RedisError) as raised:
+            waiting.result()
+    assert explain(raised.value).startswith("REDIS_URL leads to a read-only replica")
 
 
 PASSWORD = ("--requirepass", "right")
