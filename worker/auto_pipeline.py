@@ -105,7 +105,7 @@ class AutoPipeline:
             try:
                 self._ask_on_one(together)
             except RedisConnectionError as error:
-                if not _too_many_clients(error) or time.monotonic() > deadline:
+                if not too_many_clients(error) or time.monotonic() > deadline:
                     raise
             else:
                 return
@@ -150,6 +150,11 @@ class AutoPipeline:
             return self._pool.make_connection()
         self._unused = min(self._unused, len(self._idle))
         return connection
+
+    @property
+    def has_open(self) -> bool:
+        """Whether a connection is open and free."""
+        return any(connection.is_connected for connection in list(self._idle))
 
     def close_idle(self) -> None:
         """Close the connections that were not used since the last call."""
@@ -217,7 +222,8 @@ def _exchange(connection: Any, together: "Sequence[Asked]") -> None:
         connection.disconnect()
 
 
-def _too_many_clients(error: RedisConnectionError) -> bool:
+def too_many_clients(error: RedisConnectionError) -> bool:
+    """Say whether Redis may have refused the connection because it has too many."""
     # Redis sends this error and closes the connection; the close may be noticed before the error.
     text = str(error).lower()
     return any(words in text for words in ("max number of clients", "closed by server", "reset"))

@@ -18,7 +18,7 @@ from tests.support.queue import delivery
 from tests.support.redis_servers import BINARY, redis_server
 from tests.support.settings import NO_DATABASE, MakeSettings
 from tests.support.stack import Stack
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until, within
 from worker.monitoring import probes
 from worker.queue.producer import EnqueueResult, delivery_queue
 from worker.redis_client import IDLE_S, QueueUnavailable, fail_fast_redis, worker_redis
@@ -59,6 +59,24 @@ def test_too_many_connections_of_ours_cost_no_delivery(make_settings: MakeSettin
         with ThreadPoolExecutor(30) as threads:
             answers = list(threads.map(lambda _: queue.enqueue(delivery()), range(90)))
         assert answers == [EnqueueResult.QUEUED] * 90
+        queue.close()
+
+
+def test_a_receiver_that_takes_deliveries_is_ready_while_redis_accepts_no_more_clients(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """Otherwise the load balancer would take it out, and no delivery would arrive."""
+    with redis_server(tmp_path) as port, Redis(port=port) as other:
+        queue = delivery_queue(_settings(make_settings, port))
+        queue.enqueue(delivery())
+        other.config_set("maxclients", 2)
+        queue.ping()
+        queue.close()
+        other.config_set("maxclients", 1)
+        with pytest.raises(QueueUnavailable, match="too many connections"), within(probes.LIMIT_S):
+            queue.ping()
+        other.config_set("maxclients", 10)
+        queue.ping()
         queue.close()
 
 

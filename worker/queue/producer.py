@@ -8,11 +8,12 @@ from hashlib import sha1
 from typing import NamedTuple, cast
 
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from config import Settings
 from db.times import now_ms
-from worker.auto_pipeline import AutoPipeline
+from worker.auto_pipeline import AutoPipeline, too_many_clients
 from worker.queue import rq_format as rq
 from worker.queue import scripts
 from worker.redis_causes import explain
@@ -22,6 +23,7 @@ LAST_RECEIVED_KEY = "clerk-sync:last-received"
 WATCHING_SINCE_KEY = "clerk-sync:watching-since"
 COMMON_KEYS = (rq.QUEUE_KEY, rq.QUEUES_KEY, rq.FAILED_KEY, rq.CANCELED_KEY, LAST_RECEIVED_KEY)
 QUEUE_FULL = -1
+PROBE_PATIENCE_S = 0.2  # for a connection of its own
 
 
 class EnqueueResult(StrEnum):
@@ -51,7 +53,7 @@ class DeliveryQueue:
         pool = redis.connection_pool
         # `ping` has its own connection, so that frequent probes occupy none of those for deliveries.
         self._deliveries = AutoPipeline(pool, max(1, pool.max_connections - 1), FAIL_FAST_TIMEOUT_S)
-        self._probes = AutoPipeline(pool, 1, FAIL_FAST_TIMEOUT_S)
+        self._probes = AutoPipeline(pool, 1, PROBE_PATIENCE_S)
         self._max_depth = max_depth
         common = ", ".join(f"'{part}'" for field in rq.COMMON_FIELDS.items() for part in field)
         self._script = scripts.load("enqueue").replace("$common", common)
@@ -75,7 +77,15 @@ class DeliveryQueue:
 
     def ping(self) -> None:
         """Raise QueueUnavailable unless Redis would accept a delivery."""
-        probe(self._probes.ask)
+        probe(self._ask_probe)
+
+    def _ask_probe(self, *command: str | bytes | int) -> object:
+        try:
+            return self._probes.ask(*command)
+        except RedisConnectionError as error:
+            if not (too_many_clients(error) and self._deliveries.has_open):
+                raise
+        return self._deliveries.ask(*command)  # a connection that is open still takes deliveries
 
     def close(self) -> None:
         """Close the connections. They are opened again on demand."""
