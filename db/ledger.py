@@ -111,6 +111,13 @@ def last_applied_at(database: Database) -> datetime | None:
     return database.run(lambda connection: connection.scalar(query))
 
 
+def newest(database: Database, within: timedelta) -> str | None:
+    """Return the svix-id of the newest delivery, if it was applied within that time."""
+    is_recent = WebhookEvent.applied_at > func.now() - within
+    query = select(WebhookEvent.svix_id).where(is_recent).order_by(desc(WebhookEvent.applied_at)).limit(1)
+    return database.run(lambda connection: connection.scalar(query))
+
+
 def ends(database: Database) -> tuple[datetime | None, datetime | None, datetime | None]:
     """Return when the last row was applied, the latest receipt of RECENT newest rows, and the oldest receipt.
 

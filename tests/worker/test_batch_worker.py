@@ -31,8 +31,8 @@ from tests.support.waiting import wait_until, within
 from worker import redis_client
 from worker.queue.consumer import CONSUMERS_KEY, DEAD_AFTER_S, RESERVED_PREFIX
 from worker.queue.lock_waits import lock_waits
-from worker.queue.producer import DeliveryQueue
-from worker.queue.rq_format import JOB_PREFIX, RETRY_INTERVALS_S, SCHEDULED_KEY, WORKER_REPORT
+from worker.queue.producer import WATCHING_SINCE_KEY, DeliveryQueue
+from worker.queue.rq_format import FINISHED_KEY, JOB_PREFIX, RETRY_INTERVALS_S, SCHEDULED_KEY, WORKER_REPORT
 from worker.runner.batch_worker import consumer_count
 
 MARK = "marked.person"
@@ -435,6 +435,26 @@ def test_a_redis_that_has_forgotten_everything_knows_the_worker_again_soon(
     assert (known.pid, known.queue_names()) == (worker.pid, ["clerk"])
     fill(queue, range(2))
     await_users(connection, range(2))
+
+
+def test_a_redis_that_was_restored_while_no_worker_ran_is_named(
+    launch: Launch, queue: DeliveryQueue, redis: Redis, rq: RqView
+) -> None:
+    """Everything was started again with an old snapshot: no process knows what Redis has confirmed."""
+    redis.set(WATCHING_SINCE_KEY, 1)
+    fill(queue, range(2))
+    worker = launch().ready()
+    wait_until(lambda: redis.zcard(FINISHED_KEY) == 2, SOON_S, worker.text)
+    worker.stop()
+    fill(queue, range(2, 4))
+    second = launch().ready()
+    wait_until(lambda: redis.zcard(FINISHED_KEY) == 4, SOON_S, second.text)
+    second.stop()
+    assert redis.get(WATCHING_SINCE_KEY) == b"1"
+    redis.delete(FINISHED_KEY, *(JOB_PREFIX + id_ for id_ in rq.ids("finished")))
+    fill(queue, range(4, 6))
+    launch().await_line("Redis has lost data: it does not know the newest delivery applied")
+    wait_until(lambda: redis.get(WATCHING_SINCE_KEY) != b"1", SOON_S)
 
 
 def test_a_database_that_hangs_is_waited_for_and_does_not_keep_a_worker_from_ending(

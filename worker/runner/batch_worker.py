@@ -36,13 +36,15 @@ from db.apply.isolation import Isolation
 from db.apply.tables import Tables
 from db.connection.engine import Database
 from db.merge.policy import Policy
+from db.times import now_ms
 from worker.clerk.payloads import FieldSources
 from worker.monitoring.metrics import BATCH_SIZE, FLUSH_EVERY_S, Metrics
 from worker.periodic import PeriodicRunner, PeriodicTask
 from worker.queue.consumer import DEAD_AFTER_S, Deferred, Failed, ReservedJobs, Settled, TakenJob
 from worker.queue.heartbeat import Heartbeat
 from worker.queue.maintenance import QueueMaintenance
-from worker.queue.rq_format import QUEUE, WORKER_REPORT, timestamp
+from worker.queue.producer import WATCHING_SINCE_KEY
+from worker.queue.rq_format import JOB_PREFIX, QUEUE, RESULT_TTL_S, WORKER_REPORT, timestamp
 from worker.redis_client import worker_redis
 from worker.runner import batch
 from worker.runner.consumer_loop import ConsumerThread, SharedState
@@ -61,6 +63,7 @@ IDLE_BEAT_EVERY_S = 10  # below DEAD_AFTER_S, also if a thread blocks right afte
 WORKER_HASH_EVERY_S = 30
 MAINTENANCE_EVERY_S = 60
 PRUNE_EVERY_S = 3600
+KNOWN_FOR = timedelta(seconds=RESULT_TTL_S - 300)  # Redis keeps the job of an applied delivery for longer
 OVERDUE_LOOK_S = 0.5
 
 
@@ -93,6 +96,7 @@ class BatchWorker(SimpleWorker):
         self._hash_fields: dict[str, str] = {}  # as they were last written
         self._is_registered = False
         self._has_worked = False
+        self._has_compared = False
         self._has_unpruned = True  # an earlier worker may have left old rows
 
     def work(self, *_args: Any, **_kwargs: Any) -> bool:
@@ -133,6 +137,8 @@ class BatchWorker(SimpleWorker):
         return False
 
     def _process(self, jobs: list[TakenJob]) -> list[Settled]:
+        if not self._has_compared:
+            self._compare_with_ledger()
         self._metrics.observe(BATCH_SIZE, len(jobs))
         done = batch.process(jobs, self._sources, self._isolation)
         for item in done:
@@ -142,6 +148,19 @@ class BatchWorker(SimpleWorker):
                 self._instrumentation.deferred(item)
         self._has_worked = self._has_unpruned = True
         return done
+
+    def _compare_with_ledger(self) -> None:
+        """Before the first batch, report a Redis that does not know the newest delivery in the ledger.
+
+        It has lost data. While processes run, their counts show that (worker.monitoring.metrics), but after a
+        snapshot was restored all of them may have been started again.
+        """
+        svix_id = ledger.newest(self.database, KNOWN_FOR)
+        if svix_id is not None and not self.connection.exists(JOB_PREFIX + svix_id):
+            log.error("Redis has lost data: it does not know the newest delivery applied", svix_id=svix_id)
+            with suppress(ResponseError):  # Redis is full: the worker must go on, to free memory
+                self.connection.set(WATCHING_SINCE_KEY, now_ms())
+        self._has_compared = True
 
     def _leave(self) -> None:
         try:
