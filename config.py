@@ -32,6 +32,7 @@ PLACEHOLDER_WORDS = re.compile(
 )
 HEADER_TEXT = re.compile("[!-~]+")
 USER_INFO = re.compile("^[^@/]*@")
+DATABASE_NUMBER = re.compile("/?[0-9]*/?")
 HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^:@\[\]]*)(:[0-9]{0,5})?")  # libpq accepts several, by comma
 INSTANCE_ID = re.compile("[A-Za-z0-9_-]{1,200}")
 SCHEMA_NAME = re.compile("(?!pg_)[A-Za-z_][A-Za-z0-9_-]{0,62}")
@@ -104,8 +105,11 @@ def _split_url(url: str) -> SplitResult:
 
 
 def _check_redis_url(value: SecretStr) -> SecretStr:
-    if _split_url(value.get_secret_value()).scheme not in {"redis", "rediss", "unix"}:
+    parts = _split_url(value.get_secret_value())
+    if parts.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError("must begin with redis://, rediss:// or unix://")
+    if parts.scheme != "unix" and not DATABASE_NUMBER.fullmatch(parts.path):
+        raise ValueError("must end with the number of a database, such as /0, or without any")
     return value
 
 

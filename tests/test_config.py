@@ -49,7 +49,7 @@ GOOD: dict[str, tuple[str, ...]] = {
         "postgresql://u:p@h1:5432,[::1]:5433,h3/d?target_session_attrs=read-write",
     ),
     "DATABASE_URL_UNPOOLED": ("postgres://h/d",),
-    "REDIS_URL": ("redis://:p@h:6379/0", "rediss://h", "unix:///run/redis.sock"),
+    "REDIS_URL": ("redis://:p@h:6379/0", "rediss://h", "redis://h/15/?protocol=2", "unix:///run/redis.sock"),
 }
 BAD: dict[str, tuple[str, ...]] = {
     "PORT": ("-1", "65536", "http"),
@@ -93,6 +93,8 @@ BAD: dict[str, tuple[str, ...]] = {
         "hunter2://:hunter2@h",
         "redis://:hunter2@h..example",
         f"redis://:hunter2@{'h' * 64}",
+        "redis://:hunter2@h/clerk",  # redis-py would use database 0
+        "redis://:hunter2@h/1/2",  # and here 12
     ),
 }
 BAD_SECRETS = {
