@@ -35,6 +35,7 @@ from db import ledger
 from db.apply.isolation import Isolation
 from db.apply.tables import Tables
 from db.connection.engine import Database
+from db.connection.errors import ChangeRefused
 from db.merge.policy import Policy
 from db.times import now_ms
 from worker.clerk.payloads import FieldSources
@@ -155,7 +156,9 @@ class BatchWorker(SimpleWorker):
         It has lost data. While processes run, their counts show that (worker.monitoring.metrics), but after a
         snapshot was restored all of them may have been started again.
         """
-        svix_id = ledger.newest(self.database, KNOWN_FOR)
+        svix_id = None
+        with suppress(ChangeRefused):  # by a policy of the application, which refuses each delivery too
+            svix_id = ledger.newest(self.database, KNOWN_FOR)
         if svix_id is not None and not self.connection.exists(JOB_PREFIX + svix_id):
             log.error("Redis has lost data: it does not know the newest delivery applied", svix_id=svix_id)
             with suppress(ResponseError):  # Redis is full: the worker must go on, to free memory
