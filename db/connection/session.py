@@ -62,10 +62,21 @@ def settings_sql(server_version: int, limits: dict[str, str]) -> str:
 
 @cache
 def _settings_sql(limits: tuple[tuple[str, str], ...]) -> str:
-    values: dict[str, Any] = {"synchronous_commit": _synchronous_commit(), **SETTINGS, **dict(limits)}
+    chosen = {"synchronous_commit": _synchronous_commit(), "search_path": _search_path()}
+    values: dict[str, Any] = {**chosen, **SETTINGS, **dict(limits)}
     statement = select(*(func.set_config(name, value, true()) for name, value in values.items()))
     dialect: Any = postgresql.dialect()
     return str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+
+
+def _search_path() -> ColumnElement[str]:
+    """Return the search_path with temporary tables last; else PostgreSQL looks for a table among them first.
+
+    Another client of the same pooler may have left a temporary table `users` in the session. A search_path
+    without any schema stays so: migrations would create temporary tables.
+    """
+    now = func.current_setting("search_path")
+    return case((func.current_schema().is_(None), now), else_=now + ", pg_temp")
 
 
 def _synchronous_commit() -> ColumnElement[str]:

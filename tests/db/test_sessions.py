@@ -18,18 +18,22 @@ from sqlalchemy import text
 import config
 from cli.dev.servers import free_port
 from db import ledger, migration, schema
+from db.apply import users
 from db.connection import session
 from db.connection.engine import Database
 from db.connection.errors import ChangeRefused
 from db.drift import users as user_drift
+from db.merge.policy import Policy
 from tests.db.test_stories import deleted, saved, signed_in
 from tests.support.database_trial import Trial, expected_ledger
 from tests.support.databases import encoded_database
 from tests.support.debian import DEBIAN, DebianServer
 from tests.support.histories import plans
-from tests.support.payloads import NOW
+from tests.support.payloads import NOW, body
 from tests.support.reference_model import Choices, SentEvent, tables
 from tests.support.settings import MakeSettings
+from worker.clerk.payloads import FieldSources
+from worker.runner.batch import incoming
 
 PAGE = Path(__file__).parents[2] / "docs" / "database.md"
 HOSTILE = {
@@ -143,6 +147,21 @@ def test_hostile_defaults_change_nothing(
             assert constraints(admin) == constraints(elsewhere)
     finally:
         trial.close()
+
+
+def test_a_temporary_table_of_an_earlier_client_is_not_taken_for_ours(
+    make_settings: MakeSettings, connection: psycopg.Connection[Any]
+) -> None:
+    settings = make_settings(redis_url=None, db_pool_size=1, db_max_overflow=0)
+    with Database(settings) as database:
+        for table in ("users", "user_sync", "webhook_events"):
+            copy = text(f"CREATE TEMP TABLE {table} (LIKE {table} INCLUDING ALL)")
+            database.run(lambda connection: connection.execute(copy))  # noqa: B023 - it is called at once
+        content = body(saved("user_a", 1, "a@example.com")).decode()
+        change = incoming("msg_1", content, NOW, FieldSources.of(settings))
+        users.apply(database, [change], Policy.of(settings))
+        assert ledger.last_applied_at(database) is not None
+    assert connection.execute("SELECT email FROM users").fetchall() == [("a@example.com",)]
 
 
 def set_defaults(admin: psycopg.Connection[Any]) -> None:
