@@ -29,6 +29,7 @@ from tests.support.stack import environment
 from tests.support.waiting import wait_until
 from worker.monitoring import probes, receivers, recent
 from worker.queue import lock_waits, rq_format
+from worker.queue.consumer import CONSUMERS_KEY
 
 FAULTS = Path(__file__).parents[2] / "docs" / "faults.md"
 LIMIT_S = 30
@@ -241,7 +242,10 @@ CASES: dict[str, tuple[Fault, str]] = {
         "lacks USAGE on the schema",
     ),
     "PostgreSQL: not migrated": (_not_migrated, "the schema is missing: run clerk-sync db upgrade"),
-    "no worker": (_in_redis(lambda redis: redis.delete(rq_format.WORKERS_KEY)), "no worker is alive"),
+    "no worker": (
+        _in_redis(lambda redis: redis.delete(rq_format.WORKERS_KEY, CONSUMERS_KEY)),
+        "no worker is alive",
+    ),
     "no receiver": (_in_redis(lambda redis: redis.delete(receivers.NAMES_KEY)), "no receiver is alive"),
     "workers suspended": (_in_redis(lambda redis: redis.set(rq_format.SUSPENDED_KEY, 1)), "rq resume"),
     "workers wait": (

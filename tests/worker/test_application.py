@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from db.apply import isolation
 from db.apply.isolation import Isolation
@@ -520,7 +521,8 @@ def test_row_level_security_is_an_error_and_hides_no_deletion(
 def test_a_right_that_only_changes_need_is_the_deployments_trouble_though_others_pass(
     connection: Admin, unprivileged: Database, sixty: list[TakenJob]
 ) -> None:
-    role = sql.Identifier(f"writer_{os.getpid()}")
+    (name,) = unprivileged.run(lambda connection: connection.execute(text("SELECT current_user")).one())
+    role = sql.Identifier(name)
     columns = "id, clerk_id, email, name, organization, role, created_at, last_login_at"
     connection.execute(sql.SQL("REVOKE SELECT ON users FROM {}").format(role))
     connection.execute(sql.SQL("GRANT SELECT ({}) ON users TO {}").format(sql.SQL(columns), role))
