@@ -69,7 +69,8 @@ class BodyReader:
                 raise Incomplete("late or cut off")
             yield b"".join(parts)
         finally:
-            self._reserve(-reserved)
+            if reserved:  # ordinary deliveries take no lock
+                self._reserve(-reserved)
 
     def _reserve(self, size: int) -> None:
         with self._lock:
