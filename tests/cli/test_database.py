@@ -288,10 +288,15 @@ def test_an_upgrade_gives_up_on_a_lock(run: Run, empty_url: str, monkeypatch: py
     assert run("upgrade").output == f"schema at {schema.head()}\n"
 
 
-def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> None:
+def code_blocks(heading: str, indent: int) -> list[str]:
+    """Return the blocks of code in that section of the run-book; their lines are indented by that much."""
     text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
-    section = text.partition("### A table users exists already")[2].partition("\n### ")[0]
-    upgrade, after = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
+    section = re.split("\n##+ ", text.partition(heading)[2])[0]
+    return re.findall(rf"(?:^ {{{indent}}}.*\n)+", section, re.MULTILINE)
+
+
+def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> None:
+    upgrade, after = code_blocks("### A table users exists already", indent=4)
     variable, _, command = upgrade.strip().partition(" ")
     assert (variable, command) == ("DATABASE_SCHEMA=clerk", "clerk-sync db upgrade")
     with psycopg.connect(empty_url, autocommit=True) as connection:
@@ -316,9 +321,7 @@ def test_its_rows_are_kept_as_the_run_book_tells(run: Run, empty_url: str) -> No
 def test_tables_move_into_a_schema_as_the_run_book_tells_if_an_upgrade_needs_a_name_of_the_application(
     run: Run, empty_url: str
 ) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
-    section = text.partition("### Moving the tables into a schema")[2].partition("\n### ")[0]
-    (move,) = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
+    (move,) = code_blocks("### Moving the tables into a schema", indent=4)
     with psycopg.connect(empty_url, autocommit=True) as connection:
         assert run("upgrade", "0004", DATABASE_URL=empty_url).exit_code == 0
         connection.execute(
@@ -346,9 +349,7 @@ def test_tables_move_into_a_schema_as_the_run_book_tells_if_an_upgrade_needs_a_n
 
 
 def test_every_table_and_view_moves_into_a_schema(run: Run, empty_url: str) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
-    section = text.partition("### Moving the tables into a schema")[2].partition("\n### ")[0]
-    (move,) = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
+    (move,) = code_blocks("### Moving the tables into a schema", indent=4)
     with psycopg.connect(empty_url, autocommit=True) as connection:
         assert run("upgrade", DATABASE_URL=empty_url).exit_code == 0
         connection.execute(move.encode())
@@ -360,9 +361,7 @@ def test_every_table_and_view_moves_into_a_schema(run: Run, empty_url: str) -> N
 def test_foreign_keys_move_to_the_tables_of_another_instance_as_the_run_book_tells(
     run: Run, empty_url: str
 ) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
-    section = text.partition("### Moving to another Clerk instance")[2].partition("\n## ")[0]
-    (move,) = re.findall(r"(?:^ {7}.*\n)+", section, re.MULTILINE)
+    (move,) = code_blocks("### Moving to another Clerk instance", indent=7)
     with psycopg.connect(empty_url, autocommit=True) as connection:
         for name in ("clerk", "live"):
             assert run("upgrade", DATABASE_URL=empty_url, DATABASE_SCHEMA=name).exit_code == 0
