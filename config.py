@@ -239,7 +239,7 @@ class Settings(BaseSettings):
     db_max_overflow: int = Field(5, ge=0, le=200)
     db_pool_timeout: float = Field(10, gt=0, le=300, description="s")
 
-    batch_size: int = Field(400, ge=1, le=500)
+    batch_size: int = Field(500, ge=1, le=500)
     shutdown_seconds: float = Field(25, gt=0, le=600, description="s")
     user_deletion: Literal["delete", "anonymize"] = "delete"
     role_source: Literal["metadata", "none"] = "metadata"

@@ -172,7 +172,7 @@ def test_nothing_set_is_nothing_wrong_and_every_default_stands() -> None:
     settings = load()
     assert settings.signing_keys == ()
     assert settings.database_url is settings.redis_url is settings.clerk_secret_key is None
-    assert (settings.port, settings.batch_size, settings.event_retention_days) == (8000, 400, 30)
+    assert (settings.port, settings.batch_size, settings.event_retention_days) == (8000, 500, 30)
     assert (settings.user_deletion, settings.role_source, settings.log_format) == ("delete", "metadata", None)
 
 
@@ -180,7 +180,7 @@ def test_an_empty_value_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "")
     monkeypatch.setenv("BATCH_SIZE", "")
     monkeypatch.setenv("DATABASE_URL", "postgresql://h/d")
-    assert load().batch_size == 400
+    assert load().batch_size == 500
     with pytest.raises(SettingsError, match=r"^REDIS_URL is not set$"):
         load("redis_url", "database_url")
 

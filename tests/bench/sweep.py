@@ -17,7 +17,7 @@ DELAYS_MS = (0, 5, 10)  # to PostgreSQL and Redis
 ENVIRONMENTS = (
     *({"DB_POOL_SIZE": n} for n in ("1", "2", "10")),
     *({"DB_POOL_SIZE": n, "DB_MAX_OVERFLOW": "0"} for n in ("1", "2")),
-    *({"BATCH_SIZE": n} for n in ("10", "50", "100", "200", "500")),
+    *({"BATCH_SIZE": n} for n in ("10", "50", "100", "200", "400")),
 )
 # The environment and the number of processes of each variant
 VARIANTS: dict[str, tuple[dict[str, str], int]] = {
